@@ -1,0 +1,382 @@
+"""The messages of `agent.v1` as frozen dataclasses, so that neither the agent's hypervisors nor the controller's sagas touch protobuf.
+
+Each class mirrors the message of the same name field by field (`codec.py` maps them generically; a test compares every field
+with the descriptors). Documentation of the fields stands in the `.proto` files. Enums: value = proto name without its prefix.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Direction(StrEnum):
+    DO = "do"
+    UNDO = "undo"
+
+
+class JobState(StrEnum):
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class PoolKind(StrEnum):
+    DIR = "dir"
+
+
+class DiskFormat(StrEnum):
+    RAW = "raw"
+    QCOW2 = "qcow2"
+    ISO = "iso"
+
+
+class Firmware(StrEnum):
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
+class DiskBus(StrEnum):
+    VIRTIO = "virtio"
+    SCSI = "scsi"
+    SATA = "sata"
+
+
+class NetworkKind(StrEnum):
+    BRIDGE = "bridge"
+    NAT = "nat"
+    ISOLATED = "isolated"
+
+
+class DomainState(StrEnum):
+    ABSENT = "absent"
+    STOPPED = "stopped"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    CRASHED = "crashed"
+    INCOMING = "incoming"
+
+
+class StateReason(StrEnum):
+    NONE = "none"
+    GUEST_SHUTDOWN = "guest_shutdown"
+    DESTROYED = "destroyed"
+    CRASHED = "crashed"
+    FAILED = "failed"
+    MIGRATED = "migrated"
+    USER_PAUSED = "user_paused"
+    IO_ERROR = "io_error"
+    POSTCOPY_FAILED = "postcopy_failed"
+    HOST_BOOTED = "host_booted"
+
+
+class PowerAction(StrEnum):
+    START = "start"
+    SHUT_DOWN = "shut_down"
+    FORCE_OFF = "force_off"
+    REBOOT = "reboot"
+    RESET = "reset"
+    PAUSE = "pause"
+    RESUME = "resume"
+
+
+class MigrationSide(StrEnum):
+    KEEP = "keep"
+    REMOVE = "remove"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandKey:
+    operation_id: str
+    step: str
+    subject_id: str
+    turn: int
+    direction: Direction = Direction.DO
+    epoch: int = 0
+    incarnation: str = ""
+    lease_number: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpec:
+    pool_id: str
+    path: str
+    name: str = ""
+    kind: PoolKind = PoolKind.DIR
+    is_shared: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolObservation:
+    pool_id: str
+    capacity_bytes: int = 0
+    available_bytes: int = 0
+    promised_bytes: int = 0
+    is_responsive: bool = True
+    problem: str = ""
+    observed_at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeSpec:
+    volume_id: str
+    pool_id: str
+    format: DiskFormat
+    size_bytes: int
+    base_image_id: str = ""
+    base_image_format: DiskFormat | None = None
+    copy_image_id: str = ""
+    generation: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeObservation:
+    volume_id: str
+    is_present: bool
+    size_bytes: int = 0
+    allocated_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpec:
+    image_id: str
+    pool_id: str
+    format: DiskFormat
+    source_sha256: str = ""
+    max_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageResult:
+    image_id: str
+    format: DiskFormat
+    virtual_size_bytes: int
+    file_size_bytes: int
+    source_sha256: str
+    stored_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadSource:
+    upload_id: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UrlSource:
+    url: str
+    allowed_networks: tuple[str, ...] = ()
+    ca_pem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFileSource:
+    file_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerSource:
+    host_id: str
+    address: str
+    pool_id: str
+    ticket: str
+    stored_sha256: str
+    file_size_bytes: int
+    virtual_size_bytes: int
+
+
+ImageSource = UploadSource | UrlSource | HostFileSource | PeerSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskSpec:
+    volume_id: str
+    pool_id: str
+    format: DiskFormat
+    index: int
+    bus: DiskBus = DiskBus.VIRTIO
+    boot_order: int = 0
+    is_read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NicSpec:
+    nic_id: str
+    network_id: str
+    mac: str
+    index: int
+    model: str = "virtio"
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedSpec:
+    meta_yaml: str
+    user_yaml: str = ""
+    network_yaml: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSpec:
+    network_id: str
+    kind: NetworkKind
+    name: str
+    bridge: str = ""
+    vlan: int = 0
+    mtu: int = 1500
+    subnet: str = ""
+    has_dhcp: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainSpec:
+    vm_id: str
+    uuid: str
+    name: str
+    project: str
+    machine: str
+    cpu_model: str
+    vcpus: int
+    vcpus_max: int
+    memory_mib: int
+    memory_max_mib: int
+    arch: str = "x86_64"
+    cpu_features: tuple[str, ...] = ()
+    firmware: Firmware = Firmware.BIOS
+    has_secure_boot: bool = False
+    disks: tuple[DiskSpec, ...] = ()
+    nics: tuple[NicSpec, ...] = ()
+    seed: SeedSpec | None = None
+    serial_log_max_bytes: int = 1 << 20
+    spare_pcie_ports: int = 8
+    networks: tuple[NetworkSpec, ...] = ()
+    pools: tuple[PoolSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainObservation:
+    vm_id: str
+    uuid: str = ""
+    name: str = ""
+    state: DomainState = DomainState.ABSENT
+    reason: StateReason = StateReason.NONE
+    epoch: int = 0
+    turn: int = 0
+    vcpus: int = 0
+    memory_mib: int = 0
+    disk_bytes: int = 0
+    macs: tuple[str, ...] = ()
+    has_guest_agent: bool = False
+    addresses: tuple[str, ...] = ()
+    cpu_time_ns: int = 0
+    observed_at_ms: int = 0
+    is_persistent: bool = False
+    is_migrating: bool = False
+    starts: int = 0
+    rss_mib: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumaCell:
+    index: int
+    memory_mib: int
+    cpus: tuple[int, ...] = ()
+    huge_pages: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PciDevice:
+    address: str
+    vendor_id: str
+    product_id: str
+    class_id: str
+    driver: str = ""
+    iommu_group: int = -1
+    numa_cell: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bridge:
+    name: str
+    mtu: int = 1500
+    has_carrier: bool = True
+    ports: tuple[str, ...] = ()
+    is_ours: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    purpose: str
+    serial: str
+    not_after_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    hostname: str
+    arch: str
+    machine_id: str
+    smbios_uuid: str
+    boot_id: str
+    kernel: str
+    agent_version: str
+    libvirt_version: str
+    qemu_version: str
+    accelerator: str
+    cpu_vendor: str
+    cpu_model: str
+    cpus: int
+    memory_mib: int
+    cpu_features: tuple[str, ...] = ()
+    usable_cpu_models: tuple[str, ...] = ()
+    machines: tuple[str, ...] = ()
+    numa_cells: tuple[NumaCell, ...] = ()
+    pci_devices: tuple[PciDevice, ...] = ()
+    bridges: tuple[Bridge, ...] = ()
+    pools: tuple[PoolObservation, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    unmanaged_vcpus: int = 0
+    unmanaged_memory_mib: int = 0
+    unmanaged_disk_bytes: int = 0
+    unmanaged_macs: tuple[str, ...] = ()
+    has_uefi: bool = False
+    digest: str = ""
+    migration_address: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationOptions:
+    bandwidth_mib_s: int = 0
+    has_auto_converge: bool = False
+    allow_postcopy: bool = False
+    max_downtime_ms: int = 0
+    timeout_s: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationResult:
+    total_ms: int
+    downtime_ms: int
+    transferred_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobProgress:
+    done_bytes: int = 0
+    total_bytes: int = 0
+    rate_bytes_s: int = 0
+    phase: str = ""
+    remaining_s: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostLoad:
+    cpu_used_permille: int = 0
+    cpu_steal_permille: int = 0
+    memory_available_mib: int = 0
+    cpu_pressure: int = 0
+    memory_pressure: int = 0
+    io_pressure: int = 0
+    running_domains: int = 0
+    has_uplink_carrier: bool = True
