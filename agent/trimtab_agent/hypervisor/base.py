@@ -1,0 +1,172 @@
+"""The narrow seam between the agent and what runs guests: `kvm/` on real libvirt, `simulated.py` for scale and controlled time.
+
+Every verb means *ensure*: called twice, or cut anywhere and called again, it ends the same. All verbs block; the servicer runs
+them in bounded thread pools. One contract suite (`tests/contract/`) runs against both implementations.
+
+Errors are the ten kinds of `trimtab_protos.errors`; besides those named below every verb may raise `Unavailable`
+(`hypervisor-down`: libvirt does not answer, nothing was done) and `DeadlineExceeded` (outcome unknown).
+The hypervisor knows nothing of operations, turns or leases: `servicer.py` and `replay.py` refuse before it is called.
+Epoch and turn pass through it only to be kept in the domain's metadata, from which a lost journal is rebuilt.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from trimtab_protos.messages import (
+    DomainObservation,
+    DomainSpec,
+    HostLoad,
+    ImageResult,
+    ImageSource,
+    ImageSpec,
+    Inventory,
+    JobProgress,
+    MigrationOptions,
+    MigrationResult,
+    MigrationSide,
+    NetworkSpec,
+    PoolObservation,
+    PoolSpec,
+    PowerAction,
+    VolumeObservation,
+    VolumeSpec,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the domain's metadata remembers of the last accepted command."""
+
+    epoch: int
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class DomainChange:
+    """One lifecycle event, with what was observed after it."""
+
+    kind: str
+    domain: DomainObservation
+
+
+class JobControl(Protocol):
+    """How a long verb reports and learns that it shall end."""
+
+    @property
+    def cancelled(self) -> threading.Event:
+        """Set when a cancel was asked for; the verb ends soon, raising `Conflict(code="job-cancelled")` if it did not finish."""
+
+    def report(self, progress: JobProgress) -> None:
+        """Publish progress; cheap, any rate."""
+
+
+class SourceReader(Protocol):
+    """Reads an image source; the agent's composition root gives one that knows uploads, peers, URLs and import folders."""
+
+    def read_blocks(self, source: ImageSource, pool: PoolSpec, control: JobControl) -> Iterator[bytes]:
+        """Yield the source in blocks of at most 1 MiB; ends early with an error of the ten kinds. The importer hashes,
+        bounds and checks what it gets: a reader only transports."""
+
+
+class Hypervisor(Protocol):
+    """One host's domains and their storage and networks."""
+
+    def inventory(self) -> Inventory:
+        """Return what the host is now. Takes up to a second; cached parts are refreshed when they change."""
+
+    def load(self) -> HostLoad:
+        """Return what the host does now; cheap, called at every heartbeat, never blocks on libvirt or storage."""
+
+    def is_up(self) -> bool:
+        """Tell whether the hypervisor answers; cheap and never blocks."""
+
+    def subscribe(self, listener: Callable[[DomainChange], None]) -> None:
+        """Call `listener` for every change from now on, from a thread of the hypervisor's own; it must not block."""
+
+    def list_domains(self) -> tuple[DomainObservation, ...]:
+        """Return every domain, unmanaged ones too (with an empty vm_id)."""
+
+    def observe_domain(self, vm_id: str) -> DomainObservation:
+        """Return one vm's domain; state ABSENT where there is none."""
+
+    def read_console(self, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]:
+        """Return bytes of the serial log and the next offset; negative offset: that many bytes before the end."""
+
+    def ensure_pool(self, pool: PoolSpec) -> PoolObservation:
+        """Make the pool usable. InvalidRequest: path missing, not absolute, or inside a folder the agent must not use."""
+
+    def observe_pool(self, pool: PoolSpec) -> PoolObservation:
+        """Return space and health; a hung one is `is_responsive=False` within 2 s and stalls nothing else."""
+
+    def check_marker(self, pool: PoolSpec, marker: str, write_content: str, remove: bool) -> str:
+        """Write, read ("" when absent) or remove a marker file that proves that a pool is shared."""
+
+    def remove_pool(self, pool_id: str) -> None:
+        """Forget the pool; files stay."""
+
+    def ensure_volume(self, volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
+        """Create the volume, sparse. Conflict: another with this id and other properties; NotFound: its base image;
+        NoCapacity: the pool is full (nothing stays behind)."""
+
+    def observe_volume(self, volume_id: str, pool: PoolSpec) -> VolumeObservation:
+        """Return whether the volume is there and its sizes."""
+
+    def delete_volume(self, volume_id: str, pool: PoolSpec) -> None:
+        """Remove the volume. Conflict: a domain of this host uses it."""
+
+    def import_image(self, image: ImageSpec, pool: PoolSpec, source: ImageSource, control: JobControl) -> ImageResult:
+        """Bring the image into the pool, checked as S1-S6 of the security list; nothing half-made stays behind.
+        InvalidRequest: the content is refused (code says why); NoCapacity: no room."""
+
+    def open_image(self, image_id: str, pool: PoolSpec) -> str:
+        """Return the path of a replica for reading. NotFound."""
+
+    def delete_image(self, image_id: str, pool: PoolSpec) -> None:
+        """Remove the replica. Conflict: a volume in this pool is a linked clone of it."""
+
+    def ensure_network(self, network: NetworkSpec) -> None:
+        """Make the network usable for guests here. Conflict: the bridge is missing or its MTU is smaller; never changes a
+        bridge that is not ours."""
+
+    def remove_network(self, network_id: str) -> None:
+        """Remove what `ensure_network` made."""
+
+    def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
+        """Make domain, seed and NVRAM exist and equal the spec; a running domain keeps running."""
+
+    def undefine_domain(
+        self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool
+    ) -> None:
+        """Remove the domain and all that belongs to it but volumes. Conflict: it runs and may not be killed."""
+
+    def change_power(self, vm_id: str, action: PowerAction, stamp: Stamp) -> DomainObservation:
+        """Do it, ensure-wise: starting a running domain is fine. NotFound: no such domain. Conflict: e.g. resume of a
+        stopped one, start of one whose image is locked elsewhere (`image-locked`)."""
+
+    def prepare_migration(
+        self, domain: DomainSpec, copied_volumes: Sequence[VolumeSpec], source_host_id: str
+    ) -> tuple[str, str]:
+        """Ready this host as target; return (libvirt URI, migration URI). Conflict names what would be refused."""
+
+    def migrate(
+        self,
+        vm_id: str,
+        target: DomainSpec,
+        stamp: Stamp,
+        *,
+        libvirt_uri: str,
+        migration_uri: str,
+        copied_volume_ids: Sequence[str],
+        options: MigrationOptions,
+        control: JobControl,
+    ) -> MigrationResult:
+        """Move the domain live and block until the hypervisor says it ended. Whatever it says, the caller observes both hosts.
+        Called again while one is under way (agent restarted): attaches to it."""
+
+    def settle_migration(
+        self, vm_id: str, side: MigrationSide, domain: DomainSpec, removed_volumes: Sequence[VolumeSpec], stamp: Stamp
+    ) -> DomainObservation:
+        """KEEP: persist the domain with the stamp. REMOVE: undefine leftovers and delete the copied volumes listed.
+        Conflict: REMOVE where the domain still runs, KEEP where it is absent."""

@@ -1,0 +1,138 @@
+"""The seam to the agents: what sagas and loops may ask of a host, in the dataclasses of `trimtab_protos.messages`.
+
+Every mutating verb takes a `CommandKey`; the client adds what only it knows at the moment of sending: the incarnation and the
+lease number of the host as last committed. Errors are the ten kinds; `Unavailable("peer-unreachable")` and `DeadlineExceeded`
+leave the outcome unknown: send again under the same key, or observe.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from trimtab_protos.errors import TrimtabError
+from trimtab_protos.messages import (
+    CommandKey,
+    DiskFormat,
+    DomainObservation,
+    DomainSpec,
+    ImageResult,
+    ImageSource,
+    ImageSpec,
+    Inventory,
+    JobProgress,
+    JobState,
+    MigrationOptions,
+    MigrationResult,
+    MigrationSide,
+    NetworkSpec,
+    PoolObservation,
+    PoolSpec,
+    PowerAction,
+    VolumeObservation,
+    VolumeSpec,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A long piece of work as the agent tells it."""
+
+    state: JobState
+    progress: JobProgress
+    error: TrimtabError | None = None
+    image: ImageResult | None = None
+    migration: MigrationResult | None = None
+
+
+class AgentClient(Protocol):
+    """Thread-safe; every call has a deadline (10 s unless a verb's own work bounds it otherwise)."""
+
+    def get_inventory(self, host_id: str) -> Inventory: ...
+
+    def list_domains(self, host_id: str) -> tuple[DomainObservation, ...]: ...
+
+    def get_domain(self, host_id: str, vm_id: str) -> DomainObservation: ...
+
+    def read_console(self, host_id: str, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]: ...
+
+    def ensure_pool(self, host_id: str, key: CommandKey, pool: PoolSpec) -> PoolObservation: ...
+
+    def check_marker(
+        self, host_id: str, pool: PoolSpec, marker: str, *, write_content: str = "", remove: bool = False
+    ) -> str: ...
+
+    def remove_pool(self, host_id: str, key: CommandKey, pool_id: str) -> None: ...
+
+    def ensure_volume(self, host_id: str, key: CommandKey, volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation: ...
+
+    def delete_volume(self, host_id: str, key: CommandKey, volume_id: str, format: DiskFormat, pool: PoolSpec) -> None: ...
+
+    def ensure_network(self, host_id: str, key: CommandKey, network: NetworkSpec) -> tuple[bool, str]: ...
+
+    def remove_network(self, host_id: str, key: CommandKey, network_id: str) -> None: ...
+
+    def start_image_import(self, host_id: str, key: CommandKey, image: ImageSpec, pool: PoolSpec, source: ImageSource) -> Job: ...
+
+    def offer_image(
+        self,
+        host_id: str,
+        key: CommandKey,
+        *,
+        image_id: str,
+        format: DiskFormat,
+        pool: PoolSpec,
+        ticket: str,
+        ttl_s: int,
+        peer_host_id: str,
+    ) -> str: ...
+
+    def delete_image(self, host_id: str, key: CommandKey, image_id: str, format: DiskFormat, pool: PoolSpec) -> None: ...
+
+    def define_domain(self, host_id: str, key: CommandKey, domain: DomainSpec) -> DomainObservation: ...
+
+    def undefine_domain(
+        self,
+        host_id: str,
+        key: CommandKey,
+        vm_id: str,
+        *,
+        kill_if_running: bool,
+        pools: Sequence[PoolSpec],
+        keep_state_files: bool,
+    ) -> None: ...
+
+    def change_power(self, host_id: str, key: CommandKey, vm_id: str, action: PowerAction) -> DomainObservation: ...
+
+    def prepare_migration(
+        self, host_id: str, key: CommandKey, domain: DomainSpec, copied_volumes: Sequence[VolumeSpec], source_host_id: str
+    ) -> tuple[str, str]: ...
+
+    def start_migration(
+        self,
+        host_id: str,
+        key: CommandKey,
+        vm_id: str,
+        *,
+        libvirt_uri: str,
+        migration_uri: str,
+        copied_volume_ids: Sequence[str],
+        options: MigrationOptions,
+        next_epoch: int,
+        target_domain: DomainSpec,
+    ) -> Job: ...
+
+    def settle_migration(
+        self,
+        host_id: str,
+        key: CommandKey,
+        vm_id: str,
+        side: MigrationSide,
+        domain: DomainSpec,
+        removed_volumes: Sequence[VolumeSpec],
+    ) -> DomainObservation: ...
+
+    def get_job(self, host_id: str, key: CommandKey) -> Job: ...
+
+    def cancel_job(self, host_id: str, key: CommandKey) -> Job: ...
+
+    def leave_fleet(self, host_id: str, key: CommandKey) -> tuple[str, ...]: ...

@@ -1,0 +1,337 @@
+"""`AgentClient` over gRPC with mutual TLS: one channel per host, a deadline on every call, errors translated once.
+
+Channels are made lazily in the process that uses them (never before a fork), rebuilt when the host's address or our certificate
+changes, and kept in a bounded LRU. A server certificate must name the host's id: an address taken over by another machine is
+refused by TLS before a byte of a command is sent.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+
+from trimtab_controller.agents.client import Job
+from trimtab_protos.agent.v1 import agent_service_pb2 as pb
+from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
+from trimtab_protos.agent.v1 import command_pb2, domain_pb2, storage_pb2
+from trimtab_protos.codec import enum_number, from_proto, to_proto
+from trimtab_protos.errors import Unavailable
+from trimtab_protos.messages import (
+    CommandKey,
+    DiskFormat,
+    DomainObservation,
+    DomainSpec,
+    HostFileSource,
+    ImageResult,
+    ImageSource,
+    ImageSpec,
+    Inventory,
+    JobProgress,
+    JobState,
+    MigrationOptions,
+    MigrationResult,
+    MigrationSide,
+    NetworkSpec,
+    PeerSource,
+    PoolObservation,
+    PoolSpec,
+    PowerAction,
+    UploadSource,
+    UrlSource,
+    VolumeObservation,
+    VolumeSpec,
+)
+from trimtab_protos.status import from_detail, from_rpc_error
+
+DEADLINE_S = 10.0
+# Reading everything of a host, or making a large file system answer.
+SLOW_DEADLINE_S = 20.0
+CHANNELS_MAX = 512
+PAGE_SIZE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class AgentAddress:
+    """Where a host's agent answers and under which incarnation and lease it may be commanded, as last committed."""
+
+    host_id: str
+    address: str
+    incarnation: str
+    lease_number: int
+
+
+class GrpcAgentClient:
+    """Thread-safe. `lookup` reads the host's row; `connect` opens a channel to (host_id, address)."""
+
+    def __init__(self, *, lookup: Callable[[str], AgentAddress], connect: Callable[[str, str], grpc.Channel]) -> None:
+        self._lookup = lookup
+        self._connect = connect
+        self._channels: OrderedDict[tuple[str, str], grpc.Channel] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        with self._lock:
+            channels, self._channels = list(self._channels.values()), OrderedDict()
+        for channel in channels:
+            channel.close()
+
+    def reconnect_all(self) -> None:
+        """Drop every channel, so that the next calls present a renewed certificate."""
+        self.close()
+
+    # --- observing ---------------------------------------------------------------------------------------------------
+
+    def get_inventory(self, host_id: str) -> Inventory:
+        response = self._call(host_id, "GetInventory", pb.GetInventoryRequest(), timeout_s=SLOW_DEADLINE_S)
+        return from_proto(response.inventory, Inventory)
+
+    def list_domains(self, host_id: str) -> tuple[DomainObservation, ...]:
+        found: list[DomainObservation] = []
+        token = ""
+        while True:
+            request = pb.ListDomainsRequest(page_size=PAGE_SIZE, page_token=token)
+            response = self._call(host_id, "ListDomains", request, timeout_s=SLOW_DEADLINE_S)
+            found.extend(from_proto(domain, DomainObservation) for domain in response.domains)
+            token = response.next_page_token
+            if not token:
+                return tuple(found)
+
+    def get_domain(self, host_id: str, vm_id: str) -> DomainObservation:
+        return from_proto(self._call(host_id, "GetDomain", pb.GetDomainRequest(vm_id=vm_id)).domain, DomainObservation)
+
+    def read_console(self, host_id: str, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]:
+        request = pb.ReadConsoleRequest(vm_id=vm_id, offset=offset, max_bytes=max_bytes)
+        response = self._call(host_id, "ReadConsole", request)
+        return response.content, response.next_offset
+
+    # --- storage and networks ------------------------------------------------------------------------------------------
+
+    def ensure_pool(self, host_id: str, key: CommandKey, pool: PoolSpec) -> PoolObservation:
+        request = pb.EnsurePoolRequest(pool=_pool(pool))
+        return from_proto(self._command(host_id, "EnsurePool", request, key).pool, PoolObservation)
+
+    def check_marker(self, host_id: str, pool: PoolSpec, marker: str, *, write_content: str = "", remove: bool = False) -> str:
+        request = pb.CheckPoolMarkerRequest(pool=_pool(pool), marker=marker, write_content=write_content, remove=remove)
+        content: str = self._call(host_id, "CheckPoolMarker", request).content
+        return content
+
+    def remove_pool(self, host_id: str, key: CommandKey, pool_id: str) -> None:
+        self._command(host_id, "RemovePool", pb.RemovePoolRequest(pool_id=pool_id), key)
+
+    def ensure_volume(self, host_id: str, key: CommandKey, volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
+        request = pb.EnsureVolumeRequest(volume=_volume(volume), pool=_pool(pool))
+        return from_proto(self._command(host_id, "EnsureVolume", request, key).volume, VolumeObservation)
+
+    def delete_volume(self, host_id: str, key: CommandKey, volume_id: str, format: DiskFormat, pool: PoolSpec) -> None:
+        request = pb.DeleteVolumeRequest(volume_id=volume_id, pool=_pool(pool), format=_format(format))
+        self._command(host_id, "DeleteVolume", request, key)
+
+    def ensure_network(self, host_id: str, key: CommandKey, network: NetworkSpec) -> tuple[bool, str]:
+        request = pb.EnsureNetworkRequest(network=to_proto(network, domain_pb2.NetworkSpec))
+        response = self._command(host_id, "EnsureNetwork", request, key)
+        return response.is_reachable, response.problem
+
+    def remove_network(self, host_id: str, key: CommandKey, network_id: str) -> None:
+        self._command(host_id, "RemoveNetwork", pb.RemoveNetworkRequest(network_id=network_id), key)
+
+    def start_image_import(self, host_id: str, key: CommandKey, image: ImageSpec, pool: PoolSpec, source: ImageSource) -> Job:
+        request = pb.StartImageImportRequest(image=to_proto(image, storage_pb2.ImageSpec), pool=_pool(pool))
+        match source:
+            case UploadSource():
+                request.upload.CopyFrom(to_proto(source, storage_pb2.UploadSource))
+            case UrlSource():
+                request.url.CopyFrom(to_proto(source, storage_pb2.UrlSource))
+            case HostFileSource():
+                request.host_file.CopyFrom(to_proto(source, storage_pb2.HostFileSource))
+            case PeerSource():
+                request.peer.CopyFrom(to_proto(source, storage_pb2.PeerSource))
+        return _job(self._command(host_id, "StartImageImport", request, key).job)
+
+    def offer_image(
+        self,
+        host_id: str,
+        key: CommandKey,
+        *,
+        image_id: str,
+        format: DiskFormat,
+        pool: PoolSpec,
+        ticket: str,
+        ttl_s: int,
+        peer_host_id: str,
+    ) -> str:
+        request = pb.OfferImageRequest(
+            image_id=image_id, pool=_pool(pool), format=_format(format), ticket=ticket, ttl_s=ttl_s, peer_host_id=peer_host_id
+        )
+        address: str = self._command(host_id, "OfferImage", request, key).address
+        return address
+
+    def delete_image(self, host_id: str, key: CommandKey, image_id: str, format: DiskFormat, pool: PoolSpec) -> None:
+        request = pb.DeleteImageRequest(image_id=image_id, pool=_pool(pool), format=_format(format))
+        self._command(host_id, "DeleteImage", request, key)
+
+    # --- domains -------------------------------------------------------------------------------------------------------
+
+    def define_domain(self, host_id: str, key: CommandKey, domain: DomainSpec) -> DomainObservation:
+        response = self._command(host_id, "DefineDomain", pb.DefineDomainRequest(domain=_domain(domain)), key)
+        return from_proto(response.domain, DomainObservation)
+
+    def undefine_domain(
+        self,
+        host_id: str,
+        key: CommandKey,
+        vm_id: str,
+        *,
+        kill_if_running: bool,
+        pools: Sequence[PoolSpec],
+        keep_state_files: bool,
+    ) -> None:
+        request = pb.UndefineDomainRequest(
+            vm_id=vm_id,
+            kill_if_running=kill_if_running,
+            pools=[_pool(pool) for pool in pools],
+            keep_state_files=keep_state_files,
+        )
+        self._command(host_id, "UndefineDomain", request, key)
+
+    def change_power(self, host_id: str, key: CommandKey, vm_id: str, action: PowerAction) -> DomainObservation:
+        number = enum_number(pb.PowerAction.DESCRIPTOR, action)
+        response = self._command(host_id, "ChangePower", pb.ChangePowerRequest(vm_id=vm_id, action=number), key)  # type: ignore[arg-type]
+        return from_proto(response.domain, DomainObservation)
+
+    # --- migration -----------------------------------------------------------------------------------------------------
+
+    def prepare_migration(
+        self, host_id: str, key: CommandKey, domain: DomainSpec, copied_volumes: Sequence[VolumeSpec], source_host_id: str
+    ) -> tuple[str, str]:
+        request = pb.PrepareMigrationRequest(
+            domain=_domain(domain), copied_volumes=[_volume(volume) for volume in copied_volumes], source_host_id=source_host_id
+        )
+        response = self._command(host_id, "PrepareMigration", request, key)
+        return response.libvirt_uri, response.migration_uri
+
+    def start_migration(
+        self,
+        host_id: str,
+        key: CommandKey,
+        vm_id: str,
+        *,
+        libvirt_uri: str,
+        migration_uri: str,
+        copied_volume_ids: Sequence[str],
+        options: MigrationOptions,
+        next_epoch: int,
+        target_domain: DomainSpec,
+    ) -> Job:
+        request = pb.StartMigrationRequest(
+            vm_id=vm_id,
+            libvirt_uri=libvirt_uri,
+            migration_uri=migration_uri,
+            copied_disk_volume_ids=list(copied_volume_ids),
+            options=to_proto(options, pb.MigrationOptions),
+            next_epoch=next_epoch,
+            target_domain=_domain(target_domain),
+        )
+        return _job(self._command(host_id, "StartMigration", request, key).job)
+
+    def settle_migration(
+        self,
+        host_id: str,
+        key: CommandKey,
+        vm_id: str,
+        side: MigrationSide,
+        domain: DomainSpec,
+        removed_volumes: Sequence[VolumeSpec],
+    ) -> DomainObservation:
+        request = pb.SettleMigrationRequest(
+            vm_id=vm_id,
+            side=enum_number(pb.MigrationSide.DESCRIPTOR, side),  # type: ignore[arg-type]
+            domain=_domain(domain),
+            removed_volumes=[_volume(volume) for volume in removed_volumes],
+        )
+        return from_proto(self._command(host_id, "SettleMigration", request, key).domain, DomainObservation)
+
+    # --- jobs and membership -------------------------------------------------------------------------------------------
+
+    def get_job(self, host_id: str, key: CommandKey) -> Job:
+        request = pb.GetJobRequest(operation_id=key.operation_id, step=key.step, direction=_direction(key))
+        return _job(self._call(host_id, "GetJob", request).job)
+
+    def cancel_job(self, host_id: str, key: CommandKey) -> Job:
+        return _job(self._command(host_id, "CancelJob", pb.CancelJobRequest(), key).job)
+
+    def leave_fleet(self, host_id: str, key: CommandKey) -> tuple[str, ...]:
+        response = self._command(host_id, "LeaveFleet", pb.LeaveFleetRequest(), key, timeout_s=SLOW_DEADLINE_S)
+        return tuple(response.undone)
+
+    # --- the wire ------------------------------------------------------------------------------------------------------
+
+    def _command(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = DEADLINE_S) -> Any:
+        """Send a mutating verb under `key`, stamped with the host's incarnation and lease as last committed."""
+        address = self._address(host_id)
+        stamped = replace(key, incarnation=address.incarnation, lease_number=address.lease_number)
+        request.key.CopyFrom(to_proto(stamped, command_pb2.CommandKey))
+        return self._send(address, verb, request, timeout_s)
+
+    def _call(self, host_id: str, verb: str, request: Any, *, timeout_s: float = DEADLINE_S) -> Any:
+        return self._send(self._address(host_id), verb, request, timeout_s)
+
+    def _address(self, host_id: str) -> AgentAddress:
+        address = self._lookup(host_id)
+        if not address.address:
+            raise Unavailable("host-has-no-agent", f"host {host_id} never connected", host_id=host_id)
+        return address
+
+    def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
+        stub = pb_grpc.AgentServiceStub(self._channel(address))
+        try:
+            return getattr(stub, verb)(request, timeout=timeout_s)
+        except grpc.RpcError as failed:
+            raise from_rpc_error(failed, peer=f"agent of {address.host_id}") from failed
+
+    def _channel(self, address: AgentAddress) -> grpc.Channel:
+        key = (address.host_id, address.address)
+        evicted = None
+        with self._lock:
+            channel = self._channels.get(key)
+            if channel is None:
+                channel = self._channels[key] = self._connect(*key)
+                if len(self._channels) > CHANNELS_MAX:
+                    _, evicted = self._channels.popitem(last=False)
+            self._channels.move_to_end(key)
+        if evicted is not None:
+            evicted.close()
+        return channel
+
+
+def _pool(pool: PoolSpec) -> storage_pb2.PoolSpec:
+    return to_proto(pool, storage_pb2.PoolSpec)
+
+
+def _volume(volume: VolumeSpec) -> storage_pb2.VolumeSpec:
+    return to_proto(volume, storage_pb2.VolumeSpec)
+
+
+def _domain(domain: DomainSpec) -> domain_pb2.DomainSpec:
+    return to_proto(domain, domain_pb2.DomainSpec)
+
+
+def _format(value: DiskFormat) -> Any:
+    return enum_number(storage_pb2.DiskFormat.DESCRIPTOR, value)
+
+
+def _direction(key: CommandKey) -> Any:
+    return enum_number(command_pb2.Direction.DESCRIPTOR, key.direction)
+
+
+def _job(job: pb.Job) -> Job:
+    result = job.WhichOneof("result")
+    return Job(
+        state=JobState[command_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_")],
+        progress=from_proto(job.progress, JobProgress),
+        error=from_detail(job.error) if job.HasField("error") else None,
+        image=from_proto(job.image, ImageResult) if result == "image" else None,
+        migration=from_proto(job.migration, MigrationResult) if result == "migration" else None,
+    )

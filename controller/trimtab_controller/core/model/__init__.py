@@ -1,0 +1,34 @@
+"""The nouns of the control plane as frozen dataclasses: what `store` returns and every layer above passes on."""
+
+from trimtab_controller.core.model.compute import Claim, MigrationRow, Nic, Vm
+from trimtab_controller.core.model.fleet import Host, HostClass
+from trimtab_controller.core.model.identity import Actor, Project, Role, Token, User
+from trimtab_controller.core.model.operations import Event, JournalEntry, Operation, OperationError
+from trimtab_controller.core.model.placement import DecisionRow, PlacementAsk
+from trimtab_controller.core.model.storage import Image, ImageReplica, Network, Pool, PoolSpace, Volume
+
+__all__ = [
+    "Actor",
+    "Claim",
+    "DecisionRow",
+    "Event",
+    "Host",
+    "HostClass",
+    "Image",
+    "ImageReplica",
+    "JournalEntry",
+    "MigrationRow",
+    "Network",
+    "Nic",
+    "Operation",
+    "OperationError",
+    "PlacementAsk",
+    "Pool",
+    "PoolSpace",
+    "Project",
+    "Role",
+    "Token",
+    "User",
+    "Vm",
+    "Volume",
+]

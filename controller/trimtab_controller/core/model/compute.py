@@ -1,0 +1,86 @@
+"""Vms, their nics and their claims."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
+from trimtab_protos.messages import Firmware
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vm:
+    id: str
+    uuid: str
+    project_id: str
+    name: str
+    labels: Mapping[str, str]
+    origin: str
+    arch: str
+    machine: str
+    cpu_model: str
+    cpu_features: tuple[str, ...]
+    vcpus: int
+    vcpus_max: int
+    memory_mib: int
+    memory_max_mib: int
+    firmware: Firmware
+    has_secure_boot: bool
+    image_id: str | None
+    seed: Mapping[str, Any]
+    host_selector: Mapping[str, str]
+    host_class: str
+    ha: str
+    priority: int
+    desired_power: DesiredPower
+    host_id: str
+    epoch: int
+    observed_state: ObservedState
+    observed_reason: str
+    observed_host_id: str
+    observed_at: datetime | None
+    observed_addresses: tuple[str, ...]
+    problem: str
+    version: int
+    created_at: datetime
+    deleted_at: datetime | None
+    purge_after: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nic:
+    id: str
+    vm_id: str
+    network_id: str
+    nic_index: int
+    mac: str
+    model: str
+    # With prefix length: `10.0.0.5/24`.
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What one vm holds on one host; two of them while a migration is not settled."""
+
+    vm_id: str
+    host_id: str
+    role: str
+    epoch: int
+    vcpus: int
+    memory_mib: int
+    operation_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationRow:
+    """While it exists both hosts are holders."""
+
+    vm_id: str
+    operation_id: str
+    source_host_id: str
+    target_host_id: str
+    source_epoch: int
+    target_epoch: int
+    copied_volume_ids: tuple[str, ...]

@@ -1,0 +1,51 @@
+"""Hosts and their classes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_protos.messages import Inventory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostClass:
+    id: str
+    name: str
+    cpu_model: str | None
+    machine: str | None
+    vcpu_ratio_permille: int
+    memory_ratio_permille: int
+    memory_reserve_mib: int
+    policy: str
+    version: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    id: str
+    name: str
+    host_class_id: str
+    labels: Mapping[str, str]
+    is_cordoned: bool
+    agent_address: str
+    migration_address: str
+    machine_id: str
+    smbios_uuid: str
+    connectivity: HostConnectivity
+    connectivity_at: datetime
+    boot_id: str
+    incarnation: str
+    lease_number: int
+    inventory: Inventory | None
+    inventory_at: datetime | None
+    generation: int
+    vcpus_limit: int
+    memory_limit_mib: int
+    vcpus_claimed: int
+    memory_claimed_mib: int
+    unmanaged_vcpus: int
+    unmanaged_memory_mib: int
+    version: int
+    created_at: datetime

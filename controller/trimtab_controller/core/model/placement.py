@@ -1,0 +1,35 @@
+"""Requests for placement and the record of decisions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementAsk:
+    """What a saga waits for; the leader's batch loop answers it."""
+
+    operation_id: str
+    vm_id: str
+    project_id: str
+    kind: str
+    to_host_id: str
+    state: str
+    chosen_host_id: str
+    epoch: int
+    decision_id: str
+    refusal: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionRow:
+    id: str
+    vm_id: str
+    operation_id: str
+    kind: str
+    chosen_host_id: str
+    policy: str
+    verdicts: Mapping[str, Any]
+    created_at: datetime

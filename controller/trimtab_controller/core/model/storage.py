@@ -1,0 +1,97 @@
+"""Pools, images, volumes and networks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from trimtab_protos.messages import DiskBus, DiskFormat, PoolKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    id: str
+    name: str
+    kind: PoolKind
+    path: str
+    is_shared: bool
+    sharing_proven_at: datetime | None
+    reserve_permille: int
+    version: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpace:
+    """Space at one place: the whole shared pool (host_id '') or a local pool on one host."""
+
+    pool_id: str
+    host_id: str
+    capacity_bytes: int
+    available_bytes: int
+    claimed_bytes: int
+    observed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    id: str
+    project_id: str
+    name: str
+    kind: str
+    format: DiskFormat
+    virtual_size_bytes: int
+    file_size_bytes: int
+    source_sha256: str
+    stored_sha256: str
+    state: str
+    labels: Mapping[str, str]
+    version: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageReplica:
+    image_id: str
+    pool_id: str
+    host_id: str
+    state: str
+    owner_operation_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    id: str
+    project_id: str
+    name: str
+    pool_id: str
+    host_id: str
+    format: DiskFormat
+    size_bytes: int
+    base_image_id: str | None
+    generation: int
+    observed_state: str
+    allocated_bytes: int
+    vm_id: str | None
+    disk_index: int | None
+    bus: DiskBus
+    boot_order: int
+    is_read_only: bool
+    is_deleted_with_vm: bool
+    version: int
+    created_at: datetime
+    deleted_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    id: str
+    project_id: str
+    name: str
+    kind: str
+    bridge: str
+    vlan: int
+    mtu: int
+    subnet: str
+    has_dhcp: bool
+    version: int
+    created_at: datetime

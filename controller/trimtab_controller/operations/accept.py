@@ -1,0 +1,61 @@
+"""Accepts durable work: the one way in which an operation comes to be."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from trimtab_controller.clock import mint
+from trimtab_controller.core.model import Actor, Operation
+from trimtab_controller.operations.registry import saga_named
+from trimtab_controller.store import events, operations
+from trimtab_controller.store.database import Session
+
+
+def accept(
+    session: Session,
+    kind: str,
+    *,
+    subject_id: str,
+    subject_name: str,
+    project_id: str,
+    params: Mapping[str, Any],
+    actor: Actor,
+    now: datetime,
+    operation_id: str | None = None,
+    priority: int = 0,
+    deadline: datetime | None = None,
+) -> Operation:
+    """Insert a queued operation of `kind` and its first event, in the caller's transaction.
+
+    The caller nudges after commit (`services.nudge`). Conflict (`operation-in-progress`, names the live operation) where an
+    exclusive operation on the subject is already live: a partial unique index decides, not a look beforehand.
+    """
+    saga = saga_named(kind)
+    saga.params_from_json(params)  # a defect of ours shows here, not in a worker
+    operation = operations.insert(
+        session,
+        operation_id=operation_id or mint("op"),
+        kind=kind,
+        saga_version=saga.version,
+        subject_id=subject_id,
+        subject_name=subject_name,
+        project_id=project_id,
+        is_exclusive=saga.is_exclusive,
+        params=params,
+        actor=actor.name,
+        request_id=actor.request_id,
+        priority=priority,
+        deadline=deadline,
+        now=now,
+    )
+    events.append(
+        session,
+        kind="operation.accepted",
+        project_id=project_id,
+        subject_id=subject_id,
+        operation_id=operation.id,
+        actor=actor.name,
+        message=f"{kind} of {subject_name} accepted",
+        now=now,
+    )
+    return operation

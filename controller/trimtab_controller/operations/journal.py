@@ -1,0 +1,86 @@
+"""Folds an operation's journal into what is to be done next. Pure, so that every prefix of every journal can be tested."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from trimtab_controller.core.lifecycle import OperationState
+from trimtab_controller.core.model import JournalEntry, OperationError
+from trimtab_controller.operations.saga import Saga, Step
+from trimtab_protos.errors import Internal
+from trimtab_protos.messages import Direction
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Run `step`. `is_last`: its record ends the operation as done. `is_committed`: the pivot is behind us."""
+
+    step: Step
+    is_last: bool
+    is_committed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """Undo `step`, which was recorded or may have begun. `is_last`: its record ends the compensation."""
+
+    step: Step
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Nothing is left to do in this direction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where an operation stands."""
+
+    next: Forward | Undo | Finished
+    results: Mapping[str, Mapping[str, Any]]
+    # What made the operation turn round; None going forward.
+    failure: OperationError | None
+    length: int
+    # When the last outcome was recorded: the next step has been tried or waited for since then. None: nothing yet.
+    since: datetime | None
+
+
+def fold(saga: Saga[Any], entries: Sequence[JournalEntry], *, is_compensating: bool) -> Position:
+    """Return the position. Steps of older versions that this one retired count for nothing."""
+    known = {step.name for step in saga.steps}
+    for entry in entries:
+        if entry.step not in known and entry.step not in saga.retired:
+            raise Internal("journal-unknown-step", f"{saga.name} has no step {entry.step}; was it begun by a newer release?")
+    done = {entry.step for entry in entries if entry.direction is Direction.DO and entry.has_succeeded}
+    undone = {entry.step for entry in entries if entry.direction is Direction.UNDO and entry.has_succeeded}
+    failure = next((entry.error for entry in reversed(entries) if entry.error is not None), None)
+    results = {entry.step: entry.result for entry in entries if entry.direction is Direction.DO and entry.has_succeeded}
+    following = _next_undo(saga, done, undone) if is_compensating else _next_forward(saga, done)
+    since = entries[-1].at if entries else None
+    return Position(next=following, results=results, failure=failure, length=len(entries), since=since)
+
+
+def _next_forward(saga: Saga[Any], done: set[str]) -> Forward | Finished:
+    remaining = [step for step in saga.steps if step.name not in done]
+    if not remaining:
+        return Finished()
+    is_committed = any(step.pivot and step.name in done for step in saga.steps)
+    return Forward(remaining[0], is_last=len(remaining) == 1, is_committed=is_committed)
+
+
+def _next_undo(saga: Saga[Any], done: set[str], undone: set[str]) -> Undo | Finished:
+    """Every recorded step is undone, latest first, and before them the first unrecorded one, whose effect is unknown."""
+    reached: list[Step] = []
+    for step in saga.steps:
+        reached.append(step)
+        if step.name not in done:
+            break
+    remaining = [step for step in reversed(reached) if step.undo is not None and step.name not in undone]
+    return Undo(remaining[0], is_last=len(remaining) == 1) if remaining else Finished()
+
+
+def turned_state(*, was_cancelled: bool) -> OperationState:
+    """Return how a compensated operation ends."""
+    return OperationState.CANCELLED if was_cancelled else OperationState.FAILED

@@ -1,0 +1,90 @@
+"""vm.stop: ask the guest to shut down; after the deadline cut its power. Its compute is given back, its disks stay claimed.
+
+| step    | do                                                              | undo                                     |
+|---------|-----------------------------------------------------------------|------------------------------------------|
+| own     | (the wish was recorded at acceptance)                            | wish for running again                   |
+| ask     | guest agent or ACPI, unless `force`                              | - a guest cannot be un-asked             |
+| off     | wait until it is off; past `timeout_s` cut the power             | - off is off                             |
+| finish  | record, give compute back (pivot)                                | - last                                   |
+"""
+
+from dataclasses import dataclass
+
+from trimtab_controller.core.lifecycle import DesiredPower
+from trimtab_controller.operations import vm_steps
+from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, Transaction, Wait, effect, transaction
+from trimtab_controller.store import vms
+from trimtab_protos.messages import DomainState, PowerAction
+
+OFF = frozenset({DomainState.STOPPED, DomainState.ABSENT, DomainState.CRASHED})
+# The agent's event wakes the row; a guest that ignores the request is looked at this often.
+POLL_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    vm_id: str
+    force: bool = False
+    timeout_s: int = 60
+
+
+def _own(_context: Transaction[Params]) -> None:
+    """The wish was recorded when the request was accepted."""
+
+
+def _disown(context: Transaction[Params]) -> None:
+    vms.set_desired(context.session, context.params.vm_id, DesiredPower.RUNNING)
+
+
+def _ask(context: Effect[Params]) -> Json:
+    vm = context.read(lambda session: vms.get(session, context.params.vm_id))
+    if not vm.host_id or context.params.force:
+        return {"host_id": vm.host_id, "epoch": vm.epoch, "was_asked": False}
+    seen = context.agents.get_domain(vm.host_id, vm.id)
+    if seen.state not in OFF:
+        context.agents.change_power(vm.host_id, context.key(subject_id=vm.id, epoch=vm.epoch), vm.id, PowerAction.SHUT_DOWN)
+    return {"host_id": vm.host_id, "epoch": vm.epoch, "was_asked": True}
+
+
+def _off(context: Effect[Params]) -> Json | Wait:
+    asked, vm_id = context.results["ask"], context.params.vm_id
+    host_id = str(asked["host_id"])
+    if not host_id:
+        return {"host_id": "", "state": DomainState.ABSENT.value, "reason": "none", "at_ms": 0}
+    seen = context.agents.get_domain(host_id, vm_id)
+    if seen.state in OFF:
+        return vm_steps.seen_json(host_id, seen)
+    if asked["was_asked"] and context.waited_s < context.params.timeout_s:
+        remaining = context.params.timeout_s - int(context.waited_s)
+        return Wait(POLL_S, f"the guest to shut down (its power is cut in {remaining} s)")
+    seen = context.agents.change_power(
+        host_id, context.key(subject_id=vm_id, epoch=int(asked["epoch"])), vm_id, PowerAction.FORCE_OFF
+    )
+    return vm_steps.seen_json(host_id, seen)
+
+
+def _cancel_off(context: Effect[Params]) -> Json | Stopped:
+    """A guest that went down meanwhile is down: the cancel came too late."""
+    host_id = str(context.results["ask"]["host_id"])
+    seen = context.agents.get_domain(host_id, context.params.vm_id)
+    return vm_steps.seen_json(host_id, seen) if seen.state in OFF else Stopped()
+
+
+def _finish(context: Transaction[Params]) -> None:
+    if context.results["off"]["host_id"]:
+        vm_steps.record_seen(context, "off")
+    vm_steps.give_back_compute(context)
+
+
+SAGA = Saga(
+    name="vm.stop",
+    version=1,
+    params=Params,
+    result=lambda results: {"was_forced": not results["ask"]["was_asked"]},
+    steps=(
+        transaction("own", _own, _disown),
+        effect("ask", _ask, None, because="a guest cannot be un-asked"),
+        effect("off", _off, None, because="off is off", cancel=_cancel_off),
+        transaction("finish", _finish, None, because="nothing follows it", pivot=True),
+    ),
+)

@@ -1,0 +1,281 @@
+"""Steps that several vm sagas share: place, bring images, define, change power, record what was seen, erase.
+
+Params of these sagas have a `vm_id`; results are looked up by the step names used here.
+"""
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
+from trimtab_controller.operations.saga import Effect, Json, Step, Transaction, Wait, effect, transaction
+from trimtab_controller.store import claims, describe, fleet, image_replicas, placements, vms, volume_claims
+from trimtab_protos.errors import Conflict, Internal, NotFound, Unavailable
+from trimtab_protos.messages import (
+    DomainObservation,
+    DomainState,
+    ImageSpec,
+    JobState,
+    PeerSource,
+    PowerAction,
+    StateReason,
+)
+
+# The leader decides within a second; the row is woken then, so this is only the backstop.
+PLACEMENT_POLL_S = 5.0
+# A job's end wakes the row through the agent's outbox; again only the backstop.
+JOB_POLL_S = 10.0
+TICKET_TTL_S = 600
+
+
+# --- place ---------------------------------------------------------------------------------------------------------------
+
+
+def place(kind: str) -> Step:
+    """Ask the leader for a host and wait for its answer: {host_id, epoch}. NoCapacity carries the reasons."""
+
+    def do(context: Transaction[Any]) -> Json | Wait:
+        request = placements.get(context.session, context.operation.id)
+        if request is None:
+            placements.ask(
+                context.session,
+                operation_id=context.operation.id,
+                vm_id=context.params.vm_id,
+                project_id=context.operation.project_id,
+                kind=kind,
+                to_host_id=getattr(context.params, "to_host_id", ""),
+                now=context.now,
+            )
+            return Wait(PLACEMENT_POLL_S, "a placement")
+        return placements.answer(request) or Wait(PLACEMENT_POLL_S, "a placement")
+
+    def undo(context: Transaction[Any]) -> None:
+        placements.withdraw(context.session, context.operation.id)
+        _give_back_placement(context, kind)
+
+    return transaction("place", do, undo)
+
+
+def _give_back_placement(context: Transaction[Any], kind: str) -> None:
+    """Undo what the leader claimed for this operation, and nothing else."""
+    vm_id = context.params.vm_id
+    if kind == "migrate":
+        row = claims.migration_of(context.session, vm_id)
+        if row is None or row.operation_id != context.operation.id:
+            return
+        volume_claims.give_back_copies(context.session, row)
+        claims.give_back(context.session, vm_id, host_id=row.target_host_id)
+        claims.end_migration(context.session, vm_id)
+        return
+    held = claims.of_vm(context.session, vm_id)
+    for claim in held:
+        if claim.operation_id == context.operation.id:
+            claims.give_back(context.session, vm_id, host_id=claim.host_id)
+
+
+def chosen_host(results: Mapping[str, Json]) -> str:
+    return str(results["place"]["host_id"])
+
+
+# --- images on local pools --------------------------------------------------------------------------------------------------
+
+
+def bring_images(host_of: Any = chosen_host) -> Step:
+    """Make the base images of the vm's volumes present where the volumes will be, copying from another host where needed."""
+
+    def do(context: Effect[Any]) -> Json | Wait:
+        host_id = host_of(context.results)
+        for missing in context.read(lambda session: image_replicas.missing_for_vm(session, context.params.vm_id, host_id)):
+            waiting = _copy_replica(context, host_id, missing)
+            if waiting is not None:
+                return waiting
+        return {"host_id": host_id}
+
+    return effect("bring_images", do, None, because="a replica is a cache entry; its owner cleans it up when nothing uses it")
+
+
+def record_images(host_of: Any = chosen_host) -> Step:
+    """Record the replicas that `bring_images` proved."""
+
+    def do(context: Transaction[Any]) -> None:
+        image_replicas.record_for_vm(context.session, context.params.vm_id, host_of(context.results), now=context.now)
+
+    return transaction("record_images", do, None, because="the replicas exist")
+
+
+def _copy_replica(context: Effect[Any], host_id: str, missing: image_replicas.Missing) -> Wait | None:
+    """Start or follow the copy of one image; None when it is there."""
+    image, pool = missing.image, describe.pool_spec(missing.pool)
+    if not missing.source_host_id:
+        raise Unavailable(
+            "image-has-no-source", f"no host that is up has image {image.name}; see `trimtab image get {image.name}`"
+        )
+    key = context.key(subject_id=context.operation.subject_id, part=image.id)
+    source_pool = describe.pool_spec(missing.source_pool)
+    ticket = secrets.token_hex(32)
+    stored = describe.stored_format(image)
+    address = context.agents.offer_image(
+        missing.source_host_id,
+        context.key(subject_id=context.operation.subject_id, part=f"offer-{image.id}"),
+        image_id=image.id,
+        format=stored,
+        pool=source_pool,
+        ticket=ticket,
+        ttl_s=TICKET_TTL_S,
+        peer_host_id=host_id,
+    )
+    job = context.agents.start_image_import(
+        host_id,
+        key,
+        ImageSpec(image_id=image.id, pool_id=missing.pool.id, format=stored, max_bytes=2 * image.file_size_bytes + (1 << 20)),
+        pool,
+        PeerSource(
+            host_id=missing.source_host_id,
+            address=address,
+            pool_id=source_pool.pool_id,
+            ticket=ticket,
+            stored_sha256=image.stored_sha256,
+            file_size_bytes=image.file_size_bytes,
+            virtual_size_bytes=image.virtual_size_bytes,
+        ),
+    )
+    match job.state:
+        case JobState.SUCCEEDED:
+            return None
+        case JobState.RUNNING:
+            return Wait(JOB_POLL_S, f"copy of image {image.name}", progress=progress_json(job.progress))
+        case _:
+            raise job.error or Internal("image-copy-failed", f"copy of image {image.name} ended as {job.state.value}")
+
+
+def progress_json(progress: Any) -> Json:
+    total = progress.total_bytes
+    percent = round(100 * progress.done_bytes / total, 1) if total else 0
+    return {
+        "done_bytes": progress.done_bytes,
+        "total_bytes": total,
+        "rate_bytes_s": progress.rate_bytes_s,
+        "phase": progress.phase,
+        "remaining_s": progress.remaining_s,
+        "percent": percent,
+    }
+
+
+# --- domain ----------------------------------------------------------------------------------------------------------------
+
+
+def define(context: Effect[Any]) -> Json:
+    """Define the domain on the chosen host under the epoch of the placement."""
+    host_id, epoch = chosen_host(context.results), int(context.results["place"]["epoch"])
+
+    def read(session: Any) -> Any:
+        parts = describe.read_vm(session, context.params.vm_id)
+        return describe.domain_spec(session, parts, host_id)
+
+    spec = context.read(read)
+    context.agents.define_domain(host_id, context.key(subject_id=spec.vm_id, epoch=epoch), spec)
+    return {"host_id": host_id}
+
+
+def undefine_everywhere(context: Effect[Any]) -> None:
+    """Kill and undefine the vm's domain on the host that the placement chose; absent is fine."""
+    place_result = context.results.get("place")
+    if place_result is None:
+        return
+    remove_domain(context, str(place_result["host_id"]), epoch=int(place_result["epoch"]), keep_state_files=False)
+
+
+def remove_domain(context: Effect[Any], host_id: str, *, epoch: int, keep_state_files: bool, part: str = "") -> None:
+    vm_id = context.params.vm_id
+    parts = context.read(lambda session: describe.read_vm(session, vm_id))
+    context.agents.undefine_domain(
+        host_id,
+        context.key(subject_id=vm_id, epoch=epoch, part=part),
+        vm_id,
+        kill_if_running=True,
+        pools=parts.pool_specs(),
+        keep_state_files=keep_state_files,
+    )
+
+
+def power_on(context: Effect[Any]) -> Json:
+    """Start the domain where it was placed."""
+    host_id, epoch = chosen_host(context.results), int(context.results["place"]["epoch"])
+    seen = context.agents.change_power(
+        host_id, context.key(subject_id=context.params.vm_id, epoch=epoch), context.params.vm_id, PowerAction.START
+    )
+    if seen.state not in {DomainState.RUNNING, DomainState.PAUSED}:
+        raise Conflict("guest-did-not-start", f"the guest is {seen.state.value} right after its start; see its console log")
+    return seen_json(host_id, seen)
+
+
+def seen_json(host_id: str, seen: DomainObservation) -> Json:
+    return {"host_id": host_id, "state": seen.state.value, "reason": seen.reason.value, "at_ms": seen.observed_at_ms}
+
+
+def record_seen(context: Transaction[Any], step: str) -> None:
+    """Write what `step` observed onto the vm."""
+    seen = context.results[step]
+    vms.observe(
+        context.session,
+        context.params.vm_id,
+        host_id=str(seen["host_id"]),
+        state=ObservedState(seen["state"]),
+        reason="" if seen["reason"] == StateReason.NONE.value else str(seen["reason"]),
+        at=context.now,
+    )
+
+
+def home_of(context: Effect[Any]) -> tuple[str, int]:
+    """Return (host, epoch) of the vm's home. Conflict where it has none."""
+    vm = context.read(lambda session: vms.get(session, context.params.vm_id))
+    if not vm.host_id:
+        raise Conflict("vm-not-placed", f"vm {vm.name} is on no host; start it with `trimtab vm start {vm.name}`")
+    return vm.host_id, vm.epoch
+
+
+def holders_of(session: Any, vm_id: str) -> tuple[tuple[str, int], ...]:
+    """Return every (host, epoch) that may hold the vm's domain: its home, its claims, both sides of a migration."""
+    vm = vms.get(session, vm_id)
+    found = {claim.host_id: claim.epoch for claim in claims.of_vm(session, vm_id)}
+    row = claims.migration_of(session, vm_id)
+    if row is not None:
+        found[row.source_host_id] = max(found.get(row.source_host_id, 0), row.source_epoch)
+        found[row.target_host_id] = max(found.get(row.target_host_id, 0), row.target_epoch)
+    if vm.host_id:
+        found[vm.host_id] = max(found.get(vm.host_id, 0), vm.epoch)
+    live = fleet.joined_ids(session)
+    return tuple((host_id, epoch) for host_id, epoch in sorted(found.items()) if host_id in live)
+
+
+def give_back_compute(context: Transaction[Any]) -> None:
+    """A vm that does not run keeps its home and its disks' space, and holds no vcpus or memory."""
+    claims.give_back(context.session, context.params.vm_id)
+
+
+# --- ends ------------------------------------------------------------------------------------------------------------------
+
+
+def erase_vm(context: Transaction[Any]) -> None:
+    """Remove all that a vm that never came to be holds in SQL, and leave its row as a tombstone: ids are never reused."""
+    session, vm_id = context.session, context.params.vm_id
+    try:
+        parts = describe.read_vm(session, vm_id)
+    except NotFound:
+        return
+    if parts.vm.deleted_at is not None and parts.vm.purge_after is None:
+        return  # erased already
+    claims.give_back(session, vm_id)
+    volume_claims.erase(session, parts.volumes, now=context.now)
+    vms.delete_nics(session, vm_id)
+    vms.charge_project(session, parts.vm, disk_bytes=sum(volume.size_bytes for volume in parts.volumes), sign=-1)
+    vms.update(
+        session,
+        vm_id,
+        deleted_at=context.now,
+        purge_after=None,
+        purged_at=context.now,
+        host_id="",
+        desired_power=DesiredPower.DELETED.value,
+        observed_state=ObservedState.ABSENT.value,
+    )

@@ -1,0 +1,214 @@
+"""Opens the database and runs transactions, for threads (`Database`) and for the event loop (`AsyncDatabase`).
+
+The same store functions serve both.
+
+A transaction is a function of a `Session`. It is given as a function, not as a `with` block, so that it can be run again when
+PostgreSQL reports a deadlock or a serialization failure: store and service functions therefore do SQL and nothing else.
+
+SQLite (WAL): writes take BEGIN IMMEDIATE, since a deferred transaction that upgrades from read to write fails at once instead
+of waiting. `durable` writes fsync before they return (synchronous=FULL; on PostgreSQL synchronous_commit=on); the others (lease
+beats, progress, observations) survive a crash of the process, not of the machine.
+"""
+
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
+
+from trimtab_protos.errors import Unavailable
+
+T = TypeVar("T")
+
+__all__ = ["AsyncDatabase", "Database", "Session", "migration_engine"]
+
+BUSY_TIMEOUT_MS = 30_000
+TRIES = 4
+# PostgreSQL: serialization_failure, deadlock_detected, and a leader frozen inside a transaction that the server ended.
+RETRIED_SQLSTATES = frozenset({"40001", "40P01"})
+# disk_full, out_of_memory, too_many_connections; SQLite says "database or disk is full".
+FULL_SQLSTATES = frozenset({"53100"})
+
+_WRITE = "trimtab_write"
+_DURABLE = "trimtab_durable"
+
+
+def _configure(engine: Engine) -> None:
+    """Attach the listeners that make a driver behave as the module says."""
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _sqlite_connect)
+        sa.event.listen(engine, "begin", _sqlite_begin)
+    else:
+        sa.event.listen(engine, "begin", _postgres_begin)
+
+
+def _sqlite_connect(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions by itself
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}", "temp_store=MEMORY"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    level = "FULL" if options.get(_DURABLE, True) else "NORMAL"
+    connection.exec_driver_sql(f"PRAGMA synchronous={level}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(_WRITE) else "BEGIN")
+
+
+def _postgres_begin(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    if not options.get(_WRITE):
+        connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+    elif not options.get(_DURABLE, True):
+        connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+
+
+def _connect_arguments(url: sa.URL) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        return {"timeout": BUSY_TIMEOUT_MS / 1000}
+    # A frozen process must not hold row locks for longer than a leader's successor may wait.
+    return {
+        "connect_timeout": 5,
+        "options": "-c idle_in_transaction_session_timeout=3000 -c lock_timeout=10000 -c statement_timeout=30000",
+    }
+
+
+def _is_retried(error: DBAPIError) -> bool:
+    state = getattr(error.orig, "sqlstate", None)
+    return state in RETRIED_SQLSTATES or (isinstance(error, OperationalError) and "database is locked" in str(error.orig))
+
+
+def _translate(error: DBAPIError) -> Exception:
+    """Return what callers see: an integrity error is theirs to interpret, everything else means "not now"."""
+    if isinstance(error, IntegrityError):
+        return error
+    state = getattr(error.orig, "sqlstate", None)
+    if state in FULL_SQLSTATES or "disk is full" in str(error.orig):
+        return Unavailable("database-full", "the controller's disk is full; free space there, then retry")
+    if isinstance(error, OperationalError) or state is None:
+        return Unavailable(
+            "database-unavailable", "the controller's database does not answer; retry later", detail=str(error.orig)[:200]
+        )
+    return error
+
+
+def _pause_before_retry(attempt: int) -> float:
+    return random.uniform(0, 0.05 * 2**attempt)  # full jitter; a deadlock's victims must not meet again
+
+
+class Database:
+    """Transactions for threads: workers, the engine, the CLI's `init`."""
+
+    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+        """`url`: `sqlite:///PATH` or `postgresql+psycopg://...`; at most `pool_size` connections, opened when needed."""
+        parsed = sa.make_url(url)
+        self.engine = sa.create_engine(
+            parsed,
+            connect_args=_connect_arguments(parsed),
+            pool_size=pool_size,
+            max_overflow=4,
+            pool_timeout=10,
+            pool_pre_ping=parsed.get_backend_name() != "sqlite",
+        )
+        _configure(self.engine)
+
+    @property
+    def dialect(self) -> str:
+        return self.engine.dialect.name
+
+    def write(self, transaction: Callable[[Session], T], *, durable: bool = True) -> T:
+        """Run `transaction` and commit. Raises Unavailable when the database is full or gone; nothing is half-written."""
+        for attempt in range(TRIES):
+            try:
+                with self._begin({_WRITE: True, _DURABLE: durable}) as session:
+                    return transaction(session)
+            except DBAPIError as error:
+                if attempt + 1 < TRIES and _is_retried(error):
+                    time.sleep(_pause_before_retry(attempt))
+                    continue
+                raise _translate(error) from error
+        raise AssertionError("unreachable")
+
+    def read(self, query: Callable[[Session], T]) -> T:
+        """Run `query` on one consistent snapshot (SQLite) or read-committed (PostgreSQL)."""
+        try:
+            with self._begin({}) as session:
+                return query(session)
+        except DBAPIError as error:
+            raise _translate(error) from error
+
+    @contextmanager
+    def _begin(self, options: dict[str, Any]) -> Iterator[Session]:
+        with self.engine.connect() as connection:
+            connection.execution_options(**options)
+            with Session(connection) as session, session.begin():
+                yield session
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+class AsyncDatabase:
+    """The same for the event loop; SQL runs on the driver's own thread or socket, so the loop never blocks."""
+
+    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            parsed = parsed.set(drivername="sqlite+aiosqlite")
+        self.engine: AsyncEngine = create_async_engine(
+            parsed,
+            connect_args=_connect_arguments(parsed),
+            pool_size=pool_size,
+            max_overflow=4,
+            pool_timeout=10,
+            pool_pre_ping=parsed.get_backend_name() != "sqlite",
+        )
+        _configure(self.engine.sync_engine)
+
+    async def write(self, transaction: Callable[[Session], T], *, durable: bool = True) -> T:
+        """As `Database.write`."""
+        import asyncio
+
+        for attempt in range(TRIES):
+            try:
+                return await self._run(transaction, {_WRITE: True, _DURABLE: durable})
+            except DBAPIError as error:
+                if attempt + 1 < TRIES and _is_retried(error):
+                    await asyncio.sleep(_pause_before_retry(attempt))
+                    continue
+                raise _translate(error) from error
+        raise AssertionError("unreachable")
+
+    async def read(self, query: Callable[[Session], T]) -> T:
+        """As `Database.read`."""
+        try:
+            return await self._run(query, {})
+        except DBAPIError as error:
+            raise _translate(error) from error
+
+    async def _run(self, function: Callable[[Session], T], options: dict[str, Any]) -> T:
+        async with self.engine.connect() as connection:
+            await connection.execution_options(**options)
+            async with AsyncSession(bind=connection) as session, session.begin():
+                return await session.run_sync(function)
+
+    def close(self) -> Awaitable[None]:
+        return self.engine.dispose()
+
+
+def migration_engine(url: str) -> Engine:
+    """Return an engine for Alembic: no pool, plain transactions."""
+    engine = sa.create_engine(url, poolclass=NullPool)
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _sqlite_connect)
+        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine

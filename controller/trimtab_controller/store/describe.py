@@ -1,0 +1,197 @@
+"""Builds what agents are told about a vm from what SQL says: one snapshot, read in one go."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.model import Image, Network, Nic, Pool, Vm, Volume
+from trimtab_controller.store import schema, vms
+from trimtab_controller.store.rows import build, columns_of
+from trimtab_protos.errors import NotFound
+from trimtab_protos.messages import (
+    DiskFormat,
+    DiskSpec,
+    DomainSpec,
+    NetworkKind,
+    NetworkSpec,
+    NicSpec,
+    PoolSpec,
+    SeedSpec,
+    VolumeSpec,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmParts:
+    """A vm with all that belongs to it."""
+
+    vm: Vm
+    project_name: str
+    volumes: tuple[Volume, ...]
+    nics: tuple[Nic, ...]
+    pools: Mapping[str, Pool]
+    images: Mapping[str, Image]
+    networks: Mapping[str, Network]
+
+    def pool_specs(self) -> tuple[PoolSpec, ...]:
+        return tuple(pool_spec(pool) for pool in self.pools.values())
+
+    @property
+    def local_volumes(self) -> tuple[Volume, ...]:
+        return tuple(volume for volume in self.volumes if not self.pools[volume.pool_id].is_shared)
+
+
+def read_vm(session: Session, vm_id: str) -> VmParts:
+    """Return the vm and its parts. NotFound where the row is gone."""
+    vm = vms.get(session, vm_id)
+    volumes = volumes_of(session, vm_id)
+    nics = vms.nics_of(session, [vm_id])[vm_id]
+    project_name = session.execute(sa.select(schema.project.c.name).where(schema.project.c.id == vm.project_id)).scalar_one()
+    image_ids = {volume.base_image_id for volume in volumes if volume.base_image_id}
+    return VmParts(
+        vm=vm,
+        project_name=project_name,
+        volumes=volumes,
+        nics=nics,
+        pools=_by_id(session, schema.pool, Pool, {volume.pool_id for volume in volumes}),
+        images=_by_id(session, schema.image, Image, image_ids),
+        networks=_by_id(session, schema.network, Network, {nic.network_id for nic in nics}),
+    )
+
+
+def volumes_of(session: Session, vm_id: str) -> tuple[Volume, ...]:
+    """Return the vm's disks in order."""
+    table = schema.volume
+    query = sa.select(*columns_of(table, Volume)).where(table.c.vm_id == vm_id).order_by(table.c.disk_index)
+    return tuple(build(Volume, row) for row in session.execute(query))
+
+
+def get_pool(session: Session, pool_id: str) -> Pool:
+    return _one(session, schema.pool, Pool, pool_id)
+
+
+def get_image(session: Session, image_id: str) -> Image:
+    return _one(session, schema.image, Image, image_id)
+
+
+def get_volume(session: Session, volume_id: str) -> Volume:
+    return _one(session, schema.volume, Volume, volume_id)
+
+
+def get_network(session: Session, network_id: str) -> Network:
+    return _one(session, schema.network, Network, network_id)
+
+
+def pool_spec(pool: Pool) -> PoolSpec:
+    return PoolSpec(pool_id=pool.id, path=pool.path, name=pool.name, kind=pool.kind, is_shared=pool.is_shared)
+
+
+def volume_spec(volume: Volume, images: Mapping[str, Image]) -> VolumeSpec:
+    base = images.get(volume.base_image_id or "")
+    return VolumeSpec(
+        volume_id=volume.id,
+        pool_id=volume.pool_id,
+        format=volume.format,
+        size_bytes=volume.size_bytes,
+        base_image_id=base.id if base else "",
+        base_image_format=stored_format(base) if base else None,
+        generation=volume.generation,
+    )
+
+
+def stored_format(image: Image) -> DiskFormat:
+    """Return the format of a replica's file: imports store disks as qcow2 whatever they came as; an ISO stays one."""
+    return DiskFormat.ISO if image.kind == "iso" else DiskFormat.QCOW2
+
+
+def network_spec(session: Session, network: Network, host_id: str) -> NetworkSpec:
+    """Return the network as it is on this host: a mapping of the host's own wins over the network's bridge."""
+    table = schema.network_host
+    mapped = session.execute(
+        sa.select(table.c.bridge).where(table.c.network_id == network.id, table.c.host_id == host_id)
+    ).scalar_one_or_none()
+    kind = NetworkKind.BRIDGE if network.kind in {"bridge", "vlan"} else NetworkKind(network.kind)
+    return NetworkSpec(
+        network_id=network.id,
+        kind=kind,
+        name=network.name,
+        bridge=mapped or network.bridge,
+        vlan=network.vlan,
+        mtu=network.mtu,
+        subnet=network.subnet,
+        has_dhcp=network.has_dhcp,
+    )
+
+
+def domain_spec(session: Session, parts: VmParts, host_id: str) -> DomainSpec:
+    """Return the vm as it shall be defined on this host."""
+    vm = parts.vm
+    networks = tuple(network_spec(session, network, host_id) for network in parts.networks.values())
+    return DomainSpec(
+        vm_id=vm.id,
+        uuid=vm.uuid,
+        name=vm.name,
+        project=parts.project_name,
+        arch=vm.arch,
+        machine=vm.machine,
+        cpu_model=vm.cpu_model,
+        cpu_features=vm.cpu_features,
+        vcpus=vm.vcpus,
+        vcpus_max=vm.vcpus_max,
+        memory_mib=vm.memory_mib,
+        memory_max_mib=vm.memory_max_mib,
+        firmware=vm.firmware,
+        has_secure_boot=vm.has_secure_boot,
+        disks=tuple(_disk(volume) for volume in parts.volumes),
+        nics=tuple(_nic(nic) for nic in parts.nics),
+        seed=_seed(vm.seed),
+        networks=networks,
+        pools=parts.pool_specs(),
+    )
+
+
+def _disk(volume: Volume) -> DiskSpec:
+    return DiskSpec(
+        volume_id=volume.id,
+        pool_id=volume.pool_id,
+        format=volume.format,
+        index=volume.disk_index or 0,
+        bus=volume.bus,
+        boot_order=volume.boot_order,
+        is_read_only=volume.is_read_only,
+    )
+
+
+def _nic(nic: Nic) -> NicSpec:
+    return NicSpec(
+        nic_id=nic.id, network_id=nic.network_id, mac=nic.mac, index=nic.nic_index, model=nic.model, addresses=nic.addresses
+    )
+
+
+def _seed(documents: Mapping[str, Any]) -> SeedSpec | None:
+    if not documents:
+        return None
+    return SeedSpec(
+        meta_yaml=documents.get("meta_yaml", ""),
+        user_yaml=documents.get("user_yaml", ""),
+        network_yaml=documents.get("network_yaml", ""),
+    )
+
+
+def _by_id(session: Session, table: sa.Table, target: type[T], ids: Collection[str]) -> dict[str, T]:
+    if not ids:
+        return {}
+    rows = session.execute(sa.select(*columns_of(table, target)).where(table.c.id.in_(ids)))
+    return {row.id: build(target, row) for row in rows}
+
+
+def _one(session: Session, table: sa.Table, target: type[T], identifier: str) -> T:
+    found = _by_id(session, table, target, {identifier})
+    if identifier not in found:
+        raise NotFound(f"{table.name.replace('_', '-')}-not-found", f"no {table.name} {identifier}")
+    return found[identifier]

@@ -1,0 +1,80 @@
+"""Events: what watchers see, in order. Appended in the transaction of the change they tell of."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.model import Event
+from trimtab_controller.store import schema
+from trimtab_controller.store.rows import build
+
+
+def append(
+    session: Session,
+    *,
+    kind: str,
+    subject_id: str,
+    message: str,
+    now: datetime,
+    project_id: str = "",
+    operation_id: str = "",
+    actor: str = "",
+    context: Mapping[str, Any] | None = None,
+) -> None:
+    """Append one event; `context` is bounded, for programs, without secrets."""
+    session.execute(
+        schema.event.insert().values(
+            at=now,
+            kind=kind,
+            project_id=project_id,
+            subject_id=subject_id,
+            operation_id=operation_id,
+            actor=actor,
+            message=message[:500],
+            context=dict(context or {}),
+        )
+    )
+
+
+def page_after(
+    session: Session,
+    seq: int,
+    *,
+    limit: int,
+    project_ids: Sequence[str] | None = None,
+    subject_id: str = "",
+    kind_prefix: str = "",
+) -> tuple[Event, ...]:
+    """Return up to `limit` events after `seq`, oldest first, of these projects (None: all).
+
+    On PostgreSQL sequence order is not commit order: a reader that has seen 7 may later find a 6 that committed late. Rows of
+    transactions that are still open are therefore held back, with everything after them.
+    """
+    query = sa.select(schema.event).where(schema.event.c.seq > seq).order_by(schema.event.c.seq).limit(limit)
+    if session.get_bind().dialect.name == "postgresql":
+        query = query.where(
+            sa.text("event.xmin::text::bigint < (pg_snapshot_xmin(pg_current_snapshot())::text::bigint & 4294967295)")
+        )
+    if project_ids is not None:
+        query = query.where(schema.event.c.project_id.in_(project_ids))
+    if subject_id:
+        query = query.where(schema.event.c.subject_id == subject_id)
+    if kind_prefix:
+        query = query.where(schema.event.c.kind.startswith(kind_prefix, autoescape=True))
+    return tuple(build(Event, row) for row in session.execute(query))
+
+
+def bounds(session: Session) -> tuple[int, int]:
+    """Return (oldest seq kept, newest seq); (0, 0) when there is none."""
+    row = session.execute(sa.select(sa.func.min(schema.event.c.seq), sa.func.max(schema.event.c.seq))).one()
+    return int(row[0] or 0), int(row[1] or 0)
+
+
+def delete_before(session: Session, at: datetime, *, limit: int) -> int:
+    """Delete up to `limit` events older than `at`; return how many."""
+    old = sa.select(schema.event.c.seq).where(schema.event.c.at < at).order_by(schema.event.c.seq).limit(limit)
+    result = session.execute(schema.event.delete().where(schema.event.c.seq.in_(old)))
+    return int(getattr(result, "rowcount", 0))

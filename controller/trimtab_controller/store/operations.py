@@ -1,0 +1,404 @@
+"""Operations in SQL: acceptance, the claim of due rows, the journal, and the writes that a turn guards.
+
+Whoever drives an operation holds (driver, turn); every write of a driver names both and changes nothing when either moved on
+(`Fenced`). Rows survive everything but the database's disk; a Celery message is only a hint to look here.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.lifecycle import ENDED_STATES, LIVE_STATES, OperationState
+from trimtab_controller.core.model import JournalEntry, Operation, OperationError
+from trimtab_controller.store import events, schema
+from trimtab_controller.store.rows import build
+from trimtab_protos.errors import Conflict, NotFound
+from trimtab_protos.messages import Direction
+
+_LIVE = tuple(state.value for state in LIVE_STATES)
+_ENDED = tuple(state.value for state in ENDED_STATES)
+_table = schema.operation
+
+
+class Fenced(Exception):
+    """Another driver took the operation over, or it was superseded: stop at once and write nothing."""
+
+
+def from_row(row: sa.Row[Any]) -> Operation:
+    error = row._mapping["error"]
+    return build(Operation, row, error=OperationError.from_json(error) if error else None)
+
+
+def insert(
+    session: Session,
+    *,
+    operation_id: str,
+    kind: str,
+    saga_version: int,
+    subject_id: str,
+    subject_name: str,
+    project_id: str,
+    is_exclusive: bool,
+    params: Mapping[str, Any],
+    actor: str,
+    request_id: str,
+    priority: int,
+    deadline: datetime | None,
+    now: datetime,
+) -> Operation:
+    """Insert a queued operation. Conflict where another exclusive one on the subject is live."""
+    values = {
+        "id": operation_id,
+        "kind": kind,
+        "saga_version": saga_version,
+        "project_id": project_id,
+        "subject_id": subject_id,
+        "subject_name": subject_name,
+        "is_exclusive": is_exclusive,
+        "state": OperationState.QUEUED.value,
+        "params": dict(params),
+        "priority": priority,
+        "next_run": now,
+        "deadline": deadline,
+        "actor": actor,
+        "request_id": request_id,
+        "created_at": now,
+        "updated_at": now,
+    }
+    try:
+        with session.begin_nested():
+            session.execute(_table.insert().values(**values))
+    except IntegrityError as error:
+        live = live_exclusive(session, subject_id)
+        if live is None:
+            raise
+        raise Conflict(
+            "operation-in-progress",
+            f"{subject_name} is busy: {live.kind} is {live.state.value} ({live.id}); "
+            f"wait with `trimtab op wait {live.id}` or end it with `trimtab op cancel {live.id}`",
+            operation_id=live.id,
+            operation_kind=live.kind,
+        ) from error
+    return get(session, operation_id)
+
+
+def get(session: Session, operation_id: str) -> Operation:
+    row = session.execute(sa.select(_table).where(_table.c.id == operation_id)).one_or_none()
+    if row is None:
+        raise NotFound("operation-not-found", f"no operation {operation_id}")
+    return from_row(row)
+
+
+def live_exclusive(session: Session, subject_id: str) -> Operation | None:
+    """Return the operation that locks the subject, if there is one (one that needs attention still does)."""
+    states = (*_LIVE, OperationState.NEEDS_ATTENTION.value)
+    query = sa.select(_table).where(_table.c.subject_id == subject_id, _table.c.is_exclusive, _table.c.state.in_(states))
+    row = session.execute(query).one_or_none()
+    return from_row(row) if row else None
+
+
+def page(
+    session: Session,
+    *,
+    limit: int,
+    before_id: str = "",
+    project_ids: Sequence[str] | None = None,
+    kind: str = "",
+    state: str = "",
+    subject_id: str = "",
+    is_done: bool | None = None,
+) -> tuple[Operation, ...]:
+    """Return up to `limit` operations, newest first, with ids below `before_id`."""
+    query = sa.select(_table).order_by(_table.c.id.desc()).limit(limit)
+    if before_id:
+        query = query.where(_table.c.id < before_id)
+    if project_ids is not None:
+        query = query.where(_table.c.project_id.in_(project_ids))
+    for column, value in ((_table.c.kind, kind), (_table.c.state, state), (_table.c.subject_id, subject_id)):
+        if value:
+            query = query.where(column == value)
+    if is_done is not None:
+        query = query.where(_table.c.state.in_(_ENDED) if is_done else _table.c.state.not_in(_ENDED))
+    return tuple(from_row(row) for row in session.execute(query))
+
+
+def live_by_subject(session: Session, subject_ids: Sequence[str]) -> dict[str, Operation]:
+    """Return the locking operation of each of these subjects that has one."""
+    states = (*_LIVE, OperationState.NEEDS_ATTENTION.value)
+    query = sa.select(_table).where(_table.c.subject_id.in_(subject_ids), _table.c.is_exclusive, _table.c.state.in_(states))
+    return {row.subject_id: from_row(row) for row in session.execute(query)}
+
+
+# --- driving -----------------------------------------------------------------------------------------------------------
+
+
+def count_due(session: Session, now: datetime) -> int:
+    """Return how many operations could be driven now. Plan: range scan of ix_operation_due."""
+    return int(session.execute(sa.select(sa.func.count()).select_from(_table).where(*_due(now))).scalar_one())
+
+
+def claim_due(session: Session, *, driver: str, now: datetime, lease_s: float, limit: int) -> tuple[Operation, ...]:
+    """Take up to `limit` due operations and raise their subjects' turns; the caller drives them within `lease_s`."""
+    query = (
+        sa.select(_table.c.id, _table.c.subject_id)
+        .where(*_due(now))
+        .order_by(_table.c.priority.desc(), _table.c.next_run)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    claimed = []
+    for row in session.execute(query).all():
+        turn = raise_turn(session, row.subject_id)
+        session.execute(
+            _table.update()
+            .where(_table.c.id == row.id)
+            .values(
+                driver=driver,
+                turn=turn,
+                lease_until=now + timedelta(seconds=lease_s),
+                state=sa.case(
+                    (_table.c.state == OperationState.COMPENSATING.value, _table.c.state), else_=OperationState.RUNNING.value
+                ),
+                updated_at=now,
+            )
+        )
+        claimed.append(row.id)
+    if not claimed:
+        return ()
+    rows = session.execute(sa.select(_table).where(_table.c.id.in_(claimed)))
+    by_id = {row.id: from_row(row) for row in rows}
+    return tuple(by_id[operation_id] for operation_id in claimed)
+
+
+def raise_turn(session: Session, subject_id: str) -> int:
+    """Return the subject's next turn; only grows, survives the subject."""
+    table = schema.turn
+    raised = session.execute(
+        table.update().where(table.c.subject_id == subject_id).values(value=table.c.value + 1).returning(table.c.value)
+    ).scalar_one_or_none()
+    if raised is None:
+        session.execute(table.insert().values(subject_id=subject_id, value=1))
+        return 1
+    return int(raised)
+
+
+def journal_of(session: Session, operation_id: str) -> tuple[JournalEntry, ...]:
+    """Return the journal, oldest first."""
+    table = schema.journal
+    rows = session.execute(sa.select(table).where(table.c.operation_id == operation_id).order_by(table.c.position))
+    return tuple(
+        JournalEntry(
+            position=row.position,
+            step=row.step,
+            direction=Direction(row.direction),
+            has_succeeded=row.outcome == "succeeded",
+            turn=row.turn,
+            result=row.result or {},
+            error=OperationError.from_json(row.error) if row.error else None,
+            at=row.at,
+        )
+        for row in rows
+    )
+
+
+def append_journal(
+    session: Session,
+    held: Operation,
+    *,
+    position: int,
+    step: str,
+    direction: Direction,
+    result: Mapping[str, Any] | None,
+    error: OperationError | None,
+    now: datetime,
+) -> None:
+    """Record the outcome of a step; the caller has fenced the transaction with `hold`."""
+    session.execute(
+        schema.journal.insert().values(
+            operation_id=held.id,
+            position=position,
+            step=step,
+            direction=direction.value,
+            outcome="failed" if error else "succeeded",
+            turn=held.turn,
+            result=dict(result) if result is not None else None,
+            error=error.as_json() if error else None,
+            at=now,
+        )
+    )
+
+
+def hold(session: Session, held: Operation, *, now: datetime, lease_s: float, **changes: Any) -> None:
+    """Fence this transaction: renew the driver's lease and write `changes`, or raise Fenced if the operation moved on."""
+    changed = session.execute(
+        _table.update()
+        .where(
+            _table.c.id == held.id,
+            _table.c.driver == held.driver,
+            _table.c.turn == held.turn,
+            _table.c.state.in_((*_LIVE,)),
+        )
+        .values(lease_until=now + timedelta(seconds=lease_s), updated_at=now, **changes)
+    )
+    if getattr(changed, "rowcount", 0) != 1:
+        raise Fenced(held.id)
+
+
+def release(
+    session: Session, held: Operation, *, state: OperationState, next_run: datetime, now: datetime, **changes: Any
+) -> None:
+    """Give the row back, due at `next_run`, unless someone woke it meanwhile: an earlier `next_run` of theirs wins."""
+    hold(
+        session,
+        held,
+        now=now,
+        lease_s=0,
+        state=state.value,
+        driver="",
+        next_run=sa.case((_table.c.next_run > held.next_run, now), else_=next_run),
+        **changes,
+    )
+
+
+def close(
+    session: Session,
+    held: Operation,
+    *,
+    state: OperationState,
+    now: datetime,
+    error: OperationError | None = None,
+    result: Mapping[str, Any] | None = None,
+) -> None:
+    """End the operation, tell watchers, and give back its slots; the caller has fenced the transaction."""
+    session.execute(
+        _table.update()
+        .where(_table.c.id == held.id)
+        .values(
+            state=state.value,
+            driver="",
+            lease_until=None,
+            waiting_for="",
+            error=error.as_json() if error else None,
+            result=dict(result) if result else None,
+            ended_at=now if state in ENDED_STATES else None,
+            updated_at=now,
+        )
+    )
+    if state is not OperationState.NEEDS_ATTENTION:
+        session.execute(schema.slot.delete().where(schema.slot.c.operation_id == held.id))
+    reason = f": {error.message}" if error else ""
+    events.append(
+        session,
+        kind=f"operation.{state.value}",
+        project_id=held.project_id,
+        subject_id=held.subject_id,
+        operation_id=held.id,
+        actor=held.actor,
+        message=f"{held.kind} of {held.subject_name} {state.value.replace('_', ' ')}{reason}",
+        context=error.as_json() if error else {},
+        now=now,
+    )
+
+
+# --- from outside the driver ---------------------------------------------------------------------------------------------
+
+
+def wake(session: Session, operation_id: str, now: datetime, progress: Mapping[str, Any] | None = None) -> bool:
+    """Make a live operation due now (a job ended, the leader decided); False where it has ended."""
+    values: dict[str, Any] = {"next_run": now}
+    if progress is not None:
+        values["progress"] = dict(progress)
+    changed = session.execute(_table.update().where(_table.c.id == operation_id, _table.c.state.in_(_LIVE)).values(**values))
+    return getattr(changed, "rowcount", 0) == 1
+
+
+def note_progress(session: Session, operation_id: str, progress: Mapping[str, Any]) -> None:
+    """Show progress without waking the operation."""
+    session.execute(_table.update().where(_table.c.id == operation_id, _table.c.state.in_(_LIVE)).values(progress=dict(progress)))
+
+
+def request_cancel(session: Session, operation_id: str, *, actor: str, now: datetime) -> Operation:
+    """Ask a live operation to end; it is undone unless it is past its pivot. Conflict where it has ended."""
+    operation = get(session, operation_id)
+    changed = session.execute(
+        _table.update()
+        .where(_table.c.id == operation_id, _table.c.state.in_(_LIVE))
+        .values(is_cancel_requested=True, next_run=now, updated_at=now)
+    )
+    if getattr(changed, "rowcount", 0) != 1:
+        raise Conflict("operation-ended", f"{operation_id} is already {operation.state.value}", state=operation.state.value)
+    events.append(
+        session,
+        kind="operation.cancel_requested",
+        project_id=operation.project_id,
+        subject_id=operation.subject_id,
+        operation_id=operation_id,
+        actor=actor,
+        message=f"cancel of {operation.kind} of {operation.subject_name} requested",
+        now=now,
+    )
+    return get(session, operation_id)
+
+
+def retry(session: Session, operation_id: str, *, actor: str, now: datetime) -> Operation:
+    """Let an operation that needs attention go on where it stopped. Conflict in any other state."""
+    operation = get(session, operation_id)
+    undoing = any(entry.direction is Direction.UNDO or not entry.has_succeeded for entry in journal_of(session, operation_id))
+    state = OperationState.COMPENSATING if undoing else OperationState.RUNNING
+    changed = session.execute(
+        _table.update()
+        .where(_table.c.id == operation_id, _table.c.state == OperationState.NEEDS_ATTENTION.value)
+        .values(state=state.value, attempts=0, next_run=now, lease_until=None, driver="", updated_at=now)
+    )
+    if getattr(changed, "rowcount", 0) != 1:
+        raise Conflict(
+            "operation-not-stuck", f"{operation_id} is {operation.state.value}; only one that needs attention is retried"
+        )
+    events.append(
+        session,
+        kind="operation.retried",
+        project_id=operation.project_id,
+        subject_id=operation.subject_id,
+        operation_id=operation_id,
+        actor=actor,
+        message=f"{operation.kind} of {operation.subject_name} is tried again",
+        now=now,
+    )
+    return get(session, operation_id)
+
+
+def supersede(session: Session, subject_id: str, *, by: str, now: datetime) -> Operation | None:
+    """Close the subject's live exclusive operation as failed so that `by` (delete, forced stop, recovery) may take over.
+
+    What it left half-done is now the successor's to clean: claims and the migration row stay as they are. The raised turn makes
+    a command of the old driver that is still under way too old for the agents.
+    """
+    live = live_exclusive(session, subject_id)
+    if live is None:
+        return None
+    raise_turn(session, subject_id)
+    error = OperationError.of(Conflict("superseded", f"superseded by {by}"))
+    close(session, live, state=OperationState.FAILED, now=now, error=error)
+    session.execute(schema.placement_request.delete().where(schema.placement_request.c.operation_id == live.id))
+    return live
+
+
+def delete_ended_before(session: Session, at: datetime, *, limit: int) -> int:
+    """Delete up to `limit` operations that ended before `at`, with their journals; return how many."""
+    old = session.scalars(sa.select(_table.c.id).where(_table.c.ended_at < at).order_by(_table.c.ended_at).limit(limit)).all()
+    for table in (schema.journal, schema.placement_request, schema.slot):
+        session.execute(table.delete().where(table.c.operation_id.in_(old)))
+    session.execute(_table.delete().where(_table.c.id.in_(old)))
+    return len(old)
+
+
+def _due(now: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        _table.c.state.in_(_LIVE),
+        _table.c.next_run <= now,
+        sa.or_(_table.c.lease_until.is_(None), _table.c.lease_until <= now),
+    )

@@ -1,0 +1,132 @@
+"""Requests for placement and the decisions about them."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.model.placement import DecisionRow, PlacementAsk
+from trimtab_controller.store import schema
+from trimtab_controller.store.rows import build, columns_of
+from trimtab_protos.errors import NoCapacity
+
+_request = schema.placement_request
+
+
+def ask(session: Session, *, operation_id: str, vm_id: str, project_id: str, kind: str, to_host_id: str, now: datetime) -> None:
+    """Queue a request for the leader's next batch."""
+    session.execute(
+        _request.insert().values(
+            operation_id=operation_id,
+            vm_id=vm_id,
+            project_id=project_id,
+            kind=kind,
+            requirement={"to_host_id": to_host_id},
+            state="pending",
+            created_at=now,
+        )
+    )
+
+
+def get(session: Session, operation_id: str) -> PlacementAsk | None:
+    row = session.execute(sa.select(_request).where(_request.c.operation_id == operation_id)).one_or_none()
+    return build(PlacementAsk, row, to_host_id=row.requirement.get("to_host_id", "")) if row else None
+
+
+def pending(session: Session, *, limit: int) -> tuple[PlacementAsk, ...]:
+    """Return the oldest pending requests. Plan: ix_placement_request_state."""
+    query = sa.select(_request).where(_request.c.state == "pending").order_by(_request.c.created_at).limit(limit)
+    rows = session.execute(query)
+    return tuple(build(PlacementAsk, row, to_host_id=row.requirement.get("to_host_id", "")) for row in rows)
+
+
+def answer(request: PlacementAsk) -> Mapping[str, Any] | None:
+    """Return {host_id, epoch, decision_id} of a placed request, None of a pending one. NoCapacity of a refused one."""
+    if request.state == "refused":
+        raise NoCapacity("no-host-fits", request.refusal, decision_id=request.decision_id)
+    if request.state == "placed":
+        return {"host_id": request.chosen_host_id, "epoch": request.epoch, "decision_id": request.decision_id}
+    return None
+
+
+def settle(
+    session: Session,
+    operation_id: str,
+    *,
+    state: str,
+    decision_id: str,
+    chosen_host_id: str = "",
+    epoch: int = 0,
+    refusal: str = "",
+    now: datetime,
+) -> bool:
+    """Answer a pending request; False where it was withdrawn meanwhile (then nothing may be claimed for it)."""
+    changed = session.execute(
+        _request.update()
+        .where(_request.c.operation_id == operation_id, _request.c.state == "pending")
+        .values(
+            state=state,
+            chosen_host_id=chosen_host_id,
+            epoch=epoch,
+            decision_id=decision_id,
+            refusal=refusal[:2000],
+            decided_at=now,
+        )
+    )
+    return getattr(changed, "rowcount", 0) == 1
+
+
+def withdraw(session: Session, operation_id: str) -> None:
+    session.execute(_request.delete().where(_request.c.operation_id == operation_id))
+
+
+def record_decision(
+    session: Session,
+    *,
+    decision_id: str,
+    vm_id: str,
+    operation_id: str,
+    kind: str,
+    chosen_host_id: str,
+    policy: str,
+    verdicts: Mapping[str, Any],
+    now: datetime,
+) -> None:
+    """Keep why: every host's verdict."""
+    session.execute(
+        schema.decision.insert().values(
+            id=decision_id,
+            vm_id=vm_id,
+            operation_id=operation_id,
+            kind=kind,
+            chosen_host_id=chosen_host_id,
+            policy=policy,
+            verdicts=dict(verdicts),
+            created_at=now,
+        )
+    )
+
+
+def latest_decision(session: Session, vm_id: str) -> DecisionRow | None:
+    """Return the newest decision about the vm, if it is still kept."""
+    table = schema.decision
+    query = sa.select(*columns_of(table, DecisionRow)).where(table.c.vm_id == vm_id).order_by(table.c.id.desc()).limit(1)
+    row = session.execute(query).one_or_none()
+    return build(DecisionRow, row) if row else None
+
+
+def decision_of_operation(session: Session, operation_id: str) -> DecisionRow | None:
+    table = schema.decision
+    query = sa.select(*columns_of(table, DecisionRow)).where(table.c.operation_id == operation_id).order_by(table.c.id.desc())
+    row = session.execute(query.limit(1)).one_or_none()
+    return build(DecisionRow, row) if row else None
+
+
+def delete_decisions_before(session: Session, at: datetime, *, limit: int) -> int:
+    """Delete up to `limit` decisions older than `at`; return how many."""
+    table = schema.decision
+    old = session.scalars(sa.select(table.c.id).where(table.c.created_at < at).limit(limit)).all()
+    session.execute(table.delete().where(table.c.id.in_(old)))
+    return len(old)

@@ -1,0 +1,44 @@
+"""Turns a row into the frozen dataclass of the same fields; the only place where column types meet model types."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import cache
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+T = TypeVar("T")
+
+
+def columns_of(table: sa.Table, target: type[Any]) -> list[sa.ColumnElement[Any]]:
+    """Return the columns of `table` that `target` has fields for, so that a query reads nothing it drops."""
+    return [table.c[field.name] for field in dataclasses.fields(target) if field.name in table.c]
+
+
+def build(target: type[T], row: sa.Row[Any] | Mapping[str, Any], **extra: Any) -> T:
+    """Return `target` from a row; `extra` gives fields that are no columns. Lists become tuples, strings enums."""
+    mapping = row if isinstance(row, Mapping) else row._mapping
+    values = dict(extra)
+    for name, convert in _converters(target).items():
+        if name not in values:
+            values[name] = convert(mapping[name])
+    return target(**values)
+
+
+@cache
+def _converters(target: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(target)
+    return {field.name: _converter(hints[field.name]) for field in dataclasses.fields(target)}
+
+
+def _converter(hint: Any) -> Any:
+    optional = isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+    inner = next(a for a in typing.get_args(hint) if a is not type(None)) if optional else hint
+    if isinstance(inner, type) and issubclass(inner, StrEnum):
+        return lambda value: None if value is None else inner(value)
+    if typing.get_origin(inner) is tuple:
+        return lambda value: tuple(value or ())
+    return lambda value: value

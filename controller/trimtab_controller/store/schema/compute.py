@@ -1,0 +1,252 @@
+"""Vms, their claims on hosts, groups, placement decisions, and what later issues hang on a vm."""
+
+import sqlalchemy as sa
+
+from trimtab_controller.store.schema.base import (
+    Json,
+    UtcDateTime,
+    created_at,
+    deleted_at,
+    id_column,
+    metadata,
+    ref,
+    unique_among_live,
+    version,
+)
+
+vm = sa.Table(
+    "vm",
+    metadata,
+    id_column(),
+    sa.Column("uuid", sa.String(36), nullable=False, unique=True),
+    ref("project_id", "project.id"),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("labels", Json, nullable=False),
+    sa.Column("origin", sa.String(16), nullable=False, server_default="created"),  # created, adopted
+    # Shape.
+    sa.Column("arch", sa.String(16), nullable=False),
+    sa.Column("machine", sa.String(80), nullable=False, server_default=""),  # concrete, fixed at first placement
+    sa.Column("cpu_model", sa.String(80), nullable=False, server_default=""),  # named, fixed at first placement
+    sa.Column("cpu_features", Json, nullable=False),
+    sa.Column("vcpus", sa.Integer(), nullable=False),
+    sa.Column("vcpus_max", sa.Integer(), nullable=False),
+    sa.Column("memory_mib", sa.BigInteger(), nullable=False),
+    sa.Column("memory_max_mib", sa.BigInteger(), nullable=False),
+    sa.Column("firmware", sa.String(8), nullable=False),
+    sa.Column("has_secure_boot", sa.Boolean(), nullable=False, server_default=sa.false()),
+    sa.Column("nvram_pool_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("device_addresses", Json, nullable=False),
+    sa.Column("image_id", sa.String(40), sa.ForeignKey("image.id")),
+    sa.Column("template_id", sa.String(40)),
+    # Seed documents (meta, user, network) as given; they may hold secrets: only `admin` and the vm's operators read them.
+    sa.Column("seed", Json, nullable=False),
+    # Placement wishes.
+    sa.Column("host_selector", Json, nullable=False),
+    sa.Column("host_class", sa.String(63), nullable=False, server_default=""),
+    sa.Column("ha", sa.String(16), nullable=False, server_default="none"),
+    sa.Column("priority", sa.Integer(), nullable=False, server_default="0"),
+    sa.Column("drain_policy", sa.String(16), nullable=False, server_default="migrate"),
+    # Desired.
+    sa.Column("desired_power", sa.String(16), nullable=False),
+    # Placement: host '' is none. The epoch grows with every assignment and is checked by agents.
+    sa.Column("host_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("epoch", sa.BigInteger(), nullable=False, server_default="0"),
+    # Observed, with its age.
+    sa.Column("observed_state", sa.String(16), nullable=False),
+    sa.Column("observed_reason", sa.String(32), nullable=False, server_default=""),
+    sa.Column("observed_host_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("observed_at", UtcDateTime()),
+    sa.Column("observed_addresses", Json, nullable=False),
+    # Why it is not as desired; shown to the user.
+    sa.Column("problem", sa.String(1000), nullable=False, server_default=""),
+    version(),
+    created_at(),
+    deleted_at(),
+    # Files are removed after this instant; until then `undelete` brings the vm back.
+    sa.Column("purge_after", UtcDateTime()),
+    sa.Column("purged_at", UtcDateTime()),
+    sa.CheckConstraint("vcpus BETWEEN 1 AND 1024 AND vcpus_max >= vcpus", name="vcpus"),
+    sa.CheckConstraint("memory_mib >= 16 AND memory_max_mib >= memory_mib", name="memory"),
+    sa.CheckConstraint("desired_power IN ('running', 'stopped', 'paused', 'deleted')", name="desired_power"),
+    sa.CheckConstraint("firmware IN ('bios', 'uefi')", name="firmware"),
+    sa.CheckConstraint("ha IN ('restart', 'none')", name="ha"),
+)
+unique_among_live("uq_vm_name_live", vm.c.project_id, vm.c.name)
+sa.Index("ix_vm_host_id", vm.c.host_id)
+
+# One row per (vm, host) that holds it: two during a migration. Compute figures are zero for a stopped vm.
+claim = sa.Table(
+    "claim",
+    metadata,
+    ref("vm_id", "vm.id", primary_key=True),
+    ref("host_id", "host.id", primary_key=True),
+    sa.Column("role", sa.String(16), nullable=False),  # home, target
+    sa.Column("epoch", sa.BigInteger(), nullable=False),
+    sa.Column("vcpus", sa.Integer(), nullable=False),
+    sa.Column("memory_mib", sa.BigInteger(), nullable=False),
+    sa.Column("operation_id", sa.String(40), nullable=False),
+    created_at(),
+    sa.CheckConstraint("role IN ('home', 'target')", name="role"),
+    sa.CheckConstraint("vcpus >= 0 AND memory_mib >= 0", name="not_negative"),
+)
+sa.Index("uq_claim_vm_role", claim.c.vm_id, claim.c.role, unique=True)
+sa.Index("ix_claim_host_id", claim.c.host_id)
+
+# Space of volumes; survives a stop.
+disk_claim = sa.Table(
+    "disk_claim",
+    metadata,
+    ref("volume_id", "volume.id", primary_key=True),
+    ref("pool_id", "pool.id", primary_key=True),
+    sa.Column("host_id", sa.String(40), primary_key=True),
+    sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+)
+
+# What the saga's placement step waits for and the leader's batch loop answers.
+placement_request = sa.Table(
+    "placement_request",
+    metadata,
+    ref("operation_id", "operation.id", primary_key=True),
+    ref("vm_id", "vm.id"),
+    ref("project_id", "project.id"),
+    sa.Column("kind", sa.String(16), nullable=False),  # create, start, migrate
+    sa.Column("requirement", Json, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),  # pending, placed, refused
+    sa.Column("chosen_host_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("epoch", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("decision_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("refusal", sa.String(2000), nullable=False, server_default=""),
+    created_at(),
+    sa.Column("decided_at", UtcDateTime()),
+    sa.CheckConstraint("state IN ('pending', 'placed', 'refused')", name="state"),
+)
+sa.Index("ix_placement_request_state", placement_request.c.state, placement_request.c.created_at)
+
+# Why a vm is where it is: every host's verdict. Kept 14 days.
+decision = sa.Table(
+    "decision",
+    metadata,
+    id_column(),
+    ref("vm_id", "vm.id"),
+    sa.Column("operation_id", sa.String(40), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("chosen_host_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("policy", sa.String(40), nullable=False),
+    sa.Column("verdicts", Json, nullable=False),
+    created_at(),
+)
+sa.Index("ix_decision_vm_id", decision.c.vm_id, decision.c.created_at)
+sa.Index("ix_decision_created_at", decision.c.created_at)
+
+# While a row is here both hosts are holders; only proof removes it.
+migration = sa.Table(
+    "migration",
+    metadata,
+    ref("vm_id", "vm.id", primary_key=True),
+    ref("operation_id", "operation.id"),
+    ref("source_host_id", "host.id"),
+    ref("target_host_id", "host.id"),
+    sa.Column("source_epoch", sa.BigInteger(), nullable=False),
+    sa.Column("target_epoch", sa.BigInteger(), nullable=False),
+    sa.Column("copied_volumes", Json, nullable=False),
+    created_at(),
+)
+
+vm_group = sa.Table(
+    "vm_group",
+    metadata,
+    id_column(),
+    ref("project_id", "project.id"),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("rule", Json, nullable=False),
+    # Checked and raised by every claim of a member: two placements cannot both miss each other.
+    sa.Column("generation", sa.BigInteger(), nullable=False, server_default="0"),
+    version(),
+    created_at(),
+    deleted_at(),
+)
+unique_among_live("uq_vm_group_name_live", vm_group.c.project_id, vm_group.c.name)
+
+vm_group_member = sa.Table(
+    "vm_group_member",
+    metadata,
+    ref("vm_group_id", "vm_group.id", primary_key=True),
+    ref("vm_id", "vm.id", primary_key=True),
+)
+
+template = sa.Table(
+    "template",
+    metadata,
+    id_column(),
+    ref("project_id", "project.id"),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("revision", sa.Integer(), nullable=False, server_default="1"),
+    ref("image_id", "image.id"),
+    sa.Column("settings", Json, nullable=False),
+    version(),
+    created_at(),
+    deleted_at(),
+)
+unique_among_live("uq_template_name_live", template.c.project_id, template.c.name, template.c.revision)
+
+snapshot = sa.Table(
+    "snapshot",
+    metadata,
+    id_column(),
+    ref("vm_id", "vm.id"),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("parent_id", sa.String(40), sa.ForeignKey("snapshot.id")),
+    sa.Column("has_memory", sa.Boolean(), nullable=False, server_default=sa.false()),
+    sa.Column("volumes", Json, nullable=False),
+    created_at(),
+    deleted_at(),
+)
+unique_among_live("uq_snapshot_name_live", snapshot.c.vm_id, snapshot.c.name)
+
+checkpoint = sa.Table(
+    "checkpoint",
+    metadata,
+    id_column(),
+    ref("volume_id", "volume.id"),
+    sa.Column("volume_generation", sa.BigInteger(), nullable=False),
+    sa.Column("parent_id", sa.String(40), sa.ForeignKey("checkpoint.id")),
+    created_at(),
+    deleted_at(),
+)
+
+backup = sa.Table(
+    "backup",
+    metadata,
+    id_column(),
+    ref("project_id", "project.id"),
+    ref("vm_id", "vm.id"),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("manifest", Json, nullable=False),
+    created_at(),
+    deleted_at(),
+)
+
+plan = sa.Table(
+    "plan",
+    metadata,
+    id_column(),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("changes", Json, nullable=False),
+    sa.Column("created_by", sa.String(80), nullable=False),
+    created_at(),
+)
+
+# Usage history in SQL, since Prometheus is optional: mean and peak per subject, per bucket.
+usage_rollup = sa.Table(
+    "usage_rollup",
+    metadata,
+    sa.Column("subject_id", sa.String(40), primary_key=True),
+    sa.Column("metric", sa.String(40), primary_key=True),
+    sa.Column("bucket_s", sa.Integer(), primary_key=True),
+    sa.Column("bucket_at", UtcDateTime(), primary_key=True),
+    sa.Column("mean", sa.Float(), nullable=False),
+    sa.Column("peak", sa.Float(), nullable=False),
+    sa.Column("samples", sa.Integer(), nullable=False),
+)
+sa.Index("ix_usage_rollup_bucket_at", usage_rollup.c.bucket_at)

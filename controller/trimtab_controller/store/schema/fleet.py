@@ -1,0 +1,137 @@
+"""Hosts, their classes, join tokens, certificates and the leases of the control plane itself."""
+
+import sqlalchemy as sa
+
+from trimtab_controller.store.schema.base import (
+    Json,
+    UtcDateTime,
+    created_at,
+    deleted_at,
+    id_column,
+    metadata,
+    ref,
+    unique_among_live,
+    version,
+)
+
+host_class = sa.Table(
+    "host_class",
+    metadata,
+    id_column(),
+    sa.Column("name", sa.String(63), nullable=False),
+    # NULL: derived from the members' common baseline when the first vm needs it.
+    sa.Column("cpu_model", sa.String(80)),
+    sa.Column("machine", sa.String(80)),
+    # Thousandths: 4000 = four vcpus for one cpu.
+    sa.Column("vcpu_ratio_permille", sa.Integer(), nullable=False, server_default="4000"),
+    sa.Column("memory_ratio_permille", sa.Integer(), nullable=False, server_default="1000"),
+    sa.Column("memory_reserve_mib", sa.BigInteger(), nullable=False, server_default="1024"),
+    sa.Column("policy", sa.String(40), nullable=False, server_default="best-fit"),
+    version(),
+    created_at(),
+    deleted_at(),
+)
+unique_among_live("uq_host_class_name_live", host_class.c.name)
+
+host = sa.Table(
+    "host",
+    metadata,
+    id_column(),
+    sa.Column("name", sa.String(63), nullable=False),
+    ref("host_class_id", "host_class.id"),
+    sa.Column("labels", Json, nullable=False),
+    sa.Column("is_cordoned", sa.Boolean(), nullable=False, server_default=sa.false()),
+    sa.Column("agent_address", sa.String(200), nullable=False),
+    sa.Column("migration_address", sa.String(80), nullable=False),
+    sa.Column("machine_id", sa.String(64), nullable=False),
+    sa.Column("smbios_uuid", sa.String(64), nullable=False),
+    # Observed. `incarnation` is the agent's: a command decided for another one is refused by the agent.
+    sa.Column("connectivity", sa.String(16), nullable=False),
+    sa.Column("connectivity_at", UtcDateTime(), nullable=False),
+    sa.Column("boot_id", sa.String(64), nullable=False, server_default=""),
+    sa.Column("incarnation", sa.String(64), nullable=False, server_default=""),
+    sa.Column("lease_number", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("inventory", Json),
+    sa.Column("inventory_digest", sa.String(64), nullable=False, server_default=""),
+    sa.Column("inventory_at", UtcDateTime()),
+    # Claims. Only the leader writes them. `generation` moves with every change of claims.
+    sa.Column("generation", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("vcpus_limit", sa.Integer(), nullable=False, server_default="0"),
+    sa.Column("memory_limit_mib", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("vcpus_claimed", sa.Integer(), nullable=False, server_default="0"),
+    sa.Column("memory_claimed_mib", sa.BigInteger(), nullable=False, server_default="0"),
+    # Used by domains that are not ours; subtracted from the limit when placing, outside the CHECK since we do not rule them.
+    sa.Column("unmanaged_vcpus", sa.Integer(), nullable=False, server_default="0"),
+    sa.Column("unmanaged_memory_mib", sa.BigInteger(), nullable=False, server_default="0"),
+    version(),
+    created_at(),
+    deleted_at(),
+    sa.CheckConstraint("vcpus_claimed >= 0 AND vcpus_claimed <= vcpus_limit", name="vcpus"),
+    sa.CheckConstraint("memory_claimed_mib >= 0 AND memory_claimed_mib <= memory_limit_mib", name="memory"),
+    sa.CheckConstraint("connectivity IN ('new', 'up', 'suspect', 'lost', 'fenced')", name="connectivity"),
+)
+unique_among_live("uq_host_name_live", host.c.name)
+unique_among_live("uq_host_machine_id_live", host.c.machine_id)
+unique_among_live("uq_host_smbios_uuid_live", host.c.smbios_uuid)
+
+# Countable parts that belong to at most one vm at a time (filled by a later issue; the keys are what is dear to change).
+host_part = sa.Table(
+    "host_part",
+    metadata,
+    ref("host_id", "host.id", primary_key=True),
+    sa.Column("kind", sa.String(16), primary_key=True),  # cpu, numa_cell, pci
+    sa.Column("part", sa.String(40), primary_key=True),  # cpu number, cell number, PCI address
+    sa.Column("facts", Json, nullable=False),
+    sa.Column("vm_id", sa.String(40)),
+    sa.CheckConstraint("kind IN ('cpu', 'numa_cell', 'pci')", name="kind"),
+)
+
+host_token = sa.Table(
+    "host_token",
+    metadata,
+    id_column(),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("secret_sha256", sa.String(64), nullable=False),
+    # Set where the token re-admits a known host.
+    sa.Column("host_id", sa.String(40)),
+    sa.Column("expires_at", UtcDateTime(), nullable=False),
+    sa.Column("used_at", UtcDateTime()),
+    sa.Column("created_by", sa.String(80), nullable=False),
+    created_at(),
+)
+
+host_certificate = sa.Table(
+    "host_certificate",
+    metadata,
+    sa.Column("serial", sa.String(64), primary_key=True),
+    ref("host_id", "host.id"),
+    sa.Column("purpose", sa.String(16), nullable=False),
+    sa.Column("not_after", UtcDateTime(), nullable=False),
+    sa.Column("revoked_at", UtcDateTime()),
+    created_at(),
+)
+sa.Index("ix_host_certificate_host_id", host_certificate.c.host_id)
+
+# `engine`, `gateway/<id>`: whoever holds the row at its term may write under it.
+lease = sa.Table(
+    "lease",
+    metadata,
+    sa.Column("name", sa.String(80), primary_key=True),
+    sa.Column("owner", sa.String(80), nullable=False),
+    sa.Column("term", sa.BigInteger(), nullable=False),
+    sa.Column("beat", sa.BigInteger(), nullable=False),
+    sa.Column("ttl_ms", sa.Integer(), nullable=False),
+    sa.Column("context", Json, nullable=False),
+    sa.Column("renewed_at", UtcDateTime(), nullable=False),
+)
+
+# The end of all granting to a host: committed here, in force once every live gateway has acknowledged or its lease ended.
+lease_revocation = sa.Table(
+    "lease_revocation",
+    metadata,
+    ref("host_id", "host.id", primary_key=True),
+    sa.Column("number", sa.BigInteger(), nullable=False),
+    sa.Column("term", sa.BigInteger(), nullable=False),
+    sa.Column("acknowledgements", Json, nullable=False),
+    created_at(),
+)

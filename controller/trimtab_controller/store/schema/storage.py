@@ -1,0 +1,146 @@
+"""Pools, images and their replicas, volumes, uploads."""
+
+import sqlalchemy as sa
+
+from trimtab_controller.store.schema.base import (
+    Json,
+    UtcDateTime,
+    created_at,
+    deleted_at,
+    id_column,
+    metadata,
+    ref,
+    unique_among_live,
+    version,
+)
+
+# `host_id` in this file: '' where the thing lives on a shared pool, else the host that has it.
+SHARED = ""
+
+pool = sa.Table(
+    "pool",
+    metadata,
+    id_column(),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("path", sa.String(500), nullable=False),
+    sa.Column("is_shared", sa.Boolean(), nullable=False),
+    # A shared pool takes volumes only after each of its hosts has read a marker that another wrote.
+    sa.Column("sharing_proven_at", UtcDateTime()),
+    sa.Column("reserve_permille", sa.Integer(), nullable=False, server_default="50"),
+    sa.Column("settings", Json, nullable=False),
+    version(),
+    created_at(),
+    deleted_at(),
+    sa.CheckConstraint("kind IN ('dir')", name="kind"),
+)
+unique_among_live("uq_pool_name_live", pool.c.name)
+
+pool_host = sa.Table(
+    "pool_host",
+    metadata,
+    ref("pool_id", "pool.id", primary_key=True),
+    ref("host_id", "host.id", primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),  # unknown, ready, failed
+    sa.Column("problem", sa.String(500), nullable=False, server_default=""),
+    sa.Column("observed_at", UtcDateTime()),
+    sa.CheckConstraint("state IN ('unknown', 'ready', 'failed')", name="state"),
+)
+
+# Space is claimed per place: one row for a shared pool, one per host for a local one.
+pool_space = sa.Table(
+    "pool_space",
+    metadata,
+    ref("pool_id", "pool.id", primary_key=True),
+    sa.Column("host_id", sa.String(40), primary_key=True),
+    sa.Column("capacity_bytes", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("available_bytes", sa.BigInteger(), nullable=False, server_default="0"),
+    # Full virtual size of what is placed here; sparse files use less, which is the margin until a later issue trades it.
+    sa.Column("claimed_bytes", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("observed_at", UtcDateTime()),
+    sa.CheckConstraint("claimed_bytes >= 0", name="claimed_not_negative"),
+)
+
+image = sa.Table(
+    "image",
+    metadata,
+    id_column(),
+    # '' is offered to every project.
+    sa.Column("project_id", sa.String(40), nullable=False),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),  # disk, iso
+    sa.Column("format", sa.String(16), nullable=False),
+    sa.Column("virtual_size_bytes", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("file_size_bytes", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("source_sha256", sa.String(64), nullable=False, server_default=""),
+    sa.Column("stored_sha256", sa.String(64), nullable=False, server_default=""),
+    sa.Column("state", sa.String(16), nullable=False),  # importing, ready, failed
+    sa.Column("labels", Json, nullable=False),
+    version(),
+    created_at(),
+    deleted_at(),
+    sa.CheckConstraint("state IN ('importing', 'ready', 'failed')", name="state"),
+)
+unique_among_live("uq_image_name_live", image.c.project_id, image.c.name)
+
+image_replica = sa.Table(
+    "image_replica",
+    metadata,
+    ref("image_id", "image.id", primary_key=True),
+    ref("pool_id", "pool.id", primary_key=True),
+    sa.Column("host_id", sa.String(40), primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),  # copying, ready, deleting
+    # The operation that distributes it; while it lives nobody else cleans up.
+    sa.Column("owner_operation_id", sa.String(40), nullable=False, server_default=""),
+    created_at(),
+    sa.CheckConstraint("state IN ('copying', 'ready', 'deleting')", name="state"),
+)
+
+volume = sa.Table(
+    "volume",
+    metadata,
+    id_column(),
+    ref("project_id", "project.id"),
+    sa.Column("name", sa.String(63), nullable=False),
+    ref("pool_id", "pool.id"),
+    # Where its bytes are; '' on a shared pool or not yet made.
+    sa.Column("host_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("format", sa.String(16), nullable=False),
+    sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+    sa.Column("base_image_id", sa.String(40), sa.ForeignKey("image.id")),
+    sa.Column("parent_volume_id", sa.String(40), sa.ForeignKey("volume.id")),
+    # Grows when content goes back in time (revert, restore): old checkpoints and bitmaps die with it.
+    sa.Column("generation", sa.BigInteger(), nullable=False, server_default="1"),
+    # absent until the agent proved it.
+    sa.Column("observed_state", sa.String(16), nullable=False, server_default="absent"),
+    sa.Column("allocated_bytes", sa.BigInteger(), nullable=False, server_default="0"),
+    # Attachment.
+    sa.Column("vm_id", sa.String(40), sa.ForeignKey("vm.id")),
+    sa.Column("disk_index", sa.Integer()),
+    sa.Column("bus", sa.String(16), nullable=False, server_default="virtio"),
+    sa.Column("boot_order", sa.Integer(), nullable=False, server_default="0"),
+    sa.Column("is_read_only", sa.Boolean(), nullable=False, server_default=sa.false()),
+    sa.Column("is_deleted_with_vm", sa.Boolean(), nullable=False, server_default=sa.true()),
+    version(),
+    created_at(),
+    deleted_at(),
+    sa.CheckConstraint("format IN ('raw', 'qcow2')", name="format"),
+    sa.CheckConstraint("size_bytes > 0", name="size"),
+    sa.CheckConstraint("observed_state IN ('absent', 'present', 'unknown')", name="observed_state"),
+)
+unique_among_live("uq_volume_name_live", volume.c.project_id, volume.c.name)
+sa.Index("uq_volume_vm_disk", volume.c.vm_id, volume.c.disk_index, unique=True)
+sa.Index("ix_volume_base_image_id", volume.c.base_image_id)
+
+upload = sa.Table(
+    "upload",
+    metadata,
+    id_column(),
+    ref("project_id", "project.id"),
+    # The replica of the controller that has the bytes: its gateway's address.
+    sa.Column("gateway_address", sa.String(200), nullable=False),
+    sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False, server_default=""),
+    sa.Column("expires_at", UtcDateTime(), nullable=False),
+    created_at(),
+)

@@ -1,0 +1,162 @@
+"""Vms and their nics in SQL."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
+from trimtab_controller.core.model import Nic, Vm
+from trimtab_controller.store import schema
+from trimtab_controller.store.rows import build, columns_of
+from trimtab_protos.errors import AlreadyExists, NotFound
+
+_table = schema.vm
+_columns = columns_of(_table, Vm)
+
+
+def from_row(row: sa.Row[Any]) -> Vm:
+    return build(Vm, row)
+
+
+def insert(session: Session, **values: Any) -> Vm:
+    """Insert a vm row from column values. AlreadyExists where its name is taken among live vms of the project."""
+    try:
+        with session.begin_nested():
+            session.execute(_table.insert().values(**values))
+    except IntegrityError as error:
+        if find(session, values["project_id"], values["name"]) is None:
+            raise
+        raise AlreadyExists(
+            "vm-exists", f"vm {values['name']} exists already in this project; choose another name", name=values["name"]
+        ) from error
+    return get(session, values["id"])
+
+
+def get(session: Session, vm_id: str) -> Vm:
+    """Return the vm, deleted ones too: their rows are tombstones."""
+    row = session.execute(sa.select(*_columns).where(_table.c.id == vm_id)).one_or_none()
+    if row is None:
+        raise NotFound("vm-not-found", f"no vm {vm_id}")
+    return from_row(row)
+
+
+def find(session: Session, project_id: str, name_or_id: str, *, with_deleted: bool = False) -> Vm | None:
+    """Return the vm of this name or id, live before deleted, latest deleted first; None where the project has none."""
+    query = (
+        sa.select(*_columns)
+        .where(_table.c.project_id == project_id, sa.or_(_table.c.name == name_or_id, _table.c.id == name_or_id))
+        .order_by(_table.c.deleted_at.is_not(None), _table.c.deleted_at.desc())
+        .limit(1)
+    )
+    query = query.where(_table.c.purged_at.is_(None)) if with_deleted else query.where(_table.c.deleted_at.is_(None))
+    row = session.execute(query).one_or_none()
+    return from_row(row) if row else None
+
+
+def page(
+    session: Session,
+    *,
+    limit: int,
+    after_name: str = "",
+    project_ids: Sequence[str] | None = None,
+    host_id: str = "",
+    observed_state: str = "",
+    with_deleted: bool = False,
+) -> tuple[Vm, ...]:
+    """Return up to `limit` vms by name, after `after_name`."""
+    query = sa.select(*_columns).order_by(_table.c.name, _table.c.id).limit(limit)
+    if after_name:
+        query = query.where(_table.c.name > after_name)
+    if project_ids is not None:
+        query = query.where(_table.c.project_id.in_(project_ids))
+    if host_id:
+        query = query.where(_table.c.host_id == host_id)
+    if observed_state:
+        query = query.where(_table.c.observed_state == observed_state)
+    query = query.where(_table.c.purged_at.is_(None)) if with_deleted else query.where(_table.c.deleted_at.is_(None))
+    return tuple(from_row(row) for row in session.execute(query))
+
+
+def update(session: Session, vm_id: str, **values: Any) -> None:
+    """Write column values and raise the version."""
+    session.execute(_table.update().where(_table.c.id == vm_id).values(version=_table.c.version + 1, **values))
+
+
+def set_desired(session: Session, vm_id: str, power: DesiredPower) -> None:
+    update(session, vm_id, desired_power=power.value)
+
+
+def observe(
+    session: Session,
+    vm_id: str,
+    *,
+    host_id: str,
+    state: ObservedState,
+    reason: str,
+    at: datetime,
+    addresses: Sequence[str] | None = None,
+) -> bool:
+    """Record what was seen of the vm unless something newer was; return whether the state changed."""
+    before = session.execute(
+        sa.select(_table.c.observed_state, _table.c.observed_reason, _table.c.observed_host_id, _table.c.observed_at).where(
+            _table.c.id == vm_id
+        )
+    ).one_or_none()
+    if before is None or (before.observed_at is not None and before.observed_at > at):
+        return False
+    values: dict[str, Any] = {"observed_at": at}
+    seen = (state.value, reason, host_id)
+    has_changed = seen != (before.observed_state, before.observed_reason, before.observed_host_id)
+    if has_changed:
+        values |= {
+            "observed_state": state.value,
+            "observed_reason": reason,
+            "observed_host_id": host_id,
+            "version": _table.c.version + 1,
+        }
+    if addresses is not None:
+        values["observed_addresses"] = list(addresses)
+    session.execute(_table.update().where(_table.c.id == vm_id).values(**values))
+    return has_changed
+
+
+# --- nics ----------------------------------------------------------------------------------------------------------------
+
+
+def nics_of(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Nic, ...]]:
+    """Return each vm's nics in order, with their declared addresses; two queries for any number of vms."""
+    addresses: dict[str, list[str]] = {}
+    nic, address = schema.nic, schema.nic_address
+    joined = sa.select(address).join(nic, nic.c.id == address.c.nic_id).where(nic.c.vm_id.in_(vm_ids)).order_by(address.c.address)
+    for row in session.execute(joined):
+        addresses.setdefault(row.nic_id, []).append(f"{row.address}/{row.prefix_length}")
+    found: dict[str, list[Nic]] = {vm_id: [] for vm_id in vm_ids}
+    for row in session.execute(sa.select(nic).where(nic.c.vm_id.in_(vm_ids)).order_by(nic.c.nic_index)):
+        found[row.vm_id].append(build(Nic, row, addresses=tuple(addresses.get(row.id, ()))))
+    return {vm_id: tuple(nics) for vm_id, nics in found.items()}
+
+
+def delete_nics(session: Session, vm_id: str) -> None:
+    """Free the vm's MACs and addresses."""
+    ids = sa.select(schema.nic.c.id).where(schema.nic.c.vm_id == vm_id)
+    session.execute(schema.nic_address.delete().where(schema.nic_address.c.nic_id.in_(ids)))
+    session.execute(schema.nic.delete().where(schema.nic.c.vm_id == vm_id))
+
+
+def charge_project(session: Session, vm: Vm, *, disk_bytes: int, sign: int) -> None:
+    """Give back (sign -1) what a vm counts for in its project's quota. Charging with a quota check: `services/quota.py`."""
+    table = schema.project
+    session.execute(
+        table.update()
+        .where(table.c.id == vm.project_id)
+        .values(
+            vms_used=table.c.vms_used + sign,
+            vcpus_used=table.c.vcpus_used + sign * vm.vcpus,
+            memory_mib_used=table.c.memory_mib_used + sign * vm.memory_mib,
+            disk_bytes_used=table.c.disk_bytes_used + sign * disk_bytes,
+        )
+    )
