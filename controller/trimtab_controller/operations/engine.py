@@ -178,6 +178,7 @@ class Engine:
             store.hold(session, operation, now=now, lease_s=DRIVER_LEASE_S, attempts=0, step=step.name)
             context = Transaction(operation=operation, params=params, results=position.results, now=now, session=session)
             result = run(context)
+            assert not isinstance(result, TookPlace), "a transaction knows what it did"
             if isinstance(result, Wait):
                 self._release(session, operation, operation.state, result, step=step.name, now=now)
             else:

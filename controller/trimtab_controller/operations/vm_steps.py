@@ -44,14 +44,19 @@ def place(kind: str) -> Step:
                 project_id=context.operation.project_id,
                 kind=kind,
                 to_host_id=getattr(context.params, "to_host_id", ""),
+                previous_host_id=vms.get(context.session, context.params.vm_id).host_id,
                 now=context.now,
             )
             return Wait(PLACEMENT_POLL_S, "a placement")
         return placements.answer(request) or Wait(PLACEMENT_POLL_S, "a placement")
 
     def undo(context: Transaction[Any]) -> None:
+        request = placements.get(context.session, context.operation.id)
         placements.withdraw(context.session, context.operation.id)
         _give_back_placement(context, kind)
+        if kind == "start" and request is not None and request.state == "placed":
+            # Its disks may be there, and whoever looks for its definition looks at home first.
+            vms.update(context.session, context.params.vm_id, host_id=request.previous_host_id)
 
     return transaction("place", do, undo)
 

@@ -27,6 +27,13 @@ def of_vm(session: Session, vm_id: str) -> tuple[Claim, ...]:
     return tuple(build(Claim, row) for row in rows)
 
 
+def homes_of(session: Session, vm_ids: Sequence[str]) -> dict[str, Claim]:
+    """Return the home claim of each of these vms that holds compute."""
+    table = schema.claim
+    rows = session.execute(sa.select(table).where(table.c.vm_id.in_(vm_ids), table.c.role == "home"))
+    return {row.vm_id: build(Claim, row) for row in rows}
+
+
 def take(
     session: Session,
     *,

@@ -15,7 +15,17 @@ from trimtab_protos.errors import NoCapacity
 _request = schema.placement_request
 
 
-def ask(session: Session, *, operation_id: str, vm_id: str, project_id: str, kind: str, to_host_id: str, now: datetime) -> None:
+def ask(
+    session: Session,
+    *,
+    operation_id: str,
+    vm_id: str,
+    project_id: str,
+    kind: str,
+    to_host_id: str,
+    previous_host_id: str,
+    now: datetime,
+) -> None:
     """Queue a request for the leader's next batch."""
     session.execute(
         _request.insert().values(
@@ -23,7 +33,7 @@ def ask(session: Session, *, operation_id: str, vm_id: str, project_id: str, kin
             vm_id=vm_id,
             project_id=project_id,
             kind=kind,
-            requirement={"to_host_id": to_host_id},
+            requirement={"to_host_id": to_host_id, "previous_host_id": previous_host_id},
             state="pending",
             created_at=now,
         )
@@ -32,14 +42,20 @@ def ask(session: Session, *, operation_id: str, vm_id: str, project_id: str, kin
 
 def get(session: Session, operation_id: str) -> PlacementAsk | None:
     row = session.execute(sa.select(_request).where(_request.c.operation_id == operation_id)).one_or_none()
-    return build(PlacementAsk, row, to_host_id=row.requirement.get("to_host_id", "")) if row else None
+    return _ask(row) if row else None
 
 
 def pending(session: Session, *, limit: int) -> tuple[PlacementAsk, ...]:
     """Return the oldest pending requests. Plan: ix_placement_request_state."""
     query = sa.select(_request).where(_request.c.state == "pending").order_by(_request.c.created_at).limit(limit)
-    rows = session.execute(query)
-    return tuple(build(PlacementAsk, row, to_host_id=row.requirement.get("to_host_id", "")) for row in rows)
+    return tuple(_ask(row) for row in session.execute(query))
+
+
+def _ask(row: sa.Row[Any]) -> PlacementAsk:
+    wishes = row.requirement
+    return build(
+        PlacementAsk, row, to_host_id=wishes.get("to_host_id", ""), previous_host_id=wishes.get("previous_host_id", "")
+    )
 
 
 def answer(request: PlacementAsk) -> Mapping[str, Any] | None:
@@ -47,7 +63,12 @@ def answer(request: PlacementAsk) -> Mapping[str, Any] | None:
     if request.state == "refused":
         raise NoCapacity("no-host-fits", request.refusal, decision_id=request.decision_id)
     if request.state == "placed":
-        return {"host_id": request.chosen_host_id, "epoch": request.epoch, "decision_id": request.decision_id}
+        return {
+            "host_id": request.chosen_host_id,
+            "epoch": request.epoch,
+            "decision_id": request.decision_id,
+            "previous_host_id": request.previous_host_id,
+        }
     return None
 
 

@@ -22,7 +22,7 @@ def build(target: type[T], row: sa.Row[Any] | Mapping[str, Any], **extra: Any) -
     """Return `target` from a row; `extra` gives fields that are no columns. Lists become tuples, strings enums."""
     mapping = row if isinstance(row, Mapping) else row._mapping
     values = dict(extra)
-    for name, convert in _converters(target).items():
+    for name, convert in _converters(typing.cast(Any, target)).items():
         if name not in values:
             values[name] = convert(mapping[name])
     return target(**values)

@@ -15,6 +15,7 @@ class PlacementAsk:
     project_id: str
     kind: str
     to_host_id: str
+    previous_host_id: str
     state: str
     chosen_host_id: str
     epoch: int

@@ -8,10 +8,13 @@
 """
 
 from dataclasses import dataclass
+from functools import partial
 
+from trimtab_controller.core.model import Pool, Volume
 from trimtab_controller.operations import vm_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
 from trimtab_controller.store import describe, fleet, vms
+from trimtab_controller.store.database import Session
 from trimtab_protos.errors import Conflict, Unavailable
 
 
@@ -26,6 +29,10 @@ def _own(context: Transaction[Params]) -> None:
         raise Conflict("vm-not-deleted", f"vm {vm.name} was brought back; nothing is purged")
 
 
+def _reaching_host(session: Session, *, pool: Pool, volume: Volume) -> str:
+    return fleet.host_for_volume(session, pool, volume)
+
+
 def _wipe(context: Effect[Params]) -> Json:
     parts = context.read(lambda session: describe.read_vm(session, context.params.vm_id))
     deleted = []
@@ -34,7 +41,7 @@ def _wipe(context: Effect[Params]) -> Json:
         was_never_placed = not pool.is_shared and not volume.host_id
         if not volume.is_deleted_with_vm or was_never_placed:
             continue
-        host_id = context.read(lambda session, pool=pool, volume=volume: fleet.host_for_volume(session, pool, volume))
+        host_id = context.read(partial(_reaching_host, pool=pool, volume=volume))
         if not host_id:
             raise Unavailable("volume-unreachable", f"no host that is up reaches volume {volume.name} in pool {pool.name}")
         key = context.key(subject_id=parts.vm.id, epoch=parts.vm.epoch, part=volume.id)

@@ -1,0 +1,39 @@
+# Two commands for everybody: `make demo` and `make test`. The rest is for those who change Trimtab.
+SHELL := /bin/bash
+PY := .venv/bin/python
+
+.PHONY: help demo down test setup lint stubs bench soak clean
+
+help:
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: ## install what is missing: Debian packages and .venv
+	@ops/bootstrap.sh
+
+demo: ## three real libvirt hosts, the control plane and the main job, before your eyes
+	@ops/bootstrap.sh --plan
+	@ops/bootstrap.sh
+	@.venv/bin/trimtab-lab demo
+
+down: ## stop the demo and remove what it made
+	@if [ -x .venv/bin/trimtab-lab ]; then .venv/bin/trimtab-lab down; else echo "nothing is set up here"; fi
+
+test: ## all tests (sets itself up)
+	@ops/bootstrap.sh
+	@$(PY) -m pytest tests
+
+lint: ## the rules alone
+	@$(PY) -m pytest -q tests/architecture
+
+stubs: ## regenerate gRPC stubs and the image that breaking changes are checked against
+	@ops/generate_stubs.sh
+	@cd protos && ../.venv/bin/buf build -o image.binpb
+
+bench: ## ratios against baselines measured in the same run
+	@ops/bootstrap.sh
+	@$(PY) -m tests.bench
+
+soak: ## the long fault campaigns; reports go to tests/evidence
+	@ops/bootstrap.sh
+	@$(PY) -m tests.soak.chaos --operations 500 --database sqlite
+	@$(PY) -m tests.soak.chaos --operations 500 --database postgres

@@ -1,0 +1,9 @@
+"""The wishes. A policy weighs them; see `policies.py`."""
+
+from trimtab_controller.core.placement.scorers.base import Scorer
+from trimtab_controller.core.placement.scorers.locality import HOME, IMAGE_LOCALITY
+from trimtab_controller.core.placement.scorers.packing import BALANCED, BEST_FIT, SPREAD
+
+SCORERS: dict[str, Scorer] = {scorer.name: scorer for scorer in (BEST_FIT, SPREAD, BALANCED, IMAGE_LOCALITY, HOME)}
+
+__all__ = ["SCORERS", "Scorer"]

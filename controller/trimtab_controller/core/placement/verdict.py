@@ -1,0 +1,190 @@
+"""What a decision says: for each host that it fits with a score, or every reason why not.
+
+A decision is kept for success too. It is complete, naming every host, up to `LISTED_HOSTS` hosts. In a larger fleet it keeps the
+best `KEPT_HOSTS` that fit (for a refusal: those that came closest) and how many hosts each filter refused; any other host is
+asked again with `engine.explain_host`.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trimtab_controller.core.placement.request import PlacementRequest
+
+LISTED_HOSTS = 300
+KEPT_HOSTS = 20
+# More than this many hosts do not fit into one sentence.
+_SUMMARY_HOSTS = 4
+# Of the stored form; a reader that knows only older ones can say so.
+_FORMAT = 1
+
+Context = Mapping[str, str | int]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One reason against one host. The message completes "<host>: ..." and says what is missing, how much, and the cure."""
+
+    filter: str
+    code: str
+    message: str
+    context: Context = field(default_factory=dict)
+    """The figures of the message, typed: what a search for the smallest change that would fit reads."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"filter": self.filter, "code": self.code, "message": self.message, "context": dict(self.context)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Refusal":
+        return cls(document["filter"], document["code"], document["message"], document.get("context", {}))
+
+
+@dataclass(frozen=True, slots=True)
+class HostVerdict:
+    host_id: str
+    host_name: str
+    refusals: tuple[Refusal, ...] = ()
+    score: float | None = None
+    """0..1, six digits; None for a host that does not fit."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """By scorer, before weighing."""
+
+    @property
+    def fits(self) -> bool:
+        return not self.refusals
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the verdict as the API shows it."""
+        shown: dict[str, Any] = {"host_id": self.host_id, "host": self.host_name, "fits": self.fits}
+        if self.score is not None:
+            shown |= {"score": self.score, "scores": dict(self.scores)}
+        return shown | {"reasons": [refusal.as_json() for refusal in self.refusals]}
+
+    def sentence(self) -> str:
+        """Return the verdict in one line without the score's parts."""
+        if self.fits:
+            return f"{self.host_name}: fits, score {self.score:.3f}"
+        return f"{self.host_name}: {'; '.join(refusal.message for refusal in self.refusals)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to one request. "No host fits" is a value; the edge makes an error of it, with `summary` as its message."""
+
+    request: PlacementRequest
+    policy: str
+    chosen_host_id: str | None
+    verdicts: tuple[HostVerdict, ...]
+    """Fitting hosts first, best first; then refused ones, fewest reasons first."""
+    host_count: int
+    fit_count: int
+    refused_by: Mapping[str, int]
+    """How many hosts each filter refused, every filter counted; only filters that refused some."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every host is named in `verdicts`."""
+        return len(self.verdicts) == self.host_count
+
+    @property
+    def chosen(self) -> HostVerdict | None:
+        return self.verdicts[0] if self.chosen_host_id is not None else None
+
+    def verdict_of(self, host: str) -> HostVerdict | None:
+        """Return what was decided about a host, by id or name; None where this decision does not list it."""
+        return next((one for one in self.verdicts if host in (one.host_id, one.host_name)), None)
+
+    def why_not(self, verdict: HostVerdict) -> str:
+        """Return in a sentence why this host was not chosen (or that it was); the verdict is of this decision or asked again."""
+        chosen = self.chosen
+        if not verdict.fits:
+            return verdict.sentence()
+        if chosen is None:
+            return f"{verdict.sentence()}; it did not when the decision was made"
+        if chosen.host_id == verdict.host_id:
+            return f"{verdict.host_name} was chosen, score {verdict.score:.3f}"
+        parts = [
+            f"{name} {own:.3f} against {chosen.scores[name]:.3f}"
+            for name, own in verdict.scores.items()
+            if name in chosen.scores and chosen.scores[name] != own
+        ]
+        difference = ", ".join(parts) or "equal scores: the first by name is taken"
+        return f"{verdict.sentence()}; {chosen.host_name} was preferred with {chosen.score:.3f} ({difference})"
+
+    def summary(self) -> str:
+        """Return the decision in a sentence or two."""
+        name, counted = self.request.vm_name, f"{self.fit_count} of {_hosts(self.host_count)} fit"
+        if self.chosen is not None:
+            return f"{name} goes to {self.chosen.host_name} by {self.policy}, score {self.chosen.score:.3f}; {counted}"
+        if self.host_count == 0:
+            return f"no host fits {name}: the fleet has no hosts; add one with `trimtab host token create NAME`"
+        shown = [verdict.sentence() for verdict in self.verdicts[:_SUMMARY_HOSTS]]
+        if self.host_count <= _SUMMARY_HOSTS:
+            return f"no host fits {name}. {'. '.join(shown)}"
+        counts = sorted(self.refused_by.items(), key=lambda item: (-item[1], item[0]))
+        told = ", ".join(f"{count} by {filter_name}" for filter_name, count in counts)
+        return f"no host of {self.host_count} fits {name}; refused: {told}. Closest: {shown[0]}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the stored form. Reasons that are equal on many hosts are stored once."""
+        stored = _distinct(verdict.refusals for verdict in self.verdicts)
+        return {
+            "format": _FORMAT,
+            "request": self.request.as_json(),
+            "policy": self.policy,
+            "chosen_host_id": self.chosen_host_id,
+            "host_count": self.host_count,
+            "fit_count": self.fit_count,
+            "refused_by": dict(self.refused_by),
+            "refusals": [refusal.as_json() for refusal, _ in stored.values()],
+            "verdicts": [
+                {
+                    "host_id": verdict.host_id,
+                    "host": verdict.host_name,
+                    "score": verdict.score,
+                    "scores": dict(verdict.scores),
+                    "refusals": [stored[_key(refusal)][1] for refusal in verdict.refusals],
+                }
+                for verdict in self.verdicts
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Decision":
+        refusals = [Refusal.from_json(one) for one in document["refusals"]]
+        return cls(
+            request=PlacementRequest.from_json(document["request"]),
+            policy=document["policy"],
+            chosen_host_id=document["chosen_host_id"],
+            verdicts=tuple(_verdict(one, refusals) for one in document["verdicts"]),
+            host_count=document["host_count"],
+            fit_count=document["fit_count"],
+            refused_by=document["refused_by"],
+        )
+
+
+def _key(refusal: Refusal) -> Hashable:
+    return refusal.filter, refusal.code, refusal.message, tuple(sorted(refusal.context.items()))
+
+
+def _distinct(groups: Iterable[Iterable[Refusal]]) -> dict[Hashable, tuple[Refusal, int]]:
+    """Return each distinct refusal with its position, by key."""
+    found: dict[Hashable, tuple[Refusal, int]] = {}
+    for refusals in groups:
+        for refusal in refusals:
+            found.setdefault(_key(refusal), (refusal, len(found)))
+    return found
+
+
+def _verdict(document: Mapping[str, Any], refusals: Sequence[Refusal]) -> HostVerdict:
+    return HostVerdict(
+        document["host_id"],
+        document["host"],
+        tuple(refusals[position] for position in document["refusals"]),
+        document["score"],
+        document["scores"],
+    )
+
+
+def _hosts(count: int) -> str:
+    return "1 host" if count == 1 else f"{count} hosts"

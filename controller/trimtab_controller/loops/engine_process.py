@@ -1,0 +1,79 @@
+"""The engine process: leads when it can, and runs the leader's jobs while it does.
+
+A job that blocks (a host that hangs in `observe_hosts`) must not delay placement, so jobs run in three lanes, each a thread:
+`placement` (batches and redrive), `upkeep`, `drift`. Every write of a lane is fenced by the leader's term.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from trimtab_controller import wiring
+from trimtab_controller.clock import Clock
+from trimtab_controller.config import Settings
+from trimtab_controller.loops.drift import Drift
+from trimtab_controller.loops.leader import Leader
+from trimtab_controller.loops.leader_loop import Job, run_due
+from trimtab_controller.loops.placement import PlacementLoop
+from trimtab_controller.loops.redrive import Redrive
+from trimtab_controller.loops.upkeep import Upkeep
+from trimtab_controller.nudge import Nudger
+from trimtab_controller.operations.engine import Engine
+
+log = structlog.get_logger(__name__)
+
+TICK_S = 0.05
+
+
+def lanes(engine: Engine, nudger: Nudger) -> dict[str, list[Job]]:
+    """Return the leader's jobs by lane, with their periods."""
+    db, clock = engine.db, engine.clock
+    placement = PlacementLoop(db=db, clock=clock, nudger=nudger, rng=engine.rng)
+    redrive = Redrive(db=db, clock=clock, engine=engine, nudger=nudger)
+    upkeep = Upkeep(db=db, clock=clock, nudger=nudger)
+    drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger)
+    return {
+        # A request waits half a period on average; an empty round is one indexed query.
+        "placement": [Job("placement", TICK_S, placement.run)],
+        "redrive": [Job("redrive", 0.25, redrive.run)],
+        "upkeep": [
+            Job("prepare hosts", 1.0, upkeep.prepare_hosts),
+            Job("seal audit", 5.0, upkeep.seal_audit),
+            Job("purge", 30.0, upkeep.purge),
+            Job("retain", 60.0, upkeep.retain),
+        ],
+        "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", 30.0, drift.observe_hosts)],
+    }
+
+
+def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], None]) -> None:
+    """Serve as the engine until `stopping` is set; `beat` tells the supervisor that the lanes still move."""
+    engine = wiring.build_engine(settings, process="engine")
+    nudger = wiring.build_nudger(settings)
+    leader = Leader(settings, engine.db, owner=engine.driver)
+    threads = [
+        threading.Thread(target=_lane, args=(name, jobs, leader, engine.clock, stopping), name=f"lane-{name}", daemon=True)
+        for name, jobs in lanes(engine, nudger).items()
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        while not stopping.wait(1.0):
+            leader.tick()
+            beat()
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join(timeout=10)
+        leader.release()
+        nudger.stop()
+        engine.db.close()
+
+
+def _lane(name: str, jobs: Sequence[Job], leader: Leader, clock: Clock, stopping: threading.Event) -> None:
+    while not stopping.wait(TICK_S):
+        term = leader.term()
+        if term is not None:
+            run_due(jobs, term, clock)
+    log.info("lane ended", lane=name)

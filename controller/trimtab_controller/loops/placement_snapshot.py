@@ -1,0 +1,153 @@
+"""From rows to what `core.placement` decides on: the only place that knows both."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+from trimtab_controller.core.baseline import Baseline, common_baseline
+from trimtab_controller.core.model import Host, HostClass, PlacementAsk
+from trimtab_controller.core.placement.fleet import FleetSnapshot, HostSnapshot, NetworkReach, PoolPlace, PoolSnapshot
+from trimtab_controller.core.placement.policies import BEST_FIT, POLICIES, Policy
+from trimtab_controller.core.placement.request import DiskNeed, NetworkNeed, PlacementKind, PlacementRequest
+from trimtab_controller.store.fleet import FleetRows, VmNeeds
+
+
+def baselines_of(rows: FleetRows) -> dict[str, Baseline]:
+    """Return each class's machine type and CPU model: as fixed, else what all of its members share now; '' where neither."""
+    members = defaultdict(list)
+    for host in rows.hosts:
+        if host.inventory is not None:
+            members[host.host_class_id].append(host.inventory)
+    found = {}
+    for class_id, known in rows.classes.items():
+        is_fixed = known.machine and known.cpu_model
+        derived = None if is_fixed else common_baseline(members[class_id])
+        found[class_id] = Baseline(
+            known.machine or (derived.machine if derived else ""), known.cpu_model or (derived.cpu_model if derived else "")
+        )
+    return found
+
+
+def snapshot_of(rows: FleetRows, baselines: Mapping[str, Baseline]) -> FleetSnapshot:
+    """Return the fleet as of these rows."""
+    pools_on, networks_on, images_on = _by_host(rows)
+    hosts = [
+        _host(host, rows.classes[host.host_class_id], baselines, pools_on[host.id], networks_on[host.id], images_on[host.id])
+        for host in rows.hosts
+    ]
+    return FleetSnapshot.of(hosts, [_pool(rows, pool_id) for pool_id in rows.pools])
+
+
+def request_of(ask: PlacementAsk, needs: VmNeeds, *, accelerator: str) -> PlacementRequest:
+    """Return what the vm asks. `accelerator`: the source's, for a live migration."""
+    vm = needs.vm
+    is_migration = ask.kind == PlacementKind.MIGRATE
+    return PlacementRequest(
+        request_id=ask.operation_id,
+        vm_id=vm.id,
+        vm_name=vm.name,
+        project_id=vm.project_id,
+        kind=PlacementKind(ask.kind),
+        vcpus=vm.vcpus,
+        memory_mib=vm.memory_mib,
+        disks=tuple(
+            DiskNeed(
+                name=volume.name,
+                pool_id=volume.pool_id,
+                size_bytes=volume.size_bytes,
+                host_id=volume.host_id,
+                is_claimed=volume.id in needs.claimed_volume_ids,
+            )
+            for volume in needs.volumes
+        ),
+        networks=tuple(NetworkNeed(network_id=one.network_id, name=one.name, mtu=one.mtu) for one in needs.networks),
+        arch=vm.arch,
+        cpu_model=vm.cpu_model,
+        cpu_features=vm.cpu_features,
+        machine=vm.machine,
+        firmware=vm.firmware,
+        accelerator=accelerator if is_migration else "",
+        host_selector=vm.host_selector,
+        host_class=vm.host_class,
+        required_host_id=ask.to_host_id,
+        excluded_host_ids=(vm.host_id,) if is_migration and vm.host_id else (),
+        preferred_host_id=vm.host_id if ask.kind == PlacementKind.START else "",
+        image_ids=needs.image_ids,
+        priority=vm.priority,
+        order=int(ask.created_at.timestamp() * 1_000_000),
+    )
+
+
+def policy_of(rows: FleetRows) -> Callable[[PlacementRequest], Policy]:
+    """Return the policy of the class that a request names, else the default class's; an unknown one falls back to best fit."""
+    by_class = {known.name: POLICIES.get(known.policy, BEST_FIT) for known in rows.classes.values()}
+    return lambda request: by_class.get(request.host_class or "default", BEST_FIT)
+
+
+def _host(
+    host: Host,
+    host_class: HostClass,
+    baselines: Mapping[str, Baseline],
+    pools: Mapping[str, bool],
+    networks: Mapping[str, NetworkReach],
+    images: frozenset[str],
+) -> HostSnapshot:
+    inventory = host.inventory
+    baseline = baselines[host_class.id]
+    return HostSnapshot(
+        host_id=host.id,
+        name=host.name,
+        vcpus_limit=host.vcpus_limit,
+        memory_limit_mib=host.memory_limit_mib,
+        vcpus_claimed=host.vcpus_claimed,
+        memory_claimed_mib=host.memory_claimed_mib,
+        unmanaged_vcpus=host.unmanaged_vcpus,
+        unmanaged_memory_mib=host.unmanaged_memory_mib,
+        memory_reserve_mib=host_class.memory_reserve_mib,
+        labels=host.labels,
+        host_class=host_class.name,
+        class_cpu_model=baseline.cpu_model,
+        class_machine=baseline.machine,
+        is_cordoned=host.is_cordoned,
+        connectivity=host.connectivity,
+        arch=inventory.arch if inventory else "",
+        accelerator=inventory.accelerator if inventory else "",
+        usable_cpu_models=frozenset(inventory.usable_cpu_models if inventory else ()),
+        cpu_features=frozenset(inventory.cpu_features if inventory else ()),
+        machines=frozenset(inventory.machines if inventory else ()),
+        has_uefi=inventory.has_uefi if inventory else False,
+        pools=pools,
+        networks=networks,
+        image_ids=images,
+        generation=host.generation,
+    )
+
+
+def _pool(rows: FleetRows, pool_id: str) -> PoolSnapshot:
+    pool = rows.pools[pool_id]
+    return PoolSnapshot(
+        pool_id=pool.id,
+        name=pool.name,
+        is_shared=pool.is_shared,
+        is_sharing_proven=not pool.is_shared or pool.sharing_proven_at is not None,
+        reserve_permille=pool.reserve_permille,
+        places={
+            space.host_id: PoolPlace(space.capacity_bytes, space.available_bytes, space.claimed_bytes)
+            for space in rows.spaces
+            if space.pool_id == pool_id
+        },
+    )
+
+
+def _by_host(
+    rows: FleetRows,
+) -> tuple[defaultdict[str, dict[str, bool]], defaultdict[str, dict[str, NetworkReach]], defaultdict[str, frozenset[str]]]:
+    pools: defaultdict[str, dict[str, bool]] = defaultdict(dict)
+    networks: defaultdict[str, dict[str, NetworkReach]] = defaultdict(dict)
+    images: defaultdict[str, frozenset[str]] = defaultdict(frozenset)
+    for pool_id, host_id, is_ready in rows.pool_reach:
+        pools[host_id][pool_id] = is_ready
+    for network_id, host_id, is_ready, mtu in rows.network_reach:
+        networks[host_id][network_id] = NetworkReach(is_ready, mtu)
+    for image_id, host_id in rows.local_replicas:
+        images[host_id] |= {image_id}
+    return pools, networks, images

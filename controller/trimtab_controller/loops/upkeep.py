@@ -1,0 +1,86 @@
+"""Small periodic jobs of the leader: prepare hosts, purge deleted vms, delete what is past its retention."""
+
+from datetime import timedelta
+
+from trimtab_controller.clock import Clock
+from trimtab_controller.core.model import Actor
+from trimtab_controller.nudge import Nudger
+from trimtab_controller.operations.accept import accept
+from trimtab_controller.store import events, fleet, leases, operations, placements, upkeep
+from trimtab_controller.store.database import Database, Session
+from trimtab_protos.errors import Conflict
+
+SYSTEM = Actor(name="system:upkeep")
+BATCH = 500
+KEEP_EVENTS = timedelta(days=30)
+KEEP_OPERATIONS = timedelta(days=90)
+KEEP_DECISIONS = timedelta(days=14)
+KEEP_AUDIT = timedelta(days=400)
+KEEP_IDEMPOTENCY = timedelta(days=2)
+
+
+class Upkeep:
+    def __init__(self, *, db: Database, clock: Clock, nudger: Nudger) -> None:
+        self._db, self._clock, self._nudger = db, clock, nudger
+
+    def prepare_hosts(self, term: int) -> None:
+        """Accept a host.prepare for every host that is up and has a pool or network nobody looked at yet."""
+        for host_id, name in self._db.read(fleet.hosts_to_prepare):
+            self._accept(term, "host.prepare", subject_id=host_id, subject_name=name, params={"host_id": host_id})
+
+    def purge(self, term: int) -> None:
+        """Accept a vm.purge for every vm that has been deleted for longer than its grace."""
+        now = self._clock.now()
+        for vm in self._db.read(lambda session: upkeep.vms_to_purge(session, now, limit=BATCH)):
+            self._accept(
+                term, "vm.purge", subject_id=vm.id, subject_name=vm.name, project_id=vm.project_id, params={"vm_id": vm.id}
+            )
+
+    def retain(self, term: int) -> None:
+        """Delete old rows in small batches, each a transaction of its own."""
+        now = self._clock.now()
+
+        def work(session: Session) -> None:
+            leases.assert_leader(session, term)
+            events.delete_before(session, now - KEEP_EVENTS, limit=BATCH)
+            operations.delete_ended_before(session, now - KEEP_OPERATIONS, limit=BATCH)
+            placements.delete_decisions_before(session, now - KEEP_DECISIONS, limit=BATCH)
+            upkeep.delete_audit_before(session, now - KEEP_AUDIT, limit=BATCH)
+            upkeep.delete_idempotency_before(session, now - KEEP_IDEMPOTENCY, limit=BATCH)
+
+        self._db.write(work, durable=False)
+
+    def seal_audit(self, term: int) -> None:
+        """Chain the audit rows that are not sealed yet."""
+
+        def work(session: Session) -> None:
+            leases.assert_leader(session, term)
+            upkeep.seal_audit(session, limit=BATCH)
+
+        self._db.write(work)
+
+    def _accept(
+        self, term: int, kind: str, *, subject_id: str, subject_name: str, params: dict[str, str], project_id: str = ""
+    ) -> None:
+        def work(session: Session) -> None:
+            leases.assert_leader(session, term)
+            if operations.page(session, limit=1, subject_id=subject_id, kind=kind, is_done=False):
+                return
+            accept(
+                session,
+                kind,
+                subject_id=subject_id,
+                subject_name=subject_name,
+                project_id=project_id,
+                params=params,
+                actor=SYSTEM,
+                now=self._clock.now(),
+            )
+
+        try:
+            self._db.write(work)
+        except Conflict as busy:
+            if busy.code != "operation-in-progress":
+                raise
+            return  # somebody works on it; the next round looks again
+        self._nudger.nudge()

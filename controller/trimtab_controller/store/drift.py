@@ -1,0 +1,48 @@
+"""Which vms the drift loop has to judge."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.lifecycle import LIVE_STATES
+from trimtab_controller.core.model import Vm
+from trimtab_controller.store import schema, vms
+from trimtab_controller.store.rows import columns_of
+
+# A guest paused by an I/O error is resumed only when its pool has this much room again.
+RESUME_MARGIN_BYTES = 64 << 20
+
+
+def suspects(session: Session, *, limit: int) -> tuple[tuple[Vm, str, bool], ...]:
+    """Return (vm, host name, whether its pools have room) of vms that differ from their wish or are shown as if they did,
+    and that no operation works on."""
+    vm, host, operation = schema.vm, schema.host, schema.operation
+    busy = sa.select(operation.c.subject_id).where(
+        operation.c.is_exclusive, operation.c.state.in_([s.value for s in LIVE_STATES])
+    )
+    query = (
+        sa.select(*columns_of(vm, Vm), host.c.name.label("host_name"))
+        .outerjoin(host, host.c.id == vm.c.host_id)
+        .where(
+            vm.c.deleted_at.is_(None),
+            vm.c.observed_at.is_not(None),
+            sa.or_(vm.c.desired_power != vm.c.observed_state, vm.c.problem != ""),
+            vm.c.id.not_in(busy),
+        )
+        .limit(limit)
+    )
+    rows: Sequence[Any] = session.execute(query).all()
+    full = _vms_on_full_pools(session, [row.id for row in rows])
+    return tuple((vms.from_row(row), row.host_name or "its host", row.id not in full) for row in rows)
+
+
+def _vms_on_full_pools(session: Session, vm_ids: list[str]) -> frozenset[str]:
+    volume, space = schema.volume, schema.pool_space
+    query = (
+        sa.select(volume.c.vm_id)
+        .join(space, sa.and_(space.c.pool_id == volume.c.pool_id, space.c.host_id == volume.c.host_id))
+        .where(volume.c.vm_id.in_(vm_ids), space.c.available_bytes < RESUME_MARGIN_BYTES)
+    )
+    return frozenset(vm_id for vm_id in session.scalars(query) if vm_id is not None)

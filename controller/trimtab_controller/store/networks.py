@@ -1,0 +1,155 @@
+"""Networks in SQL: rows, lists, mappings per host, nics' MACs and declared addresses."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.model import Network
+from trimtab_controller.store import keyset, lookup, schema
+from trimtab_controller.store.rows import build, columns_of
+from trimtab_protos.errors import AlreadyExists
+
+_table = schema.network
+
+FILTERS: keyset.Filters = {"name": keyset.equals(_table.c.name), "kind": keyset.equals(_table.c.kind)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkOnHost:
+    """How one host reaches a network; bridge '' means the network's own."""
+
+    network_id: str
+    host_id: str
+    bridge: str
+    # unknown, ready or failed.
+    state: str
+    problem: str
+    observed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressHolder:
+    """Who has a declared address."""
+
+    vm_id: str
+    vm_name: str
+    project_id: str
+    deleted_at: datetime | None
+
+
+def insert(session: Session, *, network_id: str, bridges: Mapping[str, str], now: datetime, **values: Any) -> Network:
+    """Insert a network; `bridges` maps host id to bridge."""
+    lookup.insert_named(session, _table, "network", id=network_id, settings={}, created_at=now, **values)
+    for host_id, bridge in bridges.items():
+        session.execute(
+            schema.network_host.insert().values(network_id=network_id, host_id=host_id, bridge=bridge, state="unknown")
+        )
+    found = lookup.find(session, _table, Network, network_id)
+    assert found is not None
+    return found
+
+
+def find(session: Session, project_id: str, name_or_id: str) -> Network | None:
+    """Return the project's network of that name or id, else a shared one ('' looks among the shared ones only)."""
+    return lookup.find(session, _table, Network, name_or_id, project_ids=(project_id, "") if project_id else ("",))
+
+
+def page(session: Session, page: keyset.Page, *, project_id: str) -> tuple[tuple[Network, ...], tuple[str, str] | None]:
+    """Return the project's networks and the shared ones ('' alone: the shared ones)."""
+    visible = (project_id, "") if project_id else ("",)
+    query = sa.select(*columns_of(_table, Network)).where(_table.c.deleted_at.is_(None), _table.c.project_id.in_(visible))
+    found = keyset.fetch(session, query, _table, page, filters=FILTERS)
+    return tuple(build(Network, row) for row in found.rows), found.next_after
+
+
+def hosts_of(session: Session, network_ids: Sequence[str]) -> dict[str, tuple[NetworkOnHost, ...]]:
+    """Return how each host reaches each network; one query."""
+    table = schema.network_host
+    found: dict[str, list[NetworkOnHost]] = {network_id: [] for network_id in network_ids}
+    for row in session.execute(sa.select(table).where(table.c.network_id.in_(network_ids)).order_by(table.c.host_id)):
+        found[row.network_id].append(build(NetworkOnHost, row))
+    return {network_id: tuple(states) for network_id, states in found.items()}
+
+
+def dependants(session: Session, network_id: str, *, limit: int = 5) -> tuple[str, ...]:
+    """Return the names of vms with a nic on the network; deleted ones count until they are purged."""
+    query = (
+        sa.select(schema.vm.c.name)
+        .join(schema.nic, schema.nic.c.vm_id == schema.vm.c.id)
+        .where(schema.nic.c.network_id == network_id)
+        .distinct()
+        .order_by(schema.vm.c.name)
+        .limit(limit)
+    )
+    return tuple(session.scalars(query))
+
+
+def check_version(session: Session, network_id: str, expected_version: int | None) -> None:
+    """Raise the version; Conflict `stale-etag` where it is not the expected one."""
+    lookup.update_version(session, _table, "the network", network_id, expected_version=expected_version)
+
+
+# --- nics ------------------------------------------------------------------------------------------------------------------
+
+
+def mac_holder(session: Session, mac: str) -> str:
+    """Return who has the MAC (`vm NAME`, or an unmanaged domain on a host); '' if nobody."""
+    vm_query = sa.select(schema.vm.c.name).join(schema.nic, schema.nic.c.vm_id == schema.vm.c.id).where(schema.nic.c.mac == mac)
+    name = session.scalars(vm_query).first()
+    if name is not None:
+        return f"vm {name}"
+    host_query = (
+        sa.select(schema.host.c.name)
+        .join(schema.unmanaged_mac, schema.unmanaged_mac.c.host_id == schema.host.c.id)
+        .where(schema.unmanaged_mac.c.mac == mac)
+    )
+    host = session.scalars(host_query).first()
+    return f"a domain on host {host} that Trimtab does not manage" if host is not None else ""
+
+
+def insert_nic(session: Session, *, nic_id: str, vm_id: str, network_id: str, nic_index: int, mac: str, now: datetime) -> None:
+    """Insert a nic. AlreadyExists `mac-taken` where another has the MAC."""
+    values = {"id": nic_id, "vm_id": vm_id, "network_id": network_id, "nic_index": nic_index, "mac": mac, "created_at": now}
+    try:
+        with session.begin_nested():
+            session.execute(schema.nic.insert().values(**values))
+    except IntegrityError as error:
+        holder = mac_holder(session, mac)
+        if not holder:
+            raise
+        raise AlreadyExists("mac-taken", f"MAC {mac} belongs to {holder}; leave it out and one is chosen", mac=mac) from error
+
+
+def address_holder(session: Session, network_id: str, address: str) -> AddressHolder | None:
+    """Return the vm whose nic has the declared address on the network."""
+    vm, nic, table = schema.vm, schema.nic, schema.nic_address
+    columns: list[sa.ColumnElement[Any]] = [vm.c.id.label("vm_id"), vm.c.name.label("vm_name"), vm.c.project_id, vm.c.deleted_at]
+    query = (
+        sa.select(*columns)
+        .join(nic, nic.c.vm_id == vm.c.id)
+        .join(table, table.c.nic_id == nic.c.id)
+        .where(table.c.network_id == network_id, table.c.address == address)
+    )
+    row = session.execute(query).first()
+    return build(AddressHolder, row) if row else None
+
+
+def insert_address(session: Session, *, network_id: str, address: str, prefix_length: int, nic_id: str) -> bool:
+    """Declare an address of a nic; False where it is taken on that network."""
+    try:
+        with session.begin_nested():
+            session.execute(
+                schema.nic_address.insert().values(
+                    network_id=network_id, address=address, prefix_length=prefix_length, nic_id=nic_id
+                )
+            )
+    except IntegrityError:
+        if address_holder(session, network_id, address) is None:
+            raise
+        return False
+    return True

@@ -1,0 +1,134 @@
+"""Pools in SQL: rows, lists, their state and space per host."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.model import Pool, PoolSpace
+from trimtab_controller.store import keyset, lookup, schema
+from trimtab_controller.store.rows import build, columns_of
+
+_table = schema.pool
+
+FILTERS: keyset.Filters = {
+    "name": keyset.equals(_table.c.name),
+    "kind": keyset.equals(_table.c.kind),
+    "is_shared": keyset.is_true(_table.c.is_shared, "is_shared"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolOnHost:
+    """What one host says of a pool."""
+
+    pool_id: str
+    host_id: str
+    # unknown, ready or failed.
+    state: str
+    problem: str
+    observed_at: datetime | None
+
+
+def insert(
+    session: Session, *, pool_id: str, name: str, kind: str, path: str, is_shared: bool, is_default: bool, now: datetime
+) -> Pool:
+    lookup.insert_named(
+        session,
+        _table,
+        "pool",
+        id=pool_id,
+        name=name,
+        kind=kind,
+        path=path,
+        is_shared=is_shared,
+        settings={"is_default": is_default},
+        created_at=now,
+    )
+    found = find(session, pool_id)
+    assert found is not None
+    return found
+
+
+def find(session: Session, name_or_id: str) -> Pool | None:
+    return lookup.find(session, _table, Pool, name_or_id)
+
+
+def defaults(session: Session) -> tuple[Pool, ...]:
+    """Return the candidates for "the pool" when nobody names one: the flagged one, else every live pool."""
+    columns = [*columns_of(_table, Pool), _table.c.settings]
+    query = sa.select(*columns).where(_table.c.deleted_at.is_(None)).order_by(_table.c.name)
+    rows = session.execute(query).all()
+    flagged = [row for row in rows if row.settings.get("is_default")]
+    return tuple(build(Pool, row) for row in flagged or rows)
+
+
+def default_ids(session: Session) -> frozenset[str]:
+    """Return the ids of pools flagged as default (at most one)."""
+    rows = session.execute(sa.select(_table.c.id, _table.c.settings).where(_table.c.deleted_at.is_(None)))
+    return frozenset(row.id for row in rows if row.settings.get("is_default"))
+
+
+def page(session: Session, page: keyset.Page) -> tuple[tuple[Pool, ...], tuple[str, str] | None]:
+    query = sa.select(*columns_of(_table, Pool)).where(_table.c.deleted_at.is_(None))
+    found = keyset.fetch(session, query, _table, page, filters=FILTERS)
+    return tuple(build(Pool, row) for row in found.rows), found.next_after
+
+
+def hosts_of(session: Session, pool_ids: Sequence[str]) -> dict[str, tuple[PoolOnHost, ...]]:
+    """Return what each host says of each pool; one query."""
+    table = schema.pool_host
+    found: dict[str, list[PoolOnHost]] = {pool_id: [] for pool_id in pool_ids}
+    for row in session.execute(sa.select(table).where(table.c.pool_id.in_(pool_ids)).order_by(table.c.host_id)):
+        found[row.pool_id].append(build(PoolOnHost, row))
+    return {pool_id: tuple(states) for pool_id, states in found.items()}
+
+
+def spaces_of(session: Session, pool_ids: Sequence[str]) -> dict[str, tuple[PoolSpace, ...]]:
+    """Return the space of each pool at each place; one query."""
+    table = schema.pool_space
+    found: dict[str, list[PoolSpace]] = {pool_id: [] for pool_id in pool_ids}
+    for row in session.execute(sa.select(table).where(table.c.pool_id.in_(pool_ids)).order_by(table.c.host_id)):
+        found[row.pool_id].append(build(PoolSpace, row))
+    return {pool_id: tuple(spaces) for pool_id, spaces in found.items()}
+
+
+def at_path(session: Session, path: str) -> Pool | None:
+    """Return the live pool that has this path already."""
+    row = session.execute(
+        sa.select(*columns_of(_table, Pool)).where(_table.c.path == path, _table.c.deleted_at.is_(None)).limit(1)
+    ).first()
+    return build(Pool, row) if row else None
+
+
+def dependants(session: Session, pool_id: str, *, limit: int = 5) -> dict[str, tuple[str, ...]]:
+    """Return the names of volumes and images that lie in the pool, by noun."""
+    volume, image, replica = schema.volume, schema.image, schema.image_replica
+    volumes = sa.select(volume.c.name).where(volume.c.pool_id == pool_id, volume.c.deleted_at.is_(None))
+    # An image is lost with its last replica; a copy of one that is elsewhere too is only a cache entry.
+    elsewhere = sa.select(replica.c.image_id).where(replica.c.pool_id != pool_id, replica.c.state == "ready").scalar_subquery()
+    images = (
+        sa.select(image.c.name)
+        .where(image.c.deleted_at.is_(None), image.c.id.not_in(elsewhere))
+        .where(image.c.id.in_(sa.select(replica.c.image_id).where(replica.c.pool_id == pool_id)))
+    )
+    found = {
+        "volume": tuple(session.scalars(volumes.order_by(volume.c.name).limit(limit))),
+        "image": tuple(session.scalars(images.order_by(image.c.name).limit(limit))),
+    }
+    return {noun: names for noun, names in found.items() if names}
+
+
+def check_version(session: Session, pool_id: str, expected_version: int | None) -> None:
+    """Raise the version; Conflict `stale-etag` where it is not the expected one."""
+    lookup.update_version(session, _table, "the pool", pool_id, expected_version=expected_version)
+
+
+def on_host(session: Session, host_id: str) -> tuple[PoolOnHost, ...]:
+    """Return what one host says of each live pool."""
+    table = schema.pool_host
+    query = sa.select(table).join(_table, _table.c.id == table.c.pool_id)
+    rows = session.execute(query.where(table.c.host_id == host_id, _table.c.deleted_at.is_(None)).order_by(_table.c.name))
+    return tuple(build(PoolOnHost, row) for row in rows)

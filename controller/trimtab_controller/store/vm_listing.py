@@ -1,0 +1,44 @@
+"""Lists of vms, with filters and selectors, and what is shown beside each: a constant number of queries per page."""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.model import Vm
+from trimtab_controller.store import keyset, schema
+from trimtab_controller.store.rows import build, columns_of
+
+_table = schema.vm
+
+FILTERS: keyset.Filters = {
+    "name": keyset.equals(_table.c.name),
+    "host": keyset.named(_table.c.host_id, schema.host),
+    "state": keyset.equals(_table.c.observed_state),
+    "desired": keyset.equals(_table.c.desired_power),
+    "image": keyset.named(_table.c.image_id, schema.image),
+    "arch": keyset.equals(_table.c.arch),
+    "network": lambda value: _table.c.id.in_(
+        sa.select(schema.nic.c.vm_id)
+        .join(schema.network, schema.network.c.id == schema.nic.c.network_id)
+        .where(sa.or_(schema.network.c.name == value, schema.network.c.id == value))
+    ),
+}
+
+
+def page(
+    session: Session, page: keyset.Page, *, project_ids: Sequence[str] | None, with_deleted: bool = False
+) -> tuple[tuple[Vm, ...], tuple[str, str] | None]:
+    """Return the projects' vms (None: of all); `with_deleted` adds those that `undelete` can still bring back."""
+    query = sa.select(*columns_of(_table, Vm))
+    query = query.where(_table.c.purged_at.is_(None)) if with_deleted else query.where(_table.c.deleted_at.is_(None))
+    if project_ids is not None:
+        query = query.where(_table.c.project_id.in_(project_ids))
+    found = keyset.fetch(session, query, _table, page, filters=FILTERS)
+    return tuple(build(Vm, row) for row in found.rows), found.next_after
+
+
+def by_ids(session: Session, vm_ids: Sequence[str]) -> tuple[Vm, ...]:
+    """Return these vms, deleted ones too; ids that are none are left out."""
+    rows = session.execute(sa.select(*columns_of(_table, Vm)).where(_table.c.id.in_(vm_ids)))
+    return tuple(build(Vm, row) for row in rows)

@@ -1,0 +1,77 @@
+"""Volumes in SQL: rows, lists, attachment at creation."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.model import Volume
+from trimtab_controller.store import keyset, lookup, schema
+from trimtab_controller.store.rows import build, columns_of
+from trimtab_protos.errors import Conflict
+
+_table = schema.volume
+
+FILTERS: keyset.Filters = {
+    "name": keyset.equals(_table.c.name),
+    "vm": keyset.named(_table.c.vm_id, schema.vm),
+    "pool": keyset.named(_table.c.pool_id, schema.pool),
+    "image": keyset.named(_table.c.base_image_id, schema.image),
+    "state": keyset.equals(_table.c.observed_state),
+}
+
+
+def insert(session: Session, *, volume_id: str, now: datetime, **values: Any) -> Volume:
+    """Insert a volume row from column values. AlreadyExists where its name is taken in the project."""
+    lookup.insert_named(session, _table, "volume", id=volume_id, created_at=now, **values)
+    found = lookup.find(session, _table, Volume, volume_id)
+    assert found is not None
+    return found
+
+
+def is_name_free(session: Session, project_id: str, name: str) -> bool:
+    query = sa.select(_table.c.id).where(_table.c.project_id == project_id, _table.c.name == name, _table.c.deleted_at.is_(None))
+    return session.execute(query).first() is None
+
+
+def find(session: Session, project_id: str, name_or_id: str) -> Volume | None:
+    return lookup.find(session, _table, Volume, name_or_id, project_ids=(project_id,))
+
+
+def page(session: Session, page: keyset.Page, *, project_id: str) -> tuple[tuple[Volume, ...], tuple[str, str] | None]:
+    query = sa.select(*columns_of(_table, Volume)).where(_table.c.deleted_at.is_(None), _table.c.project_id == project_id)
+    found = keyset.fetch(session, query, _table, page, filters=FILTERS)
+    return tuple(build(Volume, row) for row in found.rows), found.next_after
+
+
+def of_vms(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Volume, ...]]:
+    """Return each vm's disks in order; one query."""
+    found: dict[str, list[Volume]] = {vm_id: [] for vm_id in vm_ids}
+    query = sa.select(*columns_of(_table, Volume)).where(_table.c.vm_id.in_(vm_ids)).order_by(_table.c.disk_index)
+    for row in session.execute(query):
+        found[row.vm_id].append(build(Volume, row))
+    return {vm_id: tuple(volumes) for vm_id, volumes in found.items()}
+
+
+def attach(session: Session, volume_id: str, *, vm_id: str, disk_index: int, boot_order: int) -> None:
+    """Attach a free volume that outlives the vm. Conflict where somebody took it meanwhile."""
+    changed = session.execute(
+        _table.update()
+        .where(_table.c.id == volume_id, _table.c.vm_id.is_(None), _table.c.deleted_at.is_(None))
+        .values(
+            vm_id=vm_id,
+            disk_index=disk_index,
+            boot_order=boot_order,
+            is_deleted_with_vm=False,
+            version=_table.c.version + 1,
+        )
+    )
+    if getattr(changed, "rowcount", 0) != 1:
+        raise Conflict("volume-attached", "the volume was attached to another vm meanwhile")
+
+
+def check_version(session: Session, volume_id: str, expected_version: int | None) -> None:
+    """Raise the version; Conflict `stale-etag` where it is not the expected one."""
+    lookup.update_version(session, _table, "the volume", volume_id, expected_version=expected_version)

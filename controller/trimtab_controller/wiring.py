@@ -1,0 +1,84 @@
+"""Composition shared by the controller's processes: how an engine, an agent client and a nudger are put together."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+
+from trimtab_controller.agents.grpc_client import AgentAddress, GrpcAgentClient
+from trimtab_controller.clock import SystemClock, system_rng
+from trimtab_controller.config import Settings
+from trimtab_controller.nudge import Nudger
+from trimtab_controller.operations.engine import Engine, driver_name
+from trimtab_controller.store import hosts
+from trimtab_controller.store.database import Database
+from trimtab_protos import tls
+
+# Drivers write one short transaction at a time; more connections than threads would only wait for each other.
+ENGINE_POOL_SIZE = 8
+
+
+def build_database(settings: Settings, *, pool_size: int = ENGINE_POOL_SIZE) -> Database:
+    return Database(settings.effective_database_url, pool_size=pool_size)
+
+
+def build_agents(settings: Settings, db: Database) -> GrpcAgentClient:
+    """Return a client that finds agents by their host rows and follows renewals of the controller's certificate."""
+    connect = ControllerChannels(settings)
+
+    def lookup(host_id: str) -> AgentAddress:
+        host = db.read(lambda session: hosts.get(session, host_id))
+        return AgentAddress(host.id, host.agent_address, host.incarnation, host.lease_number)
+
+    client = GrpcAgentClient(lookup=lookup, connect=connect)
+    connect.on_renewal = client.reconnect_all
+    return client
+
+
+def build_engine(settings: Settings, *, process: str, on_step: Callable[[str, str, str, float], None] | None = None) -> Engine:
+    """Return a driver for this process with connections of its own. Call it after any fork."""
+    db = build_database(settings)
+    optional = {} if on_step is None else {"on_step": on_step}
+    return Engine(
+        db=db,
+        agents=build_agents(settings, db),
+        clock=SystemClock(),
+        driver=driver_name(process),
+        rng=system_rng(),
+        **optional,
+    )
+
+
+def build_nudger(settings: Settings) -> Nudger:
+    from trimtab_controller import tasks
+
+    return Nudger(tasks.publisher(settings.broker_url))
+
+
+class ControllerChannels:
+    """Opens channels to agents with the controller's certificate as it is on disk now."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._ca = settings.ca_bundle_path
+        self._certificate = settings.controller_certificate_path
+        self._key = settings.controller_key_path
+        self._lock = threading.Lock()
+        self._stamp: tuple[float, ...] = ()
+        self._credentials: grpc.ChannelCredentials | None = None
+        self.on_renewal: Callable[[], None] = lambda: None
+
+    def __call__(self, host_id: str, address: str) -> grpc.Channel:
+        return grpc.secure_channel(address, self._current(), options=tls.channel_options(host_id))
+
+    def _current(self) -> grpc.ChannelCredentials:
+        with self._lock:
+            stamp = tuple(_modified(path) for path in (self._ca, self._certificate, self._key))
+            if self._credentials is None or stamp != self._stamp:
+                loaded = tls.load_credentials(ca_path=self._ca, certificate_path=self._certificate, key_path=self._key)
+                self._credentials, self._stamp = loaded.for_channel(), stamp
+            return self._credentials
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime

@@ -1,0 +1,152 @@
+"""`make demo`: the main job, before the user's eyes, through nothing but the command line that they will use themselves."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trimtab_lab.controlplane import ControlPlane
+from trimtab_lab.errors import LabError
+from trimtab_lab.guest import build_guest_image
+from trimtab_lab.hosts import Lab
+
+HOSTS = 3
+GUESTS = ("web1", "web2", "web3", "web4", "db1", "db2")
+# db1 lives on a local disk, which a live migration has to copy; the others on storage that all hosts see.
+LOCAL_GUEST, SHARED_GUEST = "db1", "web1"
+TICK = re.compile(r"tick (\d+) ")
+BOOT_TIMEOUT_S = 180.0
+POLL_S = 1.0
+
+
+@dataclass(slots=True)
+class Demo:
+    """One run. Every command is printed as typed, with its output, so that it can be repeated by hand."""
+
+    lab: Lab
+    plane: ControlPlane
+    figures: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> None:
+        self.say("Three real libvirt hosts and the control plane start (namespaces on this machine; guests run under TCG or KVM)")
+        self.lab.up(hosts=HOSTS)
+        self.plane.start()
+        self.plane.join_hosts()
+        self.trimtab("host", "list")
+        self.prepare()
+        self.create_guests()
+        self.migrate(SHARED_GUEST, "on shared storage: only memory moves")
+        self.migrate(LOCAL_GUEST, "on a local disk: the disk is copied along")
+        self.stop_start_delete()
+        self.show_metrics()
+        self.farewell()
+
+    def prepare(self) -> None:
+        self.say("Storage, a network and an image")
+        self.trimtab("pool", "create", "shared", "--path", "/srv/trimtab-shared", "--shared")
+        self.trimtab("pool", "create", "local", "--path", "/srv/trimtab-local")
+        self.trimtab("network", "create", "default", "--bridge", "br-guest")
+        image = build_guest_image().qcow2
+        self.trimtab("image", "import", "micro", str(image), "--pool", "shared", "--wait")
+
+    def create_guests(self) -> None:
+        self.say(f"{len(GUESTS)} guests are placed and boot; each with the reason for its place")
+        for index, name in enumerate(GUESTS, start=11):
+            address = f"{self.lab.spec.guest_prefix}.{index}/24"
+            pool = "local" if name == LOCAL_GUEST else "shared"
+            self.trimtab(
+                "vm", "create", name, "--image", "micro", "--vcpus", "1", "--memory", "96MiB",
+                "--pool", pool, "--network", f"default,ip={address}", "--no-wait",
+            )  # fmt: skip
+        for name in GUESTS:
+            self.wait_for_vm(name)
+        for name in GUESTS:
+            self.trimtab("vm", "explain", name)
+        for name in GUESTS:
+            self.wait_for_ticks(name, at_least=1)
+        self.trimtab("vm", "list")
+
+    def migrate(self, name: str, what: str) -> None:
+        self.say(f"{name} moves to another host without stopping ({what})")
+        before = self.wait_for_ticks(name, at_least=2)
+        self.trimtab("vm", "migrate", name, "--wait")
+        after = self.wait_for_ticks(name, at_least=before + 3)
+        self.trimtab("vm", "list", "-o", "wide")
+        self.say(f"{name} counted {before} before and {after} after the move: it never restarted")
+
+    def stop_start_delete(self) -> None:
+        name = GUESTS[1]
+        self.say(f"{name} is stopped, started (its counter goes on from its disk), deleted")
+        counted = self.wait_for_ticks(name, at_least=1)
+        self.trimtab("vm", "stop", name, "--wait")
+        self.trimtab("vm", "start", name, "--wait")
+        self.wait_for_ticks(name, at_least=counted + 1)
+        self.trimtab("vm", "delete", name, "--yes", "--wait")
+        self.trimtab("vm", "list")
+
+    def show_metrics(self) -> None:
+        self.say("Three figures from the metrics, as Prometheus would scrape them")
+        shown = self.plane.scrape()
+        for name in ("trimtab_hosts", "trimtab_vms", "trimtab_operations_total"):
+            for line in [line for line in shown.splitlines() if line.startswith(name)][:6]:
+                print("   ", line)
+
+    def farewell(self) -> None:
+        self.say("The fleet stays up. In your shell:")
+        print(self.plane.shell_environment())
+        print(f"""
+    trimtab vm list; trimtab vm explain web1 --why-not node3; trimtab event list --watch
+    API and its documentation: {self.plane.url}/docs
+    metrics: {self.plane.metrics_url}
+    everything ends with: make down""")
+
+    # --- tools -----------------------------------------------------------------------------------------------------------
+
+    def say(self, sentence: str) -> None:
+        print(f"\n\033[1m== {sentence}\033[0m" if sys.stdout.isatty() else f"\n== {sentence}", flush=True)
+
+    def trimtab(self, *arguments: str, quiet: bool = False) -> str:
+        """Run the CLI as a user would; a failure ends the demo with what the user would have seen."""
+        if not quiet:
+            print("$ trimtab " + " ".join(arguments), flush=True)
+        program = str(Path(sys.executable).with_name("trimtab"))
+        finished = subprocess.run(
+            [program, *arguments],
+            env=os.environ | self.plane.cli_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if quiet else None,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        if not quiet:
+            print(finished.stdout, end="", flush=True)
+        if finished.returncode != 0:
+            raise LabError(f"`trimtab {' '.join(arguments)}` ended with {finished.returncode}: {finished.stderr or ''}")
+        return finished.stdout
+
+    def wait_for_vm(self, name: str) -> None:
+        deadline = time.monotonic() + BOOT_TIMEOUT_S
+        while '"state": "running"' not in self.trimtab("vm", "get", name, "-o", "json", quiet=True):
+            if time.monotonic() > deadline:
+                raise LabError(f"{name} does not run after {BOOT_TIMEOUT_S:.0f} s; see `trimtab vm get {name}`")
+            time.sleep(POLL_S)
+
+    def wait_for_ticks(self, name: str, *, at_least: int) -> int:
+        """Return the guest's newest counter once it has reached `at_least`."""
+        deadline = time.monotonic() + BOOT_TIMEOUT_S
+        while True:
+            counted = [int(number) for number in TICK.findall(self.trimtab("vm", "console", name, "--log", quiet=True))]
+            if counted and counted[-1] >= at_least:
+                print(f"    {name} ticks: {counted[-1]}", flush=True)
+                return counted[-1]
+            if time.monotonic() > deadline:
+                raise LabError(f"{name} does not count on after {BOOT_TIMEOUT_S:.0f} s; see `trimtab vm console {name} --log`")
+            time.sleep(POLL_S)
+
+
+def run_demo(lab: Lab) -> None:
+    Demo(lab, ControlPlane(lab)).run()

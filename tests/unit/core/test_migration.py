@@ -1,0 +1,134 @@
+"""Where a guest is after a migration is decided by looking at both hosts, never by a return value."""
+
+from dataclasses import replace
+
+import pytest
+
+from trimtab_controller.core.migration import Outcome, outcome, refusals
+from trimtab_protos.messages import (
+    Bridge,
+    DomainObservation,
+    DomainSpec,
+    DomainState,
+    Firmware,
+    Inventory,
+    NetworkKind,
+    NetworkSpec,
+)
+
+
+def seen(state: DomainState, *, is_migrating: bool = False, epoch: int = 1) -> DomainObservation:
+    return DomainObservation(vm_id="vm-1", state=state, is_migrating=is_migrating, epoch=epoch)
+
+
+RUNNING, PAUSED, ABSENT, STOPPED, INCOMING = (
+    DomainState.RUNNING,
+    DomainState.PAUSED,
+    DomainState.ABSENT,
+    DomainState.STOPPED,
+    DomainState.INCOMING,
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        (RUNNING, ABSENT, Outcome.ON_SOURCE),
+        (RUNNING, STOPPED, Outcome.ON_SOURCE),
+        (PAUSED, ABSENT, Outcome.ON_SOURCE),
+        (ABSENT, RUNNING, Outcome.ON_TARGET),
+        (STOPPED, RUNNING, Outcome.ON_TARGET),
+        (STOPPED, PAUSED, Outcome.ON_TARGET),
+        (ABSENT, ABSENT, Outcome.NOWHERE),
+        (STOPPED, STOPPED, Outcome.NOWHERE),
+        (RUNNING, INCOMING, Outcome.UNSETTLED),
+        (PAUSED, RUNNING, Outcome.UNSETTLED),
+        (RUNNING, RUNNING, Outcome.UNSETTLED),
+        (PAUSED, PAUSED, Outcome.UNSETTLED),
+        (ABSENT, INCOMING, Outcome.UNSETTLED),
+    ],
+)
+def test_both_sides_decide_where_the_guest_is(source: DomainState, target: DomainState, expected: Outcome) -> None:
+    assert outcome(source=seen(source), target=seen(target)) is expected
+
+
+def test_a_migration_in_flight_on_either_side_settles_nothing() -> None:
+    assert outcome(source=seen(RUNNING, is_migrating=True), target=seen(ABSENT)) is Outcome.UNSETTLED
+    assert outcome(source=seen(STOPPED), target=seen(RUNNING, is_migrating=True)) is Outcome.UNSETTLED
+
+
+DOMAIN = DomainSpec(
+    vm_id="vm-1",
+    uuid="u",
+    name="web1",
+    project="default",
+    machine="pc-q35-7.2",
+    cpu_model="qemu64",
+    vcpus=1,
+    vcpus_max=1,
+    memory_mib=96,
+    memory_max_mib=96,
+    networks=(NetworkSpec(network_id="net-1", kind=NetworkKind.BRIDGE, name="lan", bridge="br0", mtu=1500),),
+)
+HOST = Inventory(
+    hostname="node1",
+    arch="x86_64",
+    machine_id="m",
+    smbios_uuid="s",
+    boot_id="b",
+    kernel="k",
+    agent_version="1",
+    libvirt_version="9",
+    qemu_version="7.2",
+    accelerator="kvm",
+    cpu_vendor="AMD",
+    cpu_model="EPYC",
+    cpus=4,
+    memory_mib=8192,
+    usable_cpu_models=("qemu64",),
+    machines=("pc-q35-7.2",),
+    bridges=(Bridge(name="br0"),),
+)
+
+
+def why(domain: DomainSpec = DOMAIN, **target: object) -> tuple[str, ...]:
+    return refusals(
+        domain,
+        source=HOST,
+        target=replace(HOST, hostname="node2", **target),  # type: ignore[arg-type]
+        source_seen=seen(RUNNING),
+        target_seen=seen(ABSENT),
+    )
+
+
+def test_a_matching_target_is_not_refused() -> None:
+    assert why() == ()
+
+
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        ({"usable_cpu_models": ("Nehalem",)}, "CPU model qemu64"),
+        ({"machines": ("pc-q35-6.0",)}, "machine type pc-q35-7.2"),
+        ({"arch": "aarch64"}, "aarch64"),
+        ({"accelerator": "tcg"}, "tcg"),
+        ({"bridges": ()}, "no bridge br0"),
+        ({"bridges": (Bridge(name="br0", mtu=1400),)}, "MTU 1400"),
+    ],
+)
+def test_each_mismatch_is_named_before_anything_moves(target: dict[str, object], names: str) -> None:
+    (reason,) = why(**target)
+    assert names in reason
+    assert "node2" in reason
+
+
+def test_uefi_and_missing_features_are_refused_together() -> None:
+    reasons = why(replace(DOMAIN, firmware=Firmware.UEFI, cpu_features=("avx512f",)))
+    assert len(reasons) == 2
+
+
+def test_a_guest_that_does_not_run_is_refused_and_so_is_a_target_that_runs_it() -> None:
+    both = refusals(DOMAIN, source=HOST, target=HOST, source_seen=seen(STOPPED), target_seen=seen(RUNNING, epoch=9))
+    assert [reason for reason in both if "only a running one" in reason]
+    assert [reason for reason in both if "already runs" in reason]
+    assert [reason for reason in both if "newer domain" in reason]
