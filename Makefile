@@ -15,8 +15,9 @@ demo: ## three real libvirt hosts, the control plane and the main job, before yo
 	@ops/bootstrap.sh
 	@.venv/bin/trimtab-lab demo
 
-down: ## stop the demo and remove what it made
-	@if [ -x .venv/bin/trimtab-lab ]; then .venv/bin/trimtab-lab down; else echo "nothing is set up here"; fi
+down: ## stop the demo, remove what it made, and say which packages remain
+	@if [ -x .venv/bin/trimtab-lab ]; then .venv/bin/trimtab-lab down; fi
+	@ops/bootstrap.sh --made
 
 test: ## all tests (sets itself up)
 	@ops/bootstrap.sh

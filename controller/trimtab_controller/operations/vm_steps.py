@@ -48,7 +48,11 @@ def place(kind: str) -> Step:
                 now=context.now,
             )
             return Wait(PLACEMENT_POLL_S, "a placement")
-        return placements.answer(request) or Wait(PLACEMENT_POLL_S, "a placement")
+        answer = placements.answer(request)
+        if answer is None:
+            return Wait(PLACEMENT_POLL_S, "a placement")
+        # The ticket with which the host may read images from others: journaled, so that every repeat presents the same one.
+        return {**answer, "ticket": secrets.token_hex(32)}
 
     def undo(context: Transaction[Any]) -> None:
         request = placements.get(context.session, context.operation.id)
@@ -85,11 +89,14 @@ def chosen_host(results: Mapping[str, Json]) -> str:
 # --- images on local pools --------------------------------------------------------------------------------------------------
 
 
-def bring_images(host_of: Any = chosen_host) -> Step:
-    """Make the base images of the vm's volumes present where the volumes will be, copying from another host where needed."""
+def bring_images() -> Step:
+    """Make the base images of the vm's volumes present on the chosen host, copying from another host where needed.
+
+    The saga's last step records the new replicas (`record_images`); one that was not recorded is found again by the next copy.
+    """
 
     def do(context: Effect[Any]) -> Json | Wait:
-        host_id = host_of(context.results)
+        host_id = chosen_host(context.results)
         for missing in context.read(lambda session: image_replicas.missing_for_vm(session, context.params.vm_id, host_id)):
             waiting = _copy_replica(context, host_id, missing)
             if waiting is not None:
@@ -99,13 +106,9 @@ def bring_images(host_of: Any = chosen_host) -> Step:
     return effect("bring_images", do, None, because="a replica is a cache entry; its owner cleans it up when nothing uses it")
 
 
-def record_images(host_of: Any = chosen_host) -> Step:
+def record_images(context: Transaction[Any]) -> None:
     """Record the replicas that `bring_images` proved."""
-
-    def do(context: Transaction[Any]) -> None:
-        image_replicas.record_for_vm(context.session, context.params.vm_id, host_of(context.results), now=context.now)
-
-    return transaction("record_images", do, None, because="the replicas exist")
+    image_replicas.record_for_vm(context.session, context.params.vm_id, chosen_host(context.results), now=context.now)
 
 
 def _copy_replica(context: Effect[Any], host_id: str, missing: image_replicas.Missing) -> Wait | None:
@@ -117,7 +120,7 @@ def _copy_replica(context: Effect[Any], host_id: str, missing: image_replicas.Mi
         )
     key = context.key(subject_id=context.operation.subject_id, part=image.id)
     source_pool = describe.pool_spec(missing.source_pool)
-    ticket = secrets.token_hex(32)
+    ticket = str(context.results["place"]["ticket"])
     stored = describe.stored_format(image)
     address = context.agents.offer_image(
         missing.source_host_id,

@@ -5,11 +5,10 @@
 | own           | (the row was inserted when the request was accepted) | erase the row's names, MACs, space, quota |
 | place         | ask the leader, wait for host and epoch           | give the claims back                     |
 | bring_images  | copy base images to the host's pools              | - a replica is a cache entry             |
-| record_images | record the replicas                               | - they exist                             |
 | make_volumes  | create each volume                                | delete each volume                       |
 | define        | define domain, seed, NVRAM                        | kill and undefine                        |
 | power_on      | start (unless `start` is false)                   | - define's undo kills                    |
-| finish        | record what was seen                              | - last                                   |
+| finish        | record what was seen and the images                              | - last                                   |
 
 A crash leaves the journal's prefix; nothing else is half-made that a repeat or the undo does not know of.
 """
@@ -65,6 +64,7 @@ def _power_on(context: Effect[Params]) -> Json:
 def _finish(context: Transaction[Params]) -> None:
     session, vm_id = context.session, context.params.vm_id
     volume_claims.mark_present(session, context.results["make_volumes"]["volume_ids"])
+    vm_steps.record_images(context)
     vm_steps.record_seen(context, "power_on")
     vms.update(session, vm_id, problem="")
     if context.results["power_on"]["state"] == ObservedState.STOPPED.value:
@@ -96,7 +96,6 @@ SAGA = Saga(
         transaction("own", _own, vm_steps.erase_vm),
         vm_steps.place("create"),
         vm_steps.bring_images(),
-        vm_steps.record_images(),
         effect("make_volumes", _make_volumes, _delete_volumes),
         effect("define", vm_steps.define, vm_steps.undefine_everywhere),
         effect("power_on", _power_on, None, because="the undo of `define` kills"),

@@ -4,7 +4,6 @@
 |---------------|---------------------------------------------------------------------|--------------------------------------------------|
 | place         | the leader picks the target, claims it, records both holders         | give the target back (only once proven empty)     |
 | bring_images  | copy base images to the target's local pool                          | - cache                                           |
-| record_images | record the replicas                                                  | - they exist                                      |
 | check         | refuse what would fail before anything moves                         | - it only looks                                   |
 | prepare       | target: volumes to copy into, seed, networks                         | target: prove empty, remove leftovers             |
 | move          | source: start the job and follow it; then observe BOTH hosts (pivot) | cancel the job, wait until the source has the guest |
@@ -260,6 +259,7 @@ def _finish(context: Transaction[Params]) -> None:
     row = claims.migration_of(session, vm_id)
     if row is None:
         return
+    vm_steps.record_images(context)
     volume_claims.move_home(session, row)
     claims.promote_target(session, vm_id)
     claims.end_migration(session, vm_id)
@@ -290,7 +290,6 @@ SAGA = Saga(
     steps=(
         vm_steps.place("migrate"),
         vm_steps.bring_images(),
-        vm_steps.record_images(),
         effect("check", _check, None, because="it only looks"),
         effect("prepare", _prepare, _unprepare),
         effect("move", _move, _unmove, pivot=True, cancel=_cancel_move),

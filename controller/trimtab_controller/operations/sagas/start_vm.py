@@ -4,11 +4,10 @@
 |---------------|-------------------------------------------------------------|-------------------------------------|
 | place         | ask the leader (the previous host is preferred)              | give the compute back               |
 | bring_images  | copy base images where they are missing                      | - cache                             |
-| record_images | record the replicas                                          | - they exist                        |
 | leave_old     | undefine on the previous host when the vm moved              | - defined again by the next start   |
 | define        | define under the new epoch                                   | kill and undefine; the disks stay   |
 | power_on      | start                                                        | - define's undo kills               |
-| finish        | record what was seen                                         | - last                              |
+| finish        | record what was seen and the images                                         | - last                              |
 
 A running vm stays running: the leader answers with its home and every step finds its work done.
 """
@@ -43,6 +42,7 @@ def _undefine(context: Effect[Params]) -> None:
 
 
 def _finish(context: Transaction[Params]) -> None:
+    vm_steps.record_images(context)
     vm_steps.record_seen(context, "power_on")
     vms.update(context.session, context.params.vm_id, problem="")
 
@@ -64,7 +64,6 @@ SAGA = Saga(
         transaction("own", _own, _disown),
         vm_steps.place("start"),
         vm_steps.bring_images(),
-        vm_steps.record_images(),
         effect("leave_old", _leave_old, None, because="the next start defines it again"),
         effect("define", vm_steps.define, _undefine),
         effect("power_on", vm_steps.power_on, None, because="the undo of `define` kills"),
