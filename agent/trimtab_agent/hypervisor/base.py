@@ -136,18 +136,14 @@ class Hypervisor(Protocol):
     def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
         """Make domain, seed and NVRAM exist and equal the spec; a running domain keeps running."""
 
-    def undefine_domain(
-        self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool
-    ) -> None:
+    def undefine_domain(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
         """Remove the domain and all that belongs to it but volumes. Conflict: it runs and may not be killed."""
 
     def change_power(self, vm_id: str, action: PowerAction, stamp: Stamp) -> DomainObservation:
         """Do it, ensure-wise: starting a running domain is fine. NotFound: no such domain. Conflict: e.g. resume of a
         stopped one, start of one whose image is locked elsewhere (`image-locked`)."""
 
-    def prepare_migration(
-        self, domain: DomainSpec, copied_volumes: Sequence[VolumeSpec], source_host_id: str
-    ) -> tuple[str, str]:
+    def prepare_migration(self, domain: DomainSpec, copied_volumes: Sequence[VolumeSpec], source_host_id: str) -> tuple[str, str]:
         """Ready this host as target; return (libvirt URI, migration URI). Conflict names what would be refused."""
 
     def migrate(

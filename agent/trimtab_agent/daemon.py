@@ -1,0 +1,145 @@
+"""The agent's process: puts together what `agent.toml` says, runs until it is told to stop, and leaves guests and jobs alone."""
+
+import asyncio
+import fcntl
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import structlog
+
+from trimtab_agent import config, leave, metrics
+from trimtab_agent.agent import Agent, AgentParts
+from trimtab_agent.certificates import PURPOSE_AGENT, IdentityFiles, report
+from trimtab_agent.config import Settings
+from trimtab_agent.hypervisor.base import Hypervisor
+from trimtab_agent.jobs import JobKind
+from trimtab_agent.journal import JournalFile
+from trimtab_agent.libvirt_tls import LibvirtCertificates, reload_libvirtd
+from trimtab_agent.renewal import Renewal
+from trimtab_agent.servicer import host_pools
+from trimtab_agent.sources import Sources
+from trimtab_agent.systemd import RealSystemctl
+from trimtab_agent.version import agent_version
+from trimtab_agent.workers import WorkerPool
+from trimtab_protos.errors import Conflict
+from trimtab_protos.messages import Certificate
+
+log = structlog.get_logger(__name__)
+
+LIBVIRT_WAIT_S = 3.0
+LEAVE_ANSWER_S = 1.0
+"""Between undoing the join and ending: the answer must reach the controller first."""
+
+
+def run(settings: Settings) -> None:
+    """Run the agent until SIGTERM or SIGINT. Conflict where another agent runs on this state directory."""
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.callback(os.close, _lock(settings.lock_path))
+        asyncio.run(_serve(settings, stack))
+
+
+async def _serve(settings: Settings, stack: ExitStack) -> None:
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    identity, libvirt = IdentityFiles(settings.certificate_dir), LibvirtCertificates()
+    journal = JournalFile(settings.journal_path)
+    stack.callback(journal.close)
+    sources = Sources(identity, gateways=lambda: config.known_gateways(settings))
+    hypervisor = _hypervisor(settings, sources, stack)
+
+    def certificates() -> Sequence[Certificate]:
+        return (report(PURPOSE_AGENT, identity.current().certificate_pem), *libvirt.report())
+
+    def undo_join(keep_certificates: bool) -> Sequence[str]:
+        undone = leave.leave(RealSystemctl(), keep_certificates=keep_certificates)
+        loop.call_soon_threadsafe(loop.call_later, LEAVE_ANSWER_S, stopping.set)
+        return undone
+
+    def install_libvirt(ca_pem: bytes, certificate_pem: bytes, key_pem: bytes) -> None:
+        libvirt.install(ca_pem=ca_pem, certificate_pem=certificate_pem, key_pem=key_pem)
+        reload_libvirtd()
+
+    def on_renewed() -> None:
+        if agent.session is not None:
+            agent.session.resync()
+
+    renewal = Renewal(
+        identity,
+        gateways=lambda: config.known_gateways(settings),
+        libvirt_certificate=libvirt.certificate_pem,
+        install_libvirt=install_libvirt,
+        on_renewed=on_renewed,
+    )
+    agent = Agent(
+        AgentParts(
+            host_id=settings.host_id,
+            hypervisor=hypervisor,
+            journal=journal,
+            pools=host_pools(),
+            watch=WorkerPool("watch", threads=4),
+            listen_address=settings.listen_address,
+            agent_address=settings.agent_address,
+            migration_address=settings.migration_address,
+            gateways=config.known_gateways(settings),
+            credentials=identity,
+            certificates=certificates,
+            leave=undo_join,
+            job_limits={JobKind.IMPORT: settings.imports_at_once, JobKind.MIGRATION: settings.migrations_at_once},
+            on_gateways=lambda addresses: config.remember_gateways(settings, tuple(addresses)),
+            on_ca_bundle=renewal.bundle_told,
+        )
+    )
+    await agent.start()
+    renewing = loop.create_task(renewal.run())
+    if settings.metrics_address:
+        stack.callback(metrics.serve(agent, settings.metrics_address))
+    await stopping.wait()
+    log.info("agent stops", host_id=settings.host_id)
+    renewing.cancel()
+    await agent.stop()
+
+
+def _hypervisor(settings: Settings, sources: Sources, stack: ExitStack) -> Hypervisor:
+    if settings.hypervisor == "simulated":
+        from trimtab_agent.hypervisor.simulated import SimulatedHost, SimulatedHypervisor
+        from trimtab_agent.hypervisor.simulation import SimulatedFleet
+
+        fleet = SimulatedFleet()
+        stack.callback(fleet.close)
+        host = SimulatedHost(host_id=settings.host_id, migration_address=settings.migration_address)
+        return SimulatedHypervisor(fleet, host, reader=sources)
+    # Only here: libvirt's bindings are not needed, nor perhaps installed, where hosts are simulated.
+    from trimtab_agent.hypervisor.kvm.config import KvmConfig
+    from trimtab_agent.hypervisor.kvm.hypervisor import KvmHypervisor
+
+    kvm = KvmHypervisor(
+        KvmConfig(
+            migration_address=settings.migration_address,
+            libvirt_uri=settings.libvirt_uri,
+            runtime_dir=settings.runtime_dir,
+            agent_version=agent_version(),
+        ),
+        sources,
+    )
+    kvm.start()
+    stack.callback(kvm.stop)
+    # So that the first Hello knows the guests; where libvirt is down, the lease must not wait for it.
+    kvm.wait_until_up(LIBVIRT_WAIT_S)
+    return kvm
+
+
+def _lock(path: Path) -> int:
+    """Hold the state directory for this process; two agents would answer with two memories."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise Conflict("agent-running", f"another agent runs on {path.parent}", path=path) from error
+    return descriptor

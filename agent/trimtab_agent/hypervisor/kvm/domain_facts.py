@@ -1,0 +1,104 @@
+"""Reads what matters out of a libvirt definition, ours or anybody's. Pure."""
+
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element
+
+from trimtab_agent.hypervisor.kvm.domain_xml import GUEST_AGENT_CHANNEL, METADATA_NAMESPACE
+from trimtab_agent.hypervisor.kvm.identifiers import vm_id_of
+from trimtab_agent.hypervisor.kvm.xml_tree import parse
+
+_TO_KIB = {
+    "b": 1 / 1024,
+    "bytes": 1 / 1024,
+    "KB": 1000 / 1024,
+    "k": 1,
+    "KiB": 1,
+    "M": 1024,
+    "MiB": 1024,
+    "G": 1 << 20,
+    "GiB": 1 << 20,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainFacts:
+    """One definition. `vm_id` is empty for an unmanaged domain."""
+
+    vm_id: str
+    libvirt_name: str
+    name: str
+    """The vm's name; empty for an unmanaged one."""
+    project: str
+    uuid: str
+    accelerator: str
+    epoch: int
+    turn: int
+    boot_id: str
+    """Host boot during which it was last started; "" once it was seen stopped."""
+    vcpus: int
+    memory_mib: int
+    macs: tuple[str, ...]
+    disk_paths: tuple[str, ...]
+    networks: tuple[str, ...]
+    """libvirt networks that its cards are on."""
+    nvram_path: str
+    has_guest_agent: bool
+    """The guest's agent has its end of the channel open; known of a running domain only."""
+
+
+def read(xml: str) -> DomainFacts:
+    """Return the facts of a definition as libvirt shows it."""
+    root = parse(xml)
+    libvirt_name = root.findtext("name") or ""
+    vm = root.find(f"metadata/{{{METADATA_NAMESPACE}}}domain/{{{METADATA_NAMESPACE}}}vm")
+    stamp = root.find(f"metadata/{{{METADATA_NAMESPACE}}}domain/{{{METADATA_NAMESPACE}}}stamp")
+    vm_id = vm.get("id", "") if vm is not None else ""
+    # Both must agree: a clone that somebody made with `virt-clone` carries our metadata under another name, and is not ours.
+    is_ours = vm is not None and vm_id_of(libvirt_name) == vm_id
+    channel = root.find(f"devices/channel/target[@name='{GUEST_AGENT_CHANNEL}']")
+    return DomainFacts(
+        vm_id=vm_id if is_ours else "",
+        libvirt_name=libvirt_name,
+        name=vm.get("name", "") if vm is not None and is_ours else "",
+        project=vm.get("project", "") if vm is not None and is_ours else "",
+        uuid=root.findtext("uuid") or "",
+        accelerator="kvm" if root.get("type") == "kvm" else "tcg",
+        epoch=_integer(stamp, "epoch") if is_ours else 0,
+        turn=_integer(stamp, "turn") if is_ours else 0,
+        boot_id=stamp.get("boot", "") if stamp is not None and is_ours else "",
+        vcpus=_vcpus(root),
+        memory_mib=_memory_mib(root),
+        macs=tuple(mac.get("address", "").lower() for mac in root.findall("devices/interface/mac")),
+        disk_paths=tuple(_disk_paths(root)),
+        networks=tuple(source.get("network", "") for source in root.findall("devices/interface[@type='network']/source")),
+        nvram_path=root.findtext("os/nvram") or "",
+        has_guest_agent=channel is not None and channel.get("state") == "connected",
+    )
+
+
+def _disk_paths(root: Element) -> list[str]:
+    paths = []
+    for source in root.findall("devices/disk/source"):
+        path = source.get("file") or source.get("dev")
+        if path:
+            paths.append(path)
+    return paths
+
+
+def _vcpus(root: Element) -> int:
+    vcpu = root.find("vcpu")
+    if vcpu is None:
+        return 0
+    return int(vcpu.get("current") or vcpu.text or 0)
+
+
+def _memory_mib(root: Element) -> int:
+    memory = root.find("memory")
+    if memory is None:
+        return 0
+    return int(float(memory.text or 0) * _TO_KIB.get(memory.get("unit", "KiB"), 1)) // 1024
+
+
+def _integer(element: Element | None, name: str) -> int:
+    text = element.get(name, "") if element is not None else ""
+    return int(text) if text.isdigit() else 0

@@ -1,0 +1,365 @@
+"""Builds a vm's libvirt definition from typed fields. Pure: no clock, no files, no libvirt.
+
+Only the tree API writes text, every word is checked by pattern first, and paths derive from ids (`pool_layout`), so nothing that a
+user typed can become an element, a file name or a QEMU argument. There is no user XML.
+
+Guest devices sit at PCI addresses that are functions of their index, not of the order of their making, so that defining a vm anew,
+on any host, after any number of hot-plugs, gives the guest the same hardware:
+
+    bus 0    slot 1 video, slots 2.. root ports (8 functions each), 1f the chipset
+    bus 1..5 virtio-serial, balloon, rng, seed, SCSI controller
+    bus 6 + 2·index  disk        bus 7 + 2·index  network card
+"""
+
+import ipaddress
+import string
+from dataclasses import dataclass
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
+
+from trimtab_agent.hypervisor.base import Stamp
+from trimtab_agent.hypervisor.kvm.identifiers import (
+    check_cpu_word,
+    check_id,
+    check_interface,
+    check_mac,
+    check_machine,
+    check_name,
+    check_range,
+    check_uuid,
+    domain_name,
+)
+from trimtab_agent.hypervisor.kvm.networks import libvirt_network_name
+from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
+from trimtab_agent.hypervisor.kvm.xml_tree import parse
+from trimtab_protos.errors import InvalidRequest
+from trimtab_protos.messages import DiskBus, DiskSpec, DomainSpec, Firmware, NetworkKind, NicSpec
+
+METADATA_NAMESPACE = "urn:trimtab:domain:1"
+METADATA_PREFIX = "trimtab"
+GUEST_AGENT_CHANNEL = "org.qemu.guest_agent.0"
+SERIAL_BYTES = 20
+"""What a virtio-blk serial number holds; the random end of a volume id fits, its kind and time do not."""
+
+_SERIAL_BUS, _BALLOON_BUS, _RNG_BUS, _SEED_BUS, _SCSI_BUS, _FIRST_INDEXED_BUS = 1, 2, 3, 4, 5, 6
+_MAX_INDEX = 23
+_SEED_TARGET = "vdz"
+_TCG_CACHE_MIB = 32
+"""QEMU would keep up to 1 GiB of translated code per guest otherwise."""
+_MEMORY_SLOTS = 16
+_MAX_VCPUS = 240
+_MAX_MEMORY_MIB = 12 << 20
+_MAX_SPARE_PORTS = 32
+_NIC_MODELS = ("virtio", "e1000e")
+
+_OVMF = "/usr/share/OVMF"
+_LOADER = {False: f"{_OVMF}/OVMF_CODE_4M.fd", True: f"{_OVMF}/OVMF_CODE_4M.ms.fd"}
+NVRAM_TEMPLATE = {False: f"{_OVMF}/OVMF_VARS_4M.fd", True: f"{_OVMF}/OVMF_VARS_4M.ms.fd"}
+
+ElementTree.register_namespace(METADATA_PREFIX, METADATA_NAMESPACE)
+
+
+@dataclass(frozen=True, slots=True)
+class HostTraits:
+    """What of the host goes into a definition."""
+
+    accelerator: str
+    """`kvm` or `tcg`."""
+    console_log: str
+    """Path of this vm's serial log."""
+
+
+def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = "") -> str:
+    """Return the XML of the domain. InvalidRequest names the field that cannot be expressed.
+
+    `boot_id` is the host's boot during which the domain was last started, "" when it is known to be stopped.
+    """
+    _check(domain)
+    pools = {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
+    root = Element("domain", type="kvm" if host.accelerator == "kvm" else "qemu")
+    _text(root, "name", domain_name(domain.vm_id))
+    _text(root, "uuid", check_uuid(domain.uuid))
+    SubElement(root, "metadata").append(_metadata(domain, stamp, boot_id=boot_id))
+    _memory_and_cpus(root, domain)
+    _firmware(root, domain)
+    _features(root, domain, host)
+    _cpu(root, domain)
+    _clock(root)
+    for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
+        _text(root, event, action)
+    devices = SubElement(root, "devices")
+    _text(devices, "emulator", "/usr/bin/qemu-system-x86_64")
+    _controllers(devices, domain)
+    for disk in _in_order(domain.disks):
+        _disk(devices, disk, domain, pools)
+    if domain.seed is not None:
+        _seed_disk(devices, state_layout(domain).seed(domain.vm_id))
+    for nic in sorted(domain.nics, key=lambda each: each.index):
+        _nic(devices, nic, domain)
+    _fixed_devices(devices, host)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def stamp_metadata(vm_id: str, *, name: str, project: str, stamp: Stamp, boot_id: str) -> str:
+    """Return the metadata element for libvirt's `setMetadata`, which puts the namespace onto it by itself."""
+    element = Element("domain")
+    SubElement(
+        element,
+        "vm",
+        id=check_id(vm_id, "vm_id"),
+        name=check_name(name, "name"),
+        project=check_name(project, "project"),
+    )
+    SubElement(element, "stamp", epoch=str(stamp.epoch), turn=str(stamp.turn), boot=boot_id)
+    return ElementTree.tostring(element, encoding="unicode")
+
+
+def boot_disk(domain: DomainSpec) -> DiskSpec | None:
+    """Return the disk that the vm boots from: the lowest boot order, else the lowest index."""
+    bootable = [disk for disk in domain.disks if disk.boot_order]
+    if bootable:
+        return min(bootable, key=lambda disk: disk.boot_order)
+    return min(domain.disks, key=lambda disk: disk.index, default=None)
+
+
+def state_layout(domain: DomainSpec) -> PoolLayout:
+    """Return the pool that holds seed and NVRAM: the boot disk's, or the first pool of a vm without disks."""
+    disk = boot_disk(domain)
+    for pool in domain.pools:
+        if disk is None or pool.pool_id == disk.pool_id:
+            return PoolLayout.of(pool)
+    raise InvalidRequest("pool-missing", "the vm names no pool that could hold its seed and NVRAM", field="pools")
+
+
+def target_name(disk: DiskSpec) -> str:
+    """Return the device name libvirt knows the disk by; only virtio names match what a guest sees."""
+    return ("vd" if disk.bus is DiskBus.VIRTIO else "sd") + string.ascii_lowercase[disk.index]
+
+
+def _check(domain: DomainSpec) -> None:
+    check_id(domain.vm_id, "vm_id")
+    check_machine(domain.machine)
+    if domain.arch != "x86_64":
+        raise InvalidRequest("arch-unknown", f"arch {domain.arch[:20]!r}: this host runs x86_64", field="arch")
+    check_range(domain.vcpus_max, "vcpus_max", low=1, high=_MAX_VCPUS)
+    check_range(domain.vcpus, "vcpus", low=1, high=domain.vcpus_max)
+    check_range(domain.memory_mib, "memory_mib", low=16, high=_MAX_MEMORY_MIB)
+    check_range(domain.memory_max_mib or domain.memory_mib, "memory_max_mib", low=domain.memory_mib, high=_MAX_MEMORY_MIB)
+    check_range(domain.spare_pcie_ports, "spare_pcie_ports", low=0, high=_MAX_SPARE_PORTS)
+    if domain.has_secure_boot and domain.firmware is not Firmware.UEFI:
+        raise InvalidRequest("secure-boot-needs-uefi", "secure boot needs firmware uefi", field="has_secure_boot")
+    for field, things in (("disks", domain.disks), ("nics", domain.nics)):
+        indices = [thing.index for thing in things]
+        for index in indices:
+            check_range(index, f"{field}.index", low=0, high=_MAX_INDEX)
+        if len(set(indices)) != len(indices):
+            raise InvalidRequest("index-taken", f"two of {field} have the same index", field=field)
+
+
+def _memory_and_cpus(root: Element, domain: DomainSpec) -> None:
+    if domain.memory_max_mib > domain.memory_mib:
+        SubElement(root, "maxMemory", slots=str(_MEMORY_SLOTS), unit="MiB").text = str(domain.memory_max_mib)
+    SubElement(root, "memory", unit="MiB").text = str(domain.memory_mib)
+    SubElement(root, "currentMemory", unit="MiB").text = str(domain.memory_mib)
+    SubElement(root, "vcpu", placement="static", current=str(domain.vcpus)).text = str(domain.vcpus_max)
+
+
+def _firmware(root: Element, domain: DomainSpec) -> None:
+    system = SubElement(root, "os")
+    SubElement(system, "type", arch="x86_64", machine=domain.machine).text = "hvm"
+    if domain.firmware is Firmware.UEFI:
+        loader = SubElement(system, "loader", readonly="yes", type="pflash")
+        if domain.has_secure_boot:
+            loader.set("secure", "yes")
+        loader.text = _LOADER[domain.has_secure_boot]
+        _text(system, "nvram", state_layout(domain).nvram(domain.vm_id))
+
+
+def _features(root: Element, domain: DomainSpec, host: HostTraits) -> None:
+    features = SubElement(root, "features")
+    SubElement(features, "acpi")
+    SubElement(features, "apic")
+    SubElement(features, "vmport", state="off")
+    if domain.has_secure_boot:
+        SubElement(features, "smm", state="on")
+    if host.accelerator != "kvm":
+        SubElement(SubElement(features, "tcg"), "tb-cache", unit="MiB").text = str(_TCG_CACHE_MIB)
+
+
+def _cpu(root: Element, domain: DomainSpec) -> None:
+    cpu = SubElement(root, "cpu", mode="custom", match="exact", check="partial")
+    SubElement(cpu, "model", fallback="forbid").text = check_cpu_word(domain.cpu_model, "cpu_model")
+    for feature in domain.cpu_features:
+        policy = "disable" if feature.startswith("-") else "require"
+        SubElement(cpu, "feature", policy=policy, name=check_cpu_word(feature.removeprefix("-"), "cpu_features"))
+    if domain.memory_max_mib > domain.memory_mib:
+        # Memory can be plugged only where there is a NUMA cell to plug it into.
+        cells = SubElement(cpu, "numa")
+        SubElement(cells, "cell", id="0", cpus=f"0-{domain.vcpus_max - 1}", memory=str(domain.memory_mib), unit="MiB")
+
+
+def _clock(root: Element) -> None:
+    clock = SubElement(root, "clock", offset="utc")
+    SubElement(clock, "timer", name="rtc", tickpolicy="catchup")
+    SubElement(clock, "timer", name="pit", tickpolicy="delay")
+    SubElement(clock, "timer", name="hpet", present="no")
+
+
+def _controllers(devices: Element, domain: DomainSpec) -> None:
+    SubElement(devices, "controller", type="pci", index="0", model="pcie-root")
+    for bus in range(1, _last_bus(domain) + domain.spare_pcie_ports + 1):
+        port = SubElement(devices, "controller", type="pci", index=str(bus), model="pcie-root-port")
+        SubElement(port, "target", chassis=str(bus), port=hex(0x10 + bus - 1))
+        slot, function = divmod(bus - 1, 8)
+        _address(port, bus=0, slot=2 + slot, function=function, is_multifunction=function == 0)
+    _address(SubElement(devices, "controller", type="virtio-serial", index="0"), bus=_SERIAL_BUS)
+    SubElement(devices, "controller", type="usb", index="0", model="none")
+    if any(disk.bus is DiskBus.SCSI for disk in domain.disks):
+        _address(SubElement(devices, "controller", type="scsi", index="0", model="virtio-scsi"), bus=_SCSI_BUS)
+
+
+def _last_bus(domain: DomainSpec) -> int:
+    disks = [_disk_bus(disk) for disk in domain.disks if disk.bus is DiskBus.VIRTIO]
+    return max([_SCSI_BUS, *disks, *(_nic_bus(nic) for nic in domain.nics)])
+
+
+def _disk_bus(disk: DiskSpec) -> int:
+    return _FIRST_INDEXED_BUS + 2 * disk.index
+
+
+def _nic_bus(nic: NicSpec) -> int:
+    return _FIRST_INDEXED_BUS + 2 * nic.index + 1
+
+
+def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str, PoolLayout]) -> None:
+    if disk.pool_id not in pools:
+        raise InvalidRequest("pool-missing", f"disk {disk.index} is in a pool that the vm does not name", field="pools")
+    element = SubElement(devices, "disk", type="file", device="disk")
+    SubElement(
+        element,
+        "driver",
+        name="qemu",
+        type=disk.format.value,
+        cache="none",
+        error_policy="stop",
+        rerror_policy="stop",
+        discard="unmap",
+    )
+    SubElement(element, "source", file=pools[disk.pool_id].volume(disk.volume_id, disk.format))
+    SubElement(element, "target", dev=target_name(disk), bus=disk.bus.value)
+    if disk.is_read_only:
+        SubElement(element, "readonly")
+    SubElement(element, "serial").text = disk.volume_id[-SERIAL_BYTES:]
+    order = _boot_order(disk, domain)
+    if order:
+        SubElement(element, "boot", order=str(order))
+    SubElement(element, "alias", name=f"ua-{disk.volume_id}")
+    if disk.bus is DiskBus.VIRTIO:
+        _address(element, bus=_disk_bus(disk))
+    else:
+        SubElement(element, "address", type="drive", controller="0", bus="0", target="0", unit=str(disk.index))
+
+
+def _boot_order(disk: DiskSpec, domain: DomainSpec) -> int:
+    """A vm whose disks name no order boots from its first one."""
+    if any(each.boot_order for each in domain.disks):
+        return check_range(disk.boot_order, "boot_order", low=0, high=_MAX_INDEX + 1)
+    return 1 if disk == boot_disk(domain) else 0
+
+
+def _seed_disk(devices: Element, path: str) -> None:
+    # A disk and not a cdrom: cloud kernels carry no AHCI driver, and NoCloud looks at labels only.
+    element = SubElement(devices, "disk", type="file", device="disk")
+    SubElement(element, "driver", name="qemu", type="raw", cache="none")
+    SubElement(element, "source", file=path)
+    SubElement(element, "target", dev=_SEED_TARGET, bus="virtio")
+    SubElement(element, "readonly")
+    SubElement(element, "alias", name="ua-seed")
+    _address(element, bus=_SEED_BUS)
+
+
+def _nic(devices: Element, nic: NicSpec, domain: DomainSpec) -> None:
+    network = next((each for each in domain.networks if each.network_id == nic.network_id), None)
+    if network is None:
+        raise InvalidRequest("network-missing", f"nic {nic.index} is on a network that the vm does not name", field="networks")
+    if nic.model not in _NIC_MODELS:
+        raise InvalidRequest("nic-model", f"nic model {nic.model[:20]!r} must be one of {', '.join(_NIC_MODELS)}", field="model")
+    for address in nic.addresses:
+        _check_address(address)
+    check_range(network.mtu, "mtu", low=576, high=65520)
+    if network.kind is NetworkKind.BRIDGE:
+        element = SubElement(devices, "interface", type="bridge")
+        SubElement(element, "source", bridge=check_interface(network.bridge, "bridge"))
+    else:
+        element = SubElement(devices, "interface", type="network")
+        SubElement(element, "source", network=libvirt_network_name(network.network_id))
+    SubElement(element, "mac", address=check_mac(nic.mac))
+    SubElement(element, "model", type=nic.model)
+    SubElement(element, "mtu", size=str(network.mtu))
+    SubElement(element, "alias", name=f"ua-{check_id(nic.nic_id, 'nic_id')}")
+    _address(element, bus=_nic_bus(nic))
+
+
+def _check_address(address: str) -> None:
+    try:
+        ipaddress.ip_interface(address)
+    except ValueError as error:
+        raise InvalidRequest(
+            "nic-address",
+            f"address {address[:50]!r} must be an address with prefix length, such as 10.0.0.5/24",
+            field="addresses",
+        ) from error
+
+
+def _fixed_devices(devices: Element, host: HostTraits) -> None:
+    serial = SubElement(devices, "serial", type="file")
+    # Appended to, so that it can be cut short under QEMU's open descriptor and a restart keeps what was there.
+    SubElement(serial, "source", path=host.console_log, append="on")
+    SubElement(serial, "target", type="isa-serial", port="0")
+    console = SubElement(devices, "console", type="file")
+    SubElement(console, "source", path=host.console_log, append="on")
+    SubElement(console, "target", type="serial", port="0")
+    channel = SubElement(devices, "channel", type="unix")
+    SubElement(channel, "target", type="virtio", name=GUEST_AGENT_CHANNEL)
+    SubElement(channel, "address", type="virtio-serial", controller="0", bus="0", port="1")
+    graphics = SubElement(devices, "graphics", type="vnc")
+    # libvirt puts the socket into the domain's own runtime directory, where only QEMU and root reach it.
+    SubElement(graphics, "listen", type="socket")
+    video = SubElement(devices, "video")
+    SubElement(video, "model", type="vga", vram="16384", heads="1", primary="yes")
+    _address(video, bus=0, slot=1)
+    balloon = SubElement(devices, "memballoon", model="virtio")
+    SubElement(balloon, "stats", period="5")
+    _address(balloon, bus=_BALLOON_BUS)
+    rng = SubElement(devices, "rng", model="virtio")
+    SubElement(rng, "backend", model="random").text = "/dev/urandom"
+    _address(rng, bus=_RNG_BUS)
+
+
+def _address(element: Element, *, bus: int, slot: int = 0, function: int = 0, is_multifunction: bool = False) -> None:
+    place = {"type": "pci", "domain": "0x0000", "bus": f"0x{bus:02x}", "slot": f"0x{slot:02x}", "function": f"0x{function:x}"}
+    address = SubElement(element, "address", place)
+    if is_multifunction:
+        address.set("multifunction", "on")
+
+
+def _in_order(disks: tuple[DiskSpec, ...]) -> list[DiskSpec]:
+    return sorted(disks, key=lambda disk: disk.index)
+
+
+def _text(parent: Element, tag: str, text: str) -> None:
+    SubElement(parent, tag).text = text
+
+
+def _metadata(domain: DomainSpec, stamp: Stamp, *, boot_id: str) -> Element:
+    """Return the element that makes a domain ours and from which a lost journal is rebuilt."""
+    text = stamp_metadata(domain.vm_id, name=domain.name, project=domain.project, stamp=stamp, boot_id=boot_id)
+    element = parse(text)
+    for each in element.iter():
+        each.tag = _ours(each.tag)
+    return element
+
+
+def _ours(tag: str) -> str:
+    return f"{{{METADATA_NAMESPACE}}}{tag}"

@@ -1,0 +1,212 @@
+"""Domains of this host: found, defined, undefined. Their power is `power.py`'s, their moving `migration.py`'s.
+
+A domain is ours when its metadata says so and its name agrees. Others are shown and never touched.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import libvirt
+
+from trimtab_agent.hypervisor.base import Stamp
+from trimtab_agent.hypervisor.kvm import console, domain_facts, domain_xml, errors, state_files, volumes
+from trimtab_agent.hypervisor.kvm.connection import Connection
+from trimtab_agent.hypervisor.kvm.domain_facts import DomainFacts
+from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, METADATA_PREFIX, HostTraits, stamp_metadata
+from trimtab_agent.hypervisor.kvm.identifiers import check_id, domain_name
+from trimtab_agent.hypervisor.kvm.observe import Observer, absent
+from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
+from trimtab_protos.errors import AlreadyExists, Conflict, NotFound
+from trimtab_protos.messages import DomainObservation, DomainSpec, PoolSpec
+
+_UNDEFINE_FLAGS = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    # The file is ours to remove or to keep, like the seed.
+    | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+)
+
+
+class VmLocks:
+    """One lock per vm: verbs on one vm exclude each other, however many threads serve."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[str, tuple[threading.Lock, int]] = {}
+
+    @contextlib.contextmanager
+    def hold(self, vm_id: str) -> Iterator[None]:
+        with self._lock:
+            lock, users = self._held.get(vm_id, (threading.Lock(), 0))
+            self._held[vm_id] = (lock, users + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                lock, users = self._held.pop(vm_id)
+                if users > 1:
+                    self._held[vm_id] = (lock, users - 1)
+
+
+class Domains:
+    """Ensures and observes domains. Thread-safe."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        observer: Observer,
+        logs: console.ConsoleLogs,
+        *,
+        accelerator: Callable[[], str],
+        refuse_unfit: Callable[[DomainSpec], None],
+    ) -> None:
+        """`refuse_unfit` raises Conflict where this host cannot run such a domain at all."""
+        self._connection = connection
+        self._observer = observer
+        self._logs = logs
+        self._accelerator = accelerator
+        self._refuse_unfit = refuse_unfit
+        self.locks = VmLocks()
+
+    def list(self) -> tuple[DomainObservation, ...]:
+        with self._connection.use("list domains") as connection:
+            found = [self._observer.observe(domain) for domain in connection.listAllDomains()]
+        # One that vanished between list and look is simply not listed.
+        return tuple(sorted((each for each in found if each.uuid), key=lambda each: (each.vm_id, each.uuid)))
+
+    def observe(self, vm_id: str) -> DomainObservation:
+        check_id(vm_id, "vm_id")
+        with self._connection.use(f"observe {vm_id}") as connection:
+            domain = find(connection, vm_id)
+            return self._observer.observe(domain) if domain is not None else absent(vm_id)
+
+    def define(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
+        """See `Hypervisor.define_domain`."""
+        self._refuse_unfit(domain)
+        with self.locks.hold(check_id(domain.vm_id, "vm_id")):
+            return self.define_locked(domain, stamp)
+
+    def define_locked(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
+        """`define` for a caller that holds the vm's lock."""
+        # Built first: a spec that cannot be expressed must leave no files.
+        self._build(domain, stamp, boot_id="")
+        state_files.ensure(domain)
+        with self._connection.use(f"define {domain.vm_id}", changes=True) as connection:
+            existing = find(connection, domain.vm_id)
+            boot_id = domain_facts.read(existing.XMLDesc(0)).boot_id if existing is not None else ""
+            defined = connection.defineXML(self._build(domain, stamp, boot_id=boot_id))
+            if existing is not None:
+                write_stamp(defined, domain_facts.read(defined.XMLDesc(0)), stamp, boot_id=boot_id)
+            if defined.autostart():
+                # Only the controller decides where a guest runs, also after this host boots.
+                defined.setAutostart(0)
+            self._logs.prepare(domain.vm_id, max_bytes=domain.serial_log_max_bytes)
+            return self._observer.observe(defined)
+
+    def _build(self, domain: DomainSpec, stamp: Stamp, *, boot_id: str) -> str:
+        host = HostTraits(accelerator=self._accelerator(), console_log=self._logs.path_of(domain.vm_id))
+        return domain_xml.build(domain, stamp, host, boot_id=boot_id)
+
+    def undefine(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
+        """See `Hypervisor.undefine_domain`."""
+        with self.locks.hold(check_id(vm_id, "vm_id")):
+            self.undefine_locked(vm_id, pools, kill_if_running=kill_if_running, keep_state_files=keep_state_files)
+
+    def undefine_locked(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
+        """`undefine` for a caller that holds the vm's lock."""
+        with self._connection.use(f"undefine {vm_id}", changes=True) as connection:
+            domain = find(connection, vm_id)
+            if domain is not None:
+                _remove(domain, vm_id, kill_if_running=kill_if_running)
+                self._observer.forget(domain.UUIDString())
+        if not keep_state_files:
+            state_files.remove(vm_id, pools)
+        self._logs.remove(vm_id)
+
+    def refuse_if_used(self, paths: Sequence[str], what: str) -> None:
+        """Raise Conflict where a domain of this host, ours or not, has one of these files as a disk."""
+        with self._connection.use(f"see who uses {what}") as connection:
+            for domain in connection.listAllDomains():
+                used = _disk_paths(domain)
+                if used & set(paths):
+                    raise Conflict(
+                        "volume-in-use",
+                        f"{what} is a disk of domain {domain.name()} on this host",
+                        domain=domain.name(),
+                    )
+
+
+def find(connection: Any, vm_id: str) -> Any:
+    """Return the vm's domain, or None. AlreadyExists where its name belongs to a domain that is not ours."""
+    try:
+        domain = connection.lookupByName(domain_name(vm_id))
+        facts = domain_facts.read(domain.XMLDesc(0))
+    except libvirt.libvirtError as error:
+        if errors.is_gone(error):
+            return None
+        raise
+    if not facts.vm_id:
+        raise AlreadyExists("domain-exists", f"a domain that is not Trimtab's is called {domain_name(vm_id)}", uuid=facts.uuid)
+    return domain
+
+
+def require(connection: Any, vm_id: str) -> Any:
+    """Return the vm's domain. NotFound where there is none."""
+    domain = find(connection, vm_id)
+    if domain is None:
+        raise NotFound("domain-not-found", f"this host has no domain of {vm_id}", vm_id=vm_id)
+    return domain
+
+
+def write_stamp(domain: Any, facts: DomainFacts, stamp: Stamp, *, boot_id: str) -> None:
+    """Keep the stamp in the domain's metadata, running and stored."""
+    flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG if domain.isPersistent() else 0
+    flags |= libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0
+    text = stamp_metadata(facts.vm_id, name=facts.name, project=facts.project, stamp=stamp, boot_id=boot_id)
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, METADATA_PREFIX, METADATA_NAMESPACE, flags)
+
+
+def require_volumes(domain: DomainSpec) -> None:
+    """Make sure that every disk's volume is there. NotFound names the first that is not."""
+    layouts = {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
+    for disk in domain.disks:
+        if not volumes.observe(disk.volume_id, layouts[disk.pool_id]).is_present:
+            raise NotFound(
+                "volume-not-found",
+                f"volume {disk.volume_id} is not in pool {disk.pool_id} on this host",
+                volume_id=disk.volume_id,
+            )
+
+
+def _remove(domain: Any, vm_id: str, *, kill_if_running: bool) -> None:
+    if domain.isActive():
+        if not kill_if_running:
+            raise Conflict("domain-running", f"{vm_id} runs on this host; stop it first")
+        with _gone_is_fine():
+            domain.destroy()
+    with _gone_is_fine():
+        # A transient one ended with its QEMU.
+        if domain.isPersistent():
+            domain.undefineFlags(_UNDEFINE_FLAGS)
+
+
+def _disk_paths(domain: Any) -> set[str]:
+    paths: set[str] = set()
+    with _gone_is_fine():
+        paths.update(domain_facts.read(domain.XMLDesc(0)).disk_paths)
+        if domain.isActive() and domain.isPersistent():
+            paths.update(domain_facts.read(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).disk_paths)
+    return paths
+
+
+@contextlib.contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        if not errors.is_gone(error):
+            raise

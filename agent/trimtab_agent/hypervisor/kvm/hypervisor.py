@@ -1,0 +1,222 @@
+"""The libvirt implementation of `Hypervisor`: puts the parts together and says which verb is whose."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from trimtab_agent.hypervisor.base import DomainChange, JobControl, SourceReader, Stamp
+from trimtab_agent.hypervisor.kvm import accel_probe, domain_facts, images, volumes
+from trimtab_agent.hypervisor.kvm.config import KvmConfig
+from trimtab_agent.hypervisor.kvm.connection import Connection
+from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
+from trimtab_agent.hypervisor.kvm.domains import Domains, write_stamp
+from trimtab_agent.hypervisor.kvm.events import DomainEvents
+from trimtab_agent.hypervisor.kvm.host_load import HostLoadReader
+from trimtab_agent.hypervisor.kvm.housekeeping import Housekeeping
+from trimtab_agent.hypervisor.kvm.identifiers import vm_id_of
+from trimtab_agent.hypervisor.kvm.inventory import InventoryReader, read_boot_id
+from trimtab_agent.hypervisor.kvm.migration import Migrations
+from trimtab_agent.hypervisor.kvm.networks import Networks
+from trimtab_agent.hypervisor.kvm.observe import Observer
+from trimtab_agent.hypervisor.kvm.pools import Pools
+from trimtab_agent.hypervisor.kvm.power import Power
+from trimtab_protos.messages import (
+    DomainObservation,
+    DomainSpec,
+    HostLoad,
+    ImageResult,
+    ImageSource,
+    ImageSpec,
+    Inventory,
+    MigrationOptions,
+    MigrationResult,
+    MigrationSide,
+    NetworkSpec,
+    PoolObservation,
+    PoolSpec,
+    PowerAction,
+    VolumeObservation,
+    VolumeSpec,
+)
+
+
+class KvmHypervisor:
+    """This host's libvirt as a `Hypervisor`. Every method may be called from any thread; `start` must come first."""
+
+    def __init__(self, config: KvmConfig, reader: SourceReader) -> None:
+        """`reader` fetches image sources; nothing is opened before `start`."""
+        self._config = config
+        self._reader = reader
+        boot_id = read_boot_id()
+        self._boot_id = boot_id
+        self._observer = Observer(boot_id)
+        self._logs = ConsoleLogs(config.log_dir)
+        self._events = DomainEvents(self._observer, on_stopped=self._clear_boot_mark)
+        self._connection = Connection(config.libvirt_uri, on_open=self._events.register)
+        self._load = HostLoadReader()
+        self._networks = Networks(self._connection)
+        self._pools = Pools(self._connection)
+        self._inventory = InventoryReader(config, self._connection, self._pools, boot_id=boot_id, accelerator=self.accelerator)
+        self._domains = Domains(
+            self._connection,
+            self._observer,
+            self._logs,
+            accelerator=self.accelerator,
+            refuse_unfit=self._inventory.refuse_unfit,
+        )
+        self._power = Power(self._connection, self._domains, self._observer, self._networks, boot_id=boot_id)
+        self._migrations = Migrations(
+            config,
+            self._connection,
+            self._domains,
+            self._observer,
+            self._networks,
+            self._pools,
+            self._logs,
+            self._inventory,
+            boot_id=boot_id,
+        )
+        self._housekeeping = Housekeeping(self._connection, self._observer, self._logs)
+
+    def start(self) -> None:
+        """Open the connection and keep it open from now on; returns at once, also where libvirt is down."""
+        self._connection.start()
+        self._events.start(self._connection)
+        self._housekeeping.start()
+
+    def stop(self) -> None:
+        """Let go of libvirt; guests run on."""
+        self._housekeeping.stop()
+        self._events.stop()
+        self._connection.stop()
+
+    def wait_until_up(self, timeout_s: float) -> bool:
+        """Tell whether libvirt answers within the time."""
+        return self._connection.wait_until_up(timeout_s)
+
+    def accelerator(self) -> str:
+        """Return `kvm` or `tcg`, whichever really runs guests here; the first call of a boot takes up to 2 s."""
+        return accel_probe.accelerator(self._config.runtime_dir, self._boot_id)
+
+    # --- what is there ---------------------------------------------------------------------------------------------------
+
+    def inventory(self) -> Inventory:
+        return self._inventory.read()
+
+    def load(self) -> HostLoad:
+        return self._load.read(running_domains=self._housekeeping.running_domains)
+
+    def is_up(self) -> bool:
+        return self._connection.is_up
+
+    def subscribe(self, listener: Callable[[DomainChange], None]) -> None:
+        self._events.subscribe(listener)
+
+    def list_domains(self) -> tuple[DomainObservation, ...]:
+        return self._domains.list()
+
+    def observe_domain(self, vm_id: str) -> DomainObservation:
+        return self._domains.observe(vm_id)
+
+    def read_console(self, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]:
+        return self._logs.read(vm_id, offset, max_bytes)
+
+    # --- storage -----------------------------------------------------------------------------------------------------------
+
+    def ensure_pool(self, pool: PoolSpec) -> PoolObservation:
+        return self._pools.ensure(pool)
+
+    def observe_pool(self, pool: PoolSpec) -> PoolObservation:
+        return self._pools.observe(pool)
+
+    def check_marker(self, pool: PoolSpec, marker: str, write_content: str, remove: bool) -> str:
+        return self._pools.check_marker(pool, marker, write_content=write_content, remove=remove)
+
+    def remove_pool(self, pool_id: str) -> None:
+        self._pools.remove(pool_id)
+
+    def ensure_volume(self, volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
+        return volumes.ensure(volume, self._pools.require_responsive(pool))
+
+    def observe_volume(self, volume_id: str, pool: PoolSpec) -> VolumeObservation:
+        return volumes.observe(volume_id, self._pools.require_responsive(pool))
+
+    def delete_volume(self, volume_id: str, pool: PoolSpec) -> None:
+        layout = self._pools.require_responsive(pool)
+        self._domains.refuse_if_used(volumes.names_of(volume_id, layout), f"volume {volume_id}")
+        volumes.delete(volume_id, layout)
+
+    def import_image(self, image: ImageSpec, pool: PoolSpec, source: ImageSource, control: JobControl) -> ImageResult:
+        return images.import_image(
+            image, pool, self._pools.require_responsive(pool), source, reader=self._reader, control=control
+        )
+
+    def open_image(self, image_id: str, pool: PoolSpec) -> str:
+        return images.path_of(image_id, self._pools.require_responsive(pool))
+
+    def delete_image(self, image_id: str, pool: PoolSpec) -> None:
+        images.delete(image_id, self._pools.require_responsive(pool))
+
+    # --- networks ------------------------------------------------------------------------------------------------------------
+
+    def ensure_network(self, network: NetworkSpec) -> None:
+        self._networks.ensure(network)
+
+    def remove_network(self, network_id: str) -> None:
+        self._networks.remove(network_id)
+
+    # --- domains -----------------------------------------------------------------------------------------------------------
+
+    def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
+        for network in domain.networks:
+            self._networks.ensure(network)
+        return self._domains.define(domain, stamp)
+
+    def undefine_domain(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
+        self._domains.undefine(vm_id, pools, kill_if_running=kill_if_running, keep_state_files=keep_state_files)
+
+    def change_power(self, vm_id: str, action: PowerAction, stamp: Stamp) -> DomainObservation:
+        return self._power.change(vm_id, action, stamp)
+
+    # --- migration -----------------------------------------------------------------------------------------------------------
+
+    def prepare_migration(self, domain: DomainSpec, copied_volumes: Sequence[VolumeSpec], source_host_id: str) -> tuple[str, str]:
+        return self._migrations.prepare(domain, copied_volumes, source_host_id=source_host_id)
+
+    def migrate(
+        self,
+        vm_id: str,
+        target: DomainSpec,
+        stamp: Stamp,
+        *,
+        libvirt_uri: str,
+        migration_uri: str,
+        copied_volume_ids: Sequence[str],
+        options: MigrationOptions,
+        control: JobControl,
+    ) -> MigrationResult:
+        return self._migrations.migrate(
+            vm_id,
+            target,
+            stamp,
+            libvirt_uri=libvirt_uri,
+            migration_uri=migration_uri,
+            copied_volume_ids=copied_volume_ids,
+            options=options,
+            control=control,
+        )
+
+    def settle_migration(
+        self, vm_id: str, side: MigrationSide, domain: DomainSpec, removed_volumes: Sequence[VolumeSpec], stamp: Stamp
+    ) -> DomainObservation:
+        return self._migrations.settle(vm_id, side, domain, removed_volumes, stamp)
+
+    def _clear_boot_mark(self, domain: Any) -> None:
+        """Take the mark off a domain that was seen to stop: should the host boot later, that is not why it is off."""
+        vm_id = vm_id_of(domain.name())
+        if not vm_id:
+            return
+        # Under the lock and on fresh facts: a start that runs right now must not lose its stamp to this.
+        with self._domains.locks.hold(vm_id):
+            facts = domain_facts.read(domain.XMLDesc(0))
+            if facts.vm_id and facts.boot_id and domain.isPersistent() and not domain.isActive():
+                write_stamp(domain, facts, Stamp(epoch=facts.epoch, turn=facts.turn), boot_id="")

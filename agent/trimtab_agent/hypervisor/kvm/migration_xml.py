@@ -1,0 +1,84 @@
+"""Rewrites a running domain's definition for the host that receives it. Pure.
+
+The guest must find the very same hardware there, so the live definition is kept as libvirt shows it, with every address, and only what
+differs between hosts is replaced: file paths, bridges, our metadata.
+"""
+
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+from trimtab_agent.hypervisor.base import Stamp
+from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, state_layout, target_name
+from trimtab_agent.hypervisor.kvm.networks import libvirt_network_name
+from trimtab_agent.hypervisor.kvm.pool_layout import SEED_FILE, PoolLayout
+from trimtab_agent.hypervisor.kvm.xml_tree import parse
+from trimtab_protos.errors import Conflict
+from trimtab_protos.messages import DomainSpec, NetworkKind, NetworkSpec
+
+
+def retarget(live_xml: str, target: DomainSpec, stamp: Stamp) -> str:
+    """Return the migratable definition `live_xml` as it shall be on the target. Conflict: it has a disk or card that the spec lacks."""
+    root = parse(live_xml)
+    _stamp(root, stamp)
+    layouts = {pool.pool_id: PoolLayout.of(pool) for pool in target.pools}
+    paths = {target_name(disk): layouts[disk.pool_id].volume(disk.volume_id, disk.format) for disk in target.disks}
+    for disk in root.findall("devices/disk"):
+        _move_disk(disk, paths, target)
+    nvram = root.find("os/nvram")
+    if nvram is not None:
+        nvram.text = state_layout(target).nvram(target.vm_id)
+    networks = {nic.mac: _network_of(nic.network_id, target) for nic in target.nics}
+    for card in root.findall("devices/interface"):
+        _move_card(card, networks)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def disk_targets(target: DomainSpec, volume_ids: frozenset[str]) -> list[str]:
+    """Return libvirt's names of the disks whose volumes are to be copied."""
+    return [target_name(disk) for disk in target.disks if disk.volume_id in volume_ids]
+
+
+def _stamp(root: Element, stamp: Stamp) -> None:
+    element = root.find(f"metadata/{{{METADATA_NAMESPACE}}}domain/{{{METADATA_NAMESPACE}}}stamp")
+    if element is None:
+        raise Conflict("domain-unmanaged", "the domain carries no metadata of Trimtab")
+    element.set("epoch", str(stamp.epoch))
+    element.set("turn", str(stamp.turn))
+    # The target marks its own boot when it settles.
+    element.set("boot", "")
+
+
+def _move_disk(disk: Element, paths: dict[str, str], target: DomainSpec) -> None:
+    source, device = disk.find("source"), disk.find("target")
+    if source is None or device is None:
+        return
+    name = device.get("dev", "")
+    # The target finds the chain by its own copy of the image; the one listed here has this host's paths.
+    for chain in disk.findall("backingStore"):
+        disk.remove(chain)
+    if name in paths:
+        source.set("file", paths[name])
+    elif source.get("file", "").endswith(f"/{SEED_FILE}"):
+        source.set("file", state_layout(target).seed(target.vm_id))
+    else:
+        raise Conflict("disk-unknown", f"the running domain has a disk {name} that the vm does not have")
+
+
+def _move_card(card: Element, networks: dict[str, NetworkSpec]) -> None:
+    mac, source = card.find("mac"), card.find("source")
+    network = networks.get(mac.get("address", "")) if mac is not None else None
+    if network is None or source is None:
+        raise Conflict("nic-unknown", "the running domain has a network card that the vm does not have")
+    if network.kind is NetworkKind.BRIDGE:
+        card.set("type", "bridge")
+        source.attrib = {"bridge": network.bridge}
+    else:
+        card.set("type", "network")
+        source.attrib = {"network": libvirt_network_name(network.network_id)}
+
+
+def _network_of(network_id: str, target: DomainSpec) -> NetworkSpec:
+    for network in target.networks:
+        if network.network_id == network_id:
+            return network
+    raise Conflict("network-missing", f"the target's spec does not describe network {network_id}")

@@ -1,0 +1,162 @@
+"""Directory pools of this host: known to libvirt under `trimtab-<pool_id>`, so that an agent that lost its journal finds them.
+
+libvirt needs the pool object as the target of a migration that copies disks ("no storage pool with matching target path"), and keeps
+it on disk for us. Everything on files happens here and in `volumes.py` and `images.py`, never through libvirt, which probes formats.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+from xml.etree import ElementTree
+
+import libvirt
+
+from trimtab_agent.hypervisor.kvm import errors, os_errors, volumes
+from trimtab_agent.hypervisor.kvm.connection import Connection
+from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
+from trimtab_agent.hypervisor.kvm.identifiers import DOMAIN_PREFIX, check_id
+from trimtab_agent.hypervisor.kvm.pool_layout import VOLUMES, PoolLayout, marker_name, sync_directory
+from trimtab_agent.hypervisor.kvm.xml_tree import parse
+from trimtab_protos.errors import Conflict, InvalidRequest, TrimtabError, Unavailable
+from trimtab_protos.messages import PoolObservation, PoolSpec
+
+T = TypeVar("T")
+
+OBSERVE_TIMEOUT_S = 2.0
+_MARKER_BYTES = 4096
+
+
+class Pools:
+    """Ensures, observes and forgets pools. Thread-safe."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._guarded = GuardedCalls()
+
+    def ensure(self, pool: PoolSpec) -> PoolObservation:
+        layout = PoolLayout.of(pool)
+        self._on_storage(layout, layout.create_subdirectories, timeout_s=10.0)
+        with self._connection.use(f"define pool {pool.pool_id}", changes=True) as connection:
+            _ensure_libvirt_pool(connection, layout)
+        return self.observe(pool)
+
+    def observe(self, pool: PoolSpec) -> PoolObservation:
+        layout = PoolLayout.of(pool)
+        now_ms = time.time_ns() // 1_000_000
+        try:
+            return self._guarded.run(pool.pool_id, lambda: _observe(layout, now_ms), timeout_s=OBSERVE_TIMEOUT_S)
+        except Hung:
+            problem = f"{layout.path} does not answer"
+        except (TrimtabError, OSError) as error:
+            problem = str(error)
+        return PoolObservation(pool_id=pool.pool_id, is_responsive=False, problem=problem, observed_at_ms=now_ms)
+
+    def require_responsive(self, pool: PoolSpec) -> PoolLayout:
+        """Return the layout of a pool that answers now. Unavailable: it hangs, and who worked on it would hang with it."""
+        layout = PoolLayout.of(pool)
+        self._on_storage(layout, lambda: _touch(layout), timeout_s=OBSERVE_TIMEOUT_S)
+        return layout
+
+    def observe_known(self) -> tuple[PoolObservation, ...]:
+        """Return what every pool of this host is now; the hung ones cost their time limit, together at most twice that."""
+        return tuple(self.observe(pool) for pool in self.known())
+
+    def known(self) -> tuple[PoolSpec, ...]:
+        """Return the pools that were ensured on this host, in order of id; whether they are shared is not known here."""
+        with self._connection.use("list pools") as connection:
+            found = [_spec_of(pool) for pool in connection.listAllStoragePools() if pool.name().startswith(DOMAIN_PREFIX)]
+        return tuple(sorted(found, key=lambda spec: spec.pool_id))
+
+    def check_marker(self, pool: PoolSpec, marker: str, *, write_content: str, remove: bool) -> str:
+        layout, name, content = PoolLayout.of(pool), marker_name(marker), write_content.encode()
+        if len(content) > _MARKER_BYTES:
+            raise InvalidRequest("marker-too-long", f"a marker holds at most {_MARKER_BYTES} bytes", field="write_content")
+        return self._on_storage(layout, lambda: _marker(layout, name, content, remove=remove), timeout_s=10.0)
+
+    def remove(self, pool_id: str) -> None:
+        name = DOMAIN_PREFIX + check_id(pool_id, "pool_id")
+        with self._connection.use(f"forget pool {pool_id}", changes=True) as connection:
+            try:
+                pool = connection.storagePoolLookupByName(name)
+                if pool.isActive():
+                    pool.destroy()
+                pool.undefine()
+            except libvirt.libvirtError as error:
+                if not errors.is_gone(error):
+                    raise
+
+    def _on_storage(self, layout: PoolLayout, work: Callable[[], T], *, timeout_s: float) -> T:
+        try:
+            return self._guarded.run(layout.pool_id, work, timeout_s=timeout_s)
+        except Hung as error:
+            raise Unavailable("pool-hung", f"pool {layout.pool_id} at {layout.path} does not answer") from error
+        except OSError as error:
+            raise os_errors.from_os(error, doing=f"use pool {layout.pool_id}") from error
+
+
+def _observe(layout: PoolLayout, now_ms: int) -> PoolObservation:
+    with layout.open() as directory:
+        space = os.fstatvfs(directory)
+    return PoolObservation(
+        pool_id=layout.pool_id,
+        capacity_bytes=space.f_blocks * space.f_frsize,
+        available_bytes=space.f_bavail * space.f_frsize,
+        promised_bytes=volumes.promised_bytes(layout),
+        is_responsive=True,
+        observed_at_ms=now_ms,
+    )
+
+
+def _touch(layout: PoolLayout) -> None:
+    with layout.open() as directory:
+        os.fstatvfs(directory)
+
+
+def _marker(layout: PoolLayout, name: str, content: bytes, *, remove: bool) -> str:
+    with layout.open() as directory:
+        if remove:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=directory)
+            return ""
+        if content:
+            flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(name, flags, 0o644, dir_fd=directory), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            sync_directory(directory)
+            return content.decode()
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError:
+            return ""
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(_MARKER_BYTES).decode(errors="replace")
+
+
+def _ensure_libvirt_pool(connection: Any, layout: PoolLayout) -> None:
+    name, target = DOMAIN_PREFIX + layout.pool_id, str(layout.path / VOLUMES)
+    try:
+        pool = connection.storagePoolLookupByName(name)
+    except libvirt.libvirtError as error:
+        if not errors.is_gone(error):
+            raise
+        pool = connection.storagePoolDefineXML(_pool_xml(name, target))
+    if parse(pool.XMLDesc()).findtext("target/path") != target:
+        raise Conflict("pool-path-differs", f"pool {layout.pool_id} is at another path on this host; remove it first")
+    if not pool.isActive():
+        pool.create()
+
+
+def _pool_xml(name: str, target: str) -> str:
+    pool = ElementTree.Element("pool", type="dir")
+    ElementTree.SubElement(pool, "name").text = name
+    ElementTree.SubElement(ElementTree.SubElement(pool, "target"), "path").text = target
+    return ElementTree.tostring(pool, encoding="unicode")
+
+
+def _spec_of(pool: Any) -> PoolSpec:
+    target = parse(pool.XMLDesc()).findtext("target/path") or ""
+    return PoolSpec(pool_id=pool.name().removeprefix(DOMAIN_PREFIX), path=target.removesuffix(f"/{VOLUMES}"))

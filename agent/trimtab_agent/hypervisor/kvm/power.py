@@ -1,0 +1,176 @@
+"""Starts, stops, pauses and resumes domains, ensure-wise.
+
+`virDomainShutdown` waits up to a minute for a guest agent that does not answer, so a stop is asked for on a thread of its own and by
+ACPI as well: asking twice is harmless, waiting is not.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, assert_never
+
+import libvirt
+import structlog
+
+from trimtab_agent.hypervisor.base import Stamp
+from trimtab_agent.hypervisor.kvm import domain_facts
+from trimtab_agent.hypervisor.kvm.connection import Connection
+from trimtab_agent.hypervisor.kvm.domain_facts import DomainFacts
+from trimtab_agent.hypervisor.kvm.domains import Domains, require, write_stamp
+from trimtab_agent.hypervisor.kvm.networks import Networks
+from trimtab_agent.hypervisor.kvm.observe import Observer
+from trimtab_protos.errors import Conflict, NotFound
+from trimtab_protos.messages import DomainObservation, DomainState, PowerAction, StateReason
+
+log = structlog.get_logger(__name__)
+
+AGENT_WAIT_S = 2.0
+_ALIVE = frozenset({DomainState.RUNNING, DomainState.PAUSED, DomainState.STOPPING})
+
+
+class Power:
+    """Changes the power of domains. Thread-safe."""
+
+    def __init__(self, connection: Connection, domains: Domains, observer: Observer, networks: Networks, *, boot_id: str) -> None:
+        self._connection = connection
+        self._domains = domains
+        self._observer = observer
+        self._networks = networks
+        self._boot_id = boot_id
+
+    def change(self, vm_id: str, action: PowerAction, stamp: Stamp) -> DomainObservation:
+        """See `Hypervisor.change_power`."""
+        with (
+            self._domains.locks.hold(vm_id),
+            self._connection.use(f"{_doing(action)} {vm_id}", changes=True) as connection,
+        ):
+            domain = require(connection, vm_id)
+            seen = self._observer.observe(domain)
+            if seen.state is DomainState.INCOMING:
+                raise Conflict(
+                    "wrong-domain-state", f"{vm_id} is being received from another host; only the migration may end it"
+                )
+            facts = domain_facts.read(domain.XMLDesc(0))
+            if action is PowerAction.START and seen.state not in _ALIVE:
+                self._start(connection, domain, facts, stamp)
+            else:
+                boot_id = "" if action is PowerAction.FORCE_OFF else facts.boot_id
+                write_stamp(domain, facts, stamp, boot_id=boot_id)
+                self._act(domain, action, seen, facts)
+            return self._observer.observe(domain)
+
+    def _start(self, connection: Any, domain: Any, facts: DomainFacts, stamp: Stamp) -> None:
+        for path in facts.disk_paths:
+            if not os.path.exists(path):
+                raise NotFound("volume-not-found", f"{facts.vm_id} cannot start: its disk {path} is not there", path=path)
+        for network in facts.networks:
+            self._networks.start(connection, network)
+        # Written before the guest runs: after a crash it tells that this host may hold its state.
+        write_stamp(domain, facts, stamp, boot_id=self._boot_id)
+        # A saved memory image, made by hand, would come back with stale disks; it is dropped.
+        domain.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
+
+    def _act(self, domain: Any, action: PowerAction, seen: DomainObservation, facts: DomainFacts) -> None:
+        is_alive = seen.state in _ALIVE
+        match action:
+            case PowerAction.START:
+                pass  # it runs
+            case PowerAction.FORCE_OFF:
+                if is_alive:
+                    _destroy(domain)
+            case PowerAction.SHUT_DOWN:
+                if seen.state is DomainState.PAUSED:
+                    raise Conflict("wrong-domain-state", f"{seen.vm_id} is paused and cannot hear; resume it or force it off")
+                if is_alive:
+                    _ask_guest(domain, facts, is_reboot=False)
+            case PowerAction.REBOOT:
+                _require_running(seen)
+                _ask_guest(domain, facts, is_reboot=True)
+            case PowerAction.RESET:
+                _require_alive(seen)
+                domain.reset(0)
+            case PowerAction.PAUSE:
+                _require_alive(seen)
+                if seen.state is DomainState.RUNNING:
+                    domain.suspend()
+            case PowerAction.RESUME:
+                _require_alive(seen)
+                _resume(domain, seen)
+            case _:
+                assert_never(action)
+
+
+def _doing(action: PowerAction) -> str:
+    return action.value.replace("_", " ")
+
+
+def _require_alive(seen: DomainObservation) -> None:
+    if seen.state not in _ALIVE:
+        raise Conflict("wrong-domain-state", f"{seen.vm_id} is {seen.state.value}; start it first")
+
+
+def _require_running(seen: DomainObservation) -> None:
+    if seen.state is not DomainState.RUNNING:
+        raise Conflict("wrong-domain-state", f"{seen.vm_id} is {seen.state.value}, not running")
+
+
+def _resume(domain: Any, seen: DomainObservation) -> None:
+    if seen.state is not DomainState.PAUSED:
+        return
+    if seen.is_migrating or seen.reason is StateReason.POSTCOPY_FAILED:
+        raise Conflict("migration-under-way", f"{seen.vm_id} is paused by a migration; settle that first")
+    domain.resume()
+
+
+def _destroy(domain: Any) -> None:
+    try:
+        domain.destroy()
+    except libvirt.libvirtError as error:
+        # It ended by itself meanwhile.
+        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or domain.isActive():
+            raise
+
+
+def _ask_guest(domain: Any, facts: DomainFacts, *, is_reboot: bool) -> None:
+    """Ask the guest to end or reboot: by its agent where that has the channel open, else by the power button."""
+    if is_reboot:
+        ask, by_agent, by_button = (
+            domain.reboot,
+            libvirt.VIR_DOMAIN_REBOOT_GUEST_AGENT,
+            libvirt.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN,
+        )
+    else:
+        ask, by_agent, by_button = (
+            domain.shutdownFlags,
+            libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
+            libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
+        )
+    if facts.has_guest_agent:
+        answer = _ask_agent(lambda: ask(by_agent))
+        # A reboot by button is a stop that libvirt turns into a reset; beside a pending one of the agent's it would stay armed
+        # and turn the guest's next stop into a reboot.
+        if answer or (answer is None and is_reboot):
+            return
+    try:
+        ask(by_button)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or domain.isActive():
+            raise  # else: it ended by itself meanwhile
+
+
+def _ask_agent(ask: Callable[[], object]) -> bool | None:
+    """Tell whether the guest's agent took the request; None while it still has not answered."""
+    answers: list[bool] = []
+
+    def call() -> None:
+        try:
+            ask()
+            answers.append(True)
+        except libvirt.libvirtError as error:
+            log.info("guest agent did not take the request", error=error.get_error_message())
+            answers.append(False)
+
+    thread = threading.Thread(target=call, name="ask-guest-agent", daemon=True)
+    thread.start()
+    thread.join(AGENT_WAIT_S)
+    return answers[0] if answers else None

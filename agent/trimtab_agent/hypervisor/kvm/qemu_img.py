@@ -1,0 +1,128 @@
+"""Runs `qemu-img` where a hostile image can do little: bounded, without network, as nobody where root can arrange it.
+
+Every call names its formats; nothing is ever guessed from content. The caller passes a work directory in which all file names are
+plain words chosen by us, so no name from outside reaches QEMU's file name parser (`json:`, `nbd:`).
+The wrapper programs come from util-linux; `preexec_fn` was rejected since it may deadlock in a process with threads.
+"""
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from trimtab_protos.errors import Conflict, DeadlineExceeded, Internal, InvalidRequest, NoCapacity, TrimtabError
+
+ADDRESS_SPACE_BYTES = 1 << 30
+_STACK_BYTES = 1 << 20
+"""Of each of up to 64 worker threads: with the usual 8 MiB, and an arena of malloc each, they outgrow the address space."""
+NOBODY = 65534
+_POLL_S = 0.1
+_MAX_OUTPUT = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one run may use."""
+
+    timeout_s: float = 60.0
+    cpu_s: int = 30
+    file_bytes: int = 1 << 40
+    """Largest file that it may write; beyond it the kernel kills it."""
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    directory: int,
+    limits: Limits,
+    cancelled: threading.Event | None = None,
+    as_nobody: bool = False,
+    on_tick: Callable[[], None] | None = None,
+) -> str:
+    """Run `qemu-img` with `arguments` inside the directory behind descriptor `directory` and return its standard output.
+
+    NoCapacity: the disk is full. InvalidRequest(image-too-costly): it went over its limits. Conflict(job-cancelled).
+    `as_nobody`: the files it opens by name belong to `NOBODY`.
+    """
+    command = [*_wrapper(limits, as_nobody=as_nobody), "qemu-img", *arguments]
+    deadline = time.monotonic() + limits.timeout_s
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # The child enters it before it drops its rights: nobody may lack the right to pass through the pool's parents.
+        cwd=f"/proc/self/fd/{directory}",
+        pass_fds=(directory,),
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "MALLOC_ARENA_MAX": "1"},
+        start_new_session=True,
+    ) as process:
+        try:
+            output, complaint = _communicate(process, deadline, cancelled, on_tick)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode == 0:
+        return output
+    raise _failure(process.returncode, complaint)
+
+
+def _communicate(
+    process: subprocess.Popen[bytes],
+    deadline: float,
+    cancelled: threading.Event | None,
+    on_tick: Callable[[], None] | None,
+) -> tuple[str, str]:
+    while True:
+        try:
+            output, complaint = process.communicate(timeout=_POLL_S)
+            return output.decode(errors="replace"), complaint.decode(errors="replace")[-_MAX_OUTPUT:]
+        except subprocess.TimeoutExpired:
+            if cancelled is not None and cancelled.is_set():
+                raise Conflict("job-cancelled", "the job was cancelled") from None
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded("image-tool-timeout", "qemu-img did not end in time and was killed") from None
+            if on_tick is not None:
+                on_tick()
+
+
+def _failure(code: int, complaint: str) -> TrimtabError:
+    # prlimit and setpriv exec, so a signal shows as itself; a shell-like 128+n comes from unshare.
+    signal_number = -code if code < 0 else code - 128 if code > 128 else 0
+    lowered = complaint.lower()
+    if "no space left on device" in lowered or "disk quota exceeded" in lowered:
+        return NoCapacity("pool-full", "the pool has no room left", detail=complaint)
+    if signal_number in {9, 24, 25} or "file too large" in lowered or "cannot allocate memory" in lowered:
+        return InvalidRequest("image-too-costly", "the image needs more work, memory or space than it may", detail=complaint)
+    return Internal("image-tool-failed", f"qemu-img failed: {complaint.strip()[:300]}", exit_code=code)
+
+
+def _wrapper(limits: Limits, *, as_nobody: bool) -> list[str]:
+    cpu_s, file_bytes = limits.cpu_s, limits.file_bytes
+    wrapper = [
+        "prlimit",
+        f"--as={ADDRESS_SPACE_BYTES}",
+        f"--cpu={cpu_s}:{cpu_s + 1}",
+        f"--fsize={file_bytes}",
+        "--core=0",
+        f"--stack={_STACK_BYTES}",
+        "--",
+    ]
+    if _can_unshare_network():
+        wrapper += ["unshare", "--net", "--"]
+    if as_nobody and os.geteuid() == 0:
+        identity = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        wrapper += ["setpriv", *identity, "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--"]
+    return wrapper
+
+
+@cache
+def _can_unshare_network() -> bool:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return False
+    tried = subprocess.run(["unshare", "--net", "--", "true"], check=False, capture_output=True, timeout=10)
+    return tried.returncode == 0

@@ -1,0 +1,259 @@
+"""Volumes of a directory pool: writable disks, sparse, independent or linked clones of an image in the same pool.
+
+A volume appears under its name only when it is whole (made under a hidden name, synced, linked), so a cut leaves either nothing or
+all. Its format is what its name says and is never probed: a guest can write any header into its own raw disk (CVE-2014-0134).
+"""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+
+from trimtab_agent.hypervisor.kvm import os_errors, qemu_img
+from trimtab_agent.hypervisor.kvm.image_header import qcow2_virtual_size, read_qcow2
+from trimtab_agent.hypervisor.kvm.pool_layout import (
+    IMAGES,
+    VOLUME_FORMATS,
+    VOLUMES,
+    PoolLayout,
+    image_name,
+    regular_file,
+    sync_directory,
+    volume_name,
+)
+from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
+from trimtab_protos.messages import DiskFormat, VolumeObservation, VolumeSpec
+
+_MAX_VOLUME_BYTES = 64 << 40
+_SECTOR = 512
+_COPY_FLOOR_BYTES_S = 4 << 20
+"""A pool slower than this is broken; bounds how long a copy may take."""
+
+
+def ensure(volume: VolumeSpec, layout: PoolLayout) -> VolumeObservation:
+    """Make the volume exist. See `Hypervisor.ensure_volume`."""
+    name = volume_name(volume.volume_id, volume.format)
+    _check_size(volume)
+    try:
+        with layout.open(VOLUMES) as directory:
+            for format in VOLUME_FORMATS:
+                if format is not volume.format and regular_file(directory, volume_name(volume.volume_id, format)):
+                    raise Conflict(
+                        "volume-differs", f"volume {volume.volume_id} exists as {format.value}", exists_as=format.value
+                    )
+            if regular_file(directory, name) is None:
+                with contextlib.suppress(AlreadyExists):  # made meanwhile; compared like any other below
+                    _create(volume, layout, directory, name)
+            _compare(volume, layout, directory, name)
+            return _observe(volume.volume_id, directory, name)
+    except OSError as error:
+        raise os_errors.from_os(error, doing=f"make volume {volume.volume_id}") from error
+
+
+def observe(volume_id: str, layout: PoolLayout) -> VolumeObservation:
+    """Return what is there of the volume."""
+    try:
+        with layout.open(VOLUMES) as directory:
+            for format in VOLUME_FORMATS:
+                name = volume_name(volume_id, format)
+                if regular_file(directory, name):
+                    return _observe(volume_id, directory, name)
+    except OSError as error:
+        raise os_errors.from_os(error, doing=f"look at volume {volume_id}") from error
+    return VolumeObservation(volume_id=volume_id, is_present=False)
+
+
+def delete(volume_id: str, layout: PoolLayout) -> None:
+    """Remove the volume's file; the caller has made sure that no domain uses it."""
+    try:
+        with layout.open(VOLUMES) as directory:
+            for format in VOLUME_FORMATS:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(volume_name(volume_id, format), dir_fd=directory)
+            sync_directory(directory)
+    except OSError as error:
+        raise os_errors.from_os(error, doing=f"remove volume {volume_id}") from error
+
+
+def names_of(volume_id: str, layout: PoolLayout) -> tuple[str, ...]:
+    """Return every path that the volume may have, whatever its format."""
+    return tuple(layout.volume(volume_id, format) for format in VOLUME_FORMATS)
+
+
+def promised_bytes(layout: PoolLayout) -> int:
+    """Return how much the pool's volumes may still grow: virtual size minus what is allocated."""
+    promised = 0
+    with layout.open(VOLUMES) as directory:
+        for name in _whole_names(directory):
+            with contextlib.suppress(FileNotFoundError, InvalidRequest):
+                found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                promised += max(0, _virtual_size(directory, name) - found.st_blocks * _SECTOR)
+    return promised
+
+
+def clones_of(image_id: str, layout: PoolLayout) -> tuple[str, ...]:
+    """Return the ids of this pool's volumes that are linked clones of the image."""
+    images = {layout.image(image_id, format) for format in DiskFormat}
+    clones = []
+    with layout.open(VOLUMES) as directory:
+        for name in _whole_names(directory):
+            with contextlib.suppress(FileNotFoundError, InvalidRequest):
+                if _backing_file(directory, name) in images:
+                    clones.append(name.partition(".")[0])
+    return tuple(clones)
+
+
+def _whole_names(directory: int) -> Iterator[str]:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False):
+                yield entry.name
+
+
+def _create(volume: VolumeSpec, layout: PoolLayout, directory: int, name: str) -> None:
+    temporary = f".{volume.volume_id}.{secrets.token_hex(6)}.part"
+    # Made by us with O_EXCL before qemu-img sees the name: it must never follow a link that somebody put there.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory))
+    try:
+        if volume.copy_image_id:
+            _copy_image(volume, layout, directory, temporary)
+        elif volume.base_image_id:
+            _clone_image(volume, layout, directory, temporary)
+        elif volume.format is DiskFormat.RAW:
+            os.truncate(f"/proc/self/fd/{directory}/{temporary}", volume.size_bytes)
+        else:
+            _qemu_img(["create", "-q", "-f", "qcow2", temporary, str(volume.size_bytes)], directory)
+        _publish(directory, temporary, name)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=directory)
+
+
+def _publish(directory: int, temporary: str, name: str) -> None:
+    descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    try:
+        # A link, not a rename: it never replaces what another call made meanwhile.
+        os.link(temporary, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    except FileExistsError as error:
+        raise AlreadyExists("volume-exists", f"{name} was made by somebody else meanwhile") from error
+    sync_directory(directory)
+
+
+def _clone_image(volume: VolumeSpec, layout: PoolLayout, directory: int, temporary: str) -> None:
+    if volume.format is not DiskFormat.QCOW2:
+        raise InvalidRequest("volume-format", "a linked clone of an image is qcow2, not raw", field="format")
+    format, base_bytes = _base_of(volume, layout)
+    size_bytes = _size_over_base(volume, base_bytes)
+    base = layout.image(volume.base_image_id, format)
+    driver = "qcow2" if format is DiskFormat.QCOW2 else "raw"
+    # The size is given, so that qemu-img does not have to open the base; -u keeps it from doing so.
+    _qemu_img(["create", "-q", "-u", "-f", "qcow2", "-b", base, "-F", driver, temporary, str(size_bytes)], directory)
+
+
+def _copy_image(volume: VolumeSpec, layout: PoolLayout, directory: int, temporary: str) -> None:
+    format, image_bytes = _find_image(volume.copy_image_id, layout)
+    size_bytes = _size_over_base(volume, image_bytes)
+    source, driver = layout.image(volume.copy_image_id, format), "qcow2" if format is DiskFormat.QCOW2 else "raw"
+    target = volume.format.value
+    limits = qemu_img.Limits(timeout_s=60 + image_bytes / _COPY_FLOOR_BYTES_S, cpu_s=60 + image_bytes // (16 << 20))
+    qemu_img.run(
+        ["convert", "-q", "-f", driver, "-O", target, "-t", "none", "-T", "none", source, temporary],
+        directory=directory,
+        limits=limits,
+    )
+    if size_bytes > image_bytes:
+        _qemu_img(["resize", "-q", "-f", target, temporary, str(size_bytes)], directory)
+
+
+def _qemu_img(arguments: list[str], directory: int) -> None:
+    qemu_img.run(arguments, directory=directory, limits=qemu_img.Limits())
+
+
+def _check_size(volume: VolumeSpec) -> None:
+    has_source = bool(volume.base_image_id or volume.copy_image_id)
+    if volume.base_image_id and volume.copy_image_id:
+        raise InvalidRequest("volume-sources", "a volume is a clone or a copy of an image, not both", field="copy_image_id")
+    if volume.size_bytes % _SECTOR or not (0 if has_source else _SECTOR) <= volume.size_bytes <= _MAX_VOLUME_BYTES:
+        raise InvalidRequest(
+            "volume-size",
+            f"size_bytes {volume.size_bytes} must be a multiple of 512 up to {_MAX_VOLUME_BYTES}",
+            field="size_bytes",
+        )
+
+
+def _size_over_base(volume: VolumeSpec, base_bytes: int) -> int:
+    size_bytes = volume.size_bytes or base_bytes
+    if size_bytes < base_bytes:
+        raise InvalidRequest(
+            "volume-smaller-than-image",
+            f"size_bytes {size_bytes} is less than the image's {base_bytes}",
+            field="size_bytes",
+        )
+    return size_bytes
+
+
+def _base_of(volume: VolumeSpec, layout: PoolLayout) -> tuple[DiskFormat, int]:
+    found = _find_image(volume.base_image_id, layout)
+    if volume.base_image_format not in (None, found[0]):
+        raise Conflict("image-format-differs", f"image {volume.base_image_id} is stored as {found[0].value} here")
+    return found
+
+
+def _find_image(image_id: str, layout: PoolLayout) -> tuple[DiskFormat, int]:
+    with layout.open(IMAGES) as directory:
+        for format in DiskFormat:
+            name = image_name(image_id, format)
+            if regular_file(directory, name):
+                return format, _virtual_size(directory, name)
+    raise NotFound("image-not-found", f"image {image_id} is not in pool {layout.pool_id} on this host", image_id=image_id)
+
+
+def _compare(volume: VolumeSpec, layout: PoolLayout, directory: int, name: str) -> None:
+    size_bytes = _virtual_size(directory, name)
+    if volume.size_bytes and size_bytes != volume.size_bytes:
+        raise Conflict(
+            "volume-differs",
+            f"volume {volume.volume_id} has {size_bytes} bytes, not {volume.size_bytes}",
+            size_bytes=size_bytes,
+        )
+    wanted = {layout.image(volume.base_image_id, format) for format in DiskFormat} if volume.base_image_id else {""}
+    if _backing_file(directory, name) not in wanted:
+        raise Conflict("volume-differs", f"volume {volume.volume_id} exists with another base image")
+
+
+def _observe(volume_id: str, directory: int, name: str) -> VolumeObservation:
+    found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    return VolumeObservation(
+        volume_id=volume_id,
+        is_present=True,
+        size_bytes=_virtual_size(directory, name),
+        allocated_bytes=found.st_blocks * _SECTOR,
+    )
+
+
+def _virtual_size(directory: int, name: str) -> int:
+    with _opened(directory, name) as descriptor:
+        size_bytes = os.fstat(descriptor).st_size
+        if not name.endswith(".qcow2"):
+            return size_bytes
+        return qcow2_virtual_size(os.pread(descriptor, 32, 0))
+
+
+def _backing_file(directory: int, name: str) -> str:
+    if not name.endswith(".qcow2"):
+        return ""
+    with _opened(directory, name) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as file:
+        return read_qcow2(file, os.fstat(descriptor).st_size, is_ours=True).backing_file
+
+
+@contextlib.contextmanager
+def _opened(directory: int, name: str) -> Iterator[int]:
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,673 @@
+"""A hypervisor in memory: the same promises as the libvirt one (one contract suite runs on both), thread-safe, deterministic,
+with the fleet's clock and planned faults. It outlives the agent that uses it, as libvirtd does.
+"""
+
+import functools
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ParamSpec, TypeVar, assert_never
+
+from trimtab_agent.hypervisor import simulated_images, simulated_migration
+from trimtab_agent.hypervisor.base import DomainChange, JobControl, SourceReader, Stamp
+from trimtab_agent.hypervisor.kvm.identifiers import check_id, check_mac, check_marker, domain_name
+from trimtab_agent.hypervisor.simulation import FaultKind, PoolStore, SimulatedFleet, StoredVolume
+from trimtab_agent.version import agent_version
+from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NoCapacity, NotFound, Unavailable
+from trimtab_protos.messages import (
+    Bridge,
+    DiskFormat,
+    DomainObservation,
+    DomainSpec,
+    DomainState,
+    HostLoad,
+    ImageResult,
+    ImageSource,
+    ImageSpec,
+    Inventory,
+    MigrationOptions,
+    MigrationResult,
+    MigrationSide,
+    NetworkKind,
+    NetworkSpec,
+    NumaCell,
+    PoolObservation,
+    PoolSpec,
+    PowerAction,
+    StateReason,
+    VolumeObservation,
+    VolumeSpec,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ACTIVE = frozenset({DomainState.RUNNING, DomainState.PAUSED, DomainState.STOPPING})
+"""States in which a guest's process exists and may write."""
+NEW_VOLUME_BYTES = 196_624
+"""What an empty qcow2 takes."""
+OBSERVE_HANG_S = 2.0
+IDLE_CPU_SHARE = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedHost:
+    """What a simulated machine is made of."""
+
+    host_id: str
+    hostname: str = ""
+    cpus: int = 32
+    memory_mib: int = 131_072
+    arch: str = "x86_64"
+    accelerator: str = "kvm"
+    cpu_model: str = "Cascadelake-Server"
+    usable_cpu_models: tuple[str, ...] = ("qemu64", "Nehalem", "Westmere", "SandyBridge", "Haswell", "Cascadelake-Server")
+    machines: tuple[str, ...] = ("pc-q35-7.2", "pc-q35-7.1")
+    bridges: tuple[Bridge, ...] = (Bridge(name="br0", ports=("eth0",)),)
+    migration_address: str = "192.0.2.1"
+    has_uefi: bool = True
+    unmanaged: tuple[DomainObservation, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedDomain:
+    spec: DomainSpec
+    stamp: Stamp
+    state: DomainState = DomainState.STOPPED
+    reason: StateReason = StateReason.NONE
+    is_persistent: bool = True
+    is_migrating: bool = False
+    starts: int = 0
+    started_at_s: float = 0.0
+    cpu_time_s: float = 0.0
+    console: bytearray = field(default_factory=bytearray)
+    console_base: int = 0
+    """Bytes of the log that rotation has dropped: offsets go on counting them."""
+
+    def write_console(self, text: str) -> None:
+        self.console += text.encode()
+        excess = len(self.console) - max(self.spec.serial_log_max_bytes, 1)
+        if excess > 0:
+            del self.console[:excess]
+            self.console_base += excess
+
+
+def verb(method: Callable[P, T]) -> Callable[P, T]:
+    """Make a method a verb: it fails while the hypervisor is down, takes its latency, and meets planned faults."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        host: Any = args[0]
+        host.require_up()
+        latency_s = host.fleet.latency_s.get(name, 0.0)
+        if latency_s:
+            host.fleet.clock.sleep(latency_s)
+        fault = host.fleet.take_fault(host.host_id, name)
+        if fault is not None and fault.kind is FaultKind.FAIL_BEFORE:
+            raise fault.error
+        if fault is not None and fault.kind is FaultKind.HANG:
+            fault.released.wait()
+            host.require_up()
+        result = method(*args, **kwargs)
+        if fault is not None and fault.kind is FaultKind.FAIL_AFTER:
+            raise fault.error
+        return result
+
+    return wrapped
+
+
+class SimulatedHypervisor:
+    """One simulated host. The fields without underscore are for tests and for the modules beside this one."""
+
+    def __init__(self, fleet: SimulatedFleet, host: SimulatedHost, *, reader: SourceReader | None = None) -> None:
+        """`reader` brings image sources; without one, imports make up their content, and peers' images are found in the fleet."""
+        self.fleet = fleet
+        self.host = host
+        self.host_id = host.host_id
+        self.reader = reader
+        self.boot_id = str(uuid.uuid4())
+        self.pools: dict[str, PoolSpec] = {}
+        self.networks: dict[str, NetworkSpec] = {}
+        self.domains: dict[str, SimulatedDomain] = {}
+        self.prepared: dict[str, DomainSpec] = {}
+        self.migrations: dict[str, simulated_migration.Migration] = {}
+        self._listeners: list[Callable[[DomainChange], None]] = []
+        self._is_up = True
+        fleet.hosts[host.host_id] = self
+
+    # The machine, for tests.
+
+    def crash(self) -> None:
+        """Cut the machine's power: every guest process is gone, nothing answers until `boot`."""
+        with self.fleet.changed:
+            self._is_up = False
+            self.prepared.clear()
+            for domain in list(self.domains.values()):
+                self.end_process(domain)
+                if domain.state is DomainState.INCOMING or not domain.is_persistent:
+                    del self.domains[domain.spec.vm_id]
+                    continue
+                domain.state, domain.reason, domain.is_migrating = DomainState.STOPPED, StateReason.HOST_BOOTED, False
+            self.fleet.changed.notify_all()
+
+    def boot(self) -> None:
+        """Start the machine again: definitions are there, guests are not."""
+        with self.fleet.changed:
+            self.boot_id = str(uuid.uuid4())
+            self._is_up = True
+            self.fleet.changed.notify_all()
+
+    def stop_answering(self) -> None:
+        """The hypervisor's daemon dies; guests run on."""
+        self._is_up = False
+
+    def answer_again(self) -> None:
+        self._is_up = True
+
+    def crash_guest(self, vm_id: str) -> None:
+        """The guest's process dies by itself."""
+        with self.fleet.changed:
+            self._stop(self.domains[vm_id], DomainState.CRASHED, StateReason.CRASHED, kind="crashed")
+
+    def stop_by_hand(self, vm_id: str) -> None:
+        """Somebody destroys the domain behind Trimtab's back."""
+        with self.fleet.changed:
+            self._stop(self.domains[vm_id], DomainState.STOPPED, StateReason.DESTROYED, kind="stopped")
+
+    def fail_disk(self, vm_id: str) -> None:
+        """The guest's disk fails and QEMU pauses it."""
+        with self.fleet.changed:
+            domain = self.domains[vm_id]
+            domain.state, domain.reason = DomainState.PAUSED, StateReason.IO_ERROR
+            self.emit("io-error", domain)
+
+    # The host.
+
+    def require_up(self) -> None:
+        if not self._is_up:
+            raise Unavailable("hypervisor-down", "the hypervisor does not answer")
+
+    @verb
+    def inventory(self) -> Inventory:
+        host = self.host
+        return Inventory(
+            hostname=host.hostname or host.host_id,
+            arch=host.arch,
+            machine_id=uuid.uuid5(uuid.NAMESPACE_OID, host.host_id).hex,
+            smbios_uuid=str(uuid.uuid5(uuid.NAMESPACE_DNS, host.host_id)),
+            boot_id=self.boot_id,
+            kernel="6.1.0-simulated",
+            agent_version=agent_version(),
+            libvirt_version="9.0.0",
+            qemu_version="7.2.0",
+            accelerator=host.accelerator,
+            cpu_vendor="Intel",
+            cpu_model=host.cpu_model,
+            cpus=host.cpus,
+            memory_mib=host.memory_mib,
+            usable_cpu_models=host.usable_cpu_models,
+            machines=host.machines,
+            numa_cells=(NumaCell(index=0, memory_mib=host.memory_mib, cpus=tuple(range(host.cpus))),),
+            bridges=host.bridges,
+            capabilities=("simulated", "pool-dir", "network-bridge", "network-nat", "network-isolated", "migrate", "copy-disks"),
+            unmanaged_vcpus=sum(domain.vcpus for domain in host.unmanaged),
+            unmanaged_memory_mib=sum(domain.memory_mib for domain in host.unmanaged),
+            unmanaged_disk_bytes=sum(domain.disk_bytes for domain in host.unmanaged),
+            unmanaged_macs=tuple(mac for domain in host.unmanaged for mac in domain.macs),
+            has_uefi=host.has_uefi,
+            migration_address=host.migration_address,
+        )
+
+    def load(self) -> HostLoad:
+        active = [domain for domain in list(self.domains.values()) if domain.state in ACTIVE]
+        used_mib = sum(domain.spec.memory_mib for domain in active)
+        busy = sum(domain.spec.vcpus for domain in active) * IDLE_CPU_SHARE
+        return HostLoad(
+            cpu_used_permille=min(1000, int(1000 * busy / self.host.cpus)),
+            memory_available_mib=max(0, self.host.memory_mib - used_mib),
+            running_domains=len(active),
+        )
+
+    def is_up(self) -> bool:
+        return self._is_up
+
+    def subscribe(self, listener: Callable[[DomainChange], None]) -> None:
+        self._listeners.append(listener)
+
+    def unsubscribe(self, listener: Callable[[DomainChange], None]) -> None:
+        """Forget a listener: an agent that is started anew on this hypervisor brings its own."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    @verb
+    def list_domains(self) -> tuple[DomainObservation, ...]:
+        with self.fleet.lock:
+            now_ms = self.fleet.clock.now_ms()
+            unmanaged = (replace(domain, vm_id="", observed_at_ms=now_ms) for domain in self.host.unmanaged)
+            return (*(self.observation(domain) for domain in self.domains.values()), *unmanaged)
+
+    @verb
+    def observe_domain(self, vm_id: str) -> DomainObservation:
+        check_id(vm_id, "vm_id")
+        with self.fleet.lock:
+            return self._observe(vm_id)
+
+    @verb
+    def read_console(self, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]:
+        with self.fleet.lock:
+            domain = self.require_domain(vm_id)
+            end = domain.console_base + len(domain.console)
+            start = max(domain.console_base, end + offset if offset < 0 else min(offset, end))
+            content = bytes(domain.console[start - domain.console_base :][:max_bytes])
+            return content, start + len(content)
+
+    # Pools.
+
+    @verb
+    def ensure_pool(self, pool: PoolSpec) -> PoolObservation:
+        check_id(pool.pool_id, "pool_id")
+        if not pool.path.startswith("/") or ".." in pool.path.split("/"):
+            raise InvalidRequest("pool-path-refused", f"path {pool.path!r} must be absolute, as in /srv/vms", field="path")
+        with self.fleet.lock:
+            self.pools[pool.pool_id] = pool
+        return self._observe_pool(pool)
+
+    @verb
+    def observe_pool(self, pool: PoolSpec) -> PoolObservation:
+        return self._observe_pool(pool)
+
+    @verb
+    def check_marker(self, pool: PoolSpec, marker: str, write_content: str, remove: bool) -> str:
+        check_marker(marker)
+        store = self.open_store(pool)
+        with self.fleet.lock:
+            if remove:
+                store.markers.pop(marker, None)
+                return ""
+            if write_content:
+                store.markers[marker] = write_content
+            return store.markers.get(marker, "")
+
+    @verb
+    def remove_pool(self, pool_id: str) -> None:
+        with self.fleet.lock:
+            self.pools.pop(pool_id, None)
+
+    # Volumes and images.
+
+    @verb
+    def ensure_volume(self, volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
+        return self.make_volume(volume, pool)
+
+    @verb
+    def observe_volume(self, volume_id: str, pool: PoolSpec) -> VolumeObservation:
+        with self.fleet.lock:
+            return _observe_volume(volume_id, self.open_store(pool))
+
+    @verb
+    def delete_volume(self, volume_id: str, pool: PoolSpec) -> None:
+        self.drop_volume(volume_id, pool)
+
+    @verb
+    def import_image(self, image: ImageSpec, pool: PoolSpec, source: ImageSource, control: JobControl) -> ImageResult:
+        return simulated_images.bring(self, image, pool, source=source, control=control)
+
+    @verb
+    def open_image(self, image_id: str, pool: PoolSpec) -> str:
+        with self.fleet.lock:
+            found = self.open_store(pool).images.get(image_id)
+            if found is None:
+                raise NotFound("image-not-found", f"pool {pool.pool_id} has no image {image_id}")
+            return found.path
+
+    @verb
+    def delete_image(self, image_id: str, pool: PoolSpec) -> None:
+        with self.fleet.lock:
+            store = self.open_store(pool)
+            clones = [each.spec.volume_id for each in store.volumes.values() if each.spec.base_image_id == image_id]
+            if clones:
+                raise Conflict("image-in-use", f"volume {clones[0]} is a linked clone of image {image_id}", volumes=len(clones))
+            store.images.pop(image_id, None)
+
+    # Networks.
+
+    @verb
+    def ensure_network(self, network: NetworkSpec) -> None:
+        with self.fleet.lock:
+            self.reach_network(network)
+
+    @verb
+    def remove_network(self, network_id: str) -> None:
+        with self.fleet.lock:
+            self.networks.pop(network_id, None)
+
+    # Domains.
+
+    @verb
+    def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
+        with self.fleet.changed:
+            self.check_definition(domain)
+            known = self.domains.get(domain.vm_id)
+            if known is None:
+                known = self.domains[domain.vm_id] = SimulatedDomain(domain, stamp)
+            known.spec, known.stamp, known.is_persistent = domain, stamp, True
+            self.state_store(domain).state_files.add(domain.vm_id)
+            self.emit("defined", known)
+            return self.observation(known)
+
+    @verb
+    def undefine_domain(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
+        check_id(vm_id, "vm_id")
+        with self.fleet.changed:
+            domain = self.domains.get(vm_id)
+            if domain is not None:
+                if domain.state in ACTIVE and not kill_if_running:
+                    raise Conflict("domain-running", f"vm {vm_id} runs on this host", state=domain.state.value)
+                self.end_process(domain)
+                del self.domains[vm_id]
+                domain.state, domain.reason = DomainState.ABSENT, StateReason.DESTROYED
+                self.emit("undefined", domain)
+            if not keep_state_files:
+                for pool in pools:
+                    self.open_store(pool).state_files.discard(vm_id)
+
+    @verb
+    def change_power(self, vm_id: str, action: PowerAction, stamp: Stamp) -> DomainObservation:
+        check_id(vm_id, "vm_id")
+        with self.fleet.changed:
+            domain = self.require_domain(vm_id)
+            self._act(domain, action, stamp)
+            domain.stamp = stamp
+            return self._observe(vm_id)
+
+    # Migration.
+
+    @verb
+    def prepare_migration(self, domain: DomainSpec, copied_volumes: Sequence[VolumeSpec], source_host_id: str) -> tuple[str, str]:
+        return simulated_migration.prepare(self, domain, copied_volumes, source_host_id)
+
+    @verb
+    def migrate(
+        self,
+        vm_id: str,
+        target: DomainSpec,
+        stamp: Stamp,
+        *,
+        libvirt_uri: str,
+        migration_uri: str,  # noqa: ARG002 links between simulated hosts are by id
+        copied_volume_ids: Sequence[str],
+        options: MigrationOptions,
+        control: JobControl,
+    ) -> MigrationResult:
+        return simulated_migration.migrate(
+            self,
+            vm_id,
+            target,
+            stamp=stamp,
+            libvirt_uri=libvirt_uri,
+            copied_volume_ids=frozenset(copied_volume_ids),
+            options=options,
+            control=control,
+        )
+
+    @verb
+    def settle_migration(
+        self, vm_id: str, side: MigrationSide, domain: DomainSpec, removed_volumes: Sequence[VolumeSpec], stamp: Stamp
+    ) -> DomainObservation:
+        return simulated_migration.settle(self, vm_id, side, domain=domain, removed_volumes=removed_volumes, stamp=stamp)
+
+    # Parts that several verbs share; the caller holds the fleet's lock.
+
+    def require_domain(self, vm_id: str) -> SimulatedDomain:
+        domain = self.domains.get(vm_id)
+        if domain is None:
+            raise NotFound("domain-not-found", f"the host has no domain of vm {vm_id}")
+        return domain
+
+    def open_store(self, pool: PoolSpec) -> PoolStore:
+        store = self.fleet.store(self.host_id, pool)
+        with self.fleet.changed:
+            self.fleet.changed.wait_for(lambda: not store.is_hung)
+        return store
+
+    def state_store(self, domain: DomainSpec) -> PoolStore:
+        """Where seed and NVRAM lie: the pool of the boot disk."""
+        pools = {pool.pool_id: pool for pool in domain.pools}
+        first = min(domain.disks, key=lambda disk: disk.index, default=None)
+        pool = pools[first.pool_id] if first else PoolSpec(pool_id="pool-none", path="/none")
+        return self.open_store(pool)
+
+    def check_definition(self, domain: DomainSpec) -> None:
+        """Raise what the hypervisor would: the spec must be possible on this host."""
+        check_id(domain.vm_id, "vm_id")
+        for nic in domain.nics:
+            check_mac(nic.mac)
+        if domain.machine not in self.host.machines:
+            raise Conflict("not-supported-here", f"this host has no machine type {domain.machine}", machine=domain.machine)
+        if domain.cpu_model not in self.host.usable_cpu_models:
+            raise Conflict("cpu-incompatible", f"this host cannot run CPU model {domain.cpu_model}", cpu_model=domain.cpu_model)
+        for other in self.domains.values():
+            if other.spec.vm_id != domain.vm_id and other.spec.uuid == domain.uuid:
+                raise AlreadyExists("domain-exists", "another domain has this UUID", vm_id=other.spec.vm_id)
+        for network in domain.networks:
+            self.reach_network(network)
+        pools = {pool.pool_id: pool for pool in domain.pools}
+        for disk in domain.disks:
+            if disk.pool_id not in pools:
+                raise InvalidRequest("pool-missing", f"disk {disk.volume_id} names pool {disk.pool_id}, which the spec lacks")
+
+    def reach_network(self, network: NetworkSpec) -> None:
+        if network.kind is NetworkKind.BRIDGE:
+            bridge = next((bridge for bridge in self.host.bridges if bridge.name == network.bridge), None)
+            if bridge is None:
+                raise Conflict("bridge-missing", f"the host has no bridge {network.bridge}", bridge=network.bridge)
+            if bridge.mtu < network.mtu:
+                raise Conflict("bridge-mtu-too-small", f"bridge {bridge.name} has MTU {bridge.mtu}, the network {network.mtu}")
+        self.networks[network.network_id] = network
+
+    def make_volume(self, volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
+        check_id(volume.volume_id, "volume_id")
+        store = self.open_store(pool)
+        with self.fleet.lock:
+            known = store.volumes.get(volume.volume_id)
+            if known is not None:
+                if (known.spec.format, known.spec.size_bytes, known.spec.base_image_id) != (
+                    volume.format,
+                    volume.size_bytes,
+                    volume.base_image_id,
+                ):
+                    raise Conflict("volume-differs", f"pool {pool.pool_id} has another volume {volume.volume_id}")
+                return _observe_volume(volume.volume_id, store)
+            source = volume.base_image_id or volume.copy_image_id
+            if source and source not in store.images:
+                raise NotFound("image-not-found", f"pool {pool.pool_id} has no image {source}")
+            needed = NEW_VOLUME_BYTES
+            if volume.copy_image_id:
+                needed = store.images[volume.copy_image_id].result.file_size_bytes
+            if store.capacity_bytes - store.used_bytes < needed:
+                raise NoCapacity("pool-full", f"pool {pool.pool_id} has no room left", pool_id=pool.pool_id)
+            store.volumes[volume.volume_id] = StoredVolume(volume, needed)
+            return _observe_volume(volume.volume_id, store)
+
+    def drop_volume(self, volume_id: str, pool: PoolSpec) -> None:
+        store = self.open_store(pool)
+        with self.fleet.lock:
+            users = [d.spec.vm_id for d in self.domains.values() if any(k.volume_id == volume_id for k in d.spec.disks)]
+            if users:
+                raise Conflict("volume-in-use", f"vm {users[0]} on this host uses volume {volume_id}", vm_id=users[0])
+            store.volumes.pop(volume_id, None)
+
+    def start_process(self, domain: SimulatedDomain) -> None:
+        """Open the disks and begin to run. Conflict(`image-locked`) where another guest has one open."""
+        self.require_memory(domain.spec)
+        writer = (self.host_id, domain.spec.vm_id)
+        volumes = self.writable_volumes(domain.spec)
+        for volume in volumes:
+            if volume.writer not in {None, writer}:
+                raise Conflict("image-locked", f"volume {volume.spec.volume_id} is in use by another QEMU")
+        for volume in volumes:
+            volume.writer = writer
+        domain.starts += 1
+        domain.started_at_s = self.fleet.clock.boottime_s()
+        domain.write_console(f"GUEST UP {domain.spec.name}\n")
+        self.fleet.note_start(domain.spec.vm_id, self.host_id, domain.stamp.epoch)
+
+    def require_memory(self, spec: DomainSpec) -> None:
+        used_mib = sum(other.spec.memory_mib for other in self.domains.values() if other.state in ACTIVE)
+        if used_mib + spec.memory_mib > self.host.memory_mib:
+            raise NoCapacity("host-out-of-memory", "the host has no memory left for this vm")
+
+    def end_process(self, domain: SimulatedDomain) -> None:
+        """Close the disks and note the end, where there was a process."""
+        if domain.state not in ACTIVE:
+            return
+        domain.cpu_time_s = self._cpu_time_s(domain)
+        for volume in self.writable_volumes(domain.spec):
+            if volume.writer == (self.host_id, domain.spec.vm_id):
+                volume.writer = None
+        self.fleet.note_stop(domain.spec.vm_id, self.host_id, domain.stamp.epoch)
+
+    def writable_volumes(self, spec: DomainSpec) -> list[StoredVolume]:
+        pools = {pool.pool_id: pool for pool in spec.pools}
+        found = []
+        for disk in spec.disks:
+            volume = self.fleet.store(self.host_id, pools[disk.pool_id]).volumes.get(disk.volume_id)
+            if volume is None and disk.format is not DiskFormat.ISO:
+                raise NotFound("volume-not-found", f"pool {disk.pool_id} has no volume {disk.volume_id}")
+            if volume is not None and not disk.is_read_only:
+                found.append(volume)
+        return found
+
+    def observation(self, domain: SimulatedDomain) -> DomainObservation:
+        spec, is_active = domain.spec, domain.state in ACTIVE
+        return DomainObservation(
+            vm_id=spec.vm_id,
+            uuid=spec.uuid,
+            name=domain_name(spec.vm_id),
+            state=domain.state,
+            reason=domain.reason,
+            epoch=domain.stamp.epoch,
+            turn=domain.stamp.turn,
+            vcpus=spec.vcpus,
+            memory_mib=spec.memory_mib,
+            macs=tuple(nic.mac for nic in spec.nics),
+            has_guest_agent=domain.state is DomainState.RUNNING,
+            addresses=tuple(address for nic in spec.nics for address in nic.addresses) if is_active else (),
+            cpu_time_ns=int(self._cpu_time_s(domain) * 1e9),
+            observed_at_ms=self.fleet.clock.now_ms(),
+            is_persistent=domain.is_persistent,
+            is_migrating=domain.is_migrating,
+            starts=domain.starts,
+            rss_mib=spec.memory_mib if is_active else 0,
+        )
+
+    def emit(self, kind: str, domain: SimulatedDomain) -> None:
+        change = DomainChange(kind, self.observation(domain))
+        for listener in list(self._listeners):
+            listener(change)
+        self.fleet.changed.notify_all()
+
+    # Private parts.
+
+    def _observe(self, vm_id: str) -> DomainObservation:
+        domain = self.domains.get(vm_id)
+        if domain is None:
+            return DomainObservation(vm_id=vm_id, observed_at_ms=self.fleet.clock.now_ms())
+        return self.observation(domain)
+
+    def _observe_pool(self, pool: PoolSpec) -> PoolObservation:
+        store = self.fleet.store(self.host_id, pool)
+        with self.fleet.changed:
+            is_responsive = self.fleet.changed.wait_for(lambda: not store.is_hung, OBSERVE_HANG_S)
+            return PoolObservation(
+                pool_id=pool.pool_id,
+                capacity_bytes=store.capacity_bytes,
+                available_bytes=max(0, store.capacity_bytes - store.used_bytes),
+                promised_bytes=store.promised_bytes,
+                is_responsive=is_responsive,
+                problem="" if is_responsive else "the pool does not answer",
+                observed_at_ms=self.fleet.clock.now_ms(),
+            )
+
+    def _act(self, domain: SimulatedDomain, action: PowerAction, stamp: Stamp) -> None:
+        is_active = domain.state in ACTIVE
+        match action:
+            case PowerAction.START:
+                if not is_active:
+                    _refuse_incoming(domain)
+                    domain.stamp = stamp
+                    self.start_process(domain)
+                    domain.state, domain.reason = DomainState.RUNNING, StateReason.NONE
+                    self.emit("started", domain)
+            case PowerAction.FORCE_OFF:
+                if is_active:
+                    self._stop(domain, DomainState.STOPPED, StateReason.DESTROYED, kind="stopped")
+            case PowerAction.SHUT_DOWN:
+                if is_active:
+                    self._ask_to_shut_down(domain)
+            case PowerAction.REBOOT | PowerAction.RESET:
+                _require_active(domain)
+                domain.write_console(f"GUEST UP {domain.spec.name}\n")
+            case PowerAction.PAUSE:
+                _require_active(domain)
+                if domain.state is not DomainState.PAUSED:
+                    domain.state, domain.reason = DomainState.PAUSED, StateReason.USER_PAUSED
+                    self.emit("paused", domain)
+            case PowerAction.RESUME:
+                _require_active(domain)
+                if domain.state is DomainState.PAUSED:
+                    domain.state, domain.reason = DomainState.RUNNING, StateReason.NONE
+                    self.emit("resumed", domain)
+            case _:
+                assert_never(action)
+
+    def _ask_to_shut_down(self, domain: SimulatedDomain) -> None:
+        if domain.state is DomainState.PAUSED:
+            raise Conflict("wrong-domain-state", "a paused guest cannot shut down; resume it or cut its power")
+        if domain.spec.vm_id in self.fleet.stubborn_vms:
+            return
+        if self.fleet.shutdown_s <= 0:
+            self._stop(domain, DomainState.STOPPED, StateReason.GUEST_SHUTDOWN, kind="stopped")
+            return
+        domain.state = DomainState.STOPPING
+        starts = domain.starts
+
+        def finish() -> None:
+            with self.fleet.changed:
+                if domain.state is DomainState.STOPPING and domain.starts == starts:
+                    self._stop(domain, DomainState.STOPPED, StateReason.GUEST_SHUTDOWN, kind="stopped")
+
+        self.fleet.clock.call_later(self.fleet.shutdown_s, finish)
+
+    def _stop(self, domain: SimulatedDomain, state: DomainState, reason: StateReason, *, kind: str) -> None:
+        self.end_process(domain)
+        domain.state, domain.reason = state, reason
+        if not domain.is_persistent:
+            self.domains.pop(domain.spec.vm_id, None)
+            domain.state = DomainState.ABSENT
+        self.emit(kind, domain)
+
+    def _cpu_time_s(self, domain: SimulatedDomain) -> float:
+        if domain.state not in ACTIVE:
+            return domain.cpu_time_s
+        return domain.cpu_time_s + (self.fleet.clock.boottime_s() - domain.started_at_s) * domain.spec.vcpus * IDLE_CPU_SHARE
+
+
+def _require_active(domain: SimulatedDomain) -> None:
+    if domain.state not in ACTIVE:
+        raise Conflict("wrong-domain-state", f"the vm is {domain.state.value}", state=domain.state.value)
+
+
+def _refuse_incoming(domain: SimulatedDomain) -> None:
+    if domain.state is DomainState.INCOMING:
+        raise Conflict("wrong-domain-state", "a migration of this vm arrives here", state=domain.state.value)
+
+
+def _observe_volume(volume_id: str, store: PoolStore) -> VolumeObservation:
+    known = store.volumes.get(volume_id)
+    if known is None:
+        return VolumeObservation(volume_id=volume_id, is_present=False)
+    return VolumeObservation(
+        volume_id=volume_id, is_present=True, size_bytes=known.spec.size_bytes, allocated_bytes=known.allocated_bytes
+    )

@@ -1,0 +1,124 @@
+"""Image imports of the simulated hypervisor: the same refusals as the real one for the cases that tests bring, no QEMU."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from trimtab_agent.hypervisor.base import JobControl
+from trimtab_agent.hypervisor.kvm.identifiers import check_id
+from trimtab_agent.hypervisor.simulation import StoredImage
+from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, Unavailable
+from trimtab_protos.messages import (
+    DiskFormat,
+    HostFileSource,
+    ImageResult,
+    ImageSource,
+    ImageSpec,
+    JobProgress,
+    PeerSource,
+    PoolSpec,
+    UploadSource,
+    UrlSource,
+)
+
+if TYPE_CHECKING:
+    from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
+
+QCOW2_MAGIC = b"QFI\xfb"
+MADE_UP_BYTES = 1 << 20
+
+
+def bring(
+    host: "SimulatedHypervisor", image: ImageSpec, pool: PoolSpec, *, source: ImageSource, control: JobControl
+) -> ImageResult:
+    check_id(image.image_id, "image_id")
+    store = host.open_store(pool)
+    with host.fleet.lock:
+        known = store.images.get(image.image_id)
+    if known is not None:
+        if image.source_sha256 and known.result.source_sha256 != image.source_sha256:
+            raise Conflict("image-differs", f"pool {pool.pool_id} has another image {image.image_id}")
+        return known.result
+    content = _Content(image, control)
+    path, digest, size = host.fleet.keep_content(content.checked(_blocks(host, image, pool, source=source, control=control)))
+    if image.source_sha256 and digest != image.source_sha256:
+        raise InvalidRequest("image-checksum-mismatch", "the content's SHA-256 is not the one declared", sha256=digest)
+    result = ImageResult(
+        image_id=image.image_id,
+        format=image.format,
+        virtual_size_bytes=content.virtual_size_bytes(size),
+        file_size_bytes=size,
+        source_sha256=digest,
+        stored_sha256=digest,
+    )
+    with host.fleet.lock:
+        if store.capacity_bytes - store.used_bytes < size:
+            raise NoCapacity("pool-full", f"pool {pool.pool_id} has no room left", pool_id=pool.pool_id)
+        store.images[image.image_id] = StoredImage(image, result, path)
+    return result
+
+
+class _Content:
+    """Looks at what passes by: header, bound, cancel."""
+
+    def __init__(self, image: ImageSpec, control: JobControl) -> None:
+        self._image = image
+        self._control = control
+        self._header = b""
+
+    def checked(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        done = 0
+        for block in blocks:
+            if self._control.cancelled.is_set():
+                raise Conflict("job-cancelled", "the import was cancelled")
+            if len(self._header) < 32:
+                self._header += block[:32]
+            done += len(block)
+            if self._image.max_bytes and done > self._image.max_bytes:
+                raise InvalidRequest("image-too-large", f"the image is larger than {self._image.max_bytes} bytes")
+            self._control.report(JobProgress(done_bytes=done, phase="reading"))
+            yield block
+        self._check_header()
+
+    def virtual_size_bytes(self, file_size_bytes: int) -> int:
+        if self._image.format is DiskFormat.QCOW2:
+            return int.from_bytes(self._header[24:32], "big")
+        return file_size_bytes
+
+    def _check_header(self) -> None:
+        is_qcow2 = self._header.startswith(QCOW2_MAGIC)
+        if is_qcow2 != (self._image.format is DiskFormat.QCOW2):
+            raise InvalidRequest("image-format-mismatch", f"the content is not {self._image.format.value}, as was declared")
+        if is_qcow2 and int.from_bytes(self._header[8:16], "big"):
+            raise InvalidRequest("image-has-backing-file", "the image refers to another file")
+
+
+def _blocks(
+    host: "SimulatedHypervisor", image: ImageSpec, pool: PoolSpec, *, source: ImageSource, control: JobControl
+) -> Iterator[bytes]:
+    if host.reader is not None:
+        return host.reader.read_blocks(source, pool, control)
+    match source:
+        case PeerSource():
+            return _peer_blocks(host, image, source)
+        case UploadSource() | UrlSource() | HostFileSource():
+            return iter((made_up_content(image.format, seed=repr(source)),))
+
+
+def _peer_blocks(host: "SimulatedHypervisor", image: ImageSpec, source: PeerSource) -> Iterator[bytes]:
+    peer = host.fleet.hosts.get(source.host_id)
+    pool = peer.pools.get(source.pool_id) if peer else None
+    if peer is None or pool is None:
+        raise Unavailable("peer-down", f"host {source.host_id} cannot be reached", host_id=source.host_id)
+    with open(peer.open_image(image.image_id, pool), "rb") as file:
+        while block := file.read(1 << 20):
+            yield block
+
+
+def made_up_content(image_format: DiskFormat, *, seed: str, virtual_size_bytes: int = 1 << 30) -> bytes:
+    """Return a small image that is valid for this simulation; the same for the same seed."""
+    filler = hashlib.sha256(seed.encode()).digest() * (MADE_UP_BYTES // 32)
+    if image_format is not DiskFormat.QCOW2:
+        return filler
+    header = QCOW2_MAGIC + (3).to_bytes(4, "big") + bytes(8) + bytes(8) + virtual_size_bytes.to_bytes(8, "big")
+    return header + filler[len(header) :]

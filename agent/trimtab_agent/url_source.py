@@ -1,0 +1,201 @@
+"""Reads an image from an https address that a user gave: the place where a stranger chooses what this host connects to.
+
+Every address that a name resolves to is judged, one that passed is pinned for the connection, and each redirect is judged anew;
+so neither a second answer of the name service nor a redirect leads inside. Proxies of the environment are not used: they would
+resolve names themselves.
+"""
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from trimtab_protos.errors import InvalidRequest, PermissionDenied, Unavailable
+from trimtab_protos.messages import UrlSource
+
+BLOCK_BYTES = 1 << 20
+MAX_REDIRECTS = 5
+CONNECT_TIMEOUT_S = 15.0
+READ_TIMEOUT_S = 30.0
+TOTAL_TIMEOUT_S = 6 * 3600.0
+MIN_RATE_BYTES_S = 10 * 1024
+RATE_JUDGED_AFTER_S = 60.0
+"""A server that drips bytes would hold one of the host's two import slots for hours."""
+MAX_URL_LENGTH = 2000
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Resolver = Callable[[str, int], Sequence[str]]
+
+
+def resolve(name: str, port: int) -> Sequence[str]:
+    """Return every address of a name."""
+    try:
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    except (OSError, UnicodeError) as error:
+        raise Unavailable("url-host-unknown", f"the name {name} cannot be resolved: {error}", host=name) from error
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def read_url(
+    source: UrlSource, *, resolver: Resolver = resolve, clock_s: Callable[[], float] = time.monotonic
+) -> Iterator[bytes]:
+    """Yield the content in blocks; ends with an error of the ten kinds."""
+    allowed = _networks(source.allowed_networks)
+    context = _tls_context(source.ca_pem)
+    url = source.url
+    for _hop in range(MAX_REDIRECTS + 1):
+        connection, response = _request(_checked(url), allowed=allowed, context=context, resolver=resolver)
+        try:
+            if response.status in {301, 302, 303, 307, 308}:
+                target = response.getheader("Location") or ""
+                url = urljoin(url, target)
+                continue
+            if response.status != 200:
+                raise _refused_status(response.status)
+            yield from _blocks(response, clock_s)
+            return
+        finally:
+            connection.close()
+    raise InvalidRequest("url-redirects-too-often", f"the address redirects more than {MAX_REDIRECTS} times", field="url")
+
+
+def judge(address_text: str, allowed: Sequence[Network]) -> bool:
+    """Tell whether this host may connect to the address: public, or in a network that the operator allowed."""
+    try:
+        address: Address = ipaddress.ip_address(address_text.partition("%")[0])
+    except ValueError:
+        return False
+    if any(address.version == network.version and address in network for network in allowed):
+        return True
+    inner = _inner(address)
+    if inner is not None:
+        # An IPv4 address in IPv6 clothes is judged as what it leads to, and never by the clothes.
+        return judge(str(inner), allowed)
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def _inner(address: Address) -> ipaddress.IPv4Address | None:
+    if not isinstance(address, ipaddress.IPv6Address):
+        return None
+    if address in _NAT64 or address in _NAT64_LOCAL:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    if address.teredo is not None:
+        return address.teredo[1]
+    if int(address) >> 32 == 0 and int(address) > 1:  # ::a.b.c.d, deprecated and still routed by some
+        return ipaddress.IPv4Address(int(address))
+    return address.ipv4_mapped or address.sixtofour
+
+
+def _checked(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise InvalidRequest("url-malformed", "the address cannot be parsed", field="url") from error
+    if parts.scheme != "https":
+        raise InvalidRequest("url-not-https", "only https addresses are read, as in https://example.org/disk.qcow2", field="url")
+    if len(url) > MAX_URL_LENGTH or not parts.hostname or parts.username is not None or port == 0:
+        raise InvalidRequest("url-malformed", "the address needs a host and no user name", field="url")
+    if any(ord(letter) <= 32 or ord(letter) == 127 for letter in url):
+        raise InvalidRequest("url-malformed", "the address has a blank or a control character", field="url")
+    return parts
+
+
+def _request(
+    parts: SplitResult, *, allowed: Sequence[Network], context: ssl.SSLContext, resolver: Resolver
+) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
+    host, port = parts.hostname or "", parts.port or 443
+    pinned = _pin(host, port, allowed=allowed, resolver=resolver)
+    connection = _PinnedConnection(host, port, address=pinned, context=context)
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        connection.request("GET", path, headers={"Accept-Encoding": "identity", "User-Agent": "trimtab-agent"})
+        return connection, connection.getresponse()
+    except ssl.SSLCertVerificationError as error:
+        connection.close()
+        raise InvalidRequest(
+            "url-certificate-refused", f"the certificate of {host} is not trusted: {error}", host=host
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        connection.close()
+        raise Unavailable("url-unreachable", f"{host} cannot be read: {error}", host=host) from error
+
+
+def _pin(host: str, port: int, *, allowed: Sequence[Network], resolver: Resolver) -> str:
+    addresses = resolver(host, port)
+    refused = [address for address in addresses if not judge(address, allowed)]
+    if refused or not addresses:
+        # All or nothing: a name with one inner address among public ones is an attack or a mistake.
+        raise PermissionDenied(
+            "url-address-refused",
+            f"{host} leads to an address that images may not be read from; the operator may allow its network",
+            host=host,
+        )
+    return addresses[0]
+
+
+class _PinnedConnection(http.client.HTTPSConnection):
+    """Connects to an address that was judged, and still checks the certificate for the name."""
+
+    def __init__(self, host: str, port: int, *, address: str, context: ssl.SSLContext) -> None:
+        super().__init__(host, port, timeout=CONNECT_TIMEOUT_S, context=context)
+        self._address = address
+        self._tls = context
+
+    def connect(self) -> None:
+        plain = socket.create_connection((self._address, self.port), timeout=CONNECT_TIMEOUT_S)
+        try:
+            self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+            self.sock.settimeout(READ_TIMEOUT_S)
+        except OSError:
+            plain.close()
+            raise
+
+
+def _blocks(response: http.client.HTTPResponse, clock_s: Callable[[], float]) -> Iterator[bytes]:
+    began_s, done = clock_s(), 0
+    while True:
+        try:
+            # read1: what is there now, so that a dripping server is judged and a cancel is seen.
+            block = response.read1(BLOCK_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable("url-broke-off", f"the download broke off after {done} bytes: {error}") from error
+        if not block:
+            break
+        done += len(block)
+        spent_s = clock_s() - began_s
+        if spent_s > TOTAL_TIMEOUT_S or (spent_s > RATE_JUDGED_AFTER_S and done / spent_s < MIN_RATE_BYTES_S):
+            raise Unavailable("url-too-slow", f"the server sends too slowly: {done} bytes in {spent_s:.0f} s")
+        yield block
+    if response.length:  # what Content-Length promised and did not come
+        raise Unavailable("url-broke-off", f"the download broke off after {done} bytes")
+
+
+def _networks(texts: Sequence[str]) -> list[Network]:
+    try:
+        return [ipaddress.ip_network(text) for text in texts]
+    except ValueError as error:
+        raise InvalidRequest("network-malformed", f"allowed_networks: {error}", field="allowed_networks") from error
+
+
+def _tls_context(ca_pem: str) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if ca_pem:
+        try:
+            context.load_verify_locations(cadata=ca_pem)
+        except ssl.SSLError as error:
+            raise InvalidRequest("ca-malformed", "ca_pem is no certificate in PEM", field="ca_pem") from error
+    return context
+
+
+def _refused_status(status: int) -> Exception:
+    if status in {408, 425, 429, 500, 502, 503, 504}:
+        return Unavailable("url-answered-with-error", f"the server answered with HTTP status {status}", status=status)
+    return InvalidRequest("url-answered-with-error", f"the server answered with HTTP status {status}", status=status)

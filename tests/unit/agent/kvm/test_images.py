@@ -1,0 +1,288 @@
+"""Imports with the real qemu-img: what gets in, what never does, and that nothing half-made stays."""
+
+import hashlib
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.agent.kvm import factories as make
+from tests.unit.agent.kvm.factories import MIB, BytesReader, Control, upload
+from trimtab_agent.hypervisor.base import JobControl
+from trimtab_agent.hypervisor.kvm import images, qemu_img, volumes
+from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
+from trimtab_protos.errors import Conflict, Internal, InvalidRequest, NotFound, Unavailable
+from trimtab_protos.messages import (
+    DiskFormat,
+    ImageResult,
+    ImageSource,
+    ImageSpec,
+    PeerSource,
+    PoolSpec,
+    VolumeSpec,
+)
+
+CANARY = b"CANARY-of-the-host-2f1c" * 40
+
+
+def run_qemu_img(*arguments: str) -> None:
+    subprocess.run(["qemu-img", *arguments], check=True, capture_output=True, timeout=60)
+
+
+def image(format: DiskFormat = DiskFormat.RAW, **changes: Any) -> ImageSpec:
+    return replace(ImageSpec(image_id="img-01hbase", pool_id="pool-fast", format=format, max_bytes=256 * MIB), **changes)
+
+
+def bring(spec: ImageSpec, pool: PoolSpec, content: bytes, *, control: Control | None = None) -> ImageResult:
+    return images.import_image(
+        spec, pool, PoolLayout.of(pool), upload(content), reader=BytesReader(content), control=control or Control()
+    )
+
+
+def files(pool: PoolSpec) -> list[str]:
+    return sorted(str(path.relative_to(pool.path)) for path in Path(pool.path).rglob("*") if not path.is_dir())
+
+
+def leftovers(pool: PoolSpec) -> list[str]:
+    return [entry for entry in os.listdir(Path(pool.path) / "images") if entry.startswith(".")]
+
+
+def raw_content() -> bytes:
+    return b"\x55guest" * 20000 + bytes(4 * MIB - 120000)
+
+
+def qcow2_content(tmp_path: Path, *options: str) -> bytes:
+    raw, made = tmp_path / "content.raw", tmp_path / "content.qcow2"
+    raw.write_bytes(raw_content())
+    run_qemu_img("convert", "-f", "raw", "-O", "qcow2", *options, str(raw), str(made))
+    return made.read_bytes()
+
+
+def test_raw_image_is_stored_as_our_own_qcow2(pool: PoolSpec, layout: PoolLayout, tmp_path: Path) -> None:
+    content, control = raw_content(), Control()
+    result = bring(image(), pool, content, control=control)
+    stored = Path(images.path_of("img-01hbase", layout))
+    assert result == ImageResult(
+        image_id="img-01hbase",
+        format=DiskFormat.QCOW2,
+        virtual_size_bytes=len(content),
+        file_size_bytes=stored.stat().st_size,
+        source_sha256=hashlib.sha256(content).hexdigest(),
+        stored_sha256=hashlib.sha256(stored.read_bytes()).hexdigest(),
+    )
+    run_qemu_img("convert", "-f", "qcow2", "-O", "raw", str(stored), str(tmp_path / "back.raw"))
+    assert (tmp_path / "back.raw").read_bytes() == content
+    assert stored.stat().st_mode & 0o777 == 0o444
+    assert {"transfer", "verify"} <= {report.phase for report in control.reports}
+    assert files(pool) == ["images/img-01hbase.json", "images/img-01hbase.qcow2"]
+    assert leftovers(pool) == []
+
+
+@pytest.mark.parametrize("options", [(), ("-o", "compat=0.10"), ("-o", "compression_type=zstd", "-c"), ("-o", "extended_l2=on")])
+def test_qcow2_image_is_rewritten(pool: PoolSpec, layout: PoolLayout, tmp_path: Path, options: tuple[str, ...]) -> None:
+    result = bring(image(DiskFormat.QCOW2), pool, qcow2_content(tmp_path, *options))
+    run_qemu_img("convert", "-f", "qcow2", "-O", "raw", images.path_of("img-01hbase", layout), str(tmp_path / "back.raw"))
+    assert (tmp_path / "back.raw").read_bytes() == raw_content()
+    assert result.virtual_size_bytes == len(raw_content())
+
+
+def test_iso_is_kept_byte_for_byte(pool: PoolSpec, layout: PoolLayout) -> None:
+    content = bytes(32769) + b"CD001" + bytes(4 * MIB)
+    result = bring(image(DiskFormat.ISO), pool, content)
+    assert result.format is DiskFormat.ISO
+    assert result.stored_sha256 == result.source_sha256 == hashlib.sha256(content).hexdigest()
+    assert images.path_of("img-01hbase", layout).endswith("/images/img-01hbase.iso")
+
+
+def test_a_copy_from_a_peer_is_kept_byte_for_byte(pool: PoolSpec, tmp_path: Path) -> None:
+    content = qcow2_content(tmp_path)
+    digest = hashlib.sha256(content).hexdigest()
+    source = PeerSource(
+        host_id="host-2",
+        address="192.0.2.2:1",
+        pool_id="pool-fast",
+        ticket="t",
+        stored_sha256=digest,
+        file_size_bytes=len(content),
+        virtual_size_bytes=len(raw_content()),
+    )
+    result = images.import_image(
+        image(DiskFormat.QCOW2), pool, PoolLayout.of(pool), source, reader=BytesReader(content), control=Control()
+    )
+    assert result.stored_sha256 == digest
+    with pytest.raises(InvalidRequest) as refused:
+        images.import_image(
+            image(DiskFormat.QCOW2, image_id="img-other"),
+            pool,
+            PoolLayout.of(pool),
+            replace(source, stored_sha256="0" * 64),
+            reader=BytesReader(content),
+            control=Control(),
+        )
+    assert refused.value.code == "image-checksum-mismatch"
+
+
+def hostile_files(tmp_path: Path) -> dict[str, tuple[bytes, DiskFormat]]:
+    canary = tmp_path / "canary"
+    canary.write_bytes(CANARY)
+    backed, data, vmdk = tmp_path / "backed.qcow2", tmp_path / "data.qcow2", tmp_path / "flat.vmdk"
+    run_qemu_img("create", "-f", "qcow2", "-b", str(canary), "-F", "raw", str(backed))
+    run_qemu_img("create", "-f", "qcow2", "-o", f"data_file={tmp_path}/data.bin,data_file_raw=on", str(data), "1M")
+    content = data.read_bytes().replace(
+        f"{tmp_path}/data.bin".encode(), str(canary).encode().ljust(len(f"{tmp_path}/data.bin"), b"\0")
+    )
+    vmdk.write_text(f'# Disk DescriptorFile\nversion=1\ncreateType="monolithicFlat"\nRW 2 FLAT "{canary}" 0\n')
+    nested = make.qcow2_header(backing=f'json:{{"driver":"file","filename":"{canary}"}}'.encode())
+    return {
+        "backing file": (backed.read_bytes(), DiskFormat.QCOW2),
+        "backing file declared as raw": (backed.read_bytes(), DiskFormat.RAW),
+        "external data file": (content, DiskFormat.QCOW2),
+        "flat vmdk": (vmdk.read_bytes(), DiskFormat.RAW),
+        "flat vmdk declared as qcow2": (vmdk.read_bytes(), DiskFormat.QCOW2),
+        "json backing name": (nested, DiskFormat.QCOW2),
+        "nbd backing name": (make.qcow2_header(backing=b"nbd:127.0.0.1:10809"), DiskFormat.QCOW2),
+    }
+
+
+def test_no_hostile_image_brings_a_host_file_into_the_pool(pool: PoolSpec, tmp_path: Path) -> None:
+    for name, (content, declared) in hostile_files(tmp_path).items():
+        with pytest.raises(InvalidRequest):
+            bring(image(declared), pool, content)
+        assert files(pool) == [], name
+        assert leftovers(pool) == [], name
+
+
+def test_raw_content_that_mentions_files_stays_raw_content(pool: PoolSpec, layout: PoolLayout, tmp_path: Path) -> None:
+    # The guest's own bytes, not at a place where a magic counts.
+    content = bytes(512) + make.qcow2_header(backing=b"/etc/passwd") + bytes(512 * 1024)
+    bring(image(), pool, content)
+    run_qemu_img("convert", "-f", "qcow2", "-O", "raw", images.path_of("img-01hbase", layout), str(tmp_path / "back.raw"))
+    assert (tmp_path / "back.raw").read_bytes()[: len(content)] == content
+
+
+@pytest.mark.parametrize(
+    ("spec", "content", "code"),
+    [
+        (image(source_sha256="0" * 64), b"x" * 512, "image-checksum-mismatch"),
+        (image(max_bytes=MIB), bytes(MIB + 1), "image-too-large"),
+        (image(DiskFormat.QCOW2, max_bytes=MIB), make.qcow2_header(), "image-too-large"),
+        (image(), b"", "image-empty"),
+        (image(DiskFormat.QCOW2), b"\0" * 4096, "image-format-mismatch"),
+        (image(image_id="img-../../x"), b"x", "field-malformed"),
+    ],
+)
+def test_refused_imports_leave_nothing(pool: PoolSpec, spec: ImageSpec, content: bytes, code: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        bring(spec, pool, content)
+    assert refused.value.code == code
+    assert files(pool) == leftovers(pool) == []
+
+
+def test_an_image_that_lies_about_its_tables_is_refused_by_the_tool_and_leaves_nothing(pool: PoolSpec) -> None:
+    # The header passes; the L1 table behind it points to where nothing can be.
+    content = make.qcow2_header(file_bytes=3 * 65536) + b"\xff" * 65536
+    with pytest.raises(Internal) as refused:
+        bring(image(DiskFormat.QCOW2), pool, content)
+    assert refused.value.code == "image-tool-failed"
+    assert files(pool) == leftovers(pool) == []
+
+
+@dataclass
+class BrokenReader:
+    """Yields some blocks, then does what was planned."""
+
+    control: Control | None = None
+
+    def read_blocks(self, source: ImageSource, pool: PoolSpec, control: JobControl) -> Iterator[bytes]:
+        yield bytes(MIB)
+        if self.control is None:
+            raise Unavailable("peer-down", "the peer went away")
+        self.control.cancelled.set()
+        yield bytes(MIB)
+
+
+def test_broken_and_cancelled_transfers_leave_nothing(pool: PoolSpec) -> None:
+    control = Control()
+    for reader, error in ((BrokenReader(), Unavailable), (BrokenReader(control), Conflict)):
+        with pytest.raises(error):
+            images.import_image(image(), pool, PoolLayout.of(pool), upload(b""), reader=reader, control=control)
+        assert files(pool) == leftovers(pool) == []
+
+
+def test_conversion_stops_when_cancelled(pool: PoolSpec) -> None:
+    control = Control()
+    content = os.urandom(64 * MIB)
+
+    def cancel_once_converting() -> None:
+        while not any(report.phase == "convert" for report in control.reports):
+            if done.wait(0.001):
+                return
+        control.cancelled.set()
+
+    done = threading.Event()
+    watcher = threading.Thread(target=cancel_once_converting)
+    watcher.start()
+    try:
+        with pytest.raises(Conflict) as refused:
+            # Reported when conversion begins, so that it can be cancelled while it runs.
+            bring(image(), pool, content, control=control)
+    finally:
+        done.set()
+        watcher.join()
+    assert refused.value.code == "job-cancelled"
+    assert files(pool) == leftovers(pool) == []
+
+
+def test_import_again_answers_what_was_proved(pool: PoolSpec) -> None:
+    content = raw_content()
+    first = bring(image(), pool, content)
+    assert bring(image(), pool, b"anything") == first
+    with pytest.raises(Conflict) as refused:
+        bring(image(source_sha256="0" * 64), pool, content)
+    assert refused.value.code == "image-differs"
+
+
+def test_what_a_killed_import_left_is_removed_by_the_next(pool: PoolSpec) -> None:
+    stale = Path(pool.path) / "images" / ".img-01hbase.dead"
+    stale.mkdir()
+    (stale / "source").write_bytes(b"half")
+    bring(image(), pool, raw_content())
+    assert leftovers(pool) == []
+
+
+def test_an_image_with_clones_is_not_removed(pool: PoolSpec, layout: PoolLayout) -> None:
+    bring(image(), pool, raw_content())
+    volume = VolumeSpec(
+        volume_id="vol-1", pool_id="pool-fast", format=DiskFormat.QCOW2, size_bytes=8 * MIB, base_image_id="img-01hbase"
+    )
+    volumes.ensure(volume, layout)
+    with pytest.raises(Conflict) as refused:
+        images.delete("img-01hbase", layout)
+    assert refused.value.code == "image-in-use"
+    volumes.delete("vol-1", layout)
+    images.delete("img-01hbase", layout)
+    images.delete("img-01hbase", layout)
+    with pytest.raises(NotFound):
+        images.path_of("img-01hbase", layout)
+    assert files(pool) == []
+
+
+def test_the_sandbox_has_no_network_and_no_rights(pool: PoolSpec, layout: PoolLayout) -> None:
+    # Asked of the wrapper itself: whatever program runs there sees no link that is up, and is nobody.
+    wrapper = qemu_img._wrapper(qemu_img.Limits(), as_nobody=True)
+    show = (
+        "import os, json, resource as r; links = open('/proc/net/dev').read().count(':');"
+        "print(json.dumps([os.geteuid(), links, r.getrlimit(r.RLIMIT_AS)[0], r.getrlimit(r.RLIMIT_CORE)[0]]))"
+    )
+    shown = subprocess.run([*wrapper, "/usr/bin/python3", "-c", show], capture_output=True, check=True, timeout=30).stdout
+    user, links, address_space, core = json.loads(shown)
+    assert address_space == qemu_img.ADDRESS_SPACE_BYTES
+    assert core == 0
+    if os.geteuid() == 0:
+        assert (user, links) == (qemu_img.NOBODY, 1)

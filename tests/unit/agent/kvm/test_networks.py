@@ -1,0 +1,106 @@
+"""Networks: the operator's bridges are looked at, ours are defined."""
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.unit.agent.kvm.factories import bridge_network, nat_network
+from trimtab_agent.hypervisor.kvm.host_links import read_bridges
+from trimtab_agent.hypervisor.kvm.networks import check_bridge, network_xml, own_bridge
+from trimtab_protos.errors import Conflict, InvalidRequest
+from trimtab_protos.messages import Bridge, NetworkKind
+
+
+@pytest.fixture
+def sys_net(tmp_path: Path) -> Path:
+    """A /sys/class/net with bridge br0 over eth0 (carrier) and a guest's port, own bridge tt-1 without ports, and eth1 down."""
+    for link, mtu, carrier in (
+        ("br0", 1500, "1"),
+        ("eth0", 1500, "1"),
+        ("vnet3", 1500, "1"),
+        ("eth1", 9000, "0"),
+        ("tt-1", 1400, "0"),
+    ):
+        (tmp_path / link).mkdir()
+        (tmp_path / link / "mtu").write_text(f"{mtu}\n")
+        (tmp_path / link / "carrier").write_text(f"{carrier}\n")
+    for bridge, ports in (("br0", ("eth0", "vnet3")), ("tt-1", ())):
+        (tmp_path / bridge / "bridge").mkdir()
+        (tmp_path / bridge / "brif").mkdir()
+        for port in ports:
+            (tmp_path / bridge / "brif" / port).mkdir()
+    return tmp_path
+
+
+def test_a_bridge_that_fits_passes(sys_net: Path) -> None:
+    before = sorted(path.name for path in sys_net.rglob("*"))
+    check_bridge(bridge_network(mtu=1500), sys_net)
+    assert sorted(path.name for path in sys_net.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"bridge": "br9"}, "bridge-missing"),
+        ({"bridge": "eth0"}, "bridge-missing"),
+        ({"mtu": 9000}, "bridge-mtu-too-small"),
+        ({"vlan": 7}, "vlan-not-supported"),
+    ],
+)
+def test_a_bridge_that_does_not_fit_is_a_conflict(sys_net: Path, changes: dict[str, Any], code: str) -> None:
+    with pytest.raises(Conflict) as refused:
+        check_bridge(bridge_network(**changes), sys_net)
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize("bridge", ["", "../lo", "a/b", "x" * 16, "br 0"])
+def test_no_bridge_name_leaves_its_directory(sys_net: Path, bridge: str) -> None:
+    with pytest.raises(InvalidRequest):
+        check_bridge(bridge_network(bridge=bridge), sys_net)
+
+
+def test_inventory_shows_bridges_without_guests_ports(sys_net: Path) -> None:
+    assert read_bridges(sys_net) == (
+        Bridge(name="br0", mtu=1500, has_carrier=True, ports=("eth0",), is_ours=False),
+        Bridge(name="tt-1", mtu=1400, has_carrier=True, ports=(), is_ours=True),
+    )
+    (sys_net / "eth0" / "carrier").write_text("0\n")
+    assert not read_bridges(sys_net)[0].has_carrier
+
+
+def test_nat_network_gives_addresses_of_its_subnet_only() -> None:
+    root = ElementTree.fromstring(network_xml(nat_network(subnet="10.20.0.0/24", mtu=1400)))
+    forward, address, leases, mtu = root.find("forward"), root.find("ip"), root.find("ip/dhcp/range"), root.find("mtu")
+    assert forward is not None
+    assert address is not None
+    assert leases is not None
+    assert mtu is not None
+    assert (forward.get("mode"), mtu.get("size"), address.get("address")) == ("nat", "1400", "10.20.0.1")
+    subnet = ipaddress.ip_network("10.20.0.0/24")
+    first, last = ipaddress.ip_address(leases.get("start", "")), ipaddress.ip_address(leases.get("end", ""))
+    assert first in subnet
+    assert last in subnet
+    assert address.get("address") != leases.get("start")
+    assert last != subnet.broadcast_address
+
+
+def test_isolated_network_has_neither_forward_nor_host_address() -> None:
+    root = ElementTree.fromstring(network_xml(nat_network(kind=NetworkKind.ISOLATED, has_dhcp=False, subnet="")))
+    assert root.find("forward") is None
+    assert root.find("ip") is None
+
+
+@pytest.mark.parametrize("subnet", ["", "10.20.0.5/24", "10.20.0.0/30", "fd00::/64", "x", "10.20.0.0/24<"])
+def test_impossible_subnets_are_refused(subnet: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        network_xml(nat_network(subnet=subnet))
+    assert refused.value.code == "network-subnet"
+
+
+def test_own_bridges_fit_the_kernels_names() -> None:
+    names = {own_bridge(f"net-{number}") for number in range(1000)}
+    assert len(names) == 1000
+    assert all(len(name) <= 15 and name.startswith("tt-") for name in names)
