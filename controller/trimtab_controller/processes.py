@@ -1,0 +1,198 @@
+"""The children of `trimtab-controller all`, each also a process of its own under systemd. Composition only."""
+
+import asyncio
+import os
+import signal
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from trimtab_controller import installation, log, metrics, supervisor
+from trimtab_controller.beats import PERIOD_S, beat_from_thread, beat_of_process
+from trimtab_controller.clock import SystemClock
+from trimtab_controller.config import PROCESSES, Settings, join_host_port
+from trimtab_controller.pki import FleetPki
+
+if TYPE_CHECKING:
+    from trimtab_controller.api.context import ApiContext
+    from trimtab_controller.rpc.heard import HeardHosts
+
+logger = structlog.get_logger(__name__)
+
+TLS_RELOAD_EVERY_S = 30.0
+API_GRACE_S = 5
+
+
+def run(name: str, settings: Settings) -> None:
+    """Run one process until SIGTERM or SIGINT."""
+    log.configure(name, log_format=settings.log_format, level=settings.log_level)
+    installation.require_founded(settings)
+    installation.require_schema(settings)
+    beat = beat_of_process()
+    server = metrics.serve(name, settings.metrics_port_of(name), settings.metrics_bind_address)
+    try:
+        _RUNNERS[name](settings, beat)
+    finally:
+        server.shutdown()
+    logger.info("process ends")
+
+
+def _run_gateway(settings: Settings, beat: Callable[[], None]) -> None:
+    from trimtab_controller import wiring
+    from trimtab_controller.rpc import server
+
+    nudger = wiring.build_nudger(settings)
+    try:
+        asyncio.run(server.run(settings, nudge=nudger.nudge, beat=beat))
+    finally:
+        nudger.stop()
+
+
+def _run_engine(settings: Settings, beat: Callable[[], None]) -> None:
+    from trimtab_controller.loops import engine_process
+
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stopping.set())
+    engine_process.run(settings, stopping=stopping, beat=beat)
+
+
+def _run_worker(settings: Settings, beat: Callable[[], None]) -> None:
+    from trimtab_controller import tasks
+
+    stopping = beat_from_thread(beat)
+    try:
+        tasks.run_worker(settings)
+    finally:
+        stopping.set()
+
+
+# --- api -------------------------------------------------------------------------------------------------------------------
+
+
+def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
+    import uvicorn
+
+    from trimtab_controller import wiring
+    from trimtab_controller.api.app import create_app
+    from trimtab_controller.rpc.heard import HeardHosts
+
+    nudger = wiring.build_nudger(settings)
+    agents_database = wiring.build_database(settings, pool_size=4)
+    heard = HeardHosts(settings.effective_redis_url)
+    context = api_context(settings, agents=wiring.build_agents(settings, agents_database), nudge=nudger.nudge, heard=heard)
+    tls = ApiTls(settings)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(context),
+            host=settings.bind_address,
+            port=settings.api_port,
+            ssl_context_factory=lambda _config, _default: tls.context,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=API_GRACE_S,
+        )
+    )
+    # uvicorn raises what it caught again once it has stopped; by then there is nothing left to do.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    signal.signal(signal.SIGINT, lambda _number, _frame: None)
+    try:
+        asyncio.run(_serve_api(server, tls, settings, beat))
+    finally:
+        heard.stop()
+        nudger.stop()
+        agents_database.close()
+
+
+async def _serve_api(server: Any, tls: "ApiTls", settings: Settings, beat: Callable[[], None]) -> None:
+    async def keep() -> None:
+        loop = asyncio.get_running_loop()
+        reload_at_s = loop.time() + TLS_RELOAD_EVERY_S
+        while True:
+            if server.started:
+                beat()
+            if loop.time() >= reload_at_s:
+                reload_at_s = loop.time() + TLS_RELOAD_EVERY_S
+                await asyncio.to_thread(_renew, settings, tls)
+            await asyncio.sleep(PERIOD_S)
+
+    keeping = asyncio.create_task(keep())
+    try:
+        await server.serve()
+    finally:
+        keeping.cancel()
+
+
+def _renew(settings: Settings, tls: "ApiTls") -> None:
+    try:
+        installation.ensure_certificate(settings, SystemClock())
+        tls.reload()
+    except Exception:
+        logger.exception("certificate of the api not renewed; the present one stays in use")
+
+
+class ApiTls:
+    """The API's TLS; new connections get the certificate that is on disk. One's own certificate goes before the fleet's."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._certificate = settings.api_certificate or settings.controller_certificate_path
+        self._key = settings.api_key or settings.controller_key_path
+        self._pki = FleetPki(settings.pki_dir)
+        self._stamp: object = None
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.reload()
+
+    def reload(self) -> None:
+        stamp = [(stat.st_mtime_ns, stat.st_ino) for stat in (os.stat(self._certificate), os.stat(self._key))]
+        if stamp == self._stamp:
+            return
+        if self._certificate.parent == self._pki.directory:
+            self._pki.controller_pair()  # waits while the two files do not belong together
+        self.context.load_cert_chain(self._certificate, self._key)
+        self._stamp = stamp
+
+
+def api_context(settings: Settings, *, agents: Any, nudge: Callable[[], None], heard: "HeardHosts") -> "ApiContext":
+    """Return what the API is given."""
+    from trimtab_controller.api.context import ApiContext, ApiSettings
+    from trimtab_controller.store.database import AsyncDatabase
+
+    metrics_address = settings.advertise[0]
+    return ApiContext(
+        db=AsyncDatabase(settings.effective_database_url),
+        clock=SystemClock(),
+        agents=agents,
+        settings=ApiSettings(
+            uploads_dir=settings.uploads_dir,
+            gateway_address=settings.gateway_addresses[0],
+            join_addresses=settings.join_addresses,
+            gateway_addresses=settings.gateway_addresses,
+            upload_max_bytes=settings.upload_max_bytes,
+            rate_limit_per_s=settings.rate_limit_per_s,
+            image_url_hosts=settings.image_url_hosts,
+            agent_metrics_port=settings.agent_metrics_port,
+            controller_targets={name: join_host_port(metrics_address, settings.metrics_port_of(name)) for name in PROCESSES},
+        ),
+        join_place=lambda: installation.join_place(settings),
+        ca_bundle_pem=FleetPki(settings.pki_dir).bundle_pem,
+        nudge=nudge,
+        heard=heard.heard,
+        probes=lambda: probes(settings, heard),
+    )
+
+
+def probes(settings: Settings, heard: "HeardHosts") -> Mapping[str, str]:
+    """Return the health of what SQL does not know of; the worker's only where our own supervisor runs it."""
+    found = {"redis": heard.problem()}
+    worker = supervisor.read_status(settings.data_dir).get("worker")
+    if worker is not None:
+        found["worker"] = "ok" if worker["is_running"] else "not running"
+    return found
+
+
+_RUNNERS = {"api": _run_api, "engine": _run_engine, "gateway": _run_gateway, "worker": _run_worker}

@@ -1,0 +1,207 @@
+"""The gateway's clockwork: keeps its right, mirrors host states, writes pools' figures, judges silence, drops who must go.
+
+Silence is judged only while this gateway itself is well: its granting right lives and its loop was not held up. A gateway that
+was paused first gives the heartbeats that queued up meanwhile a lease's length to arrive.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from trimtab_controller import metrics
+from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_controller.rpc.gateway import Gateway
+from trimtab_controller.rpc.host_states import HostState, HostStateMirror
+from trimtab_controller.rpc.sessions import superseded
+from trimtab_controller.services import sessions
+from trimtab_controller.store import certificates, host_reports, hosts
+from trimtab_protos.errors import NotFound, PermissionDenied, TrimtabError
+
+log = structlog.get_logger(__name__)
+
+TICK_S = 1.0
+HELD_UP_S = 2.0
+MEMBERS_EVERY_S = 5.0
+REVOCATIONS_EVERY_S = 1.0
+ORPHANS_EVERY_S = 30.0
+BUNDLE_EVERY_S = 5.0
+RECONNECT_WITHIN_MS = 15_000
+"""A thousand hosts that reconnect at once would cost a second of a core in handshakes, and their heartbeats' punctuality."""
+
+
+class Watch:
+    """Runs each part in a task of its own; a part that fails is logged and tried again at its next round."""
+
+    def __init__(self, gateway: Gateway, mirror: HostStateMirror) -> None:
+        self._gateway = gateway
+        self._mirror = mirror
+        self._ticked_s = gateway.clock.boottime_s()
+        self._judging_from_s = self._ticked_s + gateway.settings.lease_ttl_s
+        self._judging: set[asyncio.Task[None]] = set()
+        self._bundle = gateway.pki.bundle_sha256()
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._gateway.committer.run())
+            group.create_task(self._every(self._gateway.settings.lease_renew_s, self.renew))
+            group.create_task(self._every(REVOCATIONS_EVERY_S, self.learn))
+            group.create_task(self._every(TICK_S, self.judge))
+            group.create_task(self._every(TICK_S, self.mirror))
+            group.create_task(self._every(TICK_S, self.write_pools))
+            group.create_task(self._every(MEMBERS_EVERY_S, self.check_members))
+            group.create_task(self._every(ORPHANS_EVERY_S, self.judge_orphans))
+            group.create_task(self._every(BUNDLE_EVERY_S, self.announce_bundle))
+
+    async def _every(self, period_s: float, part: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            try:
+                await part()
+            except TrimtabError as error:
+                log.warning("gateway part failed", part=part.__name__, error=error.message, code=error.code)
+            except Exception:
+                log.exception("gateway part failed", part=part.__name__)
+            await asyncio.sleep(period_s)
+
+    # --- our own right -------------------------------------------------------------------------------------------------------
+
+    async def renew(self) -> None:
+        await self._gateway.right.renew()
+
+    async def learn(self) -> None:
+        """Stop for revoked hosts, and end sessions whose certificates were revoked."""
+        gateway = self._gateway
+        await gateway.right.learn_revocations(gateway.last_granted_unix_ms)
+        now = gateway.clock.now()
+        revoked = await asyncio.to_thread(gateway.database.read, lambda session: certificates.revoked_serials(session, now))
+        for session in [one for one in gateway.sessions.values() if one.peer.serial in revoked]:
+            log.info("session of a revoked certificate ended", host_id=session.host_id)
+            session.end(PermissionDenied("certificate-revoked", "this host's certificate was revoked; join it again"))
+
+    # --- what others read ------------------------------------------------------------------------------------------------------
+
+    async def mirror(self) -> None:
+        gateway = self._gateway
+        changed, gateway.changed = gateway.changed, set()
+        states = gateway.states.values()
+        metrics.CLOCK_SKEW_SECONDS.set(max((abs(state.skew_ms) for state in states), default=0) / 1000)
+        metrics.UNARMED_HOSTS.set(sum(1 for state in states if not state.is_warden_armed))
+        if not await self._mirror.write(gateway.states, changed, boottime_s=gateway.clock.boottime_s()):
+            gateway.changed |= changed
+
+    async def write_pools(self) -> None:
+        gateway = self._gateway
+        if not gateway.pool_reports:
+            return
+        reports, gateway.pool_reports = list(gateway.pool_reports.values()), {}
+        now = gateway.clock.now()
+        await asyncio.to_thread(
+            gateway.database.write,
+            lambda session: host_reports.store_pools(session, reports, now=now),
+            durable=False,
+        )
+
+    # --- silence ---------------------------------------------------------------------------------------------------------------
+
+    def may_judge(self) -> bool:
+        """Tell whether silence means anything now; to be asked once per tick."""
+        gateway = self._gateway
+        now_s, before_s = gateway.clock.boottime_s(), self._ticked_s
+        self._ticked_s = now_s
+        if now_s - before_s > TICK_S + HELD_UP_S or not gateway.right.is_alive:
+            self._judging_from_s = now_s + gateway.settings.lease_ttl_s
+        return now_s >= self._judging_from_s
+
+    async def judge(self) -> None:
+        if not self.may_judge():
+            return
+        now_s, settings = self._gateway.clock.boottime_s(), self._gateway.settings
+        for state in list(self._gateway.states.values()):
+            silent_s = now_s - state.heard_boottime_s
+            to = _judgement(state.connectivity, silent_s, suspect_s=settings.lease_ttl_s, lost_s=settings.lost_after_s)
+            if to is not None and not state.is_changing:
+                state.is_changing = True
+                task = asyncio.create_task(self._change(state, to))
+                self._judging.add(task)
+                task.add_done_callback(self._judging.discard)
+
+    async def _change(self, state: HostState, to: HostConnectivity) -> None:
+        gateway, now = self._gateway, self._gateway.clock.now()
+        try:
+            is_written = await gateway.committer.commit(
+                lambda session: sessions.change_connectivity(session, state.host_id, to, lease_number=state.lease_number, now=now)
+            )
+        except TrimtabError as error:
+            log.warning("connectivity not written", host_id=state.host_id, to=to.value, error=error.message)
+            return
+        finally:
+            state.is_changing = False
+        if is_written:
+            state.connectivity = to
+            gateway.changed.add(state.host_id)
+            log.info("host connectivity", host_id=state.host_id, host=state.name, connectivity=to.value)
+        elif gateway.states.get(state.host_id) is state:
+            gateway.forget(state.host_id, superseded(state.host_id))
+
+    async def judge_orphans(self) -> None:
+        """Suspect hosts that SQL calls up and no gateway hears; only where no other gateway might."""
+        gateway = self._gateway
+        if gateway.right.has_live_peers or gateway.clock.boottime_s() < self._judging_from_s:
+            return
+        known = await asyncio.to_thread(gateway.database.read, hosts.up_hosts)
+        now = gateway.clock.now()
+        for host_id, number in known.items():
+            if host_id not in gateway.states:
+                await gateway.committer.commit(_suspicion(host_id, number, now))
+
+    # --- members ---------------------------------------------------------------------------------------------------------------
+
+    async def check_members(self) -> None:
+        """Drop hosts that were removed, and sessions that are not their hosts' newest any more."""
+        gateway = self._gateway
+        ours = {host_id: state.lease_number for host_id, state in gateway.states.items()}
+        if not ours:
+            return
+        present = await asyncio.to_thread(gateway.database.read, lambda session: hosts.lease_numbers(session, list(ours)))
+        removed = [host_id for host_id in ours if host_id not in present]
+        for host_id in removed:
+            gateway.forget(host_id, NotFound("host-removed", "this host was removed from the fleet", host_id=host_id))
+        await self._mirror.forget(removed, boottime_s=gateway.clock.boottime_s())
+        for host_id, number in ours.items():
+            state = gateway.states.get(host_id)
+            if state is not None and state.lease_number == number and present.get(host_id, number) > number:
+                gateway.forget(host_id, superseded(host_id))
+
+    async def announce_bundle(self) -> None:
+        """After a stage of a CA rotation, ask hosts to reconnect: the Welcome tells them of the new bundle, and they renew."""
+        gateway = self._gateway
+        present = await asyncio.to_thread(gateway.pki.bundle_sha256)
+        if present == self._bundle:
+            return
+        self._bundle = present
+        log.info("the CA bundle changed, hosts are asked to reconnect", sessions=len(gateway.sessions))
+        for session in list(gateway.sessions.values()):
+            await session.ask_to_reconnect(RECONNECT_WITHIN_MS)
+
+
+def _judgement(present: HostConnectivity, silent_s: float, *, suspect_s: float, lost_s: float) -> HostConnectivity | None:
+    """Return what the silence makes of a host, None for no change; suspect is never skipped."""
+    match present:
+        case HostConnectivity.UP if silent_s > suspect_s:
+            return HostConnectivity.SUSPECT
+        case HostConnectivity.SUSPECT if silent_s > lost_s:
+            return HostConnectivity.LOST
+        case HostConnectivity.SUSPECT | HostConnectivity.LOST if silent_s <= suspect_s:
+            return HostConnectivity.UP
+    return None
+
+
+def _suspicion(host_id: str, number: int, now: object) -> Callable[..., bool]:
+    return lambda session: sessions.change_connectivity(
+        session,
+        host_id,
+        HostConnectivity.SUSPECT,
+        lease_number=number,
+        now=now,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,444 @@
+"""The session of a host: who may open one, what it commits, and when it grants."""
+
+import asyncio
+from datetime import timedelta
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.unit.controller_rpc.conftest import (
+    Fleet,
+    Machine,
+    certificate_request,
+    eventually,
+    inventory,
+    key_pem,
+)
+from trimtab_controller import pki
+from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_controller.services import hosts as host_service
+from trimtab_controller.store import certificates, hosts, leases, schema
+from trimtab_protos.agent.v1 import inventory_pb2, storage_pb2
+from trimtab_protos.controller.v1 import gateway_service_pb2 as pb
+from trimtab_protos.errors import PermissionDenied
+
+# --- who may open one --------------------------------------------------------------------------------------------------------
+
+
+async def test_no_certificate_no_connection(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stub = machine.stub(key=b"", certificate=b"")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.RenewCertificates(pb.RenewCertificatesRequest(), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_certificate_of_another_ca_is_refused_by_tls(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    other = pki.new_authority(now=fleet.clock.now())
+    forged = other.sign_agent(certificate_request(machine.key), machine.host_id, now=fleet.clock.now(), life=timedelta(hours=1))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await machine.stub(certificate=forged.pem.encode()).RenewCertificates(pb.RenewCertificatesRequest(), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_an_expired_certificate_is_refused_by_tls(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    expired = fleet.pki.signing().sign_agent(
+        certificate_request(machine.key),
+        machine.host_id,
+        now=fleet.clock.now() - timedelta(hours=80),
+        life=timedelta(hours=72),
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await machine.stub(certificate=expired.pem.encode()).RenewCertificates(pb.RenewCertificatesRequest(), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_another_hosts_certificate_is_refused(fleet: Fleet) -> None:
+    first, second = await fleet.member("node1"), await fleet.member("node2")
+    stream = await first.say_hello(host_id=second.host_id)
+    code, details = await stream.end()
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert "another host" in details
+    assert fleet.host(second.host_id).lease_number == 0
+
+
+async def test_a_certificate_that_the_fleet_signed_and_never_recorded_is_refused(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stolen = fleet.pki.signing().sign_agent(
+        certificate_request(machine.key), machine.host_id, now=fleet.clock.now(), life=timedelta(hours=1)
+    )
+    stream = await machine.say_hello(stub=machine.stub(certificate=stolen.pem.encode()))
+    code, details = await stream.end()
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert "was not given to this host" in details
+
+
+async def test_the_controllers_own_certificate_opens_no_session(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    key, certificate = fleet.pki.controller_pair()
+    stream = await machine.say_hello(stub=machine.stub(key=key, certificate=certificate))
+    code, details = await stream.end()
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert "does not name a host" in details
+
+
+async def test_a_removed_host_is_refused(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    fleet.database.write(lambda session: hosts.mark_deleted(session, machine.host_id, now=fleet.clock.now()))
+    code, details = await (await machine.say_hello()).end()
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert "no member" in details
+
+
+async def test_a_session_starts_with_a_hello(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stream = await machine.say_hello()
+    await stream.receive()
+    await stream.send(pb.SessionRequest(hello=pb.Hello(host_id=machine.host_id)))
+    code, _details = await stream.end()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+# --- what a Hello commits ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_hello_is_committed_before_the_welcome(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    seen = inventory(unmanaged_vcpus=2, unmanaged_memory_mib=512, unmanaged_macs=["52:54:00:AA:00:01"])
+    _stream, welcome = await machine.open(inventory=seen)
+    host = fleet.host(machine.host_id)
+    assert (host.connectivity, host.lease_number) == (HostConnectivity.UP, 1)
+    assert (host.incarnation, host.boot_id, host.agent_address) == ("inc-1", "boot-1", "127.0.0.1:8446")
+    # Default class: four vcpus per cpu, 1024 MiB kept for the host.
+    assert (host.vcpus_limit, host.memory_limit_mib) == (32, 16384 - 1024)
+    assert (host.unmanaged_vcpus, host.unmanaged_memory_mib) == (2, 512)
+    assert host.inventory is not None
+    assert host.inventory.cpu_model == "qemu64"
+    macs = fleet.database.read(
+        lambda session: set(session.scalars(schema.unmanaged_mac.select().with_only_columns(schema.unmanaged_mac.c.mac)))
+    )
+    assert macs == {"52:54:00:aa:00:01"}
+    assert welcome.lease_ttl_ms == 15_000
+    assert welcome.heartbeat_every_ms == 3_000
+    assert welcome.ca_bundle_sha256 == fleet.pki.bundle_sha256()
+    assert list(welcome.gateway_addresses) == ["127.0.0.1:8444"]
+
+
+async def test_every_session_has_a_higher_number_and_the_newest_one_wins(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    first, _welcome = await machine.open()
+    second, _welcome = await machine.open()
+    code, details = await first.end()
+    assert code is grpc.StatusCode.ABORTED
+    assert "newer session" in details
+    ack = await second.beat()
+    assert (ack.lease_number, ack.is_granted) == (2, True)
+
+
+async def test_a_newer_session_on_another_gateway_ends_ours(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stream, _welcome = await machine.open()
+    fleet.database.write(
+        lambda session: hosts.open_session(
+            session, machine.host_id, incarnation="inc-1", boot_id="boot-1", agent_address="", now=fleet.clock.now()
+        )
+    )
+    await fleet.process.watch.check_members()
+    code, _details = await stream.end()
+    assert code is grpc.StatusCode.ABORTED
+    assert machine.host_id not in fleet.process.gateway.states
+
+
+async def test_a_boot_is_told(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    await machine.open()
+    await machine.open(boot_id="boot-2", incarnation="inc-2")
+    assert fleet.kinds_of_events(machine.host_id).count("host.booted") == 1
+
+
+async def test_a_changed_inventory_in_a_heartbeat_is_stored_and_an_equal_one_is_not(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    first = inventory()
+    stream, _welcome = await machine.open(inventory=first)
+    version = fleet.host(machine.host_id).version
+    await stream.beat(inventory=first)
+    grown = inventory_pb2.Inventory()
+    grown.CopyFrom(first)
+    grown.cpus, grown.digest = 16, "another"
+    await stream.beat(inventory=grown)
+    await eventually(lambda: fleet.host(machine.host_id).vcpus_limit == 64)
+    assert fleet.host(machine.host_id).version == version + 1
+
+
+async def test_limits_never_fall_below_what_is_claimed(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    await machine.open()
+    fleet.database.write(lambda session: session.execute(schema.host.update().values(vcpus_claimed=20, memory_claimed_mib=8000)))
+    await machine.open(inventory=inventory(cpus=1, memory_mib=2048))
+    host = fleet.host(machine.host_id)
+    assert (host.vcpus_limit, host.memory_limit_mib) == (20, 8000)
+
+
+# --- granting --------------------------------------------------------------------------------------------------------------------
+
+
+async def test_heartbeats_are_granted_while_the_gateways_own_row_lives(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stream, _welcome = await machine.open()
+    assert (await stream.beat()).is_granted
+    fleet.clock.shift_s += 15  # the gateway was frozen: it renewed nothing
+    assert not (await stream.beat()).is_granted
+    assert await fleet.process.gateway.right.renew()
+    assert (await stream.beat()).is_granted
+
+
+async def test_a_removed_row_is_taken_again(fleet: Fleet) -> None:
+    right = fleet.process.gateway.right
+    name = leases.GATEWAY_PREFIX + right.gateway_id
+    seen = fleet.database.read(lambda session: leases.read(session, name))
+    assert seen is not None
+    fleet.database.write(lambda session: leases.remove(session, seen))
+    assert await right.renew()
+    assert fleet.database.read(lambda session: leases.read(session, name)) is not None
+
+
+async def test_a_gateway_whose_row_is_lost_to_another_stops_granting_when_its_time_is_over(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stream, _welcome = await machine.open()
+    fleet.database.write(lambda session: session.execute(schema.lease.update().values(owner="somebody-else", term=99)))
+    assert not await fleet.process.gateway.right.renew()
+    assert (await stream.beat()).is_granted  # what was granted to us until then, nobody may have taken yet
+    fleet.clock.shift_s += 14.8
+    assert not await fleet.process.gateway.right.renew()
+    assert not (await stream.beat()).is_granted
+
+
+async def test_a_revocation_ends_granting_and_is_acknowledged_with_the_last_handled_time(fleet: Fleet) -> None:
+    revoked, other = await fleet.member("node1"), await fleet.member("node2")
+    first, _welcome = await revoked.open()
+    second, _welcome = await other.open()
+    assert (await first.beat()).is_granted
+    handled_ms = fleet.process.gateway.last_granted_unix_ms(revoked.host_id)
+    fleet.database.write(lambda session: leases.revoke(session, revoked.host_id, term=1, now=fleet.clock.now()))
+    await fleet.process.watch.learn()
+    assert not (await first.beat()).is_granted
+    assert (await second.beat()).is_granted
+    (revocation,) = fleet.database.read(leases.revocations)
+    assert revocation.acknowledgements == {fleet.process.gateway.gateway_id: handled_ms}
+    fleet.database.write(lambda session: leases.lift_revocation(session, revoked.host_id))
+    await fleet.process.watch.learn()
+    assert (await first.beat()).is_granted
+
+
+async def test_a_host_whose_certificate_is_revoked_while_connected_is_put_out(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stream, _welcome = await machine.open()
+    fleet.database.write(lambda session: certificates.revoke_all_of(session, machine.host_id, now=fleet.clock.now()))
+    code, details = await stream.end()  # the gateway looks each second
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert "revoked" in details
+    code, _details = await (await machine.say_hello()).end()
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_host_removed_while_connected_is_put_out(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stream, _welcome = await machine.open()
+    fleet.database.write(lambda session: hosts.mark_deleted(session, machine.host_id, now=fleet.clock.now()))
+    await fleet.process.watch.check_members()
+    code, _details = await stream.end()
+    assert code is grpc.StatusCode.NOT_FOUND
+
+
+# --- silence -----------------------------------------------------------------------------------------------------------------------
+
+
+async def silent_for(fleet: Fleet, seconds: float) -> None:
+    """Let time pass with a gateway that is well: its right is renewed and its clockwork ticked all along."""
+    for _second in range(int(seconds)):
+        fleet.clock.shift_s += 1
+        await fleet.process.gateway.right.renew()
+        await fleet.process.watch.judge()
+
+
+async def test_silence_makes_a_host_suspect_then_lost_and_a_heartbeat_brings_it_back(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    await silent_for(fleet, 16)  # a young gateway gives everybody a lease's length to connect
+    stream, _welcome = await machine.open()
+    await silent_for(fleet, 12)
+    assert fleet.host(machine.host_id).connectivity is HostConnectivity.UP
+    await silent_for(fleet, 6)
+    await eventually(lambda: fleet.host(machine.host_id).connectivity is HostConnectivity.SUSPECT)
+    await silent_for(fleet, 50)
+    await eventually(lambda: fleet.host(machine.host_id).connectivity is HostConnectivity.LOST)
+    await stream.beat()
+    await eventually(lambda: fleet.host(machine.host_id).connectivity is HostConnectivity.UP)
+    kinds = [kind for kind in fleet.kinds_of_events(machine.host_id) if kind in {"host.up", "host.suspect", "host.lost"}]
+    assert kinds == ["host.up", "host.suspect", "host.lost", "host.up"]
+
+
+async def test_a_gateway_that_was_paused_does_not_blame_its_hosts(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    await silent_for(fleet, 16)
+    await machine.open()
+    fleet.clock.shift_s += 40  # nothing ran meanwhile
+    await fleet.process.gateway.right.renew()
+    await fleet.process.watch.judge()
+    await silent_for(fleet, 10)
+    assert fleet.host(machine.host_id).connectivity is HostConnectivity.UP
+
+
+async def test_a_host_that_never_connected_to_a_new_gateway_becomes_suspect(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    fleet.database.write(
+        lambda session: hosts.open_session(
+            session, machine.host_id, incarnation="i", boot_id="b", agent_address="", now=fleet.clock.now()
+        )
+    )
+    await silent_for(fleet, 16)
+    await fleet.process.watch.judge_orphans()
+    assert fleet.host(machine.host_id).connectivity is HostConnectivity.SUSPECT
+
+
+# --- pools, certificates, floods -----------------------------------------------------------------------------------------------------
+
+
+async def test_pool_figures_are_stored_for_pools_of_this_host_only(fleet: Fleet) -> None:
+    now = fleet.clock.now()
+
+    def insert_pools(session: object) -> None:
+        for pool_id, is_shared in (("pool-local", False), ("pool-shared", True)):
+            session.execute(  # type: ignore[attr-defined]
+                schema.pool.insert().values(
+                    id=pool_id, name=pool_id, kind="dir", path=f"/srv/{pool_id}", is_shared=is_shared, settings={}, created_at=now
+                )
+            )
+
+    fleet.database.write(insert_pools)
+    machine = await fleet.member("node1")  # its mappings are made at the join
+    stream, welcome = await machine.open()
+    assert {pool.pool_id for pool in welcome.pools} == {"pool-local", "pool-shared"}
+    seen = [
+        storage_pb2.PoolObservation(pool_id="pool-local", capacity_bytes=100, available_bytes=60, is_responsive=True),
+        storage_pb2.PoolObservation(pool_id="pool-shared", capacity_bytes=900, available_bytes=500, is_responsive=True),
+        storage_pb2.PoolObservation(pool_id="pool-of-others", capacity_bytes=1, is_responsive=True),
+    ]
+    await stream.beat(pools=seen)
+
+    def spaces() -> dict[tuple[str, str], int]:
+        rows = fleet.database.read(lambda session: session.execute(schema.pool_space.select()).all())
+        return {(row.pool_id, row.host_id): row.available_bytes for row in rows}
+
+    await eventually(lambda: spaces() == {("pool-local", machine.host_id): 60, ("pool-shared", ""): 500})
+    await stream.beat(pools=[storage_pb2.PoolObservation(pool_id="pool-local", problem="not mounted")])
+
+    def states() -> dict[str, tuple[str, str]]:
+        rows = fleet.database.read(lambda session: session.execute(schema.pool_host.select()).all())
+        return {row.pool_id: (row.state, row.problem) for row in rows}
+
+    await eventually(lambda: states() == {"pool-local": ("failed", "not mounted"), "pool-shared": ("ready", "")})
+
+
+async def test_certificates_are_renewed_for_the_caller_and_nobody_else(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stream, _welcome = await machine.open()
+    fresh = ec.generate_private_key(ec.SECP256R1())
+    response = await machine.stub().RenewCertificates(
+        pb.RenewCertificatesRequest(
+            agent_csr_pem=certificate_request(fresh, name="host-of-somebody-else"),
+            libvirt_csr_pem=certificate_request(host_key()),
+        ),
+        timeout=10,
+    )
+    machine.certificate_pem, machine.key = response.agent_certificate_pem.encode(), fresh
+    second, _welcome = await machine.open()
+    assert (await second.beat()).is_granted
+    assert (await stream.end())[0] is grpc.StatusCode.ABORTED
+    known = fleet.database.read(lambda session: certificates.latest_of(session, [machine.host_id]))[machine.host_id]
+    assert set(known) == {"agent", "libvirt"}
+
+
+def host_key() -> object:
+    from tests.unit.controller_rpc.conftest import LIBVIRT_KEY
+
+    return LIBVIRT_KEY
+
+
+async def test_a_flood_of_messages_ends_the_session_of_the_flooder_alone(fleet: Fleet) -> None:
+    flooder, other = await fleet.member("node1"), await fleet.member("node2")
+    stream, _welcome = await flooder.open()
+    calm, _welcome = await other.open()
+    for number in range(1, 600):
+        try:
+            await stream.send(pb.SessionRequest(heartbeat=pb.Heartbeat(sequence=number)))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            break
+    # What the flooder gets depends on how much of it was unread; that it is out does not.
+    assert (await stream.end())[0] in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL}
+    assert flooder.host_id not in fleet.process.gateway.sessions
+    assert (await calm.beat()).is_granted
+
+
+async def test_a_message_beyond_the_limit_is_refused(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stream = await machine.say_hello(incarnation="x" * (17 << 20))
+    code, _details = await stream.end()
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_draining_gateway_asks_hosts_to_go_elsewhere(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stream, _welcome = await machine.open()
+    stopping = asyncio.create_task(fleet.process.stop())
+    response = await stream.receive()
+    assert response.reconnect.within_ms > 0
+    stream.cancel()
+    await stopping
+    assert fleet.database.read(lambda session: leases.named(session, leases.GATEWAY_PREFIX)) == ()
+
+
+async def test_an_unrecorded_renewal_is_refused_for_a_removed_host(fleet: Fleet) -> None:
+    machine: Machine = await fleet.member("node1")
+    fleet.database.write(lambda session: hosts.mark_deleted(session, machine.host_id, now=fleet.clock.now()))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await machine.stub().RenewCertificates(
+            pb.RenewCertificatesRequest(
+                agent_csr_pem=certificate_request(machine.key), libvirt_csr_pem=certificate_request(host_key())
+            ),
+            timeout=10,
+        )
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_sessions_survive_a_rotation_of_the_ca(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stream, _welcome = await machine.open()
+    fleet.pki.begin_rotation(now=fleet.clock.now())
+    await fleet.process.watch.announce_bundle()
+    assert (await stream.receive()).reconnect.within_ms > 0
+    again, welcome = await machine.open()
+    assert welcome.ca_bundle_sha256 == fleet.pki.bundle_sha256()
+    response = await machine.stub().RenewCertificates(
+        pb.RenewCertificatesRequest(
+            agent_csr_pem=certificate_request(machine.key), libvirt_csr_pem=certificate_request(host_key())
+        ),
+        timeout=10,
+    )
+    assert response.ca_bundle_pem.count("BEGIN CERTIFICATE") == 2
+    machine.certificate_pem, machine.ca_pem = response.agent_certificate_pem.encode(), response.ca_bundle_pem.encode()
+    fleet.pki.switch_rotation()
+    fleet.pki.ensure_controller_certificate(["127.0.0.1"], now=fleet.clock.now(), life=timedelta(days=30))
+    final, _welcome = await machine.open()  # the gateway's new certificate is of the new CA, ours of the old one
+    assert (await final.beat()).is_granted
+    del again
+    assert key_pem(machine.key)
+
+
+def test_a_previous_certificate_of_another_host_proves_nothing(fleet: Fleet) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    other = fleet.pki.signing().sign_agent(certificate_request(key), "host-other", now=fleet.clock.now(), life=timedelta(hours=1))
+    with pytest.raises(PermissionDenied, match="another host"):
+        host_service.verify_rejoin(fleet.pki.authorities(), "host-mine", other.pem, b"proof", token="jt-1.2", agent_csr_pem="csr")
