@@ -76,6 +76,7 @@ def store_pools(session: Session, reports: Sequence[PoolReport], *, now: datetim
         .where(mapping.c.host_id.in_(host_ids), pool.c.deleted_at.is_(None))
     )
     known = {(row.pool_id, row.host_id): row for row in session.execute(query)}
+    states: dict[tuple[str, str], dict[str, Any]] = {}
     spaces: dict[tuple[str, str], dict[str, Any]] = {}
     for report in reports:
         row = known.get((report.pool.pool_id, report.host_id))
@@ -83,11 +84,13 @@ def store_pools(session: Session, reports: Sequence[PoolReport], *, now: datetim
             continue
         seen = report.pool
         state = "ready" if seen.is_responsive and not seen.problem else "failed"
-        session.execute(
-            mapping.update()
-            .where(mapping.c.pool_id == seen.pool_id, mapping.c.host_id == report.host_id)
-            .values(state=state, problem=seen.problem[:500], observed_at=now)
-        )
+        states[(seen.pool_id, report.host_id)] = {
+            "of_pool": seen.pool_id,
+            "of_host": report.host_id,
+            "state": state,
+            "problem": seen.problem[:500],
+            "observed_at": now,
+        }
         if state == "ready":
             place = schema.SHARED if row.is_shared else report.host_id
             spaces[(seen.pool_id, place)] = {
@@ -97,6 +100,12 @@ def store_pools(session: Session, reports: Sequence[PoolReport], *, now: datetim
                 "available_bytes": max(0, seen.available_bytes),
                 "observed_at": now,
             }
+    # One order everywhere: two gateways that write the same shared pools must not wait for each other in a circle.
+    if states:
+        changed = mapping.update().where(
+            mapping.c.pool_id == sa.bindparam("of_pool"), mapping.c.host_id == sa.bindparam("of_host")
+        )
+        session.connection().execute(changed, [states[key] for key in sorted(states)])
     if spaces:
         insert = _insert(session, space)
         session.execute(
@@ -104,7 +113,6 @@ def store_pools(session: Session, reports: Sequence[PoolReport], *, now: datetim
                 index_elements=["pool_id", "host_id"],
                 set_={name: insert.excluded[name] for name in ("capacity_bytes", "available_bytes", "observed_at")},
             ),
-            # One order everywhere: two gateways that write the same shared pools must not wait for each other in a circle.
             [spaces[key] for key in sorted(spaces)],
         )
 

@@ -5,10 +5,10 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from trimtab_controller.store import schema
+from trimtab_controller.store.inserts import insert_unless_taken
 from trimtab_controller.store.rows import build
 
 _table = schema.idempotency
@@ -34,9 +34,5 @@ def find(session: Session, *, actor: str, request_id: str) -> StoredAnswer | Non
 def record(session: Session, *, actor: str, request_id: str, fingerprint: str, status: int, response: Any, now: datetime) -> None:
     """Keep the answer, in the transaction that did the work. Raced where the same id was answered meanwhile."""
     values = {"actor": actor, "request_id": request_id, "fingerprint": fingerprint, "status": status, "response": response}
-    try:
-        with session.begin_nested():
-            session.execute(_table.insert().values(created_at=now, **values))
-    except IntegrityError as error:
-        raise Raced(request_id) from error
-
+    if insert_unless_taken(session, _table, {**values, "created_at": now}) is None:
+        raise Raced(request_id)

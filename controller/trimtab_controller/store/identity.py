@@ -31,10 +31,7 @@ class Credential:
 
 def insert_project(session: Session, *, project_id: str, name: str, quotas: Mapping[str, int | None], now: datetime) -> Project:
     """Insert a project; `quotas` by column. AlreadyExists where the name is taken."""
-    lookup.insert_named(session, schema.project, "project", id=project_id, name=name, created_at=now, **quotas)
-    found = find_project(session, project_id)
-    assert found is not None
-    return found
+    return lookup.insert_named(session, schema.project, Project, "project", id=project_id, name=name, created_at=now, **quotas)
 
 
 def find_project(session: Session, name_or_id: str) -> Project | None:
@@ -80,10 +77,7 @@ def project_contents(session: Session, project_id: str) -> dict[str, tuple[str, 
 
 
 def insert_user(session: Session, *, user_id: str, name: str, kind: str, now: datetime) -> User:
-    lookup.insert_named(session, schema.user, "user", id=user_id, name=name, kind=kind, created_at=now)
-    found = find_user(session, user_id)
-    assert found is not None
-    return found
+    return lookup.insert_named(session, schema.user, User, "user", id=user_id, name=name, kind=kind, created_at=now)
 
 
 def find_user(session: Session, name_or_id: str) -> User | None:

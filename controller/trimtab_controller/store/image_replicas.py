@@ -1,4 +1,8 @@
-"""Where images are."""
+"""Where images are, and what an import makes of an image.
+
+A replica's row is there before its file: `copying`, owned by the operation that brings it. Where that operation ended without
+bringing it, the row stays, so that the image's deletion knows every place that may have a file; the next copy takes it over.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +11,10 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core.model import Image, ImageReplica, Pool
+from trimtab_controller.core.model import Image, ImageReplica, Pool, Volume
 from trimtab_controller.store import describe, schema
 from trimtab_controller.store.rows import build, columns_of
+from trimtab_protos.messages import ImageResult
 
 _table = schema.image_replica
 
@@ -31,25 +36,46 @@ def of_image(session: Session, image_id: str) -> tuple[ImageReplica, ...]:
 
 def missing_for_vm(session: Session, vm_id: str, host_id: str) -> tuple[Missing, ...]:
     """Return the base images of the vm's volumes that are not yet where the volumes will be on `host_id`."""
-    parts = describe.read_vm(session, vm_id)
+    return missing_for(session, describe.volumes_of(session, vm_id), host_id)
+
+
+def missing_for(session: Session, volumes: Sequence[Volume], host_id: str) -> tuple[Missing, ...]:
+    """Return the base images of these volumes that are not yet where the volumes will be on `host_id`."""
     missing = []
-    for image_id, pool_id in sorted({(v.base_image_id, v.pool_id) for v in parts.volumes if v.base_image_id}):
-        pool = parts.pools[pool_id]
+    for image_id, pool_id in sorted({(v.base_image_id, v.pool_id) for v in volumes if v.base_image_id}):
+        pool = describe.get_pool(session, pool_id)
         place = "" if pool.is_shared else host_id
         replicas = of_image(session, image_id)
         if any(one.pool_id == pool_id and one.host_id == place and one.state == "ready" for one in replicas):
             continue
         source_host_id, source_pool_id = _source(session, replicas)
         source_pool = describe.get_pool(session, source_pool_id) if source_pool_id else pool
-        missing.append(Missing(parts.images[image_id], pool, source_host_id, source_pool))
+        missing.append(Missing(describe.get_image(session, image_id), pool, source_host_id, source_pool))
     return tuple(missing)
 
 
-def record_for_vm(session: Session, vm_id: str, host_id: str, *, now: datetime) -> None:
-    """Record the replicas that `missing_for_vm` named, now that they are there."""
-    for missing in missing_for_vm(session, vm_id, host_id):
-        place = "" if missing.pool.is_shared else host_id
-        add(session, image_id=missing.image.id, pool_id=missing.pool.id, host_id=place, now=now)
+def begin(session: Session, missing: Sequence[Missing], host_id: str, *, operation_id: str, now: datetime) -> None:
+    """Note that these images are about to be copied to where `host_id` keeps them."""
+    for one in missing:
+        place = "" if one.pool.is_shared else host_id
+        begin_at(session, image_id=one.image.id, pool_id=one.pool.id, host_id=place, operation_id=operation_id, now=now)
+
+
+def begin_at(session: Session, *, image_id: str, pool_id: str, host_id: str, operation_id: str, now: datetime) -> None:
+    """Note that an image is about to come to a place; the present owner of a copy under way is replaced, a ready one stays."""
+    key = (_table.c.image_id == image_id, _table.c.pool_id == pool_id, _table.c.host_id == host_id)
+    if session.execute(sa.select(_table.c.state).where(*key)).one_or_none() is None:
+        values = {"image_id": image_id, "pool_id": pool_id, "host_id": host_id, "state": "copying"}
+        session.execute(_table.insert().values(**values, owner_operation_id=operation_id, created_at=now))
+    else:
+        session.execute(_table.update().where(*key, _table.c.state == "copying").values(owner_operation_id=operation_id))
+
+
+def record(session: Session, missing: Sequence[Missing], host_id: str, *, now: datetime) -> None:
+    """Record the replicas that were missing, now that they are there."""
+    for one in missing:
+        place = "" if one.pool.is_shared else host_id
+        add(session, image_id=one.image.id, pool_id=one.pool.id, host_id=place, now=now)
 
 
 def add(session: Session, *, image_id: str, pool_id: str, host_id: str, now: datetime) -> None:
@@ -62,8 +88,49 @@ def add(session: Session, *, image_id: str, pool_id: str, host_id: str, now: dat
         )
 
 
+def in_pool(session: Session, pool_id: str) -> tuple[ImageReplica, ...]:
+    """Return every replica that lies in the pool, or may."""
+    rows = session.execute(sa.select(*columns_of(_table, ImageReplica)).where(_table.c.pool_id == pool_id))
+    return tuple(build(ImageReplica, row) for row in rows)
+
+
+def remove_from_pool(session: Session, pool_id: str) -> None:
+    session.execute(_table.delete().where(_table.c.pool_id == pool_id))
+
+
 def remove(session: Session, image_id: str) -> None:
     session.execute(_table.delete().where(_table.c.image_id == image_id))
+
+
+# --- the image itself ------------------------------------------------------------------------------------------------------
+
+
+def mark_ready(session: Session, image_id: str, result: ImageResult) -> None:
+    """Let the image be used, with what its import proved."""
+    table = schema.image
+    session.execute(
+        table.update()
+        .where(table.c.id == image_id)
+        .values(
+            state="ready",
+            virtual_size_bytes=result.virtual_size_bytes,
+            file_size_bytes=result.file_size_bytes,
+            source_sha256=result.source_sha256,
+            stored_sha256=result.stored_sha256,
+            version=table.c.version + 1,
+        )
+    )
+
+
+def mark_failed(session: Session, image_id: str, *, now: datetime) -> None:
+    """Hide an image that never came to be: its name is free."""
+    table = schema.image
+    session.execute(
+        table.update()
+        .where(table.c.id == image_id, table.c.deleted_at.is_(None))
+        .values(state="failed", deleted_at=now, version=table.c.version + 1)
+    )
+    remove(session, image_id)
 
 
 def _source(session: Session, replicas: Sequence[ImageReplica]) -> tuple[str, str]:

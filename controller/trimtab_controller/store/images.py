@@ -46,9 +46,10 @@ def insert(
     now: datetime,
 ) -> Image:
     """Insert an image that is being imported. AlreadyExists where the name is taken in the project ('' for shared ones)."""
-    lookup.insert_named(
+    return lookup.insert_named(
         session,
         _table,
+        Image,
         "image",
         id=image_id,
         project_id=project_id,
@@ -60,9 +61,6 @@ def insert(
         state="importing",
         created_at=now,
     )
-    found = lookup.find(session, _table, Image, image_id)
-    assert found is not None
-    return found
 
 
 def find(session: Session, project_id: str, name_or_id: str) -> Image | None:

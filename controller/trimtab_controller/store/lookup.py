@@ -1,12 +1,12 @@
 """Finds live rows by name or id, own ones before shared ones."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from trimtab_controller.store.inserts import insert_unless_taken
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import AlreadyExists, Conflict
 
@@ -31,29 +31,32 @@ def find(
 
 def names(session: Session, table: sa.Table, ids: Collection[str | None]) -> dict[str, str]:
     """Return id -> name, of deleted rows too; one query."""
-    wanted = {one for one in ids if one}
-    if not wanted:
+    return names_in(session, {table: ids})
+
+
+def names_in(session: Session, wanted: Mapping[sa.Table, Collection[str | None]]) -> dict[str, str]:
+    """Return id -> name over several tables, of deleted rows too; one query."""
+    queries = []
+    for table, ids in wanted.items():
+        known = {one for one in ids if one}
+        if known:
+            queries.append(sa.select(table.c.id, table.c.name).where(table.c.id.in_(known)))
+    if not queries:
         return {}
-    rows = session.execute(sa.select(table.c.id, table.c.name).where(table.c.id.in_(wanted)))
-    return {row.id: row.name for row in rows}
+    query = queries[0] if len(queries) == 1 else sa.union_all(*queries)
+    return {row.id: row.name for row in session.execute(query)}
 
 
-def insert_named(session: Session, table: sa.Table, noun: str, **values: Any) -> None:
-    """Insert a row whose name is unique among live ones. AlreadyExists where it is taken."""
-    try:
-        with session.begin_nested():
-            session.execute(table.insert().values(**values))
-    except IntegrityError as error:
-        taken = sa.select(table.c.id).where(table.c.name == values["name"], table.c.deleted_at.is_(None))
-        if "project_id" in table.c:
-            taken = taken.where(table.c.project_id == values["project_id"])
-        if session.execute(taken).first() is None:
-            raise
+def insert_named(session: Session, table: sa.Table, target: type[T], noun: str, **values: Any) -> T:
+    """Insert a row whose name is unique among live ones and return it. AlreadyExists where the name is taken."""
+    row = insert_unless_taken(session, table, values, returning=columns_of(table, target))
+    if row is None:
         raise AlreadyExists(
             f"{noun.replace(' ', '-')}-exists",
             f"{noun} {values['name']} exists already; choose another name",
             name=values["name"],
-        ) from error
+        )
+    return build(target, row)
 
 
 def update_version(

@@ -6,13 +6,12 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core.model import Network
+from trimtab_controller.core.model import Network, Nic
 from trimtab_controller.store import keyset, lookup, schema
+from trimtab_controller.store.inserts import insert_unless_taken
 from trimtab_controller.store.rows import build, columns_of
-from trimtab_protos.errors import AlreadyExists
 
 _table = schema.network
 
@@ -44,14 +43,12 @@ class AddressHolder:
 
 def insert(session: Session, *, network_id: str, bridges: Mapping[str, str], now: datetime, **values: Any) -> Network:
     """Insert a network; `bridges` maps host id to bridge."""
-    lookup.insert_named(session, _table, "network", id=network_id, settings={}, created_at=now, **values)
+    network = lookup.insert_named(session, _table, Network, "network", id=network_id, settings={}, created_at=now, **values)
     for host_id, bridge in bridges.items():
         session.execute(
             schema.network_host.insert().values(network_id=network_id, host_id=host_id, bridge=bridge, state="unknown")
         )
-    found = lookup.find(session, _table, Network, network_id)
-    assert found is not None
-    return found
+    return network
 
 
 def find(session: Session, project_id: str, name_or_id: str) -> Network | None:
@@ -112,17 +109,23 @@ def mac_holder(session: Session, mac: str) -> str:
     return f"a domain on host {host} that Trimtab does not manage" if host is not None else ""
 
 
-def insert_nic(session: Session, *, nic_id: str, vm_id: str, network_id: str, nic_index: int, mac: str, now: datetime) -> None:
-    """Insert a nic. AlreadyExists `mac-taken` where another has the MAC."""
-    values = {"id": nic_id, "vm_id": vm_id, "network_id": network_id, "nic_index": nic_index, "mac": mac, "created_at": now}
-    try:
-        with session.begin_nested():
-            session.execute(schema.nic.insert().values(**values))
-    except IntegrityError as error:
-        holder = mac_holder(session, mac)
-        if not holder:
-            raise
-        raise AlreadyExists("mac-taken", f"MAC {mac} belongs to {holder}; leave it out and one is chosen", mac=mac) from error
+def is_unmanaged_mac(session: Session, mac: str) -> bool:
+    """Tell whether a domain that is not ours has the MAC. Plan: ix_unmanaged_mac_mac."""
+    table = schema.unmanaged_mac
+    return session.execute(sa.select(table.c.mac).where(table.c.mac == mac).limit(1)).first() is not None
+
+
+def insert_nic(session: Session, nic: Nic, *, now: datetime) -> bool:
+    """Insert a nic without its addresses; False where another has its MAC."""
+    values = {
+        "id": nic.id,
+        "vm_id": nic.vm_id,
+        "network_id": nic.network_id,
+        "nic_index": nic.nic_index,
+        "mac": nic.mac,
+        "created_at": now,
+    }
+    return insert_unless_taken(session, schema.nic, values) is not None
 
 
 def address_holder(session: Session, network_id: str, address: str) -> AddressHolder | None:
@@ -141,15 +144,5 @@ def address_holder(session: Session, network_id: str, address: str) -> AddressHo
 
 def insert_address(session: Session, *, network_id: str, address: str, prefix_length: int, nic_id: str) -> bool:
     """Declare an address of a nic; False where it is taken on that network."""
-    try:
-        with session.begin_nested():
-            session.execute(
-                schema.nic_address.insert().values(
-                    network_id=network_id, address=address, prefix_length=prefix_length, nic_id=nic_id
-                )
-            )
-    except IntegrityError:
-        if address_holder(session, network_id, address) is None:
-            raise
-        return False
-    return True
+    values = {"network_id": network_id, "address": address, "prefix_length": prefix_length, "nic_id": nic_id}
+    return insert_unless_taken(session, schema.nic_address, values) is not None

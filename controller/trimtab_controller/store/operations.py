@@ -205,6 +205,12 @@ def journal_of(session: Session, operation_id: str) -> tuple[JournalEntry, ...]:
     )
 
 
+def journal_and_cancel(session: Session, operation_id: str) -> tuple[tuple[JournalEntry, ...], bool]:
+    """Return the journal and whether a cancel was asked for by now."""
+    query = sa.select(_table.c.is_cancel_requested).where(_table.c.id == operation_id)
+    return journal_of(session, operation_id), bool(session.execute(query).scalar_one())
+
+
 def append_journal(
     session: Session,
     held: Operation,
@@ -347,7 +353,7 @@ def request_cancel(session: Session, operation_id: str, *, actor: str, now: date
 def retry(session: Session, operation_id: str, *, actor: str, now: datetime) -> Operation:
     """Let an operation that needs attention go on where it stopped. Conflict in any other state."""
     operation = get(session, operation_id)
-    undoing = any(entry.direction is Direction.UNDO or not entry.has_succeeded for entry in journal_of(session, operation_id))
+    undoing = _is_undoing(journal_of(session, operation_id))
     state = OperationState.COMPENSATING if undoing else OperationState.RUNNING
     changed = session.execute(
         _table.update()
@@ -369,6 +375,15 @@ def retry(session: Session, operation_id: str, *, actor: str, now: datetime) -> 
         now=now,
     )
     return get(session, operation_id)
+
+
+def _is_undoing(entries: Sequence[JournalEntry]) -> bool:
+    """Tell whether the operation was going back: a step failed, and was not found to have taken place after all."""
+    failed = {entry.step: entry.position for entry in entries if not entry.has_succeeded}
+    for entry in entries:
+        if entry.direction is Direction.DO and entry.has_succeeded and entry.position > failed.get(entry.step, entry.position):
+            del failed[entry.step]
+    return bool(failed)
 
 
 def supersede(session: Session, subject_id: str, *, by: str, now: datetime) -> Operation | None:

@@ -53,9 +53,7 @@ def pending(session: Session, *, limit: int) -> tuple[PlacementAsk, ...]:
 
 def _ask(row: sa.Row[Any]) -> PlacementAsk:
     wishes = row.requirement
-    return build(
-        PlacementAsk, row, to_host_id=wishes.get("to_host_id", ""), previous_host_id=wishes.get("previous_host_id", "")
-    )
+    return build(PlacementAsk, row, to_host_id=wishes.get("to_host_id", ""), previous_host_id=wishes.get("previous_host_id", ""))
 
 
 def answer(request: PlacementAsk) -> Mapping[str, Any] | None:

@@ -35,9 +35,10 @@ class PoolOnHost:
 def insert(
     session: Session, *, pool_id: str, name: str, kind: str, path: str, is_shared: bool, is_default: bool, now: datetime
 ) -> Pool:
-    lookup.insert_named(
+    return lookup.insert_named(
         session,
         _table,
+        Pool,
         "pool",
         id=pool_id,
         name=name,
@@ -47,9 +48,6 @@ def insert(
         settings={"is_default": is_default},
         created_at=now,
     )
-    found = find(session, pool_id)
-    assert found is not None
-    return found
 
 
 def find(session: Session, name_or_id: str) -> Pool | None:

@@ -6,8 +6,9 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core.model import MigrationRow, Volume
+from trimtab_controller.core.model import MigrationRow, Pool, Volume
 from trimtab_controller.store import claims, schema
+from trimtab_controller.store.rows import build, columns_of
 
 _table = schema.volume
 
@@ -42,3 +43,73 @@ def erase(session: Session, volumes: Sequence[Volume], *, now: datetime) -> None
         .where(_table.c.id.in_(ids))
         .values(deleted_at=sa.func.coalesce(_table.c.deleted_at, now), observed_state="absent", vm_id=None, disk_index=None)
     )
+
+
+def detach(session: Session, volume_ids: Sequence[str]) -> None:
+    """Take volumes off their vm; they and their space stay."""
+    session.execute(
+        _table.update()
+        .where(_table.c.id.in_(volume_ids))
+        .values(vm_id=None, disk_index=None, boot_order=0, version=_table.c.version + 1)
+    )
+
+
+# --- volumes apart from a vm -------------------------------------------------------------------------------------------------
+
+
+def take_place(session: Session, volume: Volume, pool: Pool, host_id: str) -> bool:
+    """Claim the volume's space, on `host_id` where the pool is local, and bind it there; False where there is no room.
+
+    The bound is that of placement: capacity less the reserve, and no more than is available where others fill the file system.
+    """
+    place = schema.SHARED if pool.is_shared else host_id
+    table = schema.pool_space
+    row = session.execute(sa.select(table).where(table.c.pool_id == pool.id, table.c.host_id == place)).one_or_none()
+    if row is None:
+        return False
+    reserve_bytes = row.capacity_bytes * pool.reserve_permille // 1000
+    limit_bytes = min(row.capacity_bytes, row.claimed_bytes + row.available_bytes) - reserve_bytes
+    try:
+        claims.take_space(
+            session,
+            volume_id=volume.id,
+            pool_id=pool.id,
+            host_id=place,
+            size_bytes=volume.size_bytes,
+            limit_bytes=limit_bytes,
+        )
+    except claims.ClaimRefused:
+        return False
+    if not pool.is_shared:
+        bind(session, [volume.id], host_id)
+    return True
+
+
+def leave_place(session: Session, volume_id: str) -> None:
+    """Give the space back and say that the volume is nowhere; nothing where it was nowhere."""
+    claims.give_back_space(session, [volume_id])
+    bind(session, [volume_id], "")
+
+
+def release(session: Session, volume: Volume, *, now: datetime) -> None:
+    """Free a live volume's name, space and quota and leave its row as a tombstone; released already: nothing."""
+    gone = session.execute(_table.update().where(_table.c.id == volume.id, _table.c.deleted_at.is_(None)).values(deleted_at=now))
+    if getattr(gone, "rowcount", 0) == 1:
+        free(session, volume, now=now)
+
+
+def free(session: Session, volume: Volume, *, now: datetime) -> None:
+    """Give back the space and quota of a volume that is hidden already. Once: the caller's journal sees to it."""
+    erase(session, [volume], now=now)
+    table = schema.project
+    session.execute(
+        table.update().where(table.c.id == volume.project_id).values(disk_bytes_used=table.c.disk_bytes_used - volume.size_bytes)
+    )
+
+
+def apart_on(session: Session, host_id: str) -> tuple[Volume, ...]:
+    """Return the live volumes on a host's local pools that belong to no vm."""
+    query = sa.select(*columns_of(_table, Volume)).where(
+        _table.c.host_id == host_id, _table.c.vm_id.is_(None), _table.c.deleted_at.is_(None)
+    )
+    return tuple(build(Volume, row) for row in session.execute(query))

@@ -25,15 +25,7 @@ FILTERS: keyset.Filters = {
 
 def insert(session: Session, *, volume_id: str, now: datetime, **values: Any) -> Volume:
     """Insert a volume row from column values. AlreadyExists where its name is taken in the project."""
-    lookup.insert_named(session, _table, "volume", id=volume_id, created_at=now, **values)
-    found = lookup.find(session, _table, Volume, volume_id)
-    assert found is not None
-    return found
-
-
-def is_name_free(session: Session, project_id: str, name: str) -> bool:
-    query = sa.select(_table.c.id).where(_table.c.project_id == project_id, _table.c.name == name, _table.c.deleted_at.is_(None))
-    return session.execute(query).first() is None
+    return lookup.insert_named(session, _table, Volume, "volume", id=volume_id, created_at=now, **values)
 
 
 def find(session: Session, project_id: str, name_or_id: str) -> Volume | None:
@@ -55,8 +47,8 @@ def of_vms(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Volume, .
     return {vm_id: tuple(volumes) for vm_id, volumes in found.items()}
 
 
-def attach(session: Session, volume_id: str, *, vm_id: str, disk_index: int, boot_order: int) -> None:
-    """Attach a free volume that outlives the vm. Conflict where somebody took it meanwhile."""
+def attach(session: Session, volume_id: str, *, vm_id: str, disk_index: int, boot_order: int) -> Volume:
+    """Attach a free volume that outlives the vm, and return it. Conflict where somebody took it meanwhile."""
     changed = session.execute(
         _table.update()
         .where(_table.c.id == volume_id, _table.c.vm_id.is_(None), _table.c.deleted_at.is_(None))
@@ -67,9 +59,11 @@ def attach(session: Session, volume_id: str, *, vm_id: str, disk_index: int, boo
             is_deleted_with_vm=False,
             version=_table.c.version + 1,
         )
-    )
-    if getattr(changed, "rowcount", 0) != 1:
+        .returning(*columns_of(_table, Volume))
+    ).one_or_none()
+    if changed is None:
         raise Conflict("volume-attached", "the volume was attached to another vm meanwhile")
+    return build(Volume, changed)
 
 
 def check_version(session: Session, volume_id: str, expected_version: int | None) -> None:

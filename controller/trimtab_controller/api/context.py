@@ -1,0 +1,94 @@
+"""What the API is given when it is put together; it looks nothing up by itself and keeps no global state."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy.orm import Session
+
+from trimtab_controller.clock import Clock
+from trimtab_controller.core.placement.verdict import Decision, HostVerdict
+from trimtab_controller.services.hosts import JoinPlace
+from trimtab_controller.store.database import AsyncDatabase
+
+
+class AgentReader(Protocol):
+    """What the API asks of agents itself; everything else goes through operations."""
+
+    def read_console(self, host_id: str, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]: ...
+
+
+class PlacementAdvisor(Protocol):
+    """Asks the scheduler without claiming anything; built from the same snapshot as the leader's batch loop."""
+
+    def preview(self, session: Session, vm_id: str, *, to_host_id: str) -> Decision:
+        """Decide for a vm whose rows are there, perhaps in a transaction that is rolled back."""
+        ...
+
+    def verdict(self, session: Session, vm_id: str, host_id: str) -> HostVerdict:
+        """Return what would be said of one host now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSettings:
+    """Bounds and addresses. Sizes in bytes, times in seconds."""
+
+    uploads_dir: Path
+    # Address of the gateway beside this API: agents read uploads from it.
+    gateway_address: str = ""
+    join_addresses: tuple[str, ...] = ()
+    gateway_addresses: tuple[str, ...] = ()
+    upload_max_bytes: int = 1 << 40
+    # All uploads together; beyond it the spool is full.
+    spool_max_bytes: int = 1 << 42
+    # Left free on the spool's file system, since leases and operations need the disk too.
+    spool_keep_free_bytes: int = 1 << 30
+    upload_ttl_s: int = 24 * 3600
+    body_max_bytes: int = 1 << 20
+    # Mutations per second and user; reads get four times as many, an address four times that.
+    rate_limit_per_s: float = 50.0
+    # Wrong tokens per second and address, after a burst of 20.
+    login_failures_per_s: float = 1.0
+    max_watchers: int = 500
+    image_url_hosts: tuple[str, ...] = ()
+    agent_metrics_port: int = 9107
+    # Process name -> ADDRESS:PORT of its metrics, for Prometheus.
+    controller_targets: Mapping[str, str] = field(default_factory=dict)
+    tail_poll_s: float = 0.25
+    sse_heartbeat_s: float = 15.0
+    console_timeout_s: float = 10.0
+
+
+def _no_nudge() -> None:
+    """Nobody is told; the engine's redrive finds the row."""
+
+
+def _nothing_heard() -> Mapping[str, datetime]:
+    return {}
+
+
+def _no_probes() -> Mapping[str, str]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiContext:
+    db: AsyncDatabase
+    clock: Clock
+    agents: AgentReader
+    settings: ApiSettings
+    # What a paste line for a new host says besides its token.
+    join_place: Callable[[], JoinPlace]
+    # PEM of every CA that is trusted now; read again on each request, since it is rotated.
+    ca_bundle_pem: Callable[[], str]
+    # Called after commit; never blocks.
+    nudge: Callable[[], None] = _no_nudge
+    # Host id -> when a gateway last heard of it: an observation of a connected host is as old as that.
+    heard: Callable[[], Mapping[str, datetime]] = _nothing_heard
+    # Component -> "ok" or what is wrong, of those that SQL does not know of (worker, redis).
+    probes: Callable[[], Mapping[str, str]] = _no_probes
+    # None: validate_only leaves the placement out, and only hosts that a decision lists can be asked about.
+    placement: PlacementAdvisor | None = None

@@ -1,0 +1,264 @@
+"""Hosts, classes and join tokens as JSON."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from trimtab_controller.api.render import etag_of
+from trimtab_controller.core.model import HostClass
+from trimtab_controller.services.hosts import IssuedHostToken
+from trimtab_controller.services.hosts_admin import HostView
+from trimtab_controller.store.host_tokens import HostToken
+from trimtab_protos.messages import Inventory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseResource:
+    """`limit` is what the class allows; `unmanaged` what domains that are not ours take of it."""
+
+    limit: int
+    claimed: int
+    unmanaged: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateResource:
+    purpose: str
+    serial: str
+    not_after: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPoolResource:
+    pool: str
+    state: str
+    problem: str
+    observed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeResource:
+    name: str
+    mtu: int
+    has_carrier: bool
+    is_ours: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PciDeviceResource:
+    address: str
+    vendor_id: str
+    product_id: str
+    class_id: str
+    driver: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumaCellResource:
+    index: int
+    memory_mib: int
+    cpus: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InventoryResource:
+    hostname: str
+    arch: str
+    kernel: str
+    agent_version: str
+    libvirt_version: str
+    qemu_version: str
+    # kvm or tcg: what a probe guest really ran on.
+    accelerator: str
+    cpu_vendor: str
+    cpu_model: str
+    usable_cpu_models: tuple[str, ...]
+    cpus: int
+    memory_mib: int
+    machines: tuple[str, ...]
+    has_uefi: bool
+    numa_cells: tuple[NumaCellResource, ...]
+    pci_devices: tuple[PciDeviceResource, ...]
+    bridges: tuple[BridgeResource, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostResource:
+    id: str
+    name: str
+    host_class: str
+    labels: dict[str, str]
+    is_cordoned: bool
+    # new, up, suspect, lost or fenced; since `connectivity_at`.
+    connectivity: str
+    connectivity_at: datetime
+    # When a gateway last heard of it; None: not since this controller started.
+    heard_at: datetime | None
+    heard_age_s: float | None
+    agent_address: str
+    migration_address: str
+    vcpus: UseResource
+    memory_mib: UseResource
+    vms: int
+    vms_running: int
+    certificates: tuple[CertificateResource, ...]
+    # Only where one host is asked for.
+    pools: tuple[HostPoolResource, ...]
+    inventory: InventoryResource | None
+    inventory_at: datetime | None
+    version: int
+    etag: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostClassResource:
+    id: str
+    name: str
+    cpu_model: str | None
+    machine: str | None
+    vcpu_ratio_permille: int
+    memory_ratio_permille: int
+    memory_reserve_mib: int
+    policy: str
+    version: int
+    etag: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostTokenResource:
+    id: str
+    name: str
+    is_rejoin: bool
+    created_by: str
+    expires_at: datetime
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewHostTokenResource:
+    id: str
+    # Shown once; '' in the answer to a repeat, as is the command.
+    token: str
+    command: str
+    expires_at: datetime
+
+
+def render_host(view: HostView, *, now: datetime, heard: Mapping[str, datetime], is_full: bool) -> HostResource:
+    host = view.host
+    heard_at = heard.get(host.id)
+    return HostResource(
+        id=host.id,
+        name=host.name,
+        host_class=view.host_class_name,
+        labels=dict(host.labels),
+        is_cordoned=host.is_cordoned,
+        connectivity=host.connectivity.value,
+        connectivity_at=host.connectivity_at,
+        heard_at=heard_at,
+        heard_age_s=round(max(0.0, (now - heard_at).total_seconds()), 1) if heard_at else None,
+        agent_address=host.agent_address,
+        migration_address=host.migration_address,
+        vcpus=_use(host.vcpus_limit, host.vcpus_claimed, host.unmanaged_vcpus),
+        memory_mib=_use(host.memory_limit_mib, host.memory_claimed_mib, host.unmanaged_memory_mib),
+        vms=view.counts.vms,
+        vms_running=view.counts.vms_running,
+        certificates=tuple(
+            CertificateResource(purpose=one.purpose, serial=one.serial, not_after=one.not_after)
+            for _purpose, one in sorted(view.certificates.items())
+        ),
+        pools=tuple(
+            HostPoolResource(pool=name, state=one.state, problem=one.problem, observed_at=one.observed_at)
+            for name, one in view.pools.items()
+        ),
+        inventory=_inventory(host.inventory, is_full=is_full) if host.inventory else None,
+        inventory_at=host.inventory_at,
+        version=host.version,
+        etag=etag_of(host.version),
+        created_at=host.created_at,
+    )
+
+
+def render_class(host_class: HostClass) -> HostClassResource:
+    return HostClassResource(
+        id=host_class.id,
+        name=host_class.name,
+        cpu_model=host_class.cpu_model,
+        machine=host_class.machine,
+        vcpu_ratio_permille=host_class.vcpu_ratio_permille,
+        memory_ratio_permille=host_class.memory_ratio_permille,
+        memory_reserve_mib=host_class.memory_reserve_mib,
+        policy=host_class.policy,
+        version=host_class.version,
+        etag=etag_of(host_class.version),
+        created_at=host_class.created_at,
+    )
+
+
+def render_host_token(token: HostToken) -> HostTokenResource:
+    return HostTokenResource(
+        id=token.id,
+        name=token.name,
+        is_rejoin=token.host_id is not None,
+        created_by=token.created_by,
+        expires_at=token.expires_at,
+        created_at=token.created_at,
+    )
+
+
+def render_new_host_token(issued: IssuedHostToken, *, with_secret: bool) -> NewHostTokenResource:
+    return NewHostTokenResource(
+        id=issued.id,
+        token=issued.secret if with_secret else "",
+        command=issued.command if with_secret else "",
+        expires_at=issued.expires_at,
+    )
+
+
+def _use(limit: int, claimed: int, unmanaged: int) -> UseResource:
+    return UseResource(limit=limit, claimed=claimed, unmanaged=unmanaged, free=max(0, limit - claimed - unmanaged))
+
+
+def _inventory(inventory: Inventory, *, is_full: bool) -> InventoryResource:
+    """Lists of hosts leave the long lists out; one host has them."""
+    return InventoryResource(
+        hostname=inventory.hostname,
+        arch=inventory.arch,
+        kernel=inventory.kernel,
+        agent_version=inventory.agent_version,
+        libvirt_version=inventory.libvirt_version,
+        qemu_version=inventory.qemu_version,
+        accelerator=inventory.accelerator,
+        cpu_vendor=inventory.cpu_vendor,
+        cpu_model=inventory.cpu_model,
+        usable_cpu_models=inventory.usable_cpu_models if is_full else (),
+        cpus=inventory.cpus,
+        memory_mib=inventory.memory_mib,
+        machines=inventory.machines if is_full else (),
+        has_uefi=inventory.has_uefi,
+        numa_cells=tuple(
+            NumaCellResource(index=cell.index, memory_mib=cell.memory_mib, cpus=cell.cpus) for cell in inventory.numa_cells
+        )
+        if is_full
+        else (),
+        pci_devices=tuple(
+            PciDeviceResource(
+                address=one.address,
+                vendor_id=one.vendor_id,
+                product_id=one.product_id,
+                class_id=one.class_id,
+                driver=one.driver,
+            )
+            for one in inventory.pci_devices
+        )
+        if is_full
+        else (),
+        bridges=tuple(
+            BridgeResource(name=one.name, mtu=one.mtu, has_carrier=one.has_carrier, is_ours=one.is_ours)
+            for one in inventory.bridges
+        )
+        if is_full
+        else (),
+    )

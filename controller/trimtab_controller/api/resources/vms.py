@@ -1,0 +1,232 @@
+"""Vms and the explanations of their placement as JSON."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from trimtab_controller.api.render import etag_of
+from trimtab_controller.api.resources.operations import OperationResource, render
+from trimtab_controller.core.placement.verdict import Decision, HostVerdict
+from trimtab_controller.services.vm_views import VmView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredResource:
+    power: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedResource:
+    """What was last proven, and how long ago."""
+
+    state: str
+    reason: str
+    # '' where none had it.
+    host: str
+    at: datetime | None
+    age_s: float | None
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeResource:
+    vcpus: int
+    vcpus_max: int
+    memory_mib: int
+    memory_max_mib: int
+    arch: str
+    # '' until the first placement fixes it.
+    machine: str
+    cpu_model: str
+    firmware: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmVolumeResource:
+    id: str
+    name: str
+    pool: str
+    size_bytes: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NicResource:
+    id: str
+    network: str
+    mac: str
+    addresses: tuple[str, ...]
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmResource:
+    id: str
+    name: str
+    project: str
+    labels: dict[str, str]
+    desired: DesiredResource
+    observed: ObservedResource
+    # Where it is placed; '' for nowhere.
+    host: str
+    epoch: int
+    shape: ShapeResource
+    host_selector: dict[str, str]
+    host_class: str
+    volumes: tuple[VmVolumeResource, ...]
+    nics: tuple[NicResource, ...]
+    # '' where it boots from a volume of its own.
+    image: str
+    problem: str
+    # The one that is under way.
+    operation: OperationResource | None
+    deleted_at: datetime | None
+    purge_after: datetime | None
+    version: int
+    etag: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmAnswer:
+    operation: OperationResource
+    vm: VmResource
+    # Only with validate_only: where it would be placed.
+    would_be_placed_on: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasonResource:
+    filter: str
+    code: str
+    message: str
+    context: dict[str, str | int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictResource:
+    host: str
+    fits: bool
+    # 0..1; None for a host that does not fit.
+    score: float | None
+    scores: dict[str, float]
+    reasons: tuple[ReasonResource, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplanationResource:
+    """Why the vm is where it is, or why no host took it."""
+
+    vm: str
+    # '' where no host fitted.
+    host: str
+    policy: str
+    decided_at: datetime
+    summary: str
+    # Hosts that fit first, best first; in a large fleet the best and the closest only.
+    verdicts: tuple[VerdictResource, ...]
+    host_count: int
+    fit_count: int
+    # Hosts refused, by filter.
+    refused_by: dict[str, int]
+    # A sentence about the host that was asked about; '' where none was.
+    why_not: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleResource:
+    content_base64: str
+    next_offset: int
+
+
+def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> VmResource:
+    vm, names = view.vm, view.names
+    project_name = names.get(vm.project_id, "")
+    return VmResource(
+        id=vm.id,
+        name=vm.name,
+        project=project_name,
+        labels=dict(vm.labels),
+        desired=DesiredResource(power=vm.desired_power.value),
+        observed=_observed(view, now=now, heard=heard),
+        host=names.get(vm.host_id, ""),
+        epoch=vm.epoch,
+        shape=ShapeResource(
+            vcpus=vm.vcpus,
+            vcpus_max=vm.vcpus_max,
+            memory_mib=vm.memory_mib,
+            memory_max_mib=vm.memory_max_mib,
+            arch=vm.arch,
+            machine=vm.machine,
+            cpu_model=vm.cpu_model,
+            firmware=vm.firmware.value,
+        ),
+        host_selector=dict(vm.host_selector),
+        host_class=vm.host_class,
+        volumes=tuple(
+            VmVolumeResource(
+                id=one.id, name=one.name, pool=names.get(one.pool_id, ""), size_bytes=one.size_bytes, index=one.disk_index or 0
+            )
+            for one in view.volumes
+        ),
+        nics=tuple(
+            NicResource(
+                id=one.id, network=names.get(one.network_id, ""), mac=one.mac, addresses=one.addresses, index=one.nic_index
+            )
+            for one in view.nics
+        ),
+        image=names.get(vm.image_id or "", ""),
+        problem=vm.problem,
+        operation=render(view.operation, project_name=project_name) if view.operation else None,
+        deleted_at=vm.deleted_at,
+        purge_after=vm.purge_after,
+        version=vm.version,
+        etag=etag_of(vm.version),
+        created_at=vm.created_at,
+    )
+
+
+def _observed(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> ObservedResource:
+    """An observation is confirmed by every heartbeat of the host that made it, so it is as old as the last of them."""
+    vm = view.vm
+    at, heard_at = vm.observed_at, heard.get(vm.observed_host_id)
+    if at is not None and heard_at is not None:
+        at = max(at, heard_at)
+    return ObservedResource(
+        state=vm.observed_state.value,
+        reason=vm.observed_reason,
+        host=view.names.get(vm.observed_host_id, ""),
+        at=at,
+        age_s=round(max(0.0, (now - at).total_seconds()), 1) if at else None,
+        addresses=vm.observed_addresses,
+    )
+
+
+def render_decision(
+    decision: Decision, *, vm_name: str, host_name: str, decided_at: datetime, why_not: str
+) -> ExplanationResource:
+    return ExplanationResource(
+        vm=vm_name,
+        host=host_name,
+        policy=decision.policy,
+        decided_at=decided_at,
+        summary=decision.summary(),
+        verdicts=tuple(render_verdict(one) for one in decision.verdicts),
+        host_count=decision.host_count,
+        fit_count=decision.fit_count,
+        refused_by=dict(decision.refused_by),
+        why_not=why_not,
+    )
+
+
+def render_verdict(verdict: HostVerdict) -> VerdictResource:
+    return VerdictResource(
+        host=verdict.host_name,
+        fits=verdict.fits,
+        score=verdict.score,
+        scores=dict(verdict.scores),
+        reasons=tuple(
+            ReasonResource(filter=one.filter, code=one.code, message=one.message, context=dict(one.context))
+            for one in verdict.refusals
+        ),
+    )

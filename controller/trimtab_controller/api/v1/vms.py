@@ -1,0 +1,235 @@
+"""Vms: lists, creation, labels, deletion. Power: `vm_verbs.py`."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from trimtab_controller.api import streams
+from trimtab_controller.api.fields import (
+    Address,
+    Body,
+    Bool,
+    CpuModel,
+    DiskBytes,
+    HostName,
+    LabelChanges,
+    Labels,
+    Mac,
+    MemoryMib,
+    Name,
+    Part,
+    Ref,
+    Vcpus,
+)
+from trimtab_controller.api.mutate import Order, accepted, answered, mutate
+from trimtab_controller.api.params import Asked, InRuntime, Listing
+from trimtab_controller.api.paths import NamePath
+from trimtab_controller.api.render import dump, dump_list, etag_of, json_response
+from trimtab_controller.api.resources.common import ListOf
+from trimtab_controller.api.resources.operations import render
+from trimtab_controller.api.resources.vms import VmAnswer, VmResource, render_vm
+from trimtab_controller.api.runtime import Runtime
+from trimtab_controller.api.security import requires
+from trimtab_controller.core.model import Actor, Operation, Project, Role, Vm
+from trimtab_controller.services import seeds, vm_power, vm_views, vms
+from trimtab_controller.services.authorise import Access, Scope
+from trimtab_controller.services.mutations import Answer
+from trimtab_controller.services.vm_views import VmView
+from trimtab_protos.errors import NoCapacity
+
+router = APIRouter(tags=["vms"])
+ProjectViewer = Annotated[Access, requires(Role.VIEWER, Scope.PROJECT)]
+ProjectOperator = Annotated[Access, requires(Role.OPERATOR, Scope.PROJECT)]
+# What cloud-init takes; a seed image holds no more than a few hundred KiB.
+SeedText = Annotated[str, Field(max_length=64 * 1024, examples=["#cloud-config\npackage_update: true\n"])]
+SshKey = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9@.-]{4,40} [A-Za-z0-9+/=]{16,8000}( [ -~]{0,200})?$",
+        examples=["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA me"],
+    ),
+]
+
+
+class NicBody(Part):
+    """`mac` is chosen where it is left out; `ip` declares an address, which no other nic on the network may have."""
+
+    network: Ref
+    mac: Mac | Literal[""] = ""
+    ip: Address | Literal[""] = ""
+
+
+class SeedBody(Part):
+    """A NoCloud seed for cloud-init; the hostname is the vm's name where it is left out."""
+
+    hostname: HostName | Literal[""] = ""
+    user_data: SeedText = ""
+    ssh_keys: Annotated[tuple[SshKey, ...], Field(max_length=50)] = ()
+    network_config: SeedText = ""
+
+    def wish(self) -> seeds.SeedWish:
+        return seeds.SeedWish(
+            hostname=self.hostname,
+            user_data=self.user_data,
+            ssh_keys=self.ssh_keys,
+            network_config=self.network_config,
+        )
+
+
+class VmBody(Body):
+    """Boots from a new clone of `image`, or from `volume`."""
+
+    name: Name
+    image: Ref | Literal[""] = ""
+    volume: Ref | Literal[""] = ""
+    vcpus: Vcpus = 1
+    vcpus_max: Vcpus | None = None
+    memory_mib: MemoryMib
+    memory_max_mib: MemoryMib | None = None
+    disk_bytes: DiskBytes | None = None
+    pool: Ref | Literal[""] = ""
+    networks: Annotated[tuple[NicBody, ...], Field(max_length=16)] = ()
+    firmware: Literal["bios", "uefi"] = "bios"
+    labels: Labels = Field(default_factory=dict)
+    host_selector: Labels = Field(default_factory=dict)
+    host_class: Ref | Literal[""] = ""
+    arch: Literal["x86_64", "aarch64"] = "x86_64"
+    cpu_model: CpuModel | Literal[""] = ""
+    seed: SeedBody | None = None
+    start: Bool = True
+    to_host: HostName | Literal[""] = ""
+
+    def spec(self) -> vms.VmSpec:
+        return vms.VmSpec(
+            name=self.name,
+            image=self.image,
+            volume=self.volume,
+            vcpus=self.vcpus,
+            vcpus_max=self.vcpus_max,
+            memory_mib=self.memory_mib,
+            memory_max_mib=self.memory_max_mib,
+            disk_bytes=self.disk_bytes,
+            pool=self.pool,
+            networks=tuple(vms.NicWish(network=one.network, mac=one.mac, ip=one.ip) for one in self.networks),
+            firmware=self.firmware,
+            labels=self.labels,
+            host_selector=self.host_selector,
+            host_class=self.host_class,
+            arch=self.arch,
+            cpu_model=self.cpu_model,
+            seed=self.seed.wish() if self.seed else None,
+            start=self.start,
+            to_host=self.to_host,
+        )
+
+
+class VmChanges(Body):
+    """Labels are merged in; null takes one away."""
+
+    labels: LabelChanges
+
+
+@router.get("/v1/projects/{project}/vms", response_model=ListOf[VmResource])
+async def list_vms(
+    request: Request,
+    runtime: InRuntime,
+    access: ProjectViewer,
+    query: Listing,
+    show_deleted: Annotated[bool, Query(description="Also those that undelete can still bring back.")] = False,
+    watch: Annotated[bool, Query(description="A stream of events: every vm now, then each change.")] = False,
+) -> Response:
+    """List the project's vms; filter by name, host, state, desired, image, network, arch."""
+    if watch:
+        return await streams.watch_vms(request, runtime, access, query.page)
+    found, after = await runtime.context.db.read(
+        lambda session: vm_views.page(session, query.page, project_id=access.project_id, with_deleted=show_deleted)
+    )
+    now, heard = runtime.context.clock.now(), runtime.context.heard()
+    items = [render_vm(view, now=now, heard=heard) for view in found]
+    return json_response(dump_list(VmResource, items, query.next_token(after)))
+
+
+@router.post("/v1/projects/{project}/vms", status_code=202, response_model=VmAnswer)
+async def create_vm(request: Request, runtime: InRuntime, access: ProjectOperator, body: VmBody, asked: Asked) -> Response:
+    """Create a vm: the scheduler places it, its root disk is cloned, it is started."""
+    owner, spec = access.own_project, body.spec()
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        view, operation = vms.create(session, spec, project=owner, actor=actor, now=now)
+        placed_on = _preview(runtime, session, view.vm, operation) if asked.is_dry_run else ""
+        return accepted(_answer(runtime, view, operation, project=owner, placed_on=placed_on))
+
+    order = Order(request=request, access=access, wish=asked, verb="vm.create", body=body, name=body.name)
+    return await mutate(order, work)
+
+
+@router.get("/v1/projects/{project}/vms/{name}", response_model=VmResource)
+async def get_vm(runtime: InRuntime, access: ProjectViewer, name: NamePath) -> Response:
+    owner = access.own_project
+
+    def read(session: Session) -> VmView:
+        return vm_views.views(session, [vm_power.find(session, name, project=owner)])[0]
+
+    view = await runtime.context.db.read(read)
+    resource = render_vm(view, now=runtime.context.clock.now(), heard=runtime.context.heard())
+    return json_response(dump(resource), etag=etag_of(view.vm.version))
+
+
+@router.patch("/v1/projects/{project}/vms/{name}", response_model=VmResource)
+async def change_vm(
+    request: Request,
+    runtime: InRuntime,
+    access: ProjectOperator,
+    name: NamePath,
+    body: VmChanges,
+    asked: Asked,
+) -> Response:
+    """Change labels."""
+    owner = access.own_project
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        vm = vm_power.find(session, name, project=owner)
+        changed = vms.change_labels(session, vm, body.labels, expected_version=asked.if_match, actor=actor, now=now)
+        view = vm_views.views(session, [changed])[0]
+        resource = render_vm(view, now=now, heard=runtime.context.heard())
+        return answered(resource, version=changed.version)
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="vm.change", body=body), work)
+
+
+@router.delete("/v1/projects/{project}/vms/{name}", status_code=202, response_model=VmAnswer)
+async def delete_vm(request: Request, runtime: InRuntime, access: ProjectOperator, name: NamePath, asked: Asked) -> Response:
+    """Delete a vm, whatever else is under way; `:undelete` brings it back within 24 h."""
+    owner = access.own_project
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        vm = vm_power.find(session, name, project=owner)
+        caller = vm_power.Caller(actor=actor, expected_version=asked.if_match, now=now)
+        operation = vm_power.delete(session, vm, caller)
+        return accepted(_answer(runtime, vm_views.read(session, vm.id), operation, project=owner))
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="vm.delete"), work)
+
+
+def _answer(runtime: Runtime, view: VmView, operation: Operation, *, project: Project, placed_on: str = "") -> VmAnswer:
+    now, heard = operation.created_at, runtime.context.heard()
+    return VmAnswer(
+        operation=render(operation, project_name=project.name),
+        vm=render_vm(view, now=now, heard=heard),
+        would_be_placed_on=placed_on,
+    )
+
+
+def _preview(runtime: Runtime, session: Session, vm: Vm, operation: Operation) -> str:
+    """Return where the vm would go. NoCapacity with the reasons where no host fits."""
+    if runtime.context.placement is None:
+        return ""
+    to_host_id = str(operation.params.get("to_host_id", ""))
+    decision = runtime.context.placement.preview(session, vm.id, to_host_id=to_host_id)
+    if decision.chosen is None:
+        raise NoCapacity("no-host-fits", decision.summary())
+    return decision.chosen.host_name

@@ -1,0 +1,77 @@
+"""Volumes of a project."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from trimtab_controller.api.fields import Body, DiskBytes, Name, Ref
+from trimtab_controller.api.mutate import Order, accepted, mutate
+from trimtab_controller.api.params import Asked, InRuntime, Listing
+from trimtab_controller.api.paths import NamePath
+from trimtab_controller.api.render import dump, dump_list, etag_of, json_response
+from trimtab_controller.api.resources.common import ListOf
+from trimtab_controller.api.resources.operations import OperationAnswer, render
+from trimtab_controller.api.resources.storage import VolumeAnswer, VolumeResource, render_volume
+from trimtab_controller.api.security import requires
+from trimtab_controller.core.model import Actor, Role
+from trimtab_controller.services import volumes
+from trimtab_controller.services.authorise import Access, Scope
+from trimtab_controller.services.mutations import Answer
+
+router = APIRouter(tags=["volumes"])
+ProjectViewer = Annotated[Access, requires(Role.VIEWER, Scope.PROJECT)]
+ProjectOperator = Annotated[Access, requires(Role.OPERATOR, Scope.PROJECT)]
+
+
+class VolumeBody(Body):
+    """Empty with `size_bytes`, or a linked clone of `image`, at least as large."""
+
+    name: Name
+    size_bytes: DiskBytes | None = None
+    pool: Ref | Literal[""] = ""
+    format: Literal["raw", "qcow2", ""] = ""
+    image: Ref | Literal[""] = ""
+
+
+@router.get("/v1/projects/{project}/volumes", response_model=ListOf[VolumeResource])
+async def list_volumes(runtime: InRuntime, access: ProjectViewer, query: Listing) -> Response:
+    """List the project's volumes; filter by name, vm, pool, image, state."""
+    owner = access.own_project
+    found, after = await runtime.context.db.read(lambda session: volumes.page(session, query.page, project=owner))
+    return json_response(dump_list(VolumeResource, [render_volume(one) for one in found], query.next_token(after)))
+
+
+@router.post("/v1/projects/{project}/volumes", status_code=202, response_model=VolumeAnswer)
+async def create_volume(request: Request, access: ProjectOperator, body: VolumeBody, asked: Asked) -> Response:
+    owner = access.own_project
+    spec = volumes.VolumeSpec(name=body.name, size_bytes=body.size_bytes, pool=body.pool, format=body.format, image=body.image)
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        view, operation = volumes.create(session, spec, project=owner, actor=actor, now=now)
+        shown = render(operation, project_name=owner.name)
+        return accepted(VolumeAnswer(operation=shown, volume=render_volume(view)))
+
+    order = Order(request=request, access=access, wish=asked, verb="volume.create", body=body, name=body.name)
+    return await mutate(order, work)
+
+
+@router.get("/v1/projects/{project}/volumes/{name}", response_model=VolumeResource)
+async def get_volume(runtime: InRuntime, access: ProjectViewer, name: NamePath) -> Response:
+    owner = access.own_project
+    view = await runtime.context.db.read(lambda session: volumes.get(session, name, project=owner))
+    return json_response(dump(render_volume(view)), etag=etag_of(view.volume.version))
+
+
+@router.delete("/v1/projects/{project}/volumes/{name}", status_code=202, response_model=OperationAnswer)
+async def delete_volume(request: Request, access: ProjectOperator, name: NamePath, asked: Asked) -> Response:
+    """Remove a volume that no vm has."""
+    owner = access.own_project
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        operation = volumes.delete(session, name, project=owner, expected_version=asked.if_match, actor=actor, now=now)
+        return accepted(OperationAnswer(operation=render(operation, project_name=owner.name)))
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="volume.delete"), work)

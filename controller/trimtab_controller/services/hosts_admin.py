@@ -1,0 +1,204 @@
+"""What administrators do with hosts and host classes; how machines join: `hosts.py`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from trimtab_controller.clock import mint
+from trimtab_controller.core.model import Actor, Host, HostClass, Operation
+from trimtab_controller.operations.accept import accept
+from trimtab_controller.services.vms import merge_labels
+from trimtab_controller.store import certificates, events, hosts, hosts_read, keyset, lookup, pools, schema
+from trimtab_controller.store.certificates import HostCertificate
+from trimtab_protos.errors import Conflict, NotFound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostView:
+    host: Host
+    host_class_name: str
+    counts: hosts_read.HostCounts
+    # By purpose.
+    certificates: Mapping[str, HostCertificate]
+    # By pool name; only where one host is asked for.
+    pools: Mapping[str, pools.PoolOnHost]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostChange:
+    """None leaves as it is."""
+
+    name: str | None = None
+    host_class: str | None = None
+    labels: Mapping[str, str | None] | None = None
+    is_cordoned: bool | None = None
+
+
+def find(session: Session, name_or_id: str) -> Host:
+    host = hosts.find(session, name_or_id)
+    if host is None:
+        raise NotFound("host-not-found", f"there is no host {name_or_id}", host=name_or_id)
+    return host
+
+
+def get(session: Session, name_or_id: str) -> HostView:
+    host = find(session, name_or_id)
+    view = views(session, (host,))[0]
+    return HostView(
+        host=host,
+        host_class_name=view.host_class_name,
+        counts=view.counts,
+        certificates=view.certificates,
+        pools=_pools_of(session, host.id),
+    )
+
+
+def page(session: Session, page: keyset.Page) -> tuple[tuple[HostView, ...], tuple[str, str] | None]:
+    found, next_after = hosts_read.page(session, page)
+    return views(session, found), next_after
+
+
+def views(session: Session, found: tuple[Host, ...]) -> tuple[HostView, ...]:
+    ids = [host.id for host in found]
+    classes = lookup.names(session, schema.host_class, {host.host_class_id for host in found})
+    counts, held = hosts_read.counts(session, ids), certificates.latest_of(session, ids)
+    return tuple(
+        HostView(
+            host=host,
+            host_class_name=classes.get(host.host_class_id, ""),
+            counts=counts[host.id],
+            certificates=held[host.id],
+            pools={},
+        )
+        for host in found
+    )
+
+
+def change(
+    session: Session,
+    name_or_id: str,
+    wish: HostChange,
+    *,
+    expected_version: int | None,
+    actor: Actor,
+    now: datetime,
+) -> HostView:
+    """Return the changed host. AlreadyExists where the new name is taken, Conflict `stale-etag`."""
+    host = find(session, name_or_id)
+    values: dict[str, Any] = {}
+    if wish.name is not None:
+        values["name"] = wish.name
+    if wish.labels is not None:
+        values["labels"] = merge_labels(host.labels, wish.labels)
+    if wish.is_cordoned is not None:
+        values["is_cordoned"] = wish.is_cordoned
+    host_class = None
+    if wish.host_class is not None:
+        host_class = find_class(session, wish.host_class)
+        values["host_class_id"] = host_class.id
+    hosts.update(session, host.id, expected_version=expected_version, **values)
+    if host_class is not None and host.inventory is not None:
+        hosts.set_limits(session, host.id, host.inventory, host_class)
+    what = {True: "cordoned", False: "uncordoned", None: "changed"}[wish.is_cordoned]
+    events.append(
+        session,
+        kind=f"host.{what}",
+        subject_id=host.id,
+        actor=actor.name,
+        message=f"host {wish.name or host.name} {what}",
+        now=now,
+    )
+    return get(session, host.id)
+
+
+def remove(
+    session: Session,
+    name_or_id: str,
+    *,
+    keep_guests: bool,
+    expected_version: int | None,
+    actor: Actor,
+    now: datetime,
+) -> Operation:
+    """Accept the removal of a host. Conflict names vms on it, unless they are to stay behind as plain libvirt domains."""
+    host = find(session, name_or_id)
+    names = hosts_read.vms_on(session, host.id)
+    if names and not keep_guests:
+        raise Conflict(
+            "host-not-empty",
+            f"host {host.name} has vms {', '.join(names)}; migrate them away, or leave them behind with keep_guests=true",
+            host=host.name,
+        )
+    if expected_version is not None:
+        hosts.update(session, host.id, expected_version=expected_version)
+    return accept(
+        session,
+        "host.remove",
+        subject_id=host.id,
+        subject_name=host.name,
+        project_id="",
+        params={"host_id": host.id, "keep_guests": keep_guests},
+        actor=actor,
+        now=now,
+    )
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------------
+
+
+def find_class(session: Session, name_or_id: str) -> HostClass:
+    host_class = hosts.find_class(session, name_or_id)
+    if host_class is None:
+        raise NotFound("host-class-not-found", f"there is no host class {name_or_id}", host_class=name_or_id)
+    return host_class
+
+
+def create_class(session: Session, *, name: str, values: Mapping[str, Any], actor: Actor, now: datetime) -> HostClass:
+    host_class = hosts.insert_class(session, host_class_id=mint("hc"), name=name, now=now, **values)
+    _tell_class(session, host_class, "created", actor, now)
+    return host_class
+
+
+def change_class(
+    session: Session,
+    name_or_id: str,
+    values: Mapping[str, Any],
+    *,
+    expected_version: int | None,
+    actor: Actor,
+    now: datetime,
+) -> HostClass:
+    """Return the changed class; its hosts get their new limits at once."""
+    host_class = find_class(session, name_or_id)
+    changed = hosts.update_class(session, host_class.id, expected_version=expected_version, **values)
+    _tell_class(session, changed, "changed", actor, now)
+    return changed
+
+
+def delete_class(session: Session, name_or_id: str, *, expected_version: int | None, actor: Actor, now: datetime) -> None:
+    """Delete a class without hosts. Conflict names them."""
+    host_class = find_class(session, name_or_id)
+    if expected_version is not None and host_class.version != expected_version:
+        raise Conflict("stale-etag", f"host class {host_class.name} changed since you read it; read it again")
+    hosts.delete_class(session, host_class.id, now=now)
+    _tell_class(session, host_class, "deleted", actor, now)
+
+
+def _pools_of(session: Session, host_id: str) -> dict[str, pools.PoolOnHost]:
+    states = pools.on_host(session, host_id)
+    names = lookup.names(session, schema.pool, {one.pool_id for one in states})
+    return {names[one.pool_id]: one for one in states if one.pool_id in names}
+
+
+def _tell_class(session: Session, host_class: HostClass, what: str, actor: Actor, now: datetime) -> None:
+    events.append(
+        session,
+        kind=f"host_class.{what}",
+        subject_id=host_class.id,
+        actor=actor.name,
+        message=f"host class {host_class.name} {what}",
+        now=now,
+    )

@@ -1,0 +1,173 @@
+"""Networks: of a project, or shared by all."""
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from trimtab_controller.clock import mint
+from trimtab_controller.core.model import Actor, Network, Operation, Project, Role
+from trimtab_controller.operations.accept import accept
+from trimtab_controller.services.authorise import require
+from trimtab_controller.store import hosts, keyset, lookup, networks, schema
+from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSpec:
+    name: str
+    # bridge, nat or isolated.
+    kind: str
+    bridge: str = ""
+    # Host (name or id) -> its own bridge.
+    bridges: Mapping[str, str]
+    vlan: int = 0
+    mtu: int = 1500
+    subnet: str = ""
+    has_dhcp: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkView:
+    network: Network
+    # '' for a shared one.
+    project_name: str
+    # By host name.
+    hosts: dict[str, networks.NetworkOnHost]
+
+
+def create(
+    session: Session, spec: NetworkSpec, *, project: Project | None, actor: Actor, now: datetime
+) -> tuple[NetworkView, Operation]:
+    """Insert a network (project None: shared) and accept its making.
+
+    A bridge is the host's own network, so only an administrator of the fleet may attach a network to one.
+    """
+    _check(spec)
+    if spec.kind == "bridge":
+        require(actor, Role.ADMIN, "")
+    project_id = project.id if project else ""
+    network = networks.insert(
+        session,
+        network_id=mint("net"),
+        bridges=_by_host_id(session, spec.bridges),
+        now=now,
+        project_id=project_id,
+        name=spec.name,
+        kind=spec.kind,
+        bridge=spec.bridge,
+        vlan=spec.vlan,
+        mtu=spec.mtu,
+        subnet=spec.subnet,
+        has_dhcp=spec.has_dhcp,
+    )
+    operation = accept(
+        session,
+        "network.create",
+        subject_id=network.id,
+        subject_name=network.name,
+        project_id=project_id,
+        params={"network_id": network.id},
+        actor=actor,
+        now=now,
+    )
+    return views(session, (network,))[0], operation
+
+
+def delete(
+    session: Session,
+    name_or_id: str,
+    *,
+    project: Project | None,
+    expected_version: int | None,
+    actor: Actor,
+    now: datetime,
+) -> Operation:
+    """Accept the removal of a network without nics. Conflict names the vms that use it."""
+    network = find(session, name_or_id, project=project)
+    if network.project_id == "":
+        require(actor, Role.ADMIN, "")
+    users = networks.dependants(session, network.id)
+    if users:
+        raise Conflict("network-in-use", f"network {network.name} is used by vms {', '.join(users)}", network=network.name)
+    networks.check_version(session, network.id, expected_version)
+    return accept(
+        session,
+        "network.delete",
+        subject_id=network.id,
+        subject_name=network.name,
+        project_id=network.project_id,
+        params={"network_id": network.id},
+        actor=actor,
+        now=now,
+    )
+
+
+def find(session: Session, name_or_id: str, *, project: Project | None) -> Network:
+    network = networks.find(session, project.id if project else "", name_or_id)
+    if network is None:
+        raise NotFound("network-not-found", f"there is no network {name_or_id} here", network=name_or_id)
+    return network
+
+
+def get(session: Session, name_or_id: str, *, project: Project | None) -> NetworkView:
+    return views(session, (find(session, name_or_id, project=project),))[0]
+
+
+def page(
+    session: Session, page: keyset.Page, *, project: Project | None
+) -> tuple[tuple[NetworkView, ...], tuple[str, str] | None]:
+    found, next_after = networks.page(session, page, project_id=project.id if project else "")
+    return views(session, found), next_after
+
+
+def views(session: Session, found: tuple[Network, ...]) -> tuple[NetworkView, ...]:
+    on_hosts = networks.hosts_of(session, [network.id for network in found])
+    names = lookup.names_in(
+        session,
+        {
+            schema.host: {one.host_id for states in on_hosts.values() for one in states},
+            schema.project: {network.project_id for network in found},
+        },
+    )
+    return tuple(
+        NetworkView(
+            network=network,
+            project_name=names.get(network.project_id, ""),
+            hosts={names.get(one.host_id, one.host_id): one for one in on_hosts[network.id]},
+        )
+        for network in found
+    )
+
+
+def _check(spec: NetworkSpec) -> None:
+    """Refuse what contradicts itself, naming the field."""
+    if spec.kind == "bridge":
+        if not spec.bridge and not spec.bridges:
+            raise InvalidRequest("bridge-missing", 'bridge: name the bridge of the hosts, for example "br0"', field="bridge")
+        if spec.has_dhcp:
+            raise InvalidRequest("dhcp-on-bridge", "dhcp: Trimtab serves no DHCP on a bridge it did not make", field="dhcp")
+    else:
+        for field, value in (("bridge", spec.bridge), ("bridges", spec.bridges), ("vlan", spec.vlan)):
+            if value:
+                raise InvalidRequest(f"{field}-not-allowed", f"{field}: only networks of kind bridge have one", field=field)
+    if not spec.subnet:
+        if spec.kind == "nat" or spec.has_dhcp:
+            raise InvalidRequest("subnet-missing", 'subnet: give one, for example "10.20.0.0/24"', field="subnet")
+        return
+    try:
+        ipaddress.ip_network(spec.subnet)
+    except ValueError as error:
+        raise InvalidRequest("subnet-wrong", f'subnet: {error}; for example "10.20.0.0/24"', field="subnet") from error
+
+
+def _by_host_id(session: Session, bridges: Mapping[str, str]) -> dict[str, str]:
+    found = {}
+    for name, bridge in bridges.items():
+        host = hosts.find(session, name)
+        if host is None:
+            raise NotFound("host-not-found", f"bridges: there is no host {name}", host=name)
+        found[host.id] = bridge
+    return found

@@ -1,0 +1,128 @@
+"""Pools: where volumes and images lie."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from trimtab_controller.clock import mint
+from trimtab_controller.core.model import Actor, Operation, Pool, PoolSpace
+from trimtab_controller.operations.accept import accept
+from trimtab_controller.store import keyset, lookup, pools, schema
+from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpec:
+    name: str
+    kind: str
+    path: str
+    is_shared: bool
+    is_default: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolView:
+    pool: Pool
+    is_default: bool
+    # By host name; '' for the space of a shared pool.
+    hosts: dict[str, pools.PoolOnHost]
+    spaces: dict[str, PoolSpace]
+
+
+def create(session: Session, spec: PoolSpec, *, actor: Actor, now: datetime) -> tuple[PoolView, Operation]:
+    """Insert the pool and accept its making on each host. AlreadyExists where name or path is taken."""
+    taken = pools.at_path(session, spec.path)
+    if taken is not None:
+        raise AlreadyExists("pool-path-taken", f"path: {spec.path} is pool {taken.name} already", field="path")
+    if spec.is_default and pools.default_ids(session):
+        raise Conflict("pool-default-taken", "is_default: another pool is the default already; delete it first")
+    pool = pools.insert(
+        session,
+        pool_id=mint("pool"),
+        name=spec.name,
+        kind=spec.kind,
+        path=spec.path,
+        is_shared=spec.is_shared,
+        is_default=spec.is_default,
+        now=now,
+    )
+    operation = accept(
+        session,
+        "pool.create",
+        subject_id=pool.id,
+        subject_name=pool.name,
+        project_id="",
+        params={"pool_id": pool.id},
+        actor=actor,
+        now=now,
+    )
+    return views(session, (pool,))[0], operation
+
+
+def delete(session: Session, name_or_id: str, *, expected_version: int | None, actor: Actor, now: datetime) -> Operation:
+    """Accept the removal of an empty pool. Conflict names what still lies in it."""
+    pool = find(session, name_or_id)
+    contents = pools.dependants(session, pool.id)
+    if contents:
+        listed = "; ".join(f"{noun}s {', '.join(names)}" for noun, names in contents.items())
+        raise Conflict("pool-not-empty", f"pool {pool.name} still has {listed}", pool=pool.name)
+    pools.check_version(session, pool.id, expected_version)
+    return accept(
+        session,
+        "pool.delete",
+        subject_id=pool.id,
+        subject_name=pool.name,
+        project_id="",
+        params={"pool_id": pool.id},
+        actor=actor,
+        now=now,
+    )
+
+
+def find(session: Session, name_or_id: str) -> Pool:
+    pool = pools.find(session, name_or_id)
+    if pool is None:
+        raise NotFound("pool-not-found", f"there is no pool {name_or_id}", pool=name_or_id)
+    return pool
+
+
+def get(session: Session, name_or_id: str) -> PoolView:
+    return views(session, (find(session, name_or_id),))[0]
+
+
+def page(session: Session, page: keyset.Page) -> tuple[tuple[PoolView, ...], tuple[str, str] | None]:
+    found, next_after = pools.page(session, page)
+    return views(session, found), next_after
+
+
+def choose(session: Session, name_or_id: str) -> Pool:
+    """Return the named pool, else the default: the flagged one, or the only one. InvalidRequest where that is not one pool."""
+    if name_or_id:
+        return find(session, name_or_id)
+    candidates = pools.defaults(session)
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        raise InvalidRequest(
+            "pool-missing", "pool: there is no pool yet; an administrator makes one with `trimtab pool create`", field="pool"
+        )
+    names = ", ".join(pool.name for pool in candidates[:10])
+    raise InvalidRequest("pool-ambiguous", f"pool: name one of {names}; none of them is the default", field="pool")
+
+
+def views(session: Session, found: tuple[Pool, ...]) -> tuple[PoolView, ...]:
+    ids = [pool.id for pool in found]
+    on_hosts, spaces, defaults = pools.hosts_of(session, ids), pools.spaces_of(session, ids), pools.default_ids(session)
+    host_ids = {one.host_id for states in on_hosts.values() for one in states}
+    host_ids |= {one.host_id for places in spaces.values() for one in places}
+    names = lookup.names(session, schema.host, host_ids)
+    return tuple(
+        PoolView(
+            pool=pool,
+            is_default=pool.id in defaults,
+            hosts={names.get(one.host_id, one.host_id): one for one in on_hosts[pool.id]},
+            spaces={names.get(one.host_id, one.host_id): one for one in spaces[pool.id]},
+        )
+        for pool in found
+    )

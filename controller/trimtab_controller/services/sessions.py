@@ -1,0 +1,122 @@
+"""What a gateway commits about a host: the start of its session, its renewals of certificates, and whether it is heard from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from trimtab_controller import pki
+from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_controller.core.model import Host
+from trimtab_controller.services import observations
+from trimtab_controller.services.hosts import SignedPair, record_certificates
+from trimtab_controller.store import certificates, events, host_reports, hosts
+from trimtab_controller.store.database import Session
+from trimtab_protos.errors import PermissionDenied
+from trimtab_protos.messages import DomainObservation, Inventory, NetworkSpec, PoolSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """A Hello with what the peer's certificate said. `inventory` None: the hypervisor does not answer, so `domains` say nothing."""
+
+    host_id: str
+    certificate_serial: str
+    incarnation: str
+    boot_id: str
+    agent_address: str
+    inventory: Inventory | None
+    domains: Sequence[DomainObservation]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """What the agent is welcomed with."""
+
+    lease_number: int
+    name: str
+    pools: tuple[PoolSpec, ...]
+    networks: tuple[NetworkSpec, ...]
+
+
+def open_session(session: Session, opening: Opening, now: datetime) -> Opened:
+    """Commit a host's new session before it is welcomed: incarnation, inventory, every domain. PermissionDenied, NotFound."""
+    check_certificate(session, opening.host_id, opening.certificate_serial)
+    before = hosts.get(session, opening.host_id)
+    number, was = hosts.open_session(
+        session,
+        opening.host_id,
+        incarnation=opening.incarnation[:64],
+        boot_id=opening.boot_id[:64],
+        agent_address=opening.agent_address[:200],
+        now=now,
+    )
+    if was is not HostConnectivity.UP:
+        _note(session, before, HostConnectivity.UP, was=was, now=now)
+    if before.boot_id and before.boot_id != opening.boot_id:
+        events.append(
+            session,
+            kind="host.booted",
+            subject_id=before.id,
+            message=f"{before.name} was booted since it was last heard from",
+            context={"boot_id": opening.boot_id[:64]},
+            now=now,
+        )
+    if opening.inventory is not None:
+        host_reports.store_inventory(session, opening.host_id, opening.inventory, now=now)
+    observations.record_all(session, opening.host_id, opening.domains, now, is_complete=opening.inventory is not None)
+    return Opened(
+        lease_number=number,
+        name=before.name,
+        pools=host_reports.pool_specs_of(session, opening.host_id),
+        networks=host_reports.network_specs_of(session, opening.host_id),
+    )
+
+
+def check_certificate(session: Session, host_id: str, serial: str) -> None:
+    """Raise PermissionDenied unless the serial is one that this fleet gave to this host and did not revoke."""
+    known = certificates.get(session, serial)
+    if known is None or known.host_id != host_id or known.purpose != pki.Purpose.AGENT:
+        raise PermissionDenied("certificate-unknown", "this certificate was not given to this host", host_id=host_id)
+    if known.revoked_at is not None:
+        raise PermissionDenied("certificate-revoked", "this host's certificate was revoked; join it again", host_id=host_id)
+
+
+def record_renewal(session: Session, host_id: str, serial: str, signed: SignedPair, now: datetime) -> None:
+    """Record a member's fresh certificates; the old ones stay good until they expire, since sessions still use them."""
+    check_certificate(session, host_id, serial)
+    if not hosts.is_live(session, host_id):
+        raise PermissionDenied("host-removed", "this host is no member of the fleet any more", host_id=host_id)
+    record_certificates(session, host_id, signed, now)
+
+
+_EARLIER = {
+    HostConnectivity.UP: (HostConnectivity.SUSPECT, HostConnectivity.LOST),
+    HostConnectivity.SUSPECT: (HostConnectivity.UP, HostConnectivity.NEW),
+    HostConnectivity.LOST: (HostConnectivity.SUSPECT,),
+}
+"""Which transitions a gateway may write; a fenced host comes back only through a new session."""
+
+
+def change_connectivity(session: Session, host_id: str, to: HostConnectivity, *, lease_number: int, now: datetime) -> bool:
+    """Write what the session of `lease_number` sees; False where a newer session or the engine knows better."""
+    host = hosts.get(session, host_id)
+    if not hosts.change_connectivity(session, host_id, lease_number=lease_number, allowed_from=_EARLIER[to], to=to, now=now):
+        return False
+    _note(session, host, to, was=host.connectivity, now=now)
+    return True
+
+
+def _note(session: Session, host: Host, to: HostConnectivity, *, was: HostConnectivity, now: datetime) -> None:
+    said = {
+        HostConnectivity.UP: "is heard from",
+        HostConnectivity.SUSPECT: "has not been heard from for a lease's length",
+        HostConnectivity.LOST: "stays silent; its guests may still run",
+    }[to]
+    events.append(
+        session,
+        kind=f"host.{to.value}",
+        subject_id=host.id,
+        message=f"{host.name} {said}",
+        context={"was": was.value},
+        now=now,
+    )

@@ -1,0 +1,84 @@
+"""Vms as users see them, with all that is shown beside: a constant number of queries for any number of vms."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.model import Nic, Operation, Project, Vm, Volume
+from trimtab_controller.core.placement.verdict import Decision
+from trimtab_controller.store import keyset, lookup, operations, placements, schema, vm_listing, vms, volumes
+from trimtab_protos.errors import NotFound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmView:
+    vm: Vm
+    volumes: tuple[Volume, ...]
+    nics: tuple[Nic, ...]
+    # The one that locks the vm, if any.
+    operation: Operation | None
+    # id -> name, of everything the vm refers to; shared by all views of a page.
+    names: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmExplanation:
+    vm: Vm
+    decision: Decision
+    decided_at: datetime
+    # Name of the host it chose; '' for none.
+    host_name: str
+
+
+def views(session: Session, found: Sequence[Vm]) -> tuple[VmView, ...]:
+    if not found:
+        return ()
+    ids = [vm.id for vm in found]
+    disks, nics, live = volumes.of_vms(session, ids), vms.nics_of(session, ids), operations.live_by_subject(session, ids)
+    names = lookup.names_in(
+        session,
+        {
+            schema.project: {vm.project_id for vm in found},
+            schema.host: {vm.host_id for vm in found} | {vm.observed_host_id for vm in found},
+            schema.image: {vm.image_id for vm in found},
+            schema.pool: {volume.pool_id for some in disks.values() for volume in some},
+            schema.network: {nic.network_id for some in nics.values() for nic in some},
+        },
+    )
+    return tuple(VmView(vm=vm, volumes=disks[vm.id], nics=nics[vm.id], operation=live.get(vm.id), names=names) for vm in found)
+
+
+def read(session: Session, vm_id: str) -> VmView:
+    """Return one vm as it is now."""
+    return views(session, [vms.get(session, vm_id)])[0]
+
+
+def page(
+    session: Session, page: keyset.Page, *, project_id: str, with_deleted: bool
+) -> tuple[tuple[VmView, ...], tuple[str, str] | None]:
+    found, next_after = vm_listing.page(session, page, project_ids=[project_id], with_deleted=with_deleted)
+    return views(session, found), next_after
+
+
+def by_ids(session: Session, vm_ids: Sequence[str], *, project_id: str) -> tuple[VmView, ...]:
+    """Return these vms of the project, deleted ones too."""
+    return views(session, [vm for vm in vm_listing.by_ids(session, vm_ids) if vm.project_id == project_id])
+
+
+def explain(session: Session, vm: Vm, *, project: Project) -> VmExplanation:
+    """Return why the vm is where it is. NotFound while nothing was decided, or once the decision is no longer kept."""
+    row = placements.latest_decision(session, vm.id)
+    if row is None:
+        raise NotFound(
+            "decision-not-found",
+            f"vm {vm.name} in project {project.name}: no placement was decided yet, or it is older than what is kept",
+        )
+    names = lookup.names(session, schema.host, [row.chosen_host_id])
+    return VmExplanation(
+        vm=vm,
+        decision=Decision.from_json(row.verdicts),
+        decided_at=row.created_at,
+        host_name=names.get(row.chosen_host_id, ""),
+    )

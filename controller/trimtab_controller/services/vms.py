@@ -1,0 +1,290 @@
+"""Creates vms and changes what is not power: one transaction from a request to the rows that the saga works on."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from trimtab_controller.clock import mint, system_rng
+from trimtab_controller.core.ids import domain_uuid, kind_of, mac_address
+from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
+from trimtab_controller.core.model import Actor, Image, Network, Nic, Operation, Pool, Project, Role, Vm, Volume
+from trimtab_controller.operations.accept import accept
+from trimtab_controller.services import networks as network_service
+from trimtab_controller.services import pools, quota, seeds, volumes
+from trimtab_controller.services.authorise import require
+from trimtab_controller.services.vm_views import VmView
+from trimtab_controller.store import events, hosts, lookup, networks, schema, vms
+from trimtab_controller.store import volumes as volume_store
+from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
+from trimtab_protos.messages import DiskFormat
+
+VOLUME_NAME_MAX = 63
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NicWish:
+    network: str
+    mac: str = ""
+    # `10.0.0.5` or `10.0.0.5/24`; '' declares none.
+    ip: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmSpec:
+    """What is asked for; '' and None take defaults."""
+
+    name: str
+    image: str
+    volume: str
+    vcpus: int
+    vcpus_max: int | None
+    memory_mib: int
+    memory_max_mib: int | None
+    disk_bytes: int | None
+    pool: str
+    networks: tuple[NicWish, ...]
+    firmware: str
+    labels: Mapping[str, str]
+    host_selector: Mapping[str, str]
+    host_class: str
+    arch: str
+    cpu_model: str
+    seed: seeds.SeedWish | None
+    start: bool
+    to_host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Root:
+    """What the vm boots from: a new clone of `image` in `pool`, or a volume that is there."""
+
+    image: Image | None
+    volume: Volume | None
+    pool: Pool | None
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PlannedNic:
+    nic: Nic
+    network: Network
+    # Whether the user named the MAC: then no other will do.
+    is_mac_given: bool
+
+
+def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, now: datetime) -> tuple[VmView, Operation]:
+    """Insert the vm, its root volume and nics, charge the quota, and accept vm.create. Raises whatever refuses it, by field."""
+    _check_shape(spec)
+    root = _root(session, spec, project)
+    to_host_id = resolve_host(session, spec.to_host, actor=actor)
+    if spec.host_class and hosts.find_class(session, spec.host_class) is None:
+        raise NotFound("host-class-not-found", f"host_class: there is no host class {spec.host_class}", field="host_class")
+    vm_id = mint("vm")
+    planned = tuple(_plan_nic(session, vm_id, i, wish, project=project) for i, wish in enumerate(spec.networks))
+    disk_bytes = 0 if root.volume is not None else root.size_bytes
+    quota.charge(session, project.id, quota.Charge(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_bytes=disk_bytes))
+    seed = seeds.documents(spec.seed, vm_id=vm_id, vm_name=spec.name, nics=[one.nic for one in planned])
+    vm = vms.insert(session, **_vm_values(spec, vm_id=vm_id, project=project, root=root, now=now), seed=seed)
+    volume = _give_root(session, spec, root, vm_id=vm_id, project=project, now=now)
+    nics = tuple(_insert_nic(session, one, now=now) for one in planned)
+    operation = accept(
+        session,
+        "vm.create",
+        subject_id=vm_id,
+        subject_name=spec.name,
+        project_id=project.id,
+        params={"vm_id": vm_id, "start": spec.start, "to_host_id": to_host_id},
+        actor=actor,
+        now=now,
+    )
+    named: list[Project | Image | Pool | Network | None] = [project, root.image, root.pool]
+    named += [one.network for one in planned]
+    names = {one.id: one.name for one in named if one is not None}
+    return VmView(vm=vm, volumes=(volume,), nics=nics, operation=operation, names=names), operation
+
+
+def change_labels(
+    session: Session,
+    vm: Vm,
+    labels: Mapping[str, str | None],
+    *,
+    expected_version: int | None,
+    actor: Actor,
+    now: datetime,
+) -> Vm:
+    """Return the vm with these labels merged in; None takes a label away."""
+    merged = merge_labels(vm.labels, labels)
+    lookup.update_version(session, schema.vm, f"vm {vm.name}", vm.id, expected_version=expected_version, labels=merged)
+    events.append(
+        session,
+        kind="vm.labels_changed",
+        project_id=vm.project_id,
+        subject_id=vm.id,
+        actor=actor.name,
+        message=f"labels of vm {vm.name} changed",
+        now=now,
+    )
+    return vms.get(session, vm.id)
+
+
+def merge_labels(before: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the labels after a JSON merge patch. InvalidRequest beyond 64 of them."""
+    merged = {key: value for key, value in {**before, **changes}.items() if value is not None}
+    if len(merged) > 64:
+        raise InvalidRequest("labels-too-many", f"labels: at most 64, this would make {len(merged)}", field="labels")
+    return merged
+
+
+def resolve_host(session: Session, name_or_id: str, *, actor: Actor) -> str:
+    """Return the id of the host asked for, '' for none. Choosing a host takes the right to see hosts."""
+    if not name_or_id:
+        return ""
+    require(actor, Role.VIEWER, "")
+    host = hosts.find(session, name_or_id)
+    if host is None:
+        raise NotFound("host-not-found", f"to_host: there is no host {name_or_id}", field="to_host")
+    return host.id
+
+
+def _check_shape(spec: VmSpec) -> None:
+    if kind_of(spec.name):
+        raise InvalidRequest("name-like-an-id", f"name: {spec.name} looks like an id; choose a name", field="name")
+    if bool(spec.image) == bool(spec.volume):
+        raise InvalidRequest("root-missing", "image: give either an image or a volume to boot from", field="image")
+    if spec.volume and (spec.disk_bytes is not None or spec.pool):
+        raise InvalidRequest(
+            "root-fixed", "volume: it has its size and pool already; leave disk_bytes and pool out", field="volume"
+        )
+    if spec.vcpus_max is not None and spec.vcpus_max < spec.vcpus:
+        raise InvalidRequest("vcpus-max", f"vcpus_max: at least vcpus ({spec.vcpus}), not {spec.vcpus_max}", field="vcpus_max")
+    if spec.memory_max_mib is not None and spec.memory_max_mib < spec.memory_mib:
+        raise InvalidRequest(
+            "memory-max",
+            f"memory_max_mib: at least memory_mib ({spec.memory_mib}), not {spec.memory_max_mib}",
+            field="memory_max_mib",
+        )
+
+
+def _root(session: Session, spec: VmSpec, project: Project) -> _Root:
+    if spec.volume:
+        volume = volumes.find(session, spec.volume, project=project)
+        if volume.vm_id is not None:
+            raise Conflict("volume-attached", f"volume: {volume.name} belongs to a vm already", field="volume")
+        if volume.observed_state != "present":
+            raise Conflict(
+                "volume-not-ready", f"volume: {volume.name} is {volume.observed_state}, not present yet", field="volume"
+            )
+        return _Root(image=None, volume=volume, pool=None, size_bytes=volume.size_bytes)
+    image = volumes.ready_disk(session, spec.image, project=project)
+    pool = pools.choose(session, spec.pool)
+    size_bytes = volumes.size_of(spec.disk_bytes, image, field="disk_bytes")
+    return _Root(image=image, volume=None, pool=pool, size_bytes=size_bytes)
+
+
+def _vm_values(spec: VmSpec, *, vm_id: str, project: Project, root: _Root, now: datetime) -> dict[str, Any]:
+    return {
+        "id": vm_id,
+        "uuid": str(uuid.UUID(domain_uuid(vm_id))),
+        "project_id": project.id,
+        "name": spec.name,
+        "labels": dict(spec.labels),
+        "arch": spec.arch,
+        "cpu_model": spec.cpu_model,
+        "cpu_features": [],
+        "vcpus": spec.vcpus,
+        "vcpus_max": spec.vcpus_max or spec.vcpus,
+        "memory_mib": spec.memory_mib,
+        "memory_max_mib": spec.memory_max_mib or spec.memory_mib,
+        "firmware": spec.firmware,
+        "device_addresses": {},
+        "image_id": root.image.id if root.image else None,
+        "host_selector": dict(spec.host_selector),
+        "host_class": spec.host_class,
+        "desired_power": (DesiredPower.RUNNING if spec.start else DesiredPower.STOPPED).value,
+        "observed_state": ObservedState.ABSENT.value,
+        "observed_at": now,
+        "observed_addresses": [],
+        "created_at": now,
+    }
+
+
+def _give_root(session: Session, spec: VmSpec, root: _Root, *, vm_id: str, project: Project, now: datetime) -> Volume:
+    if root.volume is not None:
+        return volume_store.attach(session, root.volume.id, vm_id=vm_id, disk_index=0, boot_order=1)
+    assert root.image is not None
+    assert root.pool is not None
+    values = {
+        "project_id": project.id,
+        "pool_id": root.pool.id,
+        "format": DiskFormat.QCOW2.value,
+        "size_bytes": root.size_bytes,
+        "base_image_id": root.image.id,
+        "vm_id": vm_id,
+        "disk_index": 0,
+        "boot_order": 1,
+        "is_deleted_with_vm": True,
+    }
+    name = f"{spec.name}-root"
+    if len(name) <= VOLUME_NAME_MAX:
+        try:
+            return volume_store.insert(session, volume_id=mint("vol"), now=now, name=name, **values)
+        except AlreadyExists:
+            pass  # a deleted vm of that name keeps its disk for undelete: take a piece of the new vm's id into the name
+    tail = f"-root-{vm_id[-8:]}"
+    name = f"{spec.name[: VOLUME_NAME_MAX - len(tail)]}{tail}"
+    return volume_store.insert(session, volume_id=mint("vol"), now=now, name=name, **values)
+
+
+def _plan_nic(session: Session, vm_id: str, index: int, wish: NicWish, *, project: Project) -> _PlannedNic:
+    """Return the nic as it is going to be; the database has the last word about its MAC and address."""
+    field = f"networks[{index}]"
+    network = network_service.find(session, wish.network, project=project)
+    mac = wish.mac.lower() or mac_address(system_rng())
+    if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
+        raise InvalidRequest("mac-wrong", f'{field}.mac: a unicast MAC, for example "52:54:00:12:34:56"', field=f"{field}.mac")
+    addresses: tuple[str, ...] = ()
+    if wish.ip:
+        address, prefix_length = seeds.parse_address(wish.ip, network.subnet, field=f"{field}.ip")
+        addresses = (f"{address}/{prefix_length}",)
+    nic = Nic(
+        id=mint("nic"),
+        vm_id=vm_id,
+        network_id=network.id,
+        nic_index=index,
+        mac=mac,
+        model="virtio",
+        addresses=addresses,
+    )
+    return _PlannedNic(nic=nic, network=network, is_mac_given=bool(wish.mac))
+
+
+def _insert_nic(session: Session, planned: _PlannedNic, *, now: datetime) -> Nic:
+    """Insert one nic with its declared address. AlreadyExists names who has the MAC or the address already."""
+    nic, field = planned.nic, f"networks[{planned.nic.nic_index}]"
+    if networks.is_unmanaged_mac(session, nic.mac) or not networks.insert_nic(session, nic, now=now):
+        holder = networks.mac_holder(session, nic.mac)
+        again = "" if planned.is_mac_given else "; it was drawn by lot, so send the request again"
+        raise AlreadyExists("mac-taken", f"{field}.mac: {nic.mac} belongs to {holder}{again}", field=f"{field}.mac")
+    for text in nic.addresses:
+        address, _, prefix_length = text.partition("/")
+        is_free = networks.insert_address(
+            session, network_id=nic.network_id, address=address, prefix_length=int(prefix_length), nic_id=nic.id
+        )
+        if not is_free:
+            _refuse_address(session, planned.network, address, vm_id=nic.vm_id, field=f"{field}.ip")
+    return nic
+
+
+def _refuse_address(session: Session, network: Network, address: str, *, vm_id: str, field: str) -> None:
+    holder = networks.address_holder(session, network.id, address)
+    if holder is None:
+        raise Conflict("address-moved", f"{field}: {address} was taken and freed just now; send the request again", field=field)
+    if holder.vm_id == vm_id:
+        raise InvalidRequest("address-twice", f"{field}: {address} is given to two nics of this vm", field=field)
+    hidden = " (deleted, kept until it is purged)" if holder.deleted_at is not None else ""
+    who = f"vm {holder.vm_name}{hidden}"
+    raise AlreadyExists("address-taken", f"{field}: {address} on network {network.name} belongs to {who}", field=field)

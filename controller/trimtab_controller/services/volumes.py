@@ -1,0 +1,163 @@
+"""Volumes that are made apart from a vm."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from trimtab_controller.clock import mint
+from trimtab_controller.core.model import Actor, Image, Operation, Project, Volume
+from trimtab_controller.operations.accept import accept
+from trimtab_controller.services import images, pools, quota
+from trimtab_controller.store import keyset, lookup, schema, volumes
+from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
+from trimtab_protos.messages import DiskFormat
+
+SECTOR_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeSpec:
+    name: str
+    # None: the image's size.
+    size_bytes: int | None
+    pool: str
+    # raw or qcow2; '' takes qcow2.
+    format: str
+    # '' for an empty volume.
+    image: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeView:
+    volume: Volume
+    project_name: str
+    pool_name: str
+    host_name: str
+    image_name: str
+    vm_name: str
+
+
+def create(session: Session, spec: VolumeSpec, *, project: Project, actor: Actor, now: datetime) -> tuple[VolumeView, Operation]:
+    """Insert a volume, charge its size, and accept its making."""
+    pool = pools.choose(session, spec.pool)
+    image = ready_disk(session, spec.image, project=project) if spec.image else None
+    volume_format = spec.format or DiskFormat.QCOW2.value
+    if image is not None and volume_format != DiskFormat.QCOW2.value:
+        raise InvalidRequest("format-wrong", "format: a volume made from an image is a linked clone, so qcow2", field="format")
+    size_bytes = size_of(spec.size_bytes, image, field="size_bytes")
+    quota.charge(session, project.id, quota.Charge(disk_bytes=size_bytes))
+    volume = volumes.insert(
+        session,
+        volume_id=mint("vol"),
+        now=now,
+        project_id=project.id,
+        name=spec.name,
+        pool_id=pool.id,
+        format=volume_format,
+        size_bytes=size_bytes,
+        base_image_id=image.id if image else None,
+        is_deleted_with_vm=False,
+    )
+    operation = accept(
+        session,
+        "volume.create",
+        subject_id=volume.id,
+        subject_name=volume.name,
+        project_id=project.id,
+        params={"volume_id": volume.id, "to_host_id": ""},
+        actor=actor,
+        now=now,
+    )
+    return views(session, (volume,))[0], operation
+
+
+def delete(
+    session: Session, name_or_id: str, *, project: Project, expected_version: int | None, actor: Actor, now: datetime
+) -> Operation:
+    """Accept the removal of a volume that no vm has. Conflict names the vm."""
+    volume = find(session, name_or_id, project=project)
+    if volume.vm_id is not None:
+        name = lookup.names(session, schema.vm, [volume.vm_id]).get(volume.vm_id, volume.vm_id)
+        raise Conflict("volume-attached", f"volume {volume.name} belongs to vm {name}; delete the vm first", vm=name)
+    volumes.check_version(session, volume.id, expected_version)
+    return accept(
+        session,
+        "volume.delete",
+        subject_id=volume.id,
+        subject_name=volume.name,
+        project_id=project.id,
+        params={"volume_id": volume.id},
+        actor=actor,
+        now=now,
+    )
+
+
+def find(session: Session, name_or_id: str, *, project: Project) -> Volume:
+    volume = volumes.find(session, project.id, name_or_id)
+    if volume is None:
+        raise NotFound("volume-not-found", f"there is no volume {name_or_id} in project {project.name}", volume=name_or_id)
+    return volume
+
+
+def get(session: Session, name_or_id: str, *, project: Project) -> VolumeView:
+    return views(session, (find(session, name_or_id, project=project),))[0]
+
+
+def page(session: Session, page: keyset.Page, *, project: Project) -> tuple[tuple[VolumeView, ...], tuple[str, str] | None]:
+    found, next_after = volumes.page(session, page, project_id=project.id)
+    return views(session, found), next_after
+
+
+def views(session: Session, found: tuple[Volume, ...]) -> tuple[VolumeView, ...]:
+    names = lookup.names_in(
+        session,
+        {
+            schema.project: {one.project_id for one in found},
+            schema.pool: {one.pool_id for one in found},
+            schema.host: {one.host_id for one in found},
+            schema.image: {one.base_image_id for one in found},
+            schema.vm: {one.vm_id for one in found},
+        },
+    )
+    return tuple(
+        VolumeView(
+            volume=one,
+            project_name=names.get(one.project_id, ""),
+            pool_name=names.get(one.pool_id, ""),
+            host_name=names.get(one.host_id, ""),
+            image_name=names.get(one.base_image_id or "", ""),
+            vm_name=names.get(one.vm_id or "", ""),
+        )
+        for one in found
+    )
+
+
+def ready_disk(session: Session, name_or_id: str, *, project: Project) -> Image:
+    """Return the disk image. NotFound, or Conflict while it is not imported; InvalidRequest for an ISO."""
+    image = images.find(session, name_or_id, project=project)
+    if image.kind != "disk":
+        raise InvalidRequest("image-not-a-disk", f"image: {image.name} is an ISO; a volume needs a disk image", field="image")
+    if image.state != "ready":
+        raise Conflict(
+            "image-not-ready", f"image {image.name} is {image.state}; see `trimtab image get {image.name}`", state=image.state
+        )
+    return image
+
+
+def size_of(asked_bytes: int | None, image: Image | None, *, field: str) -> int:
+    """Return the volume's size: as asked, else the image's. InvalidRequest below the image's or off a sector."""
+    smallest = image.virtual_size_bytes if image else 0
+    if asked_bytes is None:
+        if image is None:
+            raise InvalidRequest("size-missing", f"{field}: give a size or an image; for example 10737418240", field=field)
+        return smallest
+    if asked_bytes < smallest:
+        raise InvalidRequest(
+            "size-too-small",
+            f"{field}: image {image.name if image else ''} needs at least {smallest}, not {asked_bytes}",
+            field=field,
+        )
+    if asked_bytes % SECTOR_BYTES:
+        raise InvalidRequest("size-off-sector", f"{field}: a multiple of {SECTOR_BYTES}, not {asked_bytes}", field=field)
+    return asked_bytes

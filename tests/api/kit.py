@@ -1,0 +1,238 @@
+"""What the tests of the API share: a clock to turn, a small fleet in SQL, callers of every role."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from fastapi import FastAPI
+from sqlalchemy.orm import Session
+
+from trimtab_controller.api.app import create_app
+from trimtab_controller.api.context import ApiContext, ApiSettings
+from trimtab_controller.clock import mint
+from trimtab_controller.core.model import Actor, Role
+from trimtab_controller.services import identity, projects, tokens
+from trimtab_controller.services.hosts import JoinPlace
+from trimtab_controller.store import hosts, image_replicas, images, networks, pools, schema
+from trimtab_controller.store.database import AsyncDatabase
+from trimtab_protos.errors import Unavailable
+
+T = TypeVar("T")
+GIB = 1 << 30
+ROOT = Actor(name="test", roles={"": Role.ADMIN})
+
+
+class TurnedClock:
+    """Shows the time it was turned to; the boot clock runs."""
+
+    def __init__(self) -> None:
+        self.at = datetime.now(UTC).replace(microsecond=0)
+
+    def now(self) -> datetime:
+        return self.at
+
+    def boottime_s(self) -> float:
+        return time.monotonic()
+
+    def turn(self, **by: float) -> None:
+        self.at += timedelta(**by)
+
+
+class ConsoleReader:
+    """Stands where agents are: has one console log per vm."""
+
+    def __init__(self) -> None:
+        self.logs: dict[str, bytes] = {}
+
+    def read_console(self, host_id: str, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]:
+        if vm_id not in self.logs:
+            raise Unavailable("peer-unreachable", f"{host_id} cannot be reached")
+        log = self.logs[vm_id]
+        begin = max(0, len(log) + offset) if offset < 0 else offset
+        part = log[begin : begin + max_bytes]
+        return part, begin + len(part)
+
+
+@dataclass
+class Api:
+    """A running application over a database of its own."""
+
+    app: FastAPI
+    db: AsyncDatabase
+    clock: TurnedClock
+    consoles: ConsoleReader
+    uploads_dir: Path
+    nudges: list[int] = field(default_factory=list)
+    # Token by caller: `admin` of the fleet, `p1-viewer`, ...
+    secrets: dict[str, str] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
+
+    def as_(self, caller: str, **headers: str) -> httpx.AsyncClient:
+        """Return a client with the caller's token; '' has none."""
+        if caller:
+            headers["Authorization"] = f"Bearer {self.secrets[caller]}"
+        transport = httpx.ASGITransport(app=self.app)
+        return httpx.AsyncClient(transport=transport, base_url="https://trimtab.test", headers=headers, timeout=30)
+
+    async def call(self, caller: str, method: str, path: str, **options: Any) -> httpx.Response:
+        async with self.as_(caller) as client:
+            return await client.request(method, path, **options)
+
+    async def write(self, work: Callable[[Session], T]) -> T:
+        return await self.db.write(work, durable=False)
+
+    async def rows(self, table: Any, **equal: Any) -> list[Mapping[str, Any]]:
+        import sqlalchemy as sa
+
+        query = sa.select(table).where(*(table.c[name] == value for name, value in equal.items()))
+        return await self.db.read(lambda session: [dict(row._mapping) for row in session.execute(query)])
+
+    async def make_vm(self, name: str = "web1", *, caller: str = "p1-operator", **fields: Any) -> dict[str, Any]:
+        """Create a vm and return it; its operation is accepted, nobody drives it."""
+        body = {"name": name, "image": "debian", "memory_mib": 512, **fields}
+        answer = await self.call(caller, "POST", f"/v1/projects/{caller.split('-')[0]}/vms", json=body)
+        assert answer.status_code == 202, answer.text
+        vm: dict[str, Any] = answer.json()["vm"]
+        return vm
+
+    async def end_operations(self) -> None:
+        """Say of every live operation that it is done, as if somebody had driven it."""
+        table = schema.operation
+        await self.write(
+            lambda session: session.execute(
+                table.update().where(table.c.ended_at.is_(None)).values(state="done", ended_at=self.clock.now())
+            )
+        )
+
+    async def set_vm(self, vm_id: str, **values: Any) -> None:
+        table = schema.vm
+        await self.write(lambda session: session.execute(table.update().where(table.c.id == vm_id).values(**values)))
+
+
+@asynccontextmanager
+async def running_api(url: str, directory: Path, **settings: Any) -> AsyncIterator[Api]:
+    """Start the application over a migrated database and fill it with a small fleet."""
+    clock, consoles = TurnedClock(), ConsoleReader()
+    db = AsyncDatabase(url)
+    nudges: list[int] = []
+    chosen: dict[str, Any] = {
+        "uploads_dir": directory / "uploads",
+        "gateway_address": "192.0.2.1:8444",
+        "join_addresses": ("192.0.2.1:8445",),
+        "gateway_addresses": ("192.0.2.1:8444",),
+        "rate_limit_per_s": 100_000.0,
+        "spool_keep_free_bytes": 0,
+        "tail_poll_s": 0.02,
+        "sse_heartbeat_s": 0.2,
+        "image_url_hosts": ("images.example.org",),
+        **settings,
+    }
+    app = create_app(
+        ApiContext(
+            db=db,
+            clock=clock,
+            agents=consoles,
+            settings=ApiSettings(**chosen),
+            join_place=lambda: JoinPlace(api_url="https://192.0.2.1:8443", ca_fingerprint="sha256:aa"),
+            ca_bundle_pem=lambda: "-----BEGIN CERTIFICATE-----\n",
+            nudge=lambda: nudges.append(1),
+        )
+    )
+    api = Api(app=app, db=db, clock=clock, consoles=consoles, uploads_dir=chosen["uploads_dir"], nudges=nudges)
+    await db.write(lambda session: _fill(session, api), durable=False)
+    async with app.router.lifespan_context(app):
+        yield api
+    await db.close()
+
+
+def _fill(session: Session, api: Api) -> None:
+    now = api.clock.now()
+    api.secrets["admin"] = identity.bootstrap_admin(session, now)
+    for name in ("p1", "p2"):
+        project = projects.create(session, projects.ProjectSpec(name=name, quotas={}), actor=ROOT, now=now)
+        api.ids[name] = project.id
+        for role in Role:
+            _caller(session, api, f"{name}-{role.value}", project.id, role, now)
+    for role in (Role.VIEWER, Role.OPERATOR):
+        _caller(session, api, f"fleet-{role.value}", "", role, now)
+    _caller(session, api, "nobody", None, Role.VIEWER, now)
+    _add_hosts(session, api, now)
+    _add_storage(session, api, now)
+    _add_networks(session, api, now)
+
+
+def _caller(session: Session, api: Api, name: str, project_id: str | None, role: Role, now: datetime) -> None:
+    view = identity.create(session, name=name, kind="user", actor=ROOT, now=now)
+    if project_id is not None:
+        identity.set_role(session, view.user.id, project_id=project_id, role=role, actor=ROOT, now=now)
+    api.secrets[name] = tokens.create(session, view.user, name="t", lifetime=timedelta(days=30), now=now).secret
+    api.ids[name] = view.user.id
+
+
+def _add_hosts(session: Session, api: Api, now: datetime) -> None:
+    host_class = hosts.find_class(session, hosts.DEFAULT_CLASS)
+    assert host_class is not None
+    for i, name in enumerate(("node1", "node2"), start=1):
+        host = hosts.insert(
+            session,
+            host_id=mint("host"),
+            name=name,
+            host_class_id=host_class.id,
+            agent_address=f"192.0.2.{10 + i}:8446",
+            migration_address=f"192.0.2.{10 + i}",
+            machine_id=f"{i:032x}",
+            smbios_uuid=f"00000000-0000-0000-0000-{i:012x}",
+            now=now,
+        )
+        api.ids[name] = host.id
+
+
+def _add_storage(session: Session, api: Api, now: datetime) -> None:
+    pool = pools.insert(
+        session,
+        pool_id=mint("pool"),
+        name="local",
+        kind="dir",
+        path="/var/lib/trimtab/local",
+        is_shared=False,
+        is_default=False,
+        now=now,
+    )
+    api.ids["local"] = pool.id
+    for name, project_id in (("debian", ""), ("p2-image", api.ids["p2"])):
+        image = images.insert(
+            session,
+            image_id=mint("img"),
+            project_id=project_id,
+            name=name,
+            kind="disk",
+            format="qcow2",
+            source_sha256="",
+            labels={},
+            now=now,
+        )
+        api.ids[name] = image.id
+        values = {"state": "ready", "virtual_size_bytes": GIB, "file_size_bytes": GIB // 4}
+        session.execute(schema.image.update().where(schema.image.c.id == image.id).values(**values))
+        image_replicas.add(session, image_id=image.id, pool_id=pool.id, host_id=api.ids["node1"], now=now)
+
+
+def _add_networks(session: Session, api: Api, now: datetime) -> None:
+    for name, project in (("default", ""), ("p2-net", "p2")):
+        network = networks.insert(
+            session,
+            network_id=mint("net"),
+            bridges={},
+            now=now,
+            project_id=api.ids[project] if project else "",
+            name=name,
+            kind="nat",
+            subnet="10.20.0.0/24",
+            has_dhcp=True,
+        )
+        api.ids[name] = network.id
