@@ -1,0 +1,162 @@
+"""How a host is shown to people."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from trimtab_controller.cli import humanise, render
+from trimtab_controller.cli.render import Column, Document
+
+# Certificates renew at half life, by themselves: one that comes this near its end was not renewed.
+_EXPIRY_WARNING_S = 7 * 86400
+
+
+def _state(item: Document, _now: datetime) -> str:
+    connectivity = str(item.get("connectivity") or "unknown")
+    return f"{connectivity}, cordoned" if item.get("is_cordoned") else connectivity
+
+
+def _heard(item: Document, now: datetime) -> str:
+    age_s = item.get("heard_age_s")
+    if age_s is not None:
+        return humanise.ago(float(age_s))
+    return humanise.since(item.get("heard_at"), now) or "unknown"
+
+
+def _vms(item: Document, _now: datetime) -> str:
+    return f"{item['vms_running']}/{item['vms']}" if item.get("vms_running") is not None else render.as_text(item.get("vms"))
+
+
+def _vcpus(item: Document, _now: datetime) -> str:
+    use = item.get("vcpus") or {}
+    return f"{_taken(use)}/{use.get('limit', 0)}"
+
+
+def _memory(item: Document, _now: datetime) -> str:
+    use = item.get("memory_mib") or {}
+    return f"{humanise.mib(_taken(use))} of {humanise.mib(use.get('limit', 0))}"
+
+
+def _taken(use: Mapping[str, Any]) -> int:
+    return int(use.get("claimed") or 0) + int(use.get("unmanaged") or 0)
+
+
+COLUMNS = (
+    Column("name", "name"),
+    Column("state", "connectivity", _state),
+    Column("heard", "heard_at", _heard),
+    Column("class", "host_class"),
+    Column("vms", "vms", _vms),
+    Column("vcpus", "vcpus.claimed", _vcpus),
+    Column("memory", "memory_mib.claimed", _memory),
+    Column("accel", "inventory.accelerator"),
+    Column("id", "id", is_wide=True),
+    Column("address", "agent_address", is_wide=True),
+    Column("cpu", "inventory.cpu_model", is_wide=True),
+    Column("agent", "inventory.agent_version", is_wide=True),
+    Column("libvirt", "inventory.libvirt_version", is_wide=True),
+    Column("qemu", "inventory.qemu_version", is_wide=True),
+    Column("labels", "labels"),
+)
+
+
+def describe(item: Document) -> None:
+    """Print a host: what it is, how full, how well known, what it can do."""
+    moment = render.now()
+    inventory: Mapping[str, Any] = item.get("inventory") or {}
+    render.pairs(
+        [
+            ("name", str(item.get("name", ""))),
+            ("id", str(item.get("id", ""))),
+            ("state", f"{_state(item, moment)} since {humanise.since(item.get('connectivity_at'), moment) or 'unknown'}"),
+            ("heard of", _heard(item, moment)),
+            ("class", str(item.get("host_class", ""))),
+            ("labels", render.as_text(item.get("labels"))),
+            ("agent", str(item.get("agent_address", ""))),
+            ("migration", str(item.get("migration_address", ""))),
+            ("vms", f"{item.get('vms', 0)} ({item.get('vms_running', 0)} running)"),
+            ("version", f"{item.get('version', '')} (etag {item.get('etag', '')})"),
+            ("joined", f"{item.get('created_at', '')} ({humanise.since(item.get('created_at'), moment)})"),
+        ]
+    )
+    render.heading("capacity")
+    uses = (("vcpus", item.get("vcpus") or {}, str), ("memory", item.get("memory_mib") or {}, humanise.mib))
+    render.pairs([(title, _use(use, show)) for title, use, show in uses], indent="  ")
+    _certificates(item.get("certificates") or [], moment)
+    _pools(item.get("pools") or [], moment)
+    _capabilities(inventory, item, moment)
+
+
+def _use(use: Mapping[str, Any], show: Any) -> str:
+    limit, taken = use.get("limit") or 0, _taken(use)
+    unmanaged = use.get("unmanaged") or 0
+    more = f", of it {show(unmanaged)} unmanaged" if unmanaged else ""
+    return f"{humanise.bar(taken, limit)}  {show(taken)} of {show(limit)} used, {show(use.get('free') or 0)} free{more}"
+
+
+def _certificates(certificates: Sequence[Mapping[str, Any]], moment: datetime) -> None:
+    if not certificates:
+        return
+    render.heading("certificates")
+    rows = []
+    for one in certificates:
+        ends = humanise.instant(one.get("not_after"))
+        left_s = (ends - moment).total_seconds() if ends else None
+        if left_s is None:
+            state = "unknown"
+        elif left_s < 0:
+            state = f"EXPIRED {humanise.ago(-left_s)}"
+        else:
+            state = f"expires in {humanise.duration(left_s)}" + (" (not renewed?)" if left_s < _EXPIRY_WARNING_S else "")
+        rows.append([str(one.get("purpose", "")), state, str(one.get("not_after", "")), str(one.get("serial", ""))])
+    render.table(["PURPOSE", "STATE", "NOT AFTER", "SERIAL"], rows)
+
+
+def _pools(pools: Sequence[Mapping[str, Any]], moment: datetime) -> None:
+    if not pools:
+        return
+    render.heading("pools")
+    rows = [
+        [
+            str(one.get("pool", "")),
+            str(one.get("state") or "unknown"),
+            humanise.since(one.get("observed_at"), moment) or "never",
+            humanise.plain(one.get("problem") or ""),
+        ]
+        for one in pools
+    ]
+    render.table(["POOL", "STATE", "OBSERVED", "PROBLEM"], rows)
+
+
+def _capabilities(inventory: Mapping[str, Any], item: Document, moment: datetime) -> None:
+    render.heading("capabilities")
+    if not inventory:
+        render.write_line("  unknown: the host has sent no inventory yet")
+        return
+    bridges = [
+        f"{one.get('name')} (mtu {one.get('mtu')}{'' if one.get('has_carrier') else ', no carrier'}{', ours' if one.get('is_ours') else ''})"
+        for one in inventory.get("bridges") or []
+    ]
+    cells = inventory.get("numa_cells") or []
+    entries = [
+        ("acceleration", str(inventory.get("accelerator") or "unknown")),
+        ("cpu", f"{inventory.get('cpus', '?')} × {inventory.get('cpu_vendor', '')} {inventory.get('cpu_model', '')}".rstrip()),
+        ("memory", humanise.mib(inventory.get("memory_mib"))),
+        ("numa", f"{len(cells)} cells" if len(cells) > 1 else ""),
+        ("firmware", "bios, uefi" if inventory.get("has_uefi") else "bios"),
+        ("machines", render.as_text(inventory.get("machines"))),
+        ("cpu models", render.as_text(inventory.get("usable_cpu_models"))),
+        ("capabilities", render.as_text(inventory.get("capabilities"))),
+        ("bridges", ", ".join(bridges)),
+        ("pci devices", str(len(inventory.get("pci_devices") or [])) if inventory.get("pci_devices") else ""),
+        ("arch", str(inventory.get("arch") or "")),
+        ("kernel", str(inventory.get("kernel") or "")),
+        ("versions", _versions(inventory)),
+        ("observed", humanise.since(item.get("inventory_at"), moment) or "unknown"),
+    ]
+    render.pairs([(key, humanise.plain(value)) for key, value in entries], indent="  ")
+
+
+def _versions(inventory: Mapping[str, Any]) -> str:
+    names = ("agent", "libvirt", "qemu")
+    return ", ".join(f"{name} {inventory[f'{name}_version']}" for name in names if inventory.get(f"{name}_version"))

@@ -1,0 +1,231 @@
+"""`trimtab pool` and `trimtab volume`."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import click
+
+from trimtab_controller.cli import completion, humanise, options, render, resources
+from trimtab_controller.cli.render import Column, Document
+from trimtab_controller.cli.resources import Resource
+from trimtab_controller.cli.session import Session
+from trimtab_controller.cli.values import DISK_SIZE
+
+
+def _created(item: Document, now: datetime) -> str:
+    return humanise.since(item.get("created_at"), now)
+
+
+def _size(item: Document, _now: datetime) -> str:
+    return humanise.size(item.get("size_bytes"))
+
+
+def _allocated(item: Document, _now: datetime) -> str:
+    return humanise.size(item.get("allocated_bytes"))
+
+
+def _describe_pool(item: Document) -> None:
+    moment = render.now()
+    render.pairs(
+        [
+            ("name", str(item.get("name", ""))),
+            ("id", str(item.get("id", ""))),
+            ("kind", str(item.get("kind", ""))),
+            ("path", str(item.get("path", ""))),
+            ("shared", render.as_text(item.get("is_shared"))),
+            ("default", render.as_text(item.get("is_default"))),
+            ("sharing proved", humanise.since(item.get("sharing_proven_at"), moment)),
+            ("created", _created(item, moment)),
+        ]
+    )
+    render.heading("space")
+    render.pairs([("all" if not item.get("is_shared") else "shared", _space(item.get("space") or {}, moment))], indent="  ")
+    hosts = item.get("hosts") or []
+    if hosts:
+        render.heading("hosts")
+        rows = [
+            [
+                str(one.get("host", "")),
+                str(one.get("state") or "unknown"),
+                _space(one.get("space") or {}, moment),
+                str(one.get("problem") or ""),
+            ]
+            for one in hosts
+        ]
+        render.table(["HOST", "STATE", "SPACE", "PROBLEM"], [[humanise.plain(cell) for cell in row] for row in rows])
+
+
+def _space(one: Mapping[str, Any], moment: datetime) -> str:
+    """Return used space as a bar with its age; `unknown` where it was never observed."""
+    capacity, available = one.get("capacity_bytes") or 0, one.get("available_bytes") or 0
+    if not one.get("observed_at"):
+        return "unknown"
+    bar = humanise.bar(capacity - available, capacity)
+    seen = humanise.since(one.get("observed_at"), moment)
+    return f"{bar}  {humanise.size(available)} of {humanise.size(capacity)} free, observed {seen}"
+
+
+POOL = Resource(
+    noun="pool",
+    collection="pools",
+    is_fleet=True,
+    columns=(
+        Column("name", "name"),
+        Column("kind", "kind"),
+        Column("shared", "is_shared"),
+        Column("path", "path"),
+        Column("capacity", "space.capacity_bytes", lambda item, _now: humanise.size(render.at(item, "space.capacity_bytes"))),
+        Column("available", "space.available_bytes", lambda item, _now: humanise.size(render.at(item, "space.available_bytes"))),
+        Column("default", "is_default", is_wide=True),
+        Column("id", "id", is_wide=True),
+        Column("created", "created_at", _created, is_wide=True),
+    ),
+    describe=_describe_pool,
+)
+
+VOLUME = Resource(
+    noun="volume",
+    collection="volumes",
+    columns=(
+        Column("name", "name"),
+        Column("size", "size_bytes", _size),
+        Column("used", "allocated_bytes", _allocated),
+        Column("pool", "pool"),
+        Column("host", "host"),
+        Column("vm", "vm"),
+        Column("state", "state"),
+        Column("format", "format", is_wide=True),
+        Column("image", "image", is_wide=True),
+        Column("id", "id", is_wide=True),
+        Column("created", "created_at", _created, is_wide=True),
+    ),
+)
+
+_pool_name = click.argument("name", shell_complete=completion.names_of("pools"))
+_volume_name = click.argument("name", shell_complete=completion.names_of("volumes"))
+
+
+@click.group()
+def pool() -> None:
+    """Storage pools."""
+
+
+@pool.command("list")
+@options.lists
+@click.pass_obj
+def list_pools(session: Session) -> None:
+    """List pools. Filter by name, kind, is_shared."""
+    resources.list_all(session, POOL)
+
+
+@pool.command("get")
+@_pool_name
+@options.reads
+@click.pass_obj
+def get_pool(session: Session, name: str) -> None:
+    """Show a pool with its state and space on each host."""
+    resources.get_one(session, POOL, name)
+
+
+@pool.command("create")
+@click.argument("name")
+@click.option(
+    "--path", required=True, metavar="DIRECTORY", help="The same on each host, for example /var/lib/trimtab/pools/fast."
+)
+@click.option("--kind", type=click.Choice(["dir"]), default="dir", show_default=True, help="A directory.")
+@click.option("--shared", "is_shared", is_flag=True, help="One storage that all hosts see; it counts once each has proved it.")
+@click.option("--default", "is_default", is_flag=True, help="Where disks go that name no pool.")
+@options.runs
+@click.pass_obj
+def create_pool(session: Session, name: str, path: str, kind: str, is_shared: bool, is_default: bool) -> None:
+    """Make a directory on the hosts a pool."""
+    body = {"name": name, "kind": kind, "path": path, "is_shared": is_shared}
+    if is_default:
+        body["is_default"] = True
+    resources.run(
+        session,
+        "POST",
+        POOL.place(session),
+        body,
+        reread=lambda: resources.read(session, POOL, name),
+        sentence=lambda _: f"pool {name} is ready",
+        resource=POOL,
+    )
+
+
+@pool.command("delete")
+@_pool_name
+@options.destroys
+@options.runs
+@click.pass_obj
+def delete_pool(session: Session, name: str) -> None:
+    """Forget an empty pool; the directory stays."""
+    session.confirm(f"Delete pool {name}?")
+    resources.run(session, "DELETE", POOL.place(session, name), sentence=lambda _: f"pool {name} deleted")
+
+
+@click.group()
+def volume() -> None:
+    """Volumes: disks apart from vms."""
+
+
+@volume.command("list")
+@options.lists
+@click.pass_obj
+def list_volumes(session: Session) -> None:
+    """List volumes. Filter by name, vm, pool, image."""
+    resources.list_all(session, VOLUME)
+
+
+@volume.command("get")
+@_volume_name
+@options.reads
+@click.pass_obj
+def get_volume(session: Session, name: str) -> None:
+    """Show a volume."""
+    resources.get_one(session, VOLUME, name)
+
+
+@volume.command("create")
+@click.argument("name")
+@click.option("--size", type=DISK_SIZE, metavar="SIZE", help="For example 20GiB; may be left out with --image.")
+@click.option(
+    "--pool",
+    "pool_name",
+    metavar="NAME",
+    shell_complete=completion.names_of("pools"),
+    help="Where it lives; else the default pool.",
+)
+@click.option("--format", "volume_format", type=click.Choice(["qcow2", "raw"]), help="qcow2 unless told otherwise.")
+@click.option("--image", metavar="NAME", shell_complete=completion.names_of("images"), help="A clone of this image.")
+@options.runs
+@click.pass_obj
+def create_volume(
+    session: Session, name: str, size: int | None, pool_name: str | None, volume_format: str | None, image: str | None
+) -> None:
+    """Create a volume, empty or a clone of an image."""
+    if size is None and image is None:
+        raise click.UsageError("give --size, for example --size 20GiB, or --image")
+    optional = {"size_bytes": size, "pool": pool_name, "format": volume_format, "image": image}
+    body: dict[str, Any] = {"name": name, **{key: value for key, value in optional.items() if value is not None}}
+    resources.run(
+        session,
+        "POST",
+        VOLUME.place(session),
+        body,
+        reread=lambda: resources.read(session, VOLUME, name),
+        sentence=lambda item: f"volume {name} is ready, {humanise.size(item.get('size_bytes'))} in pool {item.get('pool', '')}",
+        resource=VOLUME,
+    )
+
+
+@volume.command("delete")
+@_volume_name
+@options.destroys
+@options.runs
+@click.pass_obj
+def delete_volume(session: Session, name: str) -> None:
+    """Delete a volume that no vm has."""
+    session.confirm(f"Delete volume {name} of project {session.project}?")
+    resources.run(session, "DELETE", VOLUME.place(session, name), sentence=lambda _: f"volume {name} deleted")

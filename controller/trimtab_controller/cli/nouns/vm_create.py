@@ -1,0 +1,151 @@
+"""`trimtab vm create`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trimtab_controller.cli import completion, options, resources
+from trimtab_controller.cli.errors import CommandFailed, usage
+from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, outcome
+from trimtab_controller.cli.resources import Resource
+from trimtab_controller.cli.session import Session
+from trimtab_controller.cli.values import DISK_SIZE, MEMORY, NicType, NicWish, PairType
+
+# The controller's bound of one cloud-init document.
+_SEED_BYTES_MAX = 64 << 10
+_file = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, path_type=Path)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--image", metavar="NAME", shell_complete=completion.names_of("images"), help="Boot from a clone of this image.")
+@click.option("--volume", metavar="NAME", shell_complete=completion.names_of("volumes"), help="Boot from this volume instead.")
+@click.option("--vcpus", type=click.IntRange(1, 1024), default=1, show_default=True, help="Virtual CPUs.")
+@click.option("--vcpus-max", type=click.IntRange(1, 1024), help="So many may be added while it runs.")
+@click.option("--memory", type=MEMORY, required=True, metavar="SIZE", help="For example 96MiB, 2GiB.")
+@click.option("--memory-max", type=MEMORY, metavar="SIZE", help="So much may be given while it runs.")
+@click.option("--disk", type=DISK_SIZE, metavar="SIZE", help="Size of the boot disk, for example 20GiB; else the image's.")
+@click.option("--pool", metavar="NAME", shell_complete=completion.names_of("pools"), help="Where its disks live.")
+@click.option(
+    "--network", "nics", type=NicType(), multiple=True, shell_complete=completion.names_of("networks"), help="A nic; repeats."
+)
+@click.option("--firmware", type=click.Choice(["bios", "uefi"]), help="bios unless told otherwise.")
+@click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), help="x86_64 unless told otherwise.")
+@click.option("--cpu-model", metavar="MODEL", help="A named CPU model; else the host class's.")
+@click.option("--host-class", metavar="NAME", shell_complete=completion.names_of("host-classes"), help="A class of hosts.")
+@click.option("--select", "selects", type=PairType("rack=r2"), multiple=True, help="Only hosts with this label; repeats.")
+@click.option("--to", "to_host", metavar="HOST", shell_complete=completion.names_of("hosts"), help="On this host, or not at all.")
+@click.option("--label", "labels", type=PairType("tier=web"), multiple=True, help="A label; repeats.")
+@click.option("--hostname", metavar="NAME", help="By cloud-init; else the vm's name.")
+@click.option("--user-data", type=_file, metavar="FILE", help="A cloud-init user-data document.")
+@click.option("--network-config", type=_file, metavar="FILE", help="A cloud-init network-config document.")
+@click.option(
+    "--ssh-key", "ssh_keys", type=_file, multiple=True, metavar="FILE", help="Public keys for the default user; repeats."
+)
+@click.option("--start/--no-start", "start", default=True, help="Start it once it is made (default).")
+@options.runs
+@click.pass_obj
+def create(
+    session: Session,
+    name: str,
+    image: str | None,
+    volume: str | None,
+    vcpus: int,
+    vcpus_max: int | None,
+    memory: int,
+    memory_max: int | None,
+    disk: int | None,
+    pool: str | None,
+    nics: Sequence[NicWish],
+    firmware: str | None,
+    arch: str | None,
+    cpu_model: str | None,
+    host_class: str | None,
+    selects: Sequence[tuple[str, str]],
+    to_host: str | None,
+    labels: Sequence[tuple[str, str]],
+    hostname: str | None,
+    user_data: Path | None,
+    network_config: Path | None,
+    ssh_keys: Sequence[Path],
+    start: bool,
+) -> None:
+    """Create a vm, place it and start it.
+
+    trimtab vm create web1 --image debian --vcpus 2 --memory 2GiB --network default
+    """
+    if bool(image) == bool(volume):
+        raise usage("give either --image or --volume, for example --image debian", hint="trimtab image list")
+    optional: dict[str, Any] = {
+        "image": image,
+        "volume": volume,
+        "vcpus_max": vcpus_max,
+        "memory_max_mib": memory_max,
+        "disk_bytes": disk,
+        "pool": pool,
+        "firmware": firmware,
+        "arch": arch,
+        "cpu_model": cpu_model,
+        "host_class": host_class,
+        "to_host": to_host,
+        "labels": dict(labels) or None,
+        "host_selector": dict(selects) or None,
+        "networks": [nic.as_json() for nic in nics] or None,
+        "seed": _seed(hostname=hostname, user_data=user_data, network_config=network_config, ssh_keys=ssh_keys) or None,
+    }
+    body: dict[str, Any] = {"name": name, "vcpus": vcpus, "memory_mib": memory, "start": start}
+    body.update({key: value for key, value in optional.items() if value is not None})
+    _create(session, name, body)
+
+
+def _create(session: Session, name: str, body: dict[str, Any]) -> None:
+    vm = Resource(noun="vm", collection="vms", columns=COLUMNS, describe=describe)
+    try:
+        resources.run(
+            session,
+            "POST",
+            vm.place(session),
+            body,
+            reread=lambda: resources.read(session, vm, name),
+            sentence=outcome,
+            resource=vm,
+        )
+    except CommandFailed as error:
+        # The vm is undone, so that only its operation can still say why no host would have it.
+        if error.kind == "no_capacity" and error.operation_id:
+            error.hint = f"trimtab op explain {error.operation_id}"
+        raise
+
+
+def _seed(
+    *, hostname: str | None, user_data: Path | None, network_config: Path | None, ssh_keys: Sequence[Path]
+) -> dict[str, Any]:
+    seed: dict[str, Any] = {}
+    if hostname:
+        seed["hostname"] = hostname
+    if user_data is not None:
+        seed["user_data"] = _document(user_data, "--user-data")
+    if network_config is not None:
+        seed["network_config"] = _document(network_config, "--network-config")
+    lines = [line.strip() for path in ssh_keys for line in _document(path, "--ssh-key").splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if any("PRIVATE KEY" in key for key in keys):
+        raise usage("--ssh-key: this is a private key; give the public one, for example ~/.ssh/id_ed25519.pub")
+    if keys:
+        seed["ssh_keys"] = keys
+    elif ssh_keys:
+        raise usage("--ssh-key: there is no key in the file; give a public one, for example ~/.ssh/id_ed25519.pub")
+    return seed
+
+
+def _document(path: Path, option: str) -> str:
+    with click.open_file(str(path), "rb") as stream:
+        content: bytes = stream.read(_SEED_BYTES_MAX + 1)
+    if len(content) > _SEED_BYTES_MAX:
+        raise usage(f"{option}: {path} is larger than {_SEED_BYTES_MAX >> 10} KiB; let it fetch the rest, as by #include")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise usage(f"{option}: {path} is not UTF-8 text (byte {error.start})") from error

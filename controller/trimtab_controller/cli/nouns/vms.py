@@ -1,0 +1,246 @@
+"""`trimtab vm`: machines. How they are shown: `vm_views.py`; the making of one: `vm_create.py`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from trimtab_controller.cli import completion, options, resources
+from trimtab_controller.cli.errors import CommandFailed, usage
+from trimtab_controller.cli.nouns.vm_create import create
+from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, outcome, show_decision
+from trimtab_controller.cli.resources import Resource
+from trimtab_controller.cli.session import Session
+from trimtab_controller.cli.values import DurationType, PairType
+
+VM = Resource(
+    noun="vm",
+    collection="vms",
+    columns=COLUMNS,
+    describe=describe,
+    is_streamed=True,
+    filter_paths={
+        "name": "name",
+        "host": "host",
+        "state": "observed.state",
+        "desired": "desired.power",
+        "image": "image",
+        "arch": "shape.arch",
+    },
+)
+
+_name = click.argument("name", shell_complete=completion.names_of("vms"))
+_GRACE = DurationType(maximum="1d", example="60s")
+
+
+@click.group()
+def vm() -> None:
+    """Virtual machines."""
+
+
+vm.add_command(create)
+
+
+@vm.command("list")
+@options.lists
+@click.option("--deleted", is_flag=True, help="Also those that `undelete` can bring back.")
+@click.pass_obj
+def list_vms(session: Session, deleted: bool) -> None:
+    """List vms.
+
+    Filter by name, host, state, desired, image, arch, network.
+    """
+    resources.list_all(session, VM, {"show_deleted": True} if deleted else None)
+
+
+@vm.command("get")
+@_name
+@options.reads
+@click.pass_obj
+def get_vm(session: Session, name: str) -> None:
+    """Show a vm with its disks, nics and what runs for it."""
+    resources.get_one(session, VM, name)
+
+
+@vm.command("update")
+@_name
+@click.option("--label", "labels", type=PairType("tier=web"), multiple=True, help="Set a label; repeats.")
+@click.option("--unset-label", "unset", multiple=True, metavar="KEY", help="Remove a label; repeats.")
+@options.changes
+@click.pass_obj
+def update(session: Session, name: str, labels: Sequence[tuple[str, str]], unset: Sequence[str]) -> None:
+    """Change a vm's labels."""
+    body = {"labels": resources.label_changes(labels, unset)}
+    answer = resources.change(session, "PATCH", VM.place(session, name), body)
+    resources.show_changed(session, VM, answer, f"vm {name}: labels changed")
+
+
+@vm.command()
+@_name
+@click.option("--to", "to_host", metavar="HOST", shell_complete=completion.names_of("hosts"), help="On this host, or not at all.")
+@options.runs
+@click.pass_obj
+def start(session: Session, name: str, to_host: str | None) -> None:
+    """Place a stopped vm and start it."""
+    _run(session, name, "start", _given({"to_host": to_host}))
+
+
+@vm.command()
+@_name
+@click.option("--force", is_flag=True, help="Cut its power at once; what it has not written is lost.")
+@click.option("--grace", type=_GRACE, help="How long the guest may take to shut down before its power is cut.")
+@options.runs
+@click.pass_obj
+def stop(session: Session, name: str, force: bool, grace: int | None) -> None:
+    """Shut a vm down: gracefully, then by force."""
+    _run(session, name, "stop", _given({"force": force or None, "timeout_s": grace}))
+
+
+@vm.command()
+@_name
+@click.option("--force", is_flag=True, help="Reset it; what it has not written is lost.")
+@options.runs
+@click.pass_obj
+def reboot(session: Session, name: str, force: bool) -> None:
+    """Restart the guest in place."""
+    _run(session, name, "reboot", _given({"force": force or None}))
+
+
+@vm.command()
+@_name
+@options.runs
+@click.pass_obj
+def pause(session: Session, name: str) -> None:
+    """Stop a vm's CPUs; its memory stays."""
+    _run(session, name, "pause", {})
+
+
+@vm.command()
+@_name
+@options.runs
+@click.pass_obj
+def resume(session: Session, name: str) -> None:
+    """Let a paused vm go on."""
+    _run(session, name, "resume", {})
+
+
+@vm.command()
+@_name
+@click.option(
+    "--to",
+    "to_host",
+    metavar="HOST",
+    shell_complete=completion.names_of("hosts"),
+    help="The target; else the scheduler's choice.",
+)
+@click.option("--bandwidth", "bandwidth_mib_s", type=click.IntRange(1, 1_000_000), metavar="MIB/S", help="Use this much at most.")
+@click.option("--auto-converge", is_flag=True, help="Slow the guest down where it writes faster than it can be copied.")
+@click.option(
+    "--allow-postcopy", is_flag=True, help="Switch over before all is copied if needed: a failure then loses its memory."
+)
+@click.option(
+    "--give-up-after", type=DurationType(maximum="7d", example="30m"), help="Cancel the migration then; the vm stays where it is."
+)
+@options.runs
+@click.pass_obj
+def migrate(
+    session: Session,
+    name: str,
+    to_host: str | None,
+    bandwidth_mib_s: int | None,
+    auto_converge: bool,
+    allow_postcopy: bool,
+    give_up_after: int | None,
+) -> None:
+    """Move a running vm to another host without stopping it."""
+    body = {
+        "to_host": to_host,
+        "bandwidth_mib_s": bandwidth_mib_s,
+        "auto_converge": auto_converge or None,
+        "allow_postcopy": allow_postcopy or None,
+        "timeout_s": give_up_after,
+    }
+    _run(session, name, "migrate", _given(body))
+
+
+@vm.command()
+@_name
+@options.destroys
+@options.runs
+@click.pass_obj
+def delete(session: Session, name: str) -> None:
+    """Stop and delete a vm with its disks; `undelete` brings it back while it is kept."""
+    session.confirm(f"Delete vm {name} of project {session.project}?")
+    resources.run(
+        session,
+        "DELETE",
+        VM.place(session, name),
+        sentence=lambda _operation: f"vm {name} deleted; while it is kept: trimtab vm undelete {name}",
+    )
+
+
+@vm.command()
+@click.argument("name")
+@options.runs
+@click.pass_obj
+def undelete(session: Session, name: str) -> None:
+    """Bring a deleted vm back, stopped."""
+    _run(session, name, "undelete", {})
+
+
+@vm.command()
+@_name
+@click.option(
+    "--why-not", "why_not", metavar="HOST", shell_complete=completion.names_of("hosts"), help="Only: why not this host?"
+)
+@options.reads
+@click.pass_obj
+def explain(session: Session, name: str, why_not: str | None) -> None:
+    """Say why a vm is where it is, and why not elsewhere."""
+    decision = session.client.get(VM.place(session, name, verb="explain"), {"why_not": why_not} if why_not else None)
+    show_decision(session, decision, name, why_not=why_not or "")
+
+
+@vm.command()
+@_name
+@click.option("--log", "is_log", is_flag=True, help="Print the serial log.")
+@click.option("--follow", "-f", is_flag=True, help="Go on as it grows.")
+@click.option("--raw", is_flag=True, help="Also to a terminal as the guest wrote it, its escape sequences included.")
+@options.where
+@click.pass_obj
+def console(session: Session, name: str, is_log: bool, follow: bool, raw: bool) -> None:
+    """Print what the guest wrote to its serial port."""
+    if not (is_log or follow):
+        raise usage("an interactive console is not offered; --log prints the serial log", hint=f"trimtab vm console {name} --log")
+    from trimtab_controller.cli.nouns.vm_console import print_log
+
+    print_log(session, VM.place(session, name) + "/console", follow=follow, raw=raw)
+
+
+def _run(session: Session, name: str, verb: str, body: dict[str, Any]) -> None:
+    _with_hint(
+        name,
+        lambda: resources.run(
+            session,
+            "POST",
+            VM.place(session, name, verb=verb),
+            body,
+            reread=lambda: resources.read(session, VM, name),
+            sentence=outcome,
+            resource=VM,
+        ),
+    )
+
+
+def _with_hint(name: str, work: Callable[[], None]) -> None:
+    """Run, and where no host fits point at the reasons."""
+    try:
+        work()
+    except CommandFailed as error:
+        if error.kind == "no_capacity" and (not error.hint or error.hint.startswith("trimtab op get")):
+            error.hint = f"trimtab op explain {error.operation_id}" if error.operation_id else f"trimtab vm explain {name}"
+        raise
+
+
+def _given(body: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if value is not None}
