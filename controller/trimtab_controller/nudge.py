@@ -17,9 +17,10 @@ PAUSE_AFTER_FAILURE_S = 2.0
 class Nudger:
     """Sends at most one nudge per `MIN_INTERVAL_S` from its own thread; `nudge()` never blocks and never fails."""
 
-    def __init__(self, publish: Callable[[], None]) -> None:
-        """`publish` sends one message and fails fast (see `tasks.publisher`)."""
+    def __init__(self, publish: Callable[[], None], *, on_outcome: Callable[[str], None] = lambda _outcome: None) -> None:
+        """`publish` sends one message and fails fast (see `tasks.publisher`); `on_outcome` counts: sent, failed."""
         self._publish = publish
+        self._on_outcome = on_outcome
         self._wanted = threading.Event()
         self._stopped = threading.Event()
         self._broken_until = 0.0
@@ -53,6 +54,8 @@ class Nudger:
             except Exception as error:  # noqa: BLE001  # any broker trouble means the same: later
                 self._broken_until = time.monotonic() + PAUSE_AFTER_FAILURE_S
                 self._wanted.set()
+                self._on_outcome("failed")
                 log.warning("broker does not take nudges", error=str(error)[:200])
                 continue
+            self._on_outcome("sent")
             self._stopped.wait(MIN_INTERVAL_S)

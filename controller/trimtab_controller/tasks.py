@@ -4,6 +4,7 @@ A task means "drive what is due" and carries nothing. Never here: chords, groups
 queues. Settings: late acknowledgement, short visibility timeout, no prefetch, threads.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -87,7 +88,9 @@ def run_worker(settings: Settings) -> None:
 
     # Restarted workers find their work in SQL at once instead of waiting for somebody's next nudge.
     publisher(settings.broker_url, on_failure=lambda _error: None)()
-    arguments = ["worker", "--pool=threads", f"--concurrency={settings.worker_threads}", f"--queues={QUEUE}"]
+    for chatty in ("celery.worker.strategy", "celery.app.trace"):  # a line or two per nudge says nothing
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    arguments = ["--quiet", "worker", "--pool=threads", f"--concurrency={settings.worker_threads}", f"--queues={QUEUE}"]
     arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat", f"--loglevel={settings.log_level}"]
     try:
         app.worker_main(arguments)

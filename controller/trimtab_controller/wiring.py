@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc
 
+from trimtab_controller import metrics
 from trimtab_controller.agents.grpc_client import AgentAddress, GrpcAgentClient
 from trimtab_controller.clock import SystemClock, system_rng
 from trimtab_controller.config import Settings
@@ -31,29 +32,43 @@ def build_agents(settings: Settings, db: Database) -> GrpcAgentClient:
         host = db.read(lambda session: hosts.get(session, host_id))
         return AgentAddress(host.id, host.agent_address, host.incarnation, host.lease_number)
 
-    client = GrpcAgentClient(lookup=lookup, connect=connect)
+    client = GrpcAgentClient(lookup=lookup, connect=connect, on_call=_count_call)
     connect.on_renewal = client.reconnect_all
     return client
 
 
-def build_engine(settings: Settings, *, process: str, on_step: Callable[[str, str, str, float], None] | None = None) -> Engine:
+def build_engine(settings: Settings, *, process: str) -> Engine:
     """Return a driver for this process with connections of its own. Call it after any fork."""
     db = build_database(settings)
-    optional = {} if on_step is None else {"on_step": on_step}
     return Engine(
         db=db,
         agents=build_agents(settings, db),
         clock=SystemClock(),
         driver=driver_name(process),
         rng=system_rng(),
-        **optional,
+        on_step=_count_step,
+        on_end=_count_end,
     )
+
+
+def _count_step(kind: str, step: str, outcome: str, seconds: float) -> None:
+    metrics.STEPS.labels(kind, step, outcome).inc()
+    metrics.STEP_SECONDS.labels(kind, step).observe(seconds)
+
+
+def _count_end(kind: str, state: str, seconds: float) -> None:
+    metrics.OPERATIONS_ENDED.labels(kind, state).inc()
+    metrics.OPERATION_SECONDS.labels(kind).observe(seconds)
+
+
+def _count_call(verb: str, outcome: str, seconds: float) -> None:
+    metrics.AGENT_CALL_SECONDS.labels(verb, outcome).observe(seconds)
 
 
 def build_nudger(settings: Settings) -> Nudger:
     from trimtab_controller import tasks
 
-    return Nudger(tasks.publisher(settings.broker_url))
+    return Nudger(tasks.publisher(settings.broker_url), on_outcome=lambda outcome: metrics.NUDGES.labels(outcome).inc())
 
 
 class ControllerChannels:

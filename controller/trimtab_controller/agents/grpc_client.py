@@ -6,6 +6,7 @@ refused by TLS before a byte of a command is sent.
 """
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -66,9 +67,16 @@ class AgentAddress:
 class GrpcAgentClient:
     """Thread-safe. `lookup` reads the host's row; `connect` opens a channel to (host_id, address)."""
 
-    def __init__(self, *, lookup: Callable[[str], AgentAddress], connect: Callable[[str, str], grpc.Channel]) -> None:
+    def __init__(
+        self,
+        *,
+        lookup: Callable[[str], AgentAddress],
+        connect: Callable[[str, str], grpc.Channel],
+        on_call: Callable[[str, str, float], None] = lambda _verb, _outcome, _seconds: None,
+    ) -> None:
         self._lookup = lookup
         self._connect = connect
+        self._on_call = on_call
         self._channels: OrderedDict[tuple[str, str], grpc.Channel] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -286,10 +294,15 @@ class GrpcAgentClient:
 
     def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
         stub = pb_grpc.AgentServiceStub(self._channel(address))
+        started, outcome = time.monotonic(), "ok"
         try:
             return getattr(stub, verb)(request, timeout=timeout_s)
         except grpc.RpcError as failed:
-            raise from_rpc_error(failed, peer=f"agent of {address.host_id}") from failed
+            error = from_rpc_error(failed, peer=f"agent of {address.host_id}")
+            outcome = error.kind.value
+            raise error from failed
+        finally:
+            self._on_call(verb, outcome, time.monotonic() - started)
 
     def _channel(self, address: AgentAddress) -> grpc.Channel:
         key = (address.host_id, address.address)

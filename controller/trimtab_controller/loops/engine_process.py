@@ -13,6 +13,7 @@ from trimtab_controller import wiring
 from trimtab_controller.clock import Clock
 from trimtab_controller.config import Settings
 from trimtab_controller.loops.drift import Drift
+from trimtab_controller.loops.fleet_figures import FleetFigures
 from trimtab_controller.loops.leader import Leader
 from trimtab_controller.loops.leader_loop import Job, run_due
 from trimtab_controller.loops.placement import PlacementLoop
@@ -32,12 +33,14 @@ def lanes(engine: Engine, nudger: Nudger) -> dict[str, list[Job]]:
     placement = PlacementLoop(db=db, clock=clock, nudger=nudger, rng=engine.rng)
     redrive = Redrive(db=db, clock=clock, engine=engine, nudger=nudger)
     upkeep = Upkeep(db=db, clock=clock, nudger=nudger)
+    figures = FleetFigures(db=db, clock=clock)
     drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger)
     return {
         # A request waits half a period on average; an empty round is one indexed query.
         "placement": [Job("placement", TICK_S, placement.run)],
         "redrive": [Job("redrive", 0.25, redrive.run)],
         "upkeep": [
+            Job("figures", 5.0, figures.run),
             Job("prepare hosts", 1.0, upkeep.prepare_hosts),
             Job("seal audit", 5.0, upkeep.seal_audit),
             Job("purge", 30.0, upkeep.purge),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from trimtab_controller import metrics
 from trimtab_controller.clock import Clock
 from trimtab_protos.errors import TrimtabError
 
@@ -26,10 +27,13 @@ class Job:
             return
         self._due = now + self.period_s
         try:
-            self.run(term)
+            with metrics.LOOP_SECONDS.labels(self.name).time():
+                self.run(term)
         except TrimtabError as error:
+            metrics.LOOP_FAILURES.labels(self.name).inc()
             log.warning("leader job put off", job=self.name, code=error.code, error=error.message)
         except Exception:
+            metrics.LOOP_FAILURES.labels(self.name).inc()
             log.exception("leader job failed", job=self.name)
 
 

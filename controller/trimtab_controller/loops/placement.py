@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from trimtab_controller import metrics
 from trimtab_controller.clock import Clock, mint
 from trimtab_controller.core.baseline import Baseline
 from trimtab_controller.core.model import Claim, PlacementAsk
@@ -55,7 +56,10 @@ class PlacementLoop:
             self._answer_at_home(term, ask, batch.homes[ask.vm_id])
         to_place = [ask for ask in batch.asks if ask not in at_home and ask.vm_id in batch.needs]
         requests = [_request(ask, batch) for ask in to_place]
+        started_s = self._clock.boottime_s()
         decisions = place(batch.snapshot, requests, policy_of=placement_snapshot.policy_of(batch.rows))
+        metrics.PLACEMENT_SECONDS.observe(self._clock.boottime_s() - started_s)
+        metrics.PLACEMENT_BATCH.observe(len(requests))
         by_operation = {ask.operation_id: ask for ask in to_place}
         for decision in decisions:
             self._commit(term, by_operation[decision.request.request_id], decision, batch)
@@ -73,7 +77,9 @@ class PlacementLoop:
 
         try:
             self._db.write(work)
+            metrics.PLACEMENTS.labels(ask.kind, "placed" if decision.chosen_host_id else "refused").inc()
         except claims.ClaimRefused:
+            metrics.PLACEMENTS.labels(ask.kind, "raced").inc()
             log.info("placement raced", operation_id=ask.operation_id, host_id=decision.chosen_host_id)
 
     def _refuse(self, session: Session, ask: PlacementAsk, decision: Decision) -> None:

@@ -63,6 +63,10 @@ class Engine:
     rng: random.Random
     # Called with (kind, step, outcome, seconds) after each try: the metrics.
     on_step: Callable[[str, str, str, float], None] = _ignore
+    # Called with (kind, state, seconds since acceptance) when an operation ends here.
+    on_end: Callable[[str, str, float], None] = _ignore
+    # Finds the saga of a kind; tests give sagas whose steps fail or run twice.
+    saga_of: Callable[[str], Saga[Any]] = saga_named
 
     def drive_due(self, *, limit: int = 4, budget_s: float = BUDGET_S) -> int:
         """Claim up to `limit` due operations at a time and drive each until it waits or ends; return how many were driven."""
@@ -97,7 +101,7 @@ class Engine:
             self._put_back_quietly(operation, Internal("driver-failed", "a defect stopped this step; the log has it"))
 
     def _advance(self, operation: Operation, until: float) -> None:
-        saga = saga_named(operation.kind)
+        saga = self.saga_of(operation.kind)
         entries = self._journal(operation)
         while True:
             is_compensating = operation.state is OperationState.COMPENSATING
@@ -116,8 +120,8 @@ class Engine:
             outcome = self._perform(saga, operation, position, following)
             if outcome is None:
                 return
-            operation = outcome
-            entries = self._journal(operation)
+            entries, is_cancel_requested = self.db.read(lambda session: store.journal_and_cancel(session, operation.id))
+            operation = replace(outcome, is_cancel_requested=is_cancel_requested)
 
     def _journal(self, operation: Operation) -> tuple[JournalEntry, ...]:
         return self.db.read(lambda session: store.journal_of(session, operation.id))
@@ -154,6 +158,7 @@ class Engine:
                     waiting_for=result.waiting_for,
                     progress=result.progress,
                     step=step.name,
+                    attempts=0,
                 )
             return None
         if isinstance(result, TookPlace):
@@ -162,7 +167,10 @@ class Engine:
             return self._turn(operation, position, step, Conflict("cancelled", "cancelled by the user"))
         log.info("step recorded", operation_id=operation.id, step=step.name, direction=direction.value)
         self._crash_point(f"recorded:{step.name}")
-        return None if following.is_last else replace(operation, attempts=0)
+        if following.is_last:
+            self._tell_end(operation, _end_of(position, is_forward=direction is Direction.DO))
+            return None
+        return replace(operation, attempts=0)
 
     def _run_transaction(
         self, saga: Saga[Any], operation: Operation, position: Position, following: Forward | Undo
@@ -223,7 +231,7 @@ class Engine:
 
     def _record_effect(self, operation: Operation, position: Position, following: Forward | Undo, result: Json | None) -> None:
         now = self.clock.now()
-        saga = saga_named(operation.kind)
+        saga = self.saga_of(operation.kind)
 
         def work(session: Session) -> None:
             store.hold(session, operation, now=now, lease_s=DRIVER_LEASE_S, attempts=0, step=following.step.name)
@@ -257,23 +265,24 @@ class Engine:
         )
         if not following.is_last:
             return
+        state = _end_of(position, is_forward=is_forward)
         if is_forward:
             results = {**position.results, following.step.name: result or {}}
-            store.close(session, operation, state=OperationState.DONE, now=now, result=saga.result(results))
+            store.close(session, operation, state=state, now=now, result=saga.result(results))
         else:
-            state = turned_state(was_cancelled=_was_cancelled(position.failure))
             store.close(session, operation, state=state, now=now, error=position.failure)
 
     def _close_without_step(self, operation: Operation, position: Position, is_compensating: bool) -> None:
         """End an operation whose journal is already complete (nothing to undo, or a saga that lost its last step)."""
         now = self.clock.now()
-        state = turned_state(was_cancelled=_was_cancelled(position.failure)) if is_compensating else OperationState.DONE
+        state = _end_of(position, is_forward=not is_compensating)
 
         def work(session: Session) -> None:
             store.hold(session, operation, now=now, lease_s=0)
             store.close(session, operation, state=state, now=now, error=position.failure)
 
         self.db.write(work)
+        self._tell_end(operation, state)
 
     # --- turning round, waiting, giving up --------------------------------------------------------------------------------
 
@@ -293,7 +302,7 @@ class Engine:
         return None
 
     def _turn_now(self, operation: Operation, step: Step, error: TrimtabError) -> Operation:
-        position = fold(saga_named(operation.kind), self._journal(operation), is_compensating=False)
+        position = fold(self.saga_of(operation.kind), self._journal(operation), is_compensating=False)
         return self._turn(operation, position, step, error)
 
     def _turn(self, operation: Operation, position: Position, step: Step, error: TrimtabError) -> Operation:
@@ -373,6 +382,7 @@ class Engine:
             store.close(session, operation, state=OperationState.NEEDS_ATTENTION, now=now, error=OperationError.of(error))
 
         self.db.write(work)
+        self._tell_end(operation, OperationState.NEEDS_ATTENTION)
 
     def _give_back(
         self, operation: Operation, state: OperationState, *, seconds: float, waiting_for: str, **changes: Any
@@ -409,6 +419,9 @@ class Engine:
         except (store.Fenced, TrimtabError) as second:
             log.warning("operation left to its lease", operation_id=operation.id, error=str(second))
 
+    def _tell_end(self, operation: Operation, state: OperationState) -> None:
+        self.on_end(operation.kind, state.value, (self.clock.now() - operation.created_at).total_seconds())
+
     @staticmethod
     def _crash_point(name: str) -> None:
         if CRASH_AT and name == CRASH_AT:
@@ -417,6 +430,10 @@ class Engine:
 
 # Errors of the transport or a busy agent that say that nothing was done by this call.
 QUICKLY_RETRIED = frozenset({"command-in-progress", "busy"})
+
+
+def _end_of(position: Position, *, is_forward: bool) -> OperationState:
+    return OperationState.DONE if is_forward else turned_state(was_cancelled=_was_cancelled(position.failure))
 
 
 def _was_cancelled(failure: OperationError | None) -> bool:

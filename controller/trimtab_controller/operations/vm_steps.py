@@ -4,7 +4,7 @@ Params of these sagas have a `vm_id`; results are looked up by the step names us
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
@@ -89,26 +89,46 @@ def chosen_host(results: Mapping[str, Json]) -> str:
 # --- images on local pools --------------------------------------------------------------------------------------------------
 
 
-def bring_images() -> Step:
-    """Make the base images of the vm's volumes present on the chosen host, copying from another host where needed.
+def note_images(host_of: Any = chosen_host) -> Step:
+    """Note where images are about to be copied to, so that no file can ever lie where no row says so."""
 
-    The saga's last step records the new replicas (`record_images`); one that was not recorded is found again by the next copy.
-    """
+    def do(context: Transaction[Any]) -> None:
+        host_id = host_of(context.results)
+        missing = image_replicas.missing_for_vm(context.session, context.params.vm_id, host_id)
+        image_replicas.begin(context.session, missing, host_id, operation_id=context.operation.id, now=context.now)
+
+    return transaction("note_images", do, None, because="the row says where a file may be; the next copy or the deletion uses it")
+
+
+def bring_images(host_of: Any = chosen_host) -> Step:
+    """Make the base images of the vm's volumes present where the volumes will be, copying from another host where needed."""
 
     def do(context: Effect[Any]) -> Json | Wait:
-        host_id = chosen_host(context.results)
-        for missing in context.read(lambda session: image_replicas.missing_for_vm(session, context.params.vm_id, host_id)):
-            waiting = _copy_replica(context, host_id, missing)
-            if waiting is not None:
-                return waiting
-        return {"host_id": host_id}
+        host_id = host_of(context.results)
+        missing = context.read(lambda session: image_replicas.missing_for_vm(session, context.params.vm_id, host_id))
+        return copy_missing(context, host_id, missing) or {"host_id": host_id}
 
     return effect("bring_images", do, None, because="a replica is a cache entry; its owner cleans it up when nothing uses it")
 
 
-def record_images(context: Transaction[Any]) -> None:
+def record_images(host_of: Any = chosen_host) -> Step:
     """Record the replicas that `bring_images` proved."""
-    image_replicas.record_for_vm(context.session, context.params.vm_id, chosen_host(context.results), now=context.now)
+
+    def do(context: Transaction[Any]) -> None:
+        host_id = host_of(context.results)
+        missing = image_replicas.missing_for_vm(context.session, context.params.vm_id, host_id)
+        image_replicas.record(context.session, missing, host_id, now=context.now)
+
+    return transaction("record_images", do, None, because="the replicas exist")
+
+
+def copy_missing(context: Effect[Any], host_id: str, missing: Sequence[image_replicas.Missing]) -> Wait | None:
+    """Start or follow the copies of these images to the host, one after the other; None when all are there."""
+    for one in missing:
+        waiting = _copy_replica(context, host_id, one)
+        if waiting is not None:
+            return waiting
+    return None
 
 
 def _copy_replica(context: Effect[Any], host_id: str, missing: image_replicas.Missing) -> Wait | None:
@@ -118,7 +138,8 @@ def _copy_replica(context: Effect[Any], host_id: str, missing: image_replicas.Mi
         raise Unavailable(
             "image-has-no-source", f"no host that is up has image {image.name}; see `trimtab image get {image.name}`"
         )
-    key = context.key(subject_id=context.operation.subject_id, part=image.id)
+    # The source is part of the key: a copy whose source went away is begun anew from another one.
+    key = context.key(subject_id=context.operation.subject_id, part=f"{image.id}-{missing.source_host_id}")
     source_pool = describe.pool_spec(missing.source_pool)
     ticket = str(context.results["place"]["ticket"])
     stored = describe.stored_format(image)
@@ -274,9 +295,11 @@ def erase_vm(context: Transaction[Any]) -> None:
     if parts.vm.deleted_at is not None and parts.vm.purge_after is None:
         return  # erased already
     claims.give_back(session, vm_id)
-    volume_claims.erase(session, parts.volumes, now=context.now)
+    own = [volume for volume in parts.volumes if volume.is_deleted_with_vm]
+    volume_claims.erase(session, own, now=context.now)
+    volume_claims.detach(session, [volume.id for volume in parts.volumes if not volume.is_deleted_with_vm])
     vms.delete_nics(session, vm_id)
-    vms.charge_project(session, parts.vm, disk_bytes=sum(volume.size_bytes for volume in parts.volumes), sign=-1)
+    vms.charge_project(session, parts.vm, disk_bytes=sum(volume.size_bytes for volume in own), sign=-1)
     vms.update(
         session,
         vm_id,

@@ -1,7 +1,7 @@
 """Where a vm runs, and why. Pure: the fleet and the requests in, decisions out; see `engine.py`.
 
     request.py    what is asked           fleet.py     what does not change during a batch, as columns and masks
-    books.py      what is free now        assemble.py  rows of the control plane -> fleet and requests
+    books.py      what is free now
     filters/      the rules               sieve.py     all filters over all hosts
     scorers/      the wishes              policies.py  how much each wish counts     scoring.py, ranking.py  the best hosts
     verdict.py    the answer, with a reason or a score per host

@@ -7,7 +7,7 @@ what a later rule has to count along (cells of memory, devices, members of a gro
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trimtab_controller.core.placement.fleet import MEMORY, VCPUS, FleetSnapshot, Integers, local_space
+from trimtab_controller.core.placement.fleet import MEMORY, VCPUS, FleetSnapshot, Floats, Integers, local_space
 from trimtab_controller.core.placement.request import DiskNeed, PlacementKind, PlacementRequest
 
 
@@ -45,12 +45,16 @@ class SpaceNeed:
 class Books:
     """Free capacity by resource and row, and by shared pool. Not thread-safe: a batch is decided by one thread."""
 
-    __slots__ = ("fleet", "free", "shared_free_bytes")
+    __slots__ = ("fleet", "free", "free_shares", "shared_free_bytes")
 
     def __init__(self, fleet: FleetSnapshot) -> None:
         self.fleet = fleet
         self.free: dict[str, Integers] = {resource: column.copy() for resource, column in fleet.free.items()}
         self.shared_free_bytes = dict(fleet.shared_free_bytes)
+        # Free / limit, kept along: dividing all hosts again for every decision costs more than all filters.
+        self.free_shares: dict[str, Floats] = {
+            resource: self.free[resource] * inverse for resource, inverse in fleet.inverse_limits.items()
+        }
 
     def claim(self, request: PlacementRequest, host_id: str) -> None:
         """Book what the request needs on this host. ValueError where it is not free: nothing is ever overcommitted."""
@@ -72,6 +76,8 @@ class Books:
                 raise ValueError(f"host {host_id} has not enough {', '.join(short)} for request {request.request_id}")
         for resource, amount in amounts.items():
             self.free[resource][row] += sign * amount
+        for resource, shares in self.free_shares.items():
+            shares[row] = self.free[resource][row] * self.fleet.inverse_limits[resource][row]
         for pool_id, size_bytes in space.shared_bytes.items():
             self.shared_free_bytes[pool_id] += sign * size_bytes
 

@@ -12,8 +12,8 @@ from trimtab_controller.core.placement.books import Books, Trial
 from trimtab_controller.core.placement.fleet import FleetSnapshot
 from trimtab_controller.core.placement.policies import BEST_FIT, Policy
 from trimtab_controller.core.placement.request import PlacementRequest
-from trimtab_controller.core.placement.scoring import best_verdicts, scored_verdict
-from trimtab_controller.core.placement.sieve import Sieve, refusals_of, refused_verdicts
+from trimtab_controller.core.placement.scoring import scored_verdict, shortlist
+from trimtab_controller.core.placement.sieve import Sieve, refused_verdict
 from trimtab_controller.core.placement.verdict import KEPT_HOSTS, LISTED_HOSTS, Decision, HostVerdict
 
 PolicyOf = Callable[[PlacementRequest], Policy]
@@ -77,7 +77,7 @@ def explain(
 def explain_host(fleet: FleetSnapshot, request: PlacementRequest, host_id: str, *, policy: Policy = BEST_FIT) -> HostVerdict:
     """Return the verdict on one host as things are now, with every reason against it. KeyError where it is not in the fleet."""
     trial, row = Trial.of(Books(fleet), request), fleet.row_of[host_id]
-    return refused_verdicts(trial, [row])[0] if refusals_of(trial, row) else scored_verdict(trial, row, policy)
+    return refused_verdict(trial, row) or scored_verdict(trial, row, policy)
 
 
 def why_not(fleet: FleetSnapshot, request: PlacementRequest, host_id: str, *, policy: Policy = BEST_FIT) -> str:
@@ -93,14 +93,14 @@ def decide(books: Books, request: PlacementRequest, *, policy: Policy, listed_ho
     sieve = Sieve.of(trial)
     is_complete = len(books.fleet) <= listed_hosts
     kept = len(books.fleet) if is_complete else KEPT_HOSTS
-    fitting = best_verdicts(trial, sieve, policy, count=kept)
+    fitting = shortlist(trial, sieve, policy, count=kept)
     # Of a large fleet a success keeps no refusals but their number: asking again is cheaper than keeping ten thousand.
-    refused = refused_verdicts(trial, sieve.nearest(count=kept)) if is_complete or not fitting else ()
+    refused = sieve.refused_verdicts(trial, count=kept) if is_complete or not fitting else ()
     return Decision(
         request=request,
         policy=policy.name,
-        chosen_host_id=fitting[0].host_id if fitting else None,
-        verdicts=fitting + refused,
+        fitting=fitting,
+        refused=refused,
         host_count=len(books.fleet),
         fit_count=sieve.fit_count,
         refused_by=sieve.refused_by,

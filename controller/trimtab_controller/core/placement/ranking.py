@@ -5,32 +5,19 @@ import numpy.typing as npt
 
 from trimtab_controller.core.placement.fleet import Floats
 
-_BLOCK = 64
+# Groups per wanted score: enough that the best ones seldom share a group, few enough that choosing among groups is cheap.
+_GROUPS_EACH = 8
 
 
 def best_positions(scores: Floats, *, count: int) -> npt.NDArray[np.intp]:
     """Return the positions of the `count` highest scores, highest first, equal ones in order of position."""
-    if scores.size > 4 * _BLOCK * count:
-        positions = _best_blocks(scores, count=count)
-        return positions[_best_few(scores[positions], count=count)]
-    return _best_few(scores, count=count)
-
-
-def _best_blocks(scores: Floats, *, count: int) -> npt.NDArray[np.intp]:
-    """Return all positions in the `count` blocks with the highest maxima, ascending.
-
-    The best `count` scores are all in there: outside stands only what `count` other blocks' maxima beat, by score or by position.
-    """
-    maxima = np.maximum.reduceat(scores, np.arange(0, scores.size, _BLOCK))
-    blocks = np.sort(np.argsort(-maxima, kind="stable")[:count])
-    positions = (blocks[:, np.newaxis] * _BLOCK + np.arange(_BLOCK)).ravel()
-    return positions[positions < scores.size]
-
-
-def _best_few(scores: Floats, *, count: int) -> npt.NDArray[np.intp]:
-    if scores.size > count:
-        threshold = np.partition(scores, scores.size - count)[scores.size - count]
-        candidates = np.flatnonzero(scores >= threshold)
-    else:
-        candidates = np.arange(scores.size)
-    return candidates[np.argsort(-scores[candidates], kind="stable")[:count]]
+    groups = _GROUPS_EACH * count
+    depth = scores.size // groups
+    if depth < 2:
+        return np.argsort(-scores, kind="stable")[:count]
+    # `count` groups have a score of at least the count-th highest group maximum, so the best `count` of all are that high.
+    maxima = scores[: groups * depth].reshape(depth, groups).max(axis=0)
+    threshold = np.partition(maxima, groups - count)[groups - count]
+    candidates = np.flatnonzero(scores >= threshold)
+    best: npt.NDArray[np.intp] = candidates[np.argsort(-scores[candidates], kind="stable")[:count]]
+    return best

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from trimtab_controller.core.placement.books import Trial
 from trimtab_controller.core.placement.fleet import Floats, Rows
@@ -10,7 +11,7 @@ from trimtab_controller.core.placement.policies import Policy
 from trimtab_controller.core.placement.ranking import best_positions
 from trimtab_controller.core.placement.scorers import SCORERS
 from trimtab_controller.core.placement.sieve import Sieve
-from trimtab_controller.core.placement.verdict import HostVerdict
+from trimtab_controller.core.placement.verdict import HostVerdict, Shortlist
 
 # Below this share of fitting hosts, gathering their rows costs less than scoring all hosts.
 _SPARSE = 4
@@ -31,51 +32,52 @@ class _Scores:
             scores = SCORERS[name].scores(trial, rows)
             if scores is not None:
                 parts[name] = scores
-        totals = np.zeros(len(trial.fleet))[rows]
-        for name, scores in parts.items():
-            totals += policy.weights[name] * scores
-        totals /= sum(policy.weights[name] for name in parts) or 1.0
-        return cls(totals, parts)
+        return cls(_weighted_mean(parts, policy) if parts else np.zeros(len(trial.fleet))[rows], parts)
 
 
-def best_verdicts(trial: Trial, sieve: Sieve, policy: Policy, *, count: int) -> tuple[HostVerdict, ...]:
-    """Return the verdicts on up to `count` hosts that fit, the best first, equal ones by name."""
+def _weighted_mean(parts: dict[str, Floats], policy: Policy) -> Floats:
+    """Return the scores by policy. A fresh array: the caller marks in it what does not fit."""
+    weight_sum = sum(policy.weights[name] for name in parts)
+    weighted = (scores * (policy.weights[name] / weight_sum) for name, scores in parts.items())
+    totals = next(weighted)
+    for scores in weighted:
+        totals += scores
+    return totals
+
+
+def shortlist(trial: Trial, sieve: Sieve, policy: Policy, *, count: int) -> Shortlist:
+    """Return up to `count` of the hosts that fit, the best first, equal ones by name."""
     count = min(count, sieve.fit_count)
     if count == 0:
-        return ()
+        return Shortlist()
     if sieve.fit_count * _SPARSE <= sieve.fits.size:
         rows = np.flatnonzero(sieve.fits)
         scores = _Scores.of(trial, rows, policy)
         positions = best_positions(scores.totals, count=count)
-        return _verdicts(trial, scores, rows[positions].tolist(), positions.tolist())
+        return _shortlist(trial, scores, rows=rows[positions], positions=positions)
     scores = _Scores.of(trial, slice(None), policy)
     np.putmask(scores.totals, ~sieve.fits, _NEVER)
-    chosen = best_positions(scores.totals, count=count).tolist()
-    return _verdicts(trial, scores, chosen, chosen)
+    chosen = best_positions(scores.totals, count=count)
+    return _shortlist(trial, scores, rows=chosen, positions=chosen)
 
 
 def scored_verdict(trial: Trial, row: int, policy: Policy) -> HostVerdict:
     """Return the verdict on one host that fits."""
-    return _verdicts(trial, _Scores.of(trial, np.array([row]), policy), [row], [0])[0]
+    rows = np.array([row])
+    return _shortlist(trial, _Scores.of(trial, rows, policy), rows=rows, positions=np.array([0])).verdict(0)
 
 
-def _verdicts(trial: Trial, scores: _Scores, rows: list[int], positions: list[int]) -> tuple[HostVerdict, ...]:
-    """Return verdicts on `rows`, whose scores stand at `positions`."""
-    hosts = trial.fleet.hosts
-    totals = _six_digits(scores.totals, positions)
-    parts = {name: _six_digits(values, positions) for name, values in scores.parts.items()}
-    return tuple(
-        HostVerdict(
-            hosts[row].host_id,
-            hosts[row].name,
-            score=totals[index],
-            scores={name: values[index] for name, values in parts.items()},
-        )
-        for index, row in enumerate(rows)
+def _shortlist(trial: Trial, scores: _Scores, *, rows: npt.NDArray[np.intp], positions: npt.NDArray[np.intp]) -> Shortlist:
+    """Return the hosts of `rows`, whose scores stand at `positions`."""
+    hosts = [trial.fleet.hosts[row] for row in rows.tolist()]
+    return Shortlist(
+        tuple([host.host_id for host in hosts]),
+        tuple([host.name for host in hosts]),
+        _six_digits(scores.totals[positions]),
+        {name: _six_digits(values[positions]) for name, values in scores.parts.items()},
     )
 
 
-def _six_digits(values: Floats, positions: list[int]) -> list[float]:
+def _six_digits(values: Floats) -> tuple[float, ...]:
     """Return the figures that are shown and stored: more digits say nothing and fill the journal."""
-    rounded: list[float] = np.round(values[positions], 6).tolist()
-    return rounded
+    return tuple(values.round(6).tolist())

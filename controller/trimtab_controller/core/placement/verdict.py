@@ -5,7 +5,7 @@ best `KEPT_HOSTS` that fit (for a refusal: those that came closest) and how many
 asked again with `engine.explain_host`.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,27 +68,57 @@ class HostVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortlist:
+    """The hosts that fit, best first, as columns: making a verdict of each would cost more than choosing one did."""
+
+    host_ids: tuple[str, ...] = ()
+    host_names: tuple[str, ...] = ()
+    totals: tuple[float, ...] = ()
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """By scorer, before weighing."""
+
+    def __len__(self) -> int:
+        return len(self.host_ids)
+
+    def verdict(self, position: int) -> HostVerdict:
+        scores = {name: column[position] for name, column in self.scores.items()}
+        return HostVerdict(self.host_ids[position], self.host_names[position], (), self.totals[position], scores)
+
+    def verdicts(self) -> tuple[HostVerdict, ...]:
+        return tuple(self.verdict(position) for position in range(len(self)))
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """The answer to one request. "No host fits" is a value; the edge makes an error of it, with `summary` as its message."""
 
     request: PlacementRequest
     policy: str
-    chosen_host_id: str | None
-    verdicts: tuple[HostVerdict, ...]
-    """Fitting hosts first, best first; then refused ones, fewest reasons first."""
+    fitting: Shortlist
+    refused: tuple[HostVerdict, ...]
+    """Fewest reasons first."""
     host_count: int
     fit_count: int
     refused_by: Mapping[str, int]
     """How many hosts each filter refused, every filter counted; only filters that refused some."""
 
     @property
-    def is_complete(self) -> bool:
-        """Whether every host is named in `verdicts`."""
-        return len(self.verdicts) == self.host_count
+    def chosen_host_id(self) -> str | None:
+        return self.fitting.host_ids[0] if self.fitting else None
 
     @property
     def chosen(self) -> HostVerdict | None:
-        return self.verdicts[0] if self.chosen_host_id is not None else None
+        return self.fitting.verdict(0) if self.fitting else None
+
+    @property
+    def verdicts(self) -> tuple[HostVerdict, ...]:
+        """Fitting hosts first, best first, then refused ones. Made anew by each call."""
+        return self.fitting.verdicts() + self.refused
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every host is named in `verdicts`."""
+        return len(self.fitting) + len(self.refused) == self.host_count
 
     def verdict_of(self, host: str) -> HostVerdict | None:
         """Return what was decided about a host, by id or name; None where this decision does not list it."""
@@ -113,12 +143,13 @@ class Decision:
 
     def summary(self) -> str:
         """Return the decision in a sentence or two."""
-        name, counted = self.request.vm_name, f"{self.fit_count} of {_hosts(self.host_count)} fit"
-        if self.chosen is not None:
-            return f"{name} goes to {self.chosen.host_name} by {self.policy}, score {self.chosen.score:.3f}; {counted}"
+        name, chosen = self.request.vm_name, self.chosen
+        if chosen is not None:
+            counted = f"{self.fit_count} of {_hosts(self.host_count)} fit"
+            return f"{name} goes to {chosen.host_name} by {self.policy}, score {chosen.score:.3f}; {counted}"
         if self.host_count == 0:
             return f"no host fits {name}: the fleet has no hosts; add one with `trimtab host token create NAME`"
-        shown = [verdict.sentence() for verdict in self.verdicts[:_SUMMARY_HOSTS]]
+        shown = [verdict.sentence() for verdict in self.refused[:_SUMMARY_HOSTS]]
         if self.host_count <= _SUMMARY_HOSTS:
             return f"no host fits {name}. {'. '.join(shown)}"
         counts = sorted(self.refused_by.items(), key=lambda item: (-item[1], item[0]))
@@ -126,8 +157,8 @@ class Decision:
         return f"no host of {self.host_count} fits {name}; refused: {told}. Closest: {shown[0]}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the stored form. Reasons that are equal on many hosts are stored once."""
-        stored = _distinct(verdict.refusals for verdict in self.verdicts)
+        """Return the stored form: compact, since it is kept for every decision. Reasons that are equal on many hosts stand once."""
+        stored = _distinct(verdict.refusals for verdict in self.refused)
         return {
             "format": _FORMAT,
             "request": self.request.as_json(),
@@ -136,27 +167,38 @@ class Decision:
             "host_count": self.host_count,
             "fit_count": self.fit_count,
             "refused_by": dict(self.refused_by),
-            "refusals": [refusal.as_json() for refusal, _ in stored.values()],
-            "verdicts": [
-                {
-                    "host_id": verdict.host_id,
-                    "host": verdict.host_name,
-                    "score": verdict.score,
-                    "scores": dict(verdict.scores),
-                    "refusals": [stored[_key(refusal)][1] for refusal in verdict.refusals],
-                }
-                for verdict in self.verdicts
+            "fitting": {
+                "host_ids": list(self.fitting.host_ids),
+                "hosts": list(self.fitting.host_names),
+                "totals": list(self.fitting.totals),
+                "scores": {name: list(column) for name, column in self.fitting.scores.items()},
+            },
+            "reasons": [refusal.as_json() for refusal, _ in stored.values()],
+            "refused": [
+                [verdict.host_id, verdict.host_name, [stored[_key(refusal)][1] for refusal in verdict.refusals]]
+                for verdict in self.refused
             ],
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Decision":
-        refusals = [Refusal.from_json(one) for one in document["refusals"]]
+        """Return the decision of a stored document. ValueError for the form of a release that this one does not know."""
+        if document["format"] != _FORMAT:
+            raise ValueError(f"decision in form {document['format']}, known is {_FORMAT}")
+        fitting, reasons = document["fitting"], [Refusal.from_json(one) for one in document["reasons"]]
         return cls(
             request=PlacementRequest.from_json(document["request"]),
             policy=document["policy"],
-            chosen_host_id=document["chosen_host_id"],
-            verdicts=tuple(_verdict(one, refusals) for one in document["verdicts"]),
+            fitting=Shortlist(
+                tuple(fitting["host_ids"]),
+                tuple(fitting["hosts"]),
+                tuple(fitting["totals"]),
+                {name: tuple(column) for name, column in fitting["scores"].items()},
+            ),
+            refused=tuple(
+                HostVerdict(host_id, host_name, tuple(reasons[position] for position in positions))
+                for host_id, host_name, positions in document["refused"]
+            ),
             host_count=document["host_count"],
             fit_count=document["fit_count"],
             refused_by=document["refused_by"],
@@ -174,16 +216,6 @@ def _distinct(groups: Iterable[Iterable[Refusal]]) -> dict[Hashable, tuple[Refus
         for refusal in refusals:
             found.setdefault(_key(refusal), (refusal, len(found)))
     return found
-
-
-def _verdict(document: Mapping[str, Any], refusals: Sequence[Refusal]) -> HostVerdict:
-    return HostVerdict(
-        document["host_id"],
-        document["host"],
-        tuple(refusals[position] for position in document["refusals"]),
-        document["score"],
-        document["scores"],
-    )
 
 
 def _hosts(count: int) -> str:

@@ -4,6 +4,7 @@
 |---------------|--------------------------------------------------|------------------------------------------|
 | own           | (the row was inserted when the request was accepted) | erase the row's names, MACs, space, quota |
 | place         | ask the leader, wait for host and epoch           | give the claims back                     |
+| note_images   | note where copies of base images are about to be  | - the row says where a file may be       |
 | bring_images  | copy base images to the host's pools              | - a replica is a cache entry             |
 | make_volumes  | create each volume                                | delete each volume                       |
 | define        | define domain, seed, NVRAM                        | kill and undefine                        |
@@ -49,6 +50,8 @@ def _delete_volumes(context: Effect[Params]) -> None:
         return
     parts = context.read(lambda session: describe.read_vm(session, context.params.vm_id))
     for volume in parts.volumes:
+        if not volume.is_deleted_with_vm:
+            continue  # it was there before the vm and stays
         key = context.key(subject_id=parts.vm.id, epoch=int(place["epoch"]), part=volume.id)
         pool = describe.pool_spec(parts.pools[volume.pool_id])
         context.agents.delete_volume(str(place["host_id"]), key, volume.id, volume.format, pool)
@@ -95,6 +98,7 @@ SAGA = Saga(
     steps=(
         transaction("own", _own, vm_steps.erase_vm),
         vm_steps.place("create"),
+        vm_steps.note_images(),
         vm_steps.bring_images(),
         effect("make_volumes", _make_volumes, _delete_volumes),
         effect("define", vm_steps.define, vm_steps.undefine_everywhere),

@@ -3,6 +3,7 @@
 | step          | do                                                                  | undo                                             |
 |---------------|---------------------------------------------------------------------|--------------------------------------------------|
 | place         | the leader picks the target, claims it, records both holders         | give the target back (only once proven empty)     |
+| note_images   | note where copies of base images are about to be                    | - says where a file may be                       |
 | bring_images  | copy base images to the target's local pool                          | - cache                                           |
 | check         | refuse what would fail before anything moves                         | - it only looks                                   |
 | prepare       | target: volumes to copy into, seed, networks                         | target: prove empty, remove leftovers             |
@@ -289,6 +290,7 @@ SAGA = Saga(
     result=_result,
     steps=(
         vm_steps.place("migrate"),
+        vm_steps.note_images(),
         vm_steps.bring_images(),
         effect("check", _check, None, because="it only looks"),
         effect("prepare", _prepare, _unprepare),

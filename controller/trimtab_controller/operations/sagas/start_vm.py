@@ -3,6 +3,7 @@
 | step          | do                                                          | undo                                |
 |---------------|-------------------------------------------------------------|-------------------------------------|
 | place         | ask the leader (the previous host is preferred)              | give the compute back               |
+| note_images   | note where copies of base images are about to be             | - says where a file may be          |
 | bring_images  | copy base images where they are missing                      | - cache                             |
 | leave_old     | undefine on the previous host when the vm moved              | - defined again by the next start   |
 | define        | define under the new epoch                                   | kill and undefine; the disks stay   |
@@ -63,6 +64,7 @@ SAGA = Saga(
     steps=(
         transaction("own", _own, _disown),
         vm_steps.place("start"),
+        vm_steps.note_images(),
         vm_steps.bring_images(),
         effect("leave_old", _leave_old, None, because="the next start defines it again"),
         effect("define", vm_steps.define, _undefine),

@@ -1,0 +1,164 @@
+"""image.import: bytes from an upload, a URL or a host's import folder become an image that was proven harmless.
+
+| step    | do                                                       | undo                                |
+|---------|----------------------------------------------------------|-------------------------------------|
+| own     | (the row was inserted at acceptance)                      | mark it failed, free the name        |
+| choose  | a host that is up and reaches the pool                    | - a choice binds nobody              |
+| import  | the agent's job: fetch, check (S1-S6), convert, hash      | cancel the job, delete the replica   |
+| finish  | record sizes, hashes and the replica                      | - last                               |
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab_controller.agents.client import Job
+from trimtab_controller.operations import vm_steps
+from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, Transaction, Wait, effect, transaction
+from trimtab_controller.store import describe, image_replicas, reach
+from trimtab_protos.errors import Internal, NotFound, Unavailable
+from trimtab_protos.messages import (
+    CommandKey,
+    Direction,
+    HostFileSource,
+    ImageSource,
+    ImageSpec,
+    JobState,
+    UploadSource,
+    UrlSource,
+)
+
+# Of the source and of the virtual size: a few kilobytes of qcow2 can claim exabytes.
+MAX_BYTES = 1 << 40
+POLL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    image_id: str
+    pool_id: str
+    # {upload_id, size_bytes} or {url, sha256, allowed_networks?} or {host_id, file_name}
+    source: Mapping[str, Any]
+
+
+def _own(_context: Transaction[Params]) -> None:
+    """The row was inserted when the request was accepted, so that the name was taken at once."""
+
+
+def _disown(context: Transaction[Params]) -> None:
+    reach.fail_image(context.session, context.params.image_id, now=context.now)
+
+
+def _choose(context: Transaction[Params]) -> Json:
+    pool = describe.get_pool(context.session, context.params.pool_id)
+    ready = [host.id for host in reach.ready_hosts(context.session, pool.id)]
+    named = context.params.source.get("host_id")
+    if named:
+        chosen = named if named in ready else ""
+    elif pool.is_shared:
+        chosen = ready[0] if ready else ""
+    else:
+        chosen = reach.roomiest_host(context.session, pool.id)
+    if not chosen:
+        raise Unavailable("pool-unreachable", f"no host that is up reaches pool {pool.name}; see `trimtab pool get {pool.name}`")
+    return {"host_id": chosen, "place": "" if pool.is_shared else chosen}
+
+
+def _import(context: Effect[Params]) -> Json | Wait:
+    image = context.read(lambda session: describe.get_image(session, context.params.image_id))
+    pool = context.read(lambda session: describe.get_pool(session, context.params.pool_id))
+    spec = ImageSpec(
+        image_id=image.id,
+        pool_id=pool.id,
+        format=image.format,
+        source_sha256=str(context.params.source.get("sha256", "")),
+        max_bytes=MAX_BYTES,
+    )
+    host_id = str(context.results["choose"]["host_id"])
+    job = context.agents.start_image_import(
+        host_id, _job_key(context), spec, describe.pool_spec(pool), _source(context.params.source)
+    )
+    return _follow(job)
+
+
+def _follow(job: Job) -> Json | Wait:
+    match job.state:
+        case JobState.RUNNING:
+            return Wait(POLL_S, "the import", progress=vm_steps.progress_json(job.progress))
+        case JobState.SUCCEEDED if job.image is not None:
+            return {
+                "virtual_size_bytes": job.image.virtual_size_bytes,
+                "file_size_bytes": job.image.file_size_bytes,
+                "source_sha256": job.image.source_sha256,
+                "stored_sha256": job.image.stored_sha256,
+            }
+        case _:
+            raise job.error or Internal("import-failed", f"the import ended as {job.state.value}")
+
+
+def _cancel_import(context: Effect[Params]) -> Json | Wait | Stopped:
+    """An import that finished before the cancel reached it has taken place."""
+    job = _cancel_job(context)
+    if job is None or job.state in {JobState.CANCELLED, JobState.FAILED}:
+        return Stopped()
+    return _follow(job)
+
+
+def _unimport(context: Effect[Params]) -> Json | Wait:
+    chosen = context.results.get("choose")
+    if chosen is None:
+        return {}
+    job = _cancel_job(context)
+    if job is not None and job.state is JobState.RUNNING:
+        return Wait(POLL_S, "the import to be cancelled")
+    image = context.read(lambda session: describe.get_image(session, context.params.image_id))
+    pool = context.read(lambda session: describe.get_pool(session, context.params.pool_id))
+    key = context.key(subject_id=image.id, part="delete")
+    context.agents.delete_image(str(chosen["host_id"]), key, image.id, describe.stored_format(image), describe.pool_spec(pool))
+    return {}
+
+
+def _job_key(context: Effect[Params]) -> CommandKey:
+    """The job's key is that of `do`, also when the undo asks about it."""
+    return context.key(subject_id=context.params.image_id, direction=Direction.DO)
+
+
+def _cancel_job(context: Effect[Params]) -> Job | None:
+    try:
+        return context.agents.cancel_job(str(context.results["choose"]["host_id"]), _job_key(context))
+    except NotFound:
+        return None
+
+
+def _source(source: Mapping[str, Any]) -> ImageSource:
+    if "upload_id" in source:
+        return UploadSource(upload_id=source["upload_id"], size_bytes=source["size_bytes"])
+    if "url" in source:
+        return UrlSource(url=source["url"], allowed_networks=tuple(source.get("allowed_networks", ())))
+    return HostFileSource(file_name=source["file_name"])
+
+
+def _finish(context: Transaction[Params]) -> None:
+    params = context.params
+    reach.finish_image(context.session, params.image_id, **context.results["import"])
+    image_replicas.add(
+        context.session,
+        image_id=params.image_id,
+        pool_id=params.pool_id,
+        host_id=str(context.results["choose"]["place"]),
+        now=context.now,
+    )
+
+
+SAGA = Saga(
+    name="image.import",
+    version=1,
+    params=Params,
+    result=lambda results: {"host_id": results["choose"]["host_id"], **results["import"]},
+    steps=(
+        transaction("own", _own, _disown),
+        transaction("choose", _choose, None, because="a choice binds nobody"),
+        effect("import", _import, _unimport, cancel=_cancel_import),
+        transaction("finish", _finish, None, because="nothing follows it"),
+    ),
+)

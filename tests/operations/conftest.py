@@ -1,0 +1,47 @@
+"""A fleet per test, on SQLite and PostgreSQL in turn, and one on SQLite alone for the large matrices."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.operations.kit import FleetStory
+from tests.operations.wire import Workshop
+from trimtab_controller.store.database import Database
+
+
+@pytest.fixture(scope="session")
+def workshop() -> Iterator[Workshop]:
+    opened = Workshop()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def socket_directory() -> Iterator[Path]:
+    """A directory with a short path: that of a unix socket has at most 107 characters."""
+    directory = Path(tempfile.mkdtemp(prefix="tt-"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def new_story(workshop: Workshop, socket_directory: Path, database: Database) -> Iterator[Callable[..., FleetStory]]:
+    """Build a fleet with wishes of the test's own, such as its number of hosts."""
+    made: list[FleetStory] = []
+
+    def build(**wishes: int) -> FleetStory:
+        made.append(FleetStory(database, workshop, socket_directory, **wishes))
+        return made[-1]
+
+    yield build
+    for story in made:
+        story.close()
+
+
+@pytest.fixture
+def story(new_story: Callable[..., FleetStory]) -> FleetStory:
+    """Three hosts that are up, a shared and a local pool, a network and an image."""
+    return new_story()

@@ -1,0 +1,341 @@
+"""What holds for every fleet and every batch of requests."""
+
+from collections import Counter, defaultdict
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_controller.core.placement import (
+    POLICIES,
+    Books,
+    Decision,
+    DiskNeed,
+    FleetSnapshot,
+    HostSnapshot,
+    NetworkNeed,
+    NetworkReach,
+    PlacementKind,
+    PlacementRequest,
+    PoolPlace,
+    PoolSnapshot,
+    explain,
+    explain_host,
+    in_fair_order,
+    place,
+)
+from trimtab_controller.core.placement.books import Trial
+from trimtab_controller.core.placement.filters import FILTERS
+from trimtab_protos.messages import Firmware
+
+# A busy machine is not a failed property.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+Fleet = tuple[list[HostSnapshot], list[PoolSnapshot]]
+
+LOCAL, SHARED, NETWORK = "pool-local", "pool-shared", "net-1"
+
+# Most hosts lack little and most requests ask little, or nothing would ever be placed and every property would hold idly.
+DEFECTS: list[dict[str, Any]] = [
+    {"labels": {"zone": "2"}},
+    {"labels": {}},
+    {"host_class": "gold", "class_machine": "q9"},
+    {"class_cpu_model": "C"},
+    {"is_cordoned": True},
+    {"connectivity": HostConnectivity.LOST},
+    {"arch": "aarch64"},
+    {"accelerator": "tcg"},
+    {"usable_cpu_models": frozenset({"B"})},
+    {"cpu_features": frozenset()},
+    {"machines": frozenset({"q2"})},
+    {"has_uefi": False},
+    {"pools": {LOCAL: False, SHARED: True}},
+    {"pools": {LOCAL: True}},
+    {"networks": {}},
+    {"networks": {NETWORK: NetworkReach(False, 1500)}},
+    {"networks": {NETWORK: NetworkReach(True, 1000)}},
+    {"image_ids": frozenset()},
+    {"unmanaged_vcpus": 3, "unmanaged_memory_mib": 2},
+]
+WISHES: list[dict[str, Any]] = [
+    {"kind": PlacementKind.START},
+    {"kind": PlacementKind.MIGRATE, "excluded_host_ids": ("host-0",), "accelerator": "kvm"},
+    {"excluded_host_ids": ("host-gone", "host-1")},
+    {"arch": "x86_64"},
+    {"cpu_model": "A"},
+    {"cpu_model": "B"},
+    {"cpu_features": ("x",)},
+    {"machine": "q1"},
+    {"firmware": Firmware.UEFI},
+    {"host_selector": {"zone": "1"}},
+    {"host_selector": {"zone": "1", "rack": "2"}},
+    {"host_class": "gold"},
+    {"required_host_id": "host-1"},
+    {"required_host_id": "host-gone"},
+    {"preferred_host_id": "host-2"},
+    {"preferred_host_id": "host-gone"},
+    {"image_ids": ("img-1", "img-2")},
+]
+
+
+def changes(of: list[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    """Return up to two of these, one upon the other; often none."""
+    merged = st.lists(st.sampled_from(of), max_size=2).map(lambda drawn: {k: v for one in drawn for k, v in one.items()})
+    return st.one_of(st.just({}), merged)
+
+
+@st.composite
+def hosts(draw: st.DrawFn, number: int) -> HostSnapshot:
+    vcpus_limit, memory_limit_mib = draw(st.integers(0, 12)), draw(st.integers(4, 12))
+    capable = HostSnapshot(
+        host_id=f"host-{number}",
+        name=draw(st.sampled_from("abc")) + str(number % 4),  # names may clash: the id decides then
+        vcpus_limit=vcpus_limit,
+        memory_limit_mib=memory_limit_mib,
+        vcpus_claimed=draw(st.integers(0, vcpus_limit)),
+        memory_claimed_mib=draw(st.integers(0, memory_limit_mib)),
+        labels={"zone": "1", "rack": draw(st.sampled_from("12"))},
+        host_class="default",
+        class_cpu_model="A",
+        class_machine="q1",
+        arch="x86_64",
+        accelerator="kvm",
+        usable_cpu_models=frozenset({"A", "B"}),
+        cpu_features=frozenset({"x"}),
+        machines=frozenset({"q1", "q2"}),
+        has_uefi=True,
+        pools={LOCAL: True, SHARED: True},
+        networks={NETWORK: NetworkReach(True, draw(st.sampled_from([0, 1500])))},
+        image_ids=draw(st.sampled_from([frozenset({"img-1"}), frozenset({"img-1", "img-2"})])),
+    )
+    return replace(capable, **draw(changes(DEFECTS)))
+
+
+@st.composite
+def places(draw: st.DrawFn) -> PoolPlace:
+    capacity = draw(st.sampled_from([0, 10, 20, 20, 40]))
+    return PoolPlace(capacity, draw(st.integers(capacity // 2, capacity)), draw(st.integers(0, capacity // 2)))
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> Fleet:
+    members = [draw(hosts(number)) for number in range(draw(st.integers(0, 6)))]
+    local = {host.host_id: draw(places()) for host in members if draw(st.integers(0, 4))}
+    shared = {"": draw(places())}
+    proven = draw(st.integers(0, 4)) > 0
+    reserve_permille = draw(st.sampled_from([0, 100]))
+    pools = [
+        PoolSnapshot(pool_id=LOCAL, name="local", is_shared=False, places=local, reserve_permille=reserve_permille),
+        PoolSnapshot(pool_id=SHARED, name="shared", is_shared=True, is_sharing_proven=proven, places=shared),
+    ]
+    return members, pools
+
+
+disks = st.builds(
+    DiskNeed,
+    name=st.just("disk"),
+    pool_id=st.sampled_from([LOCAL, SHARED, LOCAL, SHARED, LOCAL, SHARED, "pool-gone"]),
+    size_bytes=st.integers(0, 4),
+    host_id=st.sampled_from(["", "", "", "host-0", "host-1", "host-gone"]),
+    is_claimed=st.booleans(),
+)
+networks = st.builds(NetworkNeed, network_id=st.just(NETWORK), name=st.just("n"))
+
+
+@st.composite
+def requests(draw: st.DrawFn, number: int) -> PlacementRequest:
+    plain = PlacementRequest(
+        request_id=f"op-{number}",
+        vm_id=f"vm-{number}",
+        vm_name=f"vm{number}",
+        project_id=draw(st.sampled_from(["proj-a", "proj-b"])),
+        kind=PlacementKind.CREATE,
+        vcpus=draw(st.integers(0, 4)),
+        memory_mib=draw(st.integers(1, 4)),
+        disks=tuple(draw(st.lists(disks, max_size=2))),
+        networks=tuple(draw(st.lists(networks, max_size=1))),
+        priority=draw(st.integers(0, 2)),
+        order=draw(st.integers(0, 3)),
+    )
+    return replace(plain, **draw(changes(WISHES)))
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> list[PlacementRequest]:
+    return [draw(requests(number)) for number in range(draw(st.integers(1, 8)))]
+
+
+def policy_of(request: PlacementRequest) -> Any:
+    return POLICIES["spread"] if request.project_id == "proj-b" else POLICIES["balanced"]
+
+
+class SeparateBooks:
+    """Adds up what was decided without using anything of `books.py`."""
+
+    def __init__(self, members: list[HostSnapshot], pools: list[PoolSnapshot]) -> None:
+        self.hosts = {host.host_id: host for host in members}
+        self.pools = {pool.pool_id: pool for pool in pools}
+        self.vcpus: Counter[str] = Counter()
+        self.memory_mib: Counter[str] = Counter()
+        self.space: defaultdict[tuple[str, str], int] = defaultdict(int)
+
+    def book(self, request: PlacementRequest, host_id: str) -> None:
+        self.vcpus[host_id] += request.vcpus
+        self.memory_mib[host_id] += request.memory_mib
+        for disk in request.disks:
+            is_shared = self.pools[disk.pool_id].is_shared
+            is_copied = request.kind is PlacementKind.MIGRATE and disk.host_id != "" and not is_shared
+            if is_copied or not disk.is_claimed:
+                self.space[disk.pool_id, "" if is_shared else host_id] += disk.size_bytes
+
+    def check(self) -> None:
+        for host_id, vcpus in self.vcpus.items():
+            host = self.hosts[host_id]
+            assert host.vcpus_claimed + host.unmanaged_vcpus + vcpus <= host.vcpus_limit
+            assert host.memory_claimed_mib + host.unmanaged_memory_mib + self.memory_mib[host_id] <= host.memory_limit_mib
+        for (pool_id, host_id), size_bytes in self.space.items():
+            pool = self.pools[pool_id]
+            claimed_bytes = pool.places[host_id].claimed_bytes if host_id in pool.places else 0
+            assert size_bytes == 0 or claimed_bytes + size_bytes <= pool.claim_limit_bytes(host_id)
+
+    def applied(self) -> Fleet:
+        """Return the fleet as the database would give it after these claims."""
+        members = [
+            replace(
+                host,
+                vcpus_claimed=host.vcpus_claimed + self.vcpus[host.host_id],
+                memory_claimed_mib=host.memory_claimed_mib + self.memory_mib[host.host_id],
+            )
+            for host in self.hosts.values()
+        ]
+        pools = [
+            replace(
+                pool,
+                places={
+                    host_id: PoolPlace(
+                        space.capacity_bytes,
+                        # As if the volume's file were written in full at once: the books count it so.
+                        space.available_bytes - self.space[pool.pool_id, host_id],
+                        space.claimed_bytes + self.space[pool.pool_id, host_id],
+                    )
+                    for host_id, space in pool.places.items()
+                },
+            )
+            for pool in self.pools.values()
+        ]
+        return members, pools
+
+
+@unhurried
+@given(fleets(), batches())
+def test_nothing_is_ever_overcommitted(fleet: Fleet, batch: list[PlacementRequest]) -> None:
+    books = SeparateBooks(*fleet)
+    for decision in place(FleetSnapshot.of(*fleet), batch, policy_of=policy_of):
+        if decision.chosen_host_id is not None:
+            books.book(decision.request, decision.chosen_host_id)
+    books.check()
+
+
+@unhurried
+@given(fleets(), requests(0))
+def test_every_host_is_named_and_either_scored_or_refused_with_a_reason(fleet: Fleet, request: PlacementRequest) -> None:
+    decision = explain(FleetSnapshot.of(*fleet), request)
+    assert sorted(verdict.host_id for verdict in decision.verdicts) == sorted(host.host_id for host in fleet[0])
+    for verdict in decision.verdicts:
+        assert (verdict.score is not None and 0 <= verdict.score <= 1) == (verdict.refusals == ())
+    assert len(decision.fitting) == decision.fit_count
+    if decision.chosen is not None:
+        assert decision.chosen.refusals == ()
+        assert decision.chosen.score == max(decision.fitting.totals)
+    else:
+        assert decision.fit_count == 0
+
+
+@unhurried
+@given(fleets(), requests(0))
+def test_each_filter_masks_out_exactly_the_hosts_that_it_has_a_reason_against(fleet: Fleet, request: PlacementRequest) -> None:
+    snapshot = FleetSnapshot.of(*fleet)
+    trial = Trial.of(Books(snapshot), request)
+    counted = explain(snapshot, request).refused_by
+    for each in FILTERS:
+        mask = each.fitting(trial)
+        refusals = [each.refusals(trial, row) for row in range(len(snapshot))]
+        assert [not reasons for reasons in refusals] == ([True] * len(snapshot) if mask is None else mask.tolist())
+        assert {reason.filter for reasons in refusals for reason in reasons} <= {each.name}
+        assert counted.get(each.name, 0) == sum(1 for reasons in refusals if reasons)
+
+
+@unhurried
+@given(fleets(), batches(), st.randoms(use_true_random=False))
+def test_decisions_do_not_depend_on_the_order_of_hosts_pools_or_requests(
+    fleet: Fleet, batch: list[PlacementRequest], rng: Any
+) -> None:
+    members, pools = fleet
+    expected = place(FleetSnapshot.of(members, pools), batch, policy_of=policy_of)
+    shuffled = [rng.sample(each, len(each)) for each in (members, pools, batch)]
+    assert place(FleetSnapshot.of(shuffled[0], shuffled[1]), shuffled[2], policy_of=policy_of) == expected
+
+
+@unhurried
+@given(fleets(), batches())
+def test_a_batch_decides_as_if_each_claim_had_been_stored_before_the_next_decision(
+    fleet: Fleet, batch: list[PlacementRequest]
+) -> None:
+    decisions = place(FleetSnapshot.of(*fleet), batch, policy_of=policy_of)
+    books = SeparateBooks(*fleet)
+    for request, decision in zip(in_fair_order(batch), decisions, strict=True):
+        alone = explain(FleetSnapshot.of(*books.applied()), request, policy=policy_of(request))
+        assert (alone.fitting, alone.refused_by) == (decision.fitting, decision.refused_by)
+        assert [verdict.host_id for verdict in alone.refused] == [verdict.host_id for verdict in decision.refused]
+        if decision.chosen_host_id is not None:
+            books.book(request, decision.chosen_host_id)
+
+
+@unhurried
+@given(fleets(), requests(0))
+def test_one_host_asked_alone_gets_the_verdict_that_the_decision_lists(fleet: Fleet, request: PlacementRequest) -> None:
+    snapshot = FleetSnapshot.of(*fleet)
+    for verdict in explain(snapshot, request).verdicts:
+        assert explain_host(snapshot, request, verdict.host_id) == verdict
+
+
+@unhurried
+@given(fleets(), requests(0))
+def test_a_large_fleets_short_answer_agrees_with_the_complete_one(fleet: Fleet, request: PlacementRequest) -> None:
+    snapshot = FleetSnapshot.of(*fleet)
+    complete, short = explain(snapshot, request), explain(snapshot, request, listed_hosts=-1)
+    assert (short.chosen, short.fit_count, short.refused_by) == (complete.chosen, complete.fit_count, complete.refused_by)
+    assert short.fitting == complete.fitting
+    assert short.refused == (() if complete.fitting else complete.refused)
+
+
+@unhurried
+@given(fleets(), batches())
+def test_releasing_what_was_claimed_restores_the_books(fleet: Fleet, batch: list[PlacementRequest]) -> None:
+    snapshot = FleetSnapshot.of(*fleet)
+    books = Books(snapshot)
+    placed = []
+    for request in batch:
+        chosen = explain(snapshot, request).chosen_host_id
+        if chosen is not None and explain_fits(books, request, chosen):
+            books.claim(request, chosen)
+            placed.append((request, chosen))
+    for request, host_id in placed:
+        books.release(request, host_id)
+    for resource, column in snapshot.free.items():
+        assert books.free[resource].tolist() == column.tolist()
+    assert books.shared_free_bytes == snapshot.shared_free_bytes
+
+
+def explain_fits(books: Books, request: PlacementRequest, host_id: str) -> bool:
+    trial, row = Trial.of(books, request), books.fleet.row_of[host_id]
+    return not any(each.refusals(trial, row) for each in FILTERS)
+
+
+@unhurried
+@given(fleets(), requests(0))
+def test_every_decision_survives_its_stored_form(fleet: Fleet, request: PlacementRequest) -> None:
+    decision = explain(FleetSnapshot.of(*fleet), request)
+    assert Decision.from_json(decision.as_json()) == decision

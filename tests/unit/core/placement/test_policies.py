@@ -1,0 +1,103 @@
+"""Which of the hosts that fit is taken, by policy."""
+
+from collections.abc import Callable
+
+import pytest
+
+from trimtab_controller.core.placement import (
+    BEST_FIT,
+    POLICIES,
+    FleetSnapshot,
+    HostSnapshot,
+    PlacementKind,
+    PlacementRequest,
+    Policy,
+    explain,
+    policy_named,
+)
+from trimtab_protos.errors import InvalidRequest
+
+MakeHost = Callable[..., HostSnapshot]
+MakeRequest = Callable[..., PlacementRequest]
+
+
+def order(fleet: FleetSnapshot, request: PlacementRequest, policy: Policy = BEST_FIT) -> list[str]:
+    return list(explain(fleet, request, policy=policy).fitting.host_names)
+
+
+def test_best_fit_takes_the_fullest_host_that_still_fits(make_host: MakeHost, make_request: MakeRequest) -> None:
+    fleet = FleetSnapshot.of(
+        [
+            make_host("node1"),
+            make_host("node2", vcpus_claimed=12, memory_claimed_mib=12000),
+            make_host("node3", vcpus_claimed=6, memory_claimed_mib=6000),
+        ]
+    )
+    assert order(fleet, make_request()) == ["node2", "node3", "node1"]
+
+
+def test_best_fit_scores_a_host_that_becomes_exactly_full_with_one(make_host: MakeHost, make_request: MakeRequest) -> None:
+    decision = explain(FleetSnapshot.of([make_host()]), make_request(vcpus=16, memory_mib=15872))
+    assert decision.fitting.totals == (1.0,)
+
+
+def test_spread_takes_the_emptiest_host(make_host: MakeHost, make_request: MakeRequest) -> None:
+    fleet = FleetSnapshot.of([make_host("node1", vcpus_claimed=4), make_host("node2"), make_host("node3", vcpus_claimed=8)])
+    assert order(fleet, make_request(), POLICIES["spread"]) == ["node2", "node1", "node3"]
+
+
+def test_balanced_takes_the_host_whose_two_resources_end_up_even(make_host: MakeHost, make_request: MakeRequest) -> None:
+    fleet = FleetSnapshot.of(
+        [make_host("cpu-heavy", vcpus_claimed=12), make_host("memory-heavy", memory_claimed_mib=12000), make_host("even")]
+    )
+    big_memory = make_request(vcpus=1, memory_mib=3800)
+    assert order(fleet, big_memory, Policy("balanced-only", {"balanced": 1.0}))[0] == "even"
+    assert order(fleet, make_request(vcpus=1, memory_mib=11000), POLICIES["balanced"])[0] == "cpu-heavy"
+
+
+def test_equal_hosts_are_taken_in_order_of_name(make_host: MakeHost, make_request: MakeRequest) -> None:
+    fleet = FleetSnapshot.of([make_host(name) for name in ("node3", "node1", "node2")])
+    assert order(fleet, make_request()) == ["node1", "node2", "node3"]
+
+
+def test_among_equal_hosts_the_one_with_more_of_the_images_is_taken(make_host: MakeHost, make_request: MakeRequest) -> None:
+    fleet = FleetSnapshot.of(
+        [
+            make_host("node1"),
+            make_host("node2", image_ids=frozenset({"img-a"})),
+            make_host("node3", image_ids=frozenset({"img-a", "img-b"})),
+        ]
+    )
+    decision = explain(fleet, make_request(image_ids=("img-a", "img-b")))
+    assert decision.fitting.host_names == ("node3", "node2", "node1")
+    assert decision.fitting.scores["image-locality"] == (1.0, 0.5, 0.0)
+
+
+def test_a_start_stays_home_where_home_fits(make_host: MakeHost, make_request: MakeRequest) -> None:
+    hosts = [make_host("node1", vcpus_claimed=12, memory_claimed_mib=12000), make_host("node2")]
+    request = make_request(kind=PlacementKind.START, preferred_host_id="host-node2")
+    assert order(FleetSnapshot.of(hosts), request)[0] == "node2"
+    full = [hosts[0], make_host("node2", vcpus_claimed=16)]
+    assert order(FleetSnapshot.of(full), request) == ["node1"]
+
+
+def test_a_wish_that_nothing_is_known_about_leaves_the_choice_to_the_name(make_host: MakeHost, make_request: MakeRequest) -> None:
+    fleet = FleetSnapshot.of([make_host("node2"), make_host("node1", vcpus_claimed=9)])
+    decision = explain(fleet, make_request(), policy=Policy("home-only", {"home": 1.0}))
+    assert (decision.fitting.host_names, decision.fitting.totals) == (("node1", "node2"), (0.0, 0.0))
+
+
+def test_a_policy_is_found_by_name_and_an_unknown_one_is_refused_with_the_choices() -> None:
+    assert policy_named("best-fit") is BEST_FIT
+    with pytest.raises(InvalidRequest, match="policies are best-fit, spread, balanced") as refused:
+        policy_named("lottery")
+    assert refused.value.code == "policy-unknown"
+
+
+def test_a_policy_weighs_only_known_scorers_with_weights_above_zero() -> None:
+    with pytest.raises(InvalidRequest, match="weighs luck"):
+        Policy("odd", {"luck": 1.0})
+    with pytest.raises(InvalidRequest, match="above 0"):
+        Policy("odd", {"best-fit": 0.0})
+    with pytest.raises(InvalidRequest, match="above 0"):
+        Policy("odd", {})
