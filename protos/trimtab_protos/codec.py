@@ -123,3 +123,14 @@ def _without_none(hint: Any) -> Any:
         return hint
     (only,) = (argument for argument in typing.get_args(hint) if argument is not type(None))
     return only
+
+
+def as_json(value: Any) -> dict[str, Any]:
+    """Return a flat or nested dataclass of `messages` as plain JSON."""
+    return dataclasses.asdict(value)
+
+
+def from_json(document: dict[str, Any], target: type[T]) -> T:
+    """Return a *flat* dataclass of `messages` from what `as_json` made; unknown fields of a newer release are dropped."""
+    known = {field.name for field in dataclasses.fields(typing.cast(Any, target))}
+    return target(**{name: content for name, content in document.items() if name in known})
