@@ -35,6 +35,7 @@ class Demo:
         self.lab.up(hosts=HOSTS)
         self.plane.start()
         self.plane.join_hosts()
+        self.wait_for_hosts()
         self.trimtab("host", "list")
         self.prepare()
         self.create_guests()
@@ -127,6 +128,14 @@ class Demo:
         if finished.returncode != 0:
             raise LabError(f"`trimtab {' '.join(arguments)}` ended with {finished.returncode}: {finished.stderr or ''}")
         return finished.stdout
+
+    def wait_for_hosts(self) -> None:
+        """Wait until every host has opened its session."""
+        deadline = time.monotonic() + BOOT_TIMEOUT_S
+        while self.trimtab("host", "list", "-o", "json", quiet=True).count('"up"') < HOSTS:
+            if time.monotonic() > deadline:
+                raise LabError("not every host came up; see `trimtab host list`")
+            time.sleep(POLL_S)
 
     def wait_for_vm(self, name: str) -> None:
         deadline = time.monotonic() + BOOT_TIMEOUT_S

@@ -120,8 +120,12 @@ class Engine:
             outcome = self._perform(saga, operation, position, following)
             if outcome is None:
                 return
-            entries, is_cancel_requested = self.db.read(lambda session: store.journal_and_cancel(session, operation.id))
+            entries, is_cancel_requested = self._reread(operation)
             operation = replace(outcome, is_cancel_requested=is_cancel_requested)
+
+    def _reread(self, operation: Operation) -> tuple[tuple[JournalEntry, ...], bool]:
+        """Return the journal and whether a cancel was asked for while we were at it."""
+        return self.db.read(lambda session: store.journal_and_cancel(session, operation.id))
 
     def _journal(self, operation: Operation) -> tuple[JournalEntry, ...]:
         return self.db.read(lambda session: store.journal_of(session, operation.id))
@@ -146,6 +150,12 @@ class Engine:
         except TrimtabError as error:
             self.on_step(operation.kind, step.name, error.code, self.clock.boottime_s() - started)
             return self._after_error(operation, position, following, error)
+        except Exception:
+            # A defect in a step is that operation's failure: it is undone, not repeated for ever.
+            log.exception("step failed by a defect", operation_id=operation.id, step=step.name)
+            self.on_step(operation.kind, step.name, "step-defect", self.clock.boottime_s() - started)
+            defect = Internal("step-defect", f"a defect stopped {step.name}; the controller's log has it")
+            return self._after_error(operation, position, following, defect)
         self.on_step(
             operation.kind, step.name, "waited" if isinstance(result, Wait) else "succeeded", self.clock.boottime_s() - started
         )
