@@ -18,7 +18,7 @@ GUESTS = ("web1", "web2", "web3", "web4", "db1", "db2")
 # db1 lives on a local disk, which a live migration has to copy; the others on storage that all hosts see.
 LOCAL_GUEST, SHARED_GUEST = "db1", "web1"
 TICK = re.compile(r"tick (\d+) ")
-BOOT_TIMEOUT_S = 180.0
+BOOT_TIMEOUT_S = 300.0
 POLL_S = 1.0
 
 

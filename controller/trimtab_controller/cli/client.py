@@ -75,7 +75,7 @@ class Client:
                 return
             answer = self.get(path, {**wanted, "page_size": left, "page_token": token or None})
             items = answer.get("items", [])
-            yield from items[:left]
+            yield from items if limit is None else items[:left]
             yielded += len(items)
             token = answer.get("next_page_token") or ""
             if not token:

@@ -3,6 +3,7 @@ controller that restarts meanwhile, or a user who stops waiting, changes nothing
 """
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -26,20 +27,25 @@ _SHORTEST_ROUND_S = 0.2
 
 
 class ProgressLine:
-    """One line on stderr, drawn over and over on a terminal; elsewhere a line per new phase."""
+    """One line on stderr, drawn over and over on a terminal; elsewhere a line per new phase, but for programs, which may parse
+    the error that stderr is for then.
+    """
 
-    def __init__(self, *, is_drawn: bool) -> None:
-        self._is_drawn = is_drawn
+    def __init__(self, session: Session) -> None:
+        self._is_drawn = session.has_progress
+        self._is_silent = session.is_machine_output and not self._is_drawn
         self._phase = ""
         self._is_dirty = False
 
     def update(self, text: str, phase: str) -> None:
         """Show `text`; where lines are not drawn over, only when `phase` is another than the last."""
         if self._is_drawn:
-            sys.stderr.write(f"\r\x1b[K{humanise.plain(text)}")
+            # A line that wraps could not be drawn over.
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(f"\r\x1b[K{humanise.plain(text)[:width]}")
             sys.stderr.flush()
             self._is_dirty = True
-        elif phase != self._phase:
+        elif phase != self._phase and not self._is_silent:
             render.say(text)
         self._phase = phase
 
@@ -59,7 +65,7 @@ def until_ended(session: Session, operation: Operation) -> Operation:
     identifier = str(operation["id"])
     started = time.monotonic()
     heard = started
-    line = ProgressLine(is_drawn=session.has_progress)
+    line = ProgressLine(session)
     try:
         while not has_ended(operation):
             line.update(progress_text(operation, time.monotonic() - started), phase_of(operation))

@@ -267,7 +267,7 @@ def test_op_wait_ends_with_the_exit_code_of_the_outcome(
     controller.on("GET", WAIT, Answer(operation(state, error=error)))
     found = trimtab("op", "wait", "op-01", "-o", "json")
     assert found.code == code
-    told = json.loads(found.err.splitlines()[-1])
+    told = json.loads(found.err)
     assert (told["kind"], told["operation_id"], told["next"], told["exit_code"]) == (kind, "op-01", hint, code)
 
 

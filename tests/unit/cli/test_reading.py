@@ -30,6 +30,11 @@ def test_list_reads_every_page_over_one_connection(trimtab: Trimtab, controller:
     assert len({one.connection for one in controller.seen}) == 1
 
 
+def test_list_leaves_nothing_out_of_a_page_that_is_larger_than_asked_for(trimtab: Trimtab, controller: FakeController) -> None:
+    controller.on("GET", VMS, page(*[vm(f"v{i}") for i in range(1200)]))
+    assert len(trimtab("vm", "list", "-o", "name").out.split()) == 1200
+
+
 def test_list_stops_at_its_limit(trimtab: Trimtab, controller: FakeController) -> None:
     controller.on("GET", VMS, page(vm("a"), vm("b"), token="t1"), page(vm("c")))
     assert trimtab("vm", "list", "-o", "name", "--limit", "2").out.split() == ["a", "b"]

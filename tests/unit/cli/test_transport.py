@@ -4,6 +4,8 @@ import base64
 import hashlib
 import json
 import socket
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 from collections.abc import Iterator
@@ -252,12 +254,10 @@ def test_the_serial_log_is_read_to_its_end(program: Program, controller: FakeCon
         return Answer({"content_base64": base64.b64encode(part).decode(), "next_offset": offset + len(part)})
 
     controller.on("GET", f"{VMS}/web1/console", piece)
-    process = program.start("vm", "console", "web1", "--log")
-    assert process.stdout is not None
-    written = process.stdout.buffer.read()
-    process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert written == log
+    command = [sys.executable, "-m", "trimtab_controller.cli.main", "vm", "console", "web1", "--log"]
+    finished = subprocess.run(command, env=program.environment, capture_output=True, timeout=30, check=False)
+    assert (finished.returncode, finished.stderr) == (0, b"")
+    assert finished.stdout == log
 
 
 @pytest.mark.parametrize(

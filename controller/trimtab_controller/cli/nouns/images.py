@@ -218,7 +218,7 @@ class _Meter:
     """Shows how an upload gets on."""
 
     def __init__(self, session: Session, name: str, total_bytes: int) -> None:
-        self._line = ProgressLine(is_drawn=session.has_progress)
+        self._line = ProgressLine(session)
         self._name = name
         self._total_bytes = total_bytes
         self._marks = [(time.monotonic(), 0)]

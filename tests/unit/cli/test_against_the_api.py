@@ -1,0 +1,194 @@
+"""The command against the real API over TLS: what one asks for is what the other offers. Nobody drives operations here."""
+
+import asyncio
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from tests.api.interim import fill_registry
+from tests.api.kit import Api, running_api
+from tests.unit.cli.conftest import Program, Trimtab
+
+START_TIMEOUT_S = 60.0
+CREATE = ("vm", "create", "web1", "--image", "debian", "--memory", "1GiB", "--no-wait")
+fill_registry()
+
+
+class Served:
+    """The application behind uvicorn in a thread of its own."""
+
+    def __init__(self, database_url: str, directory: Path, certificate: Path) -> None:
+        self.api: Api | None = None
+        self.port = 0
+        self._place = (database_url, directory, certificate)
+        self._is_up = threading.Event()
+        self._server: uvicorn.Server | None = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread.start()
+        assert self._is_up.wait(START_TIMEOUT_S)
+
+    async def _serve(self) -> None:
+        database_url, directory, certificate = self._place
+        async with running_api(database_url, directory) as self.api:
+            config = uvicorn.Config(
+                self.api.app,
+                host="127.0.0.1",
+                port=0,
+                ssl_certfile=certificate,
+                ssl_keyfile=certificate,
+                lifespan="off",
+                log_level="warning",
+                timeout_graceful_shutdown=1,
+            )
+            self._server = uvicorn.Server(config)
+            serving = asyncio.create_task(self._server.serve())
+            while not self._server.started:
+                await asyncio.sleep(0.01)
+            self.port = self._server.servers[0].sockets[0].getsockname()[1]
+            self._is_up.set()
+            await serving
+
+    def close(self) -> None:
+        assert self._server is not None
+        self._server.should_exit = True
+        self._thread.join(timeout=START_TIMEOUT_S)
+
+
+@pytest.fixture
+def served(
+    sqlite_url: str, tmp_path: Path, certificate: Path, environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Served]:
+    running = Served(sqlite_url, tmp_path, certificate)
+    assert running.api is not None
+    monkeypatch.setenv("TRIMTAB_URL", f"https://127.0.0.1:{running.port}")
+    monkeypatch.setenv("TRIMTAB_TOKEN", running.api.secrets["admin"])
+    monkeypatch.setenv("TRIMTAB_PROJECT", "p1")
+    yield running
+    running.close()
+
+
+READS = [
+    "host list", "host get node1", "host token list", "host-class list", "host-class get default", "pool list", "pool get local",
+    "network list", "network list --shared", "network get default", "image list", "image get debian", "volume list",
+    "vm list", "vm get web1", "vm list --deleted -l tier=web --filter state=unknown --sort-by -created_at --limit 5",
+    "op list", "op list --live", "op list -A", "event list", "event list -A --after 0 --kind vm.", "event list --subject web1",
+    "project list", "project get p1", "user list", "user get admin", "token list", "whoami", "version",
+    "audit list --actor admin --since 2h",
+]  # fmt: skip
+
+
+def test_everything_can_be_read_in_every_form(served: Served, trimtab: Trimtab) -> None:
+    made = trimtab(*CREATE, "--network", "default", "--label", "tier=web")
+    assert (made.code, made.err) == (0, "")
+    failed = {}
+    for line in READS:
+        for output in ("table", "wide", "json", "yaml", "name"):
+            found = trimtab(*line.split(), "-o", output)
+            if found.code != 0 or (output == "json" and json.loads(found.out) is None):
+                failed[f"{line} -o {output}"] = found.err
+    assert failed == {}
+    operation = trimtab("op", "list", "-o", "name").out.strip()
+    assert "vm.create" in trimtab("op", "get", operation).out
+    assert trimtab("op", "explain", operation).code == 0
+
+
+CHANGES = [
+    "host cordon node1", "host uncordon node1", "host update node1 --label rack=r2 --host-class default",
+    "host token create node9", "host-class create big --vcpu-ratio 4 --memory-reserve 2GiB --cpu-model qemu64 --policy best-fit",
+    "host-class update big --memory-ratio 1.5", "host-class delete big --yes",
+    "vm create web1 --image debian --vcpus 2 --vcpus-max 4 --memory 96MiB --memory-max 1GiB --disk 2GiB --pool local "
+    "--network default,mac=52:54:00:12:34:56 --firmware uefi --arch x86_64 --host-class default --select rack=r2 "
+    "--label tier=web --hostname web --no-start --no-wait",
+    "vm update web1 --label tier=db --unset-label old",
+    "vm create web2 --image debian --memory 1GiB --dry-run",
+    "project create shop --vms 10 --memory 1TiB --disk unlimited", "project update shop --vcpus 8 --vms unlimited",
+    "project delete shop --yes",
+    "user create ann", "user create ci --service", "user grant ann operator", "user grant ann viewer --fleet",
+    "user revoke ann --fleet --yes", "token create --user ann --name ci --expires 30d", "user delete ann --yes",
+    "network create front --bridge br0 --bridge-on node1=br1 --vlan 7 --mtu 9000 --no-wait",
+    "network create lab --nat --subnet 10.30.0.0/24 --dhcp --shared --no-wait",
+    "pool create fast --path /srv/fast --shared --no-wait",
+    "volume create disk1 --size 1GiB --pool local --format raw --no-wait",
+    "image import remote https://images.example.org/a.qcow2 --pool local --no-wait --sha256 " + "0" * 64,
+    "image import onhost disk.raw --on-host node1 --pool local --no-wait",
+    "host remove node2 --keep-guests --yes --no-wait",
+]  # fmt: skip
+
+
+def test_every_change_is_understood(served: Served, trimtab: Trimtab) -> None:
+    failed = {}
+    for line in CHANGES:
+        found = trimtab(*line.split())
+        if found.code != 0:
+            failed[line] = found.err
+    assert failed == {}
+
+
+def test_a_file_is_uploaded_and_a_refusal_comes_before_the_bytes(
+    served: Served, trimtab: Trimtab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"QFI\xfb" + bytes(3 << 20)
+    source = tmp_path / "guest.qcow2"
+    source.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    found = trimtab("image", "import", "micro", str(source), "--sha256", digest, "--no-wait")
+    assert found.code == 0
+    assert found.out.startswith("op-")
+    refused = trimtab("image", "import", "other", str(source), "--sha256", "0" * 64)
+    assert refused.code == 2
+    assert trimtab("image", "import", "micro", str(source)).code == 5
+    assert served.api is not None
+    monkeypatch.setenv("TRIMTAB_TOKEN", served.api.secrets["p1-viewer"])
+    denied = trimtab("image", "import", "third", str(source))
+    assert (denied.code, "sending" in denied.err) == (9, False)
+
+
+def test_refusals_keep_their_meaning(served: Served, trimtab: Trimtab, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trimtab("vm", "get", "absent").code == 4
+    assert trimtab("vm", "create", "web1", "--image", "absent", "--memory", "1GiB").code == 4
+    assert trimtab(*CREATE).code == 0
+    assert trimtab(*CREATE).code == 5
+    stale = trimtab("vm", "update", "web1", "--label", "a=b", "--if-match", '"99"')
+    assert (stale.code, "stale-etag" in stale.err) == (5, True)
+    wrong = trimtab("vm", "create", "WEB", "--image", "debian", "--memory", "1GiB")
+    assert (wrong.code, "name" in wrong.err) == (2, True)
+    assert served.api is not None
+    monkeypatch.setenv("TRIMTAB_TOKEN", served.api.secrets["p1-viewer"])
+    assert trimtab("vm", "delete", "web1", "--yes").code == 9
+    monkeypatch.setenv("TRIMTAB_TOKEN", "tt-unknown.secret")
+    assert trimtab("vm", "list").code == 9
+
+
+def test_a_repeat_with_the_same_request_id_is_done_once(served: Served, trimtab: Trimtab) -> None:
+    line = (*CREATE, "--request-id", "0b8f5c0e-6d2f-4b42-9a3e-7f1f3c1f9a11")
+    assert trimtab(*line).out == trimtab(*line).out != ""
+
+
+def test_a_wait_ends_with_the_operation(served: Served, trimtab: Trimtab) -> None:
+    started = trimtab(*CREATE).out.strip()
+    assert trimtab("op", "wait", started, "--timeout", "1s").code == 6
+    cancelled = trimtab("op", "cancel", started, "--no-wait")
+    assert cancelled.code == 0
+    assert started in cancelled.out
+
+
+def test_watches_show_what_comes(served: Served, trimtab: Trimtab, program: Program) -> None:
+    assert served.api is not None
+    running = Program({**program.environment, "TRIMTAB_URL": f"https://127.0.0.1:{served.port}"})
+    vms = running.start("vm", "list", "--watch", "-o", "name")
+    events = running.start("event", "list", "--watch", "--after", "0", "--kind", "operation.", "-o", "json")
+    try:
+        assert trimtab(*CREATE).code == 0
+        assert vms.stdout is not None
+        assert vms.stdout.readline() == "web1\n"
+        assert events.stdout is not None
+        assert json.loads(events.stdout.readline())["subject"]["name"] == "web1"
+    finally:
+        for process in (vms, events):
+            process.terminate()
+            process.communicate(timeout=20)
