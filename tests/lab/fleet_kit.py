@@ -1,0 +1,102 @@
+"""Drives a whole fleet as an operator does: only the command line, and the lab for faults."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from trimtab_lab.commands import own_programs
+from trimtab_lab.controlplane import ControlPlane
+from trimtab_lab.hosts import Lab
+
+TICK = re.compile(r"tick (\d+) uptime ([\d.]+)")
+# Under TCG beside other tests a guest may take minutes to boot; the conditions below end as soon as they hold.
+PATIENCE_S = 300.0
+POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass(slots=True)
+class Fleet:
+    lab: Lab
+    plane: ControlPlane
+
+    def trimtab(self, *arguments: str, timeout_s: float = PATIENCE_S) -> Ran:
+        """Run the CLI and return what it did, failures too."""
+        finished = subprocess.run(
+            [str(own_programs() / "trimtab"), *arguments],
+            env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **self.plane.cli_environment()},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
+        return Ran(finished.returncode, finished.stdout, finished.stderr)
+
+    def ok(self, *arguments: str) -> Ran:
+        """Run the CLI; a failure shows what the user would have seen."""
+        ran = self.trimtab(*arguments)
+        assert ran.code == 0, f"trimtab {' '.join(arguments)} ended with {ran.code}: {ran.err}{ran.out}"
+        return ran
+
+    def vm(self, name: str) -> dict[str, Any]:
+        return dict(self.ok("vm", "get", name, "-o", "json").json())
+
+    def create(self, name: str, *, pool: str, index: int, to: str = "") -> dict[str, Any]:
+        address = f"{self.lab.spec.guest_prefix}.{index}/24"
+        more = ("--to", to) if to else ()
+        self.ok(
+            "vm", "create", name, "--image", "micro", "--memory", "96MiB", "--pool", pool,
+            "--network", f"default,ip={address}", *more, "--wait",
+        )  # fmt: skip
+        return self.vm(name)
+
+    def ticks(self, name: str) -> tuple[int, float]:
+        """Return the guest's newest (counter, uptime); (0, 0) before its first."""
+        found = TICK.findall(self.ok("vm", "console", name, "--log").out)
+        return (int(found[-1][0]), float(found[-1][1])) if found else (0, 0.0)
+
+    def wait_for_ticks(self, name: str, at_least: int) -> tuple[int, float]:
+        return wait_until(lambda: seen if (seen := self.ticks(name))[0] >= at_least else None, f"{name} to count to {at_least}")
+
+    def domains_of(self, host: str) -> str:
+        return self.lab.run(host, ["virsh", "list", "--all", "--name"]).stdout
+
+    def hosts_that_define(self, vm_id: str) -> list[str]:
+        return [host.name for host in self.lab.spec.hosts() if vm_id in self.domains_of(host.name)]
+
+    def files_of(self, identifier: str) -> list[str]:
+        """Return the files on any pool of any host whose path names this id."""
+        found = []
+        for host in self.lab.spec.hosts():
+            listed = self.lab.run(
+                host.name, ["find", "/srv/trimtab-shared", "/srv/trimtab-local", "-path", f"*{identifier}*"]
+            ).stdout
+            found += [f"{host.name}:{line}" for line in listed.splitlines()]
+        return found
+
+
+T = TypeVar("T")
+
+
+def wait_until(ask: Callable[[], T | None], what: str, *, patience_s: float = PATIENCE_S) -> T:
+    """Return the first answer that is not None or False."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        answer = ask()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"waited {patience_s:.0f} s for {what}"
+        time.sleep(POLL_S)  # real guests on real time; every wait ends with its condition
