@@ -14,7 +14,7 @@ import structlog
 from trimtab_controller import metrics
 from trimtab_controller.clock import Clock, mint
 from trimtab_controller.core.baseline import Baseline
-from trimtab_controller.core.model import Claim, PlacementAsk
+from trimtab_controller.core.model import Claim, Host, PlacementAsk
 from trimtab_controller.core.placement.engine import place
 from trimtab_controller.core.placement.fleet import FleetSnapshot
 from trimtab_controller.core.placement.request import PlacementRequest
@@ -37,6 +37,7 @@ class _Batch:
     rows: fleet.FleetRows
     needs: Mapping[str, fleet.VmNeeds]
     homes: Mapping[str, Claim]
+    hosts: Mapping[str, Host]
     baselines: Mapping[str, Baseline]
     snapshot: FleetSnapshot
 
@@ -71,7 +72,9 @@ class PlacementLoop:
         def work(session: Session) -> None:
             leases.assert_leader(session, term)
             if decision.chosen_host_id is None:
-                self._refuse(session, ask, decision)
+                self._refuse(session, ask, decision, decision.summary())
+            elif (lacking := _lacks_baseline(decision.chosen_host_id, batch)) and ask.kind == "create":
+                self._refuse(session, ask, decision, lacking)
             else:
                 self._place(session, ask, decision, decision.chosen_host_id, batch)
 
@@ -82,14 +85,14 @@ class PlacementLoop:
             metrics.PLACEMENTS.labels(ask.kind, "raced").inc()
             log.info("placement raced", operation_id=ask.operation_id, host_id=decision.chosen_host_id)
 
-    def _refuse(self, session: Session, ask: PlacementAsk, decision: Decision) -> None:
+    def _refuse(self, session: Session, ask: PlacementAsk, decision: Decision, refusal: str) -> None:
         decision_id = self._record(session, ask, decision)
         placements.settle(
             session,
             ask.operation_id,
             state="refused",
             decision_id=decision_id,
-            refusal=decision.summary(),
+            refusal=refusal,
             now=self._clock.now(),
         )
         operations.wake(session, ask.operation_id, self._clock.now())
@@ -207,10 +210,22 @@ def _take_space(session: Session, needs: fleet.VmNeeds, host_id: str, batch: _Ba
 
 def _fix_machine(session: Session, vm_id: str, host_id: str, batch: _Batch) -> None:
     """Fix the class's baseline and the vm's concrete machine type and CPU model, once each."""
-    class_id = next(host.host_class_id for host in batch.rows.hosts if host.id == host_id)
+    class_id = batch.hosts[host_id].host_class_id
     baseline = batch.baselines[class_id]
     fleet.fix_class_baseline(session, class_id, machine=baseline.machine, cpu_model=baseline.cpu_model)
     fleet.fix_machine(session, vm_id, machine=baseline.machine, cpu_model=baseline.cpu_model)
+
+
+def _lacks_baseline(host_id: str, batch: _Batch) -> str:
+    """Return why no vm can be given a machine type and CPU model in this host's class, '' where one can."""
+    class_id = batch.hosts[host_id].host_class_id
+    baseline, name = batch.baselines[class_id], batch.rows.classes[class_id].name
+    if baseline.machine and baseline.cpu_model:
+        return ""
+    return (
+        f"the hosts of class {name} share no machine type and CPU model; "
+        f"set them with `trimtab host-class update {name}`, or put unlike hosts into classes of their own"
+    )
 
 
 def _read(session: Session, asks: tuple[PlacementAsk, ...]) -> _Batch:
@@ -222,6 +237,7 @@ def _read(session: Session, asks: tuple[PlacementAsk, ...]) -> _Batch:
         rows=rows,
         needs=fleet.needs_of(session, vm_ids),
         homes=claims.homes_of(session, vm_ids),
+        hosts={host.id: host for host in rows.hosts},
         baselines=baselines,
         snapshot=placement_snapshot.snapshot_of(rows, baselines),
     )
@@ -229,5 +245,6 @@ def _read(session: Session, asks: tuple[PlacementAsk, ...]) -> _Batch:
 
 def _request(ask: PlacementAsk, batch: _Batch) -> PlacementRequest:
     needs = batch.needs[ask.vm_id]
-    source = next((host.inventory for host in batch.rows.hosts if host.id == needs.vm.host_id), None)
-    return placement_snapshot.request_of(ask, needs, accelerator=source.accelerator if source else "")
+    source = batch.hosts.get(needs.vm.host_id)
+    accelerator = source.inventory.accelerator if source and source.inventory else ""
+    return placement_snapshot.request_of(ask, needs, accelerator=accelerator)

@@ -47,11 +47,13 @@ def take(
     generation: int | None,
     now: datetime,
 ) -> None:
-    """Claim compute on a host that is joined, not cordoned, and still at `generation` (None: any); ClaimRefused otherwise."""
+    """Claim compute on a host that is joined, up, not cordoned, and at `generation` (None: any); ClaimRefused otherwise."""
     host = schema.host
     conditions = [
         host.c.id == host_id,
         host.c.deleted_at.is_(None),
+        host.c.is_cordoned.is_(False),
+        host.c.connectivity == "up",
         host.c.vcpus_claimed + host.c.unmanaged_vcpus + vcpus <= host.c.vcpus_limit,
         host.c.memory_claimed_mib + host.c.unmanaged_memory_mib + memory_mib <= host.c.memory_limit_mib,
     ]

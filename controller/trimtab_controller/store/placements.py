@@ -46,8 +46,10 @@ def get(session: Session, operation_id: str) -> PlacementAsk | None:
 
 
 def pending(session: Session, *, limit: int) -> tuple[PlacementAsk, ...]:
-    """Return the oldest pending requests. Plan: ix_placement_request_state."""
-    query = sa.select(_request).where(_request.c.state == "pending").order_by(_request.c.created_at).limit(limit)
+    """Return up to `limit` pending requests in rounds, the oldest of each project first: a burst does not fill the batch."""
+    turn = sa.func.row_number().over(partition_by=_request.c.project_id, order_by=_request.c.created_at)
+    waiting = sa.select(_request, turn.label("turn")).where(_request.c.state == "pending").subquery()
+    query = sa.select(waiting).order_by(waiting.c.turn, waiting.c.created_at).limit(limit)
     return tuple(_ask(row) for row in session.execute(query))
 
 

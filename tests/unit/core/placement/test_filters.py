@@ -27,8 +27,9 @@ MakePool = Callable[..., PoolSnapshot]
 
 def reasons(host: HostSnapshot, request: PlacementRequest, *pools: PoolSnapshot) -> list[tuple[str, str]]:
     """Return (code, message) of everything that stands against the host."""
-    verdict = explain(FleetSnapshot.of([host], pools), request).verdict_of(host.name)
-    assert verdict is not None
+    decision = explain(FleetSnapshot.of([host], pools), request)
+    (verdict,) = decision.verdicts
+    assert (decision.chosen_host_id is None) == bool(verdict.refusals), "the mask and the reasons disagree"
     return [(refusal.code, refusal.message) for refusal in verdict.refusals]
 
 
@@ -274,6 +275,18 @@ def test_a_network_must_be_set_up_ready_and_wide_enough(
 ) -> None:
     request = make_request(networks=(NetworkNeed(network_id="net-1", name="default", mtu=9000),))
     assert reasons(make_host(networks=networks), request) == [reason]
+
+
+def test_every_network_of_the_vm_must_be_reached(make_host: MakeHost, make_request: MakeRequest) -> None:
+    request = make_request(
+        networks=(
+            NetworkNeed(network_id="net-1", name="default"),
+            NetworkNeed(network_id="net-2", name="backup"),
+            NetworkNeed(network_id="net-3", name="storage"),
+        )
+    )
+    host = make_host(networks={"net-1": NetworkReach(True, 1500), "net-3": NetworkReach(True, 1500)})
+    assert reasons(host, request) == [("network-not-on-host", "network backup is not set up on it")]
 
 
 @pytest.mark.parametrize("mtu", [0, 9000, 9216])

@@ -46,6 +46,13 @@ def test_spread_takes_the_emptiest_host(make_host: MakeHost, make_request: MakeR
     assert order(fleet, make_request(), POLICIES["spread"]) == ["node2", "node1", "node3"]
 
 
+def test_spread_looks_at_memory_as_much_as_at_vcpus(make_host: MakeHost, make_request: MakeRequest) -> None:
+    fleet = FleetSnapshot.of([make_host("node1", memory_claimed_mib=8000), make_host("node2", vcpus_claimed=2)])
+    decision = explain(fleet, make_request(vcpus=0, memory_mib=0), policy=POLICIES["spread"])
+    assert decision.fitting.host_names == ("node2", "node1")
+    assert decision.fitting.totals == pytest.approx((1 - 2 / 16 / 2, 1 - 8000 / 15872 / 2), abs=1e-6)
+
+
 def test_balanced_takes_the_host_whose_two_resources_end_up_even(make_host: MakeHost, make_request: MakeRequest) -> None:
     fleet = FleetSnapshot.of(
         [make_host("cpu-heavy", vcpus_claimed=12), make_host("memory-heavy", memory_claimed_mib=12000), make_host("even")]
