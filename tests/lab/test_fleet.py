@@ -3,39 +3,15 @@
 One lab for the whole file. Tests make vms of their own and say with their names what is promised.
 """
 
-import os
 import signal
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.lab.fleet_kit import Fleet, wait_until
-from trimtab_lab.controlplane import ControlPlane
-from trimtab_lab.guest import build_guest_image
-from trimtab_lab.hosts import Lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900), pytest.mark.xdist_group("fleet")]
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    lab = Lab.named(f"fleet-{os.getpid()}", state_directory=tmp_path_factory.mktemp("fleet"))
-    try:
-        lab.up(hosts=3)
-        plane = ControlPlane(lab)
-        plane.start()
-        plane.join_hosts()
-        made = Fleet(lab, plane)
-        wait_until(lambda: made.ok("host", "list", "-o", "json").out.count('"up"') >= 3, "three hosts to be up")
-        made.ok("pool", "create", "shared", "--path", "/srv/trimtab-shared", "--shared")
-        made.ok("pool", "create", "local", "--path", "/srv/trimtab-local")
-        made.ok("network", "create", "default", "--bridge", "br-guest")
-        made.ok("image", "import", "micro", str(build_guest_image().qcow2), "--pool", "shared", "--wait")
-        yield made
-    finally:
-        lab.down()
 
 
 @pytest.fixture(scope="module")
