@@ -30,7 +30,7 @@ def prometheus(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                     {
                         "url": f"{fleet.plane.url}/v1/service-discovery/prometheus",
                         "refresh_interval": "2s",
-                        "authorization": {"credentials_file": str(fleet.plane.token_file)},
+                        "authorization": {"type": "Bearer", "credentials_file": str(fleet.plane.token_file)},
                         "tls_config": {"ca_file": str(fleet.plane.authority_file)},
                     }
                 ],
