@@ -66,7 +66,19 @@ def postgres_server(memory_directory: Path) -> Iterator[str]:
         os.chown(directory, user.pw_uid, user.pw_gid)
         as_user = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
     bin_directory = _postgres_bin()
-    initdb = [bin_directory / "initdb", "-D", directory / "data", "-A", "trust", "-U", "trimtab", "-N", "-E", "UTF8", "--locale=C"]
+    initdb = [
+        bin_directory / "initdb",
+        "-D",
+        directory / "data",
+        "-A",
+        "trust",
+        "-U",
+        "trimtab",
+        "-N",
+        "-E",
+        "UTF8",
+        "--locale=C",
+    ]
     subprocess.run(["setpriv", *as_user, *initdb], check=True, capture_output=True, cwd="/", timeout=START_TIMEOUT_S)
     settings = {
         "listen_addresses": "",
@@ -130,7 +142,9 @@ def _url(directory: Path, name: str) -> str:
 
 
 def _execute(directory: Path, statement: str) -> None:
-    with psycopg.connect(host=str(directory), user="trimtab", dbname="postgres", autocommit=True, connect_timeout=5) as connection:
+    with psycopg.connect(
+        host=str(directory), user="trimtab", dbname="postgres", autocommit=True, connect_timeout=5
+    ) as connection:
         connection.execute(statement)  # type: ignore[call-overload]
 
 

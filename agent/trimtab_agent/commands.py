@@ -15,7 +15,7 @@ import structlog
 from google.protobuf.message import Message
 
 from trimtab_agent.hypervisor.base import Stamp
-from trimtab_agent.jobs import JobName, name_of
+from trimtab_agent.job_rows import JobName, name_of
 from trimtab_agent.replay import Act, Answered, Refused, Replay
 from trimtab_agent.workers import WorkerPool
 from trimtab_protos.agent.v1 import command_pb2

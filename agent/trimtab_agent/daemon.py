@@ -24,7 +24,7 @@ from trimtab_agent.sources import Sources
 from trimtab_agent.systemd import RealSystemctl
 from trimtab_agent.version import agent_version
 from trimtab_agent.workers import WorkerPool
-from trimtab_protos.errors import Conflict
+from trimtab_protos.errors import Conflict, NotFound
 from trimtab_protos.messages import Certificate
 
 log = structlog.get_logger(__name__)
@@ -57,7 +57,10 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
         return (report(PURPOSE_AGENT, identity.current().certificate_pem), *libvirt.report())
 
     def undo_join(keep_certificates: bool) -> Sequence[str]:
-        undone = leave.leave(RealSystemctl(), keep_certificates=keep_certificates)
+        try:
+            undone = leave.leave(RealSystemctl(), keep_certificates=keep_certificates)
+        except NotFound:
+            undone = ()  # an earlier call did it and its answer was lost
         loop.call_soon_threadsafe(loop.call_later, LEAVE_ANSWER_S, stopping.set)
         return undone
 

@@ -24,16 +24,14 @@ import structlog
 
 from trimtab_agent.clock import Clock
 from trimtab_agent.hypervisor.base import JobControl, Stamp
+from trimtab_agent.job_rows import JobName, JobResult, JobRow, JobRows, job_message, name_of
 from trimtab_agent.journal import JournalFile
 from trimtab_agent.lease import LeaseState
 from trimtab_agent.outbox import ItemKind, Outbox
 from trimtab_agent.workers import WorkerPool
-from trimtab_protos import status
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
-from trimtab_protos.agent.v1 import command_pb2, storage_pb2
-from trimtab_protos.codec import enum_number, to_proto
 from trimtab_protos.errors import Conflict, Internal, NotFound, TrimtabError, Unavailable
-from trimtab_protos.messages import CommandKey, Direction, ImageResult, JobProgress, JobState, MigrationResult
+from trimtab_protos.messages import CommandKey, JobProgress, JobState
 
 log = structlog.get_logger(__name__)
 
@@ -52,9 +50,6 @@ class JobKind(StrEnum):
 
 
 DEFAULT_LIMITS: Mapping[JobKind, int] = {JobKind.IMPORT: 2, JobKind.MIGRATION: 2}
-
-JobResult = ImageResult | MigrationResult
-JobName = tuple[str, str, str]
 
 
 class Runner(Protocol):
@@ -84,7 +79,7 @@ class _Live:
         self.sequence += 1
 
     def message(self) -> pb.Job:
-        return self.ended or _message(self.key, JobState.RUNNING, self.sequence, progress=self.progress)
+        return self.ended or job_message(self.key, JobState.RUNNING, self.sequence, progress=self.progress)
 
 
 class Jobs:
@@ -104,7 +99,7 @@ class Jobs:
         limits: Mapping[JobKind, int] = DEFAULT_LIMITS,
     ) -> None:
         self._file = file
-        self._agent_id = agent_id
+        self._rows = JobRows(agent_id)
         self._incarnation = incarnation
         self._outbox = outbox
         self._pool = pool
@@ -128,19 +123,23 @@ class Jobs:
         live = _Live(key, kind, request, sequence=1)
 
         def work(connection: sqlite3.Connection) -> pb.Job | None:
-            found = self._find(connection, key)
-            if found is not None and not _begins_anew(found):
-                if found["state"] != JobState.RUNNING:
-                    self._set(connection, key, was_told=1)
-                    return pb.Job.FromString(found["outcome"])
-                self._set(connection, key, turn=key.turn, epoch=key.epoch)
+            found = self._rows.find(connection, live.name)
+            if found is not None and not (found.has_failed_for_now and found.was_told):
+                if found.state is not JobState.RUNNING:
+                    self._rows.set(connection, live.name, was_told=1)
+                    return found.message()
+                self._rows.set(connection, live.name, turn=key.turn, epoch=key.epoch)
                 return None
             if found is not None:
-                live.sequence = int(found["sequence"]) + _RESTART_SEQUENCE_STEP
-            row = (*self._row_key(key), key.subject_id, key.turn, key.epoch, self._incarnation, kind.value, request)
-            connection.execute(
-                "INSERT OR REPLACE INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'running', 0, 0, ?, x'', ?)",
-                (*row, live.sequence, self._clock.now_ms()),
+                live.sequence = found.sequence + _RESTART_SEQUENCE_STEP
+            self._rows.begin(
+                connection,
+                key,
+                kind=kind.value,
+                request=request,
+                incarnation=self._incarnation,
+                sequence=live.sequence,
+                at_ms=self._clock.now_ms(),
             )
             # Within the transaction, so that no second start can come between: the writer is one thread.
             with self._lock:
@@ -176,14 +175,10 @@ class Jobs:
             live = self._live_job(name)
             if live is not None:
                 return live.message()
-            row = connection.execute(
-                "SELECT state, outcome, subject_id, turn, sequence FROM job"
-                " WHERE agent_id = ? AND operation_id = ? AND step = ? AND direction = ?",
-                (self._agent_id, *name),
-            ).fetchone()
+            row = self._rows.find(connection, name)
             if row is None:
                 raise NotFound("job-not-found", "this agent never had such a job", operation_id=name[0], step=name[1])
-            return self._stored_message(name, row)
+            return row.message()
 
         return self._file.submit(work)
 
@@ -192,17 +187,8 @@ class Jobs:
         since_ms = self._clock.now_ms() - LISTED_AFTER_END_MS
 
         def work(connection: sqlite3.Connection) -> list[pb.Job]:
-            rows = connection.execute(
-                "SELECT operation_id, step, direction, state, outcome, subject_id, turn, sequence FROM job"
-                " WHERE agent_id = ? AND (state = 'running' OR at_ms >= ?)",
-                (self._agent_id, since_ms),
-            )
-            jobs = []
-            for operation_id, step, direction, *rest in rows:
-                name = (operation_id, step, direction)
-                live = self._live_job(name)
-                jobs.append(live.message() if live is not None else self._stored_message(name, rest))
-            return jobs
+            rows = self._rows.recent(connection, since_ms=since_ms)
+            return [(self._live_job(name_of(row.key)) or row).message() for row in rows]
 
         return self._file.submit(work)
 
@@ -225,9 +211,9 @@ class Jobs:
         name = name_of(key)
 
         def work(connection: sqlite3.Connection) -> None:
-            found = self._find(connection, key)
-            if found is not None and found["state"] == JobState.RUNNING:
-                self._set(connection, key, is_cancel_asked=1)
+            found = self._rows.find(connection, name)
+            if found is not None and found.state is JobState.RUNNING:
+                self._rows.set(connection, name, is_cancel_asked=1)
 
         asked = self._file.submit(work)
         told: Future[pb.Job] = _uncancellable()
@@ -247,25 +233,9 @@ class Jobs:
         """Run again what was running when the agent ended; return how many. Call once, before commands are served."""
 
         def work(connection: sqlite3.Connection) -> list[tuple[_Live, bool]]:
-            connection.row_factory = sqlite3.Row
-            try:
-                rows = connection.execute(
-                    "SELECT * FROM job WHERE agent_id = ? AND state = 'running'", (self._agent_id,)
-                ).fetchall()
-            finally:
-                connection.row_factory = None
-            found = []
-            for row in rows:
-                live = _Live(
-                    _key_of(row), JobKind(row["kind"]), row["request"], sequence=row["sequence"] + _RESTART_SEQUENCE_STEP
-                )
-                if row["is_cancel_asked"]:
-                    live.cancelled.set()
-                self._set(connection, live.key, sequence=live.sequence)
-                with self._lock:
-                    self._live[live.name] = live
-                found.append((live, row["incarnation"] == self._incarnation))
-            return found
+            return [
+                (self._revive(connection, row), row.incarnation == self._incarnation) for row in self._rows.running(connection)
+            ]
 
         resumed: Future[int] = _uncancellable()
 
@@ -292,15 +262,18 @@ class Jobs:
     def prune(self) -> Future[int]:
         """Delete jobs that ended long ago."""
         before_ms = self._clock.now_ms() - ENDED_KEPT_MS
-        return self._file.submit(
-            lambda connection: (
-                connection.execute(
-                    "DELETE FROM job WHERE agent_id = ? AND state <> 'running' AND at_ms < ?", (self._agent_id, before_ms)
-                ).rowcount
-            )
-        )
+        return self._file.submit(lambda connection: self._rows.prune(connection, before_ms=before_ms))
 
     # Running.
+
+    def _revive(self, connection: sqlite3.Connection, row: JobRow) -> _Live:
+        live = _Live(row.key, JobKind(row.kind), row.request, sequence=row.sequence + _RESTART_SEQUENCE_STEP)
+        if row.is_cancel_asked:
+            live.cancelled.set()
+        self._rows.set(connection, live.name, sequence=live.sequence)
+        with self._lock:
+            self._live[live.name] = live
+        return live
 
     def _enqueue(self, live: _Live) -> None:
         with self._lock:
@@ -311,7 +284,7 @@ class Jobs:
         """Start as many waiting jobs as the limit of their class allows."""
         while True:
             with self._lock:
-                if not self._waiting[kind] or self._running[kind] >= self._limits[kind]:
+                if self._is_detached or not self._waiting[kind] or self._running[kind] >= self._limits[kind]:
                     return
                 live = self._waiting[kind].popleft()
                 live.is_started = True
@@ -358,7 +331,7 @@ class Jobs:
             live.progress = replace(live.progress, phase="waiting for the host's lease")
             if live.cancelled.wait(_LEASE_POLL_S):
                 return
-        turn, own_turn = self._file.submit(lambda connection: self._turns(connection, live.key)).result()
+        turn, own_turn = self._file.submit(lambda connection: self._rows.turns(connection, live.key)).result()
         if own_turn < turn:
             raise Conflict("job-superseded", "another driver took over this vm before the migration began", turn=own_turn)
 
@@ -375,7 +348,7 @@ class Jobs:
             self._end(live, JobState.CANCELLED, error=Conflict("job-cancelled", "cancelled before it began"))
 
     def _end(self, live: _Live, state: JobState, *, result: JobResult | None = None, error: TrimtabError | None = None) -> None:
-        live.ended = _message(live.key, state, live.sequence + 1, progress=live.progress, result=result, error=error)
+        live.ended = job_message(live.key, state, live.sequence + 1, progress=live.progress, result=result, error=error)
         log.info(
             "job ended",
             kind=live.kind.value,
@@ -392,10 +365,10 @@ class Jobs:
             return
         assert live.ended is not None
         body = live.ended.SerializeToString()
-        sequence = live.ended.sequence
+        sequence, at_ms = live.ended.sequence, self._clock.now_ms()
 
         def work(connection: sqlite3.Connection) -> None:
-            self._set(connection, live.key, state=state.value, sequence=sequence, outcome=body, at_ms=self._clock.now_ms())
+            self._rows.set(connection, live.name, state=state.value, sequence=sequence, outcome=body, at_ms=at_ms)
             self._outbox.insert(connection, ItemKind.JOB, body)
 
         def done(committed: Future[None]) -> None:
@@ -409,8 +382,6 @@ class Jobs:
 
         self._file.submit(work).add_done_callback(done)
 
-    # Rows.
-
     def _live_job(self, name: JobName) -> _Live | None:
         with self._lock:
             return self._live.get(name)
@@ -418,103 +389,15 @@ class Jobs:
     def _found_running(self, key: CommandKey) -> pb.Job:
         live = self._live_job(name_of(key))
         if live is None:
-            return _message(key, JobState.RUNNING, 1, progress=JobProgress())
+            return job_message(key, JobState.RUNNING, 1, progress=JobProgress())
         # The newest driver's numbers count when the job comes to run.
         live.key = key
         return live.message()
-
-    def _stored_message(self, name: JobName, row: Any) -> pb.Job:
-        state, outcome, subject_id, turn, sequence = row
-        if state != JobState.RUNNING:
-            return pb.Job.FromString(outcome)
-        key = CommandKey(operation_id=name[0], step=name[1], direction=Direction(name[2]), subject_id=subject_id, turn=turn)
-        return _message(key, JobState.RUNNING, sequence, progress=JobProgress())
-
-    def _find(self, connection: sqlite3.Connection, key: CommandKey) -> dict[str, Any] | None:
-        names = ("state", "incarnation", "sequence", "was_told", "outcome")
-        row = connection.execute(
-            f"SELECT {', '.join(names)} FROM job"  # noqa: S608 names of columns, just above
-            " WHERE agent_id = ? AND operation_id = ? AND step = ? AND direction = ?",
-            self._row_key(key),
-        ).fetchone()
-        return dict(zip(names, row, strict=True)) if row else None
-
-    def _turns(self, connection: sqlite3.Connection, key: CommandKey) -> tuple[int, int]:
-        """Return the highest turn of the subject and the job's own."""
-        (highest,) = connection.execute(
-            "SELECT coalesce(max(turn), 0) FROM subject WHERE agent_id = ? AND subject_id = ?", (self._agent_id, key.subject_id)
-        ).fetchone()
-        (own,) = connection.execute(
-            "SELECT turn FROM job WHERE agent_id = ? AND operation_id = ? AND step = ? AND direction = ?", self._row_key(key)
-        ).fetchone()
-        return int(highest), int(own)
-
-    def _set(self, connection: sqlite3.Connection, key: CommandKey, **columns: int | str | bytes) -> None:
-        assignments = ", ".join(f"{name} = ?" for name in columns)
-        connection.execute(
-            f"UPDATE job SET {assignments}"  # noqa: S608 names of columns, from the callers above
-            " WHERE agent_id = ? AND operation_id = ? AND step = ? AND direction = ?",
-            (*columns.values(), *self._row_key(key)),
-        )
-
-    def _row_key(self, key: CommandKey) -> tuple[str, str, str, str]:
-        return (self._agent_id, *name_of(key))
-
-
-def name_of(key: CommandKey) -> JobName:
-    return key.operation_id, key.step, key.direction.value
-
-
-def _begins_anew(found: Mapping[str, Any]) -> bool:
-    if found["state"] != JobState.FAILED or not found["was_told"]:
-        return False
-    return status.from_detail(pb.Job.FromString(found["outcome"]).error).retryable
-
-
-def _key_of(row: sqlite3.Row) -> CommandKey:
-    return CommandKey(
-        operation_id=row["operation_id"],
-        step=row["step"],
-        direction=Direction(row["direction"]),
-        subject_id=row["subject_id"],
-        turn=row["turn"],
-        epoch=row["epoch"],
-    )
 
 
 def _refuse_cancelled(live: _Live) -> None:
     if live.cancelled.is_set():
         raise Conflict("job-cancelled", "cancelled before it began")
-
-
-def _message(
-    key: CommandKey,
-    state: JobState,
-    sequence: int,
-    *,
-    progress: JobProgress,
-    result: JobResult | None = None,
-    error: TrimtabError | None = None,
-) -> pb.Job:
-    message = pb.Job(
-        operation_id=key.operation_id,
-        step=key.step,
-        direction=enum_number(command_pb2.DESCRIPTOR.enum_types_by_name["Direction"], key.direction),  # type: ignore[arg-type]
-        state=enum_number(command_pb2.DESCRIPTOR.enum_types_by_name["JobState"], state),  # type: ignore[arg-type]
-        progress=to_proto(progress, pb.JobProgress),
-        sequence=sequence,
-        subject_id=key.subject_id,
-    )
-    if error is not None:
-        message.error.CopyFrom(status.to_detail(error))
-    match result:
-        case ImageResult():
-            message.image.CopyFrom(to_proto(result, storage_pb2.ImageResult))
-        case MigrationResult():
-            message.migration.CopyFrom(to_proto(result, pb.MigrationResult))
-        case None:
-            pass
-    return message
 
 
 def _uncancellable() -> Future[Any]:

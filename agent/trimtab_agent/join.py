@@ -42,7 +42,6 @@ FETCH_TIMEOUT_S = 10.0
 FETCH_MAX_BYTES = 1 << 20
 CALL_TIMEOUT_S = 20.0
 CLOCK_SKEW_MAX_S = 2.0
-LIBVIRT_TLS_PORT = 16514
 STATE_DIRECTORY = "var/lib/trimtab"
 CERTIFICATE_DIRECTORY = "etc/trimtab"
 
@@ -299,8 +298,6 @@ class Joiner:
             self._options.agent_port: "the agent",
             self._options.metrics_port: "the agent's metrics",
         }
-        if self._libvirt.certificate_pem() is None:
-            wanted[LIBVIRT_TLS_PORT] = "libvirt with TLS"
         return [f"TCP port {port}, for {whom}, is in use by another program" for port, whom in wanted.items() if _is_taken(port)]
 
     def _notes(self) -> list[str]:

@@ -1,5 +1,6 @@
 """Makes a host a plain libvirt machine again: what the join changed is restored, guests and their disks are not touched."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def leave(systemctl: Systemctl, *, root: Path = Path("/"), keep_certificates: bo
     undone += undo.restore(systemctl, kept=(certificates,) if keep_certificates else ())
     for name in STATE_FILES:
         (state / name).unlink(missing_ok=True)
-    if state.is_dir() and not any(state.iterdir()):
+    with contextlib.suppress(OSError):  # somebody keeps something there, or it is a mount point
         state.rmdir()
     try:
         restart_libvirtd(systemctl)

@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 POOLS_EVERY_S = 10.0
 INVENTORY_EVERY_S = 30.0
+INVENTORY_RETRY_S = 1.0
+"""After a failure: while libvirt starts, its first inventory is what the controller waits for."""
 HUNG_AFTER_S = 30.0
 """Age at which a pool counts as hung although nobody said so: its observation has not come back for three rounds."""
 
@@ -158,6 +160,8 @@ class Observer:
         with self._lock:
             self._under_way.discard(what)
         error = future.exception()
+        if error is not None and what == "inventory":
+            self._inventory_due_s = self._clock.boottime_s() + INVENTORY_RETRY_S
         if isinstance(error, TrimtabError):
             log.debug("observation failed", what=what, code=error.code)
         elif error is not None:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from trimtab_agent.hypervisor.base import Hypervisor, JobControl, Stamp
-from trimtab_agent.jobs import JobKind, JobResult, Runner
+from trimtab_agent.job_rows import JobResult
+from trimtab_agent.jobs import JobKind, Runner
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.codec import from_proto
 from trimtab_protos.errors import InvalidRequest

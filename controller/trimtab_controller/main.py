@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -212,11 +212,11 @@ def ca_rotate_finish(given: dict[str, Any]) -> None:
         click.echo("The rotation has ended: only the new CA is trusted.")
 
 
-def main() -> None:
-    """Run the command; a typed error becomes one line and a stable exit status."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command (None: of this process); a typed error becomes one line and a stable exit status."""
     os.umask(0o077)
     try:
-        cli()
+        cli(args=arguments)
     except TrimtabError as error:
         click.echo(f"error: {error.message} [{error.code}]", err=True)
         sys.exit(EXIT_BY_KIND.get(error.kind, 1))

@@ -78,6 +78,7 @@ def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
 
     from trimtab_controller import wiring
     from trimtab_controller.api.app import create_app
+    from trimtab_controller.request_metrics import measured
     from trimtab_controller.rpc.heard import HeardHosts
 
     nudger = wiring.build_nudger(settings)
@@ -87,7 +88,7 @@ def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
     tls = ApiTls(settings)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(context),
+            measured(create_app(context)),
             host=settings.bind_address,
             port=settings.api_port,
             ssl_context_factory=lambda _config, _default: tls.context,

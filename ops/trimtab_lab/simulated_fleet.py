@@ -17,11 +17,10 @@ import signal
 import ssl
 import time
 import uuid
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,7 +48,6 @@ JOINS_AT_ONCE = 4
 STARTS_AT_ONCE = 16
 CALL_TIMEOUT_S = 30.0
 STATUS_EVERY_S = 0.25
-STOP_TIMEOUT_S = 5.0
 MACHINE_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_OID, "trimtab simulated machines")
 
 
@@ -67,13 +65,12 @@ class FleetOptions:
     agent_port: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """A host that joined."""
 
-    name: str
+    number: int
     host_id: str
-    address: str
     certificate_pem: str
     key_pem: str
     ca_pem: str
@@ -84,37 +81,26 @@ class Member:
 
 
 class Joining:
-    """Makes members: the real token, the real Join call. Its methods are called from several threads, with a token maker each."""
+    """Makes members with a real token and a real Join call each. Thread-safe."""
 
     def __init__(self, options: FleetOptions) -> None:
         self._options = options
-        self._ca_path = options.controller_directory / "pki" / "ca.pem"
+        ca_path = options.controller_directory / "pki" / "ca.pem"
+        self._admin_token = (options.controller_directory / "admin.token").read_text().strip()
         self._libvirt: KeyRequest = new_libvirt_request()
-        with _api(options, self._ca_path) as api:
-            document = _ask(api, "GET", "/v1/join", {}, token="")
-        self._token = (options.controller_directory / "admin.token").read_text().strip()
-        credentials = grpc.ssl_channel_credentials(self._ca_path.read_bytes())
+        self._apis: SimpleQueue[http.client.HTTPSConnection] = SimpleQueue()
+        context = ssl.create_default_context(cafile=str(ca_path))
+        for _ in range(JOINS_AT_ONCE):
+            self._apis.put(http.client.HTTPSConnection(urlsplit(options.url).netloc, context=context, timeout=CALL_TIMEOUT_S))
         self._channel = grpc.secure_channel(
-            document["join_addresses"][0], credentials, options=tls.channel_options(tls.CONTROLLER_NAME, is_own_connection=True)
+            self._ask("GET", "/v1/join")["join_addresses"][0],
+            grpc.ssl_channel_credentials(ca_path.read_bytes()),
+            options=tls.channel_options(tls.CONTROLLER_NAME, is_own_connection=True),
         )
 
-    def close(self) -> None:
-        self._channel.close()
-
-    def join_all(self, numbers: Sequence[int]) -> Iterator[Member]:
-        """Join these hosts, several at once; yields each as it is taken in."""
-        with ThreadPoolExecutor(JOINS_AT_ONCE, thread_name_prefix="join") as threads:
-            shares = [numbers[first::JOINS_AT_ONCE] for first in range(JOINS_AT_ONCE)]
-            for members in threads.map(self._join_share, shares):
-                yield from members
-
-    def _join_share(self, numbers: Sequence[int]) -> list[Member]:
-        with _api(self._options, self._ca_path) as api:
-            return [self._join(api, number) for number in numbers]
-
-    def _join(self, api: http.client.HTTPSConnection, number: int) -> Member:
-        name, address = f"sim{number:05}", address_of(self._options, number)
-        token = _ask(api, "POST", "/v1/host-tokens", {"name": name}, token=self._token)["token"]
+    def join(self, number: int) -> Member:
+        name, address = name_of(number), address_of(self._options, number)
+        token = self._ask("POST", "/v1/host-tokens", {"name": name})["token"]
         agent = new_agent_request()
         machine = uuid.uuid5(MACHINE_NAMESPACE, f"{self._options.directory} {name}")
         request = pb.JoinRequest(
@@ -136,15 +122,152 @@ class Joining:
         except grpc.RpcError as error:
             raise status.from_rpc_error(error, peer="the controller") from error
         return Member(
-            name=name,
+            number=number,
             host_id=answer.host_id,
-            address=address,
             certificate_pem=answer.agent_certificate_pem,
             key_pem=agent.key_pem.decode(),
             ca_pem=answer.ca_bundle_pem,
             gateways=tuple(answer.gateway_addresses),
         )
 
+    def close(self) -> None:
+        self._channel.close()
+        while not self._apis.empty():
+            self._apis.get().close()
+
+    def _ask(self, method: str, path: str, body: dict[str, str] | None = None) -> dict[str, Any]:
+        api = self._apis.get()
+        try:
+            headers = {"Authorization": f"Bearer {self._admin_token}", "Content-Type": "application/json"}
+            api.request(method, path, json.dumps(body) if body is not None else None, headers)
+            answer = api.getresponse()
+            content = answer.read()
+        finally:
+            self._apis.put(api)
+        if answer.status >= 300:
+            raise LabError(f"{method} {path} answered {answer.status}: {content.decode(errors='replace')[:300]}")
+        document: dict[str, Any] = json.loads(content)
+        return document
+
+
+class MemberFile:
+    """The identities, one JSON line each, appended as hosts join."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[int, Member]:
+        if not self._path.exists():
+            return {}
+        documents = [json.loads(line) for line in self._path.read_text().splitlines()]
+        members = [Member(**{**one, "gateways": tuple(one["gateways"])}) for one in documents]
+        return {member.number: member for member in members}
+
+    def add(self, member: Member) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(json.dumps(asdict(member)) + "\n")
+
+
+class FleetProcess:
+    """Joins who is missing, serves everybody, tells how far it is."""
+
+    def __init__(self, options: FleetOptions) -> None:
+        self._options = options
+        self._members = MemberFile(options.directory / "hosts.jsonl")
+        self._fleet = SimulatedFleet()
+        self._resources = SharedResources(journal=JournalFile(options.directory / "journal.db"))
+        self._agents: list[Agent] = []
+        self._starting = asyncio.Semaphore(STARTS_AT_ONCE)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Serve until `stopping` is set. What goes wrong with one host ends it: half a fleet measures nothing."""
+        reporting = asyncio.create_task(self._report())
+        try:
+            bringing = asyncio.create_task(self._bring_all())
+            waiting = asyncio.create_task(stopping.wait())
+            await asyncio.wait({bringing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if bringing.done():
+                bringing.result()
+                await waiting
+            bringing.cancel()
+        finally:
+            reporting.cancel()
+            self._resources.close()
+            self._fleet.close()
+
+    async def _bring_all(self) -> None:
+        known = self._members.read()
+        missing = [number for number in range(1, self._options.count + 1) if number not in known]
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(JOINS_AT_ONCE, thread_name_prefix="join") as threads:
+            joining = await loop.run_in_executor(threads, Joining, self._options) if missing else None
+
+            async def join_and_start(number: int) -> None:
+                assert joining is not None
+                member = await loop.run_in_executor(threads, joining.join, number)
+                self._members.add(member)
+                await self._start(member)
+
+            async with asyncio.TaskGroup() as group:
+                for member in known.values():
+                    group.create_task(self._start(member))
+                for number in missing:
+                    group.create_task(join_and_start(number))
+            if joining is not None:
+                joining.close()
+        logger.info("fleet serves", hosts=len(self._agents))
+
+    async def _start(self, member: Member) -> None:
+        address = address_of(self._options, member.number)
+        async with self._starting:
+            host = SimulatedHost(host_id=member.host_id, hostname=name_of(member.number), migration_address=address)
+            agent = await start_simulated_agent(
+                self._fleet,
+                host,
+                resources=self._resources,
+                credentials=member.credentials(),
+                listen_address=f"{address}:{self._options.agent_port}",
+                gateways=member.gateways,
+            )
+        self._agents.append(agent)
+
+    async def _report(self) -> None:
+        path = self._options.directory / "status.json"
+        while True:
+            sessions = sum(1 for agent in self._agents if agent.session is not None and agent.session.gateway)
+            figures = {"count": self._options.count, "agents": len(self._agents), "sessions": sessions}
+            await asyncio.to_thread(write_atomically, path, json.dumps(figures))
+            await asyncio.sleep(STATUS_EVERY_S)
+
+
+def name_of(number: int) -> str:
+    return f"sim{number:05}"
+
 
 def address_of(options: FleetOptions, number: int) -> str:
     return f"{options.address_prefix}.{number >> 8}.{number & 255}"
+
+
+async def serve(options: FleetOptions) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await FleetProcess(options).run(stopping)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, kind in (("directory", Path), ("controller-directory", Path), ("url", str), ("count", int)):
+        parser.add_argument(f"--{name}", type=kind, required=True)
+    parser.add_argument("--address-prefix", default="127.80")
+    parser.add_argument("--agent-port", type=int, required=True)
+    options = FleetOptions(**vars(parser.parse_args()))
+    log.configure("simulated-fleet", level="warning")
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a listener, a session and the controller's channel per host
+    asyncio.run(serve(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -20,4 +20,5 @@ async def api_on_each(database_url: str, tmp_path: Path) -> AsyncIterator[Api]:
     async with running_api(database_url, tmp_path) as running:
         yield running
 
+
 fill_registry()

@@ -1,5 +1,7 @@
 """What the tests of the API share: a clock to turn, a small fleet in SQL, callers of every role."""
 
+import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -95,7 +97,7 @@ class Api:
     async def make_vm(self, name: str = "web1", *, caller: str = "p1-operator", **fields: Any) -> dict[str, Any]:
         """Create a vm and return it; its operation is accepted, nobody drives it."""
         body = {"name": name, "image": "debian", "memory_mib": 512, **fields}
-        answer = await self.call(caller, "POST", f"/v1/projects/{caller.split('-')[0]}/vms", json=body)
+        answer = await self.call(caller, "POST", f"/v1/projects/{caller.split('-', maxsplit=1)[0]}/vms", json=body)
         assert answer.status_code == 202, answer.text
         vm: dict[str, Any] = answer.json()["vm"]
         return vm
@@ -109,14 +111,105 @@ class Api:
             )
         )
 
+    def stream(self, caller: str, path: str, **headers: str) -> "Stream":
+        """Open a server-sent stream as the caller: `async with api.stream(...) as stream`."""
+        headers = {"authorization": f"Bearer {self.secrets[caller]}", **headers}
+        return Stream(self.app, path, headers)
+
     async def set_vm(self, vm_id: str, **values: Any) -> None:
         table = schema.vm
         await self.write(lambda session: session.execute(table.update().where(table.c.id == vm_id).values(**values)))
 
 
-@asynccontextmanager
-async def running_api(url: str, directory: Path, **settings: Any) -> AsyncIterator[Api]:
-    """Start the application over a migrated database and fill it with a small fleet."""
+@dataclass
+class Message:
+    """One server-sent message."""
+
+    id: str = ""
+    event: str = ""
+    content: Any = None
+
+
+class Stream:
+    """A client of one stream, straight on ASGI: httpx's transport gives an answer only once it has ended."""
+
+    def __init__(self, app: FastAPI, path: str, headers: Mapping[str, str]) -> None:
+        self._app, self._headers = app, headers
+        self._path, _, self._query = path.partition("?")
+        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._hung_up = asyncio.Event()
+        # Cleared, the client reads nothing: what is sent waits, as on a full socket.
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self._buffer = b""
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Stream":
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._hung_up.set()
+        self.reads.set()
+        await asyncio.wait_for(self._task, 10)
+
+    async def _run(self) -> None:
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "https",
+            "path": self._path,
+            "raw_path": self._path.encode(),
+            "query_string": self._query.encode(),
+            "headers": [(name.lower().encode(), value.encode()) for name, value in self._headers.items()],
+            "client": ("192.0.2.99", 1234),
+            "server": ("trimtab.test", 443),
+            "state": {},
+        }
+        try:
+            await self._app(scope, self._receive, self._send)
+        finally:
+            await self._chunks.put(None)
+
+    async def _receive(self) -> dict[str, Any]:
+        await self._hung_up.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+            return
+        await self.reads.wait()
+        await self._chunks.put(message.get("body", b""))
+
+    async def block(self, timeout_s: float = 10) -> bytes | None:
+        """Return the next block between empty lines, comments too; None at the end."""
+        while b"\n\n" not in self._buffer:
+            chunk = await asyncio.wait_for(self._chunks.get(), timeout_s)
+            if chunk is None:
+                return None
+            self._buffer += chunk
+        found, _, self._buffer = self._buffer.partition(b"\n\n")
+        return found
+
+    async def message(self, timeout_s: float = 10) -> Message:
+        """Return the next message that is no comment. EOFError at the end."""
+        while True:
+            found = await self.block(timeout_s)
+            if found is None:
+                raise EOFError
+            fields = dict(line.split(": ", 1) for line in found.decode().splitlines() if not line.startswith(":"))
+            if fields:
+                return Message(fields.get("id", ""), fields.get("event", ""), json.loads(fields.get("data", "null")))
+
+
+def build_app(url: str, directory: Path, **settings: Any) -> Api:
+    """Put the application together without starting it; nothing is read or written."""
     clock, consoles = TurnedClock(), ConsoleReader()
     db = AsyncDatabase(url)
     nudges: list[int] = []
@@ -126,6 +219,7 @@ async def running_api(url: str, directory: Path, **settings: Any) -> AsyncIterat
         "join_addresses": ("192.0.2.1:8445",),
         "gateway_addresses": ("192.0.2.1:8444",),
         "rate_limit_per_s": 100_000.0,
+        "login_failures_burst": 100_000.0,
         "spool_keep_free_bytes": 0,
         "tail_poll_s": 0.02,
         "sse_heartbeat_s": 0.2,
@@ -143,11 +237,17 @@ async def running_api(url: str, directory: Path, **settings: Any) -> AsyncIterat
             nudge=lambda: nudges.append(1),
         )
     )
-    api = Api(app=app, db=db, clock=clock, consoles=consoles, uploads_dir=chosen["uploads_dir"], nudges=nudges)
-    await db.write(lambda session: _fill(session, api), durable=False)
-    async with app.router.lifespan_context(app):
+    return Api(app=app, db=db, clock=clock, consoles=consoles, uploads_dir=chosen["uploads_dir"], nudges=nudges)
+
+
+@asynccontextmanager
+async def running_api(url: str, directory: Path, **settings: Any) -> AsyncIterator[Api]:
+    """Start the application over a migrated database and fill it with a small fleet."""
+    api = build_app(url, directory, **settings)
+    await api.db.write(lambda session: _fill(session, api), durable=False)
+    async with api.app.router.lifespan_context(api.app):
         yield api
-    await db.close()
+    await api.db.close()
 
 
 def _fill(session: Session, api: Api) -> None:

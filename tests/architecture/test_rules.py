@@ -70,7 +70,8 @@ def counterpart(path: Path, root: Path) -> bytes:
 
 
 def test_no_file_outgrows_its_noun() -> None:
-    grown = {str(path.relative_to(TOP)): len(path.read_text().splitlines()) for path in own_python()}
+    written = [path for path in own_python() if "migrations" not in path.parts]
+    grown = {str(path.relative_to(TOP)): len(path.read_text().splitlines()) for path in written}
     assert {name: lines for name, lines in grown.items() if lines > FILE_LINES_MAX} == {}
 
 

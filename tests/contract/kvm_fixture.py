@@ -13,6 +13,7 @@ address, are paths of files below `scratch`.
 
 import argparse
 import contextlib
+import faulthandler
 import pickle
 import signal
 import subprocess
@@ -232,6 +233,7 @@ def main() -> None:
     from trimtab_agent.hypervisor.kvm.config import KvmConfig
     from trimtab_agent.hypervisor.kvm.hypervisor import KvmHypervisor
 
+    faulthandler.enable()
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", required=True)
     parser.add_argument("--address", required=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.operations.kit import FleetStory
+from tests.operations.kit import FleetStory, empty
 from tests.operations.wire import Workshop
 from trimtab_controller.store.database import Database
 
@@ -39,6 +39,25 @@ def new_story(workshop: Workshop, socket_directory: Path, database: Database) ->
     yield build
     for story in made:
         story.close()
+
+
+@pytest.fixture(scope="session")
+def matrix_database(sqlite_template: Path, memory_directory: Path) -> Iterator[Database]:
+    """A database that many tests use one after the other, so that statements are compiled once."""
+    path = memory_directory / "matrix.db"
+    shutil.copyfile(sqlite_template, path)
+    opened = Database(f"sqlite:///{path}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def matrix_story(workshop: Workshop, socket_directory: Path, matrix_database: Database) -> Iterator[FleetStory]:
+    """A fleet on SQLite for a test that runs many operations on it."""
+    empty(matrix_database)
+    story = FleetStory(matrix_database, workshop, socket_directory)
+    yield story
+    story.close()
 
 
 @pytest.fixture

@@ -70,9 +70,7 @@ def _operations(facts: _Facts) -> Iterator[str]:
             yield f"{row.kind} {row.id} has not ended: {row.state} at {row.step}, waiting for {row.waiting_for!r}, {row.error}"
         elif row.driver or row.ended_at is None:
             yield f"{row.kind} {row.id} is {row.state} and still has a driver or no end"
-    ends = Counter(
-        row.operation_id for row in facts.events if row.kind.removeprefix("operation.") in _ENDED and row.operation_id
-    )
+    ends = Counter(row.operation_id for row in facts.events if row.kind.removeprefix("operation.") in _ENDED and row.operation_id)
     for row in facts.operations.values():
         if row.state in _ENDED and ends[row.id] != 1:
             yield f"{row.kind} {row.id} ended with {ends[row.id]} events that say so"
@@ -98,7 +96,7 @@ def _claims(facts: _Facts) -> Iterator[str]:
         vm = facts.vms[row.vm_id]
         if vm.deleted_at is not None:
             yield f"deleted vm {vm.name} holds a claim on {row.host_id}"
-        elif vm.observed_state not in RUNNING_STATES:
+        elif vm.observed_state not in RUNNING_STATES and vm.desired_power == "stopped":
             yield f"vm {vm.name} is {vm.observed_state} and holds a claim on {row.host_id}"
         elif row.role != "home" or row.host_id != vm.host_id:
             yield f"vm {vm.name} lives on {vm.host_id} and has a {row.role} claim on {row.host_id}"
@@ -247,12 +245,14 @@ def _files(facts: _Facts, story: FleetStory) -> Iterator[str]:
                     yield f"pool {pool.name} on {host_id} holds state files of {vm_id}, which is gone"
             noted = {row.image_id for row in facts.replicas if row.pool_id == pool.id and row.host_id == place}
             ready = {
-                row.image_id
-                for row in facts.replicas
-                if row.pool_id == pool.id and row.host_id == place and row.state == "ready"
+                row.image_id for row in facts.replicas if row.pool_id == pool.id and row.host_id == place and row.state == "ready"
             }
-            yield from (f"pool {pool.name} on {host_id} holds image {one}, which no row notes" for one in set(store.images) - noted)
-            yield from (f"image {one} is noted in pool {pool.name} on {host_id} and is not there" for one in ready - set(store.images))
+            yield from (
+                f"pool {pool.name} on {host_id} holds image {one}, which no row notes" for one in set(store.images) - noted
+            )
+            yield from (
+                f"image {one} is noted in pool {pool.name} on {host_id} and is not there" for one in ready - set(store.images)
+            )
     live_pools = {pool.id for pool in facts.pools.values() if pool.deleted_at is None}
     live_networks = {network.id for network in facts.networks.values() if network.deleted_at is None}
     for host_id, hypervisor in story.fleet.hosts.items():

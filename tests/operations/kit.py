@@ -33,7 +33,8 @@ from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.engine import Engine
 from trimtab_controller.operations.registry import saga_named
 from trimtab_controller.operations.saga import Saga
-from trimtab_controller.services import vm_power, vms as vm_service
+from trimtab_controller.services import observations, vm_power
+from trimtab_controller.services import vms as vm_service
 from trimtab_controller.services.vms import NicWish, VmSpec
 from trimtab_controller.store import (
     claims,
@@ -112,9 +113,7 @@ class FleetStory:
     def _lead(self) -> int:
         def work(session: Session) -> int:
             seen = leases.read(session, leases.ENGINE)
-            taken = leases.take(
-                session, leases.ENGINE, owner="story", seen=seen, ttl_ms=LEASE_TTL_MS, now=self.clock.now()
-            )
+            taken = leases.take(session, leases.ENGINE, owner="story", seen=seen, ttl_ms=LEASE_TTL_MS, now=self.clock.now())
             assert taken is not None
             return taken.term
 
@@ -256,6 +255,8 @@ class FleetStory:
         *,
         pool: Pool | None = None,
         image: Image | None = None,
+        image_id: str | None = None,
+        pool_id: str | None = None,
         start: bool = True,
         to_host_id: str = "",
         **shape: Any,
@@ -263,14 +264,14 @@ class FleetStory:
         """Accept a vm as the service does: rows, quota, names, MAC, operation."""
         values: dict[str, Any] = {
             "name": name,
-            "image": (image or self.image).id,
+            "image": (image or self.image).id if image_id is None else image_id,
             "volume": "",
             "vcpus": 2,
             "vcpus_max": None,
             "memory_mib": 1024,
             "memory_max_mib": None,
             "disk_bytes": 2 * GIB,
-            "pool": (pool or self.shared).id,
+            "pool": (pool or self.shared).id if pool_id is None else pool_id,
             "networks": (NicWish(network=self.network.id),),
             "firmware": "bios",
             "labels": {},
@@ -284,9 +285,7 @@ class FleetStory:
         }
         spec = VmSpec(**{**values, **shape})
         _view, operation = self.db.write(
-            lambda session: vm_service.create(
-                session, spec, project=self.project, actor=self.actor, now=self.clock.now()
-            )
+            lambda session: vm_service.create(session, spec, project=self.project, actor=self.actor, now=self.clock.now())
         )
         return self.vm(operation.subject_id), operation
 
@@ -307,6 +306,11 @@ class FleetStory:
     def running_on(self, vm_id: str) -> frozenset[str]:
         """Return where the guest's process really is."""
         return self.fleet.running_hosts(vm_id)
+
+    def running_on_host(self, host_id: str) -> frozenset[str]:
+        """Return whose processes really are on the host."""
+        domains = self.hypervisor(host_id).domains
+        return frozenset(vm_id for vm_id in domains if host_id in self.fleet.running_hosts(vm_id))
 
     # --- operations --------------------------------------------------------------------------------------------------
 
@@ -372,9 +376,7 @@ class FleetStory:
 
     def cancel(self, operation_id: str) -> None:
         self.db.write(
-            lambda session: operations.request_cancel(
-                session, operation_id, actor=self.actor.name, now=self.clock.now()
-            )
+            lambda session: operations.request_cancel(session, operation_id, actor=self.actor.name, now=self.clock.now())
         )
 
     def wish(self, vm_id: str, power: DesiredPower) -> None:
@@ -422,6 +424,15 @@ class FleetStory:
         stuck = self.db.read(lambda session: operations.page(session, limit=20, is_done=False))
         raise AssertionError(f"these operations do not end: {[(one.kind, one.step, one.waiting_for) for one in stuck]}")
 
+    def hear_hosts(self) -> None:
+        """Take every host's word for what runs there, as at a new session of its agent."""
+
+        def work(session: Session) -> None:
+            for host_id, hypervisor in self.fleet.hosts.items():
+                observations.record_all(session, host_id, hypervisor.list_domains(), self.clock.now(), is_complete=True)
+
+        self.db.write(work)
+
     def _next_due(self, session: Session) -> Any:
         table = schema.operation
         rows = session.execute(
@@ -460,3 +471,13 @@ class FleetStory:
 def claims_of(story: FleetStory, vm_id: str) -> dict[str, str]:
     """Return host -> role of the vm's claims."""
     return {claim.host_id: claim.role for claim in story.db.read(lambda session: claims.of_vm(session, vm_id))}
+
+
+def empty(database: Database) -> None:
+    """Delete every row."""
+
+    def work(session: Session) -> None:
+        for table in reversed(schema.metadata.sorted_tables):
+            session.execute(table.delete())
+
+    database.write(work)

@@ -5,6 +5,7 @@ planned `WireFault`. Every mutating call is recorded, so that a test can run onc
 """
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -92,6 +93,8 @@ class Wire:
         self._lock = threading.Lock()
         self._faults: list[WireFault] = []
         self.calls: list[Call] = []
+        # Codes of the typed errors with which agents answered, in order.
+        self.refusals: list[tuple[str, str]] = []
         self.cut_hosts: set[str] = set()
         self.before_call: Callable[[Call], None] = lambda _call: None
 
@@ -133,8 +136,15 @@ class WireChannel:
         self._wire, self._host_id, self._channel = wire, host_id, channel
 
     def unary_unary(self, path: str, *arguments: Any, **options: Any) -> Callable[..., Any]:
-        real = self._channel.unary_unary(path, *arguments, **options)
         verb = path.rpartition("/")[2]
+        over_grpc = self._channel.unary_unary(path, *arguments, **options)
+
+        def real(request: Any, timeout: float) -> Any:
+            try:
+                return over_grpc(request, timeout=timeout)
+            except grpc.RpcError as error:
+                self._wire.refusals.append((verb, status.from_rpc_error(error, peer=self._host_id).code))
+                raise
 
         def call(request: Any, timeout: float) -> Any:
             fault = self._wire.take(self._host_id, verb, request)
@@ -149,10 +159,8 @@ class WireChannel:
                 case How.UNREACHABLE:
                     raise BrokenCall(grpc.StatusCode.UNAVAILABLE)
                 case How.REPLY_LOST:
-                    try:
+                    with contextlib.suppress(grpc.RpcError):  # what the agent answered is lost, whatever it was
                         real(request, timeout=timeout)
-                    except grpc.RpcError:
-                        pass  # what the agent answered is lost, whatever it was
                     raise BrokenCall(grpc.StatusCode.DEADLINE_EXCEEDED)
                 case How.HELD:
                     assert fault.released.wait(START_TIMEOUT_S), "nobody released a held call"
@@ -212,9 +220,7 @@ class SimulatedAgents:
         """Start the agent of a new host, or of one that is there: then with the journal it had."""
         address = f"unix:{self._directory}/{host.host_id[-8:]}.sock"
         agent: Agent = self._workshop.loop.run(
-            start_simulated_agent(
-                self.fleet, host, resources=self._resources, credentials=None, listen_address=address
-            )
+            start_simulated_agent(self.fleet, host, resources=self._resources, credentials=None, listen_address=address)
         )
         self._workshop.loop.run(_rebuilt(agent))
         agent.grant_lease(number=LEASE_NUMBER, ttl_s=FOR_EVER_S)

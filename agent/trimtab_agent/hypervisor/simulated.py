@@ -5,18 +5,17 @@ with the fleet's clock and planned faults. It outlives the agent that uses it, a
 import functools
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ParamSpec, TypeVar, assert_never
+from dataclasses import replace
+from typing import Any, ParamSpec, TypeVar
 
-from trimtab_agent.hypervisor import simulated_images, simulated_migration
+from trimtab_agent.hypervisor import simulated_domains, simulated_images, simulated_migration, simulated_storage
 from trimtab_agent.hypervisor.base import DomainChange, JobControl, SourceReader, Stamp
-from trimtab_agent.hypervisor.kvm.identifiers import check_id, check_mac, check_marker, domain_name
-from trimtab_agent.hypervisor.simulation import FaultKind, PoolStore, SimulatedFleet, StoredVolume
+from trimtab_agent.hypervisor.kvm.identifiers import check_id, check_mac, check_marker
+from trimtab_agent.hypervisor.simulated_domains import ACTIVE, IDLE_CPU_SHARE, SimulatedDomain, SimulatedHost
+from trimtab_agent.hypervisor.simulation import FaultKind, PoolStore, SimulatedFleet
 from trimtab_agent.version import agent_version
-from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NoCapacity, NotFound, Unavailable
+from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, Unavailable
 from trimtab_protos.messages import (
-    Bridge,
-    DiskFormat,
     DomainObservation,
     DomainSpec,
     DomainState,
@@ -39,57 +38,23 @@ from trimtab_protos.messages import (
     VolumeSpec,
 )
 
+CAPABILITIES = (
+    "console-log",
+    "copy-disks",
+    "image-iso",
+    "image-qcow2",
+    "image-raw",
+    "migrate",
+    "network-bridge",
+    "network-isolated",
+    "network-nat",
+    "pool-dir",
+    "seed-nocloud",
+    "simulated",
+    "volume-linked-clone",
+)
 P = ParamSpec("P")
 T = TypeVar("T")
-
-ACTIVE = frozenset({DomainState.RUNNING, DomainState.PAUSED, DomainState.STOPPING})
-"""States in which a guest's process exists and may write."""
-NEW_VOLUME_BYTES = 196_624
-"""What an empty qcow2 takes."""
-OBSERVE_HANG_S = 2.0
-IDLE_CPU_SHARE = 0.02
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SimulatedHost:
-    """What a simulated machine is made of."""
-
-    host_id: str
-    hostname: str = ""
-    cpus: int = 32
-    memory_mib: int = 131_072
-    arch: str = "x86_64"
-    accelerator: str = "kvm"
-    cpu_model: str = "Cascadelake-Server"
-    usable_cpu_models: tuple[str, ...] = ("qemu64", "Nehalem", "Westmere", "SandyBridge", "Haswell", "Cascadelake-Server")
-    machines: tuple[str, ...] = ("pc-q35-7.2", "pc-q35-7.1")
-    bridges: tuple[Bridge, ...] = (Bridge(name="br0", ports=("eth0",)),)
-    migration_address: str = "192.0.2.1"
-    has_uefi: bool = True
-    unmanaged: tuple[DomainObservation, ...] = ()
-
-
-@dataclass(slots=True, eq=False)
-class SimulatedDomain:
-    spec: DomainSpec
-    stamp: Stamp
-    state: DomainState = DomainState.STOPPED
-    reason: StateReason = StateReason.NONE
-    is_persistent: bool = True
-    is_migrating: bool = False
-    starts: int = 0
-    started_at_s: float = 0.0
-    cpu_time_s: float = 0.0
-    console: bytearray = field(default_factory=bytearray)
-    console_base: int = 0
-    """Bytes of the log that rotation has dropped: offsets go on counting them."""
-
-    def write_console(self, text: str) -> None:
-        self.console += text.encode()
-        excess = len(self.console) - max(self.spec.serial_log_max_bytes, 1)
-        if excess > 0:
-            del self.console[:excess]
-            self.console_base += excess
 
 
 def verb(method: Callable[P, T]) -> Callable[P, T]:
@@ -144,7 +109,7 @@ class SimulatedHypervisor:
             self._is_up = False
             self.prepared.clear()
             for domain in list(self.domains.values()):
-                self.end_process(domain)
+                simulated_domains.end_process(self, domain)
                 if domain.state is DomainState.INCOMING or not domain.is_persistent:
                     del self.domains[domain.spec.vm_id]
                     continue
@@ -168,12 +133,12 @@ class SimulatedHypervisor:
     def crash_guest(self, vm_id: str) -> None:
         """The guest's process dies by itself."""
         with self.fleet.changed:
-            self._stop(self.domains[vm_id], DomainState.CRASHED, StateReason.CRASHED, kind="crashed")
+            simulated_domains.stop(self, self.domains[vm_id], DomainState.CRASHED, StateReason.CRASHED, kind="crashed")
 
     def stop_by_hand(self, vm_id: str) -> None:
         """Somebody destroys the domain behind Trimtab's back."""
         with self.fleet.changed:
-            self._stop(self.domains[vm_id], DomainState.STOPPED, StateReason.DESTROYED, kind="stopped")
+            simulated_domains.stop(self, self.domains[vm_id], DomainState.STOPPED, StateReason.DESTROYED, kind="stopped")
 
     def fail_disk(self, vm_id: str) -> None:
         """The guest's disk fails and QEMU pauses it."""
@@ -210,7 +175,7 @@ class SimulatedHypervisor:
             machines=host.machines,
             numa_cells=(NumaCell(index=0, memory_mib=host.memory_mib, cpus=tuple(range(host.cpus))),),
             bridges=host.bridges,
-            capabilities=("simulated", "pool-dir", "network-bridge", "network-nat", "network-isolated", "migrate", "copy-disks"),
+            capabilities=CAPABILITIES,
             unmanaged_vcpus=sum(domain.vcpus for domain in host.unmanaged),
             unmanaged_memory_mib=sum(domain.memory_mib for domain in host.unmanaged),
             unmanaged_disk_bytes=sum(domain.disk_bytes for domain in host.unmanaged),
@@ -245,7 +210,7 @@ class SimulatedHypervisor:
         with self.fleet.lock:
             now_ms = self.fleet.clock.now_ms()
             unmanaged = (replace(domain, vm_id="", observed_at_ms=now_ms) for domain in self.host.unmanaged)
-            return (*(self.observation(domain) for domain in self.domains.values()), *unmanaged)
+            return (*(simulated_domains.observation(self, domain) for domain in self.domains.values()), *unmanaged)
 
     @verb
     def observe_domain(self, vm_id: str) -> DomainObservation:
@@ -271,11 +236,11 @@ class SimulatedHypervisor:
             raise InvalidRequest("pool-path-refused", f"path {pool.path!r} must be absolute, as in /srv/vms", field="path")
         with self.fleet.lock:
             self.pools[pool.pool_id] = pool
-        return self._observe_pool(pool)
+        return simulated_storage.observe_pool(self, pool)
 
     @verb
     def observe_pool(self, pool: PoolSpec) -> PoolObservation:
-        return self._observe_pool(pool)
+        return simulated_storage.observe_pool(self, pool)
 
     @verb
     def check_marker(self, pool: PoolSpec, marker: str, write_content: str, remove: bool) -> str:
@@ -298,16 +263,16 @@ class SimulatedHypervisor:
 
     @verb
     def ensure_volume(self, volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
-        return self.make_volume(volume, pool)
+        return simulated_storage.make_volume(self, volume, pool)
 
     @verb
     def observe_volume(self, volume_id: str, pool: PoolSpec) -> VolumeObservation:
         with self.fleet.lock:
-            return _observe_volume(volume_id, self.open_store(pool))
+            return simulated_storage.observe_volume(volume_id, self.open_store(pool))
 
     @verb
     def delete_volume(self, volume_id: str, pool: PoolSpec) -> None:
-        self.drop_volume(volume_id, pool)
+        simulated_storage.drop_volume(self, volume_id, pool)
 
     @verb
     def import_image(self, image: ImageSpec, pool: PoolSpec, source: ImageSource, control: JobControl) -> ImageResult:
@@ -354,7 +319,7 @@ class SimulatedHypervisor:
             known.spec, known.stamp, known.is_persistent = domain, stamp, True
             self.state_store(domain).state_files.add(domain.vm_id)
             self.emit("defined", known)
-            return self.observation(known)
+            return simulated_domains.observation(self, known)
 
     @verb
     def undefine_domain(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
@@ -364,10 +329,11 @@ class SimulatedHypervisor:
             if domain is not None:
                 if domain.state in ACTIVE and not kill_if_running:
                     raise Conflict("domain-running", f"vm {vm_id} runs on this host", state=domain.state.value)
-                self.end_process(domain)
+                simulated_domains.end_process(self, domain)
                 del self.domains[vm_id]
                 domain.state, domain.reason = DomainState.ABSENT, StateReason.DESTROYED
                 self.emit("undefined", domain)
+            self.prepared.pop(vm_id, None)
             if not keep_state_files:
                 for pool in pools:
                     self.open_store(pool).state_files.discard(vm_id)
@@ -377,7 +343,7 @@ class SimulatedHypervisor:
         check_id(vm_id, "vm_id")
         with self.fleet.changed:
             domain = self.require_domain(vm_id)
-            self._act(domain, action, stamp)
+            simulated_domains.act(self, domain, action, stamp)
             domain.stamp = stamp
             return self._observe(vm_id)
 
@@ -466,104 +432,8 @@ class SimulatedHypervisor:
                 raise Conflict("bridge-mtu-too-small", f"bridge {bridge.name} has MTU {bridge.mtu}, the network {network.mtu}")
         self.networks[network.network_id] = network
 
-    def make_volume(self, volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
-        check_id(volume.volume_id, "volume_id")
-        store = self.open_store(pool)
-        with self.fleet.lock:
-            known = store.volumes.get(volume.volume_id)
-            if known is not None:
-                if (known.spec.format, known.spec.size_bytes, known.spec.base_image_id) != (
-                    volume.format,
-                    volume.size_bytes,
-                    volume.base_image_id,
-                ):
-                    raise Conflict("volume-differs", f"pool {pool.pool_id} has another volume {volume.volume_id}")
-                return _observe_volume(volume.volume_id, store)
-            source = volume.base_image_id or volume.copy_image_id
-            if source and source not in store.images:
-                raise NotFound("image-not-found", f"pool {pool.pool_id} has no image {source}")
-            needed = NEW_VOLUME_BYTES
-            if volume.copy_image_id:
-                needed = store.images[volume.copy_image_id].result.file_size_bytes
-            if store.capacity_bytes - store.used_bytes < needed:
-                raise NoCapacity("pool-full", f"pool {pool.pool_id} has no room left", pool_id=pool.pool_id)
-            store.volumes[volume.volume_id] = StoredVolume(volume, needed)
-            return _observe_volume(volume.volume_id, store)
-
-    def drop_volume(self, volume_id: str, pool: PoolSpec) -> None:
-        store = self.open_store(pool)
-        with self.fleet.lock:
-            users = [d.spec.vm_id for d in self.domains.values() if any(k.volume_id == volume_id for k in d.spec.disks)]
-            if users:
-                raise Conflict("volume-in-use", f"vm {users[0]} on this host uses volume {volume_id}", vm_id=users[0])
-            store.volumes.pop(volume_id, None)
-
-    def start_process(self, domain: SimulatedDomain) -> None:
-        """Open the disks and begin to run. Conflict(`image-locked`) where another guest has one open."""
-        self.require_memory(domain.spec)
-        writer = (self.host_id, domain.spec.vm_id)
-        volumes = self.writable_volumes(domain.spec)
-        for volume in volumes:
-            if volume.writer not in {None, writer}:
-                raise Conflict("image-locked", f"volume {volume.spec.volume_id} is in use by another QEMU")
-        for volume in volumes:
-            volume.writer = writer
-        domain.starts += 1
-        domain.started_at_s = self.fleet.clock.boottime_s()
-        domain.write_console(f"GUEST UP {domain.spec.name}\n")
-        self.fleet.note_start(domain.spec.vm_id, self.host_id, domain.stamp.epoch)
-
-    def require_memory(self, spec: DomainSpec) -> None:
-        used_mib = sum(other.spec.memory_mib for other in self.domains.values() if other.state in ACTIVE)
-        if used_mib + spec.memory_mib > self.host.memory_mib:
-            raise NoCapacity("host-out-of-memory", "the host has no memory left for this vm")
-
-    def end_process(self, domain: SimulatedDomain) -> None:
-        """Close the disks and note the end, where there was a process."""
-        if domain.state not in ACTIVE:
-            return
-        domain.cpu_time_s = self._cpu_time_s(domain)
-        for volume in self.writable_volumes(domain.spec):
-            if volume.writer == (self.host_id, domain.spec.vm_id):
-                volume.writer = None
-        self.fleet.note_stop(domain.spec.vm_id, self.host_id, domain.stamp.epoch)
-
-    def writable_volumes(self, spec: DomainSpec) -> list[StoredVolume]:
-        pools = {pool.pool_id: pool for pool in spec.pools}
-        found = []
-        for disk in spec.disks:
-            volume = self.fleet.store(self.host_id, pools[disk.pool_id]).volumes.get(disk.volume_id)
-            if volume is None and disk.format is not DiskFormat.ISO:
-                raise NotFound("volume-not-found", f"pool {disk.pool_id} has no volume {disk.volume_id}")
-            if volume is not None and not disk.is_read_only:
-                found.append(volume)
-        return found
-
-    def observation(self, domain: SimulatedDomain) -> DomainObservation:
-        spec, is_active = domain.spec, domain.state in ACTIVE
-        return DomainObservation(
-            vm_id=spec.vm_id,
-            uuid=spec.uuid,
-            name=domain_name(spec.vm_id),
-            state=domain.state,
-            reason=domain.reason,
-            epoch=domain.stamp.epoch,
-            turn=domain.stamp.turn,
-            vcpus=spec.vcpus,
-            memory_mib=spec.memory_mib,
-            macs=tuple(nic.mac for nic in spec.nics),
-            has_guest_agent=domain.state is DomainState.RUNNING,
-            addresses=tuple(address for nic in spec.nics for address in nic.addresses) if is_active else (),
-            cpu_time_ns=int(self._cpu_time_s(domain) * 1e9),
-            observed_at_ms=self.fleet.clock.now_ms(),
-            is_persistent=domain.is_persistent,
-            is_migrating=domain.is_migrating,
-            starts=domain.starts,
-            rss_mib=spec.memory_mib if is_active else 0,
-        )
-
     def emit(self, kind: str, domain: SimulatedDomain) -> None:
-        change = DomainChange(kind, self.observation(domain))
+        change = DomainChange(kind, simulated_domains.observation(self, domain))
         for listener in list(self._listeners):
             listener(change)
         self.fleet.changed.notify_all()
@@ -574,100 +444,7 @@ class SimulatedHypervisor:
         domain = self.domains.get(vm_id)
         if domain is None:
             return DomainObservation(vm_id=vm_id, observed_at_ms=self.fleet.clock.now_ms())
-        return self.observation(domain)
-
-    def _observe_pool(self, pool: PoolSpec) -> PoolObservation:
-        store = self.fleet.store(self.host_id, pool)
-        with self.fleet.changed:
-            is_responsive = self.fleet.changed.wait_for(lambda: not store.is_hung, OBSERVE_HANG_S)
-            return PoolObservation(
-                pool_id=pool.pool_id,
-                capacity_bytes=store.capacity_bytes,
-                available_bytes=max(0, store.capacity_bytes - store.used_bytes),
-                promised_bytes=store.promised_bytes,
-                is_responsive=is_responsive,
-                problem="" if is_responsive else "the pool does not answer",
-                observed_at_ms=self.fleet.clock.now_ms(),
-            )
-
-    def _act(self, domain: SimulatedDomain, action: PowerAction, stamp: Stamp) -> None:
-        is_active = domain.state in ACTIVE
-        match action:
-            case PowerAction.START:
-                if not is_active:
-                    _refuse_incoming(domain)
-                    domain.stamp = stamp
-                    self.start_process(domain)
-                    domain.state, domain.reason = DomainState.RUNNING, StateReason.NONE
-                    self.emit("started", domain)
-            case PowerAction.FORCE_OFF:
-                if is_active:
-                    self._stop(domain, DomainState.STOPPED, StateReason.DESTROYED, kind="stopped")
-            case PowerAction.SHUT_DOWN:
-                if is_active:
-                    self._ask_to_shut_down(domain)
-            case PowerAction.REBOOT | PowerAction.RESET:
-                _require_active(domain)
-                domain.write_console(f"GUEST UP {domain.spec.name}\n")
-            case PowerAction.PAUSE:
-                _require_active(domain)
-                if domain.state is not DomainState.PAUSED:
-                    domain.state, domain.reason = DomainState.PAUSED, StateReason.USER_PAUSED
-                    self.emit("paused", domain)
-            case PowerAction.RESUME:
-                _require_active(domain)
-                if domain.state is DomainState.PAUSED:
-                    domain.state, domain.reason = DomainState.RUNNING, StateReason.NONE
-                    self.emit("resumed", domain)
-            case _:
-                assert_never(action)
-
-    def _ask_to_shut_down(self, domain: SimulatedDomain) -> None:
-        if domain.state is DomainState.PAUSED:
-            raise Conflict("wrong-domain-state", "a paused guest cannot shut down; resume it or cut its power")
-        if domain.spec.vm_id in self.fleet.stubborn_vms:
-            return
-        if self.fleet.shutdown_s <= 0:
-            self._stop(domain, DomainState.STOPPED, StateReason.GUEST_SHUTDOWN, kind="stopped")
-            return
-        domain.state = DomainState.STOPPING
-        starts = domain.starts
-
-        def finish() -> None:
-            with self.fleet.changed:
-                if domain.state is DomainState.STOPPING and domain.starts == starts:
-                    self._stop(domain, DomainState.STOPPED, StateReason.GUEST_SHUTDOWN, kind="stopped")
-
-        self.fleet.clock.call_later(self.fleet.shutdown_s, finish)
-
-    def _stop(self, domain: SimulatedDomain, state: DomainState, reason: StateReason, *, kind: str) -> None:
-        self.end_process(domain)
-        domain.state, domain.reason = state, reason
-        if not domain.is_persistent:
-            self.domains.pop(domain.spec.vm_id, None)
-            domain.state = DomainState.ABSENT
-        self.emit(kind, domain)
-
-    def _cpu_time_s(self, domain: SimulatedDomain) -> float:
-        if domain.state not in ACTIVE:
-            return domain.cpu_time_s
-        return domain.cpu_time_s + (self.fleet.clock.boottime_s() - domain.started_at_s) * domain.spec.vcpus * IDLE_CPU_SHARE
+        return simulated_domains.observation(self, domain)
 
 
-def _require_active(domain: SimulatedDomain) -> None:
-    if domain.state not in ACTIVE:
-        raise Conflict("wrong-domain-state", f"the vm is {domain.state.value}", state=domain.state.value)
-
-
-def _refuse_incoming(domain: SimulatedDomain) -> None:
-    if domain.state is DomainState.INCOMING:
-        raise Conflict("wrong-domain-state", "a migration of this vm arrives here", state=domain.state.value)
-
-
-def _observe_volume(volume_id: str, store: PoolStore) -> VolumeObservation:
-    known = store.volumes.get(volume_id)
-    if known is None:
-        return VolumeObservation(volume_id=volume_id, is_present=False)
-    return VolumeObservation(
-        volume_id=volume_id, is_present=True, size_bytes=known.spec.size_bytes, allocated_bytes=known.allocated_bytes
-    )
+__all__ = ["ACTIVE", "SimulatedDomain", "SimulatedHost", "SimulatedHypervisor"]

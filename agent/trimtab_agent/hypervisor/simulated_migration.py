@@ -13,8 +13,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from trimtab_agent.hypervisor.base import JobControl, Stamp
+from trimtab_agent.hypervisor.simulated_domains import (
+    SimulatedDomain,
+    end_process,
+    observation,
+    require_memory,
+    start_process,
+    writable_volumes,
+)
+from trimtab_agent.hypervisor.simulated_storage import drop_volume, make_volume
 from trimtab_agent.hypervisor.simulation import FaultKind
-from trimtab_protos.errors import Conflict, InvalidRequest, TrimtabError, Unavailable
+from trimtab_protos.errors import Conflict, DeadlineExceeded, InvalidRequest, TrimtabError, Unavailable
 from trimtab_protos.messages import (
     DomainObservation,
     DomainSpec,
@@ -28,7 +37,7 @@ from trimtab_protos.messages import (
 )
 
 if TYPE_CHECKING:
-    from trimtab_agent.hypervisor.simulated import SimulatedDomain, SimulatedHypervisor
+    from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
 
 DOWNTIME_MS = 40
 MIB = 1 << 20
@@ -63,7 +72,7 @@ def prepare(
         for volume in copied_volumes:
             if volume.pool_id not in pools:
                 raise InvalidRequest("pool-missing", f"volume {volume.volume_id} names a pool that the spec lacks")
-            host.make_volume(volume, pools[volume.pool_id])
+            make_volume(host, volume, pools[volume.pool_id])
         host.prepared[domain.vm_id] = domain
     return f"simulated://{host.host_id}/system", f"tcp://{host.host.migration_address}"
 
@@ -117,20 +126,22 @@ def settle(
 ) -> DomainObservation:
     with host.fleet.changed:
         known = host.domains.get(vm_id)
+        if known is not None and (known.is_migrating or known.state is DomainState.INCOMING):
+            raise Conflict("migration-under-way", f"the migration of vm {vm_id} has not ended on this host")
         host.prepared.pop(vm_id, None)
         if side is MigrationSide.KEEP:
-            if known is None or known.state is DomainState.INCOMING:
+            if known is None:
                 raise Conflict("domain-absent", f"vm {vm_id} does not live on this host")
             known.spec, known.stamp, known.is_persistent = domain, stamp, True
-            return host.observation(known)
-        if known is not None and known.state not in {DomainState.STOPPED, DomainState.CRASHED, DomainState.INCOMING}:
+            return observation(host, known)
+        if known is not None and known.state not in {DomainState.STOPPED, DomainState.CRASHED}:
             raise Conflict("domain-runs-here", f"vm {vm_id} runs on this host", state=known.state.value)
         host.domains.pop(vm_id, None)
         pools = {pool.pool_id: pool for pool in domain.pools}
         for volume in removed_volumes:
             pool = pools.get(volume.pool_id)
             if pool is not None and not pool.is_shared:
-                host.drop_volume(volume.volume_id, pool)
+                drop_volume(host, volume.volume_id, pool)
         return DomainObservation(vm_id=vm_id, observed_at_ms=host.fleet.clock.now_ms())
 
 
@@ -159,13 +170,11 @@ def _check(
 def _begin(
     host: "SimulatedHypervisor",
     target: "SimulatedHypervisor",
-    domain: "SimulatedDomain",
+    domain: SimulatedDomain,
     *,
     target_spec: DomainSpec,
     stamp: Stamp,
 ) -> None:
-    from trimtab_agent.hypervisor.simulated import SimulatedDomain
-
     domain.is_migrating = True
     target.domains[domain.spec.vm_id] = SimulatedDomain(
         target_spec, stamp, state=DomainState.INCOMING, is_persistent=False, is_migrating=True, console=bytearray(domain.console)
@@ -186,7 +195,7 @@ def _attach(running: Migration, control: JobControl) -> MigrationResult:
 def _copy_and_switch(
     host: "SimulatedHypervisor",
     target: "SimulatedHypervisor",
-    domain: "SimulatedDomain",
+    domain: SimulatedDomain,
     *,
     target_spec: DomainSpec,
     stamp: Stamp,
@@ -238,13 +247,20 @@ def _copy(
 def _check_link(host: "SimulatedHypervisor", target: "SimulatedHypervisor", migration: Migration) -> None:
     if migration.control.cancelled.is_set():
         raise Conflict("job-cancelled", "the migration was cancelled")
-    host.fleet.require_link(host.host_id, target.host_id)
+    try:
+        host.fleet.require_link(host.host_id, target.host_id)
+    except Unavailable as error:
+        raise _peer_lost() from error
     if not host.is_up():
-        raise Unavailable("hypervisor-down", "the source host is down")
+        raise _peer_lost()
+
+
+def _peer_lost() -> DeadlineExceeded:
+    return DeadlineExceeded("migration-peer-lost", "a host went away during the migration; look at both")
 
 
 def _check_still_possible(
-    host: "SimulatedHypervisor", target: "SimulatedHypervisor", domain: "SimulatedDomain", migration: Migration
+    host: "SimulatedHypervisor", target: "SimulatedHypervisor", domain: SimulatedDomain, migration: Migration
 ) -> None:
     _check_link(host, target, migration)
     vm_id = domain.spec.vm_id
@@ -252,13 +268,13 @@ def _check_still_possible(
         raise Conflict("domain-gone", "the guest ended on the source while it was copied")
     incoming = target.domains.get(vm_id)
     if incoming is None or incoming.state is not DomainState.INCOMING:
-        raise Unavailable("peer-down", "the target dropped the incoming guest")
+        raise _peer_lost()
 
 
 def _switch(
     host: "SimulatedHypervisor",
     target: "SimulatedHypervisor",
-    domain: "SimulatedDomain",
+    domain: SimulatedDomain,
     *,
     target_spec: DomainSpec,
     stamp: Stamp,
@@ -267,12 +283,12 @@ def _switch(
     vm_id, state, reason = domain.spec.vm_id, domain.state, domain.reason
     arrived = target.domains[vm_id]
     # Whatever can fail on the target, before the source lets go.
-    target.require_memory(target_spec)
-    target.writable_volumes(target_spec)
-    host.end_process(domain)
+    require_memory(target, target_spec)
+    writable_volumes(target, target_spec)
+    end_process(host, domain)
     del host.domains[vm_id]
     domain.state, domain.reason, domain.is_migrating = DomainState.ABSENT, StateReason.MIGRATED, False
-    target.start_process(arrived)
+    start_process(target, arrived)
     arrived.console = domain.console
     arrived.spec, arrived.stamp = target_spec, stamp
     arrived.state, arrived.reason = state, reason
@@ -283,7 +299,7 @@ def _switch(
     host.emit("migrated", domain)
 
 
-def _give_up(host: "SimulatedHypervisor", target: "SimulatedHypervisor", domain: "SimulatedDomain") -> None:
+def _give_up(host: "SimulatedHypervisor", target: "SimulatedHypervisor", domain: SimulatedDomain) -> None:
     domain.is_migrating = False
     incoming = target.domains.get(domain.spec.vm_id)
     if incoming is not None and incoming.state is DomainState.INCOMING:

@@ -50,8 +50,9 @@ class ApiSettings:
     body_max_bytes: int = 1 << 20
     # Mutations per second and user; reads get four times as many, an address four times that.
     rate_limit_per_s: float = 50.0
-    # Wrong tokens per second and address, after a burst of 20.
+    # Wrong tokens per second and address; beyond it they are neither told apart nor written to the trail.
     login_failures_per_s: float = 1.0
+    login_failures_burst: float = 20.0
     max_watchers: int = 500
     image_url_hosts: tuple[str, ...] = ()
     agent_metrics_port: int = 9107

@@ -35,9 +35,13 @@ Quota = Annotated[int, Field(strict=True, ge=0, le=INT_MAX, examples=[100])]
 TimeoutS = Annotated[int, Field(strict=True, ge=1, le=7 * 86400, examples=[60])]
 Bool = StrictBool
 
-Mac = Annotated[str, Field(pattern=r"^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$", examples=["52:54:00:12:34:56"])]
-Address = Annotated[str, Field(pattern=r"^[0-9A-Fa-f:.]{2,45}(/[0-9]{1,3})?$", examples=["10.0.0.5"])]
-Subnet = Annotated[str, Field(pattern=r"^[0-9A-Fa-f:.]{2,45}/[0-9]{1,3}$", examples=["10.20.0.0/24"])]
+# These may be '', which is the same as left out. Not a union with "": pydantic's refusal of a union names no one field.
+RefOrNone = Annotated[str, _text(f"({HOST_NAME_PATTERN})|^$", "default")]
+Mac = Annotated[str, Field(pattern=r"^(([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})?$", examples=["52:54:00:12:34:56"])]
+Address = Annotated[str, Field(pattern=r"^([0-9A-Fa-f:.]{2,45}(/[0-9]{1,3})?)?$", examples=["10.0.0.5"])]
+Subnet = Annotated[str, Field(pattern=r"^([0-9A-Fa-f:.]{2,45}/[0-9]{1,3})?$", examples=["10.20.0.0/24"])]
+BridgeOrNone = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,14})?$", examples=["br0"])]
+CpuModelOrNone = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,79})?$", examples=["Skylake-Server-v4"])]
 BridgeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$", examples=["br0"])]
 Sha256 = Annotated[
     str, Field(pattern=r"^[0-9a-f]{64}$", examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])

@@ -34,10 +34,6 @@ class RateLimit:
                 retry_after_s=math.ceil(wait_s),
             )
 
-    def check(self, key: str) -> None:
-        """As `take`, without counting."""
-        self.take(key, cost=0.0)
-
     def _take(self, key: str, cost: float) -> float:
         """Return 0 and take, or the seconds until `cost` is there."""
         now_s = self._clock_s()
@@ -47,7 +43,7 @@ class RateLimit:
             self._buckets.popitem(last=False)
         bucket.tokens = min(self._burst, bucket.tokens + (now_s - bucket.at_s) * self._per_s)
         bucket.at_s = now_s
-        missing = max(cost, 1.0) - bucket.tokens
+        missing = cost - bucket.tokens
         if missing > 0:
             return missing / self._per_s
         bucket.tokens -= cost

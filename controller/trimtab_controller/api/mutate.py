@@ -19,7 +19,6 @@ from trimtab_controller.api.security import resource_of
 from trimtab_controller.core.model import Actor
 from trimtab_controller.services.authorise import Access
 from trimtab_controller.services.mutations import Answer, DryRun, Mutation, perform, record
-from trimtab_controller.store.idempotency import Raced
 from trimtab_protos.errors import ErrorKind, InvalidRequest, TrimtabError
 
 _ETAG = re.compile(r'(W/)?"([0-9]{1,18})"')
@@ -74,10 +73,7 @@ async def mutate(order: Order, work: Work) -> Response:
         return perform(session, mutation, lambda inner: work(inner, mutation.actor, mutation.now))
 
     try:
-        try:
-            answer = await context.db.write(transaction)
-        except Raced:  # the same request id was answered meanwhile: now it is found
-            answer = await context.db.write(transaction)
+        answer = await context.db.write(transaction)
     except DryRun as dry:
         return json_response(dry.answer.body or b"{}", status=200)
     except TrimtabError as error:

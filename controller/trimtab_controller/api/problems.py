@@ -97,8 +97,9 @@ def of_validation(error: RequestValidationError, request: Request, *, request_id
     """Return the response of a request that does not have the documented shape: one entry per field, with an example."""
     errors = []
     for one in error.errors()[:50]:
-        location = [part for part in one["loc"] if part not in {"body", "query", "path", "header"} or len(one["loc"]) == 1]
-        entry: dict[str, Any] = {"field": field_path(location) or "body", "message": _message(one)}
+        # The first part says where: body, query, path or header.
+        location = one["loc"][1:] if one["type"] != "json_invalid" else ()
+        entry: dict[str, Any] = {"field": field_path(location) or str(one["loc"][0]), "message": _message(one)}
         example = example_at(request, one["loc"])
         if example is not None:
             entry["example"] = example

@@ -28,7 +28,7 @@ class Runtime:
         rate = settings.rate_limit_per_s
         self.user_rate = RateLimit(per_s=rate, burst=4 * rate, clock_s=clock_s)
         self.address_rate = RateLimit(per_s=16 * rate, burst=64 * rate, clock_s=clock_s)
-        self.login_rate = RateLimit(per_s=settings.login_failures_per_s, burst=20, clock_s=clock_s)
+        self.login_rate = RateLimit(per_s=settings.login_failures_per_s, burst=settings.login_failures_burst, clock_s=clock_s)
         # Apart from each other: agents that hang must not stop uploads, and the other way round.
         self.agent_threads = ThreadPoolExecutor(8, thread_name_prefix="console")
         self.spool = Spool(context)

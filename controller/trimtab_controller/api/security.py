@@ -39,7 +39,6 @@ class Requires:
     async def enter(self, request: Request, runtime: Runtime) -> Access:
         """Return the access, or raise after the denial is on record. Also asked again by long streams."""
         context, address = runtime.context, client_address(request)
-        runtime.login_rate.check(address)
         authorization = request.headers.get("authorization", "")
         path = PathSubjects(project=request.path_params.get("project", ""), user=request.path_params.get("user", ""))
         actors: list[Actor] = []
@@ -53,6 +52,7 @@ class Requires:
             return await context.db.read(work)
         except TrimtabError as error:
             if isinstance(error, Unauthenticated):
+                # Only failures count and only they are slowed: whoever shares the address and has a token is not locked out.
                 runtime.login_rate.take(address)
             if error.kind is not ErrorKind.UNAVAILABLE:
                 await _record_denial(runtime, request, actors[-1] if actors else ANONYMOUS, error)

@@ -2,6 +2,7 @@
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,10 +22,6 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
-class BodyTooLarge(Exception):
-    """More came than the bound allows."""
 
 
 class Shell:
@@ -58,10 +55,6 @@ class Shell:
             await self._app(scope, self._bounded(scope, receive), answer)
         except TrimtabError as error:
             await problems.of_error(error, request_id=request.state.request_id)(scope, receive, answer)
-        except BodyTooLarge:
-            if has_begun:
-                raise
-            await problems.of_error(self._too_large(), request_id=request.state.request_id)(scope, receive, answer)
         except Exception:
             log.exception("request failed", request_id=request.state.request_id, path=scope["path"])
             if has_begun:
@@ -83,7 +76,8 @@ class Shell:
             message = await receive()
             taken_bytes += len(message.get("body", b""))
             if taken_bytes > self._limit:
-                raise BodyTooLarge
+                # The framework passes on only this kind of exception from inside its reading of a body.
+                raise HTTPException(413, f"the body: at most {self._limit} bytes")
             return message
 
         return bounded

@@ -97,6 +97,11 @@ class EventTailer:
     def watchers(self) -> int:
         return len(self._subscriptions)
 
+    @property
+    def position(self) -> int | None:
+        """The number of the newest event handed out; None while nobody watches."""
+        return self._position
+
     @contextmanager
     def subscribe(self, interest: Interest) -> Iterator[Subscription]:
         subscription = Subscription(interest)

@@ -6,7 +6,7 @@ from trimtab_controller.clock import Clock
 from trimtab_controller.core.model import Actor
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.store import events, fleet, leases, operations, placements, upkeep
+from trimtab_controller.store import certificates, events, fleet, host_tokens, leases, operations, placements, upkeep
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import Conflict
 
@@ -17,6 +17,9 @@ KEEP_OPERATIONS = timedelta(days=90)
 KEEP_DECISIONS = timedelta(days=14)
 KEEP_AUDIT = timedelta(days=400)
 KEEP_IDEMPOTENCY = timedelta(days=2)
+KEEP_HOST_TOKENS = timedelta(days=30)
+# A lapsed host proves itself with its last certificate when it rejoins, however late.
+KEEP_CERTIFICATES = timedelta(days=400)
 
 
 class Upkeep:
@@ -47,6 +50,8 @@ class Upkeep:
             placements.delete_decisions_before(session, now - KEEP_DECISIONS, limit=BATCH)
             upkeep.delete_audit_before(session, now - KEEP_AUDIT, limit=BATCH)
             upkeep.delete_idempotency_before(session, now - KEEP_IDEMPOTENCY, limit=BATCH)
+            host_tokens.delete_expired_before(session, now - KEEP_HOST_TOKENS, limit=BATCH)
+            certificates.delete_expired_before(session, now - KEEP_CERTIFICATES, limit=BATCH)
 
         self._db.write(work, durable=False)
 

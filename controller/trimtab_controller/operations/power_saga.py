@@ -3,7 +3,7 @@
 | step   | do                                          | undo                                  |
 |--------|---------------------------------------------|---------------------------------------|
 | own    | (the wish was recorded at acceptance)        | take the wish back                    |
-| act    | the action, ensure-wise                      | - it can be reversed by its own verb  |
+| act    | the action, ensure-wise (pivot)               | - it can be reversed by its own verb  |
 | finish | record what was seen                         | - last                                |
 """
 
@@ -43,7 +43,7 @@ def power_saga(
         params=params,
         steps=(
             transaction("own", own, disown),
-            effect("act", act, None, because="its own verb reverses it"),
+            effect("act", act, None, because="its own verb reverses it", pivot=True),
             transaction("finish", finish, None, because="nothing follows it"),
         ),
     )

@@ -263,18 +263,20 @@ def home_of(context: Effect[Any]) -> tuple[str, int]:
     return vm.host_id, vm.epoch
 
 
-def holders_of(session: Any, vm_id: str) -> tuple[tuple[str, int], ...]:
-    """Return every (host, epoch) that may hold the vm's domain: its home, its claims, both sides of a migration."""
+def holders_of(session: Any, vm_id: str) -> tuple[tuple[str, ...], int]:
+    """Return every host that may hold the vm's domain (its home, its claims, both sides of a migration) and the highest epoch given.
+
+    The epoch is for all of them: either side of a migration may have been commanded under the target's already.
+    """
     vm = vms.get(session, vm_id)
-    found = {claim.host_id: claim.epoch for claim in claims.of_vm(session, vm_id)}
+    held = claims.of_vm(session, vm_id)
+    hosts = {claim.host_id for claim in held} | ({vm.host_id} if vm.host_id else set())
+    epoch = max([vm.epoch, *(claim.epoch for claim in held)])
     row = claims.migration_of(session, vm_id)
     if row is not None:
-        found[row.source_host_id] = max(found.get(row.source_host_id, 0), row.source_epoch)
-        found[row.target_host_id] = max(found.get(row.target_host_id, 0), row.target_epoch)
-    if vm.host_id:
-        found[vm.host_id] = max(found.get(vm.host_id, 0), vm.epoch)
-    live = fleet.joined_ids(session)
-    return tuple((host_id, epoch) for host_id, epoch in sorted(found.items()) if host_id in live)
+        hosts |= {row.source_host_id, row.target_host_id}
+        epoch = max(epoch, row.target_epoch)
+    return tuple(sorted(hosts & fleet.joined_ids(session))), epoch
 
 
 def give_back_compute(context: Transaction[Any]) -> None:

@@ -23,7 +23,7 @@ from trimtab_controller.rpc.committer import GroupCommitter
 from trimtab_controller.rpc.granting import GrantingRight
 from trimtab_controller.rpc.host_states import HostState
 from trimtab_controller.rpc.peers import Peer, peer_of, typed_errors
-from trimtab_controller.rpc.sessions import PROGRESS_EVERY_S, HostSession, StreamBroken, pool_of, superseded, welcome_of
+from trimtab_controller.rpc.sessions import PROGRESS_EVERY_S, Budget, HostSession, StreamBroken, pool_of, superseded, welcome_of
 from trimtab_controller.services import sessions, uploads
 from trimtab_controller.services.hosts import SignedPair, sign_pair
 from trimtab_controller.services.sessions import Opened
@@ -40,6 +40,8 @@ log = structlog.get_logger(__name__)
 UPLOAD_CHUNK_BYTES = 1 << 20
 UPLOAD_ID = re.compile(r"up-[0-9a-z]{26}")
 POOLS_EVERY_S = 10.0
+OPENINGS_PER_S = 0.5
+OPENINGS_BURST = 20.0
 
 
 class Gateway:
@@ -70,9 +72,17 @@ class Gateway:
         self.changed: set[str] = set()
         self.pool_reports: dict[tuple[str, str], PoolReport] = {}
         self._pools_written: dict[tuple[str, str], tuple[float, tuple[bool, str]]] = {}
+        self._openings: dict[str, Budget] = {}
         self._progress_written: dict[str, float] = {}
 
     # --- sessions ----------------------------------------------------------------------------------------------------------
+
+    def may_open(self, host_id: str) -> bool:
+        """Tell whether the host may open another session now: each costs a durable commit that others wait for."""
+        budget = self._openings.get(host_id)
+        if budget is None:
+            budget = self._openings[host_id] = Budget(OPENINGS_PER_S, OPENINGS_BURST)
+        return budget.take()
 
     def enter(self, session: HostSession) -> None:
         """Make the session the host's only one here; its number was committed, so it is the newest."""
@@ -97,6 +107,7 @@ class Gateway:
         if session is not None:
             session.end(why)
         self.states.pop(host_id, None)
+        self._openings.pop(host_id, None)
         for key in [key for key in self._pools_written if key[0] == host_id]:
             del self._pools_written[key]
 

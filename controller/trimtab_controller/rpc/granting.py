@@ -8,7 +8,6 @@ acknowledges afterwards, with the time at which it last handled a renewal of tha
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from typing import TypeVar
 
 import structlog
@@ -67,6 +66,9 @@ class GrantingRight:
         started_s = self._clock.boottime_s()
         try:
             held, others = await self._in_thread(lambda: self._database.write(self._renew, durable=False))
+            if held is None:
+                # A taken row must survive a power cut, else the engine would believe that nobody grants.
+                held = await self._in_thread(lambda: self._database.write(self._take))
         except Unavailable as error:
             log.warning("granting right not renewed", error=error.message, alive_for_s=round(self._until_s - started_s, 1))
             metrics.GRANTING.set(self.is_alive)
@@ -85,13 +87,12 @@ class GrantingRight:
     def _renew(self, session: Session) -> tuple[Lease | None, list[Lease]]:
         now = self._clock.now()
         held = leases.renew(session, self._held, now=now) if self._held else None
-        if held is None:
-            held = self._take(session, now)
         others = [one for one in leases.named(session, leases.GATEWAY_PREFIX) if one.name != self._name]
         return held, others
 
-    def _take(self, session: Session, now: datetime) -> Lease | None:
+    def _take(self, session: Session) -> Lease | None:
         """Take our row where it is new or was removed; one that somebody else holds under our name is theirs."""
+        now = self._clock.now()
         seen = leases.read(session, self._name)
         if seen is not None and seen.owner != self.gateway_id:
             return None

@@ -6,7 +6,7 @@ reader tells its age. Losing Redis loses nothing: the next write after its retur
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,29 +99,36 @@ class HostStateMirror:
         if not chosen:
             return True
         document: dict[Any, Any] = {host_id: state.as_json(self._gateway_id) for host_id, state in chosen.items()}
-        if not await self._attempt(boottime_s, self._redis.hset(HOSTS_KEY, mapping=document)):
+        if await self._attempt(boottime_s, self._redis.hset(HOSTS_KEY, mapping=document)) is None:
             return False
         if is_everything:
             self._everything_at_s = boottime_s + EVERYTHING_EVERY_S
         return True
+
+    async def forget_all_but(self, members: Collection[str], *, boottime_s: float) -> None:
+        """Drop what is left of hosts that were removed while no gateway knew them."""
+        found = await self._attempt(boottime_s, self._redis.hkeys(HOSTS_KEY))
+        strangers = [key.decode() for key in found or () if key.decode() not in members]
+        await self.forget(strangers, boottime_s=boottime_s)
 
     async def forget(self, host_ids: Iterable[str], *, boottime_s: float) -> None:
         """Drop hosts that were removed from the fleet."""
         if gone := list(host_ids):
             await self._attempt(boottime_s, self._redis.hdel(HOSTS_KEY, *gone))
 
-    async def _attempt(self, boottime_s: float, command: Any) -> bool:
+    async def _attempt(self, boottime_s: float, command: Any) -> Any:
+        """Return Redis' answer, None where it gave none."""
         try:
-            await asyncio.wait_for(command, timeout=2 * REDIS_TIMEOUT_S)
+            answer = await asyncio.wait_for(command, timeout=2 * REDIS_TIMEOUT_S)
         except (RedisError, OSError, TimeoutError) as error:
             metrics.REDIS_FAILURES.inc()
             if self._broken_until_s == 0.0:
                 log.warning("redis does not take host states", error=str(error)[:200])
             self._broken_until_s = boottime_s + PAUSE_AFTER_FAILURE_S
             self._everything_at_s = 0.0  # whatever it lost, it gets again
-            return False
+            return None
         self._broken_until_s = 0.0
-        return True
+        return answer
 
     async def close(self) -> None:
         await self._redis.aclose()

@@ -70,6 +70,7 @@ class JoinServicer(pb_grpc.JoinServiceServicer):
         facts, now, skew_max_s = _facts(request.facts), self._clock.now(), self._settings.clock_skew_max_s
         assessment = self._database.read(lambda session: hosts.assess(session, request.token, facts, now, skew_max_s=skew_max_s))
         if assessment.refusals:
+            self._database.write(lambda session: hosts.note_join(session, assessment, facts, now))
             raise assessment.refusals[0]
         host_id = assessment.returning.id if assessment.returning else mint("host")
         proven_serial = ""

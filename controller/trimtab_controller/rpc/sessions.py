@@ -3,7 +3,7 @@
     connecting -> (certificate, SQL) -> open -> ended: by the host, by a newer session of it, removal, revocation, our drain
 
 The stream is served by one task. Heartbeats are answered from memory at once; outbox batches are committed by the group committer
-in tasks of their own and acknowledged after the commit, so that a slow disk never delays a lease.
+in a task of their own and acknowledged after the commit, in order, so that a slow disk never delays a lease.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from trimtab_controller.store import host_reports
 from trimtab_protos.agent.v1 import agent_service_pb2, command_pb2, domain_pb2, inventory_pb2, storage_pb2
 from trimtab_protos.codec import from_proto, to_proto
 from trimtab_protos.controller.v1 import gateway_service_pb2 as pb
-from trimtab_protos.errors import Conflict, InvalidRequest, PermissionDenied, TrimtabError
+from trimtab_protos.errors import Conflict, Internal, InvalidRequest, PermissionDenied, TrimtabError, Unavailable
 from trimtab_protos.messages import DomainObservation, Inventory, JobProgress, JobState, PoolObservation
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ MESSAGES_BURST = 400.0
 """A healthy agent sends a message every few seconds; more than this is a defect or an attack, and would cost others their leases."""
 OUTBOX_ITEMS_MAX = 1000
 OUTBOX_BATCHES_WAITING_MAX = 32
+OUTBOX_RETRY_S = 1.0
 PROGRESS_EVERY_S = 2.0
 
 _GRANTED, _REFUSED = metrics.HEARTBEATS.labels("granted"), metrics.HEARTBEATS.labels("refused")
@@ -53,17 +54,22 @@ class StreamBroken(Exception):
 
 
 @dataclass(slots=True)
-class MessageBudget:
-    """A token bucket per session."""
+class Budget:
+    """A token bucket."""
 
-    left: float = MESSAGES_BURST
+    per_s: float
+    burst: float
+    left: float = field(init=False)
     at_s: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.left = self.burst
 
     def take(self) -> bool:
         now_s = time.monotonic()
-        self.left = min(MESSAGES_BURST, self.left + (now_s - self.at_s) * MESSAGES_PER_S)
+        self.left = min(self.burst, self.left + (now_s - self.at_s) * self.per_s)
         self.at_s = now_s
-        self.left -= 1
+        self.left = max(-1.0, self.left - 1)
         return self.left >= 0
 
 
@@ -77,10 +83,12 @@ class HostSession:
         self._gateway = gateway
         self._context = context
         self._sending = asyncio.Lock()
-        self._budget = MessageBudget()
-        self._commits: set[asyncio.Task[None]] = set()
+        self._budget = Budget(MESSAGES_PER_S, MESSAGES_BURST)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[Any] | None = None
         self._ended_with: TrimtabError | None = None
+        self._batches: asyncio.Queue[tuple[int, pb.Outbox]] = asyncio.Queue(OUTBOX_BATCHES_WAITING_MAX)
+        self._queued_up_to = 0
         self._acknowledged_up_to = 0
 
     def end(self, why: TrimtabError) -> None:
@@ -95,6 +103,7 @@ class HostSession:
         try:
             opened = await self._open(requests)
             await self._send(pb.SessionResponse(welcome=self._gateway.welcome(opened)))
+            self._start(self._drain_outbox())
             async for request in requests:
                 if not self._budget.take():
                     raise InvalidRequest("session-flooded", f"at most {MESSAGES_PER_S:g} messages a second on a session")
@@ -106,8 +115,8 @@ class HostSession:
             self._task.uncancel()
             raise self._ended_with from None
         finally:
-            for commit in self._commits:
-                commit.cancel()
+            for task in self._tasks:
+                task.cancel()
             self._gateway.leave(self)
 
     # --- Hello -----------------------------------------------------------------------------------------------------------
@@ -119,6 +128,8 @@ class HostSession:
             raise InvalidRequest("hello-missing", "a session starts with a Hello") from error
         if first.WhichOneof("body") != "hello":
             raise InvalidRequest("hello-missing", "a session starts with a Hello")
+        if not self._gateway.may_open(self.host_id):
+            raise Unavailable("session-too-soon", "this host opens sessions too fast; retry later", host_id=self.host_id)
         hello = first.hello
         if hello.host_id != self.host_id:
             raise PermissionDenied("host-id-mismatch", "the Hello names another host than its certificate", host_id=self.host_id)
@@ -194,26 +205,54 @@ class HostSession:
     # --- outbox ------------------------------------------------------------------------------------------------------------
 
     def _outbox(self, outbox: pb.Outbox) -> None:
+        """Queue a batch. Batches are committed one after the other: an acknowledgement speaks for everything before it."""
         if len(outbox.items) > OUTBOX_ITEMS_MAX:
             raise InvalidRequest("outbox-too-large", f"at most {OUTBOX_ITEMS_MAX} items in a batch")
-        if len(self._commits) >= OUTBOX_BATCHES_WAITING_MAX:
-            return  # the host sends it again; its memory holds the items, not ours
-        self._start(self._commit_outbox(outbox))
+        sequence = max((item.sequence for item in outbox.items), default=0)
+        if sequence == 0 and not self._batches.empty():
+            return  # figures of running jobs only; newer ones follow
+        if 0 < sequence <= self._acknowledged_up_to:
+            self._start(self._acknowledge(sequence))
+        elif sequence == 0 or sequence > self._queued_up_to:
+            try:
+                self._batches.put_nowait((sequence, outbox))
+            except asyncio.QueueFull:
+                raise Unavailable(
+                    "outbox-behind", "the controller cannot keep up with this host's reports; retry later"
+                ) from None
+            self._queued_up_to = max(self._queued_up_to, sequence)
+        # Else it is queued already and will be acknowledged: the host grew impatient.
+
+    async def _drain_outbox(self) -> None:
+        while True:
+            sequence, outbox = await self._batches.get()
+            await self._commit_outbox(outbox)
+            if sequence:
+                await self._acknowledge(sequence)
 
     async def _commit_outbox(self, outbox: pb.Outbox) -> None:
-        """Commit a batch and acknowledge it. An item that can never be taken is logged and acknowledged: it would come for ever."""
-        if not outbox.items:
-            return
+        """Commit a batch, however long the database is away. An item that can never be taken is logged and counts as taken."""
         now = self._gateway.clock.now()
         works = [work for work in (self._read_item(item) for item in outbox.items) if work is not None]
-        recorded = await self._gateway.committer.commit(lambda session: outbox_service.record(session, self.host_id, works, now))
-        for item in recorded.taken:
-            metrics.OUTBOX_ITEMS.labels(_kind(item), "recorded").inc()
-        for item in recorded.refused:
-            metrics.OUTBOX_ITEMS.labels(_kind(item), "refused").inc()
-        if recorded.has_woken:
-            self._gateway.nudge()
-        self._acknowledged_up_to = max(self._acknowledged_up_to, outbox.items[-1].sequence)
+        while works:
+            try:
+                recorded = await self._gateway.committer.commit(
+                    lambda session: outbox_service.record(session, self.host_id, works, now)
+                )
+            except Unavailable as error:
+                log.warning("outbox waits", host_id=self.host_id, items=len(works), error=error.message)
+                await asyncio.sleep(OUTBOX_RETRY_S)
+                continue
+            for item in recorded.taken:
+                metrics.OUTBOX_ITEMS.labels(_kind(item), "recorded").inc()
+            for item in recorded.refused:
+                metrics.OUTBOX_ITEMS.labels(_kind(item), "refused").inc()
+            if recorded.has_woken:
+                self._gateway.nudge()
+            return
+
+    async def _acknowledge(self, sequence: int) -> None:
+        self._acknowledged_up_to = max(self._acknowledged_up_to, sequence)
         await self._send(pb.SessionResponse(outbox_ack=pb.OutboxAck(sequence=self._acknowledged_up_to)))
 
     def _read_item(self, item: pb.OutboxItem) -> JobUpdate | DomainObservation | None:
@@ -235,8 +274,8 @@ class HostSession:
 
     def _start(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.create_task(self._logged(work))
-        self._commits.add(task)
-        task.add_done_callback(self._commits.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _logged(self, work: Any) -> None:
         """What is not acknowledged comes again; a failure here only needs to be seen."""
@@ -248,6 +287,7 @@ class HostSession:
             log.debug("stream broke before an acknowledgement", host_id=self.host_id)
         except Exception:
             log.exception("report failed", host_id=self.host_id)
+            self.end(Internal("internal", "the controller failed; its log has the cause"))
 
     async def ask_to_reconnect(self, within_ms: int) -> None:
         """Tell the host to go elsewhere before we stop."""

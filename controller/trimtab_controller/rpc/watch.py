@@ -26,6 +26,7 @@ MEMBERS_EVERY_S = 5.0
 REVOCATIONS_EVERY_S = 1.0
 ORPHANS_EVERY_S = 30.0
 BUNDLE_EVERY_S = 5.0
+STRANGERS_EVERY_S = 600.0
 RECONNECT_WITHIN_MS = 15_000
 """A thousand hosts that reconnect at once would cost a second of a core in handshakes, and their heartbeats' punctuality."""
 
@@ -52,6 +53,7 @@ class Watch:
             group.create_task(self._every(TICK_S, self.write_pools))
             group.create_task(self._every(MEMBERS_EVERY_S, self.check_members))
             group.create_task(self._every(ORPHANS_EVERY_S, self.judge_orphans))
+            group.create_task(self._every(STRANGERS_EVERY_S, self.drop_strangers))
             group.create_task(self._every(BUNDLE_EVERY_S, self.announce_bundle))
 
     async def _every(self, period_s: float, part: Callable[[], Awaitable[object]]) -> None:
@@ -172,6 +174,11 @@ class Watch:
             state = gateway.states.get(host_id)
             if state is not None and state.lease_number == number and present.get(host_id, number) > number:
                 gateway.forget(host_id, superseded(host_id))
+
+    async def drop_strangers(self) -> None:
+        """Clean Redis of hosts that were removed while this gateway was not there."""
+        members = await asyncio.to_thread(self._gateway.database.read, hosts.member_ids)
+        await self._mirror.forget_all_but(members, boottime_s=self._gateway.clock.boottime_s())
 
     async def announce_bundle(self) -> None:
         """After a stage of a CA rotation, ask hosts to reconnect: the Welcome tells them of the new bundle, and they renew."""

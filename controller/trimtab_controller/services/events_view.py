@@ -65,15 +65,13 @@ def check_kept(session: Session, after: int) -> None:
 
 
 def names_of(session: Session, found: Sequence[Event]) -> dict[str, str]:
-    """Return the names of the events' projects and subjects; one query per kind of subject."""
-    names = lookup.names(session, schema.project, {event.project_id for event in found})
-    by_kind: dict[str, set[str]] = {}
+    """Return the names of the events' projects and subjects; one query."""
+    wanted: dict[sa.Table, set[str]] = {schema.project: {event.project_id for event in found}}
     for event in found:
-        by_kind.setdefault(kind_of(event.subject_id), set()).add(event.subject_id)
-    for kind, ids in by_kind.items():
-        if kind in _TABLES:
-            names |= lookup.names(session, _TABLES[kind], ids)
-    return names
+        table = _TABLES.get(kind_of(event.subject_id))
+        if table is not None:
+            wanted.setdefault(table, set()).add(event.subject_id)
+    return lookup.names_in(session, wanted)
 
 
 def subject_id(session: Session, name_or_id: str, *, project_ids: Sequence[str] | None) -> str:
@@ -88,5 +86,5 @@ def subject_id(session: Session, name_or_id: str, *, project_ids: Sequence[str] 
             continue  # the fleet's own
         found = session.scalars(query).first()
         if found is not None:
-            return found
+            return str(found)
     raise NotFound("subject-not-found", f"subject: nothing here is called {name_or_id}", field="subject")

@@ -21,7 +21,7 @@ from trimtab_controller import pki
 from trimtab_controller.clock import mint
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.model import Actor, Host
-from trimtab_controller.store import certificates, events, host_reports, host_tokens, hosts
+from trimtab_controller.store import audit, certificates, events, host_reports, host_tokens, hosts
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.host_tokens import HostToken
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, PermissionDenied, TrimtabError
@@ -171,6 +171,15 @@ def assess(
     for what, holder in taken.items():
         if returning is None or holder.id != returning.id:
             refusals.append(_taken(what, holder))
+    own_id = returning.id if returning else ""
+    if not refusals and not host_reports.is_own_address(session, own_id, facts.migration_address):
+        refusals.append(
+            AlreadyExists(
+                "host-migration-address-taken",
+                f"another host has the migration address {facts.migration_address}; give this one its own",
+                field="migration_address",
+            )
+        )
     return Assessment(refusals=tuple(refusals), token=token, returning=returning)
 
 
@@ -308,7 +317,30 @@ def admit(
         context={"token_id": token.id, "agent_address": facts.agent_address, "agent_version": facts.agent_version[:40]},
         now=now,
     )
+    note_join(session, assessment, facts, now)
     return hosts.get(session, host_id)
+
+
+def note_join(session: Session, assessment: Assessment, facts: HostFacts, now: datetime) -> None:
+    """Write a join that was accepted, or refused to a machine with a good token, into the audit trail.
+
+    Strangers without a token are only counted: they could fill the trail.
+    """
+    if assessment.token is None:
+        return
+    refused = assessment.refusals[0] if assessment.refusals else None
+    audit.append(
+        session,
+        at=now,
+        actor=assessment.token.created_by,
+        request_id=assessment.token.id,
+        project_id="",
+        verb="host.join",
+        resource=f"host/{assessment.token.name}",
+        outcome="denied" if refused else "accepted",
+        cause=refused.code if refused else "",
+        context={"agent_address": facts.agent_address, "machine_id": facts.machine_id},
+    )
 
 
 def _check_proven_certificate(session: Session, serial: str, host_id: str) -> None:

@@ -51,11 +51,17 @@ def perform(session: Session, mutation: Mutation, work: Callable[[Session], Answ
     """Return the stored answer of a repeat, else do the work and record it.
 
     Conflict("request-id-reused") where the id came before with another request. Raises DryRun instead of returning where nothing
-    may be changed, and `idempotency.Raced` where the caller has to run the transaction again.
+    may be changed.
     """
     actor = mutation.actor
     if mutation.fingerprint:
-        stored = idempotency.find(session, actor=actor.user_id, request_id=actor.request_id)
+        stored = idempotency.claim(
+            session,
+            actor=actor.user_id,
+            request_id=actor.request_id,
+            fingerprint=mutation.fingerprint,
+            now=mutation.now,
+        )
         if stored is not None:
             if stored.fingerprint != mutation.fingerprint:
                 raise Conflict(
@@ -69,15 +75,8 @@ def perform(session: Session, mutation: Mutation, work: Callable[[Session], Answ
         raise DryRun(answer)
     record(session, mutation, outcome="accepted")
     if mutation.fingerprint:
-        idempotency.record(
-            session,
-            actor=actor.user_id,
-            request_id=actor.request_id,
-            fingerprint=mutation.fingerprint,
-            status=answer.status,
-            response=json.loads(answer.stored_body or answer.body or b"null"),
-            now=mutation.now,
-        )
+        response = json.loads(answer.stored_body or answer.body or b"null")
+        idempotency.answer(session, actor=actor.user_id, request_id=actor.request_id, status=answer.status, response=response)
     return answer
 
 

@@ -6,23 +6,29 @@ A transaction is a function of a `Session`. It is given as a function, not as a 
 PostgreSQL reports a deadlock or a serialization failure: store and service functions therefore do SQL and nothing else.
 
 SQLite (WAL): writes take BEGIN IMMEDIATE, since a deferred transaction that upgrades from read to write fails at once instead
-of waiting. `durable` writes fsync before they return (synchronous=FULL; on PostgreSQL synchronous_commit=on); the others (lease
-beats, progress, observations) survive a crash of the process, not of the machine.
+of waiting; those of one process share commits (`group_commit`). PostgreSQL groups the commits of its connections by itself.
+`durable` writes fsync before they return (synchronous=FULL; on PostgreSQL synchronous_commit=on); the others (lease beats,
+progress, observations) survive a crash of the process, not of the machine.
+
+Rejected: drivers for asyncio. A read of six statements cost 5.4 ms of CPU through aiosqlite (one hop between threads for each
+statement) and 1.0 ms in one thread; through psycopg's async driver 6.4 ms against 3.8 ms.
 """
 
+import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
+from trimtab_controller.store.group_commit import GroupCommit, Piece
 from trimtab_protos.errors import Unavailable
 
 T = TypeVar("T")
@@ -38,6 +44,8 @@ FULL_SQLSTATES = frozenset({"53100"})
 
 _WRITE = "trimtab_write"
 _DURABLE = "trimtab_durable"
+# What a connection's `synchronous` is at the moment; changing it is a statement that most transactions need not run.
+_LEVEL = "trimtab_level"
 
 
 def _configure(engine: Engine) -> None:
@@ -59,9 +67,14 @@ def _sqlite_connect(connection: Any, _record: Any) -> None:
 
 def _sqlite_begin(connection: Connection) -> None:
     options = connection.get_execution_options()
+    if not options.get(_WRITE):
+        connection.exec_driver_sql("BEGIN")
+        return
     level = "FULL" if options.get(_DURABLE, True) else "NORMAL"
-    connection.exec_driver_sql(f"PRAGMA synchronous={level}")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(_WRITE) else "BEGIN")
+    if connection.info.get(_LEVEL) != level:
+        connection.exec_driver_sql(f"PRAGMA synchronous={level}")
+        connection.info[_LEVEL] = level
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _postgres_begin(connection: Connection) -> None:
@@ -120,6 +133,7 @@ class Database:
             pool_pre_ping=parsed.get_backend_name() != "sqlite",
         )
         _configure(self.engine)
+        self._group = GroupCommit(self._write_pieces) if self.dialect == "sqlite" else None
 
     @property
     def dialect(self) -> str:
@@ -127,6 +141,22 @@ class Database:
 
     def write(self, transaction: Callable[[Session], T], *, durable: bool = True) -> T:
         """Run `transaction` and commit. Raises Unavailable when the database is full or gone; nothing is half-written."""
+        if self._group is not None:
+            return self._group.run(transaction, durable=durable)
+        return self._write(transaction, durable=durable)
+
+    def read(self, query: Callable[[Session], T]) -> T:
+        """Run `query` on one consistent snapshot (SQLite) or read-committed (PostgreSQL)."""
+        try:
+            with self._begin({}) as session:
+                return query(session)
+        except DBAPIError as error:
+            raise _translate(error) from error
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def _write(self, transaction: Callable[[Session], T], *, durable: bool) -> T:
         for attempt in range(TRIES):
             try:
                 with self._begin({_WRITE: True, _DURABLE: durable}) as session:
@@ -138,13 +168,26 @@ class Database:
                 raise _translate(error) from error
         raise AssertionError("unreachable")
 
-    def read(self, query: Callable[[Session], T]) -> T:
-        """Run `query` on one consistent snapshot (SQLite) or read-committed (PostgreSQL)."""
-        try:
-            with self._begin({}) as session:
-                return query(session)
-        except DBAPIError as error:
-            raise _translate(error) from error
+    def _write_pieces(self, pieces: Sequence[Piece]) -> None:
+        """Run several pieces of work in one transaction; one that fails is undone alone."""
+        if len(pieces) == 1:
+            pieces[0].result = self._write(pieces[0].work, durable=pieces[0].durable)
+            return
+
+        def work(session: Session) -> None:
+            for piece in pieces:
+                piece.result = piece.error = None  # it may run for the second time
+                try:
+                    with session.begin_nested():
+                        piece.result = piece.work(session)
+                except DBAPIError as error:
+                    if not isinstance(error, IntegrityError):
+                        raise  # the database's trouble is everybody's: nobody of this batch may believe that it was written
+                    piece.error = error
+                except Exception as error:  # noqa: BLE001 belongs to whoever waits for this piece
+                    piece.error = error
+
+        self._write(work, durable=any(piece.durable for piece in pieces))
 
     @contextmanager
     def _begin(self, options: dict[str, Any]) -> Iterator[Session]:
@@ -153,56 +196,28 @@ class Database:
             with Session(connection) as session, session.begin():
                 yield session
 
-    def close(self) -> None:
-        self.engine.dispose()
-
 
 class AsyncDatabase:
-    """The same for the event loop; SQL runs on the driver's own thread or socket, so the loop never blocks."""
+    """The same for the event loop: each transaction runs in a thread, so the loop never blocks."""
 
-    def __init__(self, url: str, *, pool_size: int = 8) -> None:
-        parsed = sa.make_url(url)
-        if parsed.get_backend_name() == "sqlite":
-            parsed = parsed.set(drivername="sqlite+aiosqlite")
-        self.engine: AsyncEngine = create_async_engine(
-            parsed,
-            connect_args=_connect_arguments(parsed),
-            pool_size=pool_size,
-            max_overflow=4,
-            pool_timeout=10,
-            pool_pre_ping=parsed.get_backend_name() != "sqlite",
-        )
-        _configure(self.engine.sync_engine)
+    def __init__(self, url: str, *, pool_size: int = 16) -> None:
+        self._database = Database(url, pool_size=pool_size)
+        self._threads = ThreadPoolExecutor(pool_size, thread_name_prefix="database")
 
     async def write(self, transaction: Callable[[Session], T], *, durable: bool = True) -> T:
-        """As `Database.write`."""
-        import asyncio
-
-        for attempt in range(TRIES):
-            try:
-                return await self._run(transaction, {_WRITE: True, _DURABLE: durable})
-            except DBAPIError as error:
-                if attempt + 1 < TRIES and _is_retried(error):
-                    await asyncio.sleep(_pause_before_retry(attempt))
-                    continue
-                raise _translate(error) from error
-        raise AssertionError("unreachable")
+        """As `Database.write`. One whose caller gives up meanwhile is committed nevertheless."""
+        return await self._run(lambda: self._database.write(transaction, durable=durable))
 
     async def read(self, query: Callable[[Session], T]) -> T:
         """As `Database.read`."""
-        try:
-            return await self._run(query, {})
-        except DBAPIError as error:
-            raise _translate(error) from error
+        return await self._run(lambda: self._database.read(query))
 
-    async def _run(self, function: Callable[[Session], T], options: dict[str, Any]) -> T:
-        async with self.engine.connect() as connection:
-            await connection.execution_options(**options)
-            async with AsyncSession(bind=connection) as session, session.begin():
-                return await session.run_sync(function)
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
-    def close(self) -> Awaitable[None]:
-        return self.engine.dispose()
+    async def close(self) -> None:
+        await asyncio.to_thread(self._threads.shutdown)
+        self._database.close()
 
 
 def migration_engine(url: str) -> Engine:

@@ -1,6 +1,7 @@
 """What hosts report, as rows: inventory and limits, unmanaged domains' share, pools' state and space. And what they are told."""
 
 import hashlib
+import ipaddress
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from trimtab_controller.store import hosts, inventories, schema
 from trimtab_protos.messages import Inventory, NetworkKind, NetworkSpec, PoolKind, PoolObservation, PoolSpec
 
 _host = schema.host
+
+# How the problem of a host begins that has another storage at a shared pool's path. The path answers all the same, so heartbeats
+# say nothing about it: only a marker that is read proves the opposite (`operations/reach_steps.py`).
+NOT_SHARED = "not the same storage"
 
 
 def store_inventory(session: Session, host_id: str, inventory: Inventory, *, now: datetime) -> bool:
@@ -36,7 +41,7 @@ def store_inventory(session: Session, host_id: str, inventory: Inventory, *, now
             inventory=document,
             inventory_digest=digest,
             inventory_at=now,
-            migration_address=(inventory.migration_address or before.migration_address)[:80],
+            migration_address=_migration_address(session, host_id, inventory.migration_address, before.migration_address),
             unmanaged_vcpus=max(0, inventory.unmanaged_vcpus),
             unmanaged_memory_mib=max(0, inventory.unmanaged_memory_mib),
             generation=_host.c.generation + 1,
@@ -46,6 +51,30 @@ def store_inventory(session: Session, host_id: str, inventory: Inventory, *, now
     hosts.set_limits(session, host_id, inventory, hosts.get_class(session, before.host_class_id))
     _store_unmanaged_macs(session, host_id, inventory.unmanaged_macs)
     return True
+
+
+def _migration_address(session: Session, host_id: str, reported: str, present: str) -> str:
+    """Return the address to keep: what is reported, unless it is none or another host's.
+
+    The next libvirt certificate of the host names it, so a host that claims its neighbour's could stand in for it.
+    """
+    if reported == present or not is_own_address(session, host_id, reported):
+        return present
+    return reported
+
+
+def is_own_address(session: Session, host_id: str, address: str) -> bool:
+    """Tell whether a host may have this migration address: a usable one that no other live host has (loopback is nobody's)."""
+    try:
+        number = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if number.is_unspecified or number.is_multicast:
+        return False
+    if number.is_loopback:
+        return True
+    query = sa.select(_host.c.id).where(_host.c.migration_address == address, _host.c.id != host_id, _host.c.deleted_at.is_(None))
+    return session.execute(query.limit(1)).first() is None
 
 
 def _store_unmanaged_macs(session: Session, host_id: str, macs: Sequence[str]) -> None:
@@ -83,12 +112,12 @@ def store_pools(session: Session, reports: Sequence[PoolReport], *, now: datetim
         if row is None:
             continue
         seen = report.pool
-        state = "ready" if seen.is_responsive and not seen.problem else "failed"
+        state, problem = _judge_pool(row.state, row.problem, seen)
         states[(seen.pool_id, report.host_id)] = {
             "of_pool": seen.pool_id,
             "of_host": report.host_id,
             "state": state,
-            "problem": seen.problem[:500],
+            "problem": problem[:500],
             "observed_at": now,
         }
         if state == "ready":
@@ -115,6 +144,21 @@ def store_pools(session: Session, reports: Sequence[PoolReport], *, now: datetim
             ),
             [spaces[key] for key in sorted(spaces)],
         )
+
+
+def _judge_pool(state: str, problem: str, seen: PoolObservation) -> tuple[str, str]:
+    """Return (state, problem) of a pool on a host after a heartbeat.
+
+    A heartbeat moves a pool between ready and failed. Only preparing the host makes an unknown one ready, and only a marker that
+    is read ends `NOT_SHARED`.
+    """
+    is_well = seen.is_responsive and not seen.problem
+    if state == "failed" and problem.startswith(NOT_SHARED):
+        return state, problem
+    problem = "" if is_well else seen.problem or "the folder does not answer"
+    if state == "unknown":
+        return state, problem
+    return "ready" if is_well else "failed", problem
 
 
 def _insert(session: Session, table: sa.Table) -> Any:

@@ -211,6 +211,10 @@ def lease_numbers(session: Session, host_ids: Sequence[str]) -> dict[str, int]:
     return {row.id: int(row.lease_number) for row in session.execute(query)}
 
 
+def member_ids(session: Session) -> frozenset[str]:
+    return frozenset(session.scalars(sa.select(_table.c.id).where(_table.c.deleted_at.is_(None))))
+
+
 def up_hosts(session: Session) -> dict[str, int]:
     """Return the lease number of each live host that SQL calls up."""
     query = sa.select(_table.c.id, _table.c.lease_number).where(

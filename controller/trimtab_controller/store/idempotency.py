@@ -14,10 +14,6 @@ from trimtab_controller.store.rows import build
 _table = schema.idempotency
 
 
-class Raced(Exception):
-    """Another request of the same id committed first: run the transaction again, it will find the answer."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredAnswer:
     fingerprint: str
@@ -25,14 +21,21 @@ class StoredAnswer:
     response: Any
 
 
-def find(session: Session, *, actor: str, request_id: str) -> StoredAnswer | None:
+def claim(session: Session, *, actor: str, request_id: str, fingerprint: str, now: datetime) -> StoredAnswer | None:
+    """Take the request id for this transaction, or return what it was answered with.
+
+    The row comes first and is filled by `answer`, so that a repeat at the same moment waits for the first one's end (PostgreSQL;
+    SQLite has one writer) and then finds its answer, or its turn.
+    """
+    values = {"actor": actor, "request_id": request_id, "fingerprint": fingerprint, "status": 0, "response": None}
+    if insert_unless_taken(session, _table, {**values, "created_at": now}) is not None:
+        return None
     query = sa.select(_table).where(_table.c.actor == actor, _table.c.request_id == request_id)
-    row = session.execute(query).one_or_none()
-    return build(StoredAnswer, row) if row else None
+    return build(StoredAnswer, session.execute(query).one())
 
 
-def record(session: Session, *, actor: str, request_id: str, fingerprint: str, status: int, response: Any, now: datetime) -> None:
-    """Keep the answer, in the transaction that did the work. Raced where the same id was answered meanwhile."""
-    values = {"actor": actor, "request_id": request_id, "fingerprint": fingerprint, "status": status, "response": response}
-    if insert_unless_taken(session, _table, {**values, "created_at": now}) is None:
-        raise Raced(request_id)
+def answer(session: Session, *, actor: str, request_id: str, status: int, response: Any) -> None:
+    """Keep the answer, in the transaction that did the work."""
+    session.execute(
+        _table.update().where(_table.c.actor == actor, _table.c.request_id == request_id).values(status=status, response=response)
+    )

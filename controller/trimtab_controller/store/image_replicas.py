@@ -1,4 +1,4 @@
-"""Where images are, and what an import makes of an image.
+"""Where images are.
 
 A replica's row is there before its file: `copying`, owned by the operation that brings it. Where that operation ended without
 bringing it, the row stays, so that the image's deletion knows every place that may have a file; the next copy takes it over.
@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 from trimtab_controller.core.model import Image, ImageReplica, Pool, Volume
 from trimtab_controller.store import describe, schema
 from trimtab_controller.store.rows import build, columns_of
-from trimtab_protos.messages import ImageResult
 
 _table = schema.image_replica
 
@@ -100,37 +99,6 @@ def remove_from_pool(session: Session, pool_id: str) -> None:
 
 def remove(session: Session, image_id: str) -> None:
     session.execute(_table.delete().where(_table.c.image_id == image_id))
-
-
-# --- the image itself ------------------------------------------------------------------------------------------------------
-
-
-def mark_ready(session: Session, image_id: str, result: ImageResult) -> None:
-    """Let the image be used, with what its import proved."""
-    table = schema.image
-    session.execute(
-        table.update()
-        .where(table.c.id == image_id)
-        .values(
-            state="ready",
-            virtual_size_bytes=result.virtual_size_bytes,
-            file_size_bytes=result.file_size_bytes,
-            source_sha256=result.source_sha256,
-            stored_sha256=result.stored_sha256,
-            version=table.c.version + 1,
-        )
-    )
-
-
-def mark_failed(session: Session, image_id: str, *, now: datetime) -> None:
-    """Hide an image that never came to be: its name is free."""
-    table = schema.image
-    session.execute(
-        table.update()
-        .where(table.c.id == image_id, table.c.deleted_at.is_(None))
-        .values(state="failed", deleted_at=now, version=table.c.version + 1)
-    )
-    remove(session, image_id)
 
 
 def _source(session: Session, replicas: Sequence[ImageReplica]) -> tuple[str, str]:

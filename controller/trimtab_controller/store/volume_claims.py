@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from trimtab_controller.core.model import MigrationRow, Pool, Volume
 from trimtab_controller.store import claims, schema
 from trimtab_controller.store.rows import build, columns_of
+from trimtab_protos.errors import Conflict
 
 _table = schema.volume
 
@@ -105,6 +106,18 @@ def free(session: Session, volume: Volume, *, now: datetime) -> None:
     session.execute(
         table.update().where(table.c.id == volume.project_id).values(disk_bytes_used=table.c.disk_bytes_used - volume.size_bytes)
     )
+
+
+def hide_unattached(session: Session, volume_id: str, *, now: datetime) -> None:
+    """Hide a volume unless a vm has it. Conflict(`volume-attached`); hidden already is fine."""
+    row = session.execute(sa.select(_table.c.vm_id, _table.c.deleted_at).where(_table.c.id == volume_id)).one()
+    changed = session.execute(
+        _table.update()
+        .where(_table.c.id == volume_id, _table.c.vm_id.is_(None), _table.c.deleted_at.is_(None))
+        .values(deleted_at=now, version=_table.c.version + 1)
+    )
+    if getattr(changed, "rowcount", 0) != 1 and row.deleted_at is None:
+        raise Conflict("volume-attached", "a vm has the volume; delete the vm first", vm_id=row.vm_id)
 
 
 def apart_on(session: Session, host_id: str) -> tuple[Volume, ...]:

@@ -67,6 +67,10 @@ def certificate_request(key: Any, name: str = "whatever") -> str:
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
+def host_libvirt_key() -> Any:
+    return LIBVIRT_KEY
+
+
 def key_pem(key: Any) -> bytes:
     pem: bytes = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return pem
@@ -290,9 +294,17 @@ class Fleet:
         return list(self.database.read(lambda session: events.page_after(session, 0, limit=500, subject_id=subject_id)))
 
 
+ON_BOTH_DATABASES = pytest.mark.parametrize(
+    "fleet", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
+)
+
+
 @pytest.fixture
-async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
-    settings = config.load(data_dir=tmp_path / "fleet", advertise="127.0.0.1", redis_url=f"unix://{tmp_path}/no-redis.sock")
+async def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Fleet]:
+    """A founded fleet with a running gateway and no hosts; on SQLite unless the test says otherwise."""
+    url = request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url")
+    redis_url = f"unix://{tmp_path}/no-redis.sock"
+    settings = config.load(data_dir=tmp_path / "fleet", advertise="127.0.0.1", database_url=url, redis_url=redis_url)
     clock = ShiftedClock()
     installation.found(settings, clock, {})
     database = Database(settings.effective_database_url)

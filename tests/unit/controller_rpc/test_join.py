@@ -9,10 +9,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from tests.unit.controller_rpc.conftest import Fleet, Machine, certificate_request
+from tests.unit.controller_rpc.conftest import ON_BOTH_DATABASES, Fleet, Machine, certificate_request, inventory
 from trimtab_controller.core.model import Actor
 from trimtab_controller.services import hosts as host_service
-from trimtab_controller.store import certificates, hosts
+from trimtab_controller.store import audit, certificates, hosts
 from trimtab_protos.errors import AlreadyExists, InvalidRequest, NotFound
 
 
@@ -22,6 +22,7 @@ async def refusal(machine: Machine, token: str, **options: object) -> grpc.aio.A
     return caught.value
 
 
+@ON_BOTH_DATABASES
 async def test_a_token_admits_its_machine_with_certificates_of_the_fleet(fleet: Fleet) -> None:
     machine = await fleet.machine("node1").join(fleet.token("node1"))
     host = fleet.host(machine.host_id)
@@ -90,6 +91,35 @@ async def test_a_clock_more_than_two_seconds_off_is_refused(fleet: Fleet) -> Non
     assert "behind the controller's" in (error.details() or "")
 
 
+async def test_a_migration_address_belongs_to_one_host(fleet: Fleet) -> None:
+    first = await fleet.machine("node1").join(fleet.token("node1"), migration_address="192.0.2.11")
+    second = fleet.machine("node2")
+    error = await refusal(second, fleet.token("node2"), migration_address="192.0.2.11")
+    assert error.code() is grpc.StatusCode.ALREADY_EXISTS
+    await second.join(fleet.token("node2"), migration_address="192.0.2.12")
+    # A member cannot take it over either: its next libvirt certificate would name its neighbour.
+    await second.open(inventory=inventory(migration_address="192.0.2.11"))
+    assert fleet.host(second.host_id).migration_address == "192.0.2.12"
+    await second.open(inventory=inventory(migration_address="192.0.2.13"))
+    assert fleet.host(second.host_id).migration_address == "192.0.2.13"
+    assert fleet.host(first.host_id).migration_address == "192.0.2.11"
+
+
+async def test_joins_and_refusals_to_token_holders_are_audited(fleet: Fleet) -> None:
+    token = fleet.token("node1")
+    machine = fleet.machine("node1", skew_s=5)
+    await refusal(machine, token)
+    machine.skew_s = 0
+    await machine.join(token)
+    await refusal(fleet.machine("node2"), "jt-unknown.secret")
+    records = fleet.database.read(lambda session: audit.page(session, limit=10, before_seq=None, filters={"verb": "host.join"}))
+    assert [(one.resource, one.outcome, one.cause, one.actor) for one in records] == [
+        ("host/node1", "accepted", "", "admin"),
+        ("host/node1", "denied", "clock-skew", "admin"),
+    ]
+
+
+@ON_BOTH_DATABASES
 async def test_an_equal_smbios_uuid_is_refused_and_writes_nothing(fleet: Fleet) -> None:
     first = await fleet.member("node1")
     token = fleet.token("node2")
@@ -108,6 +138,7 @@ async def test_keys_that_are_too_weak_or_unproven_are_refused(fleet: Fleet) -> N
     assert "EC P-256" in (error.details() or "")
 
 
+@ON_BOTH_DATABASES
 async def test_a_lapsed_host_rejoins_with_its_old_key_and_keeps_its_id(fleet: Fleet) -> None:
     machine = await fleet.member("node1")
     stream, _welcome = await machine.open()
@@ -152,6 +183,7 @@ async def test_an_identity_of_another_host_is_refused(fleet: Fleet) -> None:
     assert any("drop its old identity" in one for one in refusals)
 
 
+@ON_BOTH_DATABASES
 async def test_a_join_whose_answer_was_lost_is_repeated_with_another_token(fleet: Fleet) -> None:
     machine = await fleet.member("node1")
     first_id, first_certificate = machine.host_id, machine.certificate_pem

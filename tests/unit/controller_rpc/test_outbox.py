@@ -2,12 +2,13 @@
 
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from tests.unit.controller_rpc.conftest import Fleet, Machine, domain
+from tests.unit.controller_rpc.conftest import ON_BOTH_DATABASES, Fleet, Machine, domain
 from trimtab_controller.core.model import Vm
 from trimtab_controller.rpc import sessions as rpc_sessions
 from trimtab_controller.store import operations, schema, vms
@@ -74,6 +75,7 @@ def drifts(fleet: Fleet, subject_id: str) -> list[str]:
     return [one.context["drift"] for one in fleet.events(subject_id) if one.kind == "vm.drift"]
 
 
+@ON_BOTH_DATABASES
 async def test_a_domain_event_is_observed_and_acknowledged(fleet: Fleet) -> None:
     machine = await fleet.member("node1")
     insert_vm(fleet, "vm-1", host_id=machine.host_id)
@@ -86,6 +88,7 @@ async def test_a_domain_event_is_observed_and_acknowledged(fleet: Fleet) -> None
     assert "vm.observed" in fleet.kinds_of_events("vm-1")
 
 
+@ON_BOTH_DATABASES
 async def test_a_hello_lists_everything_so_that_what_is_missing_is_absent(fleet: Fleet) -> None:
     machine = await fleet.member("node1")
     for vm_id in ("vm-1", "vm-2"):
@@ -106,6 +109,7 @@ async def test_a_hello_without_a_hypervisor_says_nothing_of_the_guests(fleet: Fl
     assert not fleet.process.gateway.states[machine.host_id].is_hypervisor_up
 
 
+@ON_BOTH_DATABASES
 async def test_a_host_is_not_believed_about_vms_of_others(fleet: Fleet) -> None:
     home, liar = await fleet.member("node1"), await fleet.member("node2")
     insert_vm(fleet, "vm-1", host_id=home.host_id, epoch=3)
@@ -139,6 +143,7 @@ async def test_an_unmanaged_domain_is_no_vm(fleet: Fleet) -> None:
     assert drifts(fleet, machine.host_id) == []
 
 
+@ON_BOTH_DATABASES
 async def test_during_a_migration_both_holders_are_believed_and_neither_hides_the_other(fleet: Fleet) -> None:
     source, target = await fleet.member("node1"), await fleet.member("node2")
     insert_vm(
@@ -202,6 +207,7 @@ def job(operation_id: str, state: str, *, sequence: int = 1, done_bytes: int = 0
     )
 
 
+@ON_BOTH_DATABASES
 async def test_progress_is_shown_and_the_end_of_a_job_makes_its_operation_due(fleet: Fleet) -> None:
     machine = await fleet.member("node1")
     operation_id = insert_operation(fleet, subject_id="img-1", params={"host_id": machine.host_id})
@@ -245,6 +251,7 @@ async def test_a_host_cannot_wake_operations_that_do_not_concern_it(fleet: Fleet
     assert fleet.nudges == []
 
 
+@ON_BOTH_DATABASES
 async def test_one_bad_item_does_not_hold_back_the_others(fleet: Fleet) -> None:
     machine = await fleet.member("node1")
     insert_vm(fleet, "vm-1", host_id=machine.host_id)
@@ -266,28 +273,69 @@ async def test_a_batch_that_is_too_large_ends_the_session(fleet: Fleet) -> None:
     assert code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_nothing_is_acknowledged_while_the_database_is_gone(fleet: Fleet) -> None:
+class HiddenDatabase:
+    """Takes the database's file away, as a lost disk or a server that is gone would."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._path = Path(fleet.settings.database_url.removeprefix("sqlite:///"))
+        self._engine = fleet.database.engine
+
+    def _move(self, old: str, new: str) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            source = self._path.with_name(self._path.name + old + suffix)
+            if source.exists():
+                source.rename(self._path.with_name(self._path.name + new + suffix))
+
+    def __enter__(self) -> None:
+        self._engine.dispose()
+        self._move("", ".hidden")
+        self._path.mkdir()  # a directory cannot be opened as a database
+
+    def __exit__(self, *_exception: object) -> None:
+        self._path.rmdir()
+        self._move(".hidden", "")
+
+
+async def test_nothing_is_acknowledged_while_the_database_is_gone_and_all_in_order_after(fleet: Fleet) -> None:
     machine = await fleet.member("node1")
     insert_vm(fleet, "vm-1", host_id=machine.host_id)
     stream, _welcome = await machine.open()
-    fleet.database.write(lambda session: session.execute(schema.vm.update().values(observed_state="stopped")))
-    fleet.database.engine.dispose()
-    database_file = fleet.settings.data_dir / "trimtab.db"
-    hidden = database_file.with_suffix(".hidden")
-    for suffix in ("", "-wal", "-shm"):
-        source = database_file.with_name(database_file.name + suffix)
-        if source.exists():
-            source.rename(hidden.with_name(hidden.name + suffix))
-    database_file.mkdir()  # a directory cannot be opened as a database
-    await stream.send(pb.SessionRequest(outbox=pb.Outbox(items=[event(1, domain("vm-1"))])))
-    assert (await stream.beat()).sequence == 1  # heartbeats go on; the outbox has no answer
-    database_file.rmdir()
-    for suffix in ("", "-wal", "-shm"):
-        source = hidden.with_name(hidden.name + suffix)
-        if source.exists():
-            source.rename(database_file.with_name(database_file.name + suffix))
-    assert await stream.put(event(1, domain("vm-1"))) == 1
+    with HiddenDatabase(fleet):
+        for number, state in enumerate(("PAUSED", "RUNNING"), 1):
+            await stream.send(pb.SessionRequest(outbox=pb.Outbox(items=[event(number, domain("vm-1", state))])))
+        assert (await stream.beat()).sequence == 1  # heartbeats go on; the outbox has no answer
+        # What is queued need not be queued again.
+        await stream.send(pb.SessionRequest(outbox=pb.Outbox(items=[event(1, domain("vm-1", "PAUSED"))])))
+    acknowledged = [(await stream.receive()).outbox_ack.sequence for _number in range(2)]
+    assert acknowledged == [1, 2]
     assert vm_of(fleet, "vm-1").observed_state.value == "running"
+    assert await stream.put(event(2, domain("vm-1"))) == 2  # an acknowledgement that was missed is given again
+
+
+async def test_a_host_that_reports_faster_than_the_database_writes_is_put_off(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    insert_vm(fleet, "vm-1", host_id=machine.host_id)
+    stream, _welcome = await machine.open()
+    with HiddenDatabase(fleet):
+        for number in range(1, rpc_sessions.OUTBOX_BATCHES_WAITING_MAX + 3):
+            await stream.send(pb.SessionRequest(outbox=pb.Outbox(items=[event(number, domain("vm-1"))])))
+        code, _details = await stream.end()
+    assert code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_host_that_opens_sessions_in_a_loop_is_put_off(fleet: Fleet) -> None:
+    machine, other = await fleet.member("node1"), await fleet.member("node2")
+    stub = machine.stub()
+    codes = set()
+    for _number in range(40):
+        stream = await machine.say_hello(stub=stub, inventory=None)
+        try:
+            await stream.receive()
+        except grpc.aio.AioRpcError as error:
+            codes.add(error.code())
+    assert codes == {grpc.StatusCode.UNAVAILABLE}
+    calm, _welcome = await other.open()
+    assert (await calm.beat()).is_granted
 
 
 # --- uploads -------------------------------------------------------------------------------------------------------------------------

@@ -2,23 +2,26 @@
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.unit.controller_rpc.conftest import (
+    ON_BOTH_DATABASES,
     Fleet,
     Machine,
     certificate_request,
     eventually,
+    host_libvirt_key,
     inventory,
     key_pem,
 )
 from trimtab_controller import pki
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.services import hosts as host_service
-from trimtab_controller.store import certificates, hosts, leases, schema
+from trimtab_controller.store import certificates, host_reports, hosts, leases, schema
 from trimtab_protos.agent.v1 import inventory_pb2, storage_pb2
 from trimtab_protos.controller.v1 import gateway_service_pb2 as pb
 from trimtab_protos.errors import PermissionDenied
@@ -105,6 +108,7 @@ async def test_a_session_starts_with_a_hello(fleet: Fleet) -> None:
 # --- what a Hello commits ------------------------------------------------------------------------------------------------------
 
 
+@ON_BOTH_DATABASES
 async def test_a_hello_is_committed_before_the_welcome(fleet: Fleet) -> None:
     machine = await fleet.member("node1")
     seen = inventory(unmanaged_vcpus=2, unmanaged_memory_mib=512, unmanaged_macs=["52:54:00:AA:00:01"])
@@ -127,6 +131,7 @@ async def test_a_hello_is_committed_before_the_welcome(fleet: Fleet) -> None:
     assert list(welcome.gateway_addresses) == ["127.0.0.1:8444"]
 
 
+@ON_BOTH_DATABASES
 async def test_every_session_has_a_higher_number_and_the_newest_one_wins(fleet: Fleet) -> None:
     machine = await fleet.member("node1")
     first, _welcome = await machine.open()
@@ -159,6 +164,7 @@ async def test_a_boot_is_told(fleet: Fleet) -> None:
     assert fleet.kinds_of_events(machine.host_id).count("host.booted") == 1
 
 
+@ON_BOTH_DATABASES
 async def test_a_changed_inventory_in_a_heartbeat_is_stored_and_an_equal_one_is_not(fleet: Fleet) -> None:
     machine = await fleet.member("node1")
     first = inventory()
@@ -173,6 +179,7 @@ async def test_a_changed_inventory_in_a_heartbeat_is_stored_and_an_equal_one_is_
     assert fleet.host(machine.host_id).version == version + 1
 
 
+@ON_BOTH_DATABASES
 async def test_limits_never_fall_below_what_is_claimed(fleet: Fleet) -> None:
     machine = await fleet.member("node1")
     await machine.open()
@@ -195,6 +202,7 @@ async def test_heartbeats_are_granted_while_the_gateways_own_row_lives(fleet: Fl
     assert (await stream.beat()).is_granted
 
 
+@ON_BOTH_DATABASES
 async def test_a_removed_row_is_taken_again(fleet: Fleet) -> None:
     right = fleet.process.gateway.right
     name = leases.GATEWAY_PREFIX + right.gateway_id
@@ -216,6 +224,7 @@ async def test_a_gateway_whose_row_is_lost_to_another_stops_granting_when_its_ti
     assert not (await stream.beat()).is_granted
 
 
+@ON_BOTH_DATABASES
 async def test_a_revocation_ends_granting_and_is_acknowledged_with_the_last_handled_time(fleet: Fleet) -> None:
     revoked, other = await fleet.member("node1"), await fleet.member("node2")
     first, _welcome = await revoked.open()
@@ -264,6 +273,7 @@ async def silent_for(fleet: Fleet, seconds: float) -> None:
         await fleet.process.watch.judge()
 
 
+@ON_BOTH_DATABASES
 async def test_silence_makes_a_host_suspect_then_lost_and_a_heartbeat_brings_it_back(fleet: Fleet) -> None:
     machine = await fleet.member("node1")
     await silent_for(fleet, 16)  # a young gateway gives everybody a lease's length to connect
@@ -306,40 +316,75 @@ async def test_a_host_that_never_connected_to_a_new_gateway_becomes_suspect(flee
 # --- pools, certificates, floods -----------------------------------------------------------------------------------------------------
 
 
-async def test_pool_figures_are_stored_for_pools_of_this_host_only(fleet: Fleet) -> None:
+def insert_pools(fleet: Fleet) -> None:
     now = fleet.clock.now()
 
-    def insert_pools(session: object) -> None:
+    def insert(session: Any) -> None:
         for pool_id, is_shared in (("pool-local", False), ("pool-shared", True)):
-            session.execute(  # type: ignore[attr-defined]
-                schema.pool.insert().values(
-                    id=pool_id, name=pool_id, kind="dir", path=f"/srv/{pool_id}", is_shared=is_shared, settings={}, created_at=now
-                )
-            )
+            values = {"id": pool_id, "name": pool_id, "kind": "dir", "path": f"/srv/{pool_id}", "is_shared": is_shared}
+            session.execute(schema.pool.insert().values(**values, settings={}, created_at=now))
 
-    fleet.database.write(insert_pools)
+    fleet.database.write(insert)
+
+
+def set_pool_states(fleet: Fleet, state: str, problem: str = "") -> None:
+    fleet.database.write(lambda session: session.execute(schema.pool_host.update().values(state=state, problem=problem)))
+
+
+def pool_states(fleet: Fleet) -> dict[str, tuple[str, str]]:
+    rows = fleet.database.read(lambda session: session.execute(schema.pool_host.select()).all())
+    return {row.pool_id: (row.state, row.problem) for row in rows}
+
+
+def pool(pool_id: str, **fields: Any) -> storage_pb2.PoolObservation:
+    return storage_pb2.PoolObservation(**{"pool_id": pool_id, "is_responsive": True, **fields})
+
+
+@ON_BOTH_DATABASES
+async def test_pool_figures_are_stored_for_pools_of_this_host_only(fleet: Fleet) -> None:
+    insert_pools(fleet)
     machine = await fleet.member("node1")  # its mappings are made at the join
+    set_pool_states(fleet, "ready")
     stream, welcome = await machine.open()
-    assert {pool.pool_id for pool in welcome.pools} == {"pool-local", "pool-shared"}
-    seen = [
-        storage_pb2.PoolObservation(pool_id="pool-local", capacity_bytes=100, available_bytes=60, is_responsive=True),
-        storage_pb2.PoolObservation(pool_id="pool-shared", capacity_bytes=900, available_bytes=500, is_responsive=True),
-        storage_pb2.PoolObservation(pool_id="pool-of-others", capacity_bytes=1, is_responsive=True),
-    ]
-    await stream.beat(pools=seen)
+    assert {one.pool_id for one in welcome.pools} == {"pool-local", "pool-shared"}
+    local = pool("pool-local", capacity_bytes=100, available_bytes=60)
+    shared = pool("pool-shared", capacity_bytes=900, available_bytes=500)
+    await stream.beat(pools=[local, shared, pool("pool-of-others", capacity_bytes=1)])
 
     def spaces() -> dict[tuple[str, str], int]:
         rows = fleet.database.read(lambda session: session.execute(schema.pool_space.select()).all())
         return {(row.pool_id, row.host_id): row.available_bytes for row in rows}
 
     await eventually(lambda: spaces() == {("pool-local", machine.host_id): 60, ("pool-shared", ""): 500})
-    await stream.beat(pools=[storage_pb2.PoolObservation(pool_id="pool-local", problem="not mounted")])
+    await stream.beat(pools=[pool("pool-local", problem="not mounted")])
+    await eventually(lambda: pool_states(fleet) == {"pool-local": ("failed", "not mounted"), "pool-shared": ("ready", "")})
+    await stream.beat(pools=[local])
+    await eventually(lambda: pool_states(fleet)["pool-local"] == ("ready", ""))
 
-    def states() -> dict[str, tuple[str, str]]:
-        rows = fleet.database.read(lambda session: session.execute(schema.pool_host.select()).all())
-        return {row.pool_id: (row.state, row.problem) for row in rows}
 
-    await eventually(lambda: states() == {"pool-local": ("failed", "not mounted"), "pool-shared": ("ready", "")})
+async def test_a_heartbeat_makes_no_unprepared_pool_ready(fleet: Fleet) -> None:
+    insert_pools(fleet)
+    machine = await fleet.member("node1")
+    stream, _welcome = await machine.open()
+    await stream.beat(pools=[pool("pool-local", problem="no such folder"), pool("pool-shared")])
+    await eventually(lambda: pool_states(fleet)["pool-local"] == ("unknown", "no such folder"))
+    assert pool_states(fleet)["pool-shared"] == ("unknown", "")
+
+
+async def test_a_heartbeat_does_not_prove_that_a_pool_is_shared(fleet: Fleet) -> None:
+    insert_pools(fleet)
+    machine = await fleet.member("node1")
+    stream, _welcome = await machine.open()
+    problem = f"{host_reports.NOT_SHARED}: it does not see what node2 wrote"
+    set_pool_states(fleet, "failed", problem)
+    fleet.database.write(
+        lambda session: session.execute(
+            schema.pool_host.update().where(schema.pool_host.c.pool_id == "pool-local").values(problem="gone")
+        )
+    )
+    await stream.beat(pools=[pool("pool-local"), pool("pool-shared")])
+    await eventually(lambda: pool_states(fleet)["pool-local"] == ("ready", ""))
+    assert pool_states(fleet)["pool-shared"] == ("failed", problem)
 
 
 async def test_certificates_are_renewed_for_the_caller_and_nobody_else(fleet: Fleet) -> None:
@@ -349,7 +394,7 @@ async def test_certificates_are_renewed_for_the_caller_and_nobody_else(fleet: Fl
     response = await machine.stub().RenewCertificates(
         pb.RenewCertificatesRequest(
             agent_csr_pem=certificate_request(fresh, name="host-of-somebody-else"),
-            libvirt_csr_pem=certificate_request(host_key()),
+            libvirt_csr_pem=certificate_request(host_libvirt_key()),
         ),
         timeout=10,
     )
@@ -359,12 +404,6 @@ async def test_certificates_are_renewed_for_the_caller_and_nobody_else(fleet: Fl
     assert (await stream.end())[0] is grpc.StatusCode.ABORTED
     known = fleet.database.read(lambda session: certificates.latest_of(session, [machine.host_id]))[machine.host_id]
     assert set(known) == {"agent", "libvirt"}
-
-
-def host_key() -> object:
-    from tests.unit.controller_rpc.conftest import LIBVIRT_KEY
-
-    return LIBVIRT_KEY
 
 
 async def test_a_flood_of_messages_ends_the_session_of_the_flooder_alone(fleet: Fleet) -> None:
@@ -406,7 +445,7 @@ async def test_an_unrecorded_renewal_is_refused_for_a_removed_host(fleet: Fleet)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await machine.stub().RenewCertificates(
             pb.RenewCertificatesRequest(
-                agent_csr_pem=certificate_request(machine.key), libvirt_csr_pem=certificate_request(host_key())
+                agent_csr_pem=certificate_request(machine.key), libvirt_csr_pem=certificate_request(host_libvirt_key())
             ),
             timeout=10,
         )
@@ -423,7 +462,7 @@ async def test_sessions_survive_a_rotation_of_the_ca(fleet: Fleet) -> None:
     assert welcome.ca_bundle_sha256 == fleet.pki.bundle_sha256()
     response = await machine.stub().RenewCertificates(
         pb.RenewCertificatesRequest(
-            agent_csr_pem=certificate_request(machine.key), libvirt_csr_pem=certificate_request(host_key())
+            agent_csr_pem=certificate_request(machine.key), libvirt_csr_pem=certificate_request(host_libvirt_key())
         ),
         timeout=10,
     )

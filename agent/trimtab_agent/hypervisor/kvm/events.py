@@ -74,6 +74,9 @@ class DomainEvents:
             (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, self._on_job_completed),
         ):
             connection.domainEventRegisterAny(None, number, callback, None)
+
+    def resync(self) -> None:
+        """Have every domain observed and told: what happened while the connection was down is not told by libvirt."""
         self._queue.put(_EVERY_DOMAIN)
 
     # --- on libvirt's event loop: queue and return ------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class KvmHypervisor:
         self._observer = Observer(boot_id)
         self._logs = ConsoleLogs(config.log_dir)
         self._events = DomainEvents(self._observer, on_stopped=self._clear_boot_mark)
-        self._connection = Connection(config.libvirt_uri, on_open=self._events.register)
+        self._connection = Connection(config.libvirt_uri, on_open=self._events.register, on_up=self._events.resync)
         self._load = HostLoadReader()
         self._networks = Networks(self._connection)
         self._pools = Pools(self._connection)

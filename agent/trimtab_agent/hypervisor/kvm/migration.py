@@ -34,7 +34,7 @@ from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer, absent, migration_operation
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_agent.hypervisor.kvm.pools import Pools
-from trimtab_protos.errors import Conflict, DeadlineExceeded, Internal
+from trimtab_protos.errors import Conflict, DeadlineExceeded, Internal, TrimtabError
 from trimtab_protos.messages import (
     DomainObservation,
     DomainSpec,
@@ -59,10 +59,13 @@ _LOST_PEER_TEXTS = ("client socket is closed", "keepalive timeout", "end of file
 
 @dataclass(slots=True)
 class _Move:
-    """One `migrateToURI3` on its own thread."""
+    """One `migrateToURI3` on its own thread and its own connection: a connection serves one thread."""
 
     ended: threading.Event = field(default_factory=threading.Event)
     error: libvirt.libvirtError | None = None
+    is_connection_lost: bool = False
+    refusal: TrimtabError | None = None
+    """Why it never began."""
 
 
 class Migrations:
@@ -150,16 +153,36 @@ class Migrations:
             else:
                 self._refuse_immovable(domain, vm_id, target, frozenset(copied_volume_ids))
                 parameters, flags = self._parameters(domain, target, stamp, migration_uri, copied_volume_ids, options)
-                move = _start(domain, vm_id, libvirt_uri, parameters, flags)
+                move = self._start(vm_id, libvirt_uri, parameters, flags)
             is_late = _follow(domain, move, options, control)
+            if move is not None and move.refusal is not None:
+                raise move.refusal
             if move is not None and move.error is not None:
-                if not connection.isAlive():
-                    raise move.error  # our own libvirtd went away: nothing is known
+                if move.is_connection_lost:
+                    raise DeadlineExceeded("hypervisor-lost", f"libvirt went away while {vm_id} migrated; look at both hosts")
                 _raise_outcome(move.error, vm_id, is_cancelled=control.cancelled.is_set(), is_late=is_late)
             if domain.isActive():
                 code = "job-cancelled" if control.cancelled.is_set() else "migration-failed"
                 raise Conflict(code, f"the migration of {vm_id} ended and the domain is still here", is_late=is_late)
             return _result(domain, started_at)
+
+    def _start(self, vm_id: str, libvirt_uri: str, parameters: dict[str, Any], flags: int) -> _Move:
+        move = _Move()
+
+        def run() -> None:
+            try:
+                with self._connection.use(f"migrate {vm_id}", changes=True) as connection:
+                    try:
+                        require(connection, vm_id).migrateToURI3(libvirt_uri, parameters, flags)
+                    except libvirt.libvirtError as error:
+                        move.error, move.is_connection_lost = error, not connection.isAlive()
+            except TrimtabError as error:
+                move.refusal = error
+            finally:
+                move.ended.set()
+
+        threading.Thread(target=run, name=f"migrate-{vm_id}", daemon=True).start()
+        return move
 
     def _refuse_immovable(self, domain: Any, vm_id: str, target: DomainSpec, copied: frozenset[str]) -> None:
         seen = self._observer.observe(domain)
@@ -244,22 +267,6 @@ def _bracketed(address: str) -> str:
 
 def _is_leaving(domain: Any) -> bool:
     return bool(domain.isActive()) and migration_operation(domain) == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT
-
-
-def _start(domain: Any, vm_id: str, libvirt_uri: str, parameters: dict[str, Any], flags: int) -> _Move:
-    move = _Move()
-    arguments = (move, domain, libvirt_uri, parameters, flags)
-    threading.Thread(target=_run, args=arguments, name=f"migrate-{vm_id}", daemon=True).start()
-    return move
-
-
-def _run(move: _Move, domain: Any, libvirt_uri: str, parameters: dict[str, Any], flags: int) -> None:
-    try:
-        domain.migrateToURI3(libvirt_uri, parameters, flags)
-    except libvirt.libvirtError as error:
-        move.error = error
-    finally:
-        move.ended.set()
 
 
 def _follow(domain: Any, move: _Move | None, options: MigrationOptions, control: JobControl) -> bool:

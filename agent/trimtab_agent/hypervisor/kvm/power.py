@@ -6,7 +6,6 @@ ACPI as well: asking twice is harmless, waiting is not.
 
 import os
 import threading
-from collections.abc import Callable
 from typing import Any, assert_never
 
 import libvirt
@@ -19,7 +18,7 @@ from trimtab_agent.hypervisor.kvm.domain_facts import DomainFacts
 from trimtab_agent.hypervisor.kvm.domains import Domains, require, write_stamp
 from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
-from trimtab_protos.errors import Conflict, NotFound
+from trimtab_protos.errors import Conflict, NotFound, TrimtabError
 from trimtab_protos.messages import DomainObservation, DomainState, PowerAction, StateReason
 
 log = structlog.get_logger(__name__)
@@ -82,10 +81,10 @@ class Power:
                 if seen.state is DomainState.PAUSED:
                     raise Conflict("wrong-domain-state", f"{seen.vm_id} is paused and cannot hear; resume it or force it off")
                 if is_alive:
-                    _ask_guest(domain, facts, is_reboot=False)
+                    self._ask_guest(domain, facts, is_reboot=False)
             case PowerAction.REBOOT:
                 _require_running(seen)
-                _ask_guest(domain, facts, is_reboot=True)
+                self._ask_guest(domain, facts, is_reboot=True)
             case PowerAction.RESET:
                 _require_alive(seen)
                 domain.reset(0)
@@ -98,6 +97,46 @@ class Power:
                 _resume(domain, seen)
             case _:
                 assert_never(action)
+
+    def _ask_guest(self, domain: Any, facts: DomainFacts, *, is_reboot: bool) -> None:
+        """Ask the guest to end or reboot: by its agent where that has the channel open, else by the power button."""
+        if facts.has_guest_agent:
+            answer = self._ask_agent(facts.vm_id, is_reboot=is_reboot)
+            # A reboot by button is a stop that libvirt turns into a reset; beside a pending one of the agent's it would stay
+            # armed and turn the guest's next stop into a reboot.
+            if answer or (answer is None and is_reboot):
+                return
+        try:
+            if is_reboot:
+                domain.reboot(libvirt.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN)
+            else:
+                domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or domain.isActive():
+                raise  # else: it ended by itself meanwhile
+
+    def _ask_agent(self, vm_id: str, *, is_reboot: bool) -> bool | None:
+        """Tell whether the guest's agent took the request; None while it still has not answered."""
+        answers: list[bool] = []
+
+        def ask() -> None:
+            try:
+                # A connection of its own, since this thread may outlive the verb.
+                with self._connection.use("ask the guest's agent", changes=True) as connection:
+                    domain = require(connection, vm_id)
+                    if is_reboot:
+                        domain.reboot(libvirt.VIR_DOMAIN_REBOOT_GUEST_AGENT)
+                    else:
+                        domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
+                answers.append(True)
+            except TrimtabError as error:
+                log.info("guest agent did not take the request", vm_id=vm_id, error=str(error))
+                answers.append(False)
+
+        thread = threading.Thread(target=ask, name="ask-guest-agent", daemon=True)
+        thread.start()
+        thread.join(AGENT_WAIT_S)
+        return answers[0] if answers else None
 
 
 def _doing(action: PowerAction) -> str:
@@ -129,48 +168,3 @@ def _destroy(domain: Any) -> None:
         # It ended by itself meanwhile.
         if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or domain.isActive():
             raise
-
-
-def _ask_guest(domain: Any, facts: DomainFacts, *, is_reboot: bool) -> None:
-    """Ask the guest to end or reboot: by its agent where that has the channel open, else by the power button."""
-    if is_reboot:
-        ask, by_agent, by_button = (
-            domain.reboot,
-            libvirt.VIR_DOMAIN_REBOOT_GUEST_AGENT,
-            libvirt.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN,
-        )
-    else:
-        ask, by_agent, by_button = (
-            domain.shutdownFlags,
-            libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
-            libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
-        )
-    if facts.has_guest_agent:
-        answer = _ask_agent(lambda: ask(by_agent))
-        # A reboot by button is a stop that libvirt turns into a reset; beside a pending one of the agent's it would stay armed
-        # and turn the guest's next stop into a reboot.
-        if answer or (answer is None and is_reboot):
-            return
-    try:
-        ask(by_button)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or domain.isActive():
-            raise  # else: it ended by itself meanwhile
-
-
-def _ask_agent(ask: Callable[[], object]) -> bool | None:
-    """Tell whether the guest's agent took the request; None while it still has not answered."""
-    answers: list[bool] = []
-
-    def call() -> None:
-        try:
-            ask()
-            answers.append(True)
-        except libvirt.libvirtError as error:
-            log.info("guest agent did not take the request", error=error.get_error_message())
-            answers.append(False)
-
-    thread = threading.Thread(target=call, name="ask-guest-agent", daemon=True)
-    thread.start()
-    thread.join(AGENT_WAIT_S)
-    return answers[0] if answers else None

@@ -9,7 +9,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from trimtab_controller.api.fields import Body, Bool, HostName, Labels, Name, Part, Ref, Sha256
+from trimtab_controller.api.fields import Body, Bool, HostName, Labels, Name, Part, RefOrNone, Sha256
 from trimtab_controller.api.mutate import Order, accepted, answered, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
 from trimtab_controller.api.paths import NamePath
@@ -33,47 +33,44 @@ ProjectOperator = Annotated[Access, requires(Role.OPERATOR, Scope.PROJECT)]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class UploadSource(Part):
-    upload_id: Annotated[str, Field(pattern=r"^up-[0-9a-z]{26}$", examples=["up-01hf7y2m3n4p5q6r7s8t9v0wxy"])]
+class SourceBody(Part):
+    """An upload; or an https URL on an allowed host, with the checksum of the file; or a file in a host's import folder."""
 
+    upload_id: Annotated[str, Field(pattern=r"^up-[0-9a-z]{26}$", examples=["up-01hf7y2m3n4p5q6r7s8t9v0wxy"])] | None = None
+    url: (
+        Annotated[str, Field(pattern=r"^https://[!-~]+$", max_length=2000, examples=["https://example.org/disk.qcow2"])] | None
+    ) = None
+    sha256: Sha256 | None = None
+    host: HostName | None = None
+    file_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$", examples=["disk.qcow2"])] | None = None
 
-class UrlSource(Part):
-    """An https URL on an allowed host; the checksum is of the file as it comes."""
-
-    url: Annotated[str, Field(pattern=r"^https://[!-~]+$", max_length=2000, examples=["https://example.org/disk.qcow2"])]
-    sha256: Sha256
-
-
-class HostSource(Part):
-    """A file in the import folder of a host's agent."""
-
-    host: HostName
-    file_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$", examples=["disk.qcow2"])]
+    def source(self) -> images.FromUpload | images.FromUrl | images.FromHost:
+        """Return the one source. InvalidRequest where it is none, half of one, or more than one."""
+        match (self.upload_id, self.url, self.sha256, self.host, self.file_name):
+            case (str() as upload_id, None, None, None, None):
+                return images.FromUpload(upload_id=upload_id)
+            case (None, str() as url, str() as sha256, None, None):
+                return images.FromUrl(url=url, sha256=sha256)
+            case (None, None, None, str() as host, str() as file_name):
+                return images.FromHost(host=host, file_name=file_name)
+        raise InvalidRequest("source-wrong", "source: give upload_id, or url and sha256, or host and file_name", field="source")
 
 
 class ImageBody(Body):
     name: Name
     kind: Literal["disk", "iso"] = "disk"
     format: Literal["raw", "qcow2", "iso"]
-    source: UploadSource | UrlSource | HostSource
-    pool: Ref | Literal[""] = ""
+    source: SourceBody
+    pool: RefOrNone = ""
     is_shared: Bool = False
     labels: Labels = Field(default_factory=dict)
 
     def spec(self) -> images.ImageSpec:
-        source: images.FromUpload | images.FromUrl | images.FromHost
-        match self.source:
-            case UploadSource():
-                source = images.FromUpload(upload_id=self.source.upload_id)
-            case UrlSource():
-                source = images.FromUrl(url=self.source.url, sha256=self.source.sha256)
-            case HostSource():
-                source = images.FromHost(host=self.source.host, file_name=self.source.file_name)
         return images.ImageSpec(
             name=self.name,
             kind=self.kind,
             format=self.format,
-            source=source,
+            source=self.source.source(),
             pool=self.pool,
             is_shared=self.is_shared,
             labels=self.labels,

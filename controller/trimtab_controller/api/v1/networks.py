@@ -8,7 +8,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from trimtab_controller.api.fields import Body, Bool, BridgeName, HostName, Name, Subnet
+from trimtab_controller.api.fields import Body, Bool, BridgeName, BridgeOrNone, HostName, Name, Subnet
 from trimtab_controller.api.mutate import Order, accepted, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
 from trimtab_controller.api.paths import NamePath
@@ -35,13 +35,13 @@ class NetworkBody(Body):
 
     name: Name
     kind: Literal["bridge", "nat", "isolated"]
-    bridge: BridgeName | Literal[""] = ""
+    bridge: BridgeOrNone = ""
     bridges: Annotated[dict[HostName, BridgeName], Field(max_length=1000, examples=[{"node1": "br0"}])] = Field(
         default_factory=dict
     )
     vlan: Annotated[int, Field(strict=True, ge=0, le=4094, examples=[120])] = 0
     mtu: Annotated[int, Field(strict=True, ge=576, le=65535, examples=[1500])] = 1500
-    subnet: Subnet | Literal[""] = ""
+    subnet: Subnet = ""
     dhcp: Bool = False
 
     def spec(self) -> networks.NetworkSpec:

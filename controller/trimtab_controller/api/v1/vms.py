@@ -13,9 +13,8 @@ from trimtab_controller.api.fields import (
     Address,
     Body,
     Bool,
-    CpuModel,
+    CpuModelOrNone,
     DiskBytes,
-    HostName,
     LabelChanges,
     Labels,
     Mac,
@@ -23,6 +22,7 @@ from trimtab_controller.api.fields import (
     Name,
     Part,
     Ref,
+    RefOrNone,
     Vcpus,
 )
 from trimtab_controller.api.mutate import Order, accepted, answered, mutate
@@ -59,14 +59,14 @@ class NicBody(Part):
     """`mac` is chosen where it is left out; `ip` declares an address, which no other nic on the network may have."""
 
     network: Ref
-    mac: Mac | Literal[""] = ""
-    ip: Address | Literal[""] = ""
+    mac: Mac = ""
+    ip: Address = ""
 
 
 class SeedBody(Part):
     """A NoCloud seed for cloud-init; the hostname is the vm's name where it is left out."""
 
-    hostname: HostName | Literal[""] = ""
+    hostname: RefOrNone = ""
     user_data: SeedText = ""
     ssh_keys: Annotated[tuple[SshKey, ...], Field(max_length=50)] = ()
     network_config: SeedText = ""
@@ -84,24 +84,24 @@ class VmBody(Body):
     """Boots from a new clone of `image`, or from `volume`."""
 
     name: Name
-    image: Ref | Literal[""] = ""
-    volume: Ref | Literal[""] = ""
+    image: RefOrNone = ""
+    volume: RefOrNone = ""
     vcpus: Vcpus = 1
     vcpus_max: Vcpus | None = None
     memory_mib: MemoryMib
     memory_max_mib: MemoryMib | None = None
     disk_bytes: DiskBytes | None = None
-    pool: Ref | Literal[""] = ""
+    pool: RefOrNone = ""
     networks: Annotated[tuple[NicBody, ...], Field(max_length=16)] = ()
     firmware: Literal["bios", "uefi"] = "bios"
     labels: Labels = Field(default_factory=dict)
     host_selector: Labels = Field(default_factory=dict)
-    host_class: Ref | Literal[""] = ""
+    host_class: RefOrNone = ""
     arch: Literal["x86_64", "aarch64"] = "x86_64"
-    cpu_model: CpuModel | Literal[""] = ""
+    cpu_model: CpuModelOrNone = ""
     seed: SeedBody | None = None
     start: Bool = True
-    to_host: HostName | Literal[""] = ""
+    to_host: RefOrNone = ""
 
     def spec(self) -> vms.VmSpec:
         return vms.VmSpec(

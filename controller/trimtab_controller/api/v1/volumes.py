@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from trimtab_controller.api.fields import Body, DiskBytes, Name, Ref
+from trimtab_controller.api.fields import Body, DiskBytes, Name, RefOrNone
 from trimtab_controller.api.mutate import Order, accepted, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
 from trimtab_controller.api.paths import NamePath
@@ -31,9 +31,9 @@ class VolumeBody(Body):
 
     name: Name
     size_bytes: DiskBytes | None = None
-    pool: Ref | Literal[""] = ""
+    pool: RefOrNone = ""
     format: Literal["raw", "qcow2", ""] = ""
-    image: Ref | Literal[""] = ""
+    image: RefOrNone = ""
 
 
 @router.get("/v1/projects/{project}/volumes", response_model=ListOf[VolumeResource])

@@ -1,17 +1,18 @@
 """network.create: a network becomes usable for guests on every host that has what it needs.
 
-| step   | do                                                        | undo                    |
-|--------|-----------------------------------------------------------|-------------------------|
-| own    | (the row was inserted at acceptance)                       | erase it, free the name |
-| ensure | on every host that is up; Conflict where none can          | remove what was made    |
-| finish | record each host's finding                                 | - last                  |
+| step   | do                                                          | undo                        |
+|--------|-------------------------------------------------------------|-----------------------------|
+| own    | map it to every host (the row was inserted at acceptance)    | unmap it, free its name     |
+| ensure | on every host that is up; refused where none can             | remove what was made        |
+| finish | record each host's finding                                   | - last                      |
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from trimtab_controller.operations import reach_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
-from trimtab_controller.store import describe, reach, schema
+from trimtab_controller.store import describe, reach
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,33 +20,32 @@ class Params:
     network_id: str
 
 
-def _own(_context: Transaction[Params]) -> None:
-    """The row was inserted when the request was accepted, so that the name was taken at once."""
+def _own(context: Transaction[Params]) -> None:
+    reach.map_network(context.session, context.params.network_id)
 
 
 def _disown(context: Transaction[Params]) -> None:
-    reach.forget_mappings(context.session, schema.network_host, network_id=context.params.network_id)
-    reach.erase(context.session, schema.network, context.params.network_id, now=context.now)
+    reach.unmap_network(context.session, context.params.network_id)
+    reach.hide_network(context.session, context.params.network_id, now=context.now)
 
 
 def _ensure(context: Effect[Params]) -> Json:
-    network = context.read(lambda session: describe.get_network(session, context.params.network_id))
+    network = context.read(partial(describe.get_network, network_id=context.params.network_id))
     hosts = context.read(reach.up_hosts)
-    found = reach_steps.ensure_network(context, network, hosts)
-    names = {host.id: host.name for host in hosts}
-    reach_steps.refuse_if_none("network", network.name, {one: found[one]["problem"] for one in found}, names)
+    found = reach_steps.ensure_network(context, network, hosts, subject_id=network.id)
+    reach_steps.refuse_if_none("network", network.name, found, hosts)
     return {"found": found}
 
 
-def _remove(context: Effect[Params]) -> None:
-    for host in context.read(reach.up_hosts):
-        key = context.key(subject_id=context.operation.subject_id, part=host.id)
-        context.agents.remove_network(host.id, key, context.params.network_id)
+def _remove(context: Effect[Params]) -> Json:
+    network_id = context.params.network_id
+    return reach_steps.remove_everywhere(
+        context, lambda host: context.agents.remove_network(host.id, context.key(subject_id=network_id), network_id)
+    )
 
 
 def _finish(context: Transaction[Params]) -> None:
-    for host_id, outcome in context.results["ensure"]["found"].items():
-        reach.record_network(context.session, context.params.network_id, host_id, problem=outcome["problem"], now=context.now)
+    reach_steps.record_network(context, context.params.network_id, context.results["ensure"]["found"])
 
 
 SAGA = Saga(

@@ -31,13 +31,13 @@ def _own(_context: Transaction[Params]) -> None:
 
 
 def _remove(context: Effect[Params]) -> Json:
-    holders = context.read(lambda session: vm_steps.holders_of(session, context.params.vm_id))
-    for host_id, epoch in holders:
+    holders, epoch = context.read(lambda session: vm_steps.holders_of(session, context.params.vm_id))
+    for host_id in holders:
         vm_steps.remove_domain(context, host_id, epoch=epoch, keep_state_files=True, part=host_id)
     migration = context.read(lambda session: claims.migration_of(session, context.params.vm_id))
     if migration is not None and migration.copied_volume_ids:
         _delete_copies(context, migration.target_host_id, migration.target_epoch, migration.copied_volume_ids)
-    return {"hosts": [host_id for host_id, _epoch in holders]}
+    return {"hosts": list(holders), "epoch": epoch}
 
 
 def _delete_copies(context: Effect[Params], host_id: str, epoch: int, volume_ids: tuple[str, ...]) -> None:
@@ -63,6 +63,7 @@ def _hide(context: Transaction[Params]) -> None:
         deleted_at=context.now,
         purge_after=context.now + HIDDEN_FOR,
         host_id="",
+        epoch=int(context.results["remove"]["epoch"]),
         observed_state=ObservedState.ABSENT.value,
         observed_reason="",
         observed_at=context.now,

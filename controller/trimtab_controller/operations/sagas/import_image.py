@@ -3,7 +3,7 @@
 | step    | do                                                       | undo                                |
 |---------|----------------------------------------------------------|-------------------------------------|
 | own     | (the row was inserted at acceptance)                      | mark it failed, free the name        |
-| choose  | a host that is up and reaches the pool                    | - a choice binds nobody              |
+| choose  | a host that reaches the pool; note where the file will be | - the undo of `own` forgets the note |
 | import  | the agent's job: fetch, check (S1-S6), convert, hash      | cancel the job, delete the replica   |
 | finish  | record sizes, hashes and the replica                      | - last                               |
 """
@@ -29,7 +29,7 @@ from trimtab_protos.messages import (
 )
 
 # Of the source and of the virtual size: a few kilobytes of qcow2 can claim exabytes.
-MAX_BYTES = 1 << 40
+MAX_BYTES = 64 << 30
 POLL_S = 5.0
 
 
@@ -47,21 +47,26 @@ def _own(_context: Transaction[Params]) -> None:
 
 def _disown(context: Transaction[Params]) -> None:
     reach.fail_image(context.session, context.params.image_id, now=context.now)
+    image_replicas.remove(context.session, context.params.image_id)
 
 
 def _choose(context: Transaction[Params]) -> Json:
     pool = describe.get_pool(context.session, context.params.pool_id)
-    ready = [host.id for host in reach.ready_hosts(context.session, pool.id)]
+    reaching = reach.ready_hosts if pool.is_shared else reach.hosts_by_space
     named = context.params.source.get("host_id")
-    if named:
-        chosen = named if named in ready else ""
-    elif pool.is_shared:
-        chosen = ready[0] if ready else ""
-    else:
-        chosen = reach.roomiest_host(context.session, pool.id)
+    chosen = next((host.id for host in reaching(context.session, pool.id) if named in {None, host.id}), "")
     if not chosen:
         raise Unavailable("pool-unreachable", f"no host that is up reaches pool {pool.name}; see `trimtab pool get {pool.name}`")
-    return {"host_id": chosen, "place": "" if pool.is_shared else chosen}
+    place = "" if pool.is_shared else chosen
+    image_replicas.begin_at(
+        context.session,
+        image_id=context.params.image_id,
+        pool_id=pool.id,
+        host_id=place,
+        operation_id=context.operation.id,
+        now=context.now,
+    )
+    return {"host_id": chosen, "place": place}
 
 
 def _import(context: Effect[Params]) -> Json | Wait:
@@ -157,7 +162,7 @@ SAGA = Saga(
     result=lambda results: {"host_id": results["choose"]["host_id"], **results["import"]},
     steps=(
         transaction("own", _own, _disown),
-        transaction("choose", _choose, None, because="a choice binds nobody"),
+        transaction("choose", _choose, None, because="the undo of `own` forgets the note"),
         effect("import", _import, _unimport, cancel=_cancel_import),
         transaction("finish", _finish, None, because="nothing follows it"),
     ),

@@ -1,19 +1,21 @@
 """host.prepare: the pools and networks that nobody has looked at on one host are made usable there.
 
-| step     | do                                                            | undo                  |
-|----------|---------------------------------------------------------------|-----------------------|
-| ensure   | each unknown pool (a shared one held against the fleet's marker) and network | - ensure undoes nothing |
-| finish   | record the findings                                            | - last                |
+| step   | do                                                                          | undo                      |
+|--------|-----------------------------------------------------------------------------|---------------------------|
+| ensure | each unknown pool (a shared one held against a host that has it) and network | - usable may stay usable  |
+| finish | record the findings                                                          | - last                    |
+
+Runs beside other operations on the host, so its commands go under a subject of their own: turns of the two do not meet.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
+from trimtab_controller.core.model import Pool
 from trimtab_controller.operations import reach_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
 from trimtab_controller.store import describe, fleet, reach
-from trimtab_controller.store.reach import UpHost
+from trimtab_controller.store.reach import READY, UpHost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,36 +23,47 @@ class Params:
     host_id: str
 
 
+def _subject(context: Effect[Params]) -> str:
+    return f"prepare-{context.params.host_id}"
+
+
 def _ensure(context: Effect[Params]) -> Json:
     host_id = context.params.host_id
-    host = UpHost(host_id, context.read(lambda session: fleet.name_of(session, host_id)))
-    pools: dict[str, Any] = {}
-    for pool_id in context.read(lambda session: reach.unknown_pools(session, host_id)):
-        pools[pool_id] = _ensure_pool(context, pool_id, host)
+    host = UpHost(host_id, context.read(partial(fleet.name_of, host_id=host_id)))
+    pools = {}
+    for pool_id in context.read(partial(reach.unknown_pools, host_id=host_id)):
+        pools[pool_id] = _ensure_pool(context, context.read(partial(describe.get_pool, pool_id=pool_id)), host)
     networks = {}
-    for network_id in context.read(lambda session: reach.unknown_networks(session, host_id)):
+    for network_id in context.read(partial(reach.unknown_networks, host_id=host_id)):
         network = context.read(partial(describe.get_network, network_id=network_id))
-        networks[network_id] = reach_steps.ensure_network(context, network, [host])[host_id]
+        networks[network_id] = reach_steps.ensure_network(context, network, [host], subject_id=_subject(context))
     return {"pools": pools, "networks": networks}
 
 
-def _ensure_pool(context: Effect[Params], pool_id: str, host: UpHost) -> Json:
-    pool = context.read(lambda session: describe.get_pool(session, pool_id))
-    found = reach_steps.ensure_pool(context, pool, [host])
-    unshared: dict[str, str] = {}
-    if pool.is_shared and "observation" in found[host.id]:
-        proven = [one for one in context.read(lambda session: reach.ready_hosts(session, pool_id)) if one.id != host.id]
-        unshared = reach_steps.prove_shared(context, pool, [host], proven)
-    return {"found": found, "unshared": unshared}
+def _ensure_pool(context: Effect[Params], pool: Pool, host: UpHost) -> Json:
+    found = reach_steps.ensure_pool(context, pool, [host], subject_id=_subject(context))
+    if not pool.is_shared or found[host.id]["state"] != READY:
+        return {"found": found, "unshared": {}}
+    others = [one for one in context.read(partial(reach.ready_hosts, pool_id=pool.id)) if one.id != host.id]
+    if pool.sharing_proven_at is not None and others:
+        # One that is proven speaks for all.
+        return {"found": found, "unshared": dict(reach_steps.prove_shared(context, pool, others[0], [host]))}
+    unshared = reach_steps.prove_shared(context, pool, host, others)
+    # The others were there first: where they see something else, it is this host that is told so.
+    return {"found": found, "unshared": {host.id: next(iter(unshared.values()))} if unshared else {}}
 
 
 def _finish(context: Transaction[Params]) -> None:
     ensured = context.results["ensure"]
     for pool_id, outcome in ensured["pools"].items():
-        if reach_steps.record_pool(context, pool_id, outcome["found"], outcome["unshared"]):
+        if not reach.is_live_pool(context.session, pool_id):
+            continue
+        ready = reach_steps.record_pool(context, pool_id, outcome["found"], outcome["unshared"])
+        if ready and describe.get_pool(context.session, pool_id).is_shared:
             reach.prove_sharing(context.session, pool_id, now=context.now)
-    for network_id, outcome in ensured["networks"].items():
-        reach.record_network(context.session, network_id, context.params.host_id, problem=outcome["problem"], now=context.now)
+    for network_id, found in ensured["networks"].items():
+        if reach.is_live_network(context.session, network_id):
+            reach_steps.record_network(context, network_id, found)
 
 
 SAGA = Saga(

@@ -44,10 +44,11 @@ def _wipe(context: Effect[Params]) -> Json:
         host_id = context.read(partial(_reaching_host, pool=pool, volume=volume))
         if not host_id:
             raise Unavailable("volume-unreachable", f"no host that is up reaches volume {volume.name} in pool {pool.name}")
-        key = context.key(subject_id=parts.vm.id, epoch=parts.vm.epoch, part=volume.id)
+        # Without epoch: this host may once have prepared for a migration that did not take place, under one that never became ours.
+        key = context.key(subject_id=parts.vm.id, part=volume.id)
         context.agents.delete_volume(host_id, key, volume.id, volume.format, describe.pool_spec(pool))
         if volume.boot_order == 1:
-            vm_steps.remove_domain(context, host_id, epoch=parts.vm.epoch, keep_state_files=False, part="files")
+            vm_steps.remove_domain(context, host_id, epoch=0, keep_state_files=False, part="files")
         deleted.append(volume.id)
     return {"volume_ids": deleted}
 

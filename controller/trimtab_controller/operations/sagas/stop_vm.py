@@ -4,8 +4,8 @@
 |---------|-----------------------------------------------------------------|------------------------------------------|
 | own     | (the wish was recorded at acceptance)                            | wish for running again                   |
 | ask     | guest agent or ACPI, unless `force`                              | - a guest cannot be un-asked             |
-| off     | wait until it is off; past `timeout_s` cut the power             | - off is off                             |
-| finish  | record, give compute back (pivot)                                | - last                                   |
+| off     | wait until it is off; past `timeout_s` cut the power (pivot)     | - off is off                             |
+| finish  | record, give compute back                                        | - last                                   |
 """
 
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ SAGA = Saga(
     steps=(
         transaction("own", _own, _disown),
         effect("ask", _ask, None, because="a guest cannot be un-asked"),
-        effect("off", _off, None, because="off is off", cancel=_cancel_off),
-        transaction("finish", _finish, None, because="nothing follows it", pivot=True),
+        effect("off", _off, None, because="off is off", pivot=True, cancel=_cancel_off),
+        transaction("finish", _finish, None, because="nothing follows it"),
     ),
 )

@@ -1,0 +1,234 @@
+"""What a simulated host and a simulated guest are made of, and how a guest's process starts and ends.
+
+Functions of this module are called with the fleet's lock held.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, assert_never
+
+from trimtab_agent.hypervisor.base import Stamp
+from trimtab_agent.hypervisor.kvm.identifiers import domain_name
+from trimtab_agent.hypervisor.simulation import StoredVolume
+from trimtab_protos.errors import Conflict, NoCapacity, NotFound
+from trimtab_protos.messages import (
+    Bridge,
+    DiskFormat,
+    DomainObservation,
+    DomainSpec,
+    DomainState,
+    PowerAction,
+    StateReason,
+)
+
+if TYPE_CHECKING:
+    from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
+
+ACTIVE = frozenset({DomainState.RUNNING, DomainState.PAUSED, DomainState.STOPPING})
+"""States in which a guest's process exists and may write."""
+IDLE_CPU_SHARE = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedHost:
+    """What a simulated machine is made of."""
+
+    host_id: str
+    hostname: str = ""
+    cpus: int = 32
+    memory_mib: int = 131_072
+    arch: str = "x86_64"
+    accelerator: str = "kvm"
+    cpu_model: str = "Cascadelake-Server"
+    usable_cpu_models: tuple[str, ...] = ("qemu64", "Nehalem", "Westmere", "SandyBridge", "Haswell", "Cascadelake-Server")
+    machines: tuple[str, ...] = ("pc-q35-7.2", "pc-q35-7.1")
+    bridges: tuple[Bridge, ...] = (Bridge(name="br0", ports=("eth0",)),)
+    migration_address: str = "192.0.2.1"
+    has_uefi: bool = True
+    unmanaged: tuple[DomainObservation, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedDomain:
+    spec: DomainSpec
+    stamp: Stamp
+    state: DomainState = DomainState.STOPPED
+    reason: StateReason = StateReason.NONE
+    is_persistent: bool = True
+    is_migrating: bool = False
+    starts: int = 0
+    started_at_s: float = 0.0
+    cpu_time_s: float = 0.0
+    console: bytearray = field(default_factory=bytearray)
+    console_base: int = 0
+    """Bytes of the log that rotation has dropped: offsets go on counting them."""
+
+    def write_console(self, text: str) -> None:
+        self.console += text.encode()
+        excess = len(self.console) - max(self.spec.serial_log_max_bytes, 1)
+        if excess > 0:
+            del self.console[:excess]
+            self.console_base += excess
+
+
+def act(host: "SimulatedHypervisor", domain: SimulatedDomain, action: PowerAction, stamp: Stamp) -> None:
+    if domain.state is DomainState.INCOMING:
+        raise Conflict("wrong-domain-state", "the vm is being received from another host; only the migration may end it")
+    match action:
+        case PowerAction.START:
+            _start(host, domain, stamp)
+        case PowerAction.FORCE_OFF:
+            if domain.state in ACTIVE:
+                stop(host, domain, DomainState.STOPPED, StateReason.DESTROYED, kind="stopped")
+        case PowerAction.SHUT_DOWN:
+            if domain.state in ACTIVE:
+                _ask_to_shut_down(host, domain)
+        case PowerAction.REBOOT:
+            if domain.state is not DomainState.RUNNING:
+                raise Conflict("wrong-domain-state", f"the vm is {domain.state.value}, not running")
+            domain.write_console(f"GUEST UP {domain.spec.name}\n")
+        case PowerAction.RESET:
+            _require_active(domain)
+            domain.write_console(f"GUEST UP {domain.spec.name}\n")
+        case PowerAction.PAUSE:
+            _pause(host, domain)
+        case PowerAction.RESUME:
+            _resume(host, domain)
+        case _:
+            assert_never(action)
+
+
+def _start(host: "SimulatedHypervisor", domain: SimulatedDomain, stamp: Stamp) -> None:
+    if domain.state in ACTIVE:
+        return
+    domain.stamp = stamp
+    start_process(host, domain)
+    domain.state, domain.reason = DomainState.RUNNING, StateReason.NONE
+    host.emit("started", domain)
+
+
+def _pause(host: "SimulatedHypervisor", domain: SimulatedDomain) -> None:
+    _require_active(domain)
+    if domain.state is not DomainState.PAUSED:
+        domain.state, domain.reason = DomainState.PAUSED, StateReason.USER_PAUSED
+        host.emit("paused", domain)
+
+
+def _resume(host: "SimulatedHypervisor", domain: SimulatedDomain) -> None:
+    _require_active(domain)
+    if domain.state is not DomainState.PAUSED:
+        return
+    if domain.is_migrating or domain.reason is StateReason.POSTCOPY_FAILED:
+        raise Conflict("migration-under-way", "the vm is paused by a migration; settle that first")
+    domain.state, domain.reason = DomainState.RUNNING, StateReason.NONE
+    host.emit("resumed", domain)
+
+
+def _ask_to_shut_down(host: "SimulatedHypervisor", domain: SimulatedDomain) -> None:
+    if domain.state is DomainState.PAUSED:
+        raise Conflict("wrong-domain-state", "a paused guest cannot shut down; resume it or cut its power")
+    if domain.spec.vm_id in host.fleet.stubborn_vms:
+        return
+    if host.fleet.shutdown_s <= 0:
+        stop(host, domain, DomainState.STOPPED, StateReason.GUEST_SHUTDOWN, kind="stopped")
+        return
+    domain.state = DomainState.STOPPING
+    starts = domain.starts
+
+    def finish() -> None:
+        with host.fleet.changed:
+            if domain.state is DomainState.STOPPING and domain.starts == starts:
+                stop(host, domain, DomainState.STOPPED, StateReason.GUEST_SHUTDOWN, kind="stopped")
+
+    host.fleet.clock.call_later(host.fleet.shutdown_s, finish)
+
+
+def stop(host: "SimulatedHypervisor", domain: SimulatedDomain, state: DomainState, reason: StateReason, *, kind: str) -> None:
+    end_process(host, domain)
+    domain.state, domain.reason = state, reason
+    if not domain.is_persistent:
+        host.domains.pop(domain.spec.vm_id, None)
+        domain.state = DomainState.ABSENT
+    host.emit(kind, domain)
+
+
+def start_process(host: "SimulatedHypervisor", domain: SimulatedDomain) -> None:
+    """Open the disks and begin to run. Conflict(`image-locked`) where another guest has one open."""
+    require_memory(host, domain.spec)
+    writer = (host.host_id, domain.spec.vm_id)
+    volumes = writable_volumes(host, domain.spec)
+    for volume in volumes:
+        if volume.writer not in {None, writer}:
+            raise Conflict("image-locked", f"volume {volume.spec.volume_id} is in use by another QEMU")
+    for volume in volumes:
+        volume.writer = writer
+    domain.starts += 1
+    domain.started_at_s = host.fleet.clock.boottime_s()
+    domain.write_console(f"GUEST UP {domain.spec.name}\n")
+    host.fleet.note_start(domain.spec.vm_id, host.host_id, domain.stamp.epoch)
+
+
+def require_memory(host: "SimulatedHypervisor", spec: DomainSpec) -> None:
+    used_mib = sum(other.spec.memory_mib for other in host.domains.values() if other.state in ACTIVE)
+    if used_mib + spec.memory_mib > host.host.memory_mib:
+        raise NoCapacity("host-out-of-memory", "the host has no memory left for this vm")
+
+
+def end_process(host: "SimulatedHypervisor", domain: SimulatedDomain) -> None:
+    """Close the disks and note the end, where there was a process."""
+    if domain.state not in ACTIVE:
+        return
+    domain.cpu_time_s = cpu_time_s(host, domain)
+    pools = {pool.pool_id: pool for pool in domain.spec.pools}
+    for disk in domain.spec.disks:
+        # A volume that was deleted meanwhile is a file that only the process still held.
+        volume = host.fleet.store(host.host_id, pools[disk.pool_id]).volumes.get(disk.volume_id)
+        if volume is not None and volume.writer == (host.host_id, domain.spec.vm_id):
+            volume.writer = None
+    host.fleet.note_stop(domain.spec.vm_id, host.host_id, domain.stamp.epoch)
+
+
+def writable_volumes(host: "SimulatedHypervisor", spec: DomainSpec) -> list[StoredVolume]:
+    pools = {pool.pool_id: pool for pool in spec.pools}
+    found = []
+    for disk in spec.disks:
+        volume = host.fleet.store(host.host_id, pools[disk.pool_id]).volumes.get(disk.volume_id)
+        if volume is None and disk.format is not DiskFormat.ISO:
+            raise NotFound("volume-not-found", f"pool {disk.pool_id} has no volume {disk.volume_id}")
+        if volume is not None and not disk.is_read_only:
+            found.append(volume)
+    return found
+
+
+def observation(host: "SimulatedHypervisor", domain: SimulatedDomain) -> DomainObservation:
+    spec, is_active = domain.spec, domain.state in ACTIVE
+    return DomainObservation(
+        vm_id=spec.vm_id,
+        uuid=spec.uuid,
+        name=domain_name(spec.vm_id),
+        state=domain.state,
+        reason=domain.reason,
+        epoch=domain.stamp.epoch,
+        turn=domain.stamp.turn,
+        vcpus=spec.vcpus,
+        memory_mib=spec.memory_mib,
+        macs=tuple(nic.mac for nic in spec.nics),
+        has_guest_agent=domain.state is DomainState.RUNNING,
+        addresses=tuple(address for nic in spec.nics for address in nic.addresses) if is_active else (),
+        cpu_time_ns=int(cpu_time_s(host, domain) * 1e9),
+        observed_at_ms=host.fleet.clock.now_ms(),
+        is_persistent=domain.is_persistent,
+        is_migrating=domain.is_migrating,
+        starts=domain.starts,
+        rss_mib=spec.memory_mib if is_active else 0,
+    )
+
+
+def cpu_time_s(host: "SimulatedHypervisor", domain: SimulatedDomain) -> float:
+    if domain.state not in ACTIVE:
+        return domain.cpu_time_s
+    return domain.cpu_time_s + (host.fleet.clock.boottime_s() - domain.started_at_s) * domain.spec.vcpus * IDLE_CPU_SHARE
+
+
+def _require_active(domain: SimulatedDomain) -> None:
+    if domain.state not in ACTIVE:
+        raise Conflict("wrong-domain-state", f"the vm is {domain.state.value}", state=domain.state.value)

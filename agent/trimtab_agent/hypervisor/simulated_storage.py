@@ -1,0 +1,88 @@
+"""Pools and volumes of a simulated host."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from trimtab_agent.hypervisor.kvm.identifiers import check_id
+from trimtab_agent.hypervisor.simulation import PoolStore, StoredImage, StoredVolume
+from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound
+from trimtab_protos.messages import PoolObservation, PoolSpec, VolumeObservation, VolumeSpec
+
+if TYPE_CHECKING:
+    from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
+
+NEW_VOLUME_BYTES = 196_624
+"""What an empty qcow2 takes."""
+SECTOR = 512
+OBSERVE_HANG_S = 2.0
+"""After this long a pool counts as hung."""
+
+
+def make_volume(host: "SimulatedHypervisor", volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
+    check_id(volume.volume_id, "volume_id")
+    store = host.open_store(pool)
+    with host.fleet.lock:
+        source_id = volume.base_image_id or volume.copy_image_id
+        source = store.images.get(source_id)
+        if source_id and source is None:
+            raise NotFound("image-not-found", f"pool {pool.pool_id} has no image {source_id}", image_id=source_id)
+        wanted = replace(volume, size_bytes=_size_over(source, volume.size_bytes))
+        known = store.volumes.get(volume.volume_id)
+        if known is not None:
+            if _shape(known.spec) != _shape(wanted):
+                raise Conflict("volume-differs", f"pool {pool.pool_id} has another volume {volume.volume_id}")
+            return observe_volume(volume.volume_id, store)
+        needed = source.result.file_size_bytes if source is not None and volume.copy_image_id else NEW_VOLUME_BYTES
+        if store.capacity_bytes - store.used_bytes < needed:
+            raise NoCapacity("pool-full", f"pool {pool.pool_id} has no room left", pool_id=pool.pool_id)
+        store.volumes[volume.volume_id] = StoredVolume(wanted, needed)
+        return observe_volume(volume.volume_id, store)
+
+
+def _size_over(source: StoredImage | None, size_bytes: int) -> int:
+    """Return the volume's size: at least its image's, which is what 0 asks for."""
+    image_bytes = source.result.virtual_size_bytes if source else 0
+    if size_bytes % SECTOR or (size_bytes == 0 and source is None):
+        raise InvalidRequest("volume-size", f"size_bytes {size_bytes} must be a multiple of {SECTOR}", field="size_bytes")
+    if 0 < size_bytes < image_bytes:
+        raise InvalidRequest(
+            "volume-smaller-than-image", f"size_bytes {size_bytes} is less than the image's {image_bytes}", field="size_bytes"
+        )
+    return size_bytes or image_bytes
+
+
+def _shape(volume: VolumeSpec) -> tuple[object, ...]:
+    return volume.format, volume.size_bytes, volume.base_image_id
+
+
+def drop_volume(host: "SimulatedHypervisor", volume_id: str, pool: PoolSpec) -> None:
+    store = host.open_store(pool)
+    with host.fleet.lock:
+        users = [d.spec.vm_id for d in host.domains.values() if any(k.volume_id == volume_id for k in d.spec.disks)]
+        if users:
+            raise Conflict("volume-in-use", f"vm {users[0]} on this host uses volume {volume_id}", vm_id=users[0])
+        store.volumes.pop(volume_id, None)
+
+
+def observe_pool(host: "SimulatedHypervisor", pool: PoolSpec) -> PoolObservation:
+    store = host.fleet.store(host.host_id, pool)
+    with host.fleet.changed:
+        is_responsive = host.fleet.changed.wait_for(lambda: not store.is_hung, OBSERVE_HANG_S)
+        return PoolObservation(
+            pool_id=pool.pool_id,
+            capacity_bytes=store.capacity_bytes,
+            available_bytes=max(0, store.capacity_bytes - store.used_bytes),
+            promised_bytes=store.promised_bytes,
+            is_responsive=is_responsive,
+            problem="" if is_responsive else "the pool does not answer",
+            observed_at_ms=host.fleet.clock.now_ms(),
+        )
+
+
+def observe_volume(volume_id: str, store: PoolStore) -> VolumeObservation:
+    known = store.volumes.get(volume_id)
+    if known is None:
+        return VolumeObservation(volume_id=volume_id, is_present=False)
+    return VolumeObservation(
+        volume_id=volume_id, is_present=True, size_bytes=known.spec.size_bytes, allocated_bytes=known.allocated_bytes
+    )

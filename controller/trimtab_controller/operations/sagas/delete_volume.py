@@ -1,0 +1,54 @@
+"""volume.delete: a volume that belongs to no vm goes for good.
+
+| step   | do                                                   | undo                          |
+|--------|------------------------------------------------------|-------------------------------|
+| own    | refuse if a vm has it, else hide it (pivot)           | - from here on only forward   |
+| wipe   | delete its bytes                                      | - deleted bytes are gone      |
+| erase  | free space and quota                                  | - last                        |
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+from trimtab_controller.core.model import Volume
+from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
+from trimtab_controller.store import describe, fleet, volume_claims
+from trimtab_protos.errors import Unavailable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    volume_id: str
+
+
+def _own(context: Transaction[Params]) -> None:
+    volume_claims.hide_unattached(context.session, context.params.volume_id, now=context.now)
+
+
+def _wipe(context: Effect[Params]) -> Json:
+    volume: Volume = context.read(partial(describe.get_volume, volume_id=context.params.volume_id))
+    pool = context.read(partial(describe.get_pool, pool_id=volume.pool_id))
+    if not pool.is_shared and not volume.host_id:
+        return {"host_id": ""}  # its making never came that far
+    host_id = context.read(partial(fleet.host_for_volume, pool=pool, volume=volume))
+    if not host_id:
+        raise Unavailable("volume-unreachable", f"no host that is up reaches volume {volume.name} in pool {pool.name}")
+    key = context.key(subject_id=volume.id)
+    context.agents.delete_volume(host_id, key, volume.id, volume.format, describe.pool_spec(pool))
+    return {"host_id": host_id}
+
+
+def _erase(context: Transaction[Params]) -> None:
+    volume_claims.free(context.session, describe.get_volume(context.session, context.params.volume_id), now=context.now)
+
+
+SAGA = Saga(
+    name="volume.delete",
+    version=1,
+    params=Params,
+    steps=(
+        transaction("own", _own, None, because="from here on only forward", pivot=True),
+        effect("wipe", _wipe, None, because="deleted bytes are gone"),
+        transaction("erase", _erase, None, because="nothing follows it"),
+    ),
+)

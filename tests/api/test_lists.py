@@ -1,0 +1,134 @@
+"""Lists: pages, order, filters, selectors, and a number of queries that does not grow."""
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.api.kit import Api
+
+VMS = "/v1/projects/p1/vms"
+
+
+async def every_page(api: Api, path: str, **params: Any) -> list[list[str]]:
+    pages = []
+    while True:
+        answer = await api.call("admin", "GET", path, params=params)
+        assert answer.status_code == 200, answer.text
+        pages.append([one["name"] for one in answer.json()["items"]])
+        token = answer.json()["next_page_token"]
+        if not token:
+            return pages
+        params["page_token"] = token
+
+
+async def some_vms(api: Api, count: int) -> None:
+    for i in range(count):
+        await api.make_vm(f"web{i:02d}", labels={"parity": str(i % 2)})
+        api.clock.turn(seconds=1)
+
+
+@pytest.mark.parametrize("order_by", ["", "name desc", "created_at", "created_at desc"])
+async def test_pages_show_everything_once_in_order(api_on_each: Api, order_by: str) -> None:
+    api = api_on_each
+    await some_vms(api, 7)
+    pages = await every_page(api, VMS, page_size=3, order_by=order_by)
+    assert [len(page) for page in pages] == [3, 3, 1]
+    shown = [name for page in pages for name in page]
+    assert shown == sorted(shown, reverse=order_by.endswith("desc"))
+    assert len(set(shown)) == 7
+
+
+async def test_a_page_is_not_upset_by_what_comes_and_goes(api: Api) -> None:
+    await some_vms(api, 4)
+    first = (await api.call("p1-viewer", "GET", VMS, params={"page_size": 2})).json()
+    await api.make_vm("aaa")
+    rest = {"page_size": 2, "page_token": first["next_page_token"]}
+    second = (await api.call("p1-viewer", "GET", VMS, params=rest)).json()
+    assert [one["name"] for one in second["items"]] == ["web02", "web03"]
+
+
+async def test_a_token_serves_only_its_own_list(api: Api) -> None:
+    await some_vms(api, 3)
+    token = (await api.call("p1-viewer", "GET", VMS, params={"page_size": 1})).json()["next_page_token"]
+    for params in ({"filter": "state=running"}, {"order_by": "name desc"}, {"selector": "a=b"}):
+        answer = await api.call("p1-viewer", "GET", VMS, params={"page_token": token, **params})
+        assert (answer.status_code, answer.json()["code"]) == (400, "page-token")
+    elsewhere = await api.call("p1-viewer", "GET", "/v1/projects/p1/volumes", params={"page_token": token})
+    assert elsewhere.json()["code"] == "page-token"
+
+
+@pytest.mark.parametrize(
+    ("params", "names"),
+    [
+        ({"selector": "parity=1"}, ["web01"]),
+        ({"filter": "host=node1"}, ["web00"]),
+        ({"filter": "state=running,host=node1"}, ["web00"]),
+        ({"filter": "state=running", "selector": "parity=1"}, []),
+        ({"filter": "image=debian,network=default"}, []),
+        ({"filter": "desired=running"}, ["web00", "web01", "web02"]),
+        ({"filter": "name=web02"}, ["web02"]),
+    ],
+)
+async def test_filters_and_selectors(api_on_each: Api, params: dict[str, str], names: list[str]) -> None:
+    api = api_on_each
+    await some_vms(api, 3)
+    first = (await api.call("p1-viewer", "GET", f"{VMS}/web00")).json()
+    await api.set_vm(first["id"], host_id=api.ids["node1"], observed_state="running")
+    answer = await api.call("p1-viewer", "GET", VMS, params=params)
+    assert [one["name"] for one in answer.json()["items"]] == names, answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        VMS,
+        "/v1/projects/p1/volumes",
+        "/v1/projects/p1/images",
+        "/v1/projects/p1/networks",
+        "/v1/operations",
+        "/v1/projects/p1/operations",
+        "/v1/users",
+        "/v1/projects",
+        "/v1/pools",
+        "/v1/hosts",
+        "/v1/events",
+    ],
+)
+async def test_a_list_takes_the_same_number_of_queries_for_few_and_for_many(api: Api, path: str) -> None:
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement.startswith("SELECT") and "upload" not in statement:  # the spool is swept beside it
+            statements.append(statement)
+
+    nic = [{"network": "default"}]
+    for i in range(8):
+        await api.make_vm(f"web{i}", networks=nic)
+    await api.call("admin", "GET", path)  # the use of the token is noted, inventories are read
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        await api.call("admin", "GET", path, params={"page_size": 5})
+        for_few = len(statements)
+        statements.clear()
+        await api.call("admin", "GET", path, params={"page_size": 100})
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    assert len(statements) == for_few, statements
+    assert for_few <= 14
+
+
+async def test_operations_are_filtered_and_newest_first(api: Api) -> None:
+    await some_vms(api, 3)
+    await api.end_operations()
+    await api.call("p1-operator", "POST", f"{VMS}/web01:stop")
+    live = (await api.call("p1-viewer", "GET", "/v1/projects/p1/operations", params={"done": "false"})).json()["items"]
+    assert [(one["kind"], one["subject"]["name"]) for one in live] == [("vm.stop", "web01")]
+    of_one = {"filter": "kind=vm.create", "subject": "web02"}
+    created = (await api.call("p1-viewer", "GET", "/v1/operations", params=of_one)).json()["items"]
+    assert [one["subject"]["name"] for one in created] == ["web02"]
+    everything = (await api.call("p1-viewer", "GET", "/v1/operations")).json()["items"]
+    assert [one["id"] for one in everything] == sorted((one["id"] for one in everything), reverse=True)
+    first = await api.call("p1-viewer", "GET", "/v1/operations", params={"page_size": 3})
+    rest = {"page_size": 3, "page_token": first.json()["next_page_token"]}
+    assert len((await api.call("p1-viewer", "GET", "/v1/operations", params=rest)).json()["items"]) == 1
