@@ -6,6 +6,7 @@ Readers only transport: the importer hashes, bounds and checks what they yield.
 import contextlib
 import os
 import random
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import assert_never
@@ -125,11 +126,13 @@ def _read_host_file(source: HostFileSource, pool: PoolSpec) -> Iterator[bytes]:
             raise NotFound("import-file-not-found", f"the pool's import folder has no file {name}", file_name=name) from error
         except OSError as error:
             raise InvalidRequest("file-name-refused", f"{name} in the import folder cannot be read: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        if not os.path.isfile(f"/proc/self/fd/{descriptor}"):
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise InvalidRequest("file-name-refused", f"{name} in the import folder is not a regular file", field="file_name")
-        while block := file.read(BLOCK_BYTES):
+        while block := os.read(descriptor, BLOCK_BYTES):
             yield block
+    finally:
+        os.close(descriptor)
 
 
 def _until_cancelled(blocks: Iterator[bytes], control: JobControl) -> Iterator[bytes]:

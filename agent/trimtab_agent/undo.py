@@ -18,6 +18,7 @@ from trimtab_agent.systemd import Systemctl
 from trimtab_protos.errors import Internal
 
 BLOCK_BEGIN = "# --- trimtab: written by `trimtab-agent join`, removed by `trimtab-agent leave`; do not edit ---"
+BLOCK_BEGIN_AFTER_OPEN_LINE = BLOCK_BEGIN + " (the line above had no end)"
 BLOCK_END = "# --- trimtab: end ---"
 
 
@@ -164,8 +165,10 @@ class UndoLog:
 def with_block(text: str, lines: Sequence[str], *, is_at_top: bool) -> str:
     """Return the text with our block in it, replacing an earlier one."""
     rest = without_block(text)
-    block = "\n".join([BLOCK_BEGIN, *lines, BLOCK_END]) + "\n"
-    return block + rest if is_at_top else rest + block
+    if is_at_top or not rest or rest.endswith("\n"):
+        block = "\n".join([BLOCK_BEGIN, *lines, BLOCK_END]) + "\n"
+        return block + rest if is_at_top else rest + block
+    return rest + "\n" + "\n".join([BLOCK_BEGIN_AFTER_OPEN_LINE, *lines, BLOCK_END]) + "\n"
 
 
 def without_block(text: str) -> str:
@@ -173,8 +176,10 @@ def without_block(text: str) -> str:
     kept: list[str] = []
     is_inside = False
     for line in text.splitlines(keepends=True):
-        if line.rstrip("\n") == BLOCK_BEGIN:
+        if line.rstrip("\n") in {BLOCK_BEGIN, BLOCK_BEGIN_AFTER_OPEN_LINE}:
             is_inside = True
+            if line.rstrip("\n") == BLOCK_BEGIN_AFTER_OPEN_LINE and kept:
+                kept[-1] = kept[-1].removesuffix("\n")
         elif line.rstrip("\n") == BLOCK_END and is_inside:
             is_inside = False
         elif not is_inside:

@@ -118,9 +118,7 @@ class SimulatedLab:
             run([program, *arguments], timeout_s=120, environment=self._environment())
         if self._process_id(CONTROLLER) is None:
             self._start(CONTROLLER, [program, "all", "--data-dir", str(self.controller_directory)])
-        wait_until(
-            lambda: self.is_healthy() or self._process_id(CONTROLLER) is None, timeout_s=HEALTH_TIMEOUT_S, interval_s=0.2
-        )
+        wait_until(lambda: self.is_healthy() or self._process_id(CONTROLLER) is None, timeout_s=HEALTH_TIMEOUT_S, interval_s=0.2)
         if not self.is_healthy():
             raise LabError(f"{self.spec.url}/v1/health is not well; see {self._log(CONTROLLER)}:\n{self._log_tail(CONTROLLER)}")
 

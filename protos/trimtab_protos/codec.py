@@ -36,7 +36,8 @@ def to_proto(value: Any, message_class: type[M]) -> M:
 def from_proto(message: Message, target: type[T]) -> T:
     """Return the dataclass `target` that mirrors `message`."""
     fields = {
-        name: _read(message, message.DESCRIPTOR.fields_by_name[name], hint) for name, hint in _hints(typing.cast(Any, target)).items()
+        name: _read(message, message.DESCRIPTOR.fields_by_name[name], hint)
+        for name, hint in _hints(typing.cast(Any, target)).items()
     }
     return target(**fields)
 

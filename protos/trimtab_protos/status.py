@@ -76,9 +76,7 @@ def from_rpc_error(failed: FailedCall, *, peer: str) -> TrimtabError:
         case grpc.StatusCode.DEADLINE_EXCEEDED | grpc.StatusCode.CANCELLED:
             return DeadlineExceeded("rpc-deadline", f"{peer} did not answer in time; the outcome is unknown", peer=peer)
         case grpc.StatusCode.UNAVAILABLE:
-            return Unavailable(
-                "peer-unreachable", f"{peer} cannot be reached", peer=peer, detail=failed.details() or ""
-            )
+            return Unavailable("peer-unreachable", f"{peer} cannot be reached", peer=peer, detail=failed.details() or "")
         case grpc.StatusCode.PERMISSION_DENIED | grpc.StatusCode.UNAUTHENTICATED:
             return PermissionDenied("peer-refused", f"{peer} refused the caller's certificate", peer=peer)
         case grpc.StatusCode.UNIMPLEMENTED:

@@ -6,6 +6,7 @@ One lab of two hosts for the file; each test brings its own vm. Guests run under
 import contextlib
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -457,6 +458,28 @@ def bring_another(host: KvmHost, pool: PoolSpec) -> None:
     raw = build_guest_image().raw
     spec = ImageSpec(image_id="img-other", pool_id=pool.pool_id, format=DiskFormat.RAW, max_bytes=1 << 30)
     host.hypervisor.import_image(spec, pool, UploadSource(upload_id=str(raw), size_bytes=0), Control())
+
+
+def test_a_qemu_that_hangs_delays_no_observation(lab: Lab, node1: KvmHost) -> None:
+    spec = spec_of(node1, "stuck", node1.local_pool)
+    with cleaned(spec, node1):
+        start(node1, spec)
+        lab.run("node1", ["sh", "-c", "kill -STOP $(cat /run/libvirt/qemu/trimtab-vm-stuck.pid)"])
+        asking = lab.command("node1", ["virsh", "qemu-monitor-command", "trimtab-vm-stuck", "--hmp", "info status"])
+        with subprocess.Popen(
+            asking, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=lab.environment("node1")
+        ) as waiting:
+            until(
+                lambda: "occupied" in lab.run("node1", ["virsh", "domcontrol", "trimtab-vm-stuck"]).stdout,
+                what="the wait for QEMU",
+            )
+            for verb in (node1.hypervisor.list_domains, node1.hypervisor.inventory, lambda: state_of(node1, spec.vm_id)):
+                asked_at = time.monotonic()
+                verb()
+                assert time.monotonic() - asked_at < 4
+            node1.hypervisor.change_power(spec.vm_id, PowerAction.FORCE_OFF, Stamp(epoch=1, turn=3))
+            waiting.wait(timeout=30)
+        assert state_of(node1, spec.vm_id) == (DomainState.STOPPED, StateReason.DESTROYED)
 
 
 def test_a_hung_pool_is_seen_within_two_seconds_and_stalls_nothing_else(lab: Lab, node1: KvmHost) -> None:

@@ -17,7 +17,7 @@ from trimtab_controller.store.database import Session
 from trimtab_protos.messages import PoolSpec
 
 _LIVE = tuple(state.value for state in LIVE_STATES)
-_ENDED = tuple(state.value for state in ENDED_STATES)
+_ENDED = tuple(state.value for state in ENDED_STATES - {OperationState.NEEDS_ATTENTION})
 RUNNING_STATES = frozenset({"running", "paused", "stopping"})
 
 Rows = list[Any]

@@ -39,9 +39,7 @@ def test_a_domain_spec_survives_the_wire() -> None:
         firmware=messages.Firmware.UEFI,
         disks=(messages.DiskSpec(volume_id="vol-1", pool_id="pool-1", format=messages.DiskFormat.QCOW2, index=0),),
         nics=(
-            messages.NicSpec(
-                nic_id="nic-1", network_id="net-1", mac="52:54:00:00:00:01", index=0, addresses=("10.0.0.2/24",)
-            ),
+            messages.NicSpec(nic_id="nic-1", network_id="net-1", mac="52:54:00:00:00:01", index=0, addresses=("10.0.0.2/24",)),
         ),
         seed=messages.SeedSpec(meta_yaml="instance-id: vm-1"),
         networks=(messages.NetworkSpec(network_id="net-1", kind=messages.NetworkKind.NAT, name="n"),),

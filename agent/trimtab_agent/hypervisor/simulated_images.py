@@ -40,22 +40,40 @@ def bring(
             raise Conflict("image-differs", f"pool {pool.pool_id} has another image {image.image_id}")
         return known.result
     content = _Content(image, control)
-    path, digest, size = host.fleet.keep_content(content.checked(_blocks(host, image, pool, source=source, control=control)))
-    if image.source_sha256 and digest != image.source_sha256:
-        raise InvalidRequest("image-checksum-mismatch", "the content's SHA-256 is not the one declared", sha256=digest)
+    blocks = content.checked(_blocks(host, image, pool, source=source, control=control))
+    path, digest, size = host.fleet.keep_content(blocks)
+    _check_digest(image, source, digest)
+    virtual_size_bytes = content.virtual_size_bytes(size)
+    stored_digest = digest
+    if image.format is DiskFormat.RAW:
+        # Raw images are stored as qcow2, as the real hypervisor does, so that volumes can be clones of them.
+        path, stored_digest, size = host.fleet.keep_content(_as_qcow2(path, virtual_size_bytes))
     result = ImageResult(
         image_id=image.image_id,
-        format=image.format,
-        virtual_size_bytes=content.virtual_size_bytes(size),
+        format=DiskFormat.QCOW2 if image.format is DiskFormat.RAW else image.format,
+        virtual_size_bytes=virtual_size_bytes,
         file_size_bytes=size,
         source_sha256=digest,
-        stored_sha256=digest,
+        stored_sha256=stored_digest,
     )
     with host.fleet.lock:
         if store.capacity_bytes - store.used_bytes < size:
             raise NoCapacity("pool-full", f"pool {pool.pool_id} has no room left", pool_id=pool.pool_id)
         store.images[image.image_id] = StoredImage(image, result, path)
     return result
+
+
+def _check_digest(image: ImageSpec, source: ImageSource, digest: str) -> None:
+    wanted = source.stored_sha256 if isinstance(source, PeerSource) else image.source_sha256
+    if wanted and digest != wanted:
+        raise InvalidRequest("image-checksum-mismatch", "the content's SHA-256 is not the one declared", sha256=digest)
+
+
+def _as_qcow2(path: str, virtual_size_bytes: int) -> Iterator[bytes]:
+    yield qcow2_header(virtual_size_bytes)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            yield block
 
 
 class _Content:
@@ -120,5 +138,10 @@ def made_up_content(image_format: DiskFormat, *, seed: str, virtual_size_bytes: 
     filler = hashlib.sha256(seed.encode()).digest() * (MADE_UP_BYTES // 32)
     if image_format is not DiskFormat.QCOW2:
         return filler
-    header = QCOW2_MAGIC + (3).to_bytes(4, "big") + bytes(8) + bytes(8) + virtual_size_bytes.to_bytes(8, "big")
+    header = qcow2_header(virtual_size_bytes)
     return header + filler[len(header) :]
+
+
+def qcow2_header(virtual_size_bytes: int) -> bytes:
+    """Return the first bytes of a qcow2 image: magic, version, no backing file, virtual size."""
+    return QCOW2_MAGIC + (3).to_bytes(4, "big") + bytes(16) + virtual_size_bytes.to_bytes(8, "big")

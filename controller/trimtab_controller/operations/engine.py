@@ -53,6 +53,14 @@ def _ignore(*_measured: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class _Recorded:
+    """What was journaled, and the operation as it goes on from there."""
+
+    operation: Operation
+    entry: JournalEntry
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """One driver. Thread-safe: each thread drives rows of its own; `driver` names the process and must be unique."""
 
@@ -101,8 +109,9 @@ class Engine:
             self._put_back_quietly(operation, Internal("driver-failed", "a defect stopped this step; the log has it"))
 
     def _advance(self, operation: Operation, until: float) -> None:
+        """Take one step after the other. The journal is read once: only the holder of the turn appends to it."""
         saga = self.saga_of(operation.kind)
-        entries = self._journal(operation)
+        entries = list(self._journal(operation))
         while True:
             is_compensating = operation.state is OperationState.COMPENSATING
             position = fold(saga, entries, is_compensating=is_compensating)
@@ -113,38 +122,34 @@ class Engine:
             if self.clock.boottime_s() >= until:
                 self._give_back(operation, operation.state, seconds=0.0, waiting_for="a driver")
                 return
-            turned = self._turn_round(operation, following)
-            if turned is not None:
-                operation = turned
-                continue
-            outcome = self._perform(saga, operation, position, following)
-            if outcome is None:
+            if _may_turn(following) and not following.step.is_transaction:
+                operation = self._ask_for_cancel(operation)  # a transaction sees it by itself
+            recorded = self._turn_round(operation, position, following) or self._perform(saga, operation, position, following)
+            if recorded is None:
                 return
-            entries, is_cancel_requested = self._reread(operation)
-            operation = replace(outcome, is_cancel_requested=is_cancel_requested)
+            entries.append(recorded.entry)
+            operation = recorded.operation
 
-    def _reread(self, operation: Operation) -> tuple[tuple[JournalEntry, ...], bool]:
-        """Return the journal and whether a cancel was asked for while we were at it."""
-        return self.db.read(lambda session: store.journal_and_cancel(session, operation.id))
+    def _ask_for_cancel(self, operation: Operation) -> Operation:
+        """Return the operation with what users want of it by now: its last step may have taken a while."""
+        is_cancel_requested = self.db.read(lambda session: store.is_cancel_requested(session, operation.id))
+        return replace(operation, is_cancel_requested=is_cancel_requested)
 
     def _journal(self, operation: Operation) -> tuple[JournalEntry, ...]:
         return self.db.read(lambda session: store.journal_of(session, operation.id))
 
     # --- one step ------------------------------------------------------------------------------------------------------
 
-    def _perform(self, saga: Saga[Any], operation: Operation, position: Position, following: Forward | Undo) -> Operation | None:
-        """Run the step and record it; return the operation to go on with, or None when it waits or has ended."""
+    def _perform(self, saga: Saga[Any], operation: Operation, position: Position, following: Forward | Undo) -> _Recorded | None:
+        """Run the step and record it; return the record to go on from, or None when it waits or has ended."""
         step = following.step
         direction = Direction.DO if isinstance(following, Forward) else Direction.UNDO
         started = self.clock.boottime_s()
         try:
             if step.is_transaction:
-                result: Json | Wait | Stopped | TookPlace | None = self._run_transaction(saga, operation, position, following)
+                result: _Recorded | Wait | Stopped | TookPlace = self._run_transaction(saga, operation, position, following)
             else:
                 result = self._run_effect(saga, operation, position, following)
-                if not isinstance(result, Wait | Stopped | TookPlace):
-                    self._crash_point(f"after:{step.name}")
-                    self._record_effect(operation, position, following, result)
         except store.Fenced:
             raise
         except TrimtabError as error:
@@ -174,17 +179,17 @@ class Engine:
         if isinstance(result, TookPlace):
             return self._turn_forward(operation, position, step, result)
         if isinstance(result, Stopped):
-            return self._turn(operation, position, step, Conflict("cancelled", "cancelled by the user"))
+            return self._turn(operation, position, step, _cancelled())
         log.info("step recorded", operation_id=operation.id, step=step.name, direction=direction.value)
         self._crash_point(f"recorded:{step.name}")
         if following.is_last:
             self._tell_end(operation, _end_of(position, is_forward=direction is Direction.DO))
             return None
-        return replace(operation, attempts=0)
+        return result
 
     def _run_transaction(
         self, saga: Saga[Any], operation: Operation, position: Position, following: Forward | Undo
-    ) -> Json | Wait | None:
+    ) -> _Recorded | Wait:
         step = following.step
         is_forward = isinstance(following, Forward)
         run = step.do if is_forward else step.undo
@@ -192,27 +197,28 @@ class Engine:
         now = self.clock.now()
         params = saga.params_from_json(operation.params)
 
-        def work(session: Session) -> Json | Wait | None:
-            store.hold(session, operation, now=now, lease_s=DRIVER_LEASE_S, attempts=0, step=step.name)
+        def work(session: Session) -> _Recorded | Wait:
+            is_cancelled = store.hold(session, operation, now=now, lease_s=DRIVER_LEASE_S, attempts=0, step=step.name)
+            if is_cancelled and _may_turn(following):
+                raise _cancelled()
             context = Transaction(operation=operation, params=params, results=position.results, now=now, session=session)
             result = run(context)
             assert not isinstance(result, TookPlace), "a transaction knows what it did"
             if isinstance(result, Wait):
                 self._release(session, operation, operation.state, result, step=step.name, now=now)
-            else:
-                self._append(session, saga, operation, position, following, result, now=now)
-            return result
+                return result
+            return self._append(session, saga, operation, position, following, result, now=now)
 
         self._crash_point(f"before:{step.name}")
         return self.db.write(work)
 
     def _run_effect(
         self, saga: Saga[Any], operation: Operation, position: Position, following: Forward | Undo
-    ) -> Json | Wait | Stopped | TookPlace | None:
+    ) -> _Recorded | Wait | Stopped | TookPlace:
         step = following.step
         is_forward = isinstance(following, Forward)
         run: Callable[[Any], Any] | None = step.do if is_forward else step.undo
-        if is_forward and operation.is_cancel_requested and step.cancel is not None and not following.is_committed:  # type: ignore[union-attr]
+        if operation.is_cancel_requested and step.cancel is not None and _may_turn(following):
             run = step.cancel
         assert run is not None
         context = Effect(
@@ -235,19 +241,23 @@ class Engine:
             reraise=True,
         )
         result: Json | Wait | Stopped | TookPlace | None = retrying(run, context)
-        return result
+        if isinstance(result, Wait | Stopped | TookPlace):
+            return result
+        self._crash_point(f"after:{step.name}")
+        return self._record_effect(saga, operation, position, following, result)
 
     # --- recording -----------------------------------------------------------------------------------------------------
 
-    def _record_effect(self, operation: Operation, position: Position, following: Forward | Undo, result: Json | None) -> None:
+    def _record_effect(
+        self, saga: Saga[Any], operation: Operation, position: Position, following: Forward | Undo, result: Json | None
+    ) -> _Recorded:
         now = self.clock.now()
-        saga = self.saga_of(operation.kind)
 
-        def work(session: Session) -> None:
+        def work(session: Session) -> _Recorded:
             store.hold(session, operation, now=now, lease_s=DRIVER_LEASE_S, attempts=0, step=following.step.name)
-            self._append(session, saga, operation, position, following, result, now=now)
+            return self._append(session, saga, operation, position, following, result, now=now)
 
-        self.db.write(work)
+        return self.db.write(work)
 
     def _append(
         self,
@@ -259,11 +269,11 @@ class Engine:
         result: Json | None,
         *,
         now: datetime,
-    ) -> None:
+    ) -> _Recorded:
         """Journal a success and, with the last step, end the operation in the same transaction."""
         is_forward = isinstance(following, Forward)
         direction = Direction.DO if is_forward else Direction.UNDO
-        store.append_journal(
+        entry = store.append_journal(
             session,
             operation,
             position=position.length,
@@ -273,14 +283,16 @@ class Engine:
             error=None,
             now=now,
         )
+        recorded = _Recorded(replace(operation, attempts=0), entry)
         if not following.is_last:
-            return
+            return recorded
         state = _end_of(position, is_forward=is_forward)
         if is_forward:
             results = {**position.results, following.step.name: result or {}}
             store.close(session, operation, state=state, now=now, result=saga.result(results))
         else:
             store.close(session, operation, state=state, now=now, error=position.failure)
+        return recorded
 
     def _close_without_step(self, operation: Operation, position: Position, is_compensating: bool) -> None:
         """End an operation whose journal is already complete (nothing to undo, or a saga that lost its last step)."""
@@ -296,34 +308,27 @@ class Engine:
 
     # --- turning round, waiting, giving up --------------------------------------------------------------------------------
 
-    def _turn_round(self, operation: Operation, following: Forward | Undo) -> Operation | None:
+    def _turn_round(self, operation: Operation, position: Position, following: Forward | Undo) -> _Recorded | None:
         """Return the operation as compensating if a cancel or the deadline asks for it now, else None."""
-        if not isinstance(following, Forward) or following.is_committed:
+        if not _may_turn(following):
             return None
         has_begun_waiting = operation.step == following.step.name and following.step.cancel is not None
         if operation.is_cancel_requested and not has_begun_waiting:
-            return self._turn_now(operation, following.step, Conflict("cancelled", "cancelled by the user"))
+            return self._turn(operation, position, following.step, _cancelled())
         if operation.deadline is not None and self.clock.now() > operation.deadline:
-            return self._turn_now(
-                operation,
-                following.step,
-                Conflict("deadline-passed", f"not done by its deadline; it stood at {following.step.name}"),
-            )
+            late = Conflict("deadline-passed", f"not done by its deadline; it stood at {following.step.name}")
+            return self._turn(operation, position, following.step, late)
         return None
 
-    def _turn_now(self, operation: Operation, step: Step, error: TrimtabError) -> Operation:
-        position = fold(self.saga_of(operation.kind), self._journal(operation), is_compensating=False)
-        return self._turn(operation, position, step, error)
-
-    def _turn(self, operation: Operation, position: Position, step: Step, error: TrimtabError) -> Operation:
+    def _turn(self, operation: Operation, position: Position, step: Step, error: TrimtabError) -> _Recorded:
         """Journal why the step failed and go into reverse, in one transaction."""
         now = self.clock.now()
         recorded = OperationError.of(error)
 
-        def work(session: Session) -> None:
+        def work(session: Session) -> JournalEntry:
             state = OperationState.COMPENSATING.value
             store.hold(session, operation, now=now, lease_s=DRIVER_LEASE_S, state=state, attempts=0, error=recorded.as_json())
-            store.append_journal(
+            return store.append_journal(
                 session,
                 operation,
                 position=position.length,
@@ -334,19 +339,19 @@ class Engine:
                 now=now,
             )
 
-        self.db.write(work)
+        entry = self.db.write(work)
         log.info("operation turns round", operation_id=operation.id, step=step.name, code=error.code)
-        return replace(operation, state=OperationState.COMPENSATING, attempts=0, error=recorded)
+        return _Recorded(replace(operation, state=OperationState.COMPENSATING, attempts=0, error=recorded), entry)
 
-    def _turn_forward(self, operation: Operation, position: Position, step: Step, found: TookPlace) -> Operation:
+    def _turn_forward(self, operation: Operation, position: Position, step: Step, found: TookPlace) -> _Recorded:
         """Journal that the step took place after all and go on from it."""
         now = self.clock.now()
 
-        def work(session: Session) -> None:
+        def work(session: Session) -> JournalEntry:
             store.hold(
                 session, operation, now=now, lease_s=DRIVER_LEASE_S, state=OperationState.RUNNING.value, attempts=0, error=None
             )
-            store.append_journal(
+            return store.append_journal(
                 session,
                 operation,
                 position=position.length,
@@ -357,17 +362,17 @@ class Engine:
                 now=now,
             )
 
-        self.db.write(work)
+        entry = self.db.write(work)
         log.info("operation goes forward again", operation_id=operation.id, step=step.name)
-        return replace(operation, state=OperationState.RUNNING, attempts=0, error=None)
+        return _Recorded(replace(operation, state=OperationState.RUNNING, attempts=0, error=None), entry)
 
     def _after_error(
         self, operation: Operation, position: Position, following: Forward | Undo, error: TrimtabError
-    ) -> Operation | None:
+    ) -> _Recorded | None:
         """Decide by class: try again later, go into reverse, or ask for an operator."""
-        may_turn = isinstance(following, Forward) and not following.is_committed
+        may_pass = error.retryable or error.code in DECIDED_AGAIN
         attempts = operation.attempts + 1
-        if may_turn and (not error.retryable or attempts >= ATTEMPTS_FORWARD):
+        if _may_turn(following) and (not may_pass or attempts >= ATTEMPTS_FORWARD):
             return self._turn(operation, position, following.step, error)
         if attempts >= ATTEMPTS_COMMITTED:
             self._park(operation, error)
@@ -438,8 +443,20 @@ class Engine:
             os._exit(9)
 
 
-# Errors of the transport or a busy agent that say that nothing was done by this call.
-QUICKLY_RETRIED = frozenset({"command-in-progress", "busy"})
+# A busy agent says that nothing was done by this call.
+QUICKLY_RETRIED = frozenset({"agent-busy"})
+# Refusals of a command that was decided on what is no longer so: the host opened a new session, its agent is another incarnation, or
+# another driver was faster. Nothing was done; the next drive reads the host's row anew, with a turn of its own.
+DECIDED_AGAIN = frozenset({"no-lease", "other-incarnation", "stale-turn"})
+
+
+def _may_turn(following: Forward | Undo) -> bool:
+    """Tell whether the operation may still be undone instead of taking this step."""
+    return isinstance(following, Forward) and not following.is_committed
+
+
+def _cancelled() -> Conflict:
+    return Conflict("cancelled", "cancelled by the user")
 
 
 def _end_of(position: Position, *, is_forward: bool) -> OperationState:

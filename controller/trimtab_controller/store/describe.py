@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -24,6 +25,16 @@ from trimtab_protos.messages import (
 )
 
 T = TypeVar("T")
+
+_VOLUMES = (
+    sa.select(*columns_of(schema.volume, Volume))
+    .where(schema.volume.c.vm_id == sa.bindparam("vm_id"))
+    .order_by(schema.volume.c.disk_index)
+)
+_PROJECT_NAME = sa.select(schema.project.c.name).where(schema.project.c.id == sa.bindparam("project_id"))
+_BRIDGE_ON_HOST = sa.select(schema.network_host.c.bridge).where(
+    schema.network_host.c.network_id == sa.bindparam("network_id"), schema.network_host.c.host_id == sa.bindparam("host_id")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +62,7 @@ def read_vm(session: Session, vm_id: str) -> VmParts:
     vm = vms.get(session, vm_id)
     volumes = volumes_of(session, vm_id)
     nics = vms.nics_of(session, [vm_id])[vm_id]
-    project_name = session.execute(sa.select(schema.project.c.name).where(schema.project.c.id == vm.project_id)).scalar_one()
+    project_name = session.execute(_PROJECT_NAME, {"project_id": vm.project_id}).scalar_one()
     image_ids = {volume.base_image_id for volume in volumes if volume.base_image_id}
     return VmParts(
         vm=vm,
@@ -66,9 +77,7 @@ def read_vm(session: Session, vm_id: str) -> VmParts:
 
 def volumes_of(session: Session, vm_id: str) -> tuple[Volume, ...]:
     """Return the vm's disks in order."""
-    table = schema.volume
-    query = sa.select(*columns_of(table, Volume)).where(table.c.vm_id == vm_id).order_by(table.c.disk_index)
-    return tuple(build(Volume, row) for row in session.execute(query))
+    return tuple(build(Volume, row) for row in session.execute(_VOLUMES, {"vm_id": vm_id}))
 
 
 def get_pool(session: Session, pool_id: str) -> Pool:
@@ -111,10 +120,7 @@ def stored_format(image: Image) -> DiskFormat:
 
 def network_spec(session: Session, network: Network, host_id: str) -> NetworkSpec:
     """Return the network as it is on this host: a mapping of the host's own wins over the network's bridge."""
-    table = schema.network_host
-    mapped = session.execute(
-        sa.select(table.c.bridge).where(table.c.network_id == network.id, table.c.host_id == host_id)
-    ).scalar_one_or_none()
+    mapped = session.execute(_BRIDGE_ON_HOST, {"network_id": network.id, "host_id": host_id}).scalar_one_or_none()
     kind = NetworkKind.BRIDGE if network.kind in {"bridge", "vlan"} else NetworkKind(network.kind)
     return NetworkSpec(
         network_id=network.id,
@@ -186,8 +192,13 @@ def _seed(documents: Mapping[str, Any]) -> SeedSpec | None:
 def _by_id(session: Session, table: sa.Table, target: type[T], ids: Collection[str]) -> dict[str, T]:
     if not ids:
         return {}
-    rows = session.execute(sa.select(*columns_of(table, target)).where(table.c.id.in_(ids)))
+    rows = session.execute(_select_by_id(table, cast(Any, target)), {"ids": list(ids)})
     return {row.id: build(target, row) for row in rows}
+
+
+@cache
+def _select_by_id(table: sa.Table, target: Any) -> sa.Select[Any]:
+    return sa.select(*columns_of(table, target)).where(table.c.id.in_(sa.bindparam("ids", expanding=True)))
 
 
 def _one(session: Session, table: sa.Table, target: type[T], identifier: str) -> T:

@@ -25,18 +25,17 @@ def append(
     context: Mapping[str, Any] | None = None,
 ) -> None:
     """Append one event; `context` is bounded, for programs, without secrets."""
-    session.execute(
-        schema.event.insert().values(
-            at=now,
-            kind=kind,
-            project_id=project_id,
-            subject_id=subject_id,
-            operation_id=operation_id,
-            actor=actor,
-            message=message[:500],
-            context=dict(context or {}),
-        )
-    )
+    values = {
+        "at": now,
+        "kind": kind,
+        "project_id": project_id,
+        "subject_id": subject_id,
+        "operation_id": operation_id,
+        "actor": actor,
+        "message": message[:500],
+        "context": dict(context or {}),
+    }
+    session.execute(schema.event.insert(), values)
 
 
 def page_after(

@@ -1,7 +1,8 @@
 """Finds live rows by name or id, own ones before shared ones."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -17,16 +18,25 @@ def find(
     session: Session, table: sa.Table, target: type[T], name_or_id: str, *, project_ids: Sequence[str] | None = None
 ) -> T | None:
     """Return the live row of that name or id in one of the projects, the first project's before the others'."""
+    owners = {f"project_{i}": one for i, one in enumerate(project_ids)} if project_ids is not None else {}
+    query = _live(table, cast(Any, target), project_ids is not None, tuple(owners))
+    row = session.execute(query, {"wanted": name_or_id, **owners}).first()
+    return build(target, row) if row else None
+
+
+@cache
+def _live(table: sa.Table, target: Any, is_owned: bool, owners: tuple[str, ...]) -> sa.Select[Any]:
+    """Return the query of `find` with a parameter for each project, named by `owners`."""
+    wanted: sa.BindParameter[str] = sa.bindparam("wanted")
     query = (
         sa.select(*columns_of(table, target))
-        .where(table.c.deleted_at.is_(None), sa.or_(table.c.name == name_or_id, table.c.id == name_or_id))
+        .where(table.c.deleted_at.is_(None), sa.or_(table.c.name == wanted, table.c.id == wanted))
         .limit(1)
     )
-    if project_ids is not None:
-        query = query.where(table.c.project_id.in_(project_ids))
-        query = query.order_by(sa.case({one: i for i, one in enumerate(project_ids)}, value=table.c.project_id))
-    row = session.execute(query).first()
-    return build(target, row) if row else None
+    if not is_owned:
+        return query
+    ranks = [(table.c.project_id == sa.bindparam(owner), rank) for rank, owner in enumerate(owners)]
+    return query.where(sa.or_(*(is_owner for is_owner, _rank in ranks))).order_by(sa.case(*ranks))
 
 
 def names(session: Session, table: sa.Table, ids: Collection[str | None]) -> dict[str, str]:

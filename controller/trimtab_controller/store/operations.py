@@ -2,6 +2,8 @@
 
 Whoever drives an operation holds (driver, turn); every write of a driver names both and changes nothing when either moved on
 (`Fenced`). Rows survive everything but the database's disk; a Celery message is only a hint to look here.
+
+Statements that every step of every operation runs are built once, below: to build one costs up to ten times its execution.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +24,37 @@ from trimtab_protos.messages import Direction
 _LIVE = tuple(state.value for state in LIVE_STATES)
 _ENDED = tuple(state.value for state in ENDED_STATES)
 _table = schema.operation
+
+_INSERT = _table.insert().returning(_table)
+_BY_ID = sa.select(_table).where(_table.c.id == sa.bindparam("operation_id"))
+_IS_CANCEL_REQUESTED = sa.select(_table.c.is_cancel_requested).where(_table.c.id == sa.bindparam("operation_id"))
+_WRITE_BY_ID = _table.update().where(_table.c.id == sa.bindparam("operation_id"))
+_WRITE_LIVE = _WRITE_BY_ID.where(_table.c.state.in_(_LIVE))
+_WRITE_HELD = _WRITE_LIVE.where(
+    _table.c.driver == sa.bindparam("held_driver"), _table.c.turn == sa.bindparam("held_turn")
+).returning(_table.c.is_cancel_requested)
+# Who woke the row while it was held wrote a later `next_run`: then it is due at once.
+_GIVE_BACK_HELD = _WRITE_HELD.values(
+    next_run=sa.case(
+        (_table.c.next_run > sa.bindparam("held_next_run"), sa.bindparam("at", type_=_table.c.next_run.type)),
+        else_=sa.bindparam("due", type_=_table.c.next_run.type),
+    )
+)
+_CLAIM = _WRITE_BY_ID.values(
+    state=sa.case((_table.c.state == OperationState.COMPENSATING.value, _table.c.state), else_=OperationState.RUNNING.value)
+)
+_RAISE_TURN = (
+    schema.turn.update()
+    .where(schema.turn.c.subject_id == sa.bindparam("of_subject"))
+    .values(value=schema.turn.c.value + 1)
+    .returning(schema.turn.c.value)
+)
+_JOURNAL = (
+    sa.select(schema.journal)
+    .where(schema.journal.c.operation_id == sa.bindparam("operation_id"))
+    .order_by(schema.journal.c.position)
+)
+_FREE_SLOTS = schema.slot.delete().where(schema.slot.c.operation_id == sa.bindparam("of_operation"))
 
 
 class Fenced(Exception):
@@ -71,7 +104,7 @@ def insert(
     }
     try:
         with session.begin_nested():
-            session.execute(_table.insert().values(**values))
+            row = session.execute(_INSERT, values).one()
     except IntegrityError as error:
         live = live_exclusive(session, subject_id)
         if live is None:
@@ -83,11 +116,11 @@ def insert(
             operation_id=live.id,
             operation_kind=live.kind,
         ) from error
-    return get(session, operation_id)
+    return from_row(row)
 
 
 def get(session: Session, operation_id: str) -> Operation:
-    row = session.execute(sa.select(_table).where(_table.c.id == operation_id)).one_or_none()
+    row = session.execute(_BY_ID, {"operation_id": operation_id}).one_or_none()
     if row is None:
         raise NotFound("operation-not-found", f"no operation {operation_id}")
     return from_row(row)
@@ -153,19 +186,9 @@ def claim_due(session: Session, *, driver: str, now: datetime, lease_s: float, l
     claimed = []
     for row in session.execute(query).all():
         turn = raise_turn(session, row.subject_id)
-        session.execute(
-            _table.update()
-            .where(_table.c.id == row.id)
-            .values(
-                driver=driver,
-                turn=turn,
-                lease_until=now + timedelta(seconds=lease_s),
-                state=sa.case(
-                    (_table.c.state == OperationState.COMPENSATING.value, _table.c.state), else_=OperationState.RUNNING.value
-                ),
-                updated_at=now,
-            )
-        )
+        lease_until = now + timedelta(seconds=lease_s)
+        values = {"driver": driver, "turn": turn, "lease_until": lease_until, "updated_at": now}
+        session.execute(_CLAIM, {"operation_id": row.id, **values})
         claimed.append(row.id)
     if not claimed:
         return ()
@@ -176,20 +199,16 @@ def claim_due(session: Session, *, driver: str, now: datetime, lease_s: float, l
 
 def raise_turn(session: Session, subject_id: str) -> int:
     """Return the subject's next turn; only grows, survives the subject."""
-    table = schema.turn
-    raised = session.execute(
-        table.update().where(table.c.subject_id == subject_id).values(value=table.c.value + 1).returning(table.c.value)
-    ).scalar_one_or_none()
+    raised = session.execute(_RAISE_TURN, {"of_subject": subject_id}).scalar_one_or_none()
     if raised is None:
-        session.execute(table.insert().values(subject_id=subject_id, value=1))
+        session.execute(schema.turn.insert(), {"subject_id": subject_id, "value": 1})
         return 1
     return int(raised)
 
 
 def journal_of(session: Session, operation_id: str) -> tuple[JournalEntry, ...]:
     """Return the journal, oldest first."""
-    table = schema.journal
-    rows = session.execute(sa.select(table).where(table.c.operation_id == operation_id).order_by(table.c.position))
+    rows = session.execute(_JOURNAL, {"operation_id": operation_id})
     return tuple(
         JournalEntry(
             position=row.position,
@@ -205,10 +224,9 @@ def journal_of(session: Session, operation_id: str) -> tuple[JournalEntry, ...]:
     )
 
 
-def journal_and_cancel(session: Session, operation_id: str) -> tuple[tuple[JournalEntry, ...], bool]:
-    """Return the journal and whether a cancel was asked for by now."""
-    query = sa.select(_table.c.is_cancel_requested).where(_table.c.id == operation_id)
-    return journal_of(session, operation_id), bool(session.execute(query).scalar_one())
+def is_cancel_requested(session: Session, operation_id: str) -> bool:
+    """Tell whether a cancel was asked for by now."""
+    return bool(session.execute(_IS_CANCEL_REQUESTED, {"operation_id": operation_id}).scalar_one())
 
 
 def append_journal(
@@ -221,53 +239,54 @@ def append_journal(
     result: Mapping[str, Any] | None,
     error: OperationError | None,
     now: datetime,
-) -> None:
-    """Record the outcome of a step; the caller has fenced the transaction with `hold`."""
-    session.execute(
-        schema.journal.insert().values(
-            operation_id=held.id,
-            position=position,
-            step=step,
-            direction=direction.value,
-            outcome="failed" if error else "succeeded",
-            turn=held.turn,
-            result=dict(result) if result is not None else None,
-            error=error.as_json() if error else None,
-            at=now,
-        )
+) -> JournalEntry:
+    """Record the outcome of a step and return the entry; the caller has fenced the transaction with `hold`."""
+    values = {
+        "operation_id": held.id,
+        "position": position,
+        "step": step,
+        "direction": direction.value,
+        "outcome": "failed" if error else "succeeded",
+        "turn": held.turn,
+        "result": dict(result) if result is not None else None,
+        "error": error.as_json() if error else None,
+        "at": now,
+    }
+    session.execute(schema.journal.insert(), values)
+    return JournalEntry(
+        position=position,
+        step=step,
+        direction=direction,
+        has_succeeded=error is None,
+        turn=held.turn,
+        result=result or {},
+        error=error,
+        at=now,
     )
 
 
-def hold(session: Session, held: Operation, *, now: datetime, lease_s: float, **changes: Any) -> None:
-    """Fence this transaction: renew the driver's lease and write `changes`, or raise Fenced if the operation moved on."""
-    changed = session.execute(
-        _table.update()
-        .where(
-            _table.c.id == held.id,
-            _table.c.driver == held.driver,
-            _table.c.turn == held.turn,
-            _table.c.state.in_((*_LIVE,)),
-        )
-        .values(lease_until=now + timedelta(seconds=lease_s), updated_at=now, **changes)
-    )
-    if getattr(changed, "rowcount", 0) != 1:
-        raise Fenced(held.id)
+def hold(session: Session, held: Operation, *, now: datetime, lease_s: float, **changes: Any) -> bool:
+    """Fence this transaction: renew the driver's lease, write `changes`, return whether a cancel was asked for by now.
+
+    Raises Fenced if the operation moved on.
+    """
+    return _write_held(session, held, _WRITE_HELD, lease_until=now + timedelta(seconds=lease_s), updated_at=now, **changes)
 
 
 def release(
     session: Session, held: Operation, *, state: OperationState, next_run: datetime, now: datetime, **changes: Any
 ) -> None:
     """Give the row back, due at `next_run`, unless someone woke it meanwhile: an earlier `next_run` of theirs wins."""
-    hold(
-        session,
-        held,
-        now=now,
-        lease_s=0,
-        state=state.value,
-        driver="",
-        next_run=sa.case((_table.c.next_run > held.next_run, now), else_=next_run),
-        **changes,
-    )
+    freed = {"state": state.value, "driver": "", "lease_until": now, "updated_at": now, **changes}
+    _write_held(session, held, _GIVE_BACK_HELD, held_next_run=held.next_run, at=now, due=next_run, **freed)
+
+
+def _write_held(session: Session, held: Operation, statement: sa.Update, **values: Any) -> bool:
+    fence = {"operation_id": held.id, "held_driver": held.driver, "held_turn": held.turn}
+    row = session.execute(statement, {**fence, **values}).one_or_none()
+    if row is None:
+        raise Fenced(held.id)
+    return bool(row.is_cancel_requested)
 
 
 def close(
@@ -280,22 +299,19 @@ def close(
     result: Mapping[str, Any] | None = None,
 ) -> None:
     """End the operation, tell watchers, and give back its slots; the caller has fenced the transaction."""
-    session.execute(
-        _table.update()
-        .where(_table.c.id == held.id)
-        .values(
-            state=state.value,
-            driver="",
-            lease_until=None,
-            waiting_for="",
-            error=error.as_json() if error else None,
-            result=dict(result) if result else None,
-            ended_at=now if state in ENDED_STATES else None,
-            updated_at=now,
-        )
-    )
+    values = {
+        "state": state.value,
+        "driver": "",
+        "lease_until": None,
+        "waiting_for": "",
+        "error": error.as_json() if error else None,
+        "result": dict(result) if result else None,
+        "ended_at": now if state in ENDED_STATES else None,
+        "updated_at": now,
+    }
+    session.execute(_WRITE_BY_ID, {"operation_id": held.id, **values})
     if state is not OperationState.NEEDS_ATTENTION:
-        session.execute(schema.slot.delete().where(schema.slot.c.operation_id == held.id))
+        session.execute(_FREE_SLOTS, {"of_operation": held.id})
     reason = f": {error.message}" if error else ""
     events.append(
         session,
@@ -318,13 +334,13 @@ def wake(session: Session, operation_id: str, now: datetime, progress: Mapping[s
     values: dict[str, Any] = {"next_run": now}
     if progress is not None:
         values["progress"] = dict(progress)
-    changed = session.execute(_table.update().where(_table.c.id == operation_id, _table.c.state.in_(_LIVE)).values(**values))
+    changed = session.execute(_WRITE_LIVE, {"operation_id": operation_id, **values})
     return getattr(changed, "rowcount", 0) == 1
 
 
 def note_progress(session: Session, operation_id: str, progress: Mapping[str, Any]) -> None:
     """Show progress without waking the operation."""
-    session.execute(_table.update().where(_table.c.id == operation_id, _table.c.state.in_(_LIVE)).values(progress=dict(progress)))
+    session.execute(_WRITE_LIVE, {"operation_id": operation_id, "progress": dict(progress)})
 
 
 def request_cancel(session: Session, operation_id: str, *, actor: str, now: datetime) -> Operation:

@@ -14,6 +14,9 @@ from trimtab_protos.errors import NoCapacity
 
 _request = schema.placement_request
 
+_OF_OPERATION = sa.select(_request).where(_request.c.operation_id == sa.bindparam("of_operation"))
+_SETTLE = _request.update().where(_request.c.operation_id == sa.bindparam("of_operation"), _request.c.state == "pending")
+
 
 def ask(
     session: Session,
@@ -27,21 +30,20 @@ def ask(
     now: datetime,
 ) -> None:
     """Queue a request for the leader's next batch."""
-    session.execute(
-        _request.insert().values(
-            operation_id=operation_id,
-            vm_id=vm_id,
-            project_id=project_id,
-            kind=kind,
-            requirement={"to_host_id": to_host_id, "previous_host_id": previous_host_id},
-            state="pending",
-            created_at=now,
-        )
-    )
+    values = {
+        "operation_id": operation_id,
+        "vm_id": vm_id,
+        "project_id": project_id,
+        "kind": kind,
+        "requirement": {"to_host_id": to_host_id, "previous_host_id": previous_host_id},
+        "state": "pending",
+        "created_at": now,
+    }
+    session.execute(_request.insert(), values)
 
 
 def get(session: Session, operation_id: str) -> PlacementAsk | None:
-    row = session.execute(sa.select(_request).where(_request.c.operation_id == operation_id)).one_or_none()
+    row = session.execute(_OF_OPERATION, {"of_operation": operation_id}).one_or_none()
     return _ask(row) if row else None
 
 
@@ -84,18 +86,15 @@ def settle(
     now: datetime,
 ) -> bool:
     """Answer a pending request; False where it was withdrawn meanwhile (then nothing may be claimed for it)."""
-    changed = session.execute(
-        _request.update()
-        .where(_request.c.operation_id == operation_id, _request.c.state == "pending")
-        .values(
-            state=state,
-            chosen_host_id=chosen_host_id,
-            epoch=epoch,
-            decision_id=decision_id,
-            refusal=refusal[:2000],
-            decided_at=now,
-        )
-    )
+    values = {
+        "state": state,
+        "chosen_host_id": chosen_host_id,
+        "epoch": epoch,
+        "decision_id": decision_id,
+        "refusal": refusal[:2000],
+        "decided_at": now,
+    }
+    changed = session.execute(_SETTLE, {"of_operation": operation_id, **values})
     return getattr(changed, "rowcount", 0) == 1
 
 
@@ -116,18 +115,17 @@ def record_decision(
     now: datetime,
 ) -> None:
     """Keep why: every host's verdict."""
-    session.execute(
-        schema.decision.insert().values(
-            id=decision_id,
-            vm_id=vm_id,
-            operation_id=operation_id,
-            kind=kind,
-            chosen_host_id=chosen_host_id,
-            policy=policy,
-            verdicts=dict(verdicts),
-            created_at=now,
-        )
-    )
+    values = {
+        "id": decision_id,
+        "vm_id": vm_id,
+        "operation_id": operation_id,
+        "kind": kind,
+        "chosen_host_id": chosen_host_id,
+        "policy": policy,
+        "verdicts": dict(verdicts),
+        "created_at": now,
+    }
+    session.execute(schema.decision.insert(), values)
 
 
 def latest_decision(session: Session, vm_id: str) -> DecisionRow | None:

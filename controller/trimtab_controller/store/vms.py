@@ -17,6 +17,24 @@ from trimtab_protos.errors import AlreadyExists, NotFound
 _table = schema.vm
 _columns = columns_of(_table, Vm)
 
+# Every step of every saga of a vm runs these: built once, since to build a statement costs several times its execution.
+_BY_ID = sa.select(*_columns).where(_table.c.id == sa.bindparam("vm_id"))
+_INSERT = _table.insert().returning(*_columns)
+_WRITE_BY_ID = _table.update().where(_table.c.id == sa.bindparam("vm_id"))
+_WRITE_NEXT_VERSION = _WRITE_BY_ID.values(version=_table.c.version + 1)
+_SEEN = sa.select(_table.c.observed_state, _table.c.observed_reason, _table.c.observed_host_id, _table.c.observed_at).where(
+    _table.c.id == sa.bindparam("vm_id")
+)
+_NICS = (
+    sa.select(schema.nic).where(schema.nic.c.vm_id.in_(sa.bindparam("vm_ids", expanding=True))).order_by(schema.nic.c.nic_index)
+)
+_ADDRESSES = (
+    sa.select(schema.nic_address)
+    .join(schema.nic, schema.nic.c.id == schema.nic_address.c.nic_id)
+    .where(schema.nic.c.vm_id.in_(sa.bindparam("vm_ids", expanding=True)))
+    .order_by(schema.nic_address.c.address)
+)
+
 
 def from_row(row: sa.Row[Any]) -> Vm:
     return build(Vm, row)
@@ -26,19 +44,19 @@ def insert(session: Session, **values: Any) -> Vm:
     """Insert a vm row from column values. AlreadyExists where its name is taken among live vms of the project."""
     try:
         with session.begin_nested():
-            session.execute(_table.insert().values(**values))
+            row = session.execute(_INSERT, values).one()
     except IntegrityError as error:
         if find(session, values["project_id"], values["name"]) is None:
             raise
         raise AlreadyExists(
             "vm-exists", f"vm {values['name']} exists already in this project; choose another name", name=values["name"]
         ) from error
-    return get(session, values["id"])
+    return from_row(row)
 
 
 def get(session: Session, vm_id: str) -> Vm:
     """Return the vm, deleted ones too: their rows are tombstones."""
-    row = session.execute(sa.select(*_columns).where(_table.c.id == vm_id)).one_or_none()
+    row = session.execute(_BY_ID, {"vm_id": vm_id}).one_or_none()
     if row is None:
         raise NotFound("vm-not-found", f"no vm {vm_id}")
     return from_row(row)
@@ -83,7 +101,7 @@ def page(
 
 def update(session: Session, vm_id: str, **values: Any) -> None:
     """Write column values and raise the version."""
-    session.execute(_table.update().where(_table.c.id == vm_id).values(version=_table.c.version + 1, **values))
+    session.execute(_WRITE_NEXT_VERSION, {"vm_id": vm_id, **values})
 
 
 def set_desired(session: Session, vm_id: str, power: DesiredPower) -> None:
@@ -101,26 +119,17 @@ def observe(
     addresses: Sequence[str] | None = None,
 ) -> bool:
     """Record what was seen of the vm unless something newer was; return whether the state changed."""
-    before = session.execute(
-        sa.select(_table.c.observed_state, _table.c.observed_reason, _table.c.observed_host_id, _table.c.observed_at).where(
-            _table.c.id == vm_id
-        )
-    ).one_or_none()
+    before = session.execute(_SEEN, {"vm_id": vm_id}).one_or_none()
     if before is None or (before.observed_at is not None and before.observed_at > at):
         return False
     values: dict[str, Any] = {"observed_at": at}
     seen = (state.value, reason, host_id)
     has_changed = seen != (before.observed_state, before.observed_reason, before.observed_host_id)
     if has_changed:
-        values |= {
-            "observed_state": state.value,
-            "observed_reason": reason,
-            "observed_host_id": host_id,
-            "version": _table.c.version + 1,
-        }
+        values |= {"observed_state": state.value, "observed_reason": reason, "observed_host_id": host_id}
     if addresses is not None:
         values["observed_addresses"] = list(addresses)
-    session.execute(_table.update().where(_table.c.id == vm_id).values(**values))
+    session.execute(_WRITE_NEXT_VERSION if has_changed else _WRITE_BY_ID, {"vm_id": vm_id, **values})
     return has_changed
 
 
@@ -130,12 +139,10 @@ def observe(
 def nics_of(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Nic, ...]]:
     """Return each vm's nics in order, with their declared addresses; two queries for any number of vms."""
     addresses: dict[str, list[str]] = {}
-    nic, address = schema.nic, schema.nic_address
-    joined = sa.select(address).join(nic, nic.c.id == address.c.nic_id).where(nic.c.vm_id.in_(vm_ids)).order_by(address.c.address)
-    for row in session.execute(joined):
+    for row in session.execute(_ADDRESSES, {"vm_ids": list(vm_ids)}):
         addresses.setdefault(row.nic_id, []).append(f"{row.address}/{row.prefix_length}")
     found: dict[str, list[Nic]] = {vm_id: [] for vm_id in vm_ids}
-    for row in session.execute(sa.select(nic).where(nic.c.vm_id.in_(vm_ids)).order_by(nic.c.nic_index)):
+    for row in session.execute(_NICS, {"vm_ids": list(vm_ids)}):
         found[row.vm_id].append(build(Nic, row, addresses=tuple(addresses.get(row.id, ()))))
     return {vm_id: tuple(nics) for vm_id, nics in found.items()}
 

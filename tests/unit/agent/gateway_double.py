@@ -95,9 +95,7 @@ class GatewayDouble(GatewayServiceServicer):
             self._to_send.discard(queue)
             self.open_streams -= 1
 
-    async def _read(
-        self, requests: AsyncIterator[pb.SessionRequest], queue: asyncio.Queue[pb.SessionResponse]
-    ) -> None:
+    async def _read(self, requests: AsyncIterator[pb.SessionRequest], queue: asyncio.Queue[pb.SessionResponse]) -> None:
         async for request in requests:
             match request.WhichOneof("body"):
                 case "hello":
@@ -152,5 +150,3 @@ class GatewayDouble(GatewayServiceServicer):
             if limit and offset - request.offset >= limit:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "broken off")
             yield pb.ReadUploadResponse(content=content[offset : offset + BLOCK_BYTES])
-
-

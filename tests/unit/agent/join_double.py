@@ -51,12 +51,12 @@ class JoinDouble(JoinServiceServicer):
         self._http.server_close()
         self._grpc.stop(0).wait()
 
-    def CheckJoin(self, request: pb.CheckJoinRequest, context: Any) -> pb.CheckJoinResponse:  # noqa: N802
+    def CheckJoin(self, request: pb.CheckJoinRequest, context: Any) -> pb.CheckJoinResponse:
         self.checks.append(request)
         now_ms = int((time.time() + self.clock_offset_s) * 1000)
         return pb.CheckJoinResponse(refusals=self.refusals, controller_unix_ms=now_ms)
 
-    def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:  # noqa: N802
+    def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:
         if request.token != TOKEN:
             context.abort(grpc.StatusCode.PERMISSION_DENIED, "the token is unknown")
         if request.facts.previous_host_id:
@@ -84,7 +84,7 @@ class JoinDouble(JoinServiceServicer):
         }
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 body = json.dumps(document).encode() if self.path == "/v1/join" else b"{}"
                 self.send_response(200 if self.path == "/v1/join" else 404)
                 self.send_header("Content-Length", str(len(body)))

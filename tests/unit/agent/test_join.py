@@ -22,7 +22,7 @@ from trimtab_agent.undo import BLOCK_BEGIN
 from trimtab_protos.errors import Conflict, NotFound, PermissionDenied, TrimtabError, Unavailable
 
 MACHINE_ID = "0123456789abcdef0123456789abcdef"
-LIBVIRTD = '# the operator\'s file\nlisten_tls = 0\nmax_clients = 77\n'
+LIBVIRTD = "# the operator's file\nlisten_tls = 0\nmax_clients = 77\n"
 QEMU = 'user = "root"\ngroup = "root"\n#keepalive_interval = 5\n'
 
 

@@ -338,9 +338,7 @@ async def test_a_command_of_another_incarnation_is_refused(host: Host) -> None:
 async def test_a_late_effect_does_not_follow_its_own_undo(host: Host) -> None:
     from trimtab_protos.messages import Direction
 
-    undo = pb.UndefineDomainRequest(
-        key=key(operation_id="op-late", direction=Direction.UNDO), vm_id="vm-1", kill_if_running=True
-    )
+    undo = pb.UndefineDomainRequest(key=key(operation_id="op-late", direction=Direction.UNDO), vm_id="vm-1", kill_if_running=True)
     await host.call("UndefineDomain", undo)
     assert (await refusal(host, "DefineDomain", define_request(operation_id="op-late"))).code == "already-undone"
     assert "vm-1" not in host.hypervisor.domains

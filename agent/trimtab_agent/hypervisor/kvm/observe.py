@@ -20,6 +20,8 @@ from trimtab_protos.messages import DomainObservation, DomainState
 
 _QEMU_RUN_DIR = Path("/run/libvirt/qemu")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_STUCK_MS = 1500
+"""QEMU answers in milliseconds; one that has not for this long hangs, perhaps with its storage."""
 _JOB_OPERATIONS_IN = {libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN}
 _JOB_OPERATIONS_MIGRATION = {*_JOB_OPERATIONS_IN, libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT}
 
@@ -32,6 +34,7 @@ class Observer:
         self._lock = threading.Lock()
         self._runs: dict[str, tuple[int, int]] = {}
         self._addresses: dict[str, tuple[str, ...]] = {}
+        self._operations: dict[str, int | None] = {}
 
     def remember_addresses(self, uuid: str, addresses: tuple[str, ...]) -> None:
         with self._lock:
@@ -41,6 +44,7 @@ class Observer:
         with self._lock:
             self._runs.pop(uuid, None)
             self._addresses.pop(uuid, None)
+            self._operations.pop(uuid, None)
 
     def observe(self, domain: Any) -> DomainObservation:
         """Return the observation; ABSENT where the domain went away meanwhile."""
@@ -54,7 +58,7 @@ class Observer:
     def _observe(self, domain: Any, facts: DomainFacts) -> DomainObservation:
         state_number, reason_number = domain.state()
         is_active = state_number not in (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_NOSTATE)
-        operation = migration_operation(domain) if is_active else None
+        operation = self._migration_operation(domain, facts.uuid) if is_active else None
         state, reason = states.translate(
             state_number,
             reason_number,
@@ -87,6 +91,16 @@ class Observer:
             rss_mib=_resident_mib(domain.name()) if is_active else 0,
         )
 
+    def _migration_operation(self, domain: Any, uuid: str) -> int | None:
+        if not _is_stuck(domain):
+            operation = migration_operation(domain)
+            with self._lock:
+                self._operations[uuid] = operation
+            return operation
+        # Asking would wait for the QEMU that hangs; the migration, if there was one, has not ended either.
+        with self._lock:
+            return self._operations.get(uuid)
+
     def _count_run(self, uuid: str, run: int) -> int:
         """Return how many runs of the domain were seen; libvirt numbers runs, -1 is none."""
         last, starts = self._runs.get(uuid, (-1, 0))
@@ -94,6 +108,12 @@ class Observer:
             starts += 1
         self._runs[uuid] = (run, starts)
         return starts
+
+
+def _is_stuck(domain: Any) -> bool:
+    """Tell whether libvirt has been waiting for the domain's QEMU for long; asks libvirtd only."""
+    state, _details, waiting_ms = domain.controlInfo()
+    return state != libvirt.VIR_DOMAIN_CONTROL_OK and waiting_ms > _STUCK_MS
 
 
 def absent(vm_id: str) -> DomainObservation:

@@ -7,6 +7,7 @@ all. Its format is what its name says and is never probed: a guest can write any
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 
 from trimtab_agent.hypervisor.kvm import os_errors, qemu_img
@@ -26,6 +27,7 @@ from trimtab_protos.messages import DiskFormat, VolumeObservation, VolumeSpec
 
 _MAX_VOLUME_BYTES = 64 << 40
 _SECTOR = 512
+_ABANDONED_AFTER_S = 3600.0
 _COPY_FLOOR_BYTES_S = 4 << 20
 """A pool slower than this is broken; bounds how long a copy may take."""
 
@@ -111,6 +113,7 @@ def _whole_names(directory: int) -> Iterator[str]:
 
 
 def _create(volume: VolumeSpec, layout: PoolLayout, directory: int, name: str) -> None:
+    _remove_leftovers(directory, volume.volume_id)
     temporary = f".{volume.volume_id}.{secrets.token_hex(6)}.part"
     # Made by us with O_EXCL before qemu-img sees the name: it must never follow a link that somebody put there.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory))
@@ -127,6 +130,15 @@ def _create(volume: VolumeSpec, layout: PoolLayout, directory: int, name: str) -
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=directory)
+
+
+def _remove_leftovers(directory: int, volume_id: str) -> None:
+    """Remove what a killed agent left. By age of the last write: a lock would clash with QEMU's own on NFS."""
+    for name in os.listdir(directory):
+        if name.startswith(f".{volume_id}.") and name.endswith(".part"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime > _ABANDONED_AFTER_S:
+                    os.unlink(name, dir_fd=directory)
 
 
 def _publish(directory: int, temporary: str, name: str) -> None:
@@ -160,11 +172,7 @@ def _copy_image(volume: VolumeSpec, layout: PoolLayout, directory: int, temporar
     source, driver = layout.image(volume.copy_image_id, format), "qcow2" if format is DiskFormat.QCOW2 else "raw"
     target = volume.format.value
     limits = qemu_img.Limits(timeout_s=60 + image_bytes / _COPY_FLOOR_BYTES_S, cpu_s=60 + image_bytes // (16 << 20))
-    qemu_img.run(
-        ["convert", "-q", "-f", driver, "-O", target, "-t", "none", "-T", "none", source, temporary],
-        directory=directory,
-        limits=limits,
-    )
+    qemu_img.run(["convert", "-q", "-f", driver, "-O", target, source, temporary], directory=directory, limits=limits)
     if size_bytes > image_bytes:
         _qemu_img(["resize", "-q", "-f", target, temporary, str(size_bytes)], directory)
 

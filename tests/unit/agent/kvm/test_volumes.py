@@ -135,6 +135,16 @@ def test_a_link_in_place_of_the_directory_is_refused(pool: PoolSpec, layout: Poo
     assert os.listdir(tmp_path) == []
 
 
+def test_what_a_killed_agent_left_is_removed_and_what_is_being_made_is_not(pool: PoolSpec, layout: PoolLayout) -> None:
+    directory = Path(pool.path) / "volumes"
+    dead, alive = directory / ".vol-01hdata.dead.part", directory / ".vol-01hdata.alive.part"
+    for path in (dead, alive):
+        path.write_bytes(b"half")
+    os.utime(dead, (1.0e9, 1.0e9))
+    volumes.ensure(volume(), layout)
+    assert names(pool) == [".vol-01hdata.alive.part", "vol-01hdata.qcow2"]
+
+
 def test_delete_is_repeatable(layout: PoolLayout) -> None:
     volumes.ensure(volume(), layout)
     volumes.delete("vol-01hdata", layout)
