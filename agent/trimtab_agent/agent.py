@@ -89,6 +89,8 @@ class AgentParts:
     on_gateways: Callable[[Sequence[str]], None] = lambda _addresses: None
     on_ca_bundle: Callable[[str], None] = lambda _sha256: None
     """Told the SHA-256 of the CA bundle in force at each Welcome."""
+    is_load_free: bool = False
+    """See `Observer`."""
     has_own_connections: bool = False
     """Set where one process plays several hosts: see `tls.channel_options`."""
 
@@ -126,6 +128,7 @@ class Agent:
             query=parts.pools.query,
             watch=parts.watch,
             clock=parts.clock,
+            is_load_free=parts.is_load_free,
         )
         self.commands = Commands(self.replay)
         self.offers = Offers(parts.clock)

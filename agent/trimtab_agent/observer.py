@@ -65,14 +65,19 @@ class Observer:
         query: WorkerPool,
         watch: WorkerPool,
         clock: Clock,
+        is_load_free: bool = False,
     ) -> None:
-        """`watch` is for pools alone, so that a hung one takes no thread that answers questions."""
+        """`watch` is for pools alone, so that a hung one takes no thread that answers questions.
+
+        `is_load_free`: load is a sum in memory (simulated hosts) and not worth a thread's wake-up.
+        """
         self._hypervisor = hypervisor
         self._reader = inventory
         self._known_pools = known_pools
         self._query = query
         self._watch = watch
         self._clock = clock
+        self._is_load_free = is_load_free
         self._lock = threading.Lock()
         self._under_way: set[str] = set()
         self._load = HostLoad()
@@ -112,7 +117,10 @@ class Observer:
     def refresh(self) -> None:
         """Begin to observe what is due; returns at once."""
         now_s = self._clock.boottime_s()
-        self._begin("load", self._query, self._refresh_load)
+        if self._is_load_free:
+            self._refresh_load()
+        else:
+            self._begin("load", self._query, self._refresh_load)
         if now_s >= self._pools_due_s:
             self._pools_due_s = now_s + POOLS_EVERY_S
             for spec in self._known_pools.specs():

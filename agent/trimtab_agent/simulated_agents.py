@@ -89,6 +89,7 @@ async def start_simulated_agent(
             clock=fleet.clock,
             rng=rng or random.Random(host.host_id),
             certificates=certificates,
+            is_load_free=True,
             has_own_connections=True,
         )
     )

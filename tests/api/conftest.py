@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.interim import fill_registry
 from tests.api.kit import Api, running_api
 
 
@@ -19,6 +18,3 @@ async def api(sqlite_url: str, tmp_path: Path) -> AsyncIterator[Api]:
 async def api_on_each(database_url: str, tmp_path: Path) -> AsyncIterator[Api]:
     async with running_api(database_url, tmp_path) as running:
         yield running
-
-
-fill_registry()

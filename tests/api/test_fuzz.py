@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import schemathesis
 import uvicorn
 from hypothesis import HealthCheck, settings
+from schemathesis import Case
 from schemathesis.checks import not_a_server_error
 from schemathesis.openapi import from_dict
 from schemathesis.specs.openapi.checks import (
@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 
 from tests.api.kit import build_app, running_api
 
-EXAMPLES = 6
+EXAMPLES = 3
 START_TIMEOUT_S = 60
 
 
@@ -78,14 +78,14 @@ def document() -> dict[str, Any]:
 schema = from_dict(document())
 
 
-@schema.parametrize()  # type: ignore[untyped-decorator]
+@schema.parametrize()
 @settings(
     max_examples=EXAMPLES,
     derandomize=True,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-def test_no_request_makes_a_defect(case: schemathesis.Case, served: ServedApi) -> None:
+def test_no_request_makes_a_defect(case: Case[Any], served: ServedApi) -> None:
     query = case.query if isinstance(case.query, dict) else {}
     query.pop("watch", None)  # a stream does not end
     if case.path.endswith(":wait"):

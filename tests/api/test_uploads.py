@@ -165,4 +165,6 @@ async def test_a_dry_run_and_a_repeat_keep_no_second_copy(api: Api, query: str) 
     first = await api.call("p1-operator", "POST", UPLOADS, content=CONTENT, headers=headers)
     again = await api.call("p1-operator", "POST", UPLOADS, content=CONTENT, headers=headers)
     assert again.json()["upload_id"] == first.json()["upload_id"]
+    other = await api.call("p1-operator", "POST", UPLOADS, content=CONTENT[:-1], headers=headers)
+    assert other.json()["code"] == "request-id-reused"
     assert files(api) == [first.json()["upload_id"]]

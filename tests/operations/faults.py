@@ -6,7 +6,7 @@ from enum import Enum, auto
 from typing import Any, TypeVar
 
 from trimtab_controller.operations.registry import saga_named
-from trimtab_controller.operations.saga import Effect, Saga, Step, Transaction
+from trimtab_controller.operations.saga import Effect, Saga, Step, Transaction, Wait
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import Conflict, DeadlineExceeded, TrimtabError, Unavailable
 from trimtab_protos.messages import Direction
@@ -47,26 +47,28 @@ class StepFault:
         def wrapped(context: Any) -> Any:
             if self.times is not None and self.met >= self.times:
                 return run(context)
-            self.met += 1
             return self._misbehave(run, context)
 
         return wrapped
 
     def _misbehave(self, run: Callable[[Any], Any], context: Any) -> Any:
+        if self.behaviour in {Behaviour.FAIL_AFTER, Behaviour.UNKNOWN}:
+            result = run(context)
+            if isinstance(result, Wait):
+                return result  # it has not taken effect yet
+            self.met += 1
+            if self.behaviour is Behaviour.UNKNOWN:
+                raise DeadlineExceeded(INJECTED, "who knows")
+            raise Conflict(INJECTED, "a permanent failure, after the fact")
+        self.met += 1
         match self.behaviour:
             case Behaviour.FAIL_BEFORE:
                 raise Conflict(INJECTED, "a permanent failure")
-            case Behaviour.FAIL_AFTER:
-                run(context)
-                raise Conflict(INJECTED, "a permanent failure, after the fact")
             case Behaviour.UNAVAILABLE:
                 raise Unavailable(INJECTED, "not now")
-            case Behaviour.UNKNOWN:
-                run(context)
-                raise DeadlineExceeded(INJECTED, "who knows")
             case Behaviour.TWICE:
                 return run_twice(run, context)
-            case Behaviour.MEANWHILE:
+            case _:
                 self.meanwhile()
                 return run(context)
 

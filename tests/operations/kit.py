@@ -409,14 +409,17 @@ class FleetStory:
         self.placement.run(self.term)
         return (engine or self.engine).drive_due()
 
-    def settle(self, engine: Engine | None = None, *, until: Callable[[], bool] = lambda: False) -> None:
+    def settle(
+        self, engine: Engine | None = None, *, until: Callable[[], bool] = lambda: False, waits_for_jobs: bool = True
+    ) -> None:
         """Go on until every operation has ended (or needs attention), or `until` holds."""
         for _ in range(ROUNDS_MAX):
             if until():
                 return
             if self.step(engine):
                 continue
-            self.wait_for_jobs()
+            if waits_for_jobs:
+                self.wait_for_jobs()
             due = self.db.read(self._next_due)
             if due is None:
                 return

@@ -97,6 +97,12 @@ def test_an_effect_that_took_place_after_all_is_gone_forward_from() -> None:
     assert position.results["move"] == {"of": "move"}
 
 
+def test_what_is_forward_only_is_committed_from_its_first_step() -> None:
+    saga = all_sagas()["vm.delete"]
+    position = fold(saga, [], is_compensating=False, is_forward_only=True)
+    assert position.next == Forward(saga.steps[0], is_last=False, is_committed=True)
+
+
 def test_a_step_of_a_newer_release_is_not_guessed_at() -> None:
     with pytest.raises(Internal, match="no step teleport"):
         fold(all_sagas()["vm.create"], [entry(0, "teleport")], is_compensating=False)

@@ -1,6 +1,6 @@
 """Live migration between simulated hosts: the guest's process is on the source until one instant, then on the target.
 
-    prepared ── migrate ──► copying (target: INCOMING) ── switched ──► source gone, target running and persistent
+    prepared ── migrate ──► copying (target: INCOMING) ── switched ──► source stopped as migrated, target running
                                └─ cancelled, cut, crashed: source runs on, target as before
 
 The migration belongs to the hosts, not to the caller: an agent that comes back attaches to it, as to libvirt's peer-to-peer one.
@@ -73,6 +73,7 @@ def prepare(
             if volume.pool_id not in pools:
                 raise InvalidRequest("pool-missing", f"volume {volume.volume_id} names a pool that the spec lacks")
             make_volume(host, volume, pools[volume.pool_id])
+        writable_volumes(host, domain)  # every disk is here, shared or copied
         host.prepared[domain.vm_id] = domain
     return f"simulated://{host.host_id}/system", f"tcp://{host.host.migration_address}"
 
@@ -286,8 +287,8 @@ def _switch(
     require_memory(target, target_spec)
     writable_volumes(target, target_spec)
     end_process(host, domain)
-    del host.domains[vm_id]
-    domain.state, domain.reason, domain.is_migrating = DomainState.ABSENT, StateReason.MIGRATED, False
+    # The definition stays until the side is settled, as libvirt leaves it.
+    domain.state, domain.reason, domain.is_migrating = DomainState.STOPPED, StateReason.MIGRATED, False
     start_process(target, arrived)
     arrived.console = domain.console
     arrived.spec, arrived.stamp = target_spec, stamp

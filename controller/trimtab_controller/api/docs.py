@@ -53,6 +53,9 @@ def _amend(methods: dict[str, Any], route: APIRoute) -> None:
         responses.pop("422", None)
         responses["4XX"] = {"description": "The request is refused.", **problem}
         responses.setdefault("503", {"description": "Not now; try again later.", **problem})
+        made = responses.get("201") or responses.get("202")
+        if made is not None:
+            responses["200"] = {**made, "description": "With validate_only: what would be answered; nothing was changed."}
         if declared.scope is not Scope.PUBLIC:
             operation["security"] = [{"token": []}]
             operation["x-trimtab-role"] = f"{declared.role.value} on {declared.scope.value}"

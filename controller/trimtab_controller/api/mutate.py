@@ -57,6 +57,8 @@ class Order:
     body: Body | None = None
     # Appended to the path in the trail, for what a create names in its body.
     name: str = ""
+    # SHA-256 of a body that is not JSON: the same request id with other bytes is another request.
+    content_sha256: str = ""
 
 
 Work = Callable[[Session, Actor, datetime], Answer]
@@ -75,7 +77,7 @@ async def mutate(order: Order, work: Work) -> Response:
     try:
         answer = await context.db.write(transaction)
     except DryRun as dry:
-        return json_response(dry.answer.body or b"{}", status=200)
+        return Response(status_code=204) if dry.answer.status == 204 else json_response(dry.answer.body)
     except TrimtabError as error:
         await _record_refusal(runtime, mutation, error)
         raise
@@ -123,7 +125,7 @@ def _fingerprint(order: Order) -> str:
     """Return a digest of everything that makes this request this request, but its id."""
     query = sorted((name, value) for name, value in order.request.query_params.multi_items() if name != "request_id")
     body: Any = order.body.model_dump(mode="json", exclude={"request_id"}, exclude_unset=True) if order.body else None
-    parts = [order.request.method, order.request.url.path, query, body, order.wish.if_match]
+    parts = [order.request.method, order.request.url.path, query, body, order.wish.if_match, order.content_sha256]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -127,7 +127,13 @@ def of_http(error: HTTPException, *, request_id: str) -> Response:
         429: "rate_limited",
         503: "unavailable",
     }
-    codes = {404: "route-not-found", 405: "method-not-allowed", 413: "body-too-large", 415: "media-type-unsupported"}
+    codes = {
+        404: "route-not-found",
+        408: "body-stalled",
+        405: "method-not-allowed",
+        413: "body-too-large",
+        415: "media-type-unsupported",
+    }
     status = error.status_code
     return _response(
         status=status,

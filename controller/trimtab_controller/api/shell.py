@@ -1,5 +1,7 @@
 """What surrounds every request, as plain ASGI: its id, the limit per address, the bound of its body, headers of the answer."""
 
+import asyncio
+
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -14,6 +16,8 @@ from trimtab_protos.errors import InvalidRequest, TrimtabError
 
 log = structlog.get_logger(__name__)
 
+# Between two pieces of a body of at most a megabyte: a client that dribbles holds a connection and nothing else.
+BODY_TIMEOUT_S = 30.0
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -69,11 +73,17 @@ class Shell:
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         if _is_upload(scope):
             return receive
-        taken_bytes = 0
+        taken_bytes, is_complete = 0, False
 
         async def bounded() -> Message:
-            nonlocal taken_bytes
-            message = await receive()
+            nonlocal taken_bytes, is_complete
+            if is_complete:  # what follows is the end of the connection, whenever it comes
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), BODY_TIMEOUT_S)
+            except TimeoutError as error:
+                raise HTTPException(408, "the body did not come") from error
+            is_complete = not message.get("more_body", False)
             taken_bytes += len(message.get("body", b""))
             if taken_bytes > self._limit:
                 # The framework passes on only this kind of exception from inside its reading of a body.

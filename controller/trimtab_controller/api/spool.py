@@ -24,6 +24,8 @@ T = TypeVar("T")
 # Bytes gathered before a thread is asked to write them: a thread hop per network chunk would cost more than the write.
 CHUNK_BYTES = 1 << 20
 PARTIAL = ".partial"
+# A client that sends nothing for this long holds room that others need.
+IDLE_TIMEOUT_S = 60.0
 # A file this old without a row belongs to a process that died: no upload takes that long.
 ORPHAN_AGE_S = 48 * 3600
 
@@ -116,7 +118,7 @@ class Spool:
         gathered: list[bytes] = []
         pending = 0
         try:
-            async for chunk in chunks:
+            async for chunk in _paced(chunks):
                 gathered.append(chunk)
                 pending += len(chunk)
                 if writing.size_bytes + pending > size_bytes:
@@ -146,6 +148,19 @@ class Spool:
 
     def _path(self, upload_id: str) -> Path:
         return self._directory / upload_id
+
+
+async def _paced(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the chunks. InvalidRequest where the next one does not come."""
+    while True:
+        try:
+            async with asyncio.timeout(IDLE_TIMEOUT_S):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise InvalidRequest("upload-stalled", f"the body stopped for {IDLE_TIMEOUT_S:.0f} s", field="body") from error
+        yield chunk
 
 
 def _create(path: Path) -> RawIOBase:

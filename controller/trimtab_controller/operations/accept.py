@@ -24,8 +24,11 @@ def accept(
     operation_id: str | None = None,
     priority: int = 0,
     deadline: datetime | None = None,
+    first_run: datetime | None = None,
 ) -> Operation:
     """Insert a queued operation of `kind` and its first event, in the caller's transaction.
+
+    `first_run`: when a driver looks at it at the latest, where somebody else works on it first and wakes it; None: at once.
 
     The caller nudges after commit (`services.nudge`). Conflict (`operation-in-progress`, names the live operation) where an
     exclusive operation on the subject is already live: a partial unique index decides, not a look beforehand.
@@ -46,6 +49,7 @@ def accept(
         request_id=actor.request_id,
         priority=priority,
         deadline=deadline,
+        next_run=first_run,
         now=now,
     )
     events.append(

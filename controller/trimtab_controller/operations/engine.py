@@ -112,9 +112,10 @@ class Engine:
         """Take one step after the other. The journal is read once: only the holder of the turn appends to it."""
         saga = self.saga_of(operation.kind)
         entries = list(self._journal(operation))
+        is_forward_only = saga.is_forward_only(saga.params_from_json(operation.params))
         while True:
             is_compensating = operation.state is OperationState.COMPENSATING
-            position = fold(saga, entries, is_compensating=is_compensating)
+            position = fold(saga, entries, is_compensating=is_compensating, is_forward_only=is_forward_only)
             following = position.next
             if isinstance(following, Finished):
                 self._close_without_step(operation, position, is_compensating)

@@ -14,7 +14,7 @@ from trimtab_protos.messages import Direction
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Run `step`. `is_last`: its record ends the operation as done. `is_committed`: the pivot is behind us."""
+    """Run `step`. `is_last`: its record ends the operation as done. `is_committed`: there is no way back."""
 
     step: Step
     is_last: bool
@@ -47,7 +47,7 @@ class Position:
     since: datetime | None
 
 
-def fold(saga: Saga[Any], entries: Sequence[JournalEntry], *, is_compensating: bool) -> Position:
+def fold(saga: Saga[Any], entries: Sequence[JournalEntry], *, is_compensating: bool, is_forward_only: bool = False) -> Position:
     """Return the position. Steps of older versions that this one retired count for nothing."""
     known = {step.name for step in saga.steps}
     for entry in entries:
@@ -57,16 +57,16 @@ def fold(saga: Saga[Any], entries: Sequence[JournalEntry], *, is_compensating: b
     undone = {entry.step for entry in entries if entry.direction is Direction.UNDO and entry.has_succeeded}
     failure = next((entry.error for entry in reversed(entries) if entry.error is not None), None)
     results = {entry.step: entry.result for entry in entries if entry.direction is Direction.DO and entry.has_succeeded}
-    following = _next_undo(saga, done, undone) if is_compensating else _next_forward(saga, done)
+    following = _next_undo(saga, done, undone) if is_compensating else _next_forward(saga, done, is_forward_only)
     since = entries[-1].at if entries else None
     return Position(next=following, results=results, failure=failure, length=len(entries), since=since)
 
 
-def _next_forward(saga: Saga[Any], done: set[str]) -> Forward | Finished:
+def _next_forward(saga: Saga[Any], done: set[str], is_forward_only: bool) -> Forward | Finished:
     remaining = [step for step in saga.steps if step.name not in done]
     if not remaining:
         return Finished()
-    is_committed = any(step.pivot and step.name in done for step in saga.steps)
+    is_committed = is_forward_only or any(step.pivot and step.name in done for step in saga.steps)
     return Forward(remaining[0], is_last=len(remaining) == 1, is_committed=is_committed)
 
 

@@ -141,6 +141,8 @@ class Saga(Generic[P]):
     steps: tuple[Step, ...]
     # At most one live exclusive operation per subject.
     is_exclusive: bool = True
+    # Whether there is no way back from the moment of acceptance: a cancel comes too late.
+    is_forward_only: Callable[[P], bool] = lambda _params: False
     # Result shown to the user, from the journaled results.
     result: Callable[[Mapping[str, Json]], Json] = lambda _results: {}
     # Names of steps that older versions journaled and this one no longer has.

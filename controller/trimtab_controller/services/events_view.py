@@ -3,28 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.ids import kind_of
 from trimtab_controller.core.model import Event
-from trimtab_controller.store import event_listing, events, lookup, schema
+from trimtab_controller.store import event_listing, events
 from trimtab_protos.errors import Conflict, NotFound
-
-# Where an event's subject may be found, by the kind of its id.
-_TABLES: Mapping[str, sa.Table] = {
-    "vm": schema.vm,
-    "host": schema.host,
-    "img": schema.image,
-    "vol": schema.volume,
-    "net": schema.network,
-    "pool": schema.pool,
-    "proj": schema.project,
-    "user": schema.user,
-    "hc": schema.host_class,
-}
-# Of these, who sees names is a matter of the project.
-_OWNED = ("vm", "img", "vol", "net")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,26 +49,15 @@ def check_kept(session: Session, after: int) -> None:
 
 
 def names_of(session: Session, found: Sequence[Event]) -> dict[str, str]:
-    """Return the names of the events' projects and subjects; one query."""
-    wanted: dict[sa.Table, set[str]] = {schema.project: {event.project_id for event in found}}
-    for event in found:
-        table = _TABLES.get(kind_of(event.subject_id))
-        if table is not None:
-            wanted.setdefault(table, set()).add(event.subject_id)
-    return lookup.names_in(session, wanted)
+    """Return id -> name of the events' projects and subjects."""
+    return event_listing.names_of(session, found)
 
 
 def subject_id(session: Session, name_or_id: str, *, project_ids: Sequence[str] | None) -> str:
     """Return the id of what is called so, vms before hosts before the rest. NotFound where nothing is."""
     if kind_of(name_or_id):
         return name_or_id
-    for kind, table in _TABLES.items():
-        query = sa.select(table.c.id).where(table.c.name == name_or_id).order_by(table.c.deleted_at.is_not(None)).limit(1)
-        if kind in _OWNED and project_ids is not None:
-            query = query.where(table.c.project_id.in_([*project_ids, ""] if kind != "vm" else project_ids))
-        elif project_ids is not None:
-            continue  # the fleet's own
-        found = session.scalars(query).first()
-        if found is not None:
-            return str(found)
-    raise NotFound("subject-not-found", f"subject: nothing here is called {name_or_id}", field="subject")
+    found = event_listing.find_subject(session, name_or_id, project_ids=project_ids)
+    if not found:
+        raise NotFound("subject-not-found", f"subject: nothing here is called {name_or_id}", field="subject")
+    return found

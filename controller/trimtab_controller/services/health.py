@@ -3,31 +3,25 @@
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from trimtab_controller.store import schema
+from trimtab_controller.store import leases
 
 # Renewed at least three times within a ttl; twice that is dead, whatever small difference the clocks have.
 STALE_AFTER_TTLS = 2
 
 
-def leases(session: Session, now: datetime) -> dict[str, str]:
-    """Return the state of engine and gateway: `ok`, or since when nobody was heard of."""
-    table = schema.lease
-    newest: dict[str, tuple[datetime, int]] = {}
-    for row in session.execute(sa.select(table.c.name, table.c.renewed_at, table.c.ttl_ms)):
-        component = row.name.partition("/")[0]
-        if component not in newest or row.renewed_at > newest[component][0]:
-            newest[component] = (row.renewed_at, row.ttl_ms)
+def processes(session: Session, now: datetime) -> dict[str, str]:
+    """Return the state of engine and gateway by their leases: `ok`, or since when nobody was heard of."""
     found = {}
     for component in ("engine", "gateway"):
-        if component not in newest:
+        held = [one for one in leases.named(session, component) if one.owner]
+        if not held:
             found[component] = "never seen"
             continue
-        renewed_at, ttl_ms = newest[component]
-        is_alive = now - renewed_at <= timedelta(milliseconds=STALE_AFTER_TTLS * ttl_ms)
-        found[component] = "ok" if is_alive else f"not heard of since {renewed_at:%Y-%m-%d %H:%M:%S} UTC"
+        newest = max(held, key=lambda lease: lease.renewed_at)
+        is_alive = now - newest.renewed_at <= timedelta(milliseconds=STALE_AFTER_TTLS * newest.ttl_ms)
+        found[component] = "ok" if is_alive else f"not heard of since {newest.renewed_at:%Y-%m-%d %H:%M:%S} UTC"
     return found
 
 

@@ -46,19 +46,18 @@ def append(
     context: Mapping[str, Any] | None = None,
 ) -> None:
     """Append one record; everything is cut to its column, nothing of it may be a secret."""
-    session.execute(
-        _table.insert().values(
-            at=at,
-            actor=actor[:80],
-            request_id=request_id[:64],
-            project_id=project_id,
-            verb=verb[:80],
-            resource=resource[:200],
-            outcome=outcome,
-            cause=cause[:200],
-            context=dict(context or {}),
-        )
-    )
+    values = {
+        "at": at,
+        "actor": actor[:80],
+        "request_id": request_id[:64],
+        "project_id": project_id,
+        "verb": verb[:80],
+        "resource": resource[:200],
+        "outcome": outcome,
+        "cause": cause[:200],
+        "context": dict(context or {}),
+    }
+    session.execute(_table.insert(), values)
 
 
 FILTERS: keyset.Filters = {

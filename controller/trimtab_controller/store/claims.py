@@ -7,6 +7,7 @@ checked before an insert does (shown on PostgreSQL).
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -15,6 +16,40 @@ from trimtab_controller.core.model import Claim, MigrationRow
 from trimtab_controller.store import schema
 from trimtab_controller.store.rows import build
 
+_host, _space = schema.host, schema.pool_space
+_OF_VM = sa.select(schema.claim).where(schema.claim.c.vm_id == sa.bindparam("of_vm")).order_by(schema.claim.c.role)
+_TAKE = (
+    _host.update()
+    .where(
+        _host.c.id == sa.bindparam("at_host"),
+        _host.c.deleted_at.is_(None),
+        _host.c.is_cordoned.is_(False),
+        _host.c.connectivity == "up",
+        _host.c.vcpus_claimed + _host.c.unmanaged_vcpus + sa.bindparam("more_vcpus") <= _host.c.vcpus_limit,
+        _host.c.memory_claimed_mib + _host.c.unmanaged_memory_mib + sa.bindparam("more_memory_mib") <= _host.c.memory_limit_mib,
+    )
+    .values(
+        vcpus_claimed=_host.c.vcpus_claimed + sa.bindparam("more_vcpus"),
+        memory_claimed_mib=_host.c.memory_claimed_mib + sa.bindparam("more_memory_mib"),
+        generation=_host.c.generation + 1,
+    )
+)
+_TAKE_AT_GENERATION = _TAKE.where(_host.c.generation == sa.bindparam("expected_generation"))
+_TAKEN_SPACE = sa.select(schema.disk_claim.c.size_bytes).where(
+    schema.disk_claim.c.volume_id == sa.bindparam("volume_id"),
+    schema.disk_claim.c.pool_id == sa.bindparam("pool_id"),
+    schema.disk_claim.c.host_id == sa.bindparam("host_id"),
+)
+_TAKE_SPACE = (
+    _space.update()
+    .where(
+        _space.c.pool_id == sa.bindparam("of_pool"),
+        _space.c.host_id == sa.bindparam("of_host"),
+        _space.c.claimed_bytes + sa.bindparam("more_bytes") <= sa.bindparam("limit_bytes"),
+    )
+    .values(claimed_bytes=_space.c.claimed_bytes + sa.bindparam("more_bytes"))
+)
+
 
 class ClaimRefused(Exception):
     """The place changed since the decision was made: decide again on a fresh snapshot."""
@@ -22,9 +57,7 @@ class ClaimRefused(Exception):
 
 def of_vm(session: Session, vm_id: str) -> tuple[Claim, ...]:
     """Return the vm's claims, home first."""
-    table = schema.claim
-    rows = session.execute(sa.select(table).where(table.c.vm_id == vm_id).order_by(table.c.role))
-    return tuple(build(Claim, row) for row in rows)
+    return tuple(build(Claim, row) for row in session.execute(_OF_VM, {"of_vm": vm_id}))
 
 
 def homes_of(session: Session, vm_ids: Sequence[str]) -> dict[str, Claim]:
@@ -48,40 +81,24 @@ def take(
     now: datetime,
 ) -> None:
     """Claim compute on a host that is joined, up, not cordoned, and at `generation` (None: any); ClaimRefused otherwise."""
-    host = schema.host
-    conditions = [
-        host.c.id == host_id,
-        host.c.deleted_at.is_(None),
-        host.c.is_cordoned.is_(False),
-        host.c.connectivity == "up",
-        host.c.vcpus_claimed + host.c.unmanaged_vcpus + vcpus <= host.c.vcpus_limit,
-        host.c.memory_claimed_mib + host.c.unmanaged_memory_mib + memory_mib <= host.c.memory_limit_mib,
-    ]
-    if generation is not None:
-        conditions.append(host.c.generation == generation)
-    changed = session.execute(
-        host.update()
-        .where(*conditions)
-        .values(
-            vcpus_claimed=host.c.vcpus_claimed + vcpus,
-            memory_claimed_mib=host.c.memory_claimed_mib + memory_mib,
-            generation=host.c.generation + 1,
-        )
-    )
+    asked: dict[str, Any] = {"at_host": host_id, "more_vcpus": vcpus, "more_memory_mib": memory_mib}
+    if generation is None:
+        changed = session.execute(_TAKE, asked)
+    else:
+        changed = session.execute(_TAKE_AT_GENERATION, {**asked, "expected_generation": generation})
     if getattr(changed, "rowcount", 0) != 1:
         raise ClaimRefused(host_id)
-    session.execute(
-        schema.claim.insert().values(
-            vm_id=vm_id,
-            host_id=host_id,
-            role=role,
-            epoch=epoch,
-            vcpus=vcpus,
-            memory_mib=memory_mib,
-            operation_id=operation_id,
-            created_at=now,
-        )
-    )
+    values = {
+        "vm_id": vm_id,
+        "host_id": host_id,
+        "role": role,
+        "epoch": epoch,
+        "vcpus": vcpus,
+        "memory_mib": memory_mib,
+        "operation_id": operation_id,
+        "created_at": now,
+    }
+    session.execute(schema.claim.insert(), values)
 
 
 def give_back(session: Session, vm_id: str, *, host_id: str = "") -> None:
@@ -118,18 +135,13 @@ def promote_target(session: Session, vm_id: str) -> None:
 
 def take_space(session: Session, *, volume_id: str, pool_id: str, host_id: str, size_bytes: int, limit_bytes: int) -> None:
     """Claim space at a place ('' for a shared pool) up to `limit_bytes`; ClaimRefused beyond. Taken already: nothing."""
-    table, space = schema.disk_claim, schema.pool_space
-    key = (table.c.volume_id == volume_id, table.c.pool_id == pool_id, table.c.host_id == host_id)
-    if session.execute(sa.select(table.c.size_bytes).where(*key)).one_or_none() is not None:
+    key = {"volume_id": volume_id, "pool_id": pool_id, "host_id": host_id}
+    if session.execute(_TAKEN_SPACE, key).one_or_none() is not None:
         return
-    changed = session.execute(
-        space.update()
-        .where(space.c.pool_id == pool_id, space.c.host_id == host_id, space.c.claimed_bytes + size_bytes <= limit_bytes)
-        .values(claimed_bytes=space.c.claimed_bytes + size_bytes)
-    )
-    if getattr(changed, "rowcount", 0) != 1:
+    asked = {"of_pool": pool_id, "of_host": host_id, "more_bytes": size_bytes, "limit_bytes": limit_bytes}
+    if getattr(session.execute(_TAKE_SPACE, asked), "rowcount", 0) != 1:
         raise ClaimRefused(pool_id)
-    session.execute(table.insert().values(volume_id=volume_id, pool_id=pool_id, host_id=host_id, size_bytes=size_bytes))
+    session.execute(schema.disk_claim.insert(), {**key, "size_bytes": size_bytes})
 
 
 def give_back_space(session: Session, volume_ids: Sequence[str], *, host_id: str | None = None) -> None:

@@ -37,8 +37,11 @@ __all__ = ["AsyncDatabase", "Database", "Session", "migration_engine"]
 
 BUSY_TIMEOUT_MS = 30_000
 TRIES = 4
-# PostgreSQL: serialization_failure, deadlock_detected, and a leader frozen inside a transaction that the server ended.
-RETRIED_SQLSTATES = frozenset({"40001", "40P01"})
+# PostgreSQL: serialization_failure, deadlock_detected, lock_not_available, and idle_in_transaction_session_timeout: a process that
+# was frozen inside a transaction, which the server ended.
+RETRIED_SQLSTATES = frozenset({"40001", "40P01", "55P03", "25P03"})
+# Classes of errors that are the server's and not the statement's: connection, resources, operator intervention.
+UNAVAILABLE_SQLSTATE_CLASSES = frozenset({"08", "53", "57"})
 # disk_full, out_of_memory, too_many_connections; SQLite says "database or disk is full".
 FULL_SQLSTATES = frozenset({"53100"})
 
@@ -107,7 +110,8 @@ def _translate(error: DBAPIError) -> Exception:
     state = getattr(error.orig, "sqlstate", None)
     if state in FULL_SQLSTATES or "disk is full" in str(error.orig):
         return Unavailable("database-full", "the controller's disk is full; free space there, then retry")
-    if isinstance(error, OperationalError) or state is None:
+    is_servers = state is None or state in RETRIED_SQLSTATES or state[:2] in UNAVAILABLE_SQLSTATE_CLASSES
+    if isinstance(error, OperationalError) or is_servers:
         return Unavailable(
             "database-unavailable", "the controller's database does not answer; retry later", detail=str(error.orig)[:200]
         )

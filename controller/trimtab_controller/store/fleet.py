@@ -11,6 +11,8 @@ from trimtab_controller.core.model import Host, HostClass, Pool, PoolSpace, Vm, 
 from trimtab_controller.store import hosts, schema, vms
 from trimtab_controller.store.rows import build, columns_of
 
+_HOST_NAME = sa.select(schema.host.c.name).where(schema.host.c.id == sa.bindparam("host_id"))
+
 
 @dataclass(frozen=True, slots=True)
 class FleetRows:
@@ -53,7 +55,7 @@ def joined_ids(session: Session) -> frozenset[str]:
 
 def name_of(session: Session, host_id: str) -> str:
     """Return a host's name, its id where there is no such row."""
-    return session.execute(sa.select(schema.host.c.name).where(schema.host.c.id == host_id)).scalar_one_or_none() or host_id
+    return session.execute(_HOST_NAME, {"host_id": host_id}).scalar_one_or_none() or host_id
 
 
 def host_for_volume(session: Session, pool: Pool, volume: Volume) -> str:

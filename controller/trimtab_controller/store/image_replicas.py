@@ -17,6 +17,8 @@ from trimtab_controller.store.rows import build, columns_of
 
 _table = schema.image_replica
 
+_OF_IMAGE = sa.select(*columns_of(_table, ImageReplica)).where(_table.c.image_id == sa.bindparam("image_id"))
+
 
 @dataclass(frozen=True, slots=True)
 class Missing:
@@ -29,8 +31,7 @@ class Missing:
 
 
 def of_image(session: Session, image_id: str) -> tuple[ImageReplica, ...]:
-    rows = session.execute(sa.select(*columns_of(_table, ImageReplica)).where(_table.c.image_id == image_id))
-    return tuple(build(ImageReplica, row) for row in rows)
+    return tuple(build(ImageReplica, row) for row in session.execute(_OF_IMAGE, {"image_id": image_id}))
 
 
 def missing_for_vm(session: Session, vm_id: str, host_id: str) -> tuple[Missing, ...]:

@@ -22,6 +22,8 @@ ENGINE = "engine"
 GATEWAY_PREFIX = "gateway/"
 _table = schema.lease
 
+_LEADERS_TERM = sa.select(_table.c.term).where(_table.c.name == ENGINE, _table.c.owner != "").with_for_update(read=True)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
@@ -125,8 +127,7 @@ def assert_leader(session: Session, term: int) -> None:
 
     PostgreSQL: FOR SHARE keeps a contender's UPDATE waiting for our commit. SQLite: we hold the only write transaction.
     """
-    query = sa.select(_table.c.term).where(_table.c.name == ENGINE, _table.c.owner != "").with_for_update(read=True)
-    present = session.execute(query).scalar_one_or_none()
+    present = session.execute(_LEADERS_TERM).scalar_one_or_none()
     if present != term:
         raise Conflict("not-leader", "another engine leads now", term=term, present_term=present)
 

@@ -18,6 +18,9 @@ _table = schema.network
 FILTERS: keyset.Filters = {"name": keyset.equals(_table.c.name), "kind": keyset.equals(_table.c.kind)}
 
 
+_UNMANAGED_MAC = sa.select(schema.unmanaged_mac.c.mac).where(schema.unmanaged_mac.c.mac == sa.bindparam("mac")).limit(1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkOnHost:
     """How one host reaches a network; bridge '' means the network's own."""
@@ -111,8 +114,7 @@ def mac_holder(session: Session, mac: str) -> str:
 
 def is_unmanaged_mac(session: Session, mac: str) -> bool:
     """Tell whether a domain that is not ours has the MAC. Plan: ix_unmanaged_mac_mac."""
-    table = schema.unmanaged_mac
-    return session.execute(sa.select(table.c.mac).where(table.c.mac == mac).limit(1)).first() is not None
+    return session.execute(_UNMANAGED_MAC, {"mac": mac}).first() is not None
 
 
 def insert_nic(session: Session, nic: Nic, *, now: datetime) -> bool:

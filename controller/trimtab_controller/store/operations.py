@@ -82,8 +82,9 @@ def insert(
     priority: int,
     deadline: datetime | None,
     now: datetime,
+    next_run: datetime | None = None,
 ) -> Operation:
-    """Insert a queued operation. Conflict where another exclusive one on the subject is live."""
+    """Insert a queued operation, due at `next_run` (None: now). Conflict where another exclusive one on the subject is live."""
     values = {
         "id": operation_id,
         "kind": kind,
@@ -95,7 +96,7 @@ def insert(
         "state": OperationState.QUEUED.value,
         "params": dict(params),
         "priority": priority,
-        "next_run": now,
+        "next_run": next_run or now,
         "deadline": deadline,
         "actor": actor,
         "request_id": request_id,

@@ -13,15 +13,19 @@ from trimtab_protos.errors import Conflict
 
 _table = schema.volume
 
+_WRITE = _table.update().where(_table.c.id.in_(sa.bindparam("volume_ids", expanding=True)))
+_WRITE_NEXT_VERSION = _WRITE.values(version=_table.c.version + 1)
+
 
 def bind(session: Session, volume_ids: Sequence[str], host_id: str) -> None:
     """Say on which host the volumes' bytes are (or will be made)."""
-    session.execute(_table.update().where(_table.c.id.in_(volume_ids)).values(host_id=host_id, version=_table.c.version + 1))
+    if volume_ids:
+        session.execute(_WRITE_NEXT_VERSION, {"volume_ids": list(volume_ids), "host_id": host_id})
 
 
 def mark_present(session: Session, volume_ids: Sequence[str]) -> None:
     """Record that an agent proved the volumes to exist."""
-    session.execute(_table.update().where(_table.c.id.in_(volume_ids)).values(observed_state="present"))
+    session.execute(_WRITE, {"volume_ids": list(volume_ids), "observed_state": "present"})
 
 
 def give_back_copies(session: Session, migration: MigrationRow) -> None:

@@ -126,6 +126,9 @@ class ConsoleLogs:
             known = _Position(**json.loads(self._position_path(vm_id).read_text()))
         except FileNotFoundError:
             return None
+        except (ValueError, TypeError):
+            # Torn by a power cut. Counting begins anew, which is better than a log that is never bounded again.
+            known = _Position()
         try:
             live = os.stat(self.path_of(vm_id), follow_symlinks=False)
         except FileNotFoundError:

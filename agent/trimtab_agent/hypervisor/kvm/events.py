@@ -26,11 +26,11 @@ _LIFECYCLE_KINDS = {
     libvirt.VIR_DOMAIN_EVENT_DEFINED: "defined",
     libvirt.VIR_DOMAIN_EVENT_UNDEFINED: "undefined",
     libvirt.VIR_DOMAIN_EVENT_STARTED: "started",
-    libvirt.VIR_DOMAIN_EVENT_SUSPENDED: "suspended",
+    libvirt.VIR_DOMAIN_EVENT_SUSPENDED: "paused",
     libvirt.VIR_DOMAIN_EVENT_RESUMED: "resumed",
     libvirt.VIR_DOMAIN_EVENT_STOPPED: "stopped",
     libvirt.VIR_DOMAIN_EVENT_SHUTDOWN: "shutdown",
-    libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED: "suspended",
+    libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED: "paused",
     libvirt.VIR_DOMAIN_EVENT_CRASHED: "crashed",
 }
 RESYNC = "resync"
@@ -50,6 +50,7 @@ class DomainEvents:
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._listeners: list[Callable[[DomainChange], None]] = []
         self._known: dict[str, str] = {}
+        self._started: set[str] = set()
         self._connection: Connection | None = None
         self._thread = threading.Thread(target=self._dispatch, name="libvirt-dispatch", daemon=True)
 
@@ -114,9 +115,14 @@ class DomainEvents:
             except TrimtabError as error:
                 # libvirt went away again; the reopening queues a resync.
                 log.info("domain event not observed", kind=event[2], error=error.code)
+            except Exception:
+                # Told and gone on: without this thread the agent would be deaf.
+                log.exception("domain event failed", kind=event[2])
 
     def _tell_one(self, event: Event) -> None:
         uuid, name, kind = event
+        if not self._is_news(uuid, kind):
+            return
         assert self._connection is not None
         with self._connection.use("observe a changed domain") as connection:
             domain = _lookup(connection, uuid)
@@ -129,12 +135,21 @@ class DomainEvents:
             self._known[uuid] = name
         self._tell(kind, seen)
 
+    def _is_news(self, uuid: str, kind: str) -> bool:
+        """Tell whether a listener needs it: a start is told by libvirt as a resume first, and as a start only then."""
+        if kind == "started":
+            self._started.add(uuid)
+        elif kind in ("stopped", "crashed", "undefined"):
+            self._started.discard(uuid)
+        return kind != "resumed" or uuid in self._started
+
     def _resync(self) -> None:
         assert self._connection is not None
         with self._connection.use("observe every domain") as connection:
             domains = {domain.UUIDString(): domain for domain in connection.listAllDomains()}
             vanished = {uuid: name for uuid, name in self._known.items() if uuid not in domains}
             self._known = {uuid: domain.name() for uuid, domain in domains.items()}
+            self._started = {uuid for uuid, domain in domains.items() if domain.isActive()}
             seen = [self._observer.observe(domain) for domain in domains.values()]
         for each in (*seen, *(absent(vm_id_of(name)) for name in vanished.values())):
             self._tell(RESYNC, each)

@@ -53,6 +53,8 @@ class Housekeeping:
                     work()
                 except (TrimtabError, OSError) as error:
                     log.info("housekeeping put off", work=name, error=str(error))
+                except Exception:
+                    log.exception("housekeeping failed", work=name)
 
         threading.Thread(target=loop, name=name, daemon=True).start()
 

@@ -167,11 +167,14 @@ class KvmHypervisor:
     # --- domains -----------------------------------------------------------------------------------------------------------
 
     def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
+        self._require_responsive(domain.pools)
         for network in domain.networks:
             self._networks.ensure(network)
         return self._domains.define(domain, stamp)
 
     def undefine_domain(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
+        if not keep_state_files:
+            self._require_responsive(pools)
         self._domains.undefine(vm_id, pools, kill_if_running=kill_if_running, keep_state_files=keep_state_files)
 
     def change_power(self, vm_id: str, action: PowerAction, stamp: Stamp) -> DomainObservation:
@@ -180,6 +183,7 @@ class KvmHypervisor:
     # --- migration -----------------------------------------------------------------------------------------------------------
 
     def prepare_migration(self, domain: DomainSpec, copied_volumes: Sequence[VolumeSpec], source_host_id: str) -> tuple[str, str]:
+        self._require_responsive(domain.pools)
         return self._migrations.prepare(domain, copied_volumes, source_host_id=source_host_id)
 
     def migrate(
@@ -208,7 +212,13 @@ class KvmHypervisor:
     def settle_migration(
         self, vm_id: str, side: MigrationSide, domain: DomainSpec, removed_volumes: Sequence[VolumeSpec], stamp: Stamp
     ) -> DomainObservation:
+        self._require_responsive(domain.pools)
         return self._migrations.settle(vm_id, side, domain, removed_volumes, stamp)
+
+    def _require_responsive(self, pools: Sequence[PoolSpec]) -> None:
+        """Fail before a vm's lock is taken: who holds it must not hang with the storage."""
+        for pool in pools:
+            self._pools.require_responsive(pool)
 
     def _clear_boot_mark(self, domain: Any) -> None:
         """Take the mark off a domain that was seen to stop: should the host boot later, that is not why it is off."""

@@ -101,6 +101,7 @@ class Migrations:
         log.info("preparing to receive a domain", vm_id=domain.vm_id, source_host_id=source_host_id)
         with self._domains.locks.hold(domain.vm_id):
             self._inventory.refuse_unfit(domain)
+            _refuse_unsafe(domain, frozenset(volume.volume_id for volume in copied_volumes))
             self._drop_stale_definition(domain.vm_id)
             layouts = {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
             for pool in domain.pools:
@@ -188,10 +189,7 @@ class Migrations:
         seen = self._observer.observe(domain)
         if seen.state not in (DomainState.RUNNING, DomainState.PAUSED):
             raise Conflict("wrong-domain-state", f"{vm_id} is {seen.state.value}; only a running domain migrates")
-        shared = {pool.pool_id for pool in target.pools if pool.is_shared}
-        for disk in target.disks:
-            if disk.pool_id not in shared and disk.volume_id not in copied:
-                raise Conflict("migration-unsafe", f"volume {disk.volume_id} is neither on shared storage nor to be copied")
+        _refuse_unsafe(target, copied)
 
     def _parameters(
         self,
@@ -259,6 +257,13 @@ class Migrations:
             boot_id = self._boot_id if kept.isActive() else ""
             write_stamp(kept, domain_facts.read(kept.XMLDesc(0)), stamp, boot_id=boot_id)
             return self._observer.observe(kept)
+
+
+def _refuse_unsafe(target: DomainSpec, copied: frozenset[str]) -> None:
+    shared = {pool.pool_id for pool in target.pools if pool.is_shared}
+    for disk in target.disks:
+        if disk.pool_id not in shared and disk.volume_id not in copied:
+            raise Conflict("migration-unsafe", f"volume {disk.volume_id} is neither on shared storage nor to be copied")
 
 
 def _bracketed(address: str) -> str:

@@ -20,8 +20,6 @@ from trimtab_protos.messages import DomainObservation, DomainState
 
 _QEMU_RUN_DIR = Path("/run/libvirt/qemu")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_STUCK_MS = 1500
-"""QEMU answers in milliseconds; one that has not for this long hangs, perhaps with its storage."""
 _JOB_OPERATIONS_IN = {libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN}
 _JOB_OPERATIONS_MIGRATION = {*_JOB_OPERATIONS_IN, libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT}
 
@@ -92,12 +90,12 @@ class Observer:
         )
 
     def _migration_operation(self, domain: Any, uuid: str) -> int | None:
-        if not _is_stuck(domain):
+        if not _is_busy(domain):
             operation = migration_operation(domain)
             with self._lock:
                 self._operations[uuid] = operation
             return operation
-        # Asking would wait for the QEMU that hangs; the migration, if there was one, has not ended either.
+        # Asking now would wait for whoever is talking to QEMU, half a minute when QEMU hangs. What was seen last stands.
         with self._lock:
             return self._operations.get(uuid)
 
@@ -110,10 +108,9 @@ class Observer:
         return starts
 
 
-def _is_stuck(domain: Any) -> bool:
-    """Tell whether libvirt has been waiting for the domain's QEMU for long; asks libvirtd only."""
-    state, _details, waiting_ms = domain.controlInfo()
-    return state != libvirt.VIR_DOMAIN_CONTROL_OK and waiting_ms > _STUCK_MS
+def _is_busy(domain: Any) -> bool:
+    """Tell whether libvirt waits for the domain's QEMU at this moment; asks libvirtd only."""
+    return bool(domain.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK)
 
 
 def absent(vm_id: str) -> DomainObservation:

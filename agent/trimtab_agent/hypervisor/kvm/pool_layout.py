@@ -11,6 +11,7 @@ between check and use leads nowhere. Names that begin with a dot are unfinished 
 """
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -120,9 +121,17 @@ class PoolLayout:
             if directory is None:
                 return
             for entry in os.listdir(directory):
-                os.unlink(entry, dir_fd=directory)
-        with self.open(VMS) as parent, contextlib.suppress(FileNotFoundError):
-            os.rmdir(name, dir_fd=parent)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(entry, dir_fd=directory)
+        with self.open(VMS) as parent:
+            try:
+                os.rmdir(name, dir_fd=parent)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                # A QEMU that still has the seed open, perhaps on another host, keeps it as .nfs* or .fuse_hidden* until it ends.
+                if error.errno != errno.ENOTEMPTY:
+                    raise
 
 
 def volume_name(volume_id: str, format: DiskFormat) -> str:

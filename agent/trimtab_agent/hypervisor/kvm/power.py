@@ -16,14 +16,16 @@ from trimtab_agent.hypervisor.kvm import domain_facts
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_facts import DomainFacts
 from trimtab_agent.hypervisor.kvm.domains import Domains, require, write_stamp
+from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
 from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
-from trimtab_protos.errors import Conflict, NotFound, TrimtabError
+from trimtab_protos.errors import Conflict, NotFound, TrimtabError, Unavailable
 from trimtab_protos.messages import DomainObservation, DomainState, PowerAction, StateReason
 
 log = structlog.get_logger(__name__)
 
 AGENT_WAIT_S = 2.0
+STORAGE_TIMEOUT_S = 2.0
 _ALIVE = frozenset({DomainState.RUNNING, DomainState.PAUSED, DomainState.STOPPING})
 
 
@@ -36,6 +38,7 @@ class Power:
         self._observer = observer
         self._networks = networks
         self._boot_id = boot_id
+        self._guarded = GuardedCalls()
 
     def change(self, vm_id: str, action: PowerAction, stamp: Stamp) -> DomainObservation:
         """See `Hypervisor.change_power`."""
@@ -52,16 +55,20 @@ class Power:
             facts = domain_facts.read(domain.XMLDesc(0))
             if action is PowerAction.START and seen.state not in _ALIVE:
                 self._start(connection, domain, facts, stamp)
+            elif action is PowerAction.FORCE_OFF:
+                # Killed before it is stamped: a QEMU that hangs takes no stamp, and killing it is what this is for.
+                if seen.state in _ALIVE:
+                    _destroy(domain)
+                if seen.is_persistent:
+                    write_stamp(domain, facts, stamp, boot_id="")
             else:
-                boot_id = "" if action is PowerAction.FORCE_OFF else facts.boot_id
-                write_stamp(domain, facts, stamp, boot_id=boot_id)
+                write_stamp(domain, facts, stamp, boot_id=facts.boot_id)
                 self._act(domain, action, seen, facts)
             return self._observer.observe(domain)
 
     def _start(self, connection: Any, domain: Any, facts: DomainFacts, stamp: Stamp) -> None:
         for path in facts.disk_paths:
-            if not os.path.exists(path):
-                raise NotFound("volume-not-found", f"{facts.vm_id} cannot start: its disk {path} is not there", path=path)
+            self._require_file(path, facts.vm_id)
         for network in facts.networks:
             self._networks.start(connection, network)
         # Written before the guest runs: after a crash it tells that this host may hold its state.
@@ -69,14 +76,19 @@ class Power:
         # A saved memory image, made by hand, would come back with stale disks; it is dropped.
         domain.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
 
+    def _require_file(self, path: str, vm_id: str) -> None:
+        try:
+            is_there = self._guarded.run(os.path.dirname(path), lambda: os.path.exists(path), timeout_s=STORAGE_TIMEOUT_S)
+        except Hung as error:
+            raise Unavailable("pool-hung", f"{vm_id} cannot start: the storage of {path} does not answer", path=path) from error
+        if not is_there:
+            raise NotFound("volume-not-found", f"{vm_id} cannot start: its disk {path} is not there", path=path)
+
     def _act(self, domain: Any, action: PowerAction, seen: DomainObservation, facts: DomainFacts) -> None:
         is_alive = seen.state in _ALIVE
         match action:
-            case PowerAction.START:
-                pass  # it runs
-            case PowerAction.FORCE_OFF:
-                if is_alive:
-                    _destroy(domain)
+            case PowerAction.START | PowerAction.FORCE_OFF:
+                pass  # it runs; it was killed before
             case PowerAction.SHUT_DOWN:
                 if seen.state is DomainState.PAUSED:
                     raise Conflict("wrong-domain-state", f"{seen.vm_id} is paused and cannot hear; resume it or force it off")

@@ -78,6 +78,7 @@ class InventoryResource:
     memory_mib: int
     machines: tuple[str, ...]
     has_uefi: bool
+    capabilities: tuple[str, ...]
     numa_cells: tuple[NumaCellResource, ...]
     pci_devices: tuple[PciDeviceResource, ...]
     bridges: tuple[BridgeResource, ...]
@@ -238,6 +239,7 @@ def _inventory(inventory: Inventory, *, is_full: bool) -> InventoryResource:
         memory_mib=inventory.memory_mib,
         machines=inventory.machines if is_full else (),
         has_uefi=inventory.has_uefi,
+        capabilities=inventory.capabilities if is_full else (),
         numa_cells=tuple(
             NumaCellResource(index=cell.index, memory_mib=cell.memory_mib, cpus=cell.cpus) for cell in inventory.numa_cells
         )

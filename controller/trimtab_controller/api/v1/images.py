@@ -154,7 +154,9 @@ async def upload(
 
     is_kept = False
     try:
-        order = Order(request=request, access=access, wish=asked, verb="upload.create", name=stored.id)
+        order = Order(
+            request=request, access=access, wish=asked, verb="upload.create", name=stored.id, content_sha256=stored.sha256
+        )
         response = await mutate(order, work)
         is_kept = stored.id.encode() in bytes(response.body) and not asked.is_dry_run
         return response

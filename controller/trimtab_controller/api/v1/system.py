@@ -57,7 +57,7 @@ async def get_health(request: Request, _access: Public) -> Response:
     now = runtime.context.clock.now()
     components = {"database": "ok", "engine": "unknown", "gateway": "unknown"}
     try:
-        components |= await runtime.context.db.read(lambda session: health.leases(session, now))
+        components |= await runtime.context.db.read(lambda session: health.processes(session, now))
     except Unavailable as error:
         components["database"] = error.message
     components |= {"worker": "unknown", "redis": "unknown", **runtime.context.probes()}

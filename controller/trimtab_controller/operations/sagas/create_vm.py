@@ -2,8 +2,8 @@
 
 | step          | do                                               | undo                                     |
 |---------------|--------------------------------------------------|------------------------------------------|
-| own           | (the row was inserted when the request was accepted) | erase the row's names, MACs, space, quota |
-| place         | ask the leader, wait for host and epoch           | give the claims back                     |
+| own           | (row and placement request came with the acceptance) | withdraw, erase the row's names, MACs, space, quota |
+| place         | wait for the leader's answer: host and epoch       | give the claims back                     |
 | note_images   | note where copies of base images are about to be  | - the row says where a file may be       |
 | bring_images  | copy base images to the host's pools              | - a replica is a cache entry             |
 | make_volumes  | create each volume                                | delete each volume                       |
@@ -20,7 +20,7 @@ from typing import Any
 from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.operations import vm_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
-from trimtab_controller.store import describe, events, vms, volume_claims
+from trimtab_controller.store import describe, events, placements, vms, volume_claims
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,11 @@ class Params:
 
 def _own(_context: Transaction[Params]) -> None:
     """Nothing to do: the row was inserted with the operation, so that the name was taken at once."""
+
+
+def _disown(context: Transaction[Params]) -> None:
+    placements.withdraw(context.session, context.operation.id)
+    vm_steps.erase_vm(context)
 
 
 def _make_volumes(context: Effect[Params]) -> Json:
@@ -96,7 +101,7 @@ SAGA = Saga(
     params=Params,
     result=_result,
     steps=(
-        transaction("own", _own, vm_steps.erase_vm),
+        transaction("own", _own, _disown),
         vm_steps.place("create"),
         vm_steps.note_images(),
         vm_steps.bring_images(),

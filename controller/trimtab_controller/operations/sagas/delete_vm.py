@@ -3,6 +3,7 @@
 | step   | do                                                                  | undo                               |
 |--------|---------------------------------------------------------------------|------------------------------------|
 | own    | (the wish was recorded at acceptance)                                | - delete goes only forward         |
+| find   | a migration under way is aborted: on which side is the guest?        | - it only looks                    |
 | remove | kill and undefine on every holder, both sides of a migration too     | - a killed guest stays killed      |
 | hide   | give compute back, set deleted_at and purge_after                    | - last                             |
 
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from trimtab_controller.core.lifecycle import ObservedState
-from trimtab_controller.operations import vm_steps
+from trimtab_controller.operations import superseded, vm_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
-from trimtab_controller.store import claims, describe, events, vms, volume_claims
+from trimtab_controller.store import claims, events, vms
 
 HIDDEN_FOR = timedelta(hours=24)
 
@@ -31,31 +32,19 @@ def _own(_context: Transaction[Params]) -> None:
 
 
 def _remove(context: Effect[Params]) -> Json:
+    found = context.results["find"]
     holders, epoch = context.read(lambda session: vm_steps.holders_of(session, context.params.vm_id))
-    for host_id in holders:
+    # Where the guest is comes first: the other way round it could still arrive on a side that was cleaned already.
+    for host_id in sorted(holders, key=lambda host_id: host_id != found["host_id"]):
         vm_steps.remove_domain(context, host_id, epoch=epoch, keep_state_files=True, part=host_id)
-    migration = context.read(lambda session: claims.migration_of(session, context.params.vm_id))
-    if migration is not None and migration.copied_volume_ids:
-        _delete_copies(context, migration.target_host_id, migration.target_epoch, migration.copied_volume_ids)
+    if found["was_moving"]:
+        superseded.clean_other_side(context, found)
     return {"hosts": list(holders), "epoch": epoch}
-
-
-def _delete_copies(context: Effect[Params], host_id: str, epoch: int, volume_ids: tuple[str, ...]) -> None:
-    """Remove what a superseded migration had begun to copy; the originals stay for `undelete`."""
-    parts = context.read(lambda session: describe.read_vm(session, context.params.vm_id))
-    for volume in parts.volumes:
-        if volume.id in volume_ids and volume.host_id != host_id:
-            key = context.key(subject_id=parts.vm.id, epoch=epoch, part=f"{host_id}-{volume.id}")
-            pool = describe.pool_spec(parts.pools[volume.pool_id])
-            context.agents.delete_volume(host_id, key, volume.id, volume.format, pool)
 
 
 def _hide(context: Transaction[Params]) -> None:
     session, vm_id = context.session, context.params.vm_id
-    migration = claims.migration_of(session, vm_id)
-    if migration is not None:
-        volume_claims.give_back_copies(session, migration)
-        claims.end_migration(session, vm_id)
+    superseded.forget_migration(context, context.results["find"])
     claims.give_back(session, vm_id)
     vms.update(
         session,
@@ -86,9 +75,12 @@ SAGA = Saga(
     name="vm.delete",
     version=1,
     params=Params,
+    # It superseded what was under way and has to clean up after that, whatever anybody wishes by now.
+    is_forward_only=lambda _params: True,
     result=lambda results: {"hosts": results["remove"]["hosts"]},
     steps=(
         transaction("own", _own, None, because="delete rolls only forward", pivot=True),
+        effect("find", superseded.find_guest, None, because="it only looks"),
         effect("remove", _remove, None, because="a killed guest stays killed"),
         transaction("hide", _hide, None, because="nothing follows it"),
     ),

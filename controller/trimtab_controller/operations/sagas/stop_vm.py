@@ -3,15 +3,17 @@
 | step    | do                                                              | undo                                     |
 |---------|-----------------------------------------------------------------|------------------------------------------|
 | own     | (the wish was recorded at acceptance)                            | wish for running again                   |
+| find    | by force: a migration under way is aborted; where is the guest?  | - it only looks                          |
 | ask     | guest agent or ACPI, unless `force`                              | - a guest cannot be un-asked             |
 | off     | wait until it is off; past `timeout_s` cut the power (pivot)     | - off is off                             |
+| clean   | what such a migration left on the other side                     | -                                        |
 | finish  | record, give compute back                                        | - last                                   |
 """
 
 from dataclasses import dataclass
 
 from trimtab_controller.core.lifecycle import DesiredPower
-from trimtab_controller.operations import vm_steps
+from trimtab_controller.operations import superseded, vm_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, Transaction, Wait, effect, transaction
 from trimtab_controller.store import vms
 from trimtab_protos.messages import DomainState, PowerAction
@@ -37,13 +39,14 @@ def _disown(context: Transaction[Params]) -> None:
 
 
 def _ask(context: Effect[Params]) -> Json:
-    vm = context.read(lambda session: vms.get(session, context.params.vm_id))
-    if not vm.host_id or context.params.force:
-        return {"host_id": vm.host_id, "epoch": vm.epoch, "was_asked": False}
-    seen = context.agents.get_domain(vm.host_id, vm.id)
+    found, vm_id = context.results["find"], context.params.vm_id
+    host_id, epoch = str(found["host_id"]), int(found["epoch"])
+    if not host_id or context.params.force:
+        return {"host_id": host_id, "epoch": epoch, "was_asked": False}
+    seen = context.agents.get_domain(host_id, vm_id)
     if seen.state not in OFF:
-        context.agents.change_power(vm.host_id, context.key(subject_id=vm.id, epoch=vm.epoch), vm.id, PowerAction.SHUT_DOWN)
-    return {"host_id": vm.host_id, "epoch": vm.epoch, "was_asked": True}
+        context.agents.change_power(host_id, context.key(subject_id=vm_id, epoch=epoch), vm_id, PowerAction.SHUT_DOWN)
+    return {"host_id": host_id, "epoch": epoch, "was_asked": True}
 
 
 def _off(context: Effect[Params]) -> Json | Wait:
@@ -70,7 +73,13 @@ def _cancel_off(context: Effect[Params]) -> Json | Stopped:
     return vm_steps.seen_json(host_id, seen) if seen.state in OFF else Stopped()
 
 
+def _clean(context: Effect[Params]) -> Json:
+    found = context.results["find"]
+    return superseded.clean_other_side(context, found) if found["was_moving"] else {"host_id": ""}
+
+
 def _finish(context: Transaction[Params]) -> None:
+    superseded.forget_migration(context, context.results["find"])
     if context.results["off"]["host_id"]:
         vm_steps.record_seen(context, "off")
     vm_steps.give_back_compute(context)
@@ -80,11 +89,15 @@ SAGA = Saga(
     name="vm.stop",
     version=1,
     params=Params,
+    # By force it superseded what was under way and has to clean up after that, whatever anybody wishes by now.
+    is_forward_only=lambda params: params.force,
     result=lambda results: {"was_forced": not results["ask"]["was_asked"]},
     steps=(
         transaction("own", _own, _disown),
+        effect("find", superseded.find_guest, None, because="it only looks"),
         effect("ask", _ask, None, because="a guest cannot be un-asked"),
         effect("off", _off, None, because="off is off", pivot=True, cancel=_cancel_off),
+        effect("clean", _clean, None, because="past the pivot"),
         transaction("finish", _finish, None, because="nothing follows it"),
     ),
 )

@@ -1,0 +1,32 @@
+"""The used figures of projects, raised only within their quotas."""
+
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.model import Project
+from trimtab_controller.store import schema
+from trimtab_controller.store.rows import build, columns_of
+
+_table = schema.project
+
+
+def raise_used(session: Session, project_id: str, more: Mapping[str, int]) -> bool:
+    """Add to the used figures by resource; False, and nothing is added, where a quota does not allow it all.
+
+    One conditional UPDATE decides, so that two requests cannot both take the last of it.
+    """
+    values, conditions = {}, [_table.c.id == project_id]
+    for resource, amount in more.items():
+        used, quota = _table.c[f"{resource}_used"], _table.c[f"{resource}_quota"]
+        values[f"{resource}_used"] = used + amount
+        conditions.append(sa.or_(quota.is_(None), used + amount <= quota))
+    changed = session.execute(_table.update().where(*conditions).values(**values))
+    return getattr(changed, "rowcount", 0) == 1
+
+
+def get(session: Session, project_id: str) -> Project:
+    """Return the project with its figures as they are now."""
+    query = sa.select(*columns_of(_table, Project)).where(_table.c.id == project_id)
+    return build(Project, session.execute(query).one())
