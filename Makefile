@@ -21,7 +21,7 @@ down: ## stop the demo, remove what it made, and say which packages remain
 
 # What has been seen green as a whole on two cores; `make testall` adds the long fault matrices and the libvirt contract suite.
 TESTS := tests/architecture tests/unit tests/store tests/properties tests/api tests/operations/test_journal.py \
-	tests/operations/test_engine.py tests/lab/test_bootstrap.py tests/lab/test_lab_guest.py tests/lab/test_lab_hosts.py \
+	tests/lab/test_bootstrap.py tests/lab/test_lab_guest.py tests/lab/test_lab_hosts.py \
 	tests/lab/test_lab_controlplane.py tests/lab/test_fleet.py tests/lab/test_prometheus.py
 
 test: ## the tests (sets itself up)
