@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from tests.api.interim import fill_registry
 from tests.api.kit import Api, running_api
 from tests.unit.cli.conftest import Program, Trimtab
 
 START_TIMEOUT_S = 60.0
 CREATE = ("vm", "create", "web1", "--image", "debian", "--memory", "1GiB", "--no-wait")
-fill_registry()
 
 
 class Served:
