@@ -16,7 +16,7 @@ from trimtab_agent.certificates import PURPOSE_AGENT, IdentityFiles, report
 from trimtab_agent.config import Settings
 from trimtab_agent.hypervisor.base import Hypervisor
 from trimtab_agent.jobs import JobKind
-from trimtab_agent.journal import JournalFile
+from trimtab_agent.journal import open_or_replace
 from trimtab_agent.libvirt_tls import LibvirtCertificates, reload_libvirtd
 from trimtab_agent.renewal import Renewal
 from trimtab_agent.servicer import host_pools
@@ -48,7 +48,7 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     identity, libvirt = IdentityFiles(settings.certificate_dir), LibvirtCertificates()
-    journal = JournalFile(settings.journal_path)
+    journal = open_or_replace(settings.journal_path)
     stack.callback(journal.close)
     sources = Sources(identity, gateways=lambda: config.known_gateways(settings))
     hypervisor = _hypervisor(settings, sources, stack)

@@ -12,6 +12,7 @@ written before. Several simulated hosts may share a file; each has its own `agen
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from trimtab_protos.errors import Unavailable
+from trimtab_protos.errors import Internal, Unavailable
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -95,8 +96,11 @@ class JournalFile:
     def _run(self, opened: Future[None]) -> None:
         try:
             connection = self._open()
-        except sqlite3.Error as error:
+        except sqlite3.OperationalError as error:
             opened.set_exception(Unavailable("journal-not-writable", f"the journal {self.path} cannot be opened: {error}"))
+            return
+        except sqlite3.DatabaseError as error:
+            opened.set_exception(Internal("journal-damaged", f"the journal {self.path} is damaged: {error}"))
             return
         opened.set_result(None)
         is_open = True
@@ -114,9 +118,28 @@ class JournalFile:
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=30.0)
         connection.execute("PRAGMA journal_mode=WAL")
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
         connection.execute("PRAGMA synchronous=FULL")
         connection.executescript(_SCHEMA)
         return connection
+
+
+def open_or_replace(path: Path) -> JournalFile:
+    """Open the journal; a damaged one is put aside and begun anew, which makes a new incarnation.
+
+    Refusing to start instead would leave guests that nobody may stop or move, for a memory that the domains' metadata can rebuild.
+    """
+    try:
+        return JournalFile(path)
+    except Internal as error:
+        aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+        structlog.get_logger(__name__).error("journal put aside", error=error.message, kept_as=str(aside))
+        path.replace(aside)
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        return JournalFile(path)
 
 
 def _commit(connection: sqlite3.Connection, batch: list[tuple[Work[Any], Future[Any]]]) -> None:

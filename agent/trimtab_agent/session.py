@@ -141,7 +141,7 @@ class Session:
             except _SessionEnded as end:
                 is_planned = end.is_planned
                 log.info("session left", gateway=address, why=str(end))
-            except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError, TimeoutError) as error:
+            except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError, TimeoutError, TrimtabError) as error:
                 self._log_failure(address, error)
             except Exception:
                 log.exception("session broke", gateway=address)

@@ -13,6 +13,7 @@ from trimtab_agent.hypervisor.base import DomainChange, JobControl, SourceReader
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, check_mac, check_marker
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE, IDLE_CPU_SHARE, SimulatedDomain, SimulatedHost
 from trimtab_agent.hypervisor.simulation import FaultKind, PoolStore, SimulatedFleet
+from trimtab_agent.hypervisor.statistics import DomainStatistics
 from trimtab_agent.version import agent_version
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, Unavailable
 from trimtab_protos.messages import (
@@ -226,6 +227,12 @@ class SimulatedHypervisor:
             start = max(domain.console_base, end + offset if offset < 0 else min(offset, end))
             content = bytes(domain.console[start - domain.console_base :][:max_bytes])
             return content, start + len(content)
+
+    @verb
+    def domain_statistics(self) -> tuple[DomainStatistics, ...]:
+        with self.fleet.lock:
+            running = [domain for domain in self.domains.values() if domain.state in ACTIVE]
+            return tuple(simulated_domains.statistics(self, domain) for domain in running)
 
     # Pools.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, assert_never
 from trimtab_agent.hypervisor.base import Stamp
 from trimtab_agent.hypervisor.kvm.identifiers import domain_name
 from trimtab_agent.hypervisor.simulation import StoredVolume
+from trimtab_agent.hypervisor.statistics import BlockStatistics, DomainStatistics, NicStatistics
 from trimtab_protos.errors import Conflict, NoCapacity, NotFound
 from trimtab_protos.messages import (
     Bridge,
@@ -221,6 +222,17 @@ def observation(host: "SimulatedHypervisor", domain: SimulatedDomain) -> DomainO
         starts=domain.starts,
         rss_mib=spec.memory_mib if is_active else 0,
     )
+
+
+def statistics(host: "SimulatedHypervisor", domain: SimulatedDomain) -> DomainStatistics:
+    """Counters that grow with the time the guest has run, the same for the same time."""
+    seconds = int(host.fleet.clock.boottime_s() - domain.started_at_s)
+    blocks = tuple(
+        BlockStatistics(f"vd{chr(ord('a') + disk.index)}", seconds * 4096, seconds, seconds * 8192, seconds * 2)
+        for disk in domain.spec.disks
+    )
+    nics = tuple(NicStatistics(nic.mac, seconds * 600, seconds * 6, seconds * 300, seconds * 3, 0) for nic in domain.spec.nics)
+    return DomainStatistics(domain.spec.vm_id, blocks, nics)
 
 
 def cpu_time_s(host: "SimulatedHypervisor", domain: SimulatedDomain) -> float:

@@ -44,6 +44,7 @@ async def world() -> AsyncIterator[World]:
         resources=resources,
         credentials=host_credentials(new_fleet_authority(), "host-1"),
     )
+    await until(lambda: world.agent.replay.is_rebuilt, what="the journal's rebuild")
     world.hypervisor = world.fleet.hosts["host-1"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -79,6 +80,8 @@ async def test_the_host_and_each_vm_are_shown(world: World) -> None:
         assert line in text.splitlines(), line
     assert 'trimtab_vm_info{domain="trimtab-vm-1"' in text
     assert 'trimtab_vm_cpu_seconds_total{vm_id="vm-1"}' in text
+    assert 'trimtab_vm_block_written_bytes_total{device="vda",vm_id="vm-1"}' in text
+    assert 'trimtab_vm_network_receive_bytes_total{mac="52:54:00:' in text
     assert 'trimtab_agent_certificate_expiry_timestamp_seconds{purpose="agent"}' in text
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.agent.factories import command_key
 from tests.unit.agent.manual_clock import ManualClock
 from trimtab_agent.hypervisor.base import Stamp
-from trimtab_agent.journal import JournalFile
+from trimtab_agent.journal import JournalFile, open_or_replace
 from trimtab_agent.lease import LeaseState
 from trimtab_agent.replay import ANSWERS_KEPT_MS, Act, Admission, Answered, Refused, Replay
 from trimtab_protos.errors import Conflict, InvalidRequest, TrimtabError, Unavailable
@@ -256,6 +256,20 @@ def test_a_disk_that_cannot_be_written_refuses_commands_and_recovers(bench: Benc
     assert (type(error), error.code) == (Unavailable, "journal-not-writable")
     blocked.rollback()
     assert isinstance(admit(replay, command_key()), Act)
+
+
+@pytest.mark.parametrize("damage", [b"nonsense" * 1000, b"SQLite format 3\0" + b"x" * 8000], ids=["text", "torn"])
+def test_a_damaged_journal_is_put_aside_and_begun_anew(bench: Bench, damage: bytes) -> None:
+    before = bench.open().incarnation
+    bench.file.close()
+    for path in bench.path.parent.glob("journal.db-*"):
+        path.unlink()
+    bench.path.write_bytes(damage)
+    bench.file = open_or_replace(bench.path)
+    replay = bench.open(rebuilt=False)
+    assert (replay.incarnation != before, replay.is_rebuilt) == (True, False)
+    (aside,) = bench.path.parent.glob("journal.db.damaged-*")
+    assert aside.read_bytes() == damage
 
 
 def test_a_closed_journal_answers_at_once(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import pytest
@@ -190,6 +191,20 @@ async def test_renewed_credentials_count_from_the_next_connection(world: World, 
     # The connection that was open before goes on.
     assert await host.call("GetInventory", pb.GetInventoryRequest()) == answer
     await channel.close()
+
+
+async def test_without_certificates_an_agent_serves_on_a_unix_socket_only(world: World, tmp_path: Path) -> None:
+    with pytest.raises(Internal):
+        await start_simulated_agent(world.fleet, SimulatedHost(host_id="host-8"), resources=world.resources, credentials=None)
+    address = f"unix:{tmp_path}/agent.sock"
+    agent = await start_simulated_agent(
+        world.fleet, SimulatedHost(host_id="host-9"), resources=world.resources, credentials=None, listen_address=address
+    )
+    async with grpc.aio.insecure_channel(address) as channel:
+        answer = await call(AgentServiceStub(channel), "GetInventory", pb.GetInventoryRequest())
+    assert isinstance(answer, pb.GetInventoryResponse)
+    assert answer.inventory.hostname == "host-9"
+    await stop_simulated_agent(agent)
 
 
 # --- a vm's life -------------------------------------------------------------------------------------------------------------

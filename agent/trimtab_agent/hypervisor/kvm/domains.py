@@ -15,10 +15,11 @@ from trimtab_agent.hypervisor.kvm import console, domain_facts, domain_xml, erro
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_facts import DomainFacts
 from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, METADATA_PREFIX, HostTraits, stamp_metadata
+from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, domain_name
 from trimtab_agent.hypervisor.kvm.observe import Observer, absent
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
-from trimtab_protos.errors import AlreadyExists, Conflict, NotFound
+from trimtab_protos.errors import AlreadyExists, Conflict, NotFound, Unavailable
 from trimtab_protos.messages import DomainObservation, DomainSpec, PoolSpec
 
 _UNDEFINE_FLAGS = (
@@ -28,6 +29,9 @@ _UNDEFINE_FLAGS = (
     # The file is ours to remove or to keep, like the seed.
     | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
 )
+
+
+STORAGE_TIMEOUT_S = 10.0
 
 
 class VmLocks:
@@ -71,6 +75,7 @@ class Domains:
         self._accelerator = accelerator
         self._refuse_unfit = refuse_unfit
         self.locks = VmLocks()
+        self._guarded = GuardedCalls()
 
     def list(self) -> tuple[DomainObservation, ...]:
         with self._connection.use("list domains") as connection:
@@ -123,9 +128,19 @@ class Domains:
             if domain is not None:
                 _remove(domain, vm_id, kill_if_running=kill_if_running)
                 self._observer.forget(domain.UUIDString())
+        # After the domain, which must go even where its storage does not answer.
         if not keep_state_files:
-            state_files.remove(vm_id, pools)
+            for pool in pools:
+                self._remove_state_files(vm_id, pool)
         self._logs.remove(vm_id)
+
+    def _remove_state_files(self, vm_id: str, pool: PoolSpec) -> None:
+        try:
+            self._guarded.run(pool.pool_id, lambda: state_files.remove(vm_id, pool), timeout_s=STORAGE_TIMEOUT_S)
+        except Hung as error:
+            raise Unavailable(
+                "pool-hung", f"could not remove the files of {vm_id}: pool {pool.pool_id} does not answer"
+            ) from error
 
     def refuse_if_used(self, paths: Sequence[str], what: str) -> None:
         """Raise Conflict where a domain of this host, ours or not, has one of these files as a disk."""

@@ -173,8 +173,6 @@ class KvmHypervisor:
         return self._domains.define(domain, stamp)
 
     def undefine_domain(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
-        if not keep_state_files:
-            self._require_responsive(pools)
         self._domains.undefine(vm_id, pools, kill_if_running=kill_if_running, keep_state_files=keep_state_files)
 
     def change_power(self, vm_id: str, action: PowerAction, stamp: Stamp) -> DomainObservation:

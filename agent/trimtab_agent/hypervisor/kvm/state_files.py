@@ -3,7 +3,6 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 
 from trimtab_agent.hypervisor.kvm import os_errors, seed
@@ -32,14 +31,12 @@ def ensure(domain: DomainSpec) -> None:
         raise os_errors.from_os(error, doing=f"write the state files of {domain.vm_id}") from error
 
 
-def remove(vm_id: str, pools: Sequence[PoolSpec]) -> None:
-    """Remove the vm's state files from every pool that may hold them."""
-    for pool in pools:
-        layout = PoolLayout.of(pool)
-        try:
-            layout.remove_vm(vm_id)
-        except OSError as error:
-            raise os_errors.from_os(error, doing=f"remove the state files of {vm_id}") from error
+def remove(vm_id: str, pool: PoolSpec) -> None:
+    """Remove the vm's state files from a pool that may hold them."""
+    try:
+        PoolLayout.of(pool).remove_vm(vm_id)
+    except OSError as error:
+        raise os_errors.from_os(error, doing=f"remove the state files of {vm_id}") from error
 
 
 def _nvram_template(domain: DomainSpec) -> bytes:

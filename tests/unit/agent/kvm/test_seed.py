@@ -64,7 +64,7 @@ def test_state_files_are_made_once_and_removed(pool: PoolSpec, layout: PoolLayou
         assert read(file.read(), rr_path="/meta-data") == "instance-id: i-2\n"
     with open(layout.nvram("vm-01hweb"), "rb") as file:
         assert file.read(25) == b"boot entries of the guest"
-    state_files.remove("vm-01hweb", [pool])
-    state_files.remove("vm-01hweb", [pool])
+    state_files.remove("vm-01hweb", pool)
+    state_files.remove("vm-01hweb", pool)
     with layout.open_vm("vm-01hweb", create=False) as directory:
         assert directory is None
