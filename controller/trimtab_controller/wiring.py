@@ -29,8 +29,7 @@ def build_agents(settings: Settings, db: Database) -> GrpcAgentClient:
     connect = ControllerChannels(settings)
 
     def lookup(host_id: str) -> AgentAddress:
-        host = db.read(lambda session: hosts.get(session, host_id))
-        return AgentAddress(host.id, host.agent_address, host.incarnation, host.lease_number)
+        return AgentAddress(host_id, *db.read(lambda session: hosts.reach_agent(session, host_id)))
 
     client = GrpcAgentClient(lookup=lookup, connect=connect, on_call=_count_call)
     connect.on_renewal = client.reconnect_all
@@ -39,7 +38,7 @@ def build_agents(settings: Settings, db: Database) -> GrpcAgentClient:
 
 def build_engine(settings: Settings, *, process: str) -> Engine:
     """Return a driver for this process with connections of its own. Call it after any fork."""
-    db = build_database(settings)
+    db = build_database(settings, pool_size=max(ENGINE_POOL_SIZE, settings.worker_threads))
     return Engine(
         db=db,
         agents=build_agents(settings, db),

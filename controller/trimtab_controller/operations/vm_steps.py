@@ -90,12 +90,13 @@ def chosen_host(results: Mapping[str, Json]) -> str:
 
 
 def note_images(host_of: Any = chosen_host) -> Step:
-    """Note where images are about to be copied to, so that no file can ever lie where no row says so."""
+    """Note where images are about to be copied to, so that no file can ever lie where no row says so: {missing: how many}."""
 
-    def do(context: Transaction[Any]) -> None:
+    def do(context: Transaction[Any]) -> Json:
         host_id = host_of(context.results)
         missing = image_replicas.missing_for_vm(context.session, context.params.vm_id, host_id)
         image_replicas.begin(context.session, missing, host_id, operation_id=context.operation.id, now=context.now)
+        return {"missing": len(missing)}
 
     return transaction("note_images", do, None, because="the row says where a file may be; the next copy or the deletion uses it")
 
@@ -105,21 +106,26 @@ def bring_images(host_of: Any = chosen_host) -> Step:
 
     def do(context: Effect[Any]) -> Json | Wait:
         host_id = host_of(context.results)
+        if _had_all_images(context.results):
+            return {"host_id": host_id}
         missing = context.read(lambda session: image_replicas.missing_for_vm(session, context.params.vm_id, host_id))
         return copy_missing(context, host_id, missing) or {"host_id": host_id}
 
     return effect("bring_images", do, None, because="a replica is a cache entry; its owner cleans it up when nothing uses it")
 
 
-def record_images(host_of: Any = chosen_host) -> Step:
+def _had_all_images(results: Mapping[str, Json]) -> bool:
+    """Tell whether every image was there when it was noted; a replica under a live vm's volume does not go away."""
+    return bool(results.get("note_images", {}).get("missing", 1) == 0)
+
+
+def record_images(context: Transaction[Any]) -> None:
     """Record the replicas that `bring_images` proved."""
-
-    def do(context: Transaction[Any]) -> None:
-        host_id = host_of(context.results)
-        missing = image_replicas.missing_for_vm(context.session, context.params.vm_id, host_id)
-        image_replicas.record(context.session, missing, host_id, now=context.now)
-
-    return transaction("record_images", do, None, because="the replicas exist")
+    if _had_all_images(context.results):
+        return
+    host_id = chosen_host(context.results)
+    missing = image_replicas.missing_for_vm(context.session, context.params.vm_id, host_id)
+    image_replicas.record(context.session, missing, host_id, now=context.now)
 
 
 def copy_missing(context: Effect[Any], host_id: str, missing: Sequence[image_replicas.Missing]) -> Wait | None:

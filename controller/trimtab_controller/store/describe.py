@@ -38,6 +38,15 @@ _BRIDGE_ON_HOST = sa.select(schema.network_host.c.bridge).where(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VmDisks:
+    """A vm's volumes with where they are and what they are clones of."""
+
+    volumes: tuple[Volume, ...]
+    pools: Mapping[str, Pool]
+    images: Mapping[str, Image]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmParts:
     """A vm with all that belongs to it."""
 
@@ -60,18 +69,28 @@ class VmParts:
 def read_vm(session: Session, vm_id: str) -> VmParts:
     """Return the vm and its parts. NotFound where the row is gone."""
     vm = vms.get(session, vm_id)
-    volumes = volumes_of(session, vm_id)
+    disks = read_disks(session, vm_id)
     nics = vms.nics_of(session, [vm_id])[vm_id]
     project_name = session.execute(_PROJECT_NAME, {"project_id": vm.project_id}).scalar_one()
-    image_ids = {volume.base_image_id for volume in volumes if volume.base_image_id}
     return VmParts(
         vm=vm,
         project_name=project_name,
-        volumes=volumes,
+        volumes=disks.volumes,
         nics=nics,
+        pools=disks.pools,
+        images=disks.images,
+        networks=_by_id(session, schema.network, Network, {nic.network_id for nic in nics}),
+    )
+
+
+def read_disks(session: Session, vm_id: str) -> VmDisks:
+    """Return the vm's disks in order; none where the row is gone."""
+    volumes = volumes_of(session, vm_id)
+    image_ids = {volume.base_image_id for volume in volumes if volume.base_image_id}
+    return VmDisks(
+        volumes=volumes,
         pools=_by_id(session, schema.pool, Pool, {volume.pool_id for volume in volumes}),
         images=_by_id(session, schema.image, Image, image_ids),
-        networks=_by_id(session, schema.network, Network, {nic.network_id for nic in nics}),
     )
 
 

@@ -19,6 +19,10 @@ _table = schema.host
 _classes = schema.host_class
 # Inventories are kilobytes of JSON each and rarely change: they are read apart, once per digest.
 _columns = [column for column in columns_of(_table, Host) if column.key != "inventory"] + [_table.c.inventory_digest]
+# Before every command to a host.
+_AGENT = sa.select(_table.c.agent_address, _table.c.incarnation, _table.c.lease_number).where(
+    _table.c.id == sa.bindparam("host_id")
+)
 
 DEFAULT_CLASS = "default"
 
@@ -29,6 +33,14 @@ def get(session: Session, host_id: str) -> Host:
     if not found:
         raise NotFound("host-not-found", f"no host {host_id}")
     return found[0]
+
+
+def reach_agent(session: Session, host_id: str) -> tuple[str, str, int]:
+    """Return (address, incarnation, lease number): where the host's agent is and what commands to it must carry."""
+    row = session.execute(_AGENT, {"host_id": host_id}).one_or_none()
+    if row is None:
+        raise NotFound("host-not-found", f"no host {host_id}")
+    return row.agent_address, row.incarnation, row.lease_number
 
 
 def find(session: Session, name_or_id: str) -> Host | None:

@@ -1,6 +1,7 @@
 """The used figures of projects, raised only within their quotas."""
 
 from collections.abc import Mapping
+from functools import cache
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -17,13 +18,21 @@ def raise_used(session: Session, project_id: str, more: Mapping[str, int]) -> bo
 
     One conditional UPDATE decides, so that two requests cannot both take the last of it.
     """
-    values, conditions = {}, [_table.c.id == project_id]
-    for resource, amount in more.items():
-        used, quota = _table.c[f"{resource}_used"], _table.c[f"{resource}_quota"]
-        values[f"{resource}_used"] = used + amount
-        conditions.append(sa.or_(quota.is_(None), used + amount <= quota))
-    changed = session.execute(_table.update().where(*conditions).values(**values))
+    amounts = {f"more_{resource}": amount for resource, amount in more.items()}
+    changed = session.execute(_raise(tuple(more)), {"project_id": project_id, **amounts})
     return getattr(changed, "rowcount", 0) == 1
+
+
+@cache
+def _raise(resources: tuple[str, ...]) -> sa.Update:
+    """Return the UPDATE for these resources: `more_<resource>` on top of each, unless one goes beyond its quota."""
+    values, conditions = {}, [_table.c.id == sa.bindparam("project_id")]
+    for resource in resources:
+        used, quota = _table.c[f"{resource}_used"], _table.c[f"{resource}_quota"]
+        after = used + sa.bindparam(f"more_{resource}", type_=used.type)
+        values[f"{resource}_used"] = after
+        conditions.append(sa.or_(quota.is_(None), after <= quota))
+    return _table.update().where(*conditions).values(**values)
 
 
 def get(session: Session, project_id: str) -> Project:

@@ -41,12 +41,12 @@ def _disown(context: Transaction[Params]) -> None:
 
 def _make_volumes(context: Effect[Params]) -> Json:
     host_id, epoch = vm_steps.chosen_host(context.results), int(context.results["place"]["epoch"])
-    parts = context.read(lambda session: describe.read_vm(session, context.params.vm_id))
-    for volume in parts.volumes:
-        key = context.key(subject_id=parts.vm.id, epoch=epoch, part=volume.id)
-        spec = describe.volume_spec(volume, parts.images)
-        context.agents.ensure_volume(host_id, key, spec, describe.pool_spec(parts.pools[volume.pool_id]))
-    return {"volume_ids": [volume.id for volume in parts.volumes]}
+    disks = context.read(lambda session: describe.read_disks(session, context.params.vm_id))
+    for volume in disks.volumes:
+        key = context.key(subject_id=context.params.vm_id, epoch=epoch, part=volume.id)
+        spec = describe.volume_spec(volume, disks.images)
+        context.agents.ensure_volume(host_id, key, spec, describe.pool_spec(disks.pools[volume.pool_id]))
+    return {"volume_ids": [volume.id for volume in disks.volumes]}
 
 
 def _delete_volumes(context: Effect[Params]) -> None:
