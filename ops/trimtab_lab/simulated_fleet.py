@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import ssl
+import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -193,7 +194,7 @@ class FleetProcess:
             bringing.cancel()
         finally:
             reporting.cancel()
-            self._resources.close()
+            self._resources.journal.close()
             self._fleet.close()
 
     async def _bring_all(self) -> None:
@@ -267,6 +268,9 @@ def main() -> None:
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a listener, a session and the controller's channel per host
     asyncio.run(serve(options))
+    sys.stderr.flush()
+    # A thousand listeners end like machines that lose power; to close them one by one would take longer than anybody waits.
+    os._exit(0)
 
 
 if __name__ == "__main__":
