@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
-.PHONY: help demo down test testall setup lint stubs bench
+.PHONY: help demo down test setup lint stubs bench
 
 help:
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -19,18 +19,9 @@ down: ## stop the demo, remove what it made, and say which packages remain
 	@if [ -x .venv/bin/trimtab-lab ]; then .venv/bin/trimtab-lab down; fi
 	@ops/bootstrap.sh --made
 
-# What has been seen green as a whole on two cores; `make testall` adds the long fault matrices and the libvirt contract suite.
-TESTS := tests/architecture tests/unit tests/store tests/properties tests/api tests/operations/test_journal.py \
-	tests/lab/test_bootstrap.py tests/lab/test_lab_guest.py tests/lab/test_lab_hosts.py \
-	tests/lab/test_lab_controlplane.py tests/lab/test_fleet.py tests/lab/test_prometheus.py
-
-test: ## the tests (sets itself up)
+test: ## the tests (sets itself up): every fault at every step of every saga, and real libvirt hosts and guests
 	@ops/bootstrap.sh
-	@$(PY) -m pytest $(TESTS)
-
-testall: ## the tests, every fault at every step of every saga, and the contract suite on real libvirt
-	@ops/bootstrap.sh
-	@$(PY) -m pytest tests
+	@$(PY) -m pytest -n 2 --dist loadgroup tests
 
 lint: ## the rules alone
 	@$(PY) -m pytest -q tests/architecture

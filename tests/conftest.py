@@ -18,6 +18,15 @@ from trimtab_controller.store import migrate
 from trimtab_controller.store.database import Database
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real hosts first and all in one worker: they are the longest stretch, and two labs at once would starve each other."""
+    for item in items:
+        if item.get_closest_marker("lab") is not None:
+            item.add_marker(pytest.mark.xdist_group("lab"))
+    items.sort(key=lambda item: item.get_closest_marker("lab") is None)
+
+
 @pytest.fixture(scope="session")
 def memory_directory() -> Iterator[Path]:
     """A directory of this session whose files cost no disk writes where that is possible; its path is short."""

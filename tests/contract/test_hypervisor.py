@@ -6,6 +6,7 @@ process: TCG guests take 10 to 20 s to reach their first line, so only one test 
 
 import contextlib
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -85,7 +86,7 @@ class Control:
 
 @pytest.fixture(
     scope="module",
-    params=["simulated", pytest.param("kvm", marks=[pytest.mark.lab, pytest.mark.xdist_group("lab")])],
+    params=["simulated", pytest.param("kvm", marks=pytest.mark.lab)],
 )
 def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     directory = tmp_path_factory.mktemp("contract")
@@ -143,7 +144,9 @@ def kvm_hosts(directory: Path) -> Iterator[Hosts]:
                 Side(each.name, each.hypervisor, each.local_pool, each.shared_pool, each.network, patience_s=60.0)
                 for each in (first, second)
             ]
-            yield Hosts(sides[0], sides[1], build_guest_image().raw, boots=True)
+            # The lab's cache is the machine's own; what lies below /tmp every host sees.
+            image = Path(shutil.copy(build_guest_image().raw, directory))
+            yield Hosts(sides[0], sides[1], image, boots=True)
     finally:
         lab.down()
 

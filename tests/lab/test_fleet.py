@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab.fleet_kit import Fleet, wait_until
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(900), pytest.mark.xdist_group("fleet")]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

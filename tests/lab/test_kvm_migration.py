@@ -39,7 +39,7 @@ from trimtab_protos.messages import (
     StateReason,
 )
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(400), pytest.mark.xdist_group("lab")]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from trimtab_lab.hosts import Lab
 from trimtab_lab.main import main
 from trimtab_lab.specs import CTL, LabSpec
 
-pytestmark = [pytest.mark.lab, pytest.mark.xdist_group("lab-hosts"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 GUEST_TIMEOUT_S = 120.0
 """A guest ticks after about 5 s on an idle machine; the rest is for a machine full of other tests."""
