@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
-.PHONY: help demo down test setup lint stubs bench
+.PHONY: help demo down test setup lint stubs bench soak
 
 help:
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -33,3 +33,8 @@ stubs: ## regenerate gRPC stubs and the image that breaking changes are checked 
 bench: ## ratios against baselines measured in the same run
 	@ops/bootstrap.sh
 	@$(PY) tests/bench/bench_placement.py
+
+soak: ## the long fault campaigns, on SQLite and on PostgreSQL; their dated reports go to tests/evidence/
+	@ops/bootstrap.sh
+	@$(PY) -m tests.soak.chaos --operations 500 --database sqlite
+	@$(PY) -m tests.soak.chaos --operations 500 --database postgres
