@@ -12,18 +12,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.databases import PostgresServer
 from trimtab_controller.store import migrate
 from trimtab_controller.store.database import Database
 
 
-@pytest.hookimpl(tryfirst=True)
+class OneWorkerPerLab(LoadScopeScheduling):
+    """Gives every test on real hosts to one worker: two labs at once would starve each other. pytest 9 ignores `xdist_group`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith("tests/lab/") or "[kvm" in nodeid:
+            return "lab"
+        return nodeid if nodeid.startswith("tests/operations/") else nodeid.split("::", maxsplit=1)[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneWorkerPerLab:
+    return OneWorkerPerLab(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real hosts first and all in one worker: they are the longest stretch, and two labs at once would starve each other."""
-    for item in items:
-        if item.get_closest_marker("lab") is not None:
-            item.add_marker(pytest.mark.xdist_group("lab"))
+    """Real hosts first: they are the longest stretch."""
     items.sort(key=lambda item: item.get_closest_marker("lab") is None)
 
 
