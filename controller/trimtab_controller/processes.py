@@ -80,10 +80,12 @@ def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
     from trimtab_controller.api.app import create_app
     from trimtab_controller.request_metrics import measured
     from trimtab_controller.rpc.heard import HeardHosts
+    from trimtab_controller.rpc.state_answers import GatewayAsker
 
     nudger = wiring.build_nudger(settings)
     agents_database = wiring.build_database(settings, pool_size=4)
-    heard = HeardHosts(settings.effective_redis_url)
+    asker = GatewayAsker(agents_database, wiring.ControllerChannels(settings))
+    heard = HeardHosts(settings.effective_redis_url, ask_gateways=asker.states)
     context = api_context(settings, agents=wiring.build_agents(settings, agents_database), nudge=nudger.nudge, heard=heard)
     tls = ApiTls(settings)
     server = uvicorn.Server(
@@ -105,6 +107,7 @@ def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
         asyncio.run(_serve_api(server, tls, settings, beat))
     finally:
         heard.stop()
+        asker.close()
         nudger.stop()
         agents_database.close()
 

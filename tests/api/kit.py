@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,12 +20,32 @@ from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Role
 from trimtab_controller.services import identity, projects, tokens
 from trimtab_controller.services.hosts import JoinPlace
-from trimtab_controller.store import hosts, image_replicas, images, networks, pools, schema
+from trimtab_controller.store import host_reports, hosts, image_replicas, images, networks, pools, schema
 from trimtab_controller.store.database import AsyncDatabase
 from trimtab_protos.errors import Unavailable
+from trimtab_protos.messages import Inventory
 
 T = TypeVar("T")
 GIB = 1 << 30
+INVENTORY = Inventory(
+    hostname="node1",
+    arch="x86_64",
+    machine_id="1" * 32,
+    smbios_uuid="x",
+    boot_id="b",
+    kernel="6.1",
+    agent_version="0.1",
+    libvirt_version="9.0",
+    qemu_version="7.2",
+    accelerator="tcg",
+    cpu_vendor="AMD",
+    cpu_model="EPYC",
+    usable_cpu_models=("EPYC", "qemu64"),
+    cpus=4,
+    memory_mib=8192,
+    machines=("pc-q35-7.2",),
+    digest="d1",
+)
 ROOT = Actor(name="test", roles={"": Role.ADMIN})
 
 
@@ -115,6 +135,22 @@ class Api:
         """Open a server-sent stream as the caller: `async with api.stream(...) as stream`."""
         headers = {"authorization": f"Bearer {self.secrets[caller]}", **headers}
         return Stream(self.app, path, headers)
+
+    async def equip(self, *names: str, memory_mib: int = 8192) -> None:
+        """Let these hosts (none named: node1 and node2) be up, with an inventory, reaching every pool and network."""
+        for name in names or ("node1", "node2"):
+            await self.write(lambda session, name=name: self._equip(session, self.ids[name], name, memory_mib))  # type: ignore[misc]
+
+    def _equip(self, session: Session, host_id: str, name: str, memory_mib: int) -> None:
+        now = self.clock.now()
+        inventory = replace(INVENTORY, hostname=name, memory_mib=memory_mib, digest=f"{name}-{memory_mib}")
+        host_reports.store_inventory(session, host_id, inventory, now=now)
+        hosts.open_session(session, host_id, incarnation="inc-1", boot_id="b", agent_address="192.0.2.11:8446", now=now)
+        host_reports.map_everything(session, host_id)
+        for table in (schema.pool_host, schema.network_host):
+            session.execute(table.update().where(table.c.host_id == host_id).values(state="ready", observed_at=now))
+        space = {"capacity_bytes": 100 * GIB, "available_bytes": 100 * GIB, "claimed_bytes": 0, "observed_at": now}
+        session.execute(schema.pool_space.insert().values(pool_id=self.ids["local"], host_id=host_id, **space))
 
     async def set_vm(self, vm_id: str, **values: Any) -> None:
         table = schema.vm

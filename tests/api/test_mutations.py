@@ -80,6 +80,7 @@ async def test_many_at_once_never_exceed_a_quota(api_on_each: Api) -> None:
 
 async def test_validate_only_tells_and_changes_nothing(api_on_each: Api) -> None:
     api = api_on_each
+    await api.equip()
     fine = await api.call("p1-operator", "POST", f"{VMS}?validate_only=true", json=VM)
     assert fine.status_code == 200, fine.text
     assert fine.json()["vm"]["name"] == "web1"

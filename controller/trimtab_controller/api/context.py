@@ -6,10 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from sqlalchemy.orm import Session
-
 from trimtab_controller.clock import Clock
-from trimtab_controller.core.placement.verdict import Decision, HostVerdict
 from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store.database import AsyncDatabase
 
@@ -18,18 +15,6 @@ class AgentReader(Protocol):
     """What the API asks of agents itself; everything else goes through operations."""
 
     def read_console(self, host_id: str, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]: ...
-
-
-class PlacementAdvisor(Protocol):
-    """Asks the scheduler without claiming anything; built from the same snapshot as the leader's batch loop."""
-
-    def preview(self, session: Session, vm_id: str, *, to_host_id: str) -> Decision:
-        """Decide for a vm whose rows are there, perhaps in a transaction that is rolled back."""
-        ...
-
-    def verdict(self, session: Session, vm_id: str, host_id: str) -> HostVerdict:
-        """Return what would be said of one host now."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,5 +76,3 @@ class ApiContext:
     heard: Callable[[], Mapping[str, datetime]] = _nothing_heard
     # Component -> "ok" or what is wrong, of those that SQL does not know of (worker, redis).
     probes: Callable[[], Mapping[str, str]] = _no_probes
-    # None: validate_only leaves the placement out, and only hosts that a decision lists can be asked about.
-    placement: PlacementAdvisor | None = None

@@ -9,6 +9,7 @@ import structlog
 
 from trimtab_controller.api.context import ApiContext
 from trimtab_controller.api.limits import RateLimit
+from trimtab_controller.api.settled_events import SettledEvents
 from trimtab_controller.api.spool import Spool
 from trimtab_controller.api.tailer import EventTailer
 from trimtab_controller.store import identity
@@ -32,7 +33,8 @@ class Runtime:
         # Apart from each other: agents that hang must not stop uploads, and the other way round.
         self.agent_threads = ThreadPoolExecutor(8, thread_name_prefix="console")
         self.spool = Spool(context)
-        self.tailer = EventTailer(context.db, poll_s=settings.tail_poll_s)
+        self.settled_events = SettledEvents(context.db)
+        self.tailer = EventTailer(context.db, self.settled_events, poll_s=settings.tail_poll_s)
         self._noted: dict[str, datetime] = {}
         self._background: set[asyncio.Task[None]] = set()
 

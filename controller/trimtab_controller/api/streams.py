@@ -39,7 +39,7 @@ COMMENT = b": heartbeat\n\n"
 async def watch_events(request: Request, runtime: Runtime, access: Access, interest: Interest, after: int | None) -> Response:
     """Stream events after a number (None: from now on). Conflict `events-expired` where they are no longer kept."""
     _admit(runtime)
-    start = await runtime.context.db.read(lambda session: _start(session, after))
+    start = await _start(runtime, after)
     return _stream(_events(_Watch(request, runtime, access), interest, start))
 
 
@@ -48,7 +48,7 @@ async def watch_vms(request: Request, runtime: Runtime, access: Access, page: ke
     _admit(runtime)
     given = request.headers.get("last-event-id", "")
     after = int(given) if given.isascii() and given.isdecimal() and len(given) <= 16 else None
-    start = await runtime.context.db.read(lambda session: _start(session, after))
+    start = await _start(runtime, after)
     return _stream(_vms(_Watch(request, runtime, access), page, start, is_resumed=after is not None))
 
 
@@ -128,7 +128,8 @@ async def _vms(watch: _Watch, page: keyset.Page, last: int, *, is_resumed: bool)
 
 
 async def _missed(runtime: Runtime, interest: Interest, last: int) -> AsyncIterator[Sequence[Event]]:
-    """Yield, in batches, what SQL has after `last` for this interest."""
+    """Yield, in batches, what SQL has after `last` for this interest and the tailer does not hand out."""
+    until = await runtime.settled_events.newest()
     while True:
         position = last
 
@@ -136,6 +137,7 @@ async def _missed(runtime: Runtime, interest: Interest, last: int) -> AsyncItera
             return events.page_after(
                 session,
                 position,
+                until=until,
                 limit=CATCH_UP_BATCH,
                 project_ids=interest.project_ids,
                 subject_id=interest.subject_id,
@@ -199,10 +201,10 @@ def _message(kind: str, content: bytes, *, seq: int | None) -> bytes:
     return head + f"event: {kind}\n".encode() + b"data: " + content + b"\n\n"
 
 
-def _start(session: Session, after: int | None) -> int:
+async def _start(runtime: Runtime, after: int | None) -> int:
     if after is None:
-        return events.bounds(session)[1]
-    events_view.check_kept(session, after)
+        return await runtime.settled_events.newest()
+    await runtime.context.db.read(lambda session: events_view.check_kept(session, after))
     return after
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from trimtab_controller.api.settled_events import SettledEvents
 from trimtab_controller.core.model import Event
 from trimtab_controller.store import events
 from trimtab_controller.store.database import AsyncDatabase
@@ -20,8 +21,6 @@ log = structlog.get_logger(__name__)
 
 QUEUE_MAX = 1000
 BATCH = 500
-# Events that committed late may have lower numbers than the newest: begin this far back and let watchers skip what they have.
-OVERLAP = 200
 RETRY_S = 2.0
 
 
@@ -87,8 +86,8 @@ class Subscription:
 
 
 class EventTailer:
-    def __init__(self, db: AsyncDatabase, *, poll_s: float) -> None:
-        self._db, self._poll_s = db, poll_s
+    def __init__(self, db: AsyncDatabase, settled: SettledEvents, *, poll_s: float) -> None:
+        self._db, self._settled, self._poll_s = db, settled, poll_s
         self._subscriptions: set[Subscription] = set()
         self._position: int | None = None
         self._is_wanted, self._is_following = asyncio.Event(), asyncio.Event()
@@ -135,12 +134,15 @@ class EventTailer:
         self._position = None
 
     async def _follow_once(self) -> None:
+        settled = await self._settled.newest()
         if self._position is None:
-            _oldest, newest = await self._db.read(events.bounds)
-            self._position = max(0, newest - OVERLAP)
+            # What came before is the watchers' to read from SQL; they begin only now.
+            self._position = settled
             self._is_following.set()
         position = self._position
-        found = await self._db.read(lambda session: events.page_after(session, position, limit=BATCH))
+        if settled <= position:
+            return
+        found = await self._db.read(lambda session: events.page_after(session, position, until=settled, limit=BATCH))
         for event in found:
             for subscription in self._subscriptions:
                 subscription.offer(event)

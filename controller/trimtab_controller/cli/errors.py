@@ -97,6 +97,8 @@ class CommandFailed(Exception):
             line = f"  {one.get('field', '?')}: {one.get('message', '')}{tail}"
             if line.strip() not in self.message:
                 lines.append(line)
+        # One a line: what each host lacks.
+        lines += [f"  {reason}" for reason in str(self.context.get("reasons", "")).splitlines() if reason not in self.message]
         trace = [f"code: {self.code}"]
         if self.operation_id:
             trace.append(f"operation: {self.operation_id}")

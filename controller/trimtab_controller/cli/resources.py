@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab_controller.cli import render
+from trimtab_controller.cli import humanise, render
 from trimtab_controller.cli.errors import usage
 from trimtab_controller.cli.paths import Query, join
 from trimtab_controller.cli.render import Column, Document
@@ -107,6 +107,8 @@ def show_dry_run(session: Session, answer: Any, sentence: str) -> None:
     host = answer.get("would_be_placed_on") if isinstance(answer, Mapping) else ""
     placed = f" and placed on {host}" if host else ""
     render.write_line(f"dry run, nothing was changed: it would be accepted ({sentence}){placed}")
+    if host and answer.get("placement_summary"):
+        render.write_line(humanise.plain(answer["placement_summary"]))
 
 
 def run(

@@ -19,8 +19,8 @@ from trimtab_controller.core.placement.engine import place
 from trimtab_controller.core.placement.fleet import FleetSnapshot
 from trimtab_controller.core.placement.request import PlacementRequest
 from trimtab_controller.core.placement.verdict import Decision
-from trimtab_controller.loops import placement_snapshot
 from trimtab_controller.nudge import Nudger
+from trimtab_controller.services import placement_snapshot
 from trimtab_controller.store import claims, events, fleet, leases, operations, placements, vms, volume_claims
 from trimtab_controller.store.database import Database, Session
 
@@ -217,15 +217,7 @@ def _fix_machine(session: Session, vm_id: str, host_id: str, batch: _Batch) -> N
 
 
 def _lacks_baseline(host_id: str, batch: _Batch) -> str:
-    """Return why no vm can be given a machine type and CPU model in this host's class, '' where one can."""
-    class_id = batch.hosts[host_id].host_class_id
-    baseline, name = batch.baselines[class_id], batch.rows.classes[class_id].name
-    if baseline.machine and baseline.cpu_model:
-        return ""
-    return (
-        f"the hosts of class {name} share no machine type and CPU model; "
-        f"set them with `trimtab host-class update {name}`, or put unlike hosts into classes of their own"
-    )
+    return placement_snapshot.lacks_baseline(batch.rows, batch.baselines, batch.hosts[host_id].host_class_id)
 
 
 def _read(session: Session, asks: tuple[PlacementAsk, ...]) -> _Batch:

@@ -42,7 +42,7 @@ class GrantingRight:
         self._until_s = 0.0
         self._revoked: dict[str, int] = {}
         self._others = BeatWatch()
-        self._live_others = 0
+        self._live_others: frozenset[str] = frozenset()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="granting")
 
     # Asked at every heartbeat.
@@ -55,9 +55,9 @@ class GrantingRight:
         return host_id not in self._revoked and self.is_alive
 
     @property
-    def has_live_peers(self) -> bool:
-        """Tell whether another gateway seems to live; it may have sessions that we do not see."""
-        return self._live_others > 0
+    def live_peers(self) -> frozenset[str]:
+        """The ids of the other gateways that seem to live; each may have sessions that we do not see."""
+        return self._live_others
 
     # Kept up by the gateway's tasks.
 
@@ -77,7 +77,9 @@ class GrantingRight:
         if held is not None:
             self._until_s = started_s + self._ttl_s * (1 - DRIFT_ALLOWANCE)
         now_s = self._clock.boottime_s()
-        self._live_others = sum(1 for other in others if not self._others.is_expired(other, now_s))
+        self._live_others = frozenset(
+            other.name.removeprefix(leases.GATEWAY_PREFIX) for other in others if not self._others.is_expired(other, now_s)
+        )
         forgotten = [other for other in others if self._others.unchanged_for_s(other, now_s) > FORGOTTEN_AFTER_S]
         if forgotten:
             await self._in_thread(lambda: self._database.write(lambda session: _remove_all(session, forgotten), durable=False))

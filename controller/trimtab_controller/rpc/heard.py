@@ -1,7 +1,10 @@
-"""The other processes' view of host states: a copy of Redis' copy, refreshed by a thread so that nobody waits for it."""
+"""The other processes' view of host states: a copy of Redis' copy, refreshed by a thread so that nobody waits for it.
+
+Without Redis the gateways themselves are asked, at the same pace.
+"""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +15,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from trimtab_controller.rpc.host_states import HOSTS_KEY, REDIS_TIMEOUT_S, decode
+from trimtab_controller.rpc.state_answers import newest_of
 
 log = structlog.get_logger(__name__)
 
@@ -19,16 +23,17 @@ REFRESH_S = 2.0
 
 
 class HeardHosts:
-    """What the gateways last heard, at most a few seconds old. Without Redis it goes stale, and its ages say so."""
+    """What the gateways last heard, at most a few seconds old. Where nobody tells it goes stale, and its ages say so."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, ask_gateways: Callable[[], dict[str, dict[str, Any]]] = dict) -> None:
+        self._ask_gateways = ask_gateways
         self._redis = redis.Redis.from_url(
             url,
             socket_timeout=REDIS_TIMEOUT_S,
             socket_connect_timeout=REDIS_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
         )
-        self._states: Mapping[str, Mapping[str, Any]] = {}
+        self._states: dict[str, dict[str, Any]] = {}
         self._heard: Mapping[str, datetime] = {}
         self._problem = "not asked yet"
         self._stopping = threading.Event()
@@ -60,16 +65,20 @@ class HeardHosts:
                 if self._problem == "ok":
                     log.warning("host states cannot be read from redis", error=str(error)[:200])
                 self._problem = str(error)[:200] or type(error).__name__
+                # What nobody tells of any more stays as it was: its age grows.
+                self._take(newest_of(self._states, self._ask_gateways()))
             if self._stopping.wait(REFRESH_S):
                 return
 
     def _refresh(self) -> None:
         document: Any = self._redis.hgetall(HOSTS_KEY)
-        states = decode(document)
+        self._take(decode(document))
+        self._problem = "ok"
+
+    def _take(self, states: dict[str, dict[str, Any]]) -> None:
         self._heard = {
             host_id: datetime.fromtimestamp(state["at_ms"] / 1000, UTC)
             for host_id, state in states.items()
             if state["is_hypervisor_up"]
         }
         self._states = states
-        self._problem = "ok"

@@ -1,4 +1,4 @@
-"""Who is at the other end: the host id and serial in a verified client certificate, and errors carried over gRPC."""
+"""Who is at the other end: the host id and serial in a verified client certificate, or the controller; errors carried over gRPC."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -37,6 +37,17 @@ def peer_of(context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
     if len(names) != 1 or not names[0].startswith("host-"):
         raise PermissionDenied("certificate-no-host", "the certificate does not name a host")
     return Peer(names[0], pki.serial_of(certificate), context.peer())
+
+
+def require_controller(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Raise PermissionDenied unless the caller has the controller's own certificate."""
+    chain = list(context.auth_context().get("x509_pem_cert", ()))
+    try:
+        certificate = x509.load_pem_x509_certificate(chain[0] if chain else b"")
+    except ValueError as error:
+        raise PermissionDenied("certificate-missing", "only the controller's own processes may ask this") from error
+    if pki.CONTROLLER_NAME not in pki.dns_names(certificate):
+        raise PermissionDenied("certificate-no-controller", "only the controller's own processes may ask this")
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: TrimtabError) -> NoReturn:

@@ -18,6 +18,7 @@ from trimtab_controller.config import Settings, join_host_port
 from trimtab_controller.pki import FleetPki
 from trimtab_controller.rpc import gateway as gateway_service
 from trimtab_controller.rpc import join as join_service
+from trimtab_controller.rpc import state_answers
 from trimtab_controller.rpc.gateway import Gateway
 from trimtab_controller.rpc.host_states import HostStateMirror
 from trimtab_controller.rpc.join import JoinServicer
@@ -129,6 +130,7 @@ async def start(
 
     host_server = grpc.aio.server(options=_HOST_OPTIONS)
     gateway_service.add_to_server(gateway, host_server)
+    state_answers.add_to_server(gateway, host_server)
     health_servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, host_server)
     host_port = _bind(

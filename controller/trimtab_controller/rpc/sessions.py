@@ -136,6 +136,7 @@ class HostSession:
         opening = Opening(
             host_id=self.host_id,
             certificate_serial=self.peer.serial,
+            gateway_id=self._gateway.gateway_id,
             incarnation=hello.incarnation,
             boot_id=hello.boot_id,
             agent_address=hello.agent_address,

@@ -6,6 +6,7 @@ was paused first gives the heartbeats that queued up meanwhile a lease's length 
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 
 import structlog
 
@@ -16,6 +17,7 @@ from trimtab_controller.rpc.host_states import HostState, HostStateMirror
 from trimtab_controller.rpc.sessions import superseded
 from trimtab_controller.services import sessions
 from trimtab_controller.store import certificates, host_reports, hosts
+from trimtab_controller.store.database import Session
 from trimtab_protos.errors import NotFound, PermissionDenied, TrimtabError
 
 log = structlog.get_logger(__name__)
@@ -24,7 +26,7 @@ TICK_S = 1.0
 HELD_UP_S = 2.0
 MEMBERS_EVERY_S = 5.0
 REVOCATIONS_EVERY_S = 1.0
-ORPHANS_EVERY_S = 30.0
+ORPHANS_EVERY_S = 5.0
 BUNDLE_EVERY_S = 5.0
 STRANGERS_EVERY_S = 600.0
 RECONNECT_WITHIN_MS = 15_000
@@ -40,6 +42,8 @@ class Watch:
         self._ticked_s = gateway.clock.boottime_s()
         self._judging_from_s = self._ticked_s + gateway.settings.lease_ttl_s
         self._judging: set[asyncio.Task[None]] = set()
+        # Host -> (its lease number, since when nobody has it).
+        self._orphans: dict[str, tuple[int, float]] = {}
         self._bundle = gateway.pki.bundle_sha256()
 
     async def run(self) -> None:
@@ -147,15 +151,32 @@ class Watch:
             gateway.forget(state.host_id, superseded(state.host_id))
 
     async def judge_orphans(self) -> None:
-        """Suspect hosts that SQL calls up and no gateway hears; only where no other gateway might."""
-        gateway = self._gateway
-        if gateway.right.has_live_peers or gateway.clock.boottime_s() < self._judging_from_s:
+        """Judge the silence of hosts that no living gateway has a session with: ours ended before we began, or theirs died.
+
+        A host's silence counts from when we saw that nobody has it: so each has a whole window to come back, to us or another.
+        """
+        gateway, now_s, settings = self._gateway, self._gateway.clock.boottime_s(), self._gateway.settings
+        if not gateway.right.is_alive or now_s < self._judging_from_s:
+            self._orphans.clear()
             return
-        known = await asyncio.to_thread(gateway.database.read, hosts.up_hosts)
-        now = gateway.clock.now()
-        for host_id, number in known.items():
-            if host_id not in gateway.states:
-                await gateway.committer.commit(_suspicion(host_id, number, now))
+        known = await asyncio.to_thread(gateway.database.read, hosts.heard)
+        orphans = {host.host_id: host for host in known if self._is_orphan(host)}
+        self._orphans = {host_id: self._since(host, now_s) for host_id, host in orphans.items()}
+        for host_id, host in orphans.items():
+            silent_s = now_s - self._orphans[host_id][1]
+            to = _judgement(host.connectivity, silent_s, suspect_s=settings.lease_ttl_s, lost_s=settings.lost_after_s)
+            if to in {HostConnectivity.SUSPECT, HostConnectivity.LOST}:
+                await gateway.committer.commit(_suspicion(host, to, gateway.clock.now()))
+                log.info("host connectivity", host_id=host_id, connectivity=to.value, last_gateway_id=host.gateway_id)
+
+    def _is_orphan(self, host: hosts.Heard) -> bool:
+        """Of a host whose gateway is not known (it connected to an older release) any other gateway may have the session."""
+        peers = self._gateway.right.live_peers
+        return host.host_id not in self._gateway.states and (host.gateway_id not in peers if host.gateway_id else not peers)
+
+    def _since(self, host: hosts.Heard, now_s: float) -> tuple[int, float]:
+        known = self._orphans.get(host.host_id)
+        return known if known is not None and known[0] == host.lease_number else (host.lease_number, now_s)
 
     # --- members ---------------------------------------------------------------------------------------------------------------
 
@@ -204,11 +225,5 @@ def _judgement(present: HostConnectivity, silent_s: float, *, suspect_s: float, 
     return None
 
 
-def _suspicion(host_id: str, number: int, now: object) -> Callable[..., bool]:
-    return lambda session: sessions.change_connectivity(
-        session,
-        host_id,
-        HostConnectivity.SUSPECT,
-        lease_number=number,
-        now=now,  # type: ignore[arg-type]
-    )
+def _suspicion(host: hosts.Heard, to: HostConnectivity, now: datetime) -> Callable[[Session], bool]:
+    return lambda session: sessions.change_connectivity(session, host.host_id, to, lease_number=host.lease_number, now=now)

@@ -17,26 +17,41 @@ class EventsPage:
     # id -> name of projects and subjects.
     names: Mapping[str, str]
     has_more: bool
+    # The number to read on from.
+    last_seq: int
 
 
 def page(
     session: Session,
     *,
     after: int | None,
+    settled: int,
     limit: int,
     project_ids: Sequence[str] | None,
     subject_id: str = "",
     kind_prefix: str = "",
 ) -> EventsPage:
-    """Return the events after a number, oldest first; without one the newest. Conflict `events-expired` past the retention."""
+    """Return the events after a number, oldest first; without one the newest. Conflict `events-expired` past the retention.
+
+    `settled`: the number up to which none can appear any more. The newest are shown beyond it too, but not read on from there.
+    """
     if after is not None:
         check_kept(session, after)
         found = events.page_after(
-            session, after, limit=limit + 1, project_ids=project_ids, subject_id=subject_id, kind_prefix=kind_prefix
+            session,
+            after,
+            until=settled,
+            limit=limit + 1,
+            project_ids=project_ids,
+            subject_id=subject_id,
+            kind_prefix=kind_prefix,
         )
-        return EventsPage(events=found[:limit], names=names_of(session, found[:limit]), has_more=len(found) > limit)
+        shown = found[:limit]
+        last_seq = shown[-1].seq if shown else after
+        return EventsPage(events=shown, names=names_of(session, shown), has_more=len(found) > limit, last_seq=last_seq)
     found = event_listing.newest(session, limit=limit, project_ids=project_ids, subject_id=subject_id, kind_prefix=kind_prefix)
-    return EventsPage(events=found, names=names_of(session, found), has_more=False)
+    last_seq = min(found[-1].seq if found else 0, settled)
+    return EventsPage(events=found, names=names_of(session, found), has_more=False, last_seq=last_seq)
 
 
 def check_kept(session: Session, after: int) -> None:

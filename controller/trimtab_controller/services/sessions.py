@@ -21,6 +21,7 @@ class Opening:
 
     host_id: str
     certificate_serial: str
+    gateway_id: str
     incarnation: str
     boot_id: str
     agent_address: str
@@ -48,6 +49,7 @@ def open_session(session: Session, opening: Opening, now: datetime) -> Opened:
         incarnation=opening.incarnation[:64],
         boot_id=opening.boot_id[:64],
         agent_address=opening.agent_address[:200],
+        gateway_id=opening.gateway_id,
         now=now,
     )
     if was is not HostConnectivity.UP:

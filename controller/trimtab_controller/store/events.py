@@ -43,20 +43,18 @@ def page_after(
     seq: int,
     *,
     limit: int,
+    until: int | None = None,
     project_ids: Sequence[str] | None = None,
     subject_id: str = "",
     kind_prefix: str = "",
 ) -> tuple[Event, ...]:
     """Return up to `limit` events after `seq`, oldest first, of these projects (None: all).
 
-    On PostgreSQL sequence order is not commit order: a reader that has seen 7 may later find a 6 that committed late. Rows of
-    transactions that are still open are therefore held back, with everything after them.
+    Who reads on from the last of them gives as `until` a number up to which none can appear any more (`event_horizon`).
     """
     query = sa.select(schema.event).where(schema.event.c.seq > seq).order_by(schema.event.c.seq).limit(limit)
-    if session.get_bind().dialect.name == "postgresql":
-        query = query.where(
-            sa.text("event.xmin::text::bigint < (pg_snapshot_xmin(pg_current_snapshot())::text::bigint & 4294967295)")
-        )
+    if until is not None:
+        query = query.where(schema.event.c.seq <= until)
     if project_ids is not None:
         query = query.where(schema.event.c.project_id.in_(project_ids))
     if subject_id:

@@ -1,6 +1,7 @@
 """Hosts and their classes in SQL: membership, connectivity, limits. What hosts report: `host_reports.py`; tokens: `host_tokens.py`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -166,7 +167,14 @@ def mark_deleted(session: Session, host_id: str, *, now: datetime) -> bool:
 
 
 def open_session(
-    session: Session, host_id: str, *, incarnation: str, boot_id: str, agent_address: str, now: datetime
+    session: Session,
+    host_id: str,
+    *,
+    incarnation: str,
+    boot_id: str,
+    agent_address: str,
+    now: datetime,
+    gateway_id: str = "",
 ) -> tuple[int, HostConnectivity]:
     """Raise the host's lease number for a new session and mark it up; return the number and what it was before.
 
@@ -182,6 +190,7 @@ def open_session(
         "lease_number": _table.c.lease_number + 1,
         "incarnation": incarnation,
         "boot_id": boot_id,
+        "gateway_id": gateway_id,
         "connectivity": HostConnectivity.UP.value,
     }
     if before != HostConnectivity.UP.value:
@@ -227,12 +236,25 @@ def member_ids(session: Session) -> frozenset[str]:
     return frozenset(session.scalars(sa.select(_table.c.id).where(_table.c.deleted_at.is_(None))))
 
 
-def up_hosts(session: Session) -> dict[str, int]:
-    """Return the lease number of each live host that SQL calls up."""
-    query = sa.select(_table.c.id, _table.c.lease_number).where(
-        _table.c.connectivity == HostConnectivity.UP.value, _table.c.deleted_at.is_(None)
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A host that some gateway heard, or has not given up yet."""
+
+    host_id: str
+    lease_number: int
+    connectivity: HostConnectivity
+    # With which its newest session is, or was.
+    gateway_id: str
+
+
+def heard(session: Session) -> tuple[Heard, ...]:
+    """Return every live host that SQL calls up or suspect."""
+    columns = (_table.c.id, _table.c.lease_number, _table.c.connectivity, _table.c.gateway_id)
+    states = (HostConnectivity.UP.value, HostConnectivity.SUSPECT.value)
+    query = sa.select(*columns).where(_table.c.connectivity.in_(states), _table.c.deleted_at.is_(None))
+    return tuple(
+        Heard(row.id, int(row.lease_number), HostConnectivity(row.connectivity), row.gateway_id) for row in session.execute(query)
     )
-    return {row.id: int(row.lease_number) for row in session.execute(query)}
 
 
 # --- classes and limits --------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ class Served:
     async def _serve(self) -> None:
         database_url, directory, certificate = self._place
         async with running_api(database_url, directory) as self.api:
+            await self.api.equip()
             config = uvicorn.Config(
                 self.api.app,
                 host="127.0.0.1",
@@ -125,6 +126,21 @@ def test_every_change_is_understood(served: Served, trimtab: Trimtab) -> None:
         if found.code != 0:
             failed[line] = found.err
     assert failed == {}
+
+
+def test_a_dry_run_shows_where_a_vm_would_go_and_why(served: Served, trimtab: Trimtab) -> None:
+    found = trimtab("vm", "create", "web1", "--image", "debian", "--memory", "1GiB", "--dry-run")
+    assert found.code == 0
+    assert "placed on node1" in found.out
+    assert "2 of 2 hosts fit" in found.out
+
+
+def test_a_dry_run_that_fits_nowhere_ends_with_its_own_exit_code_and_each_hosts_reason(served: Served, trimtab: Trimtab) -> None:
+    found = trimtab("vm", "create", "web1", "--image", "debian", "--memory", "512GiB", "--dry-run")
+    assert found.code == 7
+    assert "node1: " in found.err
+    assert "node2: " in found.err
+    assert "MiB" in found.err
 
 
 def test_a_file_is_uploaded_and_a_refusal_comes_before_the_bytes(

@@ -219,9 +219,12 @@ class Machine:
 
     def stub(self, **credentials: bytes) -> pb_grpc.GatewayServiceStub:
         """Connect with the machine's own certificate, or with what the test gives."""
+        return self.stub_at(self.fleet.process.host_port, **credentials)
+
+    def stub_at(self, port: int, **credentials: bytes) -> pb_grpc.GatewayServiceStub:
         chosen = {"root": self.ca_pem, "key": key_pem(self.key), "certificate": self.certificate_pem, **credentials}
         channel = grpc.aio.secure_channel(
-            f"127.0.0.1:{self.fleet.process.host_port}",
+            f"127.0.0.1:{port}",
             grpc.ssl_channel_credentials(chosen["root"], chosen["key"] or None, chosen["certificate"] or None),
             options=[("grpc.ssl_target_name_override", CONTROLLER_NAME), ("grpc.use_local_subchannel_pool", 1)],
         )
@@ -323,6 +326,14 @@ async def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         await machine.close()
     await process.stop()
     database.close()
+
+
+async def silent_for(fleet: Fleet, seconds: float) -> None:
+    """Let time pass with a gateway that is well: its right is renewed and its clockwork ticked all along."""
+    for _second in range(int(seconds)):
+        fleet.clock.shift_s += 1
+        await fleet.process.gateway.right.renew()
+        await fleet.process.watch.judge()
 
 
 def domain(vm_id: str, state: str = "RUNNING", *, epoch: int = 1, reason: str = "NONE", **fields: Any) -> Any:

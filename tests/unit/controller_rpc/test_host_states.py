@@ -1,5 +1,6 @@
 """The copy of host states in Redis: complete, aged, and dispensable."""
 
+import asyncio
 import shutil
 import subprocess
 import time
@@ -7,14 +8,21 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import grpc
 import pytest
 import redis
 
-from tests.unit.controller_rpc.conftest import Fleet, eventually
+from tests.unit.controller_rpc.conftest import Fleet, eventually, key_pem
 from trimtab_controller import metrics
 from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_controller.pki import CONTROLLER_NAME
 from trimtab_controller.rpc.heard import HeardHosts
 from trimtab_controller.rpc.host_states import EVERYTHING_EVERY_S, HOSTS_KEY, PAUSE_AFTER_FAILURE_S, HostState, HostStateMirror
+from trimtab_controller.rpc.state_answers import GatewayAsker
+from trimtab_controller.store import schema
+from trimtab_controller.wiring import ControllerChannels
+from trimtab_protos.controller.v1 import host_states_service_pb2 as pb
+from trimtab_protos.controller.v1 import host_states_service_pb2_grpc as pb_grpc
 
 
 class PrivateRedis:
@@ -124,6 +132,44 @@ async def test_readers_learn_when_each_host_was_heard(private_redis: PrivateRedi
     assert not heard.states()["host-2"]["is_hypervisor_up"]
     heard.stop()
     await mirror.close()
+
+
+async def test_without_redis_the_gateways_are_asked_and_nobody_else_is_answered(fleet: Fleet) -> None:
+    """The fixture has no Redis at all, and one gateway that runs; another one's row is left from before it died."""
+    machine = await fleet.member("node1")
+    stream, _welcome = await machine.open()
+    await stream.beat(kill_ms=120)
+    told_at = {"address": f"127.0.0.1:{fleet.process.host_port}"}
+    fleet.database.write(lambda session: session.execute(schema.lease.update().values(context=told_at)))
+    dead = schema.lease.insert().values(
+        name="gateway/gw-dead", owner="gw-dead", term=1, beat=1, ttl_ms=15_000, context={"address": "127.0.0.1:1"},
+        renewed_at=fleet.clock.now(),
+    )  # fmt: skip
+    fleet.database.write(lambda session: session.execute(dead))
+    asker = GatewayAsker(fleet.database, ControllerChannels(fleet.settings))
+    heard = HeardHosts(fleet.settings.effective_redis_url, ask_gateways=asker.states)
+    try:
+        first = await eventually(lambda: heard.heard().get(machine.host_id))
+        assert heard.states()[machine.host_id]["kill_ms"] == 120
+        assert heard.problem() != "ok"  # health still says what is missing
+        fleet.clock.shift_s += 5
+        await stream.beat()
+        second = await eventually(lambda: (at := heard.heard()[machine.host_id]) > first and at)
+        assert (second - first).total_seconds() >= 5
+        await stream.beat(is_hypervisor_up=False)
+        await eventually(lambda: machine.host_id not in heard.heard())  # nothing is known of its guests
+    finally:
+        await asyncio.to_thread(heard.stop)
+        asker.close()
+    curious = grpc.aio.secure_channel(
+        f"127.0.0.1:{fleet.process.host_port}",
+        grpc.ssl_channel_credentials(machine.ca_pem, key_pem(machine.key), machine.certificate_pem),
+        options=[("grpc.ssl_target_name_override", CONTROLLER_NAME), ("grpc.use_local_subchannel_pool", 1)],
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await pb_grpc.HostStatesServiceStub(curious).ListHostStates(pb.ListHostStatesRequest(), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    await curious.close()
 
 
 async def test_sessions_do_not_need_redis(fleet: Fleet) -> None:

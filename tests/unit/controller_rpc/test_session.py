@@ -17,6 +17,7 @@ from tests.unit.controller_rpc.conftest import (
     host_libvirt_key,
     inventory,
     key_pem,
+    silent_for,
 )
 from trimtab_controller import pki
 from trimtab_controller.core.lifecycle import HostConnectivity
@@ -265,14 +266,6 @@ async def test_a_host_removed_while_connected_is_put_out(fleet: Fleet) -> None:
 # --- silence -----------------------------------------------------------------------------------------------------------------------
 
 
-async def silent_for(fleet: Fleet, seconds: float) -> None:
-    """Let time pass with a gateway that is well: its right is renewed and its clockwork ticked all along."""
-    for _second in range(int(seconds)):
-        fleet.clock.shift_s += 1
-        await fleet.process.gateway.right.renew()
-        await fleet.process.watch.judge()
-
-
 @ON_BOTH_DATABASES
 async def test_silence_makes_a_host_suspect_then_lost_and_a_heartbeat_brings_it_back(fleet: Fleet) -> None:
     machine = await fleet.member("node1")
@@ -299,18 +292,6 @@ async def test_a_gateway_that_was_paused_does_not_blame_its_hosts(fleet: Fleet) 
     await fleet.process.watch.judge()
     await silent_for(fleet, 10)
     assert fleet.host(machine.host_id).connectivity is HostConnectivity.UP
-
-
-async def test_a_host_that_never_connected_to_a_new_gateway_becomes_suspect(fleet: Fleet) -> None:
-    machine = await fleet.member("node1")
-    fleet.database.write(
-        lambda session: hosts.open_session(
-            session, machine.host_id, incarnation="i", boot_id="b", agent_address="", now=fleet.clock.now()
-        )
-    )
-    await silent_for(fleet, 16)
-    await fleet.process.watch.judge_orphans()
-    assert fleet.host(machine.host_id).connectivity is HostConnectivity.SUSPECT
 
 
 # --- pools, certificates, floods -----------------------------------------------------------------------------------------------------

@@ -91,8 +91,9 @@ class VmResource:
 class VmAnswer:
     operation: OperationResource
     vm: VmResource
-    # Only with validate_only: where it would be placed.
+    # Only with validate_only: where it would be placed, and why there.
     would_be_placed_on: str
+    placement_summary: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,18 +86,20 @@ async def _answer(
     if watch or EVENT_STREAM in request.headers.get("accept", ""):
         return await streams.watch_events(request, runtime, access, interest, after)
 
+    settled = await runtime.settled_events.newest()
+
     def read(session: Session) -> EventPage:
         page = events_view.page(
             session,
             after=after,
+            settled=settled,
             limit=page_size,
             project_ids=interest.project_ids,
             subject_id=interest.subject_id,
             kind_prefix=interest.kind_prefix,
         )
         items = tuple(render_event(event, page.names) for event in page.events)
-        last_seq = items[-1].seq if items else (after or 0)
-        return EventPage(items=items, next_page_token=str(last_seq) if page.has_more else "", last_seq=last_seq)
+        return EventPage(items=items, next_page_token=str(page.last_seq) if page.has_more else "", last_seq=page.last_seq)
 
     return json_response(dump(await runtime.context.db.read(read)))
 

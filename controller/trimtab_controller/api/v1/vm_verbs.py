@@ -156,13 +156,12 @@ async def undelete_vm(
 @router.get(f"{_VM}:explain", response_model=ExplanationResource)
 async def explain_vm(runtime: InRuntime, access: ProjectViewer, name: NamePath, why_not: HostQuery = "") -> Response:
     """Tell why the vm is where it is, host by host; `why_not` adds a sentence about one host."""
-    owner, advisor = access.own_project, runtime.context.placement
+    owner = access.own_project
 
     def read(session: Session) -> ExplanationResource:
         vm = vm_power.find(session, name, project=owner, with_deleted=True)
         explained = vm_views.explain(session, vm, project=owner)
-        ask_again = None if advisor is None else (lambda host_id: advisor.verdict(session, vm.id, host_id))
-        sentence = placement_why.why_not(session, explained.decision, why_not, ask_again=ask_again) if why_not else ""
+        sentence = placement_why.why_not(session, vm, explained.decision, why_not) if why_not else ""
         return render_decision(
             explained.decision,
             vm_name=vm.name,

@@ -35,11 +35,10 @@ from trimtab_controller.api.resources.vms import VmAnswer, VmResource, render_vm
 from trimtab_controller.api.runtime import Runtime
 from trimtab_controller.api.security import requires
 from trimtab_controller.core.model import Actor, Operation, Project, Role, Vm
-from trimtab_controller.services import seeds, vm_power, vm_views, vms
+from trimtab_controller.services import placement_advisor, seeds, vm_power, vm_views, vms
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.mutations import Answer
 from trimtab_controller.services.vm_views import VmView
-from trimtab_protos.errors import NoCapacity
 
 router = APIRouter(tags=["vms"])
 ProjectViewer = Annotated[Access, requires(Role.VIEWER, Scope.PROJECT)]
@@ -157,10 +156,11 @@ async def list_vms(
 async def create_vm(request: Request, runtime: InRuntime, access: ProjectOperator, body: VmBody, asked: Asked) -> Response:
     """Create a vm: the scheduler places it, its root disk is cloned, it is started."""
     owner, spec = access.own_project, body.spec()
+    fleet = await runtime.context.db.read(placement_advisor.read_fleet) if asked.is_dry_run else None
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
         view, operation = vms.create(session, spec, project=owner, actor=actor, now=now)
-        placed_on = _preview(runtime, session, view.vm, operation) if asked.is_dry_run else ""
+        placed_on = _preview(session, fleet, view.vm, operation) if fleet is not None else _NOWHERE
         return accepted(_answer(runtime, view, operation, project=owner, placed_on=placed_on))
 
     order = Order(request=request, access=access, wish=asked, verb="vm.create", body=body, name=body.name)
@@ -215,21 +215,23 @@ async def delete_vm(request: Request, runtime: InRuntime, access: ProjectOperato
     return await mutate(Order(request=request, access=access, wish=asked, verb="vm.delete"), work)
 
 
-def _answer(runtime: Runtime, view: VmView, operation: Operation, *, project: Project, placed_on: str = "") -> VmAnswer:
+_NOWHERE = ("", "")
+
+
+def _answer(
+    runtime: Runtime, view: VmView, operation: Operation, *, project: Project, placed_on: tuple[str, str] = _NOWHERE
+) -> VmAnswer:
     now, heard = operation.created_at, runtime.context.heard()
     return VmAnswer(
         operation=render(operation, project_name=project.name),
         vm=render_vm(view, now=now, heard=heard),
-        would_be_placed_on=placed_on,
+        would_be_placed_on=placed_on[0],
+        placement_summary=placed_on[1],
     )
 
 
-def _preview(runtime: Runtime, session: Session, vm: Vm, operation: Operation) -> str:
-    """Return where the vm would go. NoCapacity with the reasons where no host fits."""
-    if runtime.context.placement is None:
-        return ""
-    to_host_id = str(operation.params.get("to_host_id", ""))
-    decision = runtime.context.placement.preview(session, vm.id, to_host_id=to_host_id)
-    if decision.chosen is None:
-        raise NoCapacity("no-host-fits", decision.summary())
-    return decision.chosen.host_name
+def _preview(session: Session, fleet: placement_advisor.FleetView, vm: Vm, operation: Operation) -> tuple[str, str]:
+    """Return where the vm would go, and why there. NoCapacity with the reasons where no host fits."""
+    decision = placement_advisor.preview(session, fleet, vm, to_host_id=str(operation.params.get("to_host_id", "")))
+    assert decision.chosen is not None
+    return decision.chosen.host_name, decision.summary()

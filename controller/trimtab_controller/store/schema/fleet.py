@@ -51,6 +51,8 @@ host = sa.Table(
     sa.Column("boot_id", sa.String(64), nullable=False, server_default=""),
     sa.Column("incarnation", sa.String(64), nullable=False, server_default=""),
     sa.Column("lease_number", sa.BigInteger(), nullable=False, server_default="0"),
+    # Of the newest session; '' before the first. While that gateway lives, only it judges the host's silence.
+    sa.Column("gateway_id", sa.String(40), nullable=False, server_default=""),
     sa.Column("inventory", Json),
     sa.Column("inventory_digest", sa.String(64), nullable=False, server_default=""),
     sa.Column("inventory_at", UtcDateTime()),

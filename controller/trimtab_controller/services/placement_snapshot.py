@@ -27,6 +27,17 @@ def baselines_of(rows: FleetRows) -> dict[str, Baseline]:
     return found
 
 
+def lacks_baseline(rows: FleetRows, baselines: Mapping[str, Baseline], class_id: str) -> str:
+    """Return why no vm can be given a machine type and CPU model in this class, '' where one can."""
+    baseline, name = baselines[class_id], rows.classes[class_id].name
+    if baseline.machine and baseline.cpu_model:
+        return ""
+    return (
+        f"the hosts of class {name} share no machine type and CPU model; "
+        f"set them with `trimtab host-class update {name}`, or put unlike hosts into classes of their own"
+    )
+
+
 def snapshot_of(rows: FleetRows, baselines: Mapping[str, Baseline]) -> FleetSnapshot:
     """Return the fleet as of these rows."""
     pools_on, networks_on, images_on = _by_host(rows)
