@@ -37,6 +37,8 @@ CONTROLLER_NAME = "trimtab-controller"
 CA_LIFE = timedelta(days=3650)
 BACKDATED = timedelta(minutes=5)
 """Certificates are valid a little earlier than made: a host's clock may lag, and joins refuse only more than 2 s of skew."""
+BACKDATED_SHARE = 10
+"""At most this part of a life: one that seems half over when it is made would be renewed at once, for ever."""
 CSR_MAX_BYTES = 16_384
 RSA_MIN_BITS = 2048
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
@@ -113,7 +115,7 @@ class SigningAuthority:
             .issuer_name(self.certificate.subject)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(min(now, not_after) - BACKDATED)
+            .not_valid_before(min(now, not_after) - _backdated(life))
             .not_valid_after(not_after)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(is_key_encipherment=is_key_encipherment), critical=True)
@@ -384,6 +386,10 @@ def _requested_key(csr_pem: str, *, field: str) -> object:
     if not is_proven:
         raise InvalidRequest("csr-unproven", f"{field}: the request is not signed with its own key", field=field)
     return key
+
+
+def _backdated(life: timedelta) -> timedelta:
+    return min(BACKDATED, max(timedelta(seconds=1), life / BACKDATED_SHARE))
 
 
 def _name(common_name: str) -> x509.Name:

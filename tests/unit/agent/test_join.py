@@ -232,11 +232,18 @@ def test_leaving_keeps_what_an_operator_edited_after_the_join(machine: Machine) 
     assert any("edited since" in line for line in undone)
 
 
-def test_leaving_may_keep_the_identity(machine: Machine) -> None:
+def test_leaving_may_keep_the_identity_and_then_its_domains_stay_the_fleets(machine: Machine) -> None:
+    released: list[str] = []
     machine.joiner().join()
-    leave(machine.systemctl, root=machine.root, keep_certificates=True)
+    leave(machine.systemctl, root=machine.root, keep_certificates=True, release=lambda: released.append("all") or ("done",))
+    assert released == []
     assert IdentityFiles(machine.root / "etc/trimtab").exists()
     assert not (machine.root / "var/lib/trimtab/agent.toml").exists()
+
+
+def test_leaving_for_good_releases_the_domains_and_says_so(machine: Machine) -> None:
+    machine.joiner().join()
+    assert "web1 is plain now" in leave(machine.systemctl, root=machine.root, release=lambda: ("web1 is plain now",))
 
 
 def test_a_leave_that_was_cut_is_finished_by_the_next(machine: Machine) -> None:

@@ -127,6 +127,15 @@ def test_no_certificate_outlives_its_ca(fleet_pki: FleetPki) -> None:
     assert issued.not_after == fleet_pki.signing().certificate.not_valid_after_utc
 
 
+@pytest.mark.parametrize(("life", "earlier"), [(LIFE, timedelta(minutes=5)), (timedelta(seconds=60), timedelta(seconds=6))])
+def test_a_certificate_is_backdated_for_lagging_clocks_but_never_by_much_of_its_life(
+    fleet_pki: FleetPki, life: timedelta, earlier: timedelta
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    issued = fleet_pki.signing().sign_controller(key, [], now=NOW, life=life)
+    assert NOW - x509.load_pem_x509_certificate(issued.pem.encode()).not_valid_before_utc == earlier
+
+
 def test_a_rejoin_proof_is_bound_to_token_and_request(fleet_pki: FleetPki) -> None:
     from cryptography.hazmat.primitives import hashes
 
