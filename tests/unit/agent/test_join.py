@@ -307,6 +307,19 @@ def test_a_lapsed_host_proves_who_it_was_and_keeps_its_id(machine: Machine) -> N
     assert renewed.not_valid_after_utc.timestamp() > time.time()
 
 
+def test_whether_a_lapsed_host_was_a_member_is_for_the_controller_to_say_since_its_ca_may_be_a_later_one(
+    machine: Machine,
+) -> None:
+    machine.double.life = timedelta(seconds=-1)
+    machine.joiner().join()
+    stranger = JoinDouble()
+    try:
+        with pytest.raises(PermissionDenied, match="refused the caller"):
+            machine.joiner(url=stranger.url, ca_fingerprint=stranger.ca_fingerprint).join()
+    finally:
+        stranger.stop()
+
+
 def test_a_controller_with_another_ca_is_refused_before_the_token_is_shown(machine: Machine) -> None:
     with pytest.raises(PermissionDenied) as caught:
         machine.joiner(ca_fingerprint="sha256:" + "0" * 64).join()

@@ -185,6 +185,18 @@ def test_a_rotation_trusts_both_until_its_end(fleet_pki: FleetPki) -> None:
     assert trusted_by(fleet_pki, new)
 
 
+def test_a_retired_ca_is_remembered_for_proofs_and_trusted_by_nobody(fleet_pki: FleetPki) -> None:
+    old = x509.load_pem_x509_certificate(sign(fleet_pki).encode())
+    for _rotation in range(2):
+        fleet_pki.begin_rotation(now=NOW)
+        fleet_pki.switch_rotation()
+        fleet_pki.end_rotation()
+    assert len(fleet_pki.authorities_ever()) == 3
+    pki.verify_signed_by(fleet_pki.authorities_ever(), old)
+    with pytest.raises(PermissionDenied):
+        pki.verify_signed_by(fleet_pki.authorities(), old)
+
+
 def test_stages_of_a_rotation_come_in_order(fleet_pki: FleetPki) -> None:
     with pytest.raises(Conflict):
         fleet_pki.switch_rotation()
