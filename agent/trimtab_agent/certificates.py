@@ -160,4 +160,10 @@ def is_past_half_life(certificate_pem: bytes, *, now: datetime) -> bool:
     return now >= certificate.not_valid_before_utc + life / 2
 
 
+def life_s(certificate_pem: bytes) -> float:
+    """Return for how long the certificate was made, seconds."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    return (certificate.not_valid_after_utc - certificate.not_valid_before_utc).total_seconds()
+
+
 CertificateReports = Callable[[], Sequence[Certificate]]

@@ -58,7 +58,7 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
 
     def undo_join(keep_certificates: bool) -> Sequence[str]:
         try:
-            undone = leave.leave(RealSystemctl(), keep_certificates=keep_certificates)
+            undone = leave.leave(RealSystemctl(), keep_certificates=keep_certificates, release=lambda: _release_domains(settings))
         except NotFound:
             undone = ()  # an earlier call did it and its answer was lost
         loop.call_soon_threadsafe(loop.call_later, LEAVE_ANSWER_S, stopping.set)
@@ -135,6 +135,14 @@ def _hypervisor(settings: Settings, sources: Sources, stack: ExitStack) -> Hyper
     # So that the first Hello knows the guests; where libvirt is down, the lease must not wait for it.
     kvm.wait_until_up(LIBVIRT_WAIT_S)
     return kvm
+
+
+def _release_domains(settings: Settings) -> Sequence[str]:
+    if settings.hypervisor == "simulated":
+        return ()
+    from trimtab_agent.hypervisor.kvm.release import release
+
+    return release(settings.libvirt_uri)
 
 
 def _lock(path: Path) -> int:

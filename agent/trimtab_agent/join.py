@@ -267,7 +267,9 @@ class Joiner:
     # What stands against it.
 
     def _refuse_other_fleet(self) -> None:
-        if not self._identity.exists():
+        """Raise Conflict where this host is a member elsewhere. One that lapsed may have missed a rotation of its fleet's CA:
+        whether it was a member there is then for the controller to say, which wants a proof of it."""
+        if not self._identity.exists() or self._has_lapsed():
             return
         ca_pem = (self._identity.directory / "ca.pem").read_bytes()
         if not tls.bundle_has_fingerprint(ca_pem, self._options.ca_fingerprint):

@@ -1,7 +1,7 @@
 """Makes a host a plain libvirt machine again: what the join changed is restored, guests and their disks are not touched."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -18,19 +18,27 @@ log = structlog.get_logger(__name__)
 STATE_FILES = ("join.json", "gateways.json", "journal.db", "journal.db-wal", "journal.db-shm", "agent.lock")
 
 
-def leave(systemctl: Systemctl, *, root: Path = Path("/"), keep_certificates: bool = False) -> Sequence[str]:
+def leave(
+    systemctl: Systemctl,
+    *,
+    root: Path = Path("/"),
+    keep_certificates: bool = False,
+    release: Callable[[], Sequence[str]] = tuple,
+) -> Sequence[str]:
     """Undo the join; return what was undone, for people. May be repeated after a cut. NotFound where this host is no member.
 
     The agent's unit is disabled, not stopped: the caller may be that agent. `keep_certificates` keeps the identity, with which
-    the host can prove who it was when it joins the same fleet again.
+    the host can prove who it was when it joins the same fleet again, and its domains stay Trimtab's; without it `release` makes
+    them plain ones and says what it did.
     """
     state, certificates = root / STATE_DIRECTORY, root / CERTIFICATE_DIRECTORY
     undo = UndoLog(state / "undo.json", root=root)
     if not undo.exists():
         raise NotFound("not-a-member", "this host is in no fleet")
-    # First, so that the directories which the join made are empty when their turn comes.
+    undone = [] if keep_certificates else list(release())
+    # First of the files, so that the directories which the join made are empty when their turn comes.
     LibvirtCertificates(root).remove()
-    undone = ["libvirt's certificates of the fleet removed"]
+    undone.append("libvirt's certificates of the fleet removed")
     undone += undo.restore(systemctl, kept=(certificates,) if keep_certificates else ())
     for name in STATE_FILES:
         (state / name).unlink(missing_ok=True)

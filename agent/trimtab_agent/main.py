@@ -110,6 +110,7 @@ def join(**given: Any) -> None:
 def leave(keep_certificates: bool, yes: bool, root: Path) -> None:
     """Undo the join without the controller. Guests go on as plain libvirt domains."""
     from trimtab_agent.host_setup import AGENT_UNIT
+    from trimtab_agent.hypervisor.kvm.release import release
     from trimtab_agent.leave import leave as undo_join
     from trimtab_agent.systemd import RealSystemctl
 
@@ -118,7 +119,9 @@ def leave(keep_certificates: bool, yes: bool, root: Path) -> None:
     systemctl = RealSystemctl()
     if systemctl.is_active(AGENT_UNIT):
         systemctl.run("stop", AGENT_UNIT)
-    for line in undo_join(systemctl, root=root, keep_certificates=keep_certificates):
+    for line in undo_join(
+        systemctl, root=root, keep_certificates=keep_certificates, release=release if root == Path("/") else tuple
+    ):
         click.echo(line)
 
 

@@ -12,7 +12,14 @@ from datetime import UTC, datetime
 import grpc
 import structlog
 
-from trimtab_agent.certificates import CredentialSource, KeyRequest, is_past_half_life, new_agent_request, new_libvirt_request
+from trimtab_agent.certificates import (
+    CredentialSource,
+    KeyRequest,
+    is_past_half_life,
+    life_s,
+    new_agent_request,
+    new_libvirt_request,
+)
 from trimtab_protos import status, tls
 from trimtab_protos.controller.v1 import gateway_service_pb2 as pb
 from trimtab_protos.controller.v1.gateway_service_pb2_grpc import GatewayServiceStub
@@ -21,6 +28,8 @@ from trimtab_protos.errors import Internal, TrimtabError, Unavailable
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 60.0
+LOOKS_PER_LIFE = 12
+"""At least so often in a life, where that is short: half of it is left for trying."""
 CALL_TIMEOUT_S = 20.0
 CA_RETRY_S = 300.0
 """After a renewal for a changed CA, not again so soon: a gateway whose own bundle lags would keep the host renewing."""
@@ -69,10 +78,13 @@ class Renewal:
                 except TrimtabError as error:
                     log.warning("certificates not renewed", code=error.code, message=error.message)
             try:
-                async with asyncio.timeout(LOOK_EVERY_S * random.uniform(0.8, 1.2)):
+                async with asyncio.timeout(self._pause_s() * random.uniform(0.8, 1.2)):
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    def _pause_s(self) -> float:
+        return min(LOOK_EVERY_S, life_s(self._credentials.current().certificate_pem) / LOOKS_PER_LIFE)
 
     def is_due(self) -> bool:
         now = self._now()

@@ -121,6 +121,7 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._wake_outbox = asyncio.Event()
         self._failed_in_a_row = 0
+        self._told_failure: str | None = ""
         self.gateway = ""
         """Address of the gateway whose Welcome is in force; empty without a session."""
         self.reconnects = 0
@@ -173,7 +174,7 @@ class Session:
             try:
                 welcome = await self._open(call)
                 self.gateway = address
-                self._failed_in_a_row = 0
+                self._failed_in_a_row, self._told_failure = 0, ""
                 log.info("session opened", gateway=address, host_id=self._identity.host_id)
                 await self._keep(_Stream(call), welcome)
             finally:
@@ -369,7 +370,9 @@ class Session:
 
     def _log_failure(self, address: str, error: BaseException) -> None:
         reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error) or type(error).__name__
-        write = log.warning if self._failed_in_a_row == 0 else log.debug
+        # Once per reason: a host that was cut and then revoked must say the second too, and none says it each half minute.
+        write = log.debug if reason == self._told_failure else log.warning
+        self._told_failure = reason
         write("session failed", gateway=address, why=reason)
 
     def _wake_from_thread(self) -> None:

@@ -83,12 +83,14 @@ class Settings(BaseSettings):
     upload_max_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 40
     image_url_hosts: Addresses = ()
     """Host names from which images may be imported by https; empty: import by URL is off; `*`: any public host."""
+    image_url_networks: Addresses = ()
+    """Networks besides the public ones where such a host may be, as in `10.20.0.0/16`: a mirror of one's own."""
     rate_limit_per_s: Annotated[float, Field(gt=0, le=100_000)] = 50.0
     """Mutations per second and user; reads get four times as many."""
     log_format: Annotated[str, Field(pattern="^(auto|json|console)$")] = "auto"
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
 
-    @field_validator("advertise", "gateways", "image_url_hosts", mode="before")
+    @field_validator("advertise", "gateways", "image_url_hosts", "image_url_networks", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """The environment and flags give one string, `10.0.0.1,10.0.0.2`."""
@@ -104,6 +106,16 @@ class Settings(BaseSettings):
         for address in value:
             if not is_ip_address(address) and not _HOST_NAME.fullmatch(address):
                 raise ValueError(f"{address!r} is neither an IP address nor a host name; as in 192.0.2.10")
+        return value
+
+    @field_validator("image_url_networks")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"{error}; a network, as in 10.20.0.0/16") from error
         return value
 
     @model_validator(mode="after")

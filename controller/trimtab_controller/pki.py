@@ -10,6 +10,9 @@ Rotation, so that no two members ever fail to trust each other:
     finish, first   once every host renewed since (so trusts both), the new CA signs; hosts renew again
     finish, second  once every certificate in force is of the new CA, the old one leaves the bundle
 
+A CA that left is kept in `ca-retired.pem`, trusted by nobody: a host that was away for the whole rotation proves with a lapsed
+certificate of it who it was, and keeps its id and vms.
+
 A certificate says who its holder is by its SAN: a host's is its host id, the controller's is `trimtab-controller`.
 """
 
@@ -37,6 +40,9 @@ CONTROLLER_NAME = "trimtab-controller"
 CA_LIFE = timedelta(days=3650)
 BACKDATED = timedelta(minutes=5)
 """Certificates are valid a little earlier than made: a host's clock may lag, and joins refuse only more than 2 s of skew."""
+BACKDATED_SHARE = 10
+"""At most this part of a life: one that seems half over when it is made would be renewed at once, for ever."""
+RETIRED_FILE = "ca-retired.pem"
 CSR_MAX_BYTES = 16_384
 RSA_MIN_BITS = 2048
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
@@ -113,7 +119,7 @@ class SigningAuthority:
             .issuer_name(self.certificate.subject)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(min(now, not_after) - BACKDATED)
+            .not_valid_before(min(now, not_after) - _backdated(life))
             .not_valid_after(not_after)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(is_key_encipherment=is_key_encipherment), critical=True)
@@ -169,6 +175,14 @@ class FleetPki:
 
     def authorities(self) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates((self.directory / "ca.pem").read_bytes())
+
+    def authorities_ever(self) -> list[x509.Certificate]:
+        """Return the trusted CAs and those that rotations retired; for proofs of who somebody was, never for a connection."""
+        try:
+            retired = x509.load_pem_x509_certificates((self.directory / RETIRED_FILE).read_bytes())
+        except FileNotFoundError:
+            retired = []
+        return [*self.authorities(), *retired]
 
     def signing(self) -> SigningAuthority:
         return self._load("signing")
@@ -251,6 +265,9 @@ class FleetPki:
             if self.rotation_stage() != "switched":
                 raise Conflict("ca-rotation-not-switched", "the new CA does not sign yet")
             authority = self.signing()
+            left = [one for one in self.authorities_ever() if one != authority.certificate]
+            # First: a cut between the two leaves a CA in both, which says the same.
+            self._write(RETIRED_FILE, "".join(_pem(one) for one in dict.fromkeys(left)))
             self._write("ca.pem", _pem(authority.certificate))
         return authority
 
@@ -384,6 +401,10 @@ def _requested_key(csr_pem: str, *, field: str) -> object:
     if not is_proven:
         raise InvalidRequest("csr-unproven", f"{field}: the request is not signed with its own key", field=field)
     return key
+
+
+def _backdated(life: timedelta) -> timedelta:
+    return min(BACKDATED, max(timedelta(seconds=1), life / BACKDATED_SHARE))
 
 
 def _name(common_name: str) -> x509.Name:

@@ -179,6 +179,7 @@ def api_context(settings: Settings, *, agents: Any, nudge: Callable[[], None], h
             upload_max_bytes=settings.upload_max_bytes,
             rate_limit_per_s=settings.rate_limit_per_s,
             image_url_hosts=settings.image_url_hosts,
+            image_url_networks=settings.image_url_networks,
             agent_metrics_port=settings.agent_metrics_port,
             controller_targets={name: join_host_port(metrics_address, settings.metrics_port_of(name)) for name in PROCESSES},
         ),

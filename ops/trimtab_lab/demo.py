@@ -1,5 +1,6 @@
 """`make demo`: the main job, before the user's eyes, through nothing but the command line that they will use themselves."""
 
+import json
 import os
 import re
 import subprocess
@@ -130,12 +131,16 @@ class Demo:
         return finished.stdout
 
     def wait_for_hosts(self) -> None:
-        """Wait until every host has opened its session."""
+        """Wait until every host has opened its session and told what it has."""
         deadline = time.monotonic() + BOOT_TIMEOUT_S
-        while self.trimtab("host", "list", "-o", "json", quiet=True).count('"up"') < HOSTS:
+        while not self.are_hosts_known():
             if time.monotonic() > deadline:
                 raise LabError("not every host came up; see `trimtab host list`")
             time.sleep(POLL_S)
+
+    def are_hosts_known(self) -> bool:
+        hosts = json.loads(self.trimtab("host", "list", "-o", "json", quiet=True))
+        return len([host for host in hosts if host["connectivity"] == "up" and host["memory_mib"]["limit"]]) >= HOSTS
 
     def wait_for_vm(self, name: str) -> None:
         deadline = time.monotonic() + BOOT_TIMEOUT_S
@@ -147,10 +152,11 @@ class Demo:
     def wait_for_ticks(self, name: str, *, at_least: int) -> int:
         """Return the guest's newest counter once it has reached `at_least`."""
         deadline = time.monotonic() + BOOT_TIMEOUT_S
+        print(f"    {name}: its counter is read off its serial port until it reaches {at_least} ...", flush=True)
         while True:
             counted = [int(number) for number in TICK.findall(self.trimtab("vm", "console", name, "--log", quiet=True))]
             if counted and counted[-1] >= at_least:
-                print(f"    {name} ticks: {counted[-1]}", flush=True)
+                print(f"    {name} counts: {counted[-1]}", flush=True)
                 return counted[-1]
             if time.monotonic() > deadline:
                 raise LabError(f"{name} does not count on after {BOOT_TIMEOUT_S:.0f} s; see `trimtab vm console {name} --log`")

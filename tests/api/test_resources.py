@@ -202,7 +202,7 @@ async def test_hosts_are_cordoned_renamed_labelled_and_removed(api: Api) -> None
     removed = await api.call("admin", "DELETE", "/v1/hosts/node2", params={"keep_guests": "true"})
     assert removed.json()["operation"]["kind"] == "host.remove"
     (operation,) = await api.rows(schema.operation, kind="host.remove")
-    assert operation["params"] == {"host_id": api.ids["node2"], "keep_guests": True}
+    assert operation["params"] == {"host_id": api.ids["node2"], "keep_guests": True, "force": False}
 
 
 async def test_a_host_token_is_one_line_shown_once(api: Api) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.fleet_kit import Fleet, wait_until
+from tests.lab.fleet_kit import Fleet, fleet_settings, wait_until
 from trimtab_lab.controlplane import ControlPlane
 from trimtab_lab.guest import build_guest_image
 from trimtab_lab.hosts import Lab
@@ -16,7 +16,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     lab = Lab.named(f"fleet-{os.getpid()}", state_directory=tmp_path_factory.mktemp("fleet"))
     try:
         lab.up(hosts=3)
-        plane = ControlPlane(lab)
+        plane = ControlPlane(lab, settings=fleet_settings(lab))
         plane.start()
         plane.join_hosts()
         made = Fleet(lab, plane)

@@ -71,6 +71,43 @@ class Fleet:
     def wait_for_ticks(self, name: str, at_least: int) -> tuple[int, float]:
         return wait_until(lambda: seen if (seen := self.ticks(name))[0] >= at_least else None, f"{name} to count to {at_least}")
 
+    def delete(self, *names: str) -> None:
+        for name in names:
+            self.ok("vm", "delete", name, "--yes", "--wait")
+
+    def host(self, name: str) -> dict[str, Any]:
+        return dict(self.ok("host", "get", name, "-o", "json").json())
+
+    def wait_for_host(self, name: str, connectivity: str = "up") -> dict[str, Any]:
+        return wait_until(
+            lambda: seen if (seen := self.host(name))["connectivity"] == connectivity else None, f"{name} to be {connectivity}"
+        )
+
+    def begin(self, *arguments: str) -> str:
+        """Start an operation without waiting for it and return its id."""
+        return self.ok(*arguments, "--no-wait").out.strip()
+
+    def operation(self, operation_id: str) -> dict[str, Any]:
+        return dict(self.ok("op", "get", operation_id, "-o", "json").json())
+
+    def end_of(self, operation_id: str) -> dict[str, Any]:
+        return wait_until(
+            lambda: seen if (seen := self.operation(operation_id))["done"] else None, f"operation {operation_id} to end"
+        )
+
+    def sh(self, host: str, script: str, *, check: bool = True) -> str:
+        """Run a shell script inside a host and return what it printed."""
+        return self.lab.run(host, ["sh", "-ec", script], check=check).stdout
+
+    def runs_on(self, vm_id: str) -> list[str]:
+        """Return the hosts on which a QEMU of this vm really runs, asked of libvirt and not of Trimtab."""
+        return [
+            host.name
+            for host in self.lab.spec.hosts()
+            if self.lab.init_process_id(host.name) is not None
+            and f"trimtab-{vm_id}" in self.lab.run(host.name, ["virsh", "list", "--name"]).stdout.split()
+        ]
+
     def domains_of(self, host: str) -> str:
         return self.lab.run(host, ["virsh", "list", "--all", "--name"]).stdout
 
@@ -86,6 +123,20 @@ class Fleet:
             ).stdout
             found += [f"{host.name}:{line}" for line in listed.splitlines()]
         return found
+
+
+def fleet_settings(lab: Lab) -> dict[str, str]:
+    """Return the controller's settings: images may come from a server that a test runs on the machine's lab address."""
+    return {
+        "TRIMTAB_IMAGE_URL_HOSTS": lab.spec.machine_address,
+        "TRIMTAB_IMAGE_URL_NETWORKS": str(lab.spec.subnet),
+    }
+
+
+def answers_ping(fleet: Fleet, address: str) -> bool:
+    """Tell whether a guest answers; asked from the control plane's foot in the guests' network."""
+    pinged = fleet.lab.run("ctl", ["busybox", "ping", "-c", "1", "-W", "2", address], check=False)
+    return "bytes from" in pinged.stdout
 
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.fleet_kit import Fleet, wait_until
+from tests.lab.fleet_kit import Fleet, answers_ping, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -61,11 +61,6 @@ def test_guests_on_one_network_reach_each_other_across_hosts(fleet: Fleet, share
     for index in (11, 12):
         address = f"{fleet.lab.spec.guest_prefix}.{index}"
         wait_until(partial(answers_ping, fleet, address), f"{address} to answer from the guests' network")
-
-
-def answers_ping(fleet: Fleet, address: str) -> bool:
-    pinged = fleet.lab.run("ctl", ["busybox", "ping", "-c", "1", "-W", "2", address], check=False)
-    return "bytes from" in pinged.stdout
 
 
 def test_a_stopped_guest_goes_on_counting_from_its_disk(fleet: Fleet, shared_vm: str) -> None:

@@ -40,6 +40,7 @@ class ApiSettings:
     login_failures_burst: float = 20.0
     max_watchers: int = 500
     image_url_hosts: tuple[str, ...] = ()
+    image_url_networks: tuple[str, ...] = ()
     agent_metrics_port: int = 9107
     # Process name -> ADDRESS:PORT of its metrics, for Prometheus.
     controller_targets: Mapping[str, str] = field(default_factory=dict)

@@ -76,7 +76,7 @@ class JoinServicer(pb_grpc.JoinServiceServicer):
         proven_serial = ""
         if facts.previous_host_id:
             proven_serial = hosts.verify_rejoin(
-                self._pki.authorities(),
+                self._pki.authorities_ever(),
                 host_id,
                 request.previous_certificate_pem,
                 request.rejoin_proof,

@@ -35,6 +35,8 @@ JOIN_MESSAGE_MAX_BYTES = 256 << 10
 DRAIN_WITHIN_MS = 2000
 STOP_GRACE_S = 3.0
 CERTIFICATES_EVERY_S = 600.0
+LOOKS_PER_LIFE = 12
+"""At least so often in a host certificate's life, where that is short: the figure exported is old otherwise."""
 
 _HOST_OPTIONS = [*tls.server_options(), ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION)]
 _JOIN_OPTIONS = [
@@ -166,12 +168,13 @@ def _bind(server: Any, address: str, source: CertificateSource) -> int:
 async def keep_certificates(settings: Settings, database: Database, clock: Clock) -> None:
     """Renew this node's certificate at half life and export when certificates expire; runs until cancelled."""
     pki = FleetPki(settings.pki_dir)
+    every_s = min(CERTIFICATES_EVERY_S, settings.agent_certificate_hours * 3600 / LOOKS_PER_LIFE)
     while True:
         try:
             await asyncio.to_thread(refresh_certificates, settings, pki, database, clock)
         except Exception:
             log.exception("certificates not refreshed")
-        await asyncio.sleep(CERTIFICATES_EVERY_S)
+        await asyncio.sleep(every_s)
 
 
 def refresh_certificates(settings: Settings, pki: FleetPki, database: Database, clock: Clock) -> None:

@@ -119,17 +119,21 @@ def remove(
     name_or_id: str,
     *,
     keep_guests: bool,
+    force: bool,
     expected_version: int | None,
     actor: Actor,
     now: datetime,
 ) -> Operation:
-    """Accept the removal of a host. Conflict names vms on it, unless they are to stay behind as plain libvirt domains."""
+    """Accept the removal of a host. Conflict names vms on it, unless they are to stay behind as plain libvirt domains.
+
+    `force`: also where it does not answer; then nothing is undone there, and its certificates are revoked all the same.
+    """
     host = find(session, name_or_id)
     names = hosts_read.vms_on(session, host.id)
     if names and not keep_guests:
         raise Conflict(
             "host-not-empty",
-            f"host {host.name} has vms {', '.join(names)}; migrate them away, or leave them behind with keep_guests=true",
+            f"host {host.name} has vms {', '.join(names)}; migrate them away, or leave them behind with `--keep-guests`",
             host=host.name,
         )
     if expected_version is not None:
@@ -140,7 +144,7 @@ def remove(
         subject_id=host.id,
         subject_name=host.name,
         project_id="",
-        params={"host_id": host.id, "keep_guests": keep_guests},
+        params={"host_id": host.id, "keep_guests": keep_guests, "force": force},
         actor=actor,
         now=now,
     )

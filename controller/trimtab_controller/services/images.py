@@ -73,10 +73,14 @@ def create(
     *,
     project: Project,
     allowed_url_hosts: tuple[str, ...],
+    allowed_url_networks: tuple[str, ...] = (),
     actor: Actor,
     now: datetime,
 ) -> tuple[ImageView, Operation]:
-    """Insert an image and accept its import. AlreadyExists where the name is taken."""
+    """Insert an image and accept its import. AlreadyExists where the name is taken.
+
+    A URL's host must be one of `allowed_url_hosts`, at a public address or in one of `allowed_url_networks`.
+    """
     if (spec.kind == "iso") != (spec.format == "iso"):
         raise InvalidRequest(
             "format-wrong", "format: an image of kind iso has the format iso, a disk has raw or qcow2", field="format"
@@ -85,6 +89,8 @@ def create(
         require(actor, Role.ADMIN, "")
     pool = pools.choose(session, spec.pool)
     source = _source(session, spec.source, project=project, allowed_url_hosts=allowed_url_hosts, actor=actor, now=now)
+    if "url" in source and allowed_url_networks:
+        source["allowed_networks"] = list(allowed_url_networks)
     project_id = "" if spec.is_shared else project.id
     image = images.insert(
         session,

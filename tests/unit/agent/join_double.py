@@ -18,6 +18,7 @@ from trimtab_controller.pki import load_certificate, verify_rejoin_proof, verify
 from trimtab_protos import tls
 from trimtab_protos.controller.v1 import join_service_pb2 as pb
 from trimtab_protos.controller.v1.join_service_pb2_grpc import JoinServiceServicer, add_JoinServiceServicer_to_server
+from trimtab_protos.errors import PermissionDenied
 
 TOKEN = "jt-1.secret"
 LIFE = timedelta(hours=1)
@@ -61,7 +62,10 @@ class JoinDouble(JoinServiceServicer):
             context.abort(grpc.StatusCode.PERMISSION_DENIED, "the token is unknown")
         if request.facts.previous_host_id:
             previous = load_certificate(request.previous_certificate_pem, field="previous_certificate_pem")
-            verify_signed_by([self.authority.certificate], previous)
+            try:
+                verify_signed_by([self.authority.certificate], previous)
+            except PermissionDenied as error:
+                context.abort(grpc.StatusCode.PERMISSION_DENIED, error.message)
             verify_rejoin_proof(previous, request.rejoin_proof, token=request.token, agent_csr_pem=request.agent_csr_pem)
         self.joins.append(request)
         now = datetime.now(UTC)

@@ -232,11 +232,18 @@ def test_leaving_keeps_what_an_operator_edited_after_the_join(machine: Machine) 
     assert any("edited since" in line for line in undone)
 
 
-def test_leaving_may_keep_the_identity(machine: Machine) -> None:
+def test_leaving_may_keep_the_identity_and_then_its_domains_stay_the_fleets(machine: Machine) -> None:
+    released: list[str] = []
     machine.joiner().join()
-    leave(machine.systemctl, root=machine.root, keep_certificates=True)
+    leave(machine.systemctl, root=machine.root, keep_certificates=True, release=lambda: released.append("all") or ("done",))
+    assert released == []
     assert IdentityFiles(machine.root / "etc/trimtab").exists()
     assert not (machine.root / "var/lib/trimtab/agent.toml").exists()
+
+
+def test_leaving_for_good_releases_the_domains_and_says_so(machine: Machine) -> None:
+    machine.joiner().join()
+    assert "web1 is plain now" in leave(machine.systemctl, root=machine.root, release=lambda: ("web1 is plain now",))
 
 
 def test_a_leave_that_was_cut_is_finished_by_the_next(machine: Machine) -> None:
@@ -298,6 +305,19 @@ def test_a_lapsed_host_proves_who_it_was_and_keeps_its_id(machine: Machine) -> N
     assert second.facts.previous_host_id == "host-01abc"
     renewed = IdentityFiles(machine.root / "etc/trimtab").current().certificate()
     assert renewed.not_valid_after_utc.timestamp() > time.time()
+
+
+def test_whether_a_lapsed_host_was_a_member_is_for_the_controller_to_say_since_its_ca_may_be_a_later_one(
+    machine: Machine,
+) -> None:
+    machine.double.life = timedelta(seconds=-1)
+    machine.joiner().join()
+    stranger = JoinDouble()
+    try:
+        with pytest.raises(PermissionDenied, match="refused the caller"):
+            machine.joiner(url=stranger.url, ca_fingerprint=stranger.ca_fingerprint).join()
+    finally:
+        stranger.stop()
 
 
 def test_a_controller_with_another_ca_is_refused_before_the_token_is_shown(machine: Machine) -> None:

@@ -68,8 +68,19 @@ async def test_at_half_life_both_pairs_are_renewed_with_new_keys(world: World) -
     assert world.renewals == 1
 
 
+async def test_a_short_life_is_looked_at_often_enough_and_is_not_half_over_when_it_begins(world: World) -> None:
+    world.credentials.replace(host_credentials(world.authority, "host-1", life=timedelta(seconds=24)))
+    assert not world.renewal.is_due()
+    running = asyncio.create_task(world.renewal.run())
+    world.now += timedelta(seconds=14)
+    await until(lambda: world.renewals == 1, what="the renewal")
+    running.cancel()
+
+
 async def test_an_old_libvirt_certificate_alone_is_reason_enough(world: World) -> None:
-    world.libvirt = host_credentials(world.authority, "host-1", life=timedelta(seconds=1)).certificate_pem
+    world.libvirt = host_credentials(world.authority, "host-1", life=timedelta(seconds=30)).certificate_pem
+    assert not world.renewal.is_due()
+    world.now += timedelta(seconds=16)
     assert world.renewal.is_due()
 
 

@@ -335,11 +335,13 @@ def test_token_create_prints_the_secret_alone(trimtab: Trimtab, controller: Fake
     assert controller.asked("POST", "/v1/users/ann/tokens")[0].document == {"name": "ci", "expires_in_days": 30}
 
 
-def test_host_remove_may_keep_its_guests(trimtab: Trimtab, controller: FakeController) -> None:
+def test_host_remove_may_keep_its_guests_and_do_without_the_host(trimtab: Trimtab, controller: FakeController) -> None:
     accept(controller, "DELETE", "/v1/hosts/node1", kind="host.remove")
     found = trimtab("host", "remove", "node1", "--keep-guests", "--yes")
     assert (found.code, found.out) == (0, "host node1 is no longer in the fleet\n")
-    assert controller.asked("DELETE", "/v1/hosts/node1")[0].query == {"keep_guests": "true"}
+    assert trimtab("host", "remove", "node1", "--force", "--yes").code == 0
+    asked = [one.query for one in controller.asked("DELETE", "/v1/hosts/node1")]
+    assert asked == [{"keep_guests": "true"}, {"force": "true"}]
 
 
 def test_no_capacity_on_start_points_at_the_reasons(trimtab: Trimtab, controller: FakeController) -> None:

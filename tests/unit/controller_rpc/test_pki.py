@@ -127,6 +127,15 @@ def test_no_certificate_outlives_its_ca(fleet_pki: FleetPki) -> None:
     assert issued.not_after == fleet_pki.signing().certificate.not_valid_after_utc
 
 
+@pytest.mark.parametrize(("life", "earlier"), [(LIFE, timedelta(minutes=5)), (timedelta(seconds=60), timedelta(seconds=6))])
+def test_a_certificate_is_backdated_for_lagging_clocks_but_never_by_much_of_its_life(
+    fleet_pki: FleetPki, life: timedelta, earlier: timedelta
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    issued = fleet_pki.signing().sign_controller(key, [], now=NOW, life=life)
+    assert NOW - x509.load_pem_x509_certificate(issued.pem.encode()).not_valid_before_utc == earlier
+
+
 def test_a_rejoin_proof_is_bound_to_token_and_request(fleet_pki: FleetPki) -> None:
     from cryptography.hazmat.primitives import hashes
 
@@ -174,6 +183,18 @@ def test_a_rotation_trusts_both_until_its_end(fleet_pki: FleetPki) -> None:
     assert fleet_pki.rotation_stage() == "none"
     assert not trusted_by(fleet_pki, old)
     assert trusted_by(fleet_pki, new)
+
+
+def test_a_retired_ca_is_remembered_for_proofs_and_trusted_by_nobody(fleet_pki: FleetPki) -> None:
+    old = x509.load_pem_x509_certificate(sign(fleet_pki).encode())
+    for _rotation in range(2):
+        fleet_pki.begin_rotation(now=NOW)
+        fleet_pki.switch_rotation()
+        fleet_pki.end_rotation()
+    assert len(fleet_pki.authorities_ever()) == 3
+    pki.verify_signed_by(fleet_pki.authorities_ever(), old)
+    with pytest.raises(PermissionDenied):
+        pki.verify_signed_by(fleet_pki.authorities(), old)
 
 
 def test_stages_of_a_rotation_come_in_order(fleet_pki: FleetPki) -> None:

@@ -88,10 +88,18 @@ async def list_images(runtime: InRuntime, access: ProjectViewer, query: Listing)
 @router.post("/v1/projects/{project}/images", status_code=202, response_model=ImageAnswer)
 async def import_image(request: Request, runtime: InRuntime, access: ProjectOperator, body: ImageBody, asked: Asked) -> Response:
     """Import an image from an upload, an https URL, or a file on a host (administrators of the fleet)."""
-    owner, allowed = access.own_project, runtime.context.settings.image_url_hosts
+    owner, settings = access.own_project, runtime.context.settings
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
-        view, operation = images.create(session, body.spec(), project=owner, allowed_url_hosts=allowed, actor=actor, now=now)
+        view, operation = images.create(
+            session,
+            body.spec(),
+            project=owner,
+            allowed_url_hosts=settings.image_url_hosts,
+            allowed_url_networks=settings.image_url_networks,
+            actor=actor,
+            now=now,
+        )
         shown = render(operation, project_name=view.project_name)
         return accepted(ImageAnswer(operation=shown, image=render_image(view)))
 

@@ -29,7 +29,7 @@ def _cordon(context: Transaction[Params]) -> Json:
     left = reach.left_behind(session, host_id)
     if left and not context.params.keep_guests:
         listed = "; ".join(f"{noun} {', '.join(names)}" for noun, names in left.items())
-        raise Conflict("host-not-empty", f"the host has {listed}; move them away, or leave them behind with keep_guests=true")
+        raise Conflict("host-not-empty", f"the host has {listed}; move them away, or leave them behind with `--keep-guests`")
     return {"was_cordoned": reach.set_cordon(session, host_id, is_cordoned=True)}
 
 

@@ -1,0 +1,245 @@
+"""Hosts come and go: what a join would change and what stands against it, removal that leaves guests alone, lost memories.
+
+`node4` is a host of this file's own; what the other tests stand on is not touched by its comings and goings.
+"""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.fleet_kit import TICK, Fleet, wait_until
+from trimtab_lab.controlplane import join_line
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+SPARE = "node4"
+CHECK_REFUSED = 3
+# The agent's own command line on a host whose clock runs ahead: only what it reads the time from is other.
+AHEAD = """
+import sys, time
+real, real_ns = time.time, time.time_ns
+time.time, time.time_ns = lambda: real() + 5, lambda: real_ns() + 5_000_000_000
+from trimtab_agent.main import main
+main()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    code: int
+    out: str
+
+
+@pytest.fixture(scope="module")
+def spare(fleet: Fleet) -> Iterator[str]:
+    """A fourth host that has not joined, as Debian's packages left it."""
+    fleet.lab.up(hosts=4)
+    yield SPARE
+    fleet.trimtab("host", "remove", SPARE, "--keep-guests", "--force", "--yes", "--wait")
+    fleet.lab.crash(SPARE)
+
+
+def join_arguments(fleet: Fleet, name: str, *more: str) -> list[str]:
+    line = join_line(fleet.ok("host", "token", "create", name, *more, "-o", "json").out)
+    assert line is not None
+    return shlex.split(line)[2:]
+
+
+def check(fleet: Fleet, host: str, arguments: list[str], *, clock: list[str] | None = None) -> Checked:
+    program = clock or fleet.lab.agent_command
+    ran = fleet.lab.run(host, [*program, "check", *arguments], check=False)
+    return Checked(ran.returncode, ran.stdout + ran.stderr)
+
+
+def picture(fleet: Fleet, host: str) -> str:
+    """Return every file below /etc with its content and mode, and what the join may have left elsewhere."""
+    script = (
+        "cd /; find etc -type f ! -path 'etc/libvirt/qemu/*' ! -path 'etc/libvirt/storage/*' -printf '%m ' -exec sha256sum {} + ;"
+        "find etc -type f -printf '%m %p\\n'; find etc -type l -printf '%p -> %l\\n';"
+        "ls -A /var/lib/trimtab; systemctl is-enabled libvirt-guests libvirtd-tls.socket trimtab-agent || true"
+    )
+    lines = fleet.sh(host, script).splitlines()
+    return "\n".join(sorted(line for line in lines if "etc/libvirt/qemu/" not in line and "etc/libvirt/storage" not in line))
+
+
+# --- the check -------------------------------------------------------------------------------------------------------------
+
+
+def test_check_lists_every_change_and_makes_none(fleet: Fleet, spare: str) -> None:
+    before = picture(fleet, spare)
+    checked = check(fleet, spare, join_arguments(fleet, spare))
+    assert checked.code == 0, checked.out
+    for part in ("libvirtd.conf", "qemu.conf", "16514", "libvirt-guests", "trimtab-agent", "/etc/trimtab", "restart libvirtd"):
+        assert part in checked.out, part
+    assert "Nothing stands against the join" in checked.out
+    assert picture(fleet, spare) == before
+
+
+def test_check_refuses_a_clock_that_is_off(fleet: Fleet, spare: str) -> None:
+    python = str(Path(fleet.lab.agent_command[0]).with_name("python"))
+    checked = check(fleet, spare, join_arguments(fleet, spare), clock=[python, "-c", AHEAD])
+    assert checked.code == CHECK_REFUSED
+    assert re.search(r"clock is 5\.\d s ahead of the controller's; at most 2 s", checked.out)
+
+
+def test_check_refuses_a_clone_of_a_member(fleet: Fleet, spare: str) -> None:
+    """A copied disk brings machine-id and host UUID along, and perhaps the identity too."""
+    twin = {name: fleet.sh("node1", f"cat {name}").strip() for name in ("/etc/machine-id", "/sys/class/dmi/id/product_uuid")}
+    own = {name: fleet.sh(spare, f"cat {name}").strip() for name in twin}
+    try:
+        set_identity(fleet, spare, twin)
+        checked = check(fleet, spare, join_arguments(fleet, spare))
+        assert checked.code == CHECK_REFUSED
+        assert "host node1 has this machine-id already" in checked.out
+        assert "host node1 has this SMBIOS UUID already" in checked.out
+    finally:
+        set_identity(fleet, spare, own)
+    stolen = fleet.lab.spec.host("node1").path_on_machine("/etc/trimtab")
+    place = fleet.lab.spec.host(spare).path_on_machine("/etc")
+    subprocess.run(["cp", "-r", str(stolen), str(place)], check=True)
+    try:
+        checked = check(fleet, spare, join_arguments(fleet, spare))
+        assert checked.code == CHECK_REFUSED
+        assert "this machine was node1" in checked.out
+        assert "which the token for node4 does not re-admit" in checked.out
+    finally:
+        fleet.sh(spare, "rm -r /etc/trimtab")
+
+
+def set_identity(fleet: Fleet, host: str, values: dict[str, str]) -> None:
+    for path, value in values.items():
+        fleet.lab.run(host, ["sh", "-ec", f"echo {value} > /run/identity; cat /run/identity > {path}"])
+
+
+# --- leaving ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    vm: dict[str, Any]
+    host_id: str
+
+
+def test_a_removed_host_is_as_it_was_and_its_guest_goes_on_as_a_plain_domain(fleet: Fleet, spare: str) -> None:
+    before = picture(fleet, spare)
+    fleet.plane.join(spare)
+    host_id = fleet.wait_for_host(spare)["id"]
+    wait_until(lambda: {pool["state"] for pool in fleet.host(spare)["pools"]} == {"ready"}, "its pools to be ready")
+    vm = fleet.create("left1", pool="shared", index=51, to=spare)
+    fleet.wait_for_ticks("left1", 1)
+    full = fleet.trimtab("host", "remove", spare, "--yes", "--wait")
+    assert full.code == 5
+    assert "left1" in full.err
+    fleet.ok("host", "remove", spare, "--keep-guests", "--yes", "--wait")
+    assert fleet.trimtab("host", "get", spare).code == 4
+    assert fleet.trimtab("vm", "get", "left1").code == 4
+
+    wait_until(lambda: not has_agent(fleet, spare), "the agent to end")
+    assert picture(fleet, spare) == before
+    assert "trimtab" not in fleet.sh(spare, "virsh pool-list --all --name; cat /etc/libvirt/libvirtd.conf /etc/libvirt/qemu.conf")
+    definition = fleet.sh(spare, f"virsh dumpxml trimtab-{vm['id']}")
+    assert "<metadata" not in definition
+    counted = ticks_on(fleet, spare)
+    wait_until(lambda: ticks_on(fleet, spare) > counted, "the guest to count on without Trimtab")
+
+    # Back again: another host to the fleet, and the guest is somebody's, shown and counted as used.
+    fleet.plane.join(spare)
+    again = fleet.wait_for_host(spare)
+    assert again["id"] != host_id
+    wait_until(lambda: fleet.host(spare)["memory_mib"]["unmanaged"] == 96, "the guest to be counted as used")
+    fleet.sh(spare, f"virsh destroy trimtab-{vm['id']}; virsh undefine --nvram trimtab-{vm['id']}")
+
+
+def has_agent(fleet: Fleet, host: str) -> bool:
+    return fleet.lab.service_process_id(host, "trimtab-agent") is not None
+
+
+def ticks_on(fleet: Fleet, host: str) -> int:
+    """Return the newest counter in the serial logs on the host itself."""
+    found = TICK.findall(fleet.sh(host, "cat /var/log/libvirt/qemu/*serial* /var/log/libvirt/qemu/*.log 2>/dev/null || true"))
+    return max((int(number) for number, _uptime in found), default=0)
+
+
+def test_a_host_removed_by_force_is_refused_when_it_comes_back(fleet: Fleet, spare: str) -> None:
+    if fleet.trimtab("host", "get", spare).code == 4:
+        fleet.plane.join(spare)
+    fleet.wait_for_host(spare)
+    fleet.lab.cut(spare)
+    try:
+        silent = fleet.trimtab("host", "remove", spare, "--force", "--yes", "--wait")
+        assert silent.code == 0, silent.err
+    finally:
+        fleet.lab.heal(spare)
+    log = fleet.lab.spec.host(spare).path_on_machine("/var/log/trimtab/trimtab-agent.log")
+    wait_until(lambda: "was removed" in log.read_text() or "was revoked" in log.read_text(), "its certificate to be refused")
+    assert fleet.trimtab("host", "get", spare).code == 4
+    fleet.lab.run(spare, [*fleet.lab.agent_command, "leave", "--yes"])
+    assert not has_agent(fleet, spare)
+
+
+# --- lost memories and daemons ---------------------------------------------------------------------------------------------
+
+
+def incarnation(fleet: Fleet, host: str) -> str:
+    """Return what the agent said of itself when it last started to serve."""
+    log = fleet.lab.spec.host(host).path_on_machine("/var/log/trimtab/trimtab-agent.log").read_text()
+    found = re.findall(r'incarnation["\']?[=:]\s*["\']?([0-9A-Za-z-]+)', log)
+    return str(found[-1])
+
+
+def test_an_agent_without_its_journal_knows_its_guests_from_their_metadata(fleet: Fleet) -> None:
+    vm = fleet.create("remembered", pool="shared", index=52, to="node2")
+    counted, uptime = fleet.wait_for_ticks("remembered", 1)
+    before = incarnation(fleet, "node2")
+    fleet.sh("node2", "systemctl stop trimtab-agent; rm -f /var/lib/trimtab/journal.db*; systemctl start trimtab-agent")
+    fleet.wait_for_host("node2")
+    wait_until(lambda: incarnation(fleet, "node2") != before, "a new incarnation")
+    log = fleet.lab.spec.host("node2").path_on_machine("/var/log/trimtab/trimtab-agent.log")
+    assert "journal rebuilt" in log.read_text()
+    fleet.ok("vm", "pause", "remembered", "--wait")
+    fleet.ok("vm", "resume", "remembered", "--wait")
+    assert fleet.vm("remembered")["epoch"] == vm["epoch"]
+    assert fleet.wait_for_ticks("remembered", counted + 1)[1] > uptime
+    fleet.delete("remembered")
+
+
+def test_libvirtd_may_die_under_its_guests(fleet: Fleet) -> None:
+    vm = fleet.create("under", pool="shared", index=53, to="node1")
+    counted, uptime = fleet.wait_for_ticks("under", 1)
+    fleet.lab.signal_service("node1", "libvirtd", signal.SIGKILL)
+    _later, later_uptime = fleet.wait_for_ticks("under", counted + 2)
+    assert later_uptime > uptime
+    # The agent finds libvirt again by itself, and commands go through as before.
+    fleet.ok("vm", "stop", "under", "--wait")
+    assert fleet.vm("under")["observed"]["state"] == "stopped"
+    assert fleet.runs_on(vm["id"]) == []
+    fleet.delete("under")
+
+
+def test_a_cut_host_is_missed_and_its_commands_fail_in_seconds(fleet: Fleet) -> None:
+    fleet.create("cutoff", pool="shared", index=54, to="node3")
+    fleet.lab.cut("node3")
+    try:
+        cut_at = time.monotonic()
+        fleet.wait_for_host("node3", "suspect")
+        # Three beats of three seconds, and what the gateway needs to judge.
+        assert time.monotonic() - cut_at < 25
+        asked_at = time.monotonic()
+        console = fleet.trimtab("vm", "console", "cutoff", "--log")
+        assert console.code == 10, console.err
+        assert time.monotonic() - asked_at < 15
+        events = json.loads(fleet.ok("event", "list", "-A", "--kind", "host.suspect", "-o", "json").out)
+        assert events, "operators are told"
+    finally:
+        fleet.lab.heal("node3")
+    fleet.wait_for_host("node3")
+    fleet.delete("cutoff")

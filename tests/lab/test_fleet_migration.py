@@ -1,0 +1,277 @@
+"""Live migration through the whole stack: its limits, what is refused before anything moves, and every fault's end.
+
+A fault is done while a bandwidth limit holds the migration open. Its end is judged on the hosts themselves: one running copy, one
+definition, and a counter that never went back.
+"""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.fleet_kit import Fleet, fleet_settings, wait_until
+from trimtab_lab.controlplane import ControlPlane
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+SLOW = ("--bandwidth", "2")
+"""MiB/s: the 20 MiB or so that a micro guest has touched take ten seconds and more."""
+LIMIT_BYTES_S = 2 << 20
+CPU_MODEL = "Penryn"
+
+
+@pytest.fixture(scope="module")
+def mover(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A guest that keeps some of its memory dirty, on shared storage."""
+    load = tmp_path_factory.mktemp("mover") / "user-data"
+    load.write_text("#cloud-config\n#trimtab-load: mem8\n")
+    fleet.ok(
+        "vm", "create", "mover", "--image", "micro", "--memory", "96MiB", "--pool", "shared", "--to", "node1",
+        "--network", "default", "--cpu-model", CPU_MODEL, "--user-data", str(load), "--wait",
+    )  # fmt: skip
+    fleet.wait_for_ticks("mover", 2)
+    yield "mover"
+    fleet.delete("mover")
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------------
+
+
+def other_hosts(fleet: Fleet, name: str) -> tuple[str, str]:
+    """Return (its host, another one)."""
+    home = fleet.vm(name)["host"]
+    return home, next(host.name for host in fleet.lab.spec.hosts() if host.name != home)
+
+
+def is_moving(fleet: Fleet, operation_id: str) -> bool:
+    """Tell whether memory is being copied right now; fails where the migration ended too early to do anything to it."""
+    seen = fleet.operation(operation_id)
+    assert not seen["done"], f"the migration was over before anything could happen: {seen}"
+    return seen["step"] == "move" and bool((seen["progress"] or {}).get("done_bytes"))
+
+
+def begin_slow_move(fleet: Fleet, name: str, target: str, *more: str) -> str:
+    operation_id = fleet.begin("vm", "migrate", name, "--to", target, *SLOW, *more)
+    wait_until(lambda: is_moving(fleet, operation_id), "memory to be on its way")
+    return operation_id
+
+
+def capabilities(fleet: Fleet, host: str, vm_id: str) -> dict[str, bool]:
+    """Ask the guest's QEMU which ways of migrating are switched on."""
+    command = '{"execute": "query-migrate-capabilities"}'
+    answer = fleet.lab.run(host, ["virsh", "qemu-monitor-command", f"trimtab-{vm_id}", command]).stdout
+    return {one["capability"]: one["state"] for one in json.loads(answer)["return"]}
+
+
+def assert_one_whole_copy(fleet: Fleet, name: str, *, on: str, counted: int) -> None:
+    """One running QEMU, one definition, on that host, with a counter that goes on."""
+    vm = fleet.vm(name)
+    assert vm["host"] == on
+    assert fleet.runs_on(vm["id"]) == [on]
+    wait_until(lambda: fleet.hosts_that_define(vm["id"]) == [on], f"one definition, on {on}", patience_s=60)
+    fleet.wait_for_ticks(name, counted + 1)
+
+
+# --- limits and ways -------------------------------------------------------------------------------------------------------
+
+
+def test_a_bandwidth_limit_holds_and_a_cancel_leaves_the_guest_where_it_was(fleet: Fleet, mover: str) -> None:
+    counted, uptime = fleet.ticks(mover)
+    vm, (home, target) = fleet.vm(mover), other_hosts(fleet, mover)
+    started = time.monotonic()
+    operation_id = begin_slow_move(fleet, mover, target)
+    assert not {"auto-converge", "postcopy-ram"} & {name for name, is_on in capabilities(fleet, home, vm["id"]).items() if is_on}
+    progress = fleet.operation(operation_id)["progress"]
+    # QEMU's bucket fills ten times a second: a little more than the limit may pass between two looks.
+    assert progress["done_bytes"] <= (time.monotonic() - started) * LIMIT_BYTES_S * 1.3
+    assert progress["total_bytes"] > progress["done_bytes"]
+    fleet.ok("op", "cancel", operation_id)
+    assert fleet.end_of(operation_id)["state"] == "cancelled"
+    assert_one_whole_copy(fleet, mover, on=home, counted=counted)
+    assert fleet.vm(mover)["epoch"] == vm["epoch"]
+    assert fleet.ticks(mover)[1] > uptime
+
+
+def test_auto_converge_and_postcopy_are_used_where_asked(fleet: Fleet, mover: str) -> None:
+    counted, uptime = fleet.ticks(mover)
+    vm, (home, target) = fleet.vm(mover), other_hosts(fleet, mover)
+    operation_id = begin_slow_move(fleet, mover, target, "--auto-converge", "--allow-postcopy")
+    switched_on = capabilities(fleet, home, vm["id"])
+    assert switched_on["auto-converge"]
+    assert switched_on["postcopy-ram"]
+    assert fleet.end_of(operation_id)["state"] == "done"
+    assert_one_whole_copy(fleet, mover, on=target, counted=counted)
+    assert fleet.ticks(mover)[1] > uptime
+
+
+# --- refused before anything moves -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def without_cpu_model(fleet: Fleet, host: str) -> Iterator[None]:
+    """Take a CPU model away from a host's libvirt, as a host with older CPUs has it."""
+    models = "/usr/share/libvirt/cpu_map"
+    hide = (
+        f"sed '/x86_{CPU_MODEL}/d' {models}/index.xml > /run/index.xml; "
+        f"mount --bind /run/index.xml {models}/index.xml; systemctl restart libvirtd"
+    )
+    fleet.sh(host, hide)
+    try:
+        wait_until(lambda: CPU_MODEL not in usable_models(fleet, host), f"{host} to lack the model")
+        yield
+    finally:
+        fleet.sh(host, f"umount {models}/index.xml; systemctl restart libvirtd")
+        wait_until(lambda: CPU_MODEL in usable_models(fleet, host), f"{host} to have the model again")
+
+
+def usable_models(fleet: Fleet, host: str) -> list[str]:
+    return list((fleet.host(host)["inventory"] or {}).get("usable_cpu_models", []))
+
+
+@contextmanager
+def without_room(fleet: Fleet, host: str) -> Iterator[None]:
+    """Keep all but nothing of a host's memory for the host itself."""
+    fleet.ok("host-class", "create", "roomless", "--memory-reserve", "1TiB")
+    fleet.ok("host", "update", host, "--host-class", "roomless")
+    try:
+        yield
+    finally:
+        fleet.ok("host", "update", host, "--host-class", "default")
+        fleet.ok("host-class", "delete", "roomless", "--yes")
+
+
+def test_what_would_fail_is_refused_before_anything_moves(fleet: Fleet, mover: str) -> None:
+    home = fleet.vm(mover)["host"]
+    without: tuple[tuple[str, Callable[[Fleet, str], Any]], ...] = (
+        (CPU_MODEL, without_cpu_model),
+        ("memory", without_room),
+    )
+    target = "node3" if home != "node3" else "node2"
+    before = fleet.vm(mover)
+    for word, lacking in without:
+        with lacking(fleet, target):
+            refused = fleet.trimtab("vm", "migrate", mover, "--to", target, "--wait")
+        assert refused.code == 7, refused.err
+        assert word in refused.err
+        assert fleet.hosts_that_define(before["id"]) == [home]
+    after = fleet.vm(mover)
+    assert (after["host"], after["epoch"]) == (home, before["epoch"])
+
+
+def test_a_host_without_the_network_is_refused_before_anything_moves(fleet: Fleet) -> None:
+    fleet.ok(
+        "network", "create", "partial", "--bridge-on", "node1=br-guest", "--bridge-on", "node2=br-guest", "--wait"
+    )  # fmt: skip
+    fleet.ok(
+        "vm", "create", "netted", "--image", "micro", "--memory", "96MiB", "--pool", "shared", "--network", "partial",
+        "--to", "node1", "--wait",
+    )  # fmt: skip
+    refused = fleet.trimtab("vm", "migrate", "netted", "--to", "node3", "--wait")
+    assert refused.code == 7, refused.err
+    assert "partial" in refused.err
+    vm = fleet.vm("netted")
+    assert vm["host"] == "node1"
+    assert fleet.hosts_that_define(vm["id"]) == ["node1"]
+    fleet.delete("netted")
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_target_that_dies_leaves_the_guest_on_its_source(fleet: Fleet, mover: str) -> None:
+    counted, _uptime = fleet.ticks(mover)
+    home, target = other_hosts(fleet, mover)
+    operation_id = begin_slow_move(fleet, mover, target)
+    fleet.lab.crash(target)
+    # Not released on silence: the target stays a holder until it is seen to hold nothing.
+    assert not fleet.operation(operation_id)["done"]
+    fleet.lab.boot(target)
+    assert fleet.end_of(operation_id)["state"] == "failed"
+    fleet.wait_for_host(target)
+    assert_one_whole_copy(fleet, mover, on=home, counted=counted)
+
+
+def test_a_cut_link_ends_the_migration_in_seconds_and_the_guest_stays(fleet: Fleet, mover: str) -> None:
+    counted, _uptime = fleet.ticks(mover)
+    vm, (home, target) = fleet.vm(mover), other_hosts(fleet, mover)
+    operation_id = begin_slow_move(fleet, mover, target)
+    fleet.lab.cut(target)
+    try:
+        cut_at = time.monotonic()
+        wait_until(lambda: "failed" in job_state(fleet, home, vm["id"]), "the source to give up", patience_s=60)
+        assert time.monotonic() - cut_at < 30, "libvirt's keepalive notices within seconds"
+    finally:
+        fleet.lab.heal(target)
+    assert fleet.end_of(operation_id)["state"] == "failed"
+    fleet.wait_for_host(target)
+    assert_one_whole_copy(fleet, mover, on=home, counted=counted)
+
+
+def job_state(fleet: Fleet, host: str, vm_id: str) -> str:
+    """Return `failed` once no migration of the domain runs on its source any more."""
+    told = fleet.lab.run(host, ["virsh", "domjobinfo", f"trimtab-{vm_id}"], check=False).stdout
+    return "failed" if "None" in told else told
+
+
+def test_a_source_whose_libvirtd_dies_keeps_its_guest(fleet: Fleet, mover: str) -> None:
+    counted, uptime = fleet.ticks(mover)
+    home, target = other_hosts(fleet, mover)
+    operation_id = begin_slow_move(fleet, mover, target)
+    fleet.lab.signal_service(home, "libvirtd", signal.SIGKILL)
+    assert fleet.end_of(operation_id)["state"] == "failed"
+    assert_one_whole_copy(fleet, mover, on=home, counted=counted)
+    assert fleet.ticks(mover)[1] > uptime
+
+
+def test_a_source_that_dies_takes_the_guest_with_it_and_its_disk_goes_on(fleet: Fleet, mover: str) -> None:
+    counted, _uptime = fleet.ticks(mover)
+    vm, (home, target) = fleet.vm(mover), other_hosts(fleet, mover)
+    operation_id = begin_slow_move(fleet, mover, target)
+    fleet.lab.crash(home)
+    fleet.lab.boot(home)
+    assert fleet.end_of(operation_id)["state"] == "failed"
+    fleet.wait_for_host(home)
+    assert fleet.runs_on(vm["id"]) == [], "a half-moved guest must not live on"
+    wait_until(lambda: fleet.vm(mover)["observed"]["state"] == "stopped", "the loss to be shown")
+    fleet.ok("vm", "start", mover, "--wait")
+    after = fleet.vm(mover)
+    assert_one_whole_copy(fleet, mover, on=after["host"], counted=counted)
+
+
+def test_a_controller_that_dies_between_the_end_and_its_record_loses_nothing(fleet: Fleet, mover: str) -> None:
+    """Its processes end right after libvirt moved the guest, then again right after that was recorded."""
+    counted, uptime = fleet.ticks(mover)
+    _home, target = other_hosts(fleet, mover)
+    moving = ""
+    try:
+        for point in ("after:move", "recorded:move"):
+            restart(fleet, {"TRIMTAB_CRASH_AT": point, "TRIMTAB_DRIVER_LEASE_S": "5"})
+            moving = moving or fleet.begin("vm", "migrate", mover, "--to", target)
+            wait_until(lambda: "status=9" in newest_log(fleet), f"a process to die at {point}")
+    finally:
+        restart(fleet, {})
+    assert fleet.end_of(moving)["state"] == "done"
+    assert_one_whole_copy(fleet, mover, on=target, counted=counted)
+    assert fleet.ticks(mover)[1] > uptime
+
+
+def restart(fleet: Fleet, settings: dict[str, str]) -> None:
+    fleet.plane.stop()
+    log_path(fleet).write_text("")
+    fleet.plane = ControlPlane(fleet.lab, settings={**fleet_settings(fleet.lab), **settings})
+    fleet.plane.start()
+    for host in fleet.lab.spec.hosts():
+        fleet.wait_for_host(host.name)
+
+
+def log_path(fleet: Fleet) -> Path:
+    return fleet.lab.spec.log_directory / "controller.log"
+
+
+def newest_log(fleet: Fleet) -> str:
+    return log_path(fleet).read_text(errors="replace")

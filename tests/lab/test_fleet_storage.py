@@ -1,0 +1,231 @@
+"""Images, volumes and pools through the whole stack: what is refused leaves nothing, what is full is shown and heals."""
+
+import hashlib
+import http.server
+import ipaddress
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.lab.fleet_kit import Fleet, wait_until
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+SMALL_DISK = 1 << 20
+
+
+def files_in_pools(fleet: Fleet) -> set[str]:
+    """Return every file of every pool, those of running guests' state aside."""
+    listing = "find /srv/trimtab-shared /srv/trimtab-local -type f -printf '%p\\n'"
+    return {f"{host.name}:{line}" for host in fleet.lab.spec.hosts() for line in fleet.sh(host.name, listing).splitlines()}
+
+
+# --- where images come from ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """An https server on the machine's address in the lab."""
+
+    url: str
+    directory: Path
+
+    def put(self, name: str, content: bytes) -> tuple[str, str]:
+        (self.directory / name).write_bytes(content)
+        return f"{self.url}/{name}", hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def mirror(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
+    directory = tmp_path_factory.mktemp("mirror")
+    certificate, key = new_certificate(fleet.lab.spec.machine_address, directory)
+    trust(fleet, certificate)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer((fleet.lab.spec.machine_address, 0), partial(Quiet, directory=str(directory)))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield Mirror(f"https://{fleet.lab.spec.machine_address}:{server.server_port}", directory)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def new_certificate(address: str, directory: Path) -> tuple[Path, Path]:
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mirror")])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_path, key_path = directory.parent / "mirror.pem", directory.parent / "mirror.key"
+    certificate_path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    encoding, private_format = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    key_path.write_bytes(key.private_bytes(encoding, private_format, serialization.NoEncryption()))
+    return certificate_path, key_path
+
+
+def trust(fleet: Fleet, certificate: Path) -> None:
+    """Let every host trust the mirror as an operator would: in the host's own list of CAs."""
+    for host in fleet.lab.spec.hosts():
+        with host.path_on_machine("/etc/ssl/certs/ca-certificates.crt").open("a") as bundle:
+            bundle.write("\n" + certificate.read_text())
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("disks") / "small.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(SMALL_DISK)], check=True)
+    return path
+
+
+def test_an_image_is_fetched_from_an_https_url_and_its_checksum_is_held_to(
+    fleet: Fleet, mirror: Mirror, small_disk: Path
+) -> None:
+    url, sha256 = mirror.put("small.qcow2", small_disk.read_bytes())
+    fleet.ok("image", "import", "by-url", url, "--sha256", sha256, "--pool", "shared", "--wait")
+    made = fleet.ok("image", "get", "by-url", "-o", "json").json()
+    assert (made["state"], made["virtual_size_bytes"], made["source_sha256"]) == ("ready", SMALL_DISK, sha256)
+    before = files_in_pools(fleet)
+    refused = fleet.trimtab("image", "import", "by-url2", url, "--sha256", "0" * 64, "--pool", "shared", "--wait")
+    assert refused.code == 2
+    assert "image-checksum-mismatch" in refused.err
+    assert fleet.trimtab("image", "get", "by-url2").code == 4, "the name of a failed import is free again"
+    assert files_in_pools(fleet) == before
+    fleet.ok("image", "delete", "by-url", "--yes", "--wait")
+
+
+def test_an_address_that_the_operator_did_not_allow_is_not_fetched(fleet: Fleet, mirror: Mirror) -> None:
+    port = mirror.url.rpartition(":")[2]
+    refused = fleet.trimtab(
+        "image", "import", "inner", f"https://127.0.0.1:{port}/small.qcow2", "--sha256", "0" * 64, "--pool", "shared", "--wait"
+    )
+    assert refused.code == 2
+    assert "url-host-not-allowed" in refused.err
+
+
+def test_an_image_comes_from_a_file_in_a_hosts_import_folder(fleet: Fleet, small_disk: Path) -> None:
+    folder = fleet.lab.spec.host("node2").path_on_machine("/srv/trimtab-local/import")
+    (folder / "by-hand.qcow2").write_bytes(small_disk.read_bytes())
+    fleet.ok("image", "import", "by-hand", "by-hand.qcow2", "--on-host", "node2", "--pool", "local", "--wait")
+    assert fleet.ok("image", "get", "by-hand", "-o", "json").json()["replicas"][0]["host"] == "node2"
+    absent = fleet.trimtab("image", "import", "no-file", "absent.qcow2", "--on-host", "node2", "--pool", "local", "--wait")
+    assert absent.code == 4
+    assert "import-file-not-found" in absent.err
+    fleet.ok("image", "delete", "by-hand", "--yes", "--wait")
+
+
+@pytest.mark.parametrize("kind", ["backing-file", "other-format", "torn"])
+def test_a_bad_image_is_refused_by_name_and_leaves_nothing(fleet: Fleet, tmp_path: Path, small_disk: Path, kind: str) -> None:
+    path, code = bad_image(kind, tmp_path, small_disk)
+    before = files_in_pools(fleet)
+    refused = fleet.trimtab("image", "import", "bad", str(path), "--format", "qcow2", "--pool", "shared", "--wait")
+    assert refused.code == 2, refused.err
+    assert code in refused.err
+    assert fleet.trimtab("image", "get", "bad").code == 4
+    assert files_in_pools(fleet) == before
+
+
+def bad_image(kind: str, directory: Path, small_disk: Path) -> tuple[Path, str]:
+    path = directory / f"{kind}.qcow2"
+    match kind:
+        case "backing-file":
+            # What it names is a file of the host: whoever runs a guest on it would read it.
+            make = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "/etc/shadow", "-F", "raw", str(path), str(SMALL_DISK)]
+            subprocess.run(make, check=True)
+            return path, "image-has-backing-file"
+        case "other-format":
+            path.write_bytes(b"KDMV" + b"\0" * SMALL_DISK)
+            return path, "image-format-mismatch"
+        case _:
+            path.write_bytes(small_disk.read_bytes()[:512])
+            return path, "image-"
+
+
+# --- what depends on what --------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_deleted_while_something_depends_on_it(fleet: Fleet) -> None:
+    fleet.ok("network", "create", "leaned-on", "--bridge", "br-guest", "--wait")
+    fleet.ok(
+        "vm", "create", "leaner", "--image", "micro", "--memory", "96MiB", "--pool", "shared", "--network", "leaned-on",
+        "--no-start", "--wait",
+    )  # fmt: skip
+    volume = fleet.vm("leaner")["volumes"][0]["name"]
+    for noun, name, code in (
+        ("network", "leaned-on", "network-in-use"),
+        ("volume", volume, "volume-attached"),
+        ("pool", "shared", "pool-not-empty"),
+        ("image", "micro", "image-in-use"),
+    ):
+        refused = fleet.trimtab(noun, "delete", name, "--yes", "--wait")
+        assert refused.code == 5, f"{noun}: {refused.err}"
+        assert code in refused.err
+    fleet.delete("leaner")
+    # Deleted vms are kept for a while, with everything that `undelete` needs.
+    assert fleet.trimtab("network", "delete", "leaned-on", "--yes", "--wait").code == 5
+
+
+# --- full ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_pool(fleet: Fleet) -> Iterator[str]:
+    """A pool of 200 MiB on node2 alone."""
+    fleet.sh("node2", "mkdir -p /srv/tiny; mount -t tmpfs -o size=200m,mode=755 tiny /srv/tiny")
+    try:
+        fleet.ok("pool", "create", "tiny", "--path", "/srv/tiny", "--wait")
+        yield "/srv/tiny"
+    finally:
+        fleet.trimtab("pool", "delete", "tiny", "--yes", "--wait")
+
+
+def test_a_pool_full_to_the_last_byte_pauses_its_guest_which_resumes_when_there_is_room(
+    fleet: Fleet, tiny_pool: str, tmp_path: Path
+) -> None:
+    writes = tmp_path / "user-data"
+    writes.write_text("#cloud-config\n#trimtab-load: io\n")
+    fleet.ok(
+        "vm", "create", "thirsty", "--image", "micro", "--memory", "96MiB", "--pool", "tiny", "--to", "node2",
+        "--user-data", str(writes), "--wait",
+    )  # fmt: skip
+    fill = f"head -c 400M /dev/zero > {tiny_pool}/filler 2>/dev/null || true; df --output=avail {tiny_pool} | tail -n 1"
+    fleet.wait_for_ticks("thirsty", 1)
+    assert fleet.sh("node2", fill).strip() == "0"
+    full = wait_until(lambda: seen if (seen := fleet.vm("thirsty"))["problem"] else None, "the full pool to be shown")
+    assert full["observed"]["state"] == "paused"
+    assert "pool is full" in full["problem"]
+    counted, uptime = fleet.ticks("thirsty")
+    fleet.sh("node2", f"rm {tiny_pool}/filler")
+    wait_until(lambda: fleet.vm("thirsty")["observed"]["state"] == "running", "the guest to resume by itself")
+    _later, later_uptime = fleet.wait_for_ticks("thirsty", counted + 2)
+    assert later_uptime > uptime, "it was resumed, not restarted"
+    wait_until(lambda: fleet.vm("thirsty")["problem"] == "", "the problem to be over")
+    fleet.delete("thirsty")
