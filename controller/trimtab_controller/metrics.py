@@ -29,6 +29,10 @@ STEPS = Counter("trimtab_operation_steps", "Tries of steps by what came of them.
 STEP_SECONDS = Histogram("trimtab_operation_step_seconds", "Time in one try of a step.", ["kind", "step"], buckets=_FAST)
 NUDGES = Counter("trimtab_nudges", "Nudges published to the broker.", ["outcome"])
 
+# the database, as this process writes it
+SQL_COMMITS = Counter("trimtab_sql_commits", "Commits; transactions that came together share one on SQLite.")
+SQL_TRANSACTIONS = Counter("trimtab_sql_transactions", "Transactions committed.")
+
 # placement and the leader's loops
 LEADER = Gauge("trimtab_engine_leader", "1 where this process leads.")
 LEADER_CHANGES = Counter("trimtab_engine_leader_changes", "Times that this process took or lost the lead.", ["change"])
@@ -70,6 +74,12 @@ UPLOAD_BYTES = Counter("trimtab_gateway_upload_read_bytes", "Bytes of uploads st
 # every process that serves TLS
 CONTROLLER_EXPIRY = Gauge("trimtab_controller_certificate_expiry_timestamp_seconds", "When this node's certificate expires.")
 CA_EXPIRY = Gauge("trimtab_ca_certificate_expiry_timestamp_seconds", "When the CA that signs now expires.")
+
+
+def count_commit(transactions: int) -> None:
+    """Count one commit of so many transactions."""
+    SQL_COMMITS.inc()
+    SQL_TRANSACTIONS.inc(transactions)
 
 
 def serve(process: str, port: int, address: str) -> WSGIServer:

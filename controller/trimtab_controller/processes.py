@@ -168,7 +168,7 @@ def api_context(settings: Settings, *, agents: Any, nudge: Callable[[], None], h
 
     metrics_address = settings.advertise[0]
     return ApiContext(
-        db=AsyncDatabase(settings.effective_database_url),
+        db=AsyncDatabase(settings.effective_database_url, on_commit=metrics.count_commit),
         clock=SystemClock(),
         agents=agents,
         settings=ApiSettings(

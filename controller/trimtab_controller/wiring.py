@@ -21,7 +21,7 @@ ENGINE_POOL_SIZE = 8
 
 
 def build_database(settings: Settings, *, pool_size: int = ENGINE_POOL_SIZE) -> Database:
-    return Database(settings.effective_database_url, pool_size=pool_size)
+    return Database(settings.effective_database_url, pool_size=pool_size, on_commit=metrics.count_commit)
 
 
 def build_agents(settings: Settings, db: Database) -> GrpcAgentClient:

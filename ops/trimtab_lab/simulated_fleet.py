@@ -44,8 +44,9 @@ from trimtab_protos.controller.v1.join_service_pb2_grpc import JoinServiceStub
 
 logger = structlog.get_logger(__name__)
 
-JOINS_AT_ONCE = 4
-"""As many as the controller signs at a time."""
+JOINS_AT_ONCE = 3
+"""One fewer than the controller takes at a time: there a call counts for a moment longer than here, and one too many is refused."""
+JOIN_TRIES = 3
 STARTS_AT_ONCE = 16
 CALL_TIMEOUT_S = 30.0
 STATUS_EVERY_S = 0.25
@@ -118,10 +119,7 @@ class Joining:
             agent_csr_pem=agent.csr_pem,
             libvirt_csr_pem=self._libvirt.csr_pem,
         )
-        try:
-            answer = JoinServiceStub(self._channel).Join(request, timeout=CALL_TIMEOUT_S)
-        except grpc.RpcError as error:
-            raise status.from_rpc_error(error, peer="the controller") from error
+        answer = self._send(request)
         return Member(
             number=number,
             host_id=answer.host_id,
@@ -130,6 +128,17 @@ class Joining:
             ca_pem=answer.ca_bundle_pem,
             gateways=tuple(answer.gateway_addresses),
         )
+
+    def _send(self, request: pb.JoinRequest) -> pb.JoinResponse:
+        """Join; a call that the server refused or never saw is sent again, as a person would paste the line again."""
+        for left in reversed(range(JOIN_TRIES)):
+            try:
+                return JoinServiceStub(self._channel).Join(request, timeout=CALL_TIMEOUT_S)
+            except grpc.RpcError as failed:
+                error = status.from_rpc_error(failed, peer="the controller")
+                if not left or not error.retryable:
+                    raise error from failed
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
         self._channel.close()

@@ -190,7 +190,7 @@ def refresh_certificates(settings: Settings, pki: FleetPki, database: Database, 
 
 async def run(settings: Settings, *, nudge: Callable[[], None], beat: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT; `beat` tells the supervisor each second that the loop turns."""
-    database, clock = Database(settings.effective_database_url), SystemClock()
+    database, clock = Database(settings.effective_database_url, on_commit=metrics.count_commit), SystemClock()
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -125,9 +125,13 @@ def _pause_before_retry(attempt: int) -> float:
 class Database:
     """Transactions for threads: workers, the engine, the CLI's `init`."""
 
-    def __init__(self, url: str, *, pool_size: int = 8) -> None:
-        """`url`: `sqlite:///PATH` or `postgresql+psycopg://...`; at most `pool_size` connections, opened when needed."""
+    def __init__(self, url: str, *, pool_size: int = 8, on_commit: Callable[[int], None] = lambda _count: None) -> None:
+        """`url`: `sqlite:///PATH` or `postgresql+psycopg://...`; at most `pool_size` connections, opened when needed.
+
+        `on_commit` is called after each commit with how many transactions went into it: the metrics.
+        """
         parsed = sa.make_url(url)
+        self._on_commit = on_commit
         self.engine = sa.create_engine(
             parsed,
             connect_args=_connect_arguments(parsed),
@@ -147,7 +151,9 @@ class Database:
         """Run `transaction` and commit. Raises Unavailable when the database is full or gone; nothing is half-written."""
         if self._group is not None:
             return self._group.run(transaction, durable=durable)
-        return self._write(transaction, durable=durable)
+        result = self._write(transaction, durable=durable)
+        self._on_commit(1)
+        return result
 
     def read(self, query: Callable[[Session], T]) -> T:
         """Run `query` on one consistent snapshot (SQLite) or read-committed (PostgreSQL)."""
@@ -176,6 +182,7 @@ class Database:
         """Run several pieces of work in one transaction; one that fails is undone alone."""
         if len(pieces) == 1:
             pieces[0].result = self._write(pieces[0].work, durable=pieces[0].durable)
+            self._on_commit(1)
             return
 
         def work(session: Session) -> None:
@@ -192,6 +199,7 @@ class Database:
                     piece.error = error
 
         self._write(work, durable=any(piece.durable for piece in pieces))
+        self._on_commit(len(pieces))
 
     @contextmanager
     def _begin(self, options: dict[str, Any]) -> Iterator[Session]:
@@ -204,8 +212,8 @@ class Database:
 class AsyncDatabase:
     """The same for the event loop: each transaction runs in a thread, so the loop never blocks."""
 
-    def __init__(self, url: str, *, pool_size: int = 16) -> None:
-        self._database = Database(url, pool_size=pool_size)
+    def __init__(self, url: str, *, pool_size: int = 16, on_commit: Callable[[int], None] = lambda _count: None) -> None:
+        self._database = Database(url, pool_size=pool_size, on_commit=on_commit)
         self._threads = ThreadPoolExecutor(pool_size, thread_name_prefix="database")
 
     async def write(self, transaction: Callable[[Session], T], *, durable: bool = True) -> T:

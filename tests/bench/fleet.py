@@ -1,0 +1,68 @@
+"""The simulated fleet that several benches share: a thousand hosts, a pool that all of them see, a network, an image.
+
+Real processes of the control plane over SQLite, real gRPC with mutual TLS, the real servicer; only the hypervisor is simulated.
+`TRIMTAB_BENCH_FLEET` names a directory to keep it in between runs; else it is made in a temporary one and removed.
+"""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trimtab_lab.commands import own_programs
+from trimtab_lab.simulated import SimulatedLab
+
+HOSTS = 1000
+POOL, NETWORK, IMAGE = "bench", "bench", "bench"
+IMAGE_BYTES = 64 << 10
+SETTINGS = {
+    # The bench is one user; what it may ask for is not what is measured.
+    "TRIMTAB_RATE_LIMIT_PER_S": "100000",
+}
+
+
+@contextmanager
+def simulated_fleet(hosts: int = HOSTS) -> Iterator[SimulatedLab]:
+    """Bring the fleet up, ready for vms, and end it."""
+    kept = os.environ.get("TRIMTAB_BENCH_FLEET", "")
+    with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as temporary:
+        lab = SimulatedLab(Path(kept or temporary) / "fleet", settings=SETTINGS)
+        try:
+            lab.start_controller()
+            lab.start_hosts(hosts)
+            _prepare(lab, Path(temporary))
+            yield lab
+        finally:
+            if kept:
+                lab.stop()
+            else:
+                lab.remove()
+
+
+def trimtab(lab: SimulatedLab, *arguments: str) -> str:
+    """Run the CLI as a user would and return what it printed."""
+    finished = subprocess.run(
+        [str(own_programs() / "trimtab"), *arguments],
+        env={**os.environ, **lab.cli_environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    if finished.returncode:
+        raise SystemExit(f"trimtab {' '.join(arguments)} ended with {finished.returncode}: {finished.stderr[:500]}")
+    return finished.stdout
+
+
+def _prepare(lab: SimulatedLab, directory: Path) -> None:
+    """Make pool, network and image where they are not there yet."""
+    if POOL not in trimtab(lab, "pool", "list", "-o", "name").split():
+        trimtab(lab, "pool", "create", POOL, "--path", "/srv/bench-vms", "--shared", "--wait")
+    if NETWORK not in trimtab(lab, "network", "list", "-o", "name").split():
+        trimtab(lab, "network", "create", NETWORK, "--bridge", "br0", "--wait")
+    if IMAGE not in trimtab(lab, "image", "list", "-o", "name").split():
+        file = directory / "base.raw"
+        file.write_bytes(bytes(IMAGE_BYTES))
+        trimtab(lab, "image", "import", IMAGE, str(file), "--format", "raw", "--pool", POOL, "--wait")
