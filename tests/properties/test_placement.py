@@ -11,9 +11,13 @@ from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.placement import (
     POLICIES,
     Books,
+    CellSnapshot,
     Decision,
     DiskNeed,
     FleetSnapshot,
+    GroupNeed,
+    GroupRule,
+    GroupSnapshot,
     HostSnapshot,
     NetworkNeed,
     NetworkReach,
@@ -21,6 +25,11 @@ from trimtab_controller.core.placement import (
     PlacementRequest,
     PoolPlace,
     PoolSnapshot,
+    Relation,
+    Stock,
+    Taint,
+    TaintEffect,
+    Toleration,
     explain,
     explain_host,
     in_fair_order,
@@ -28,6 +37,7 @@ from trimtab_controller.core.placement import (
 )
 from trimtab_controller.core.placement.books import Trial
 from trimtab_controller.core.placement.filters import FILTERS
+from trimtab_controller.core.placement.fleet import ALL
 from trimtab_protos.messages import Firmware
 
 # A busy machine is not a failed property.
@@ -36,6 +46,11 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 Fleet = tuple[list[HostSnapshot], list[PoolSnapshot]]
 
 LOCAL, SHARED, NETWORK = "pool-local", "pool-shared", "net-1"
+
+
+def cell(number: int, *, cpus: int, pages: int) -> CellSnapshot:
+    return CellSnapshot(cell=number, cpus_limit=cpus, pages={2048: Stock(pages), 1024: Stock(pages)})
+
 
 # Most hosts lack little and most requests ask little, or nothing would ever be placed and every property would hold idly.
 DEFECTS: list[dict[str, Any]] = [
@@ -58,6 +73,12 @@ DEFECTS: list[dict[str, Any]] = [
     {"networks": {NETWORK: NetworkReach(True, 1000)}},
     {"image_ids": frozenset()},
     {"unmanaged_vcpus": 3, "unmanaged_memory_mib": 2},
+    {"taints": frozenset({Taint("gpu", "a100"), Taint("old", effect=TaintEffect.AVOID)})},
+    {"taints": frozenset({Taint("gpu", effect=TaintEffect.AVOID)})},
+    {"exclusive_project_id": "proj-a"},
+    {"devices": {"gpu": Stock(2), "nic": Stock(1, 1)}, "resources": {"licence": Stock(3, 1)}},
+    {"cells": (cell(0, cpus=2, pages=2), cell(1, cpus=4, pages=1))},
+    {"cells": (cell(0, cpus=3, pages=8), cell(1, cpus=3, pages=8)), "devices": {"gpu": Stock(1)}},
 ]
 WISHES: list[dict[str, Any]] = [
     {"kind": PlacementKind.START},
@@ -77,6 +98,19 @@ WISHES: list[dict[str, Any]] = [
     {"preferred_host_id": "host-2"},
     {"preferred_host_id": "host-gone"},
     {"image_ids": ("img-1", "img-2")},
+    {"tolerations": (Toleration("gpu"),)},
+    {"tolerations": (Toleration("gpu", "a100"), Toleration("old"))},
+    {"devices": {"gpu": 1}},
+    {"devices": {"gpu": 2, "nic": 1}},
+    {"resources": {"licence": 2}},
+    {"is_dedicated": True, "vcpus": 2},
+    {"is_dedicated": True, "vcpus": 2, "page_kib": 2048, "memory_mib": 4, "cell_count": 2},
+    {"page_kib": 1024, "memory_mib": 4},
+    {"group": GroupNeed(group_id="grp-1", name="g", rules=(GroupRule(relation=Relation.APART),))},
+    {"group": GroupNeed(group_id="grp-1", name="g", rules=(GroupRule(relation=Relation.APART, domain="rack", limit=2),))},
+    {"group": GroupNeed(group_id="grp-2", name="h", rules=(GroupRule(relation=Relation.TOGETHER, domain="zone"),))},
+    {"group": GroupNeed(group_id="grp-2", name="h", rules=(GroupRule(relation=Relation.TOGETHER, is_must=False),))},
+    {"group": GroupNeed(group_id="grp-1", name="g", rules=(GroupRule(relation=Relation.APART, is_must=False, domain="rack"),))},
 ]
 
 
@@ -180,25 +214,53 @@ class SeparateBooks:
         self.vcpus: Counter[str] = Counter()
         self.memory_mib: Counter[str] = Counter()
         self.space: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.devices: Counter[tuple[str, str]] = Counter()
+        self.resources: Counter[tuple[str, str]] = Counter()
+        self.cell_cpus: Counter[tuple[str, int]] = Counter()
+        self.cell_pages: Counter[tuple[str, int, int]] = Counter()
+        self.groups: defaultdict[str, dict[str, str]] = defaultdict(dict)
 
-    def book(self, request: PlacementRequest, host_id: str) -> None:
-        self.vcpus[host_id] += request.vcpus
-        self.memory_mib[host_id] += request.memory_mib
+    def book(self, decision: Decision) -> None:
+        request, host_id = decision.request, decision.chosen_host_id
+        assert host_id is not None
+        self.vcpus[host_id] += 0 if request.is_dedicated else request.vcpus
+        self.memory_mib[host_id] += 0 if request.page_kib else request.memory_mib
         for disk in request.disks:
             is_shared = self.pools[disk.pool_id].is_shared
             is_copied = request.kind is PlacementKind.MIGRATE and disk.host_id != "" and not is_shared
             if is_copied or not disk.is_claimed:
                 self.space[disk.pool_id, "" if is_shared else host_id] += disk.size_bytes
+        for kind, count in request.devices.items():
+            self.devices[host_id, kind] += count
+        for name, amount in request.resources.items():
+            self.resources[host_id, name] += amount
+        if request.is_dedicated or request.page_kib:
+            assert len(decision.cells) == len(set(decision.cells)) == request.cell_count
+        for number in decision.cells:
+            self.cell_cpus[host_id, number] += request.vcpus // request.cell_count if request.is_dedicated else 0
+            if request.page_kib:
+                pages = request.memory_mib * 1024 // request.page_kib
+                self.cell_pages[host_id, number, request.page_kib] += pages // request.cell_count
+        if request.group is not None:
+            self.groups[request.group.group_id][request.vm_id] = host_id
 
     def check(self) -> None:
-        for host_id, vcpus in self.vcpus.items():
-            host = self.hosts[host_id]
-            assert host.vcpus_claimed + host.unmanaged_vcpus + vcpus <= host.vcpus_limit
-            assert host.memory_claimed_mib + host.unmanaged_memory_mib + self.memory_mib[host_id] <= host.memory_limit_mib
         for (pool_id, host_id), size_bytes in self.space.items():
             pool = self.pools[pool_id]
             claimed_bytes = pool.places[host_id].claimed_bytes if host_id in pool.places else 0
             assert size_bytes == 0 or claimed_bytes + size_bytes <= pool.claim_limit_bytes(host_id)
+        for host in self.applied()[0]:
+            touched = self.vcpus[host.host_id] or self.memory_mib[host.host_id]
+            assert not touched or host.vcpus_claimed + host.unmanaged_vcpus <= host.vcpus_limit or not self.vcpus[host.host_id]
+            memory_mib = host.memory_claimed_mib + host.unmanaged_memory_mib
+            assert memory_mib <= host.memory_limit_mib or not self.memory_mib[host.host_id]
+            stocks = [*host.devices.values(), *host.resources.values(), *(one for c in host.cells for one in c.pages.values())]
+            assert all(stock.claimed <= stock.limit for stock in stocks)
+            assert all(c.cpus_claimed <= c.cpus_limit for c in host.cells)
+        for (host_id, kind), count in self.devices.items():
+            assert count == 0 or kind in self.hosts[host_id].devices
+        for (host_id, name), count in self.resources.items():
+            assert count == 0 or name in self.hosts[host_id].resources
 
     def applied(self) -> Fleet:
         """Return the fleet as the database would give it after these claims."""
@@ -207,6 +269,25 @@ class SeparateBooks:
                 host,
                 vcpus_claimed=host.vcpus_claimed + self.vcpus[host.host_id],
                 memory_claimed_mib=host.memory_claimed_mib + self.memory_mib[host.host_id],
+                devices={
+                    kind: Stock(stock.limit, stock.claimed + self.devices[host.host_id, kind])
+                    for kind, stock in host.devices.items()
+                },
+                resources={
+                    name: Stock(stock.limit, stock.claimed + self.resources[host.host_id, name])
+                    for name, stock in host.resources.items()
+                },
+                cells=tuple(
+                    replace(
+                        own,
+                        cpus_claimed=own.cpus_claimed + self.cell_cpus[host.host_id, own.cell],
+                        pages={
+                            kib: Stock(stock.limit, stock.claimed + self.cell_pages[host.host_id, own.cell, kib])
+                            for kib, stock in own.pages.items()
+                        },
+                    )
+                    for own in host.cells
+                ),
             )
             for host in self.hosts.values()
         ]
@@ -227,14 +308,45 @@ class SeparateBooks:
         ]
         return members, pools
 
+    def snapshot(self) -> FleetSnapshot:
+        groups = [GroupSnapshot(group_id=group_id, members=members) for group_id, members in self.groups.items()]
+        return FleetSnapshot.of(*self.applied(), groups=groups)
+
+    def domain(self, host_id: str, label: str) -> str | None:
+        return host_id if label == "host" else self.hosts[host_id].labels.get(label)
+
+    def check_rules(self, decision: Decision) -> None:
+        """Hold the choice against every rule that must not be broken, with the members as they were before it."""
+        request, host_id = decision.request, decision.chosen_host_id
+        assert host_id is not None
+        host = self.hosts[host_id]
+        assert host.connectivity is HostConnectivity.UP
+        assert not host.is_cordoned
+        assert host.exclusive_project_id in ("", request.project_id)
+        assert request.host_selector.items() <= host.labels.items()
+        for taint in host.taints:
+            tolerated = [one for one in request.tolerations if one.key == taint.key and one.value in ("", taint.value)]
+            assert tolerated or taint.effect is TaintEffect.AVOID
+        for rule in request.group.rules if request.group else ():
+            own = self.domain(host_id, rule.domain)
+            others = [
+                self.domain(at, rule.domain) for vm, at in self.groups[request.group.group_id].items() if vm != request.vm_id
+            ]
+            if not rule.is_must:
+                continue
+            assert own is not None
+            assert others.count(own) < rule.limit or rule.relation is Relation.TOGETHER
+            assert own in others or not others or rule.relation is Relation.APART
+
 
 @unhurried
 @given(fleets(), batches())
-def test_nothing_is_ever_overcommitted(fleet: Fleet, batch: list[PlacementRequest]) -> None:
+def test_nothing_is_ever_overcommitted_and_no_rule_broken(fleet: Fleet, batch: list[PlacementRequest]) -> None:
     books = SeparateBooks(*fleet)
     for decision in place(FleetSnapshot.of(*fleet), batch, policy_of=policy_of):
         if decision.chosen_host_id is not None:
-            books.book(decision.request, decision.chosen_host_id)
+            books.check_rules(decision)
+            books.book(decision)
     books.check()
 
 
@@ -260,7 +372,7 @@ def test_each_filter_masks_out_exactly_the_hosts_that_it_has_a_reason_against(fl
     trial = Trial.of(Books(snapshot), request)
     counted = explain(snapshot, request).refused_by
     for each in FILTERS:
-        mask = each.fitting(trial)
+        mask = each.fitting(trial, ALL)
         refusals = [each.refusals(trial, row) for row in range(len(snapshot))]
         assert [not reasons for reasons in refusals] == ([True] * len(snapshot) if mask is None else mask.tolist())
         assert {reason.filter for reasons in refusals for reason in reasons} <= {each.name}
@@ -286,11 +398,11 @@ def test_a_batch_decides_as_if_each_claim_had_been_stored_before_the_next_decisi
     decisions = place(FleetSnapshot.of(*fleet), batch, policy_of=policy_of)
     books = SeparateBooks(*fleet)
     for request, decision in zip(in_fair_order(batch), decisions, strict=True):
-        alone = explain(FleetSnapshot.of(*books.applied()), request, policy=policy_of(request))
-        assert (alone.fitting, alone.refused_by) == (decision.fitting, decision.refused_by)
+        alone = explain(books.snapshot(), request, policy=policy_of(request))
+        assert (alone.fitting, alone.refused_by, alone.cells) == (decision.fitting, decision.refused_by, decision.cells)
         assert [verdict.host_id for verdict in alone.refused] == [verdict.host_id for verdict in decision.refused]
         if decision.chosen_host_id is not None:
-            books.book(request, decision.chosen_host_id)
+            books.book(decision)
 
 
 @unhurried

@@ -1,28 +1,45 @@
 """Where a vm runs, and why. Pure: the fleet and the requests in, decisions out; see `engine.py`.
 
-    request.py    what is asked           fleet.py     what does not change during a batch, as columns and masks
-    books.py      what is free now
+    snapshot.py   what is told about hosts, pools, groups     fleet.py    it as columns and masks, for a whole batch
+    request.py    what is asked (needs.py: its parts)         books.py    what is free now (space.py: what a request takes)
     filters/      the rules               sieve.py     all filters over all hosts
     scorers/      the wishes              policies.py  how much each wish counts     scoring.py, ranking.py  the best hosts
+    standing.py   the best hosts for a shape of request, kept along instead of scanned for
     verdict.py    the answer, with a reason or a score per host
 
 A new rule is a `Filter`, a new wish a `Scorer`; what they have to count along a batch is booked in `Books`.
 """
 
 from trimtab_controller.core.placement.books import Books
-from trimtab_controller.core.placement.engine import decide, explain, explain_host, in_fair_order, place, why_not
-from trimtab_controller.core.placement.fleet import FleetSnapshot, HostSnapshot, NetworkReach, PoolPlace, PoolSnapshot
+from trimtab_controller.core.placement.engine import decide, explain, explain_host, in_fair_order, place, scan, why_not
+from trimtab_controller.core.placement.fleet import FleetSnapshot
+from trimtab_controller.core.placement.needs import DiskNeed, GroupNeed, GroupRule, NetworkNeed, Relation, Toleration
 from trimtab_controller.core.placement.policies import BEST_FIT, POLICIES, Policy, policy_named
-from trimtab_controller.core.placement.request import DiskNeed, NetworkNeed, PlacementKind, PlacementRequest
+from trimtab_controller.core.placement.request import PlacementKind, PlacementRequest
+from trimtab_controller.core.placement.snapshot import (
+    CellSnapshot,
+    GroupSnapshot,
+    HostSnapshot,
+    NetworkReach,
+    PoolPlace,
+    PoolSnapshot,
+    Stock,
+    Taint,
+    TaintEffect,
+)
 from trimtab_controller.core.placement.verdict import Decision, HostVerdict, Refusal
 
 __all__ = [
     "BEST_FIT",
     "POLICIES",
     "Books",
+    "CellSnapshot",
     "Decision",
     "DiskNeed",
     "FleetSnapshot",
+    "GroupNeed",
+    "GroupRule",
+    "GroupSnapshot",
     "HostSnapshot",
     "HostVerdict",
     "NetworkNeed",
@@ -33,11 +50,17 @@ __all__ = [
     "PoolPlace",
     "PoolSnapshot",
     "Refusal",
+    "Relation",
+    "Stock",
+    "Taint",
+    "TaintEffect",
+    "Toleration",
     "decide",
     "explain",
     "explain_host",
     "in_fair_order",
     "place",
     "policy_named",
+    "scan",
     "why_not",
 ]

@@ -1,51 +1,38 @@
 """The books of a batch: what is free now, with every decision of the batch booked, so that the next one sees it.
 
 The only mutable state of placement. `Books` belongs to one call (or one plan) and is written in one place, `claim` and `release`;
-what a later rule has to count along (cells of memory, devices, members of a group per zone) is counted there.
+what rules have to count along (cells of memory, devices, members of a group) is counted there. Which rows were written stands in
+`changed_rows`: whoever keeps an answer along (`standing.py`) has to look at those alone.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from typing import Any
 
-from trimtab_controller.core.placement.fleet import MEMORY, VCPUS, FleetSnapshot, Floats, Integers, local_space
-from trimtab_controller.core.placement.request import DiskNeed, PlacementKind, PlacementRequest
+import numpy as np
 
+from trimtab_controller.core.placement.fleet import ALL, FleetSnapshot, Floats, Integers, Mask, Rows
+from trimtab_controller.core.placement.members import Members
+from trimtab_controller.core.placement.request import PlacementRequest
+from trimtab_controller.core.placement.space import CellNeed, SpaceNeed, amounts_of
 
-@dataclass(frozen=True, slots=True)
-class SpaceNeed:
-    """What a request's disks ask of pools."""
-
-    local_bytes: Mapping[str, int]
-    """By local pool, on whichever host is chosen."""
-    shared_bytes: Mapping[str, int]
-    bound: tuple[DiskNeed, ...]
-    """Disks that exist on a host's local pool and are not moved: only that host fits."""
-
-    @classmethod
-    def of(cls, request: PlacementRequest, fleet: FleetSnapshot) -> "SpaceNeed":
-        """Return the need; disks of pools that the fleet does not have are left to the reach filter."""
-        local: dict[str, int] = {}
-        shared: dict[str, int] = {}
-        bound = []
-        for disk in request.disks:
-            pool = fleet.pools.get(disk.pool_id)
-            if pool is None:
-                continue
-            is_bound = bool(disk.host_id) and not pool.is_shared
-            if is_bound and request.kind is not PlacementKind.MIGRATE:
-                bound.append(disk)
-            # A migration copies local disks: their claim is at the source, and the target needs the space as well.
-            is_copied = is_bound and request.kind is PlacementKind.MIGRATE
-            if not disk.is_claimed or is_copied:
-                need = shared if pool.is_shared else local
-                need[pool.pool_id] = need.get(pool.pool_id, 0) + disk.size_bytes
-        return cls(local, shared, tuple(bound))
+__all__ = ["Books", "SpaceNeed", "Trial"]
 
 
 class Books:
     """Free capacity by resource and row, and by shared pool. Not thread-safe: a batch is decided by one thread."""
 
-    __slots__ = ("fleet", "free", "free_shares", "shared_free_bytes")
+    __slots__ = (
+        "_cells_of",
+        "_trial",
+        "asked_shapes",
+        "changed_rows",
+        "fleet",
+        "free",
+        "free_shares",
+        "members",
+        "shared_free_bytes",
+        "standing",
+    )
 
     def __init__(self, fleet: FleetSnapshot) -> None:
         self.fleet = fleet
@@ -55,48 +42,113 @@ class Books:
         self.free_shares: dict[str, Floats] = {
             resource: self.free[resource] * inverse for resource, inverse in fleet.inverse_limits.items()
         }
+        self.members = Members(fleet, fleet.members)
+        self.changed_rows: list[int] = []
+        """The row of every claim and release, in order."""
+        self.standing: dict[Hashable, Any] = {}
+        self.asked_shapes: set[Hashable] = set()
+        """Both are `standing.py`'s: what it keeps about these books, and what it may have to keep."""
+        self._cells_of: dict[str, tuple[int, ...]] = {}
+        self._trial: Trial | None = None
+
+    def trial(self, request: PlacementRequest) -> "Trial":
+        """Return the request held against these books; the same object when it is asked again at once, as a claim does."""
+        if self._trial is None or self._trial.request is not request:
+            self._trial = Trial(self, request)
+        return self._trial
 
     def claim(self, request: PlacementRequest, host_id: str) -> None:
         """Book what the request needs on this host. ValueError where it is not free: nothing is ever overcommitted."""
-        self._book(request, host_id, sign=-1)
+        trial, row = self.trial(request), self.fleet.row_of[host_id]
+        cells = trial.cells_on(row)
+        amounts = trial.amounts | (trial.cells.amounts(cells) if trial.cells else {})
+        short = [name for name, amount in amounts.items() if amount > self.available(name, row)]
+        short += [pool for pool, size in trial.space.shared_bytes.items() if size > self.shared_free_bytes[pool]]
+        if trial.cells is not None and len(cells) < request.cell_count:
+            short.append("room in its cells")
+        if short:
+            raise ValueError(f"host {host_id} has not enough {', '.join(short)} for request {request.request_id}")
+        if trial.cells is not None:
+            self._cells_of[request.request_id] = cells
+        self._book(trial, amounts, row, sign=-1)
+        if request.group is not None:
+            self.members.put(request.group.group_id, request.vm_id, row)
 
     def release(self, request: PlacementRequest, host_id: str) -> None:
-        """Take back what `claim` booked; in a plan also what a running vm holds."""
-        self._book(request, host_id, sign=1)
+        """Take back what `claim` booked; in a plan also what a running vm holds (then `held_cells` says where)."""
+        trial, row = self.trial(request), self.fleet.row_of[host_id]
+        amounts = trial.amounts
+        if trial.cells is not None:
+            amounts = amounts | trial.cells.amounts(self._cells_of.pop(request.request_id, request.held_cells))
+        self._book(trial, amounts, row, sign=1)
+        if request.group is not None:
+            self.members.take(request.group.group_id, request.vm_id, row)
 
-    def _book(self, request: PlacementRequest, host_id: str, *, sign: int) -> None:
-        row = self.fleet.row_of[host_id]
-        space = SpaceNeed.of(request, self.fleet)
-        amounts = {VCPUS: request.vcpus, MEMORY: request.memory_mib}
-        amounts.update({local_space(pool_id): size_bytes for pool_id, size_bytes in space.local_bytes.items()})
-        if sign < 0:
-            short = [resource for resource, amount in amounts.items() if amount > self.free[resource][row]]
-            short += [pool for pool, size in space.shared_bytes.items() if size > self.shared_free_bytes[pool]]
-            if short:
-                raise ValueError(f"host {host_id} has not enough {', '.join(short)} for request {request.request_id}")
+    def available(self, resource: str, row: int) -> int:
+        """Return how much is free on a host; 0 of what no host has."""
+        return int(self.free[resource][row]) if resource in self.free else 0
+
+    def cells_of(self, request_id: str) -> tuple[int, ...]:
+        """Return the cells that a request booked here was given; () where it asked for none."""
+        return self._cells_of.get(request_id, ())
+
+    def copy(self) -> "Books":
+        """Return books that start as these are now; neither sees what is written in the other."""
+        other = Books(self.fleet)
+        for resource, column in self.free.items():
+            other.free[resource][:] = column
+        for resource, shares in self.free_shares.items():
+            other.free_shares[resource][:] = shares
+        other.shared_free_bytes = dict(self.shared_free_bytes)
+        other.members = self.members.copy()
+        other._cells_of = dict(self._cells_of)
+        return other
+
+    def _book(self, trial: "Trial", amounts: Mapping[str, int], row: int, *, sign: int) -> None:
         for resource, amount in amounts.items():
             self.free[resource][row] += sign * amount
         for resource, shares in self.free_shares.items():
             shares[row] = self.free[resource][row] * self.fleet.inverse_limits[resource][row]
-        for pool_id, size_bytes in space.shared_bytes.items():
+        for pool_id, size_bytes in trial.space.shared_bytes.items():
             self.shared_free_bytes[pool_id] += sign * size_bytes
+        self.changed_rows.append(row)
 
 
-@dataclass(frozen=True, slots=True)
 class Trial:
     """One request held against the books: what filters and scorers look at."""
 
-    books: Books
-    request: PlacementRequest
-    space: SpaceNeed
+    __slots__ = ("amounts", "books", "cells", "fleet", "request", "space")
 
-    @classmethod
-    def of(cls, books: Books, request: PlacementRequest) -> "Trial":
-        return cls(books, request, SpaceNeed.of(request, books.fleet))
+    def __init__(self, books: Books, request: PlacementRequest) -> None:
+        self.books, self.request, self.fleet = books, request, books.fleet
+        self.space = SpaceNeed.of(request, books.fleet)
+        self.amounts = amounts_of(request, self.space)
+        """What is taken on the chosen host, by resource; cells apart."""
+        self.cells = CellNeed.of(request)
 
-    @property
-    def fleet(self) -> FleetSnapshot:
-        return self.books.fleet
+    @staticmethod
+    def of(books: Books, request: PlacementRequest) -> "Trial":
+        return books.trial(request)
 
     def free(self, resource: str, row: int) -> int:
-        return int(self.books.free[resource][row])
+        return self.books.available(resource, row)
+
+    def has(self, resource: str, amount: int, rows: Rows = ALL) -> Mask:
+        """Return which of these rows have so much free."""
+        column = self.books.free.get(resource)
+        if column is None:
+            return np.full(len(self.fleet), amount <= 0)[rows]
+        fits: Mask = column[rows] >= amount
+        return fits
+
+    def cells_on(self, row: int) -> tuple[int, ...]:
+        """Return the cells that the vm is given on a host: the fullest that fit, so that whole cells stay free."""
+        if self.cells is None:
+            return ()
+        return self.cells.choose(lambda resource: self.books.available(resource, row), self.cell_numbers)
+
+    @property
+    def cell_numbers(self) -> tuple[int, ...]:
+        """The numbers that cells have anywhere in the fleet."""
+        fleet = self.fleet
+        return fleet.remembered("cells", lambda: tuple(sorted({cell.cell for host in fleet.hosts for cell in host.cells})))

@@ -14,6 +14,7 @@ from trimtab_controller.core.placement.policies import BEST_FIT, Policy
 from trimtab_controller.core.placement.request import PlacementRequest
 from trimtab_controller.core.placement.scoring import scored_verdict, shortlist
 from trimtab_controller.core.placement.sieve import Sieve, refused_verdict
+from trimtab_controller.core.placement.standing import standing_decision
 from trimtab_controller.core.placement.verdict import KEPT_HOSTS, LISTED_HOSTS, Decision, HostVerdict
 
 PolicyOf = Callable[[PlacementRequest], Policy]
@@ -88,11 +89,24 @@ def why_not(fleet: FleetSnapshot, request: PlacementRequest, host_id: str, *, po
 
 
 def decide(books: Books, request: PlacementRequest, *, policy: Policy, listed_hosts: int = LISTED_HOSTS) -> Decision:
-    """Return the decision on what is free in `books`, and leave them as they are."""
+    """Return the decision on what is free in `books`, and leave them as they are.
+
+    In a large fleet the best hosts for a shape of request are kept along with the books (`standing.py`): the same answer, sooner.
+    """
+    if len(books.fleet) > listed_hosts:
+        decision = standing_decision(books, request, policy, count=KEPT_HOSTS)
+        if decision is not None:
+            return decision
+    return scan(books, request, policy=policy, listed_hosts=listed_hosts)
+
+
+def scan(books: Books, request: PlacementRequest, *, policy: Policy, listed_hosts: int = LISTED_HOSTS) -> Decision:
+    """Return the decision by looking at every host: what `decide` says, always."""
     trial = Trial.of(books, request)
     sieve = Sieve.of(trial)
-    is_complete = len(books.fleet) <= listed_hosts
-    kept = len(books.fleet) if is_complete else KEPT_HOSTS
+    fleet = books.fleet
+    is_complete = len(fleet) <= listed_hosts
+    kept = len(fleet) if is_complete else KEPT_HOSTS
     fitting = shortlist(trial, sieve, policy, count=kept)
     # Of a large fleet a success keeps no refusals but their number: asking again is cheaper than keeping ten thousand.
     refused = sieve.refused_verdicts(trial, count=kept) if is_complete or not fitting else ()
@@ -101,7 +115,8 @@ def decide(books: Books, request: PlacementRequest, *, policy: Policy, listed_ho
         policy=policy.name,
         fitting=fitting,
         refused=refused,
-        host_count=len(books.fleet),
+        host_count=len(fleet),
         fit_count=sieve.fit_count,
         refused_by=sieve.refused_by,
+        cells=trial.cells_on(fleet.row_of[fitting.host_ids[0]]) if fitting else (),
     )

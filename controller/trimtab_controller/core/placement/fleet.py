@@ -1,122 +1,63 @@
 """The fleet as a decision sees it: frozen snapshots in, numpy columns for what is compared, one row per host.
 
 Rows are in order of host name, so that nothing depends on the order in which the database gave them. What changes while a batch
-is decided (free capacity) is in `books.py`; this module holds what does not. Static properties are answered as masks: `where`
-groups the hosts by the property's value, asks the question once per distinct value, and remembers the answer. A fleet has few
-distinct sets of CPU models or machine types, however many hosts.
+is decided (free capacity, where members of groups are) is in `books.py`; this module holds what does not. Static properties are
+answered as masks: `where` groups the hosts by the property's value, asks the question once per distinct value, and remembers the
+answer. A fleet has few distinct sets of CPU models or machine types, however many hosts.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_controller.core.placement.columns import MEMORY, VCPUS, Integers, column, free_columns, local_space
+from trimtab_controller.core.placement.snapshot import GroupSnapshot, HostSnapshot, NetworkReach, PoolPlace, PoolSnapshot
 
+__all__ = [
+    "ALL",
+    "HOST",
+    "MEMORY",
+    "NOWHERE",
+    "VCPUS",
+    "Domains",
+    "FleetSnapshot",
+    "Floats",
+    "GroupSnapshot",
+    "HostSnapshot",
+    "Integers",
+    "Mask",
+    "NetworkReach",
+    "PoolPlace",
+    "PoolSnapshot",
+    "RowIndex",
+    "Rows",
+    "local_space",
+]
+
+T = TypeVar("T")
 Mask = npt.NDArray[np.bool_]
-Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.intp] | slice
+RowIndex = npt.NDArray[np.intp]
+Rows = RowIndex | slice
 
-VCPUS = "vcpus"
-MEMORY = "memory_mib"
-
-
-def local_space(pool_id: str) -> str:
-    """Return the name of the resource "bytes of this local pool"."""
-    return f"space:{pool_id}"
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkReach:
-    """How one host reaches one network."""
-
-    is_ready: bool
-    mtu: int = 0
-    """0: not known; then it does not refuse."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostSnapshot:
-    """One host. Free = limit - claimed - unmanaged; limits have overcommit and reserve applied already."""
-
-    host_id: str
-    name: str
-    vcpus_limit: int
-    memory_limit_mib: int
-    vcpus_claimed: int = 0
-    memory_claimed_mib: int = 0
-    unmanaged_vcpus: int = 0
-    unmanaged_memory_mib: int = 0
-    memory_reserve_mib: int = 0
-    """Kept for the host itself, and not part of the limit; only told in reasons."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    host_class: str = ""
-    class_cpu_model: str = ""
-    """What a vm gets here that names no CPU model; '' while the class has none."""
-    class_machine: str = ""
-    is_cordoned: bool = False
-    connectivity: HostConnectivity = HostConnectivity.UP
-    arch: str = ""
-    accelerator: str = ""
-    usable_cpu_models: frozenset[str] = frozenset()
-    cpu_features: frozenset[str] = frozenset()
-    machines: frozenset[str] = frozenset()
-    has_uefi: bool = False
-    pools: Mapping[str, bool] = field(default_factory=dict)
-    """Pools set up on this host, and whether they are ready."""
-    networks: Mapping[str, NetworkReach] = field(default_factory=dict)
-    image_ids: frozenset[str] = frozenset()
-    """Images with a replica on a local pool here."""
-    generation: int = 0
-    """Of the claims, when they were read."""
-
-    @property
-    def runs_class_cpu_model(self) -> bool:
-        return not self.class_cpu_model or self.class_cpu_model in self.usable_cpu_models
-
-    @property
-    def runs_class_machine(self) -> bool:
-        return not self.class_machine or self.class_machine in self.machines
+ALL = slice(None)
+# As a failure domain: each host is one, whatever its labels.
+HOST = "host"
+# The domain of hosts that lack the label.
+NOWHERE = -1
 
 
 @dataclass(frozen=True, slots=True)
-class PoolPlace:
-    """Space at one place: a whole shared pool, or a local pool on one host."""
+class Domains:
+    """The failure domains of one label."""
 
-    capacity_bytes: int
-    available_bytes: int
-    claimed_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSnapshot:
-    pool_id: str
-    name: str
-    is_shared: bool
-    is_sharing_proven: bool = True
-    """False until each host has read what another wrote; no new volumes before that."""
-    reserve_permille: int = 0
-    places: Mapping[str, PoolPlace] = field(default_factory=dict)
-    """By host id; '' for a shared pool."""
-
-    def claim_limit_bytes(self, host_id: str = "") -> int:
-        """Return the most that may be claimed at a place in all: the bound of the conditional UPDATE that takes the space.
-
-        Claims count the full size of sparse files, so capacity bounds them; where others fill the file system, what is available
-        now bounds what can be added.
-        """
-        place = self.places.get("" if self.is_shared else host_id)
-        if place is None:
-            return 0
-        reserve_bytes = place.capacity_bytes * self.reserve_permille // 1000
-        return min(place.capacity_bytes, place.claimed_bytes + place.available_bytes) - reserve_bytes
-
-    def free_bytes(self, host_id: str = "") -> int:
-        place = self.places.get("" if self.is_shared else host_id)
-        return 0 if place is None else self.claim_limit_bytes(host_id) - place.claimed_bytes
+    codes: RowIndex
+    """By row; `NOWHERE` for hosts without the label."""
+    names: tuple[str, ...]
+    """By code."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,34 +74,40 @@ class FleetSnapshot:
     inverse_limits: Mapping[str, Floats]
     """1 / limit, for shares; of vcpus and memory."""
     shared_free_bytes: Mapping[str, int]
-    _groups: dict[str, tuple[npt.NDArray[np.intp], list[Any]]] = field(default_factory=dict)
+    members: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Where the members of vm groups are: row by vm id, by group id; members elsewhere are left out."""
+    _groups: dict[str, tuple[RowIndex, list[Any]]] = field(default_factory=dict)
     _masks: dict[tuple[str, Hashable], Mask] = field(default_factory=dict)
+    _remembered: dict[Hashable, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, hosts: Iterable[HostSnapshot], pools: Iterable[PoolSnapshot] = ()) -> "FleetSnapshot":
-        """Return the snapshot of these hosts and pools, in any order."""
+    def of(
+        cls,
+        hosts: Iterable[HostSnapshot],
+        pools: Iterable[PoolSnapshot] = (),
+        *,
+        groups: Iterable[GroupSnapshot] = (),
+    ) -> "FleetSnapshot":
+        """Return the snapshot of these hosts, pools and groups, in any order."""
         ordered = tuple(sorted(hosts, key=lambda host: (host.name, host.host_id)))
         by_id = {pool.pool_id: pool for pool in sorted(pools, key=lambda pool: pool.pool_id)}
         limits = {
-            VCPUS: _column(host.vcpus_limit for host in ordered),
-            MEMORY: _column(host.memory_limit_mib for host in ordered),
+            VCPUS: column(host.vcpus_limit for host in ordered),
+            MEMORY: column(host.memory_limit_mib for host in ordered),
         }
-        free = {
-            VCPUS: _column(host.vcpus_limit - host.vcpus_claimed - host.unmanaged_vcpus for host in ordered),
-            MEMORY: _column(host.memory_limit_mib - host.memory_claimed_mib - host.unmanaged_memory_mib for host in ordered),
-        }
-        inverse = {name: 1.0 / np.maximum(limit, 1) for name, limit in limits.items()}
-        for pool in by_id.values():
-            if not pool.is_shared:
-                free[local_space(pool.pool_id)] = _column(pool.free_bytes(host.host_id) for host in ordered)
+        row_of = {host.host_id: row for row, host in enumerate(ordered)}
         return cls(
             hosts=ordered,
             pools=by_id,
-            row_of={host.host_id: row for row, host in enumerate(ordered)},
+            row_of=row_of,
             limits=limits,
-            free=free,
-            inverse_limits=inverse,
+            free=free_columns(ordered, by_id.values()),
+            inverse_limits={name: 1.0 / np.maximum(limit, 1) for name, limit in limits.items()},
             shared_free_bytes={pool.pool_id: pool.free_bytes() for pool in by_id.values() if pool.is_shared},
+            members={
+                group.group_id: {vm_id: row_of[host_id] for vm_id, host_id in group.members.items() if host_id in row_of}
+                for group in groups
+            },
         )
 
     def __len__(self) -> int:
@@ -193,7 +140,29 @@ class FleetSnapshot:
     def where_contains(self, attribute: str, value: Hashable) -> Mask:
         return self.where(attribute, ("contains", value), lambda own: value in own)
 
-    def _grouped(self, attribute: str) -> tuple[npt.NDArray[np.intp], list[Any]]:
+    def where_empty_or(self, attribute: str, value: str) -> Mask:
+        return self.where(attribute, ("empty-or", value), lambda own: own in ("", value))
+
+    def remembered(self, question: Hashable, answer: Callable[[], T]) -> T:
+        """Return the answer to a question about what does not change in this fleet; asked for once."""
+        found: T | None = self._remembered.get(question)
+        if found is None:
+            found = self._remembered[question] = answer()
+        return found
+
+    def domains(self, label: str) -> Domains:
+        """Return the failure domains that this label makes; `HOST` makes each host one."""
+        return self.remembered(("domains", label), lambda: self._domains(label))
+
+    def _domains(self, label: str) -> Domains:
+        if label == HOST:
+            return Domains(np.arange(len(self.hosts)), tuple(host.name for host in self.hosts))
+        code_of: dict[str, int] = {}
+        own = (host.labels.get(label) for host in self.hosts)
+        codes = (NOWHERE if value is None else code_of.setdefault(value, len(code_of)) for value in own)
+        return Domains(np.fromiter(codes, np.intp, len(self.hosts)), tuple(code_of))
+
+    def _grouped(self, attribute: str) -> tuple[RowIndex, list[Any]]:
         """Return each host's group and the groups' values."""
         known = self._groups.get(attribute)
         if known is None:
@@ -203,9 +172,3 @@ class FleetSnapshot:
             codes = np.fromiter((group_of.setdefault(value, len(group_of)) for value in values), np.intp, len(self.hosts))
             known = self._groups[attribute] = (codes, list(group_of))
         return known
-
-
-def _column(values: Iterable[int]) -> Integers:
-    column = np.array(list(values), dtype=np.int64)
-    column.setflags(write=False)
-    return column

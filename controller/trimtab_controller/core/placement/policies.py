@@ -27,22 +27,38 @@ _IMAGE_LOCALITY = 0.05
 # A start elsewhere must first reach the previous host and undefine there, so home wins wherever it fits.
 _HOME = 3.0
 
-BEST_FIT = Policy("best-fit", {"best-fit": 1.0, "image-locality": _IMAGE_LOCALITY, "home": _HOME})
+# What somebody wished for in words goes before how well a host packs, and not before home.
+_WISHES = 2.0
+# Enough to leave a scarce host alone while another fits nearly as well.
+_SPARE = 0.5
+
+
+def _policy(name: str, **shape: float) -> Policy:
+    """Return a policy of these weights for the shape of the fleet, with what all policies share."""
+    weights = {scorer.replace("_", "-"): weight for scorer, weight in shape.items()}
+    wishes = {"image-locality": _IMAGE_LOCALITY, "home": _HOME, "group": _WISHES, "taints": _WISHES, "spare": _SPARE}
+    return Policy(name, weights | wishes)
+
+
+BEST_FIT = _policy("best-fit", best_fit=1.0)
 
 POLICIES: Mapping[str, Policy] = {
     policy.name: policy
     for policy in (
         BEST_FIT,
-        Policy("spread", {"spread": 1.0, "image-locality": _IMAGE_LOCALITY, "home": _HOME}),
+        _policy("spread", spread=1.0),
         # Even use of both resources first; among equals the fuller host, or new hosts would always win.
-        Policy("balanced", {"balanced": 1.0, "best-fit": 0.5, "image-locality": _IMAGE_LOCALITY, "home": _HOME}),
+        _policy("balanced", balanced=1.0, best_fit=0.5),
+        # The least stranded capacity first; among equals the fuller host.
+        _policy("fragmentation-aware", fragmentation=1.0, best_fit=0.5),
     )
 }
+_ALSO_CALLED = {"pack": "best-fit"}
 
 
 def policy_named(name: str) -> Policy:
-    """Return a policy that comes with the product. InvalidRequest where there is none of that name."""
-    policy = POLICIES.get(name)
+    """Return a policy that comes with the product; `pack` is best-fit. InvalidRequest where there is none of that name."""
+    policy = POLICIES.get(_ALSO_CALLED.get(name, name))
     if policy is None:
         raise InvalidRequest("policy-unknown", f"there is no placement policy {name}; policies are {', '.join(POLICIES)}")
     return policy

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from trimtab_controller.core.placement.needs import DiskNeed, GroupNeed, NetworkNeed, Toleration
 from trimtab_protos.messages import Firmware
+
+__all__ = ["DiskNeed", "GroupNeed", "NetworkNeed", "PlacementKind", "PlacementRequest", "Toleration"]
 
 
 class PlacementKind(StrEnum):
@@ -14,24 +17,6 @@ class PlacementKind(StrEnum):
     START = "start"
     # It runs: its disks on local pools are copied to the target, those on shared pools stay.
     MIGRATE = "migrate"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiskNeed:
-    name: str
-    pool_id: str
-    size_bytes: int
-    host_id: str = ""
-    """Where its bytes are, on a local pool; '' on a shared pool or while it is not made."""
-    is_claimed: bool = False
-    """Its space is claimed already at the place where it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkNeed:
-    network_id: str
-    name: str
-    mtu: int = 1500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +51,39 @@ class PlacementRequest:
     """Where a stopped vm is defined."""
     image_ids: tuple[str, ...] = ()
     """Base images of disks that will be made on a local pool: a host that has them saves a copy."""
+    is_dedicated: bool = False
+    """Each vcpu gets a cpu of its own, of those set aside for pinning; then `vcpus` counts cpus."""
+    page_kib: int = 0
+    """Size of the huge pages that back all of its memory, in KiB; 0 for ordinary memory."""
+    cell_count: int = 1
+    """NUMA cells over which pinned cpus and huge pages spread, in equal shares; both must divide by it."""
+    held_cells: tuple[int, ...] = ()
+    """Of a vm that runs: the cells it holds, so that they can be given back."""
+    devices: Mapping[str, int] = field(default_factory=dict)
+    """PCI devices by kind."""
+    resources: Mapping[str, int] = field(default_factory=dict)
+    """What operators count, by name."""
+    tolerations: tuple[Toleration, ...] = ()
+    group: GroupNeed | None = None
     priority: int = 0
     order: int = 0
     """Earlier first within a project and priority: for example the microsecond of creation."""
 
     def __post_init__(self) -> None:
-        negative = [disk.name for disk in self.disks if disk.size_bytes < 0]
-        if self.vcpus < 0 or self.memory_mib < 0 or negative:
+        sizes = (*(disk.size_bytes for disk in self.disks), *self.devices.values(), *self.resources.values())
+        if self.vcpus < 0 or self.memory_mib < 0 or self.page_kib < 0 or any(size < 0 for size in sizes):
             raise ValueError(f"request {self.request_id} asks for less than nothing")
+        if (self.is_dedicated or self.page_kib) and (self.cell_count < 1 or self._is_uneven):
+            raise ValueError(f"request {self.request_id} does not divide into {self.cell_count} cells")
+
+    @property
+    def page_count(self) -> int:
+        return self.memory_mib * 1024 // self.page_kib if self.page_kib else 0
+
+    @property
+    def _is_uneven(self) -> bool:
+        is_cut = bool(self.page_kib) and (self.memory_mib * 1024) % (self.page_kib * self.cell_count) != 0
+        return is_cut or (self.is_dedicated and self.vcpus % self.cell_count != 0)
 
     def as_json(self) -> dict[str, Any]:
         """Return the request as stored beside its decision, so that it can be asked again."""
@@ -85,17 +95,8 @@ class PlacementRequest:
             "kind": self.kind.value,
             "vcpus": self.vcpus,
             "memory_mib": self.memory_mib,
-            "disks": [
-                {
-                    "name": disk.name,
-                    "pool_id": disk.pool_id,
-                    "size_bytes": disk.size_bytes,
-                    "host_id": disk.host_id,
-                    "is_claimed": disk.is_claimed,
-                }
-                for disk in self.disks
-            ],
-            "networks": [{"network_id": one.network_id, "name": one.name, "mtu": one.mtu} for one in self.networks],
+            "disks": [disk.as_json() for disk in self.disks],
+            "networks": [network.as_json() for network in self.networks],
             "arch": self.arch,
             "cpu_model": self.cpu_model,
             "cpu_features": list(self.cpu_features),
@@ -110,7 +111,22 @@ class PlacementRequest:
             "image_ids": list(self.image_ids),
             "priority": self.priority,
             "order": self.order,
+            **self._scarce_as_json(),
         }
+
+    def _scarce_as_json(self) -> dict[str, Any]:
+        """Return what few requests ask for, and nothing of what this one does not: a decision is kept for every vm."""
+        wishes = {
+            "is_dedicated": self.is_dedicated,
+            "page_kib": self.page_kib,
+            "cell_count": self.cell_count if self.cell_count != 1 else 0,
+            "held_cells": list(self.held_cells),
+            "devices": dict(self.devices),
+            "resources": dict(self.resources),
+            "tolerations": [one.as_json() for one in self.tolerations],
+            "group": self.group.as_json() if self.group else None,
+        }
+        return {name: wish for name, wish in wishes.items() if wish}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "PlacementRequest":
@@ -126,5 +142,8 @@ class PlacementRequest:
                 "cpu_features": tuple(document.get("cpu_features", ())),
                 "excluded_host_ids": tuple(document.get("excluded_host_ids", ())),
                 "image_ids": tuple(document.get("image_ids", ())),
+                "held_cells": tuple(document.get("held_cells", ())),
+                "tolerations": tuple(Toleration(**one) for one in document.get("tolerations", ())),
+                "group": GroupNeed.from_json(document["group"]) if document.get("group") else None,
             }
         )

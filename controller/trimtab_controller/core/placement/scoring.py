@@ -20,13 +20,15 @@ _NEVER = -1.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Scores:
+class Scores:
+    """The figures of some rows, in their order."""
+
     totals: Floats
     parts: dict[str, Floats]
     """By scorer, unweighted."""
 
     @classmethod
-    def of(cls, trial: Trial, rows: Rows, policy: Policy) -> "_Scores":
+    def of(cls, trial: Trial, rows: Rows, policy: Policy) -> "Scores":
         parts: dict[str, Floats] = {}
         for name in policy.weights:
             scores = SCORERS[name].scores(trial, rows)
@@ -37,6 +39,8 @@ class _Scores:
 
 def _weighted_mean(parts: dict[str, Floats], policy: Policy) -> Floats:
     """Return the scores by policy. A fresh array: the caller marks in it what does not fit."""
+    if len(parts) == 1:
+        return next(iter(parts.values())).copy()
     weight_sum = sum(policy.weights[name] for name in parts)
     weighted = (scores * (policy.weights[name] / weight_sum) for name, scores in parts.items())
     totals = next(weighted)
@@ -52,10 +56,10 @@ def shortlist(trial: Trial, sieve: Sieve, policy: Policy, *, count: int) -> Shor
         return Shortlist()
     if sieve.fit_count * _SPARSE <= sieve.fits.size:
         rows = np.flatnonzero(sieve.fits)
-        scores = _Scores.of(trial, rows, policy)
+        scores = Scores.of(trial, rows, policy)
         positions = best_positions(scores.totals, count=count)
         return _shortlist(trial, scores, rows=rows[positions], positions=positions)
-    scores = _Scores.of(trial, slice(None), policy)
+    scores = Scores.of(trial, slice(None), policy)
     np.putmask(scores.totals, ~sieve.fits, _NEVER)
     chosen = best_positions(scores.totals, count=count)
     return _shortlist(trial, scores, rows=chosen, positions=chosen)
@@ -64,20 +68,20 @@ def shortlist(trial: Trial, sieve: Sieve, policy: Policy, *, count: int) -> Shor
 def scored_verdict(trial: Trial, row: int, policy: Policy) -> HostVerdict:
     """Return the verdict on one host that fits."""
     rows = np.array([row])
-    return _shortlist(trial, _Scores.of(trial, rows, policy), rows=rows, positions=np.array([0])).verdict(0)
+    return _shortlist(trial, Scores.of(trial, rows, policy), rows=rows, positions=np.array([0])).verdict(0)
 
 
-def _shortlist(trial: Trial, scores: _Scores, *, rows: npt.NDArray[np.intp], positions: npt.NDArray[np.intp]) -> Shortlist:
+def _shortlist(trial: Trial, scores: Scores, *, rows: npt.NDArray[np.intp], positions: npt.NDArray[np.intp]) -> Shortlist:
     """Return the hosts of `rows`, whose scores stand at `positions`."""
     hosts = [trial.fleet.hosts[row] for row in rows.tolist()]
     return Shortlist(
         tuple([host.host_id for host in hosts]),
         tuple([host.name for host in hosts]),
-        _six_digits(scores.totals[positions]),
-        {name: _six_digits(values[positions]) for name, values in scores.parts.items()},
+        six_digits(scores.totals[positions]),
+        {name: six_digits(values[positions]) for name, values in scores.parts.items()},
     )
 
 
-def _six_digits(values: Floats) -> tuple[float, ...]:
+def six_digits(values: Floats) -> tuple[float, ...]:
     """Return the figures that are shown and stored: more digits say nothing and fill the journal."""
     return tuple(values.round(6).tolist())

@@ -101,6 +101,8 @@ class Decision:
     fit_count: int
     refused_by: Mapping[str, int]
     """How many hosts each filter refused, every filter counted; only filters that refused some."""
+    cells: tuple[int, ...] = ()
+    """NUMA cells of the chosen host, for a vm that is pinned or on huge pages."""
 
     @property
     def chosen_host_id(self) -> str | None:
@@ -159,7 +161,8 @@ class Decision:
     def as_json(self) -> dict[str, Any]:
         """Return the stored form: compact, since it is kept for every decision. Reasons that are equal on many hosts stand once."""
         stored = _distinct(verdict.refusals for verdict in self.refused)
-        return {
+        cells = {"cells": list(self.cells)} if self.cells else {}
+        return cells | {
             "format": _FORMAT,
             "request": self.request.as_json(),
             "policy": self.policy,
@@ -202,6 +205,7 @@ class Decision:
             host_count=document["host_count"],
             fit_count=document["fit_count"],
             refused_by=document["refused_by"],
+            cells=tuple(document.get("cells", ())),
         )
 
 

@@ -224,7 +224,7 @@ def test_a_decision_stored_in_an_unknown_form_is_refused(make_host: MakeHost, ma
 
 
 def test_a_request_stored_by_another_release_is_read_by_its_known_fields(make_request: MakeRequest) -> None:
-    document = make_request().as_json() | {"tolerations": ["gpu"]}
+    document = make_request().as_json() | {"invented-later": ["gpu"]}
     for added_later in ("disks", "networks", "firmware", "image_ids", "priority", "cpu_features", "excluded_host_ids"):
         del document[added_later]
     assert PlacementRequest.from_json(document) == make_request()

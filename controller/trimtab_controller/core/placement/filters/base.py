@@ -2,13 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from trimtab_controller.core.placement.books import Trial
-from trimtab_controller.core.placement.fleet import Mask
+from trimtab_controller.core.placement.fleet import ALL, Mask, Rows
 from trimtab_controller.core.placement.verdict import Refusal
 
-Fitting = Callable[[Trial], Mask | None]
+Fitting = Callable[[Trial, Rows], Mask | None]
 Refusals = Callable[[Trial, int], tuple[Refusal, ...]]
+
+
+class Reads(Enum):
+    """What an answer depends on besides the request: this says how long it may be kept."""
+
+    # The fleet: true for the whole batch, and for every request of the same wishes.
+    FLEET = auto()
+    # The fleet, but hosts are named in the request: hardly ever asked twice.
+    NAMES = auto()
+    # The books, of the row itself: true until that row is claimed from or given back to.
+    ROW = auto()
+    # The books, of other rows too.
+    BOOKS = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +31,17 @@ class Filter:
 
     name: str
     fitting: Fitting
-    """The hosts that fit; None where the request asks nothing of this kind."""
+    """Which of these rows fit; None where the request asks nothing of this kind."""
     refusals: Refusals
     """Every reason against the host of one row; empty where it fits."""
+    reads: Reads = Reads.FLEET
+
+
+def of_fleet(name: str, fitting: Callable[[Trial], Mask | None], refusals: Refusals, *, reads: Reads = Reads.FLEET) -> Filter:
+    """Return a filter whose question is about all hosts or none."""
+
+    def of_rows(trial: Trial, rows: Rows = ALL) -> Mask | None:
+        mask = fitting(trial)
+        return None if mask is None else mask[rows]
+
+    return Filter(name, of_rows, refusals, reads)

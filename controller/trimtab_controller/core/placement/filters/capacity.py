@@ -1,20 +1,19 @@
 """Is there room: vcpus, memory, and space on pools, after everything that is claimed or used by domains that are not ours."""
 
-import numpy as np
-
 from trimtab_controller.core.placement.books import Trial
-from trimtab_controller.core.placement.filters.base import Filter
-from trimtab_controller.core.placement.fleet import MEMORY, VCPUS, Mask, local_space
+from trimtab_controller.core.placement.filters.base import Filter, Reads
+from trimtab_controller.core.placement.fleet import ALL, MEMORY, VCPUS, Mask, Rows, local_space
 from trimtab_controller.core.placement.verdict import Context, Refusal
 
 
-def _has_vcpus(trial: Trial) -> Mask:
-    return trial.books.free[VCPUS] >= trial.request.vcpus
+def _has_vcpus(trial: Trial, rows: Rows = ALL) -> Mask | None:
+    needed = trial.amounts.get(VCPUS)
+    return None if needed is None else trial.has(VCPUS, needed, rows)
 
 
 def _lacks_vcpus(trial: Trial, row: int) -> tuple[Refusal, ...]:
-    needed, free = trial.request.vcpus, trial.free(VCPUS, row)
-    if free >= needed:
+    needed, free = trial.amounts.get(VCPUS), trial.free(VCPUS, row)
+    if needed is None or free >= needed:
         return ()
     host = trial.fleet.hosts[row]
     aside = f" ({host.unmanaged_vcpus} used by unmanaged domains)" if host.unmanaged_vcpus else ""
@@ -22,13 +21,14 @@ def _lacks_vcpus(trial: Trial, row: int) -> tuple[Refusal, ...]:
     return (Refusal("vcpus", "vcpus-short", message, {"needed": needed, "free": free, "limit": host.vcpus_limit}),)
 
 
-def _has_memory(trial: Trial) -> Mask:
-    return trial.books.free[MEMORY] >= trial.request.memory_mib
+def _has_memory(trial: Trial, rows: Rows = ALL) -> Mask | None:
+    needed = trial.amounts.get(MEMORY)
+    return None if needed is None else trial.has(MEMORY, needed, rows)
 
 
 def _lacks_memory(trial: Trial, row: int) -> tuple[Refusal, ...]:
-    needed, free = trial.request.memory_mib, trial.free(MEMORY, row)
-    if free >= needed:
+    needed, free = trial.amounts.get(MEMORY), trial.free(MEMORY, row)
+    if needed is None or free >= needed:
         return ()
     host = trial.fleet.hosts[row]
     asides = [f"reserve {host.memory_reserve_mib}"] if host.memory_reserve_mib else []
@@ -38,13 +38,18 @@ def _lacks_memory(trial: Trial, row: int) -> tuple[Refusal, ...]:
     return (Refusal("memory", "memory-short", message, {"needed": needed, "free": free, "limit": host.memory_limit_mib}),)
 
 
-def _has_space(trial: Trial) -> Mask | None:
-    books = trial.books
-    if any(size_bytes > books.shared_free_bytes[pool_id] for pool_id, size_bytes in trial.space.shared_bytes.items()):
-        return trial.fleet.only(())
+def lacks_shared_space(trial: Trial) -> bool:
+    """Return whether a shared pool is too full: then no host fits, whatever else is free."""
+    free = trial.books.shared_free_bytes
+    return any(size_bytes > free[pool_id] for pool_id, size_bytes in trial.space.shared_bytes.items())
+
+
+def _has_space(trial: Trial, rows: Rows = ALL) -> Mask | None:
+    if lacks_shared_space(trial):
+        return trial.fleet.only(())[rows]
     fits = None
     for pool_id, size_bytes in trial.space.local_bytes.items():
-        mask = np.greater_equal(books.free[local_space(pool_id)], size_bytes)
+        mask = trial.has(local_space(pool_id), size_bytes, rows)
         fits = mask if fits is None else fits & mask
     return fits
 
@@ -83,7 +88,7 @@ def _size(size_bytes: int) -> str:
 
 
 FILTERS = (
-    Filter("vcpus", _has_vcpus, _lacks_vcpus),
-    Filter("memory", _has_memory, _lacks_memory),
-    Filter("space", _has_space, _lacks_space),
+    Filter("vcpus", _has_vcpus, _lacks_vcpus, Reads.ROW),
+    Filter("memory", _has_memory, _lacks_memory, Reads.ROW),
+    Filter("space", _has_space, _lacks_space, Reads.ROW),
 )

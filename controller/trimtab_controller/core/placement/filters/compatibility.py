@@ -1,7 +1,7 @@
 """Can this host run such a guest at all: architecture, CPU model and features, machine type, firmware, accelerator."""
 
 from trimtab_controller.core.placement.books import Trial
-from trimtab_controller.core.placement.filters.base import Filter
+from trimtab_controller.core.placement.filters.base import of_fleet
 from trimtab_controller.core.placement.fleet import Mask
 from trimtab_controller.core.placement.verdict import Refusal
 from trimtab_protos.messages import Firmware
@@ -93,10 +93,10 @@ def _other_accelerator(trial: Trial, row: int) -> tuple[Refusal, ...]:
 
 
 FILTERS = (
-    Filter("arch", _same_arch, _other_arch),
-    Filter("cpu-model", _runs_cpu_model, _lacks_cpu_model),
-    Filter("cpu-features", _has_cpu_features, _lacks_cpu_features),
-    Filter("machine", _has_machine, _lacks_machine),
-    Filter("firmware", _has_firmware, _lacks_firmware),
-    Filter("accelerator", _same_accelerator, _other_accelerator),
+    of_fleet("arch", _same_arch, _other_arch),
+    of_fleet("cpu-model", _runs_cpu_model, _lacks_cpu_model),
+    of_fleet("cpu-features", _has_cpu_features, _lacks_cpu_features),
+    of_fleet("machine", _has_machine, _lacks_machine),
+    of_fleet("firmware", _has_firmware, _lacks_firmware),
+    of_fleet("accelerator", _same_accelerator, _other_accelerator),
 )

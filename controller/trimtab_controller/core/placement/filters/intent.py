@@ -1,9 +1,10 @@
-"""What operators and users want: cordons, the hosts that may be used at all, selectors, a class, a host by name."""
+"""What operators and users want: cordons, taints, the hosts that may be used at all, selectors, a class, a host by name."""
 
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.placement.books import Trial
-from trimtab_controller.core.placement.filters.base import Filter
+from trimtab_controller.core.placement.filters.base import Reads, of_fleet
 from trimtab_controller.core.placement.fleet import Mask
+from trimtab_controller.core.placement.snapshot import Taint, TaintEffect
 from trimtab_controller.core.placement.verdict import Refusal
 
 
@@ -28,6 +29,46 @@ def _cordoned(trial: Trial, row: int) -> tuple[Refusal, ...]:
     if not host.is_cordoned:
         return ()
     return (Refusal("cordon", "host-cordoned", f"it is cordoned; uncordon it with `trimtab host uncordon {host.name}`"),)
+
+
+def _refusing(trial: Trial, taints: frozenset[Taint]) -> list[Taint]:
+    """Return the taints that keep this vm off, in order."""
+    tolerations = trial.request.tolerations
+    refusing = (taint for taint in taints if taint.effect is TaintEffect.REFUSE)
+    return sorted(taint for taint in refusing if not any(one.covers(taint) for one in tolerations))
+
+
+def _tolerated(trial: Trial) -> Mask:
+    key = ("tolerated", trial.request.tolerations)
+    return trial.fleet.where("taints", key, lambda taints: not _refusing(trial, taints))
+
+
+def _not_tolerated(trial: Trial, row: int) -> tuple[Refusal, ...]:
+    return tuple(
+        Refusal(
+            "taints",
+            "taint-not-tolerated",
+            f"it is tainted {taint}; a vm created with `--toleration {_toleration(taint)}` may run there",
+            {"key": taint.key, "value": taint.value},
+        )
+        for taint in _refusing(trial, trial.fleet.hosts[row].taints)
+    )
+
+
+def _toleration(taint: Taint) -> str:
+    return f"{taint.key}={taint.value}" if taint.value else taint.key
+
+
+def _of_project(trial: Trial) -> Mask:
+    return trial.fleet.where_empty_or("exclusive_project_id", trial.request.project_id)
+
+
+def _of_other_project(trial: Trial, row: int) -> tuple[Refusal, ...]:
+    owner = trial.fleet.hosts[row].exclusive_project_id
+    if owner in ("", trial.request.project_id):
+        return ()
+    # Whose it is, is not the asking project's business.
+    return (Refusal("project", "host-exclusive", "it is kept for another project's vms"),)
 
 
 def _selected(trial: Trial) -> Mask | None:
@@ -90,10 +131,12 @@ def _excluded(trial: Trial, row: int) -> tuple[Refusal, ...]:
 
 
 FILTERS = (
-    Filter("connectivity", _connected, _not_connected),
-    Filter("cordon", _open, _cordoned),
-    Filter("required-host", _required, _not_required),
-    Filter("excluded-host", _not_excluded, _excluded),
-    Filter("host-class", _of_class, _of_other_class),
-    Filter("selector", _selected, _not_selected),
+    of_fleet("connectivity", _connected, _not_connected),
+    of_fleet("cordon", _open, _cordoned),
+    of_fleet("taints", _tolerated, _not_tolerated),
+    of_fleet("project", _of_project, _of_other_project),
+    of_fleet("required-host", _required, _not_required, reads=Reads.NAMES),
+    of_fleet("excluded-host", _not_excluded, _excluded, reads=Reads.NAMES),
+    of_fleet("host-class", _of_class, _of_other_class),
+    of_fleet("selector", _selected, _not_selected),
 )

@@ -1,7 +1,7 @@
 """Can this host get at the vm's disks and networks."""
 
 from trimtab_controller.core.placement.books import Trial
-from trimtab_controller.core.placement.filters.base import Filter
+from trimtab_controller.core.placement.filters.base import Reads, of_fleet
 from trimtab_controller.core.placement.fleet import FleetSnapshot, Mask, NetworkReach
 from trimtab_controller.core.placement.request import NetworkNeed
 from trimtab_controller.core.placement.verdict import Refusal
@@ -101,7 +101,7 @@ def _does_not_reach_networks(trial: Trial, row: int) -> tuple[Refusal, ...]:
 
 
 FILTERS = (
-    Filter("disks", _has_disks, _has_not_disks),
-    Filter("pools", _reaches_pools, _does_not_reach_pools),
-    Filter("networks", _reaches_networks, _does_not_reach_networks),
+    of_fleet("disks", _has_disks, _has_not_disks, reads=Reads.NAMES),
+    of_fleet("pools", _reaches_pools, _does_not_reach_pools),
+    of_fleet("networks", _reaches_networks, _does_not_reach_networks),
 )
