@@ -1,0 +1,302 @@
+"""What holds for every plan, every proof and every count of what fits."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from tests.properties.estates import LOCAL, SHARED, estates, host_ids, nothing_is_overcommitted
+from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_controller.core.placement import Books, FleetSnapshot, PlacementKind, PlacementRequest, explain
+from trimtab_controller.core.placement.engine import decide
+from trimtab_controller.core.placement.policies import BEST_FIT
+from trimtab_controller.core.planning import (
+    ConsolidatePolicy,
+    Estate,
+    History,
+    Plan,
+    Power,
+    RebalancePolicy,
+    Slots,
+    Step,
+    StepKind,
+    Terms,
+    VmSnapshot,
+    changes,
+    plan_consolidate,
+    plan_drain,
+    plan_evacuate,
+    plan_rebalance,
+    plan_upgrade,
+    undo_steps,
+)
+from trimtab_controller.core.planning.capacity import fit
+from trimtab_controller.core.planning.domains import domains_of
+from trimtab_controller.core.planning.proof import FailoverProof
+from trimtab_controller.core.planning.what_if import request_for
+
+# A busy machine is not a failed property.
+unhurried = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+
+EAGER = RebalancePolicy(start_spread=0.0, least_worth=0.005)
+TERMS = Terms()
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple[Estate, Plan]:
+    estate = draw(estates())
+    scope = draw(st.lists(st.sampled_from(list(host_ids(estate))), min_size=1, max_size=3, unique=True))
+    maker = draw(st.sampled_from(["drain", "upgrade", "rebalance", "consolidate", "evacuate"]))
+    match maker:
+        case "drain":
+            return estate, plan_drain(estate, scope, TERMS)
+        case "upgrade":
+            return estate, plan_upgrade(estate, scope, TERMS)
+        case "evacuate":
+            dead = with_hosts(estate, {host_id: {"connectivity": HostConnectivity.FENCED} for host_id in scope})
+            return dead, plan_evacuate(dead, scope, TERMS)
+        case "rebalance":
+            return estate, plan_rebalance(estate, EAGER, TERMS)
+        case _:
+            return estate, plan_consolidate(estate, ConsolidatePolicy(load_ceiling=0.9), TERMS)
+
+
+def with_hosts(estate: Estate, changed: dict[str, dict[str, Any]]) -> Estate:
+    hosts = [replace(host, **changed.get(host.host_id, {})) for host in estate.fleet.hosts]
+    fleet = FleetSnapshot.of(hosts, estate.fleet.pools.values())
+    return Estate.of(fleet, estate.vms.values(), host_versions=estate.host_versions, cpu_millis=estate.cpu_millis)
+
+
+class Run:
+    """Carries a plan out in any order that `after` allows, several steps at once, on books that refuse what does not fit."""
+
+    def __init__(self, estate: Estate, steps: tuple[Step, ...]) -> None:
+        self.estate, self.steps = estate, steps
+        self.books = Books(estate.fleet)
+        self.host_of = {vm.vm_id: vm.host_id for vm in estate.vms.values()}
+        self.done: set[int] = set()
+        self.running: dict[int, Step] = {}
+
+    def ready(self) -> list[Step]:
+        begun = self.done | self.running.keys()
+        return [step for step in self.steps if step.position not in begun and set(step.after) <= self.done]
+
+    def begin(self, step: Step) -> None:
+        if step.moves_vm:
+            assert self.host_of[step.vm_id] == step.host_id
+            vm = self.estate.vms[step.vm_id]
+            request = replace(request_for(vm, step.kind), excluded_host_ids=(step.host_id,), required_host_id=step.target_host_id)
+            assert decide(self.books, request, policy=BEST_FIT).chosen_host_id == step.target_host_id
+            self.books.claim(request, step.target_host_id)
+            assert nothing_is_overcommitted(self.books) or not nothing_is_overcommitted(Books(self.estate.fleet))
+        self.running[step.position] = step
+
+    def end(self, step: Step) -> None:
+        if step.moves_vm:
+            self.books.release(request_for(self.estate.vms[step.vm_id], step.kind), step.host_id)
+            self.host_of[step.vm_id] = step.target_host_id
+        del self.running[step.position]
+        self.done.add(step.position)
+
+    def whole(self, rng: Any) -> None:
+        while len(self.done) < len(self.steps):
+            ready = self.ready()
+            assert ready or self.running, "the plan waits for itself"
+            if ready and (not self.running or rng.random() < 0.7):
+                self.begin(rng.choice(ready))
+            else:
+                self.end(rng.choice(list(self.running.values())))
+
+    def estate_after(self) -> Estate:
+        moved = [replace(vm, host_id=self.host_of[vm.vm_id]) for vm in self.estate.vms.values()]
+        hosts = {
+            host.host_id: {
+                "vcpus_claimed": host.vcpus_limit - int(self.books.free["vcpus"][row]),
+                "memory_claimed_mib": host.memory_limit_mib - int(self.books.free["memory_mib"][row]),
+            }
+            for row, host in enumerate(self.estate.fleet.hosts)
+        }
+        local = self.estate.fleet.pools[LOCAL]
+        places = {
+            host_id: replace(place, claimed_bytes=place.claimed_bytes + taken, available_bytes=place.available_bytes - taken)
+            for host_id, place in local.places.items()
+            for taken in [local.free_bytes(host_id) - int(self.books.free[f"space:{LOCAL}"][self.estate.fleet.row_of[host_id]])]
+        }
+        members = [replace(host, **hosts[host.host_id]) for host in self.estate.fleet.hosts]
+        fleet = FleetSnapshot.of(members, [replace(local, places=places), self.estate.fleet.pools[SHARED]])
+        homed = [_at_home(vm) for vm in moved]
+        return Estate.of(fleet, homed, cpu_millis=self.estate.cpu_millis)
+
+
+def _at_home(vm: VmSnapshot) -> VmSnapshot:
+    """Return the vm with its local disks where it is."""
+    disks = tuple(replace(disk, host_id=vm.host_id) if disk.pool_id == LOCAL else disk for disk in vm.request.disks)
+    return replace(vm, request=replace(vm.request, disks=disks))
+
+
+@unhurried
+@given(plans(), st.randoms(use_true_random=False))
+def test_a_plan_applies_cleanly_in_every_order_that_it_allows(made: tuple[Estate, Plan], rng: Any) -> None:
+    estate, plan = made
+    Run(estate, plan.steps).whole(rng)
+
+
+@unhurried
+@given(plans())
+def test_a_plan_fits_the_state_it_was_made_from_and_survives_its_stored_form(made: tuple[Estate, Plan]) -> None:
+    estate, plan = made
+    assert changes(plan, estate) == ()
+    assert Plan.from_json(plan.as_json()) == plan
+    assert [step.position for step in plan.steps] == list(range(len(plan.steps)))
+    assert all(position < step.position for step in plan.steps for position in step.after)
+
+
+@unhurried
+@given(plans(), st.randoms(use_true_random=False))
+def test_undo_restores_where_every_vm_was(made: tuple[Estate, Plan], rng: Any) -> None:
+    estate, plan = made
+    assume(plan.kind != "evacuate")
+    run = Run(estate, plan.steps)
+    run.whole(rng)
+    opened = with_hosts(run.estate_after(), {key: {"is_cordoned": False} for key in host_ids(estate)})
+    back = Run(opened, undo_steps(plan.steps))
+    back.whole(rng)
+    assert back.host_of == {vm.vm_id: vm.host_id for vm in estate.vms.values()}
+
+
+@unhurried
+@given(estates())
+def test_the_state_that_a_rebalance_leaves_gives_no_second_plan(estate: Estate) -> None:
+    plan = plan_rebalance(estate, EAGER, TERMS)
+    run = Run(estate, plan.steps)
+    for step in plan.steps:
+        run.begin(step)
+        run.end(step)
+    again = plan_rebalance(run.estate_after(), EAGER, TERMS)
+    assert again.steps == ()
+    assert again.summary.startswith("no beneficial move")
+    assert plan.expected["cpu_spread"] <= plan.before["cpu_spread"] + 0.2 * plan.before["memory_spread"] + 1e-9
+
+
+@unhurried
+@given(estates())
+def test_the_state_that_a_consolidation_leaves_gives_no_second_plan(estate: Estate) -> None:
+    policy = ConsolidatePolicy(load_ceiling=0.9)
+    plan = plan_consolidate(estate, policy, TERMS)
+    run = Run(estate, plan.steps)
+    for step in plan.steps:
+        run.begin(step)
+        run.end(step)
+    after = run.estate_after()
+    assert all(after.by_host[host_id] == () for host_id in plan.scope)
+    assert plan_consolidate(after, policy, TERMS).steps == ()
+
+
+@unhurried
+@given(estates(), st.data())
+def test_a_drain_moves_every_vm_or_says_why_it_stays(estate: Estate, drawn: st.DataObject) -> None:
+    host_id = drawn.draw(st.sampled_from(list(host_ids(estate))))
+    plan = plan_drain(estate, [host_id], TERMS)
+    told = {step.vm_id for step in plan.moves} | {blocker.vm_id for blocker in plan.blockers}
+    assert told == {vm.vm_id for vm in estate.on(host_id) if vm.power is not Power.STOPPED}
+    assert {step.vm_id for step in plan.moves}.isdisjoint(blocker.vm_id for blocker in plan.blockers)
+    assert all(blocker.message and blocker.cure for blocker in plan.blockers)
+    assert all(step.target_host_id not in ("", host_id) for step in plan.moves)
+
+
+@unhurried
+@given(estates(), st.integers(1, 3), st.integers(1, 4))
+def test_no_host_and_no_network_runs_more_moves_at_once_than_it_has_slots(
+    estate: Estate, per_host: int, per_network: int
+) -> None:
+    slots = Slots(per_host=per_host, per_network=per_network)
+    plan = plan_drain(estate, list(host_ids(estate))[:2], Terms(slots=slots))
+    for step in plan.moves:
+        together = [other for other in plan.moves if other.starts_s <= step.starts_s < other.ends_s]
+        assert len(together) <= per_network
+        for host_id in (step.host_id, step.target_host_id):
+            assert sum(1 for other in together if host_id in (other.host_id, other.target_host_id)) <= per_host
+
+
+@unhurried
+@given(estates(), st.data())
+def test_the_proof_kept_along_changes_equals_the_proof_from_scratch(estate: Estate, drawn: st.DataObject) -> None:
+    kinds = ["host", "rack", "zone", "pool"]
+    proof = FailoverProof(estate, domains_of(estate, kinds))
+    for _ in range(drawn.draw(st.integers(1, 4))):
+        estate = drawn.draw(changed(estate))
+        proof.update(estate, domains_of(estate, kinds))
+        assert proof.results() == FailoverProof(estate, domains_of(estate, kinds)).results()
+
+
+@st.composite
+def changed(draw: st.DrawFn, estate: Estate) -> Estate:
+    """Return the estate after one change: a vm moved, went, grew or changed its mind, or a host did."""
+    known = list(estate.vms.values())
+    hosts = list(host_ids(estate))
+    host_id = draw(st.sampled_from(hosts))
+    what = draw(st.sampled_from(["move", "remove", "protect", "host", "label", "host-gone"]))
+    if what == "host" or not known:
+        return with_hosts(estate, {host_id: draw(st.sampled_from([{"is_cordoned": True}, {"is_cordoned": False}]))})
+    if what == "label":
+        return with_hosts(estate, {host_id: {"labels": {"zone": draw(st.sampled_from("12")), "rack": "2"}}})
+    if what == "host-gone" and len(hosts) > 1:
+        fleet = FleetSnapshot.of([host for host in estate.fleet.hosts if host.host_id != host_id], estate.fleet.pools.values())
+        return Estate.of(fleet, known)
+    vm = draw(st.sampled_from(known))
+    if what == "remove":
+        return estate.changed(removed=[vm.vm_id])
+    if what == "protect":
+        return estate.changed(vms=[replace(vm, is_protected=not vm.is_protected)])
+    return estate.changed(vms=[replace(vm, host_id=host_id)])
+
+
+@unhurried
+@given(estates())
+def test_the_vms_that_the_proof_calls_covered_really_fit_on_the_survivors(estate: Estate) -> None:
+    """A host whose vms are all covered: each alone has a place by the scheduler; and one that is uncovered alone has none."""
+    for result in FailoverProof(estate, domains_of(estate, ["host"])).results():
+        (host_id,) = result.domain.host_ids
+        victims = [vm for vm in estate.on(host_id) if vm.is_protected and vm.power is not Power.STOPPED]
+        assert result.covered_count + len(result.uncovered) == len(victims)
+        for vm in victims:
+            fits = explain(estate.fleet, replace(vm.restart_request(), excluded_host_ids=(host_id,))).chosen_host_id is not None
+            if vm.vm_id not in result.uncovered or len(victims) == 1:
+                assert fits == (vm.vm_id not in result.uncovered)
+
+
+@unhurried
+@given(estates(), st.integers(1, 4), st.integers(1, 4))
+def test_as_many_fit_as_the_scheduler_can_place_and_not_one_more(estate: Estate, vcpus: int, memory_gib: int) -> None:
+    request = PlacementRequest(
+        request_id="op-new",
+        vm_id="vm-new",
+        vm_name="new",
+        project_id="proj-a",
+        kind=PlacementKind.CREATE,
+        vcpus=vcpus,
+        memory_mib=memory_gib * 1024,
+    )
+    books, placed = Books(estate.fleet), 0
+    while (chosen := decide(books, request, policy=BEST_FIT).chosen_host_id) is not None:
+        books.claim(request, chosen)
+        placed += 1
+    assert fit(estate, request).count == placed
+
+
+@unhurried
+@given(estates())
+def test_vms_at_rest_do_not_move_and_a_spent_budget_moves_nothing(estate: Estate) -> None:
+    resting = History(moved_ago_s=dict.fromkeys(estate.vms, 60.0))
+    assert plan_rebalance(estate, EAGER, TERMS, history=resting).steps == ()
+
+
+@pytest.mark.parametrize("kind", [StepKind.MIGRATE, StepKind.RESTART])
+def test_request_of_a_step_names_its_kind(kind: StepKind) -> None:
+    request = PlacementRequest(
+        request_id="plan-1", vm_id="vm-1", vm_name="a", project_id="p", kind=PlacementKind.MIGRATE, vcpus=1, memory_mib=1024
+    )
+    vm = VmSnapshot(vm_id="vm-1", name="a", host_id="host-1", request=request)
+    assert request_for(vm, kind).kind is (PlacementKind.MIGRATE if kind is StepKind.MIGRATE else PlacementKind.START)
