@@ -191,6 +191,17 @@ class AgentServicer(AgentServiceServicer):
         return await self._commands.run(request, pb.EnsureVolumeResponse, act, pool=self._pools.storage)
 
     @edge.unary
+    async def ResizeVolume(self, request: pb.ResizeVolumeRequest, context: edge.Context) -> pb.ResizeVolumeResponse:
+        self._authorise(context)
+        volume, pool = from_proto(request.volume, VolumeSpec), from_proto(request.pool, PoolSpec)
+
+        def act(_key: CommandKey, _stamp: Stamp) -> pb.ResizeVolumeResponse:
+            seen = self._hypervisor.resize_volume(volume, pool, request.vm_id)
+            return pb.ResizeVolumeResponse(volume=to_proto(seen, storage_pb2.VolumeObservation))
+
+        return await self._commands.run(request, pb.ResizeVolumeResponse, act, pool=self._pools.storage)
+
+    @edge.unary
     async def DeleteVolume(self, request: pb.DeleteVolumeRequest, context: edge.Context) -> pb.DeleteVolumeResponse:
         self._authorise(context)
         pool = from_proto(request.pool, PoolSpec)
@@ -285,6 +296,22 @@ class AgentServicer(AgentServiceServicer):
             return pb.DefineDomainResponse(domain=_observation(self._hypervisor.define_domain(domain, stamp)))
 
         return await self._commands.run(request, pb.DefineDomainResponse, act, pool=self._pools.mutate, needs_lease=True)
+
+    @edge.unary
+    async def ApplyDomain(self, request: pb.ApplyDomainRequest, context: edge.Context) -> pb.ApplyDomainResponse:
+        self._authorise(context)
+        domain = from_proto(request.domain, DomainSpec)
+        _require_subject(request.key, domain.vm_id)
+
+        def act(_key: CommandKey, stamp: Stamp) -> pb.ApplyDomainResponse:
+            applied = self._hypervisor.apply_domain(domain, stamp)
+            left = [to_proto(each, domain_pb2.ChangeLeft) for each in applied.left]
+            return pb.ApplyDomainResponse(domain=_observation(applied.domain), left=left)
+
+        # Acted on at each repeat: a guest that had not followed yet may have by now.
+        return await self._commands.run(
+            request, pb.ApplyDomainResponse, act, pool=self._pools.mutate, needs_lease=True, remembers=False
+        )
 
     @edge.unary
     async def UndefineDomain(self, request: pb.UndefineDomainRequest, context: edge.Context) -> pb.UndefineDomainResponse:

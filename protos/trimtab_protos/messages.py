@@ -80,6 +80,13 @@ class PowerAction(StrEnum):
     RESUME = "resume"
 
 
+class ChangedPart(StrEnum):
+    VCPUS = "vcpus"
+    MEMORY = "memory"
+    DISK = "disk"
+    NIC = "nic"
+
+
 class MigrationSide(StrEnum):
     KEEP = "keep"
     REMOVE = "remove"
@@ -274,6 +281,14 @@ class DomainObservation:
     is_migrating: bool = False
     starts: int = 0
     rss_mib: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeLeft:
+    part: ChangedPart
+    reason: str
+    device_id: str = ""
+    needs_stop: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

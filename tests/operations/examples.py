@@ -8,9 +8,11 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tests.operations import examples_changes as changes
 from tests.operations.kit import GIB, FleetStory, NeverCancelled
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Operation, Vm
+from trimtab_controller.core.resize import When
 from trimtab_controller.services import images as image_service
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services import pools as pool_service
@@ -421,6 +423,68 @@ EXAMPLES: dict[str, Example] = {
         kind="vm.migrate", arrange=_migrate_local, done=_moved, undone=_stayed, takes_place=frozenset({"move"})
     ),
     "vm.purge": Example(kind="vm.purge", arrange=_purge, done=_purged),
+    "vm.resize": Example(
+        kind="vm.resize",
+        arrange=lambda story: changes.resizes(story, _name("web"), vcpus=4, memory_mib=2048),
+        done=changes.has_shape(4, 2048),
+        undone=changes.has_shape(2, 1024),
+    ),
+    "vm.resize to less": Example(
+        kind="vm.resize",
+        arrange=lambda story: changes.resizes(story, _name("web"), vcpus=1, memory_mib=512),
+        done=changes.has_shape(1, 512),
+        undone=changes.has_shape(2, 1024),
+    ),
+    "vm.resize at its next stop": Example(
+        kind="vm.resize",
+        arrange=lambda story: changes.resizes(story, _name("web"), vcpus=8, when=When.NEXT_STOP),
+        done=changes.has_shape(2, 1024, later=(8, 0)),
+        undone=changes.has_shape(2, 1024),
+    ),
+    "vm.resize of a stopped vm": Example(
+        kind="vm.resize",
+        arrange=lambda story: changes.resizes(story, _name("web"), before=_stopped, vcpus=8),
+        done=changes.has_shape(8, 1024),
+        undone=changes.has_shape(2, 1024),
+    ),
+    "vm.attach of a volume": Example(
+        kind="vm.attach",
+        arrange=lambda story: changes.attaches(story, _name("web"), volume_id=_present_volume(story)),
+        done=changes.has_devices(2, 1),
+        undone=changes.has_devices(1, 1),
+    ),
+    "vm.attach of a card to a stopped vm": Example(
+        kind="vm.attach",
+        arrange=lambda story: changes.attaches(story, _name("web"), before=_stopped),
+        done=changes.has_devices(1, 2),
+        undone=changes.has_devices(1, 1),
+    ),
+    "vm.detach of a volume": Example(
+        kind="vm.detach",
+        arrange=lambda story: changes.detaches(story, _name("web"), volume_id=_present_volume(story)),
+        done=changes.has_devices(1, 1),
+        undone=changes.has_devices(2, 1),
+    ),
+    "vm.detach of a card": Example(
+        kind="vm.detach",
+        arrange=lambda story: changes.detaches(story, _name("web")),
+        done=changes.has_devices(1, 1),
+        undone=changes.has_devices(1, 2),
+    ),
+    "volume.resize under a guest": Example(
+        kind="volume.resize",
+        arrange=lambda story: changes.grows_root(story, _name("web")),
+        done=changes.root_size(3 * GIB),
+        undone=changes.root_size(2 * GIB),
+        takes_place=frozenset({"grow"}),
+    ),
+    "volume.resize of one apart": Example(
+        kind="volume.resize",
+        arrange=lambda story: changes.accept_volume_resize(story, _present_volume(story), 3 * GIB),
+        done=_volume_is_there,
+        undone=_volume_is_there,
+        takes_place=frozenset({"grow"}),
+    ),
     "image.import": Example(
         kind="image.import", arrange=lambda story: _import(story, is_local=False), done=_imported, undone=_not_imported
     ),

@@ -139,8 +139,8 @@ def _quotas(facts: _Facts) -> Iterator[str]:
         used = (project.vms_used, project.vcpus_used, project.memory_mib_used, project.disk_bytes_used)
         there = (
             len(own),
-            sum(vm.vcpus for vm in own),
-            sum(vm.memory_mib for vm in own),
+            sum(max(vm.vcpus, vm.next_vcpus) for vm in own),
+            sum(max(vm.memory_mib, vm.next_memory_mib) for vm in own),
             sum(volume.size_bytes for volume in volumes),
         )
         if used != there:

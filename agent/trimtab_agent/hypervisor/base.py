@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from trimtab_protos.messages import (
+    ChangeLeft,
     DomainObservation,
     DomainSpec,
     HostLoad,
@@ -41,6 +42,14 @@ class Stamp:
 
     epoch: int
     turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What `apply_domain` came to: the domain as it is, and what of the spec a running guest has not taken."""
+
+    domain: DomainObservation
+    left: tuple[ChangeLeft, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +122,10 @@ class Hypervisor(Protocol):
     def observe_volume(self, volume_id: str, pool: PoolSpec) -> VolumeObservation:
         """Return whether the volume is there and its sizes."""
 
+    def resize_volume(self, volume: VolumeSpec, pool: PoolSpec, vm_id: str) -> VolumeObservation:
+        """Grow the volume to the spec's size, under the running guest of `vm_id` where this host runs it.
+        InvalidRequest: it would shrink (`volume-shrink`); NotFound; Conflict: another guest has it open (`image-locked`)."""
+
     def delete_volume(self, volume_id: str, pool: PoolSpec) -> None:
         """Remove the volume. Conflict: a domain of this host uses it."""
 
@@ -135,6 +148,12 @@ class Hypervisor(Protocol):
 
     def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
         """Make domain, seed and NVRAM exist and equal the spec; a running domain keeps running."""
+
+    def apply_domain(self, domain: DomainSpec, stamp: Stamp) -> Applied:
+        """Define the domain as the spec says and, where it runs, plug and unplug disks, cards, memory and vcpus until it is so.
+
+        Takes up to 15 s: a guest is asked and observed, and may be asked again by a repeat. Memory is settled before a vcpu is
+        unplugged. NotFound: a volume to plug in; Conflict: no free slot for a device (`no-free-slot`)."""
 
     def undefine_domain(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
         """Remove the domain and all that belongs to it but volumes. Conflict: it runs and may not be killed."""

@@ -8,8 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
-from trimtab_agent.hypervisor import simulated_domains, simulated_images, simulated_migration, simulated_storage
-from trimtab_agent.hypervisor.base import DomainChange, JobControl, SourceReader, Stamp
+from trimtab_agent.hypervisor import (
+    simulated_domains,
+    simulated_hotplug,
+    simulated_images,
+    simulated_migration,
+    simulated_storage,
+)
+from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, check_mac, check_marker
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE, IDLE_CPU_SHARE, SimulatedDomain, SimulatedHost
 from trimtab_agent.hypervisor.simulation import FaultKind, PoolStore, SimulatedFleet
@@ -278,6 +284,10 @@ class SimulatedHypervisor:
             return simulated_storage.observe_volume(volume_id, self.open_store(pool))
 
     @verb
+    def resize_volume(self, volume: VolumeSpec, pool: PoolSpec, vm_id: str) -> VolumeObservation:
+        return simulated_hotplug.grow_volume(self, volume, pool, vm_id)
+
+    @verb
     def delete_volume(self, volume_id: str, pool: PoolSpec) -> None:
         simulated_storage.drop_volume(self, volume_id, pool)
 
@@ -327,6 +337,10 @@ class SimulatedHypervisor:
             self.state_store(domain).state_files.add(domain.vm_id)
             self.emit("defined", known)
             return simulated_domains.observation(self, known)
+
+    @verb
+    def apply_domain(self, domain: DomainSpec, stamp: Stamp) -> Applied:
+        return simulated_hotplug.apply(self, domain, stamp)
 
     @verb
     def undefine_domain(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:

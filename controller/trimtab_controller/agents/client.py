@@ -11,6 +11,7 @@ from typing import Protocol
 
 from trimtab_protos.errors import TrimtabError
 from trimtab_protos.messages import (
+    ChangeLeft,
     CommandKey,
     DiskFormat,
     DomainObservation,
@@ -65,6 +66,10 @@ class AgentClient(Protocol):
 
     def ensure_volume(self, host_id: str, key: CommandKey, volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation: ...
 
+    def resize_volume(
+        self, host_id: str, key: CommandKey, volume: VolumeSpec, pool: PoolSpec, vm_id: str
+    ) -> VolumeObservation: ...
+
     def delete_volume(self, host_id: str, key: CommandKey, volume_id: str, format: DiskFormat, pool: PoolSpec) -> None: ...
 
     def ensure_network(self, host_id: str, key: CommandKey, network: NetworkSpec) -> tuple[bool, str]: ...
@@ -89,6 +94,10 @@ class AgentClient(Protocol):
     def delete_image(self, host_id: str, key: CommandKey, image_id: str, format: DiskFormat, pool: PoolSpec) -> None: ...
 
     def define_domain(self, host_id: str, key: CommandKey, domain: DomainSpec) -> DomainObservation: ...
+
+    def apply_domain(
+        self, host_id: str, key: CommandKey, domain: DomainSpec
+    ) -> tuple[DomainObservation, tuple[ChangeLeft, ...]]: ...
 
     def undefine_domain(
         self,

@@ -21,6 +21,7 @@ from trimtab_protos.agent.v1 import command_pb2, domain_pb2, storage_pb2
 from trimtab_protos.codec import enum_number, from_proto, to_proto
 from trimtab_protos.errors import Unavailable
 from trimtab_protos.messages import (
+    ChangeLeft,
     CommandKey,
     DiskFormat,
     DomainObservation,
@@ -133,6 +134,10 @@ class GrpcAgentClient:
         request = pb.EnsureVolumeRequest(volume=_volume(volume), pool=_pool(pool))
         return from_proto(self._command(host_id, "EnsureVolume", request, key).volume, VolumeObservation)
 
+    def resize_volume(self, host_id: str, key: CommandKey, volume: VolumeSpec, pool: PoolSpec, vm_id: str) -> VolumeObservation:
+        request = pb.ResizeVolumeRequest(volume=_volume(volume), pool=_pool(pool), vm_id=vm_id)
+        return from_proto(self._command(host_id, "ResizeVolume", request, key).volume, VolumeObservation)
+
     def delete_volume(self, host_id: str, key: CommandKey, volume_id: str, format: DiskFormat, pool: PoolSpec) -> None:
         request = pb.DeleteVolumeRequest(volume_id=volume_id, pool=_pool(pool), format=_format(format))
         self._command(host_id, "DeleteVolume", request, key)
@@ -185,6 +190,11 @@ class GrpcAgentClient:
     def define_domain(self, host_id: str, key: CommandKey, domain: DomainSpec) -> DomainObservation:
         response = self._command(host_id, "DefineDomain", pb.DefineDomainRequest(domain=_domain(domain)), key)
         return from_proto(response.domain, DomainObservation)
+
+    def apply_domain(self, host_id: str, key: CommandKey, domain: DomainSpec) -> tuple[DomainObservation, tuple[ChangeLeft, ...]]:
+        request = pb.ApplyDomainRequest(domain=_domain(domain))
+        response = self._command(host_id, "ApplyDomain", request, key, timeout_s=SLOW_DEADLINE_S)
+        return from_proto(response.domain, DomainObservation), tuple(from_proto(each, ChangeLeft) for each in response.left)
 
     def undefine_domain(
         self,

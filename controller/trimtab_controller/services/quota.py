@@ -16,6 +16,11 @@ class Charge:
     disk_bytes: int = 0
 
 
+def give_back(session: Session, project_id: str, *, vcpus: int = 0, memory_mib: int = 0, disk_bytes: int = 0) -> None:
+    """Lower the project's used figures."""
+    project_quota.lower_used(session, project_id, {"vcpus": vcpus, "memory_mib": memory_mib, "disk_bytes": disk_bytes})
+
+
 def charge(session: Session, project_id: str, asked: Charge) -> None:
     """Raise the project's used figures. QuotaExceeded names the first figure that does not allow it."""
     more = {resource: amount for resource, amount in asdict(asked).items() if amount}

@@ -70,7 +70,7 @@ class _Root:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _PlannedNic:
+class PlannedNic:
     nic: Nic
     network: Network
     # Whether the user named the MAC: then no other will do.
@@ -85,13 +85,15 @@ def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, no
     if spec.host_class and hosts.find_class(session, spec.host_class) is None:
         raise NotFound("host-class-not-found", f"host_class: there is no host class {spec.host_class}", field="host_class")
     vm_id = mint("vm")
-    planned = tuple(_plan_nic(session, vm_id, i, wish, project=project) for i, wish in enumerate(spec.networks))
+    planned = tuple(
+        plan_nic(session, vm_id, i, wish, project=project, field=f"networks[{i}]") for i, wish in enumerate(spec.networks)
+    )
     disk_bytes = 0 if root.volume is not None else root.size_bytes
     quota.charge(session, project.id, quota.Charge(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_bytes=disk_bytes))
     seed = seeds.documents(spec.seed, vm_id=vm_id, vm_name=spec.name, nics=[one.nic for one in planned])
     vm = vms.insert(session, **_vm_values(spec, vm_id=vm_id, project=project, root=root, now=now), seed=seed)
     volume = _give_root(session, spec, root, vm_id=vm_id, project=project, now=now)
-    nics = tuple(_insert_nic(session, one, now=now) for one in planned)
+    nics = tuple(insert_nic(session, one, now=now, field=f"networks[{one.nic.nic_index}]") for one in planned)
     operation = accept(
         session,
         "vm.create",
@@ -252,9 +254,8 @@ def _give_root(session: Session, spec: VmSpec, root: _Root, *, vm_id: str, proje
     return volume_store.insert(session, volume_id=mint("vol"), now=now, name=name, **values)
 
 
-def _plan_nic(session: Session, vm_id: str, index: int, wish: NicWish, *, project: Project) -> _PlannedNic:
+def plan_nic(session: Session, vm_id: str, index: int, wish: NicWish, *, project: Project, field: str) -> PlannedNic:
     """Return the nic as it is going to be; the database has the last word about its MAC and address."""
-    field = f"networks[{index}]"
     network = network_service.find(session, wish.network, project=project)
     mac = wish.mac.lower() or mac_address(system_rng())
     if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
@@ -272,12 +273,12 @@ def _plan_nic(session: Session, vm_id: str, index: int, wish: NicWish, *, projec
         model="virtio",
         addresses=addresses,
     )
-    return _PlannedNic(nic=nic, network=network, is_mac_given=bool(wish.mac))
+    return PlannedNic(nic=nic, network=network, is_mac_given=bool(wish.mac))
 
 
-def _insert_nic(session: Session, planned: _PlannedNic, *, now: datetime) -> Nic:
+def insert_nic(session: Session, planned: PlannedNic, *, now: datetime, field: str) -> Nic:
     """Insert one nic with its declared address. AlreadyExists names who has the MAC or the address already."""
-    nic, field = planned.nic, f"networks[{planned.nic.nic_index}]"
+    nic = planned.nic
     if networks.is_unmanaged_mac(session, nic.mac) or not networks.insert_nic(session, nic, now=now):
         holder = networks.mac_holder(session, nic.mac)
         again = "" if planned.is_mac_given else "; it was drawn by lot, so send the request again"

@@ -9,8 +9,8 @@ from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Image, Operation, Project, Volume
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services import images, pools, quota
-from trimtab_controller.store import keyset, lookup, schema, volumes
-from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
+from trimtab_controller.store import describe, keyset, lookup, schema, volume_claims, volumes
+from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound
 from trimtab_protos.messages import DiskFormat
 
 SECTOR_BYTES = 512
@@ -88,6 +88,54 @@ def delete(
         subject_name=volume.name,
         project_id=project.id,
         params={"volume_id": volume.id},
+        actor=actor,
+        now=now,
+    )
+
+
+def resize(
+    session: Session,
+    name_or_id: str,
+    size_bytes: int,
+    *,
+    project: Project,
+    expected_version: int | None,
+    actor: Actor,
+    now: datetime,
+) -> Operation:
+    """Accept a greater size: the quota is charged and the space claimed at once. InvalidRequest for a smaller one."""
+    volume = find(session, name_or_id, project=project)
+    if size_bytes < volume.size_bytes:
+        raise InvalidRequest(
+            "volume-shrink",
+            f"size_bytes: volume {volume.name} has {volume.size_bytes}; it can grow, not shrink to {size_bytes}: make a smaller "
+            f"volume and copy what is to stay",
+            field="size_bytes",
+            bound=volume.size_bytes,
+        )
+    if volume.observed_state != "present":
+        raise Conflict("volume-not-ready", f"volume {volume.name} is {volume.observed_state}, not present yet")
+    pool = describe.get_pool(session, volume.pool_id)
+    volumes.check_version(session, volume.id, expected_version)
+    quota.charge(session, project.id, quota.Charge(disk_bytes=size_bytes - volume.size_bytes))
+    if not volume_claims.grow(session, volume, pool, size_bytes):
+        raise NoCapacity(
+            "pool-full",
+            f"pool {pool.name} has no room for {size_bytes - volume.size_bytes} bytes more of volume {volume.name} beside its "
+            f"reserve; see `trimtab pool get {pool.name}`",
+        )
+    return accept(
+        session,
+        "volume.resize",
+        subject_id=volume.vm_id or volume.id,
+        subject_name=volume.name,
+        project_id=project.id,
+        params={
+            "volume_id": volume.id,
+            "size_bytes": size_bytes,
+            "before_bytes": volume.size_bytes,
+            "vm_id": volume.vm_id or "",
+        },
         actor=actor,
         now=now,
     )

@@ -101,6 +101,37 @@ def take(
     session.execute(schema.claim.insert(), values)
 
 
+def resize(session: Session, vm_id: str, *, host_id: str, vcpus: int, memory_mib: int) -> None:
+    """Make the vm's claim on its host this large. ClaimRefused where it grows and the host has no room; then nothing changes.
+
+    No choice is made here, so it is not the leader's: the host is where the vm runs, and the bounds are the database's.
+    """
+    table = schema.claim
+    row = session.execute(sa.select(table).where(table.c.vm_id == vm_id, table.c.host_id == host_id)).one_or_none()
+    if row is None:
+        raise ClaimRefused(host_id)
+    more_vcpus, more_memory_mib = vcpus - row.vcpus, memory_mib - row.memory_mib
+    bounds = []
+    if more_vcpus > 0:
+        bounds.append(_host.c.vcpus_claimed + _host.c.unmanaged_vcpus + more_vcpus <= _host.c.vcpus_limit)
+    if more_memory_mib > 0:
+        bounds.append(_host.c.memory_claimed_mib + _host.c.unmanaged_memory_mib + more_memory_mib <= _host.c.memory_limit_mib)
+    changed = session.execute(
+        _host.update()
+        .where(_host.c.id == host_id, *bounds)
+        .values(
+            vcpus_claimed=_host.c.vcpus_claimed + more_vcpus,
+            memory_claimed_mib=_host.c.memory_claimed_mib + more_memory_mib,
+            generation=_host.c.generation + 1,
+        )
+    )
+    if getattr(changed, "rowcount", 0) != 1:
+        raise ClaimRefused(host_id)
+    session.execute(
+        table.update().where(table.c.vm_id == vm_id, table.c.host_id == host_id).values(vcpus=vcpus, memory_mib=memory_mib)
+    )
+
+
 def give_back(session: Session, vm_id: str, *, host_id: str = "") -> None:
     """Delete the vm's claims (on one host, or all) and lower the counters; nothing where there is none."""
     table, host = schema.claim, schema.host
@@ -142,6 +173,24 @@ def take_space(session: Session, *, volume_id: str, pool_id: str, host_id: str, 
     if getattr(session.execute(_TAKE_SPACE, asked), "rowcount", 0) != 1:
         raise ClaimRefused(pool_id)
     session.execute(schema.disk_claim.insert(), {**key, "size_bytes": size_bytes})
+
+
+def resize_space(session: Session, *, volume_id: str, size_bytes: int, limit_bytes: int) -> None:
+    """Make the volume's space claim this large at its one place; ClaimRefused beyond `limit_bytes` of that place.
+
+    Nothing where it claims none.
+    """
+    table, space = schema.disk_claim, schema.pool_space
+    row = session.execute(sa.select(table).where(table.c.volume_id == volume_id)).one_or_none()
+    if row is None:
+        return
+    more_bytes = size_bytes - row.size_bytes
+    at_place = [space.c.pool_id == row.pool_id, space.c.host_id == row.host_id]
+    bounds = [space.c.claimed_bytes + more_bytes <= limit_bytes] if more_bytes > 0 else []
+    changed = session.execute(space.update().where(*at_place, *bounds).values(claimed_bytes=space.c.claimed_bytes + more_bytes))
+    if getattr(changed, "rowcount", 0) != 1:
+        raise ClaimRefused(row.pool_id)
+    session.execute(table.update().where(table.c.volume_id == volume_id).values(size_bytes=size_bytes))
 
 
 def give_back_space(session: Session, volume_ids: Sequence[str], *, host_id: str | None = None) -> None:

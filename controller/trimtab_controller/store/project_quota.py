@@ -23,6 +23,13 @@ def raise_used(session: Session, project_id: str, more: Mapping[str, int]) -> bo
     return getattr(changed, "rowcount", 0) == 1
 
 
+def lower_used(session: Session, project_id: str, less: Mapping[str, int]) -> None:
+    """Take from the used figures by resource, whatever the quotas are by now."""
+    values = {f"{resource}_used": _table.c[f"{resource}_used"] - amount for resource, amount in less.items() if amount}
+    if values:
+        session.execute(_table.update().where(_table.c.id == project_id).values(values))
+
+
 @cache
 def _raise(resources: tuple[str, ...]) -> sa.Update:
     """Return the UPDATE for these resources: `more_<resource>` on top of each, unless one goes beyond its quota."""

@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Nic, Vm
-from trimtab_controller.store import schema
+from trimtab_controller.core.resize import NOTHING, Shape, charged_for, shape_of
+from trimtab_controller.store import project_quota, schema
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import AlreadyExists, NotFound
 
@@ -154,16 +155,49 @@ def delete_nics(session: Session, vm_id: str) -> None:
     session.execute(schema.nic.delete().where(schema.nic.c.vm_id == vm_id))
 
 
+def delete_nic(session: Session, nic_id: str) -> None:
+    """Free one nic's MAC and addresses; nothing where there is no such nic."""
+    session.execute(schema.nic_address.delete().where(schema.nic_address.c.nic_id == nic_id))
+    session.execute(schema.nic.delete().where(schema.nic.c.id == nic_id))
+
+
 def charge_project(session: Session, vm: Vm, *, disk_bytes: int, sign: int) -> None:
     """Give back (sign -1) what a vm counts for in its project's quota. Charging with a quota check: `services/quota.py`."""
-    table = schema.project
+    table, shape = schema.project, charged_for(vm)
     session.execute(
         table.update()
         .where(table.c.id == vm.project_id)
         .values(
             vms_used=table.c.vms_used + sign,
-            vcpus_used=table.c.vcpus_used + sign * vm.vcpus,
-            memory_mib_used=table.c.memory_mib_used + sign * vm.memory_mib,
+            vcpus_used=table.c.vcpus_used + sign * shape.vcpus,
+            memory_mib_used=table.c.memory_mib_used + sign * shape.memory_mib,
             disk_bytes_used=table.c.disk_bytes_used + sign * disk_bytes,
         )
     )
+
+
+def set_shape(session: Session, vm: Vm, shape: Shape, *, left: Shape = NOTHING) -> None:
+    """Write the shape that the vm has from now on and what is left for its next stop, and charge its project for that instead.
+
+    Never more than it is charged for: a greater wish was charged, within the quota, when it was accepted (`services/vm_resize.py`).
+    """
+    after = shape.at_least(left)
+    freed = charged_for(vm).minus(after)
+    update(
+        session,
+        vm.id,
+        vcpus=shape.vcpus,
+        memory_mib=shape.memory_mib,
+        vcpus_max=max(vm.vcpus_max, shape.vcpus),
+        memory_max_mib=max(vm.memory_max_mib, shape.memory_mib),
+        next_vcpus=left.vcpus,
+        next_memory_mib=left.memory_mib,
+    )
+    project_quota.lower_used(session, vm.project_id, freed.as_json())
+
+
+def set_next_shape(session: Session, vm: Vm, left: Shape) -> None:
+    """Write what waits for the vm's next stop, and charge its project for that instead."""
+    freed = charged_for(vm).minus(shape_of(vm).at_least(left))
+    update(session, vm.id, next_vcpus=left.vcpus, next_memory_mib=left.memory_mib)
+    project_quota.lower_used(session, vm.project_id, freed.as_json())

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import MigrationRow, Pool, Volume
-from trimtab_controller.store import claims, schema
+from trimtab_controller.store import claims, project_quota, schema
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import Conflict
 
@@ -68,12 +68,9 @@ def take_place(session: Session, volume: Volume, pool: Pool, host_id: str) -> bo
     The bound is that of placement: capacity less the reserve, and no more than is available where others fill the file system.
     """
     place = schema.SHARED if pool.is_shared else host_id
-    table = schema.pool_space
-    row = session.execute(sa.select(table).where(table.c.pool_id == pool.id, table.c.host_id == place)).one_or_none()
-    if row is None:
+    limit_bytes = _limit_bytes(session, pool, place)
+    if limit_bytes is None:
         return False
-    reserve_bytes = row.capacity_bytes * pool.reserve_permille // 1000
-    limit_bytes = min(row.capacity_bytes, row.claimed_bytes + row.available_bytes) - reserve_bytes
     try:
         claims.take_space(
             session,
@@ -88,6 +85,40 @@ def take_place(session: Session, volume: Volume, pool: Pool, host_id: str) -> bo
     if not pool.is_shared:
         bind(session, [volume.id], host_id)
     return True
+
+
+def _limit_bytes(session: Session, pool: Pool, place: str) -> int | None:
+    """Return how much may be claimed at a place of the pool; None where nobody has seen it."""
+    table = schema.pool_space
+    row = session.execute(sa.select(table).where(table.c.pool_id == pool.id, table.c.host_id == place)).one_or_none()
+    if row is None:
+        return None
+    reserve_bytes = row.capacity_bytes * pool.reserve_permille // 1000
+    return int(min(row.capacity_bytes, row.claimed_bytes + row.available_bytes) - reserve_bytes)
+
+
+def grow(session: Session, volume: Volume, pool: Pool, size_bytes: int) -> bool:
+    """Claim the volume's greater size and write it; False, and nothing is changed, where its place has no room.
+
+    A volume that is nowhere yet claims nothing yet.
+    """
+    is_somewhere = pool.is_shared or bool(volume.host_id)
+    limit_bytes = _limit_bytes(session, pool, schema.SHARED if pool.is_shared else volume.host_id)
+    if is_somewhere and limit_bytes is None:
+        return False
+    try:
+        claims.resize_space(session, volume_id=volume.id, size_bytes=size_bytes, limit_bytes=limit_bytes or 0)
+    except claims.ClaimRefused:
+        return False
+    session.execute(_WRITE_NEXT_VERSION, {"volume_ids": [volume.id], "size_bytes": size_bytes})
+    return True
+
+
+def set_size(session: Session, volume: Volume, size_bytes: int) -> None:
+    """Write a smaller size and give back the rest of space and quota: of a volume that did not grow."""
+    claims.resize_space(session, volume_id=volume.id, size_bytes=size_bytes, limit_bytes=0)
+    session.execute(_WRITE_NEXT_VERSION, {"volume_ids": [volume.id], "size_bytes": size_bytes})
+    project_quota.lower_used(session, volume.project_id, {"disk_bytes": volume.size_bytes - size_bytes})
 
 
 def leave_place(session: Session, volume_id: str) -> None:

@@ -104,6 +104,16 @@ VERBS = {
     "vm migrate web1 --auto-converge --allow-postcopy": (
         "POST", f"{VMS}/web1:migrate", {"auto_converge": True, "allow_postcopy": True}
     ),
+    "vm resize web1 --vcpus 4 --memory 2GiB": ("POST", f"{VMS}/web1:resize", {"vcpus": 4, "memory_mib": 2048}),
+    "vm resize web1 --vcpus 4 --live": ("POST", f"{VMS}/web1:resize", {"vcpus": 4, "when": "live"}),
+    "vm resize web1 --memory 2GiB --at next-stop": ("POST", f"{VMS}/web1:resize", {"memory_mib": 2048, "when": "next-stop"}),
+    "vm attach web1 --volume data1": ("POST", f"{VMS}/web1:attach", {"volume": "data1"}),
+    "vm attach web1 --network lan,ip=10.0.0.5": (
+        "POST", f"{VMS}/web1:attach", {"network": {"network": "lan", "ip": "10.0.0.5"}}
+    ),
+    "vm detach web1 --volume data1": ("POST", f"{VMS}/web1:detach", {"volume": "data1"}),
+    "vm detach web1 --nic nic-1": ("POST", f"{VMS}/web1:detach", {"nic": "nic-1"}),
+    "volume resize data 2GiB": ("POST", "/v1/projects/default/volumes/data:resize", {"size_bytes": 2 << 30}),
     "vm undelete web1": ("POST", f"{VMS}/web1:undelete", {}),
     "vm delete web1 --yes": ("DELETE", f"{VMS}/web1", None),
     "host remove node1 --yes": ("DELETE", "/v1/hosts/node1", None),

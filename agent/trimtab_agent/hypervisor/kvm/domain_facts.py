@@ -93,10 +93,20 @@ def _vcpus(root: Element) -> int:
 
 
 def _memory_mib(root: Element) -> int:
-    memory = root.find("memory")
-    if memory is None:
-        return 0
-    return int(float(memory.text or 0) * _TO_KIB.get(memory.get("unit", "KiB"), 1)) // 1024
+    """Return the memory the guest has: libvirt counts a virtio-mem device at its full size, the guest what it has plugged of it."""
+    memory_kib = _kib(root.find("memory"))
+    for target in root.findall("devices/memory[@model='virtio-mem']/target"):
+        memory_kib += _kib(target.find("current")) - _kib(target.find("size"))
+    return memory_kib // 1024
+
+
+def _kib(element: Element | None) -> int:
+    return kib(float(element.text or 0), element.get("unit", "KiB")) if element is not None else 0
+
+
+def kib(amount: float, unit: str) -> int:
+    """Return an amount of memory as libvirt writes it, in KiB."""
+    return int(amount * _TO_KIB.get(unit, 1))
 
 
 def _integer(element: Element | None, name: str) -> int:

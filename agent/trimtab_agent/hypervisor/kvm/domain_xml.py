@@ -6,7 +6,7 @@ user typed can become an element, a file name or a QEMU argument. There is no us
 Guest devices sit at PCI addresses that are functions of their index, not of the order of their making, so that defining a vm anew,
 on any host, after any number of hot-plugs, gives the guest the same hardware:
 
-    bus 0    slot 1 video, slots 2.. root ports (8 functions each), 1f the chipset
+    bus 0    slot 1 video, slots 2.. root ports (8 functions each), 1e memory to be plugged, 1f the chipset
     bus 1..5 virtio-serial, balloon, rng, seed, SCSI controller
     bus 6 + 2·index  disk        bus 7 + 2·index  network card
 """
@@ -47,6 +47,12 @@ _SEED_TARGET = "vdz"
 _TCG_CACHE_MIB = 32
 """QEMU would keep up to 1 GiB of translated code per guest otherwise."""
 _MEMORY_SLOTS = 16
+_MEMORY_DEVICE_SLOT = 0x1E
+MEMORY_ALIAS = "ua-memory"
+MEMORY_STEP_MIB = 2
+"""Memory is plugged in such steps: the size of a huge page."""
+GUEST_MEMORY_BLOCK_MIB = 128
+"""Linux on x86 adds memory in blocks of this size; of a device that ends within one it cannot use the rest."""
 _MAX_VCPUS = 240
 _MAX_MEMORY_MIB = 12 << 20
 _MAX_SPARE_PORTS = 32
@@ -97,6 +103,7 @@ def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = 
     for nic in sorted(domain.nics, key=lambda each: each.index):
         _nic(devices, nic, domain)
     _fixed_devices(devices, host)
+    _plugged_memory(devices, domain)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
@@ -159,10 +166,42 @@ def _check(domain: DomainSpec) -> None:
 
 def _memory_and_cpus(root: Element, domain: DomainSpec) -> None:
     if domain.memory_max_mib > domain.memory_mib:
-        SubElement(root, "maxMemory", slots=str(_MEMORY_SLOTS), unit="MiB").text = str(domain.memory_max_mib)
+        room_mib = domain.memory_mib + plugged_room_mib(domain)
+        SubElement(root, "maxMemory", slots=str(_MEMORY_SLOTS), unit="MiB").text = str(room_mib)
     SubElement(root, "memory", unit="MiB").text = str(domain.memory_mib)
     SubElement(root, "currentMemory", unit="MiB").text = str(domain.memory_mib)
     SubElement(root, "vcpu", placement="static", current=str(domain.vcpus)).text = str(domain.vcpus_max)
+    if domain.vcpus_max > domain.vcpus:
+        _hotpluggable_vcpus(root, domain)
+
+
+def _hotpluggable_vcpus(root: Element, domain: DomainSpec) -> None:
+    """Say that every vcpu but the first can be unplugged: those that a guest starts with could not be otherwise."""
+    vcpus = SubElement(root, "vcpus")
+    for number in range(domain.vcpus_max):
+        is_enabled = number < domain.vcpus
+        vcpu = SubElement(vcpus, "vcpu", id=str(number), enabled="yes" if is_enabled else "no")
+        vcpu.set("hotpluggable", "no" if number == 0 else "yes")
+
+
+def plugged_room_mib(domain: DomainSpec) -> int:
+    """Return the size of the device through which memory is plugged: whole blocks of the guest's, so that it can use all of it."""
+    room_mib = domain.memory_max_mib - domain.memory_mib
+    return -(-room_mib // GUEST_MEMORY_BLOCK_MIB) * GUEST_MEMORY_BLOCK_MIB
+
+
+def _plugged_memory(devices: Element, domain: DomainSpec) -> None:
+    """Give the guest an empty virtio-mem device: memory is plugged by asking for more of it, never by adding a device."""
+    if domain.memory_max_mib <= domain.memory_mib:
+        return
+    memory = SubElement(devices, "memory", model="virtio-mem")
+    target = SubElement(memory, "target")
+    SubElement(target, "size", unit="MiB").text = str(plugged_room_mib(domain))
+    _text(target, "node", "0")
+    SubElement(target, "block", unit="MiB").text = str(MEMORY_STEP_MIB)
+    SubElement(target, "requested", unit="MiB").text = "0"
+    SubElement(memory, "alias", name=MEMORY_ALIAS)
+    _address(memory, bus=0, slot=_MEMORY_DEVICE_SLOT)
 
 
 def _firmware(root: Element, domain: DomainSpec) -> None:

@@ -91,9 +91,13 @@ class Domains:
 
     def define(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
         """See `Hypervisor.define_domain`."""
-        self._refuse_unfit(domain)
+        self.check(domain)
         with self.locks.hold(check_id(domain.vm_id, "vm_id")):
             return self.define_locked(domain, stamp)
+
+    def check(self, domain: DomainSpec) -> None:
+        """Raise Conflict where this host cannot run such a domain at all."""
+        self._refuse_unfit(domain)
 
     def define_locked(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
         """`define` for a caller that holds the vm's lock."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trimtab_agent.hypervisor.base import DomainChange, JobControl, SourceReader, Stamp
+from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
 from trimtab_agent.hypervisor.kvm import accel_probe, domain_facts, images, volumes
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
@@ -11,6 +11,7 @@ from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
 from trimtab_agent.hypervisor.kvm.domains import Domains, write_stamp
 from trimtab_agent.hypervisor.kvm.events import DomainEvents
 from trimtab_agent.hypervisor.kvm.host_load import HostLoadReader
+from trimtab_agent.hypervisor.kvm.hotplug import Hotplug
 from trimtab_agent.hypervisor.kvm.housekeeping import Housekeeping
 from trimtab_agent.hypervisor.kvm.identifiers import vm_id_of
 from trimtab_agent.hypervisor.kvm.inventory import InventoryReader, read_boot_id
@@ -64,6 +65,7 @@ class KvmHypervisor:
             refuse_unfit=self._inventory.refuse_unfit,
         )
         self._power = Power(self._connection, self._domains, self._observer, self._networks, boot_id=boot_id)
+        self._hotplug = Hotplug(self._connection, self._domains, self._observer, self._networks)
         self._migrations = Migrations(
             config,
             self._connection,
@@ -140,6 +142,9 @@ class KvmHypervisor:
     def observe_volume(self, volume_id: str, pool: PoolSpec) -> VolumeObservation:
         return volumes.observe(volume_id, self._pools.require_responsive(pool))
 
+    def resize_volume(self, volume: VolumeSpec, pool: PoolSpec, vm_id: str) -> VolumeObservation:
+        return self._hotplug.grow_volume(volume, self._pools.require_responsive(pool), vm_id)
+
     def delete_volume(self, volume_id: str, pool: PoolSpec) -> None:
         layout = self._pools.require_responsive(pool)
         self._domains.refuse_if_used(volumes.names_of(volume_id, layout), f"volume {volume_id}")
@@ -171,6 +176,12 @@ class KvmHypervisor:
         for network in domain.networks:
             self._networks.ensure(network)
         return self._domains.define(domain, stamp)
+
+    def apply_domain(self, domain: DomainSpec, stamp: Stamp) -> Applied:
+        self._require_responsive(domain.pools)
+        for network in domain.networks:
+            self._networks.ensure(network)
+        return self._hotplug.apply(domain, stamp)
 
     def undefine_domain(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
         self._domains.undefine(vm_id, pools, kill_if_running=kill_if_running, keep_state_files=keep_state_files)

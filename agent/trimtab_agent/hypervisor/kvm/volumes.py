@@ -65,6 +65,39 @@ def observe(volume_id: str, layout: PoolLayout) -> VolumeObservation:
     return VolumeObservation(volume_id=volume_id, is_present=False)
 
 
+def grow(volume: VolumeSpec, layout: PoolLayout) -> VolumeObservation:
+    """Grow a volume that no guest of this host has open. InvalidRequest (`volume-shrink`), NotFound, Conflict (`image-locked`)."""
+    name = volume_name(volume.volume_id, volume.format)
+    try:
+        with layout.open(VOLUMES) as directory:
+            size_bytes = require_growth(volume, _observe_named(volume, directory, name))
+            if size_bytes != volume.size_bytes:
+                _qemu_img(["resize", "-q", "-f", volume.format.value, name, str(volume.size_bytes)], directory)
+            return _observe(volume.volume_id, directory, name)
+    except OSError as error:
+        raise os_errors.from_os(error, doing=f"grow volume {volume.volume_id}") from error
+
+
+def require_growth(volume: VolumeSpec, seen: VolumeObservation) -> int:
+    """Return the size it has. NotFound where it is not there, InvalidRequest where the spec's size is smaller."""
+    if not seen.is_present:
+        raise NotFound("volume-not-found", f"volume {volume.volume_id} is not in pool {volume.pool_id} on this host")
+    _check_size(volume)
+    if volume.size_bytes < seen.size_bytes:
+        raise InvalidRequest(
+            "volume-shrink",
+            f"volume {volume.volume_id} has {seen.size_bytes} bytes; it can grow, not shrink to {volume.size_bytes}",
+            field="size_bytes",
+        )
+    return seen.size_bytes
+
+
+def _observe_named(volume: VolumeSpec, directory: int, name: str) -> VolumeObservation:
+    if regular_file(directory, name) is None:
+        return VolumeObservation(volume_id=volume.volume_id, is_present=False)
+    return _observe(volume.volume_id, directory, name)
+
+
 def delete(volume_id: str, layout: PoolLayout) -> None:
     """Remove the volume's file; the caller has made sure that no domain uses it."""
     try:

@@ -34,6 +34,9 @@ class ShapeResource:
     vcpus_max: int
     memory_mib: int
     memory_max_mib: int
+    # What it becomes at its next stop; 0: stays as it is.
+    next_vcpus: int
+    next_memory_mib: int
     arch: str
     # '' until the first placement fixes it.
     machine: str
@@ -157,6 +160,8 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
             vcpus_max=vm.vcpus_max,
             memory_mib=vm.memory_mib,
             memory_max_mib=vm.memory_max_mib,
+            next_vcpus=vm.next_vcpus,
+            next_memory_mib=vm.next_memory_mib,
             arch=vm.arch,
             machine=vm.machine,
             cpu_model=vm.cpu_model,

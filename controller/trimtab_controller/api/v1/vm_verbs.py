@@ -65,7 +65,9 @@ class NoBody(Body):
 Verb = Callable[[Session, Vm, Caller], Operation]
 
 
-async def _run(request: Request, access: Access, name: str, asked: Asked, body: Body | None, verb: str, act: Verb) -> Response:
+async def run_verb(
+    request: Request, access: Access, name: str, asked: Asked, body: Body | None, verb: str, act: Verb
+) -> Response:
     """Find the vm, accept the operation, answer 202."""
     owner = access.own_project
 
@@ -83,7 +85,7 @@ async def start_vm(
 ) -> Response:
     """Place and start a stopped vm; one that runs stays as it is."""
     to_host = (body.to_host or "") if body else ""
-    return await _run(request, access, name, asked, body, "vm.start", lambda *parts: vm_power.start(*parts, to_host=to_host))
+    return await run_verb(request, access, name, asked, body, "vm.start", lambda *parts: vm_power.start(*parts, to_host=to_host))
 
 
 @router.post(f"{_VM}:stop", status_code=202, response_model=OperationAnswer)
@@ -92,7 +94,7 @@ async def stop_vm(
 ) -> Response:
     """Stop a vm; it keeps its disks and gives its compute back."""
     given = body or StopBody()
-    return await _run(
+    return await run_verb(
         request,
         access,
         name,
@@ -109,7 +111,9 @@ async def reboot_vm(
 ) -> Response:
     """Ask the guest to reboot, or reset it with `force`."""
     is_forced = body.force if body else False
-    return await _run(request, access, name, asked, body, "vm.reboot", lambda *parts: vm_power.reboot(*parts, force=is_forced))
+    return await run_verb(
+        request, access, name, asked, body, "vm.reboot", lambda *parts: vm_power.reboot(*parts, force=is_forced)
+    )
 
 
 @router.post(f"{_VM}:pause", status_code=202, response_model=OperationAnswer)
@@ -117,14 +121,14 @@ async def pause_vm(
     request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: NoBody | None = None
 ) -> Response:
     """Freeze the guest's vcpus; its memory stays."""
-    return await _run(request, access, name, asked, body, "vm.pause", vm_power.pause)
+    return await run_verb(request, access, name, asked, body, "vm.pause", vm_power.pause)
 
 
 @router.post(f"{_VM}:resume", status_code=202, response_model=OperationAnswer)
 async def resume_vm(
     request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: NoBody | None = None
 ) -> Response:
-    return await _run(request, access, name, asked, body, "vm.resume", vm_power.resume)
+    return await run_verb(request, access, name, asked, body, "vm.resume", vm_power.resume)
 
 
 @router.post(f"{_VM}:migrate", status_code=202, response_model=OperationAnswer)
@@ -140,7 +144,7 @@ async def migrate_vm(
         allow_postcopy=given.allow_postcopy,
         timeout_s=given.timeout_s,
     )
-    return await _run(
+    return await run_verb(
         request, access, name, asked, body, "vm.migrate", lambda session, vm, caller: vm_power.migrate(session, vm, caller, spec)
     )
 
@@ -150,7 +154,7 @@ async def undelete_vm(
     request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: NoBody | None = None
 ) -> Response:
     """Bring a deleted vm back, stopped, with its disks."""
-    return await _run(request, access, name, asked, body, "vm.undelete", vm_power.undelete)
+    return await run_verb(request, access, name, asked, body, "vm.undelete", vm_power.undelete)
 
 
 @router.get(f"{_VM}:explain", response_model=ExplanationResource)

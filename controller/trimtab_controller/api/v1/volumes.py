@@ -36,6 +36,10 @@ class VolumeBody(Body):
     image: RefOrNone = ""
 
 
+class VolumeSizeBody(Body):
+    size_bytes: DiskBytes
+
+
 @router.get("/v1/projects/{project}/volumes", response_model=ListOf[VolumeResource])
 async def list_volumes(runtime: InRuntime, access: ProjectViewer, query: Listing) -> Response:
     """List the project's volumes; filter by name, vm, pool, image, state."""
@@ -63,6 +67,22 @@ async def get_volume(runtime: InRuntime, access: ProjectViewer, name: NamePath) 
     owner = access.own_project
     view = await runtime.context.db.read(lambda session: volumes.get(session, name, project=owner))
     return json_response(dump(render_volume(view)), etag=etag_of(view.volume.version))
+
+
+@router.post("/v1/projects/{project}/volumes/{name}:resize", status_code=202, response_model=OperationAnswer)
+async def resize_volume(
+    request: Request, access: ProjectOperator, name: NamePath, body: VolumeSizeBody, asked: Asked
+) -> Response:
+    """Grow a volume, under a running guest too; a volume never shrinks."""
+    owner = access.own_project
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        operation = volumes.resize(
+            session, name, body.size_bytes, project=owner, expected_version=asked.if_match, actor=actor, now=now
+        )
+        return accepted(OperationAnswer(operation=render(operation, project_name=owner.name)))
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="volume.resize", body=body), work)
 
 
 @router.delete("/v1/projects/{project}/volumes/{name}", status_code=202, response_model=OperationAnswer)

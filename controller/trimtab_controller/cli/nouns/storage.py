@@ -220,6 +220,27 @@ def create_volume(
     )
 
 
+@volume.command("resize")
+@_volume_name
+@click.argument("size", type=DISK_SIZE)
+@options.runs
+@click.pass_obj
+def resize_volume(session: Session, name: str, size: int) -> None:
+    """Grow a volume, under a running guest too; it never shrinks.
+
+    trimtab volume resize web1-root 40GiB
+    """
+    resources.run(
+        session,
+        "POST",
+        VOLUME.place(session, name, verb="resize"),
+        {"size_bytes": size},
+        reread=lambda: resources.read(session, VOLUME, name),
+        sentence=lambda item: f"volume {name} has {humanise.size(item.get('size_bytes'))}; grow its file system in the guest",
+        resource=VOLUME,
+    )
+
+
 @volume.command("delete")
 @_volume_name
 @options.destroys

@@ -80,7 +80,7 @@ def outcome(item: Document) -> str:
 def describe(item: Document) -> None:
     """Print everything about a vm that a person asks for."""
     moment = render.now()
-    shape: Mapping[str, Any] = item.get("shape") or {}
+    form: Mapping[str, Any] = item.get("shape") or {}
     state = observed(item, moment)
     reason = render.at(item, "observed.reason")
     because = f" ({reason})" if reason else ""
@@ -95,8 +95,8 @@ def describe(item: Document) -> None:
             ("host", str(item.get("host") or "none")),
             ("problem", str(item.get("problem") or "")),
             ("now", activity(item, moment) if item.get("operation") else ""),
-            ("shape", _shape(shape)),
-            ("cpu", " ".join(str(shape[key]) for key in ("arch", "machine", "cpu_model", "firmware") if shape.get(key))),
+            ("shape", _shape_line(form)),
+            ("cpu", " ".join(str(form[key]) for key in ("arch", "machine", "cpu_model", "firmware") if form.get(key))),
             ("image", str(item.get("image") or "")),
             ("addresses", _addresses(item, moment)),
             ("labels", render.as_text(item.get("labels"))),
@@ -108,17 +108,29 @@ def describe(item: Document) -> None:
         ]
     )
     _parts("disks", item.get("volumes") or [], ("index", "name", "pool", "size_bytes"))
-    _parts("nics", item.get("nics") or [], ("index", "network", "mac", "addresses"))
+    _parts("nics", item.get("nics") or [], ("index", "network", "mac", "addresses", "id"))
 
 
-def _shape(shape: Mapping[str, Any]) -> str:
-    vcpus, memory = shape.get("vcpus"), humanise.mib(shape.get("memory_mib"))
+def shape(form: Mapping[str, Any]) -> str:
+    """Return `2 vcpus, 1 GiB (up to 4 vcpus)`."""
+    vcpus, memory = form.get("vcpus"), humanise.mib(form.get("memory_mib"))
     more = []
-    if shape.get("vcpus_max") not in {None, vcpus}:
-        more.append(f"{shape['vcpus_max']} vcpus")
-    if shape.get("memory_max_mib") not in {None, shape.get("memory_mib")}:
-        more.append(humanise.mib(shape["memory_max_mib"]))
+    if form.get("vcpus_max") not in {None, vcpus}:
+        more.append(f"{form['vcpus_max']} vcpus")
+    if form.get("memory_max_mib") not in {None, form.get("memory_mib")}:
+        more.append(humanise.mib(form["memory_max_mib"]))
     return f"{vcpus} vcpus, {memory}" + (f" (up to {', '.join(more)})" if more else "")
+
+
+def waiting(form: Mapping[str, Any]) -> str:
+    """Return what waits for the next stop: `4 vcpus, 2 GiB`; '' where nothing does."""
+    parts = [f"{form['next_vcpus']} vcpus"] if form.get("next_vcpus") else []
+    parts += [humanise.mib(form["next_memory_mib"])] if form.get("next_memory_mib") else []
+    return ", ".join(parts)
+
+
+def _shape_line(form: Mapping[str, Any]) -> str:
+    return shape(form) + (f"; at its next stop {waiting(form)}" if waiting(form) else "")
 
 
 def _parts(title: str, parts: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:

@@ -25,6 +25,8 @@ class Vm:
     vcpus_max: int
     memory_mib: int
     memory_max_mib: int
+    next_vcpus: int
+    next_memory_mib: int
     firmware: Firmware
     has_secure_boot: bool
     image_id: str | None

@@ -2,6 +2,7 @@
 
 | step          | do                                                          | undo                                |
 |---------------|-------------------------------------------------------------|-------------------------------------|
+| own           | take on the shape that waited for the stop                   | wish it stopped again               |
 | place         | ask the leader (the previous host is preferred)              | give the compute back               |
 | note_images   | note where copies of base images are about to be             | - says where a file may be          |
 | bring_images  | copy base images where they are missing                      | - cache                             |
@@ -16,9 +17,10 @@ A running vm stays running: the leader answers with its home and every step find
 from dataclasses import dataclass
 
 from trimtab_controller.core.lifecycle import DesiredPower
+from trimtab_controller.core.resize import OFF, next_of, wanted_of
 from trimtab_controller.operations import vm_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
-from trimtab_controller.store import vms
+from trimtab_controller.store import claims, vms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +50,15 @@ def _finish(context: Transaction[Params]) -> None:
     vms.update(context.session, context.params.vm_id, problem="")
 
 
-def _own(_context: Transaction[Params]) -> None:
-    """The wish was recorded when the request was accepted."""
+def _own(context: Transaction[Params]) -> None:
+    """Give a vm that is off the shape that waited for that; the wish to run was recorded when the request was accepted."""
+    vm = vms.get(context.session, context.params.vm_id)
+    left = next_of(vm)
+    if left.is_nothing or vm.observed_state not in OFF:
+        return
+    # One that ended by itself holds its compute still: it is placed anew with what it needs now.
+    claims.give_back(context.session, vm.id)
+    vms.set_shape(context.session, vm, wanted_of(vm, vcpus=0, memory_mib=0))
 
 
 def _disown(context: Transaction[Params]) -> None:

@@ -32,6 +32,9 @@ vm = sa.Table(
     sa.Column("vcpus_max", sa.Integer(), nullable=False),
     sa.Column("memory_mib", sa.BigInteger(), nullable=False),
     sa.Column("memory_max_mib", sa.BigInteger(), nullable=False),
+    # What it becomes at its next stop; 0: stays as it is.
+    sa.Column("next_vcpus", sa.Integer(), nullable=False, server_default="0"),
+    sa.Column("next_memory_mib", sa.BigInteger(), nullable=False, server_default="0"),
     sa.Column("firmware", sa.String(8), nullable=False),
     sa.Column("has_secure_boot", sa.Boolean(), nullable=False, server_default=sa.false()),
     sa.Column("nvram_pool_id", sa.String(40), nullable=False, server_default=""),

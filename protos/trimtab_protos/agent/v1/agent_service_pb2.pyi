@@ -832,6 +832,114 @@ class DefineDomainResponse(_message.Message):
 Global___DefineDomainResponse: _TypeAlias = DefineDomainResponse  # noqa: Y015
 
 @_typing.final
+class ApplyDomainRequest(_message.Message):
+    """ApplyDomainRequest needs a lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> _command_pb2.CommandKey: ...
+    @_builtins.property
+    def domain(self) -> _domain_pb2.DomainSpec: ...
+    def __init__(
+        self,
+        *,
+        key: _command_pb2.CommandKey | None = ...,
+        domain: _domain_pb2.DomainSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyDomainRequest: _TypeAlias = ApplyDomainRequest  # noqa: Y015
+
+@_typing.final
+class ApplyDomainResponse(_message.Message):
+    """ApplyDomainResponse: an empty `left` means that the guest is as the spec says, as observed in libvirt and not as asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def domain(self) -> _domain_pb2.DomainObservation: ...
+    @_builtins.property
+    def left(self) -> _containers.RepeatedCompositeFieldContainer[_domain_pb2.ChangeLeft]: ...
+    def __init__(
+        self,
+        *,
+        domain: _domain_pb2.DomainObservation | None = ...,
+        left: _abc.Iterable[_domain_pb2.ChangeLeft] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "left", b"left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyDomainResponse: _TypeAlias = ApplyDomainResponse  # noqa: Y015
+
+@_typing.final
+class ResizeVolumeRequest(_message.Message):
+    """ResizeVolumeRequest: `volume` has the new size."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    VM_ID_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    """The vm that has the volume and may run on this host; empty for none."""
+    @_builtins.property
+    def key(self) -> _command_pb2.CommandKey: ...
+    @_builtins.property
+    def volume(self) -> _storage_pb2.VolumeSpec: ...
+    @_builtins.property
+    def pool(self) -> _storage_pb2.PoolSpec: ...
+    def __init__(
+        self,
+        *,
+        key: _command_pb2.CommandKey | None = ...,
+        volume: _storage_pb2.VolumeSpec | None = ...,
+        pool: _storage_pb2.PoolSpec | None = ...,
+        vm_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "pool", b"pool", "volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "pool", b"pool", "vm_id", b"vm_id", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResizeVolumeRequest: _TypeAlias = ResizeVolumeRequest  # noqa: Y015
+
+@_typing.final
+class ResizeVolumeResponse(_message.Message):
+    """ResizeVolumeResponse is what the host then sees."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volume(self) -> _storage_pb2.VolumeObservation: ...
+    def __init__(
+        self,
+        *,
+        volume: _storage_pb2.VolumeObservation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResizeVolumeResponse: _TypeAlias = ResizeVolumeResponse  # noqa: Y015
+
+@_typing.final
 class UndefineDomainRequest(_message.Message):
     """UndefineDomainRequest: `pools` are those that may hold the vm's seed and NVRAM."""
 

@@ -116,6 +116,16 @@ class AgentServiceStub:
                 request_serializer=trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.UndefineDomainRequest.SerializeToString,
                 response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.UndefineDomainResponse.FromString,
                 _registered_method=True)
+        self.ApplyDomain = channel.unary_unary(
+                '/trimtab_protos.agent.v1.AgentService/ApplyDomain',
+                request_serializer=trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.ApplyDomainRequest.SerializeToString,
+                response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.ApplyDomainResponse.FromString,
+                _registered_method=True)
+        self.ResizeVolume = channel.unary_unary(
+                '/trimtab_protos.agent.v1.AgentService/ResizeVolume',
+                request_serializer=trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.ResizeVolumeRequest.SerializeToString,
+                response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.ResizeVolumeResponse.FromString,
+                _registered_method=True)
         self.ChangePower = channel.unary_unary(
                 '/trimtab_protos.agent.v1.AgentService/ChangePower',
                 request_serializer=trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.ChangePowerRequest.SerializeToString,
@@ -275,6 +285,21 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApplyDomain(self, request, context):
+        """ApplyDomain makes the definition equal the spec, and the running guest as far as it lets itself be changed; the answer says what
+        is left. Acted on at each repeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResizeVolume(self, request, context):
+        """ResizeVolume grows a volume, under a running guest too; INVALID_REQUEST for one that would shrink.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ChangePower(self, request, context):
         """ChangePower starts, stops, reboots, pauses or resumes; a graceful stop returns once it was asked for.
         """
@@ -413,6 +438,16 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.UndefineDomain,
                     request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.UndefineDomainRequest.FromString,
                     response_serializer=trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.UndefineDomainResponse.SerializeToString,
+            ),
+            'ApplyDomain': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyDomain,
+                    request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.ApplyDomainRequest.FromString,
+                    response_serializer=trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.ApplyDomainResponse.SerializeToString,
+            ),
+            'ResizeVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeVolume,
+                    request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.ResizeVolumeRequest.FromString,
+                    response_serializer=trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.ResizeVolumeResponse.SerializeToString,
             ),
             'ChangePower': grpc.unary_unary_rpc_method_handler(
                     servicer.ChangePower,
@@ -889,6 +924,60 @@ class AgentService:
             '/trimtab_protos.agent.v1.AgentService/UndefineDomain',
             trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.UndefineDomainRequest.SerializeToString,
             trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.UndefineDomainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyDomain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab_protos.agent.v1.AgentService/ApplyDomain',
+            trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.ApplyDomainRequest.SerializeToString,
+            trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.ApplyDomainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab_protos.agent.v1.AgentService/ResizeVolume',
+            trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.ResizeVolumeRequest.SerializeToString,
+            trimtab__protos_dot_agent_dot_v1_dot_agent__service__pb2.ResizeVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -67,6 +67,12 @@ class AgentServiceStub:
     """DefineDomain makes the domain and its seed exist and equal the spec; a running one keeps what needs a stop."""
     UndefineDomain: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.UndefineDomainRequest, _agent_service_pb2.UndefineDomainResponse]
     """UndefineDomain removes the domain, seed, NVRAM, serial log and sockets; refuses a running one unless told to kill it."""
+    ApplyDomain: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ApplyDomainRequest, _agent_service_pb2.ApplyDomainResponse]
+    """ApplyDomain makes the definition equal the spec, and the running guest as far as it lets itself be changed; the answer says what
+    is left. Acted on at each repeat.
+    """
+    ResizeVolume: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ResizeVolumeRequest, _agent_service_pb2.ResizeVolumeResponse]
+    """ResizeVolume grows a volume, under a running guest too; INVALID_REQUEST for one that would shrink."""
     ChangePower: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ChangePowerRequest, _agent_service_pb2.ChangePowerResponse]
     """ChangePower starts, stops, reboots, pauses or resumes; a graceful stop returns once it was asked for."""
     PrepareMigration: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.PrepareMigrationRequest, _agent_service_pb2.PrepareMigrationResponse]
@@ -123,6 +129,12 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """DefineDomain makes the domain and its seed exist and equal the spec; a running one keeps what needs a stop."""
     UndefineDomain: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.UndefineDomainRequest, _agent_service_pb2.UndefineDomainResponse]  # type: ignore[assignment]
     """UndefineDomain removes the domain, seed, NVRAM, serial log and sockets; refuses a running one unless told to kill it."""
+    ApplyDomain: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ApplyDomainRequest, _agent_service_pb2.ApplyDomainResponse]  # type: ignore[assignment]
+    """ApplyDomain makes the definition equal the spec, and the running guest as far as it lets itself be changed; the answer says what
+    is left. Acted on at each repeat.
+    """
+    ResizeVolume: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ResizeVolumeRequest, _agent_service_pb2.ResizeVolumeResponse]  # type: ignore[assignment]
+    """ResizeVolume grows a volume, under a running guest too; INVALID_REQUEST for one that would shrink."""
     ChangePower: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ChangePowerRequest, _agent_service_pb2.ChangePowerResponse]  # type: ignore[assignment]
     """ChangePower starts, stops, reboots, pauses or resumes; a graceful stop returns once it was asked for."""
     PrepareMigration: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.PrepareMigrationRequest, _agent_service_pb2.PrepareMigrationResponse]  # type: ignore[assignment]
@@ -272,6 +284,24 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_service_pb2.UndefineDomainResponse, _abc.Awaitable[_agent_service_pb2.UndefineDomainResponse]]:
         """UndefineDomain removes the domain, seed, NVRAM, serial log and sockets; refuses a running one unless told to kill it."""
+
+    @_abc_1.abstractmethod
+    def ApplyDomain(
+        self,
+        request: _agent_service_pb2.ApplyDomainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_service_pb2.ApplyDomainResponse, _abc.Awaitable[_agent_service_pb2.ApplyDomainResponse]]:
+        """ApplyDomain makes the definition equal the spec, and the running guest as far as it lets itself be changed; the answer says what
+        is left. Acted on at each repeat.
+        """
+
+    @_abc_1.abstractmethod
+    def ResizeVolume(
+        self,
+        request: _agent_service_pb2.ResizeVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_service_pb2.ResizeVolumeResponse, _abc.Awaitable[_agent_service_pb2.ResizeVolumeResponse]]:
+        """ResizeVolume grows a volume, under a running guest too; INVALID_REQUEST for one that would shrink."""
 
     @_abc_1.abstractmethod
     def ChangePower(

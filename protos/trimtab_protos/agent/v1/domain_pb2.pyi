@@ -142,6 +142,28 @@ STATE_REASON_POSTCOPY_FAILED: StateReason.ValueType  # 9
 STATE_REASON_HOST_BOOTED: StateReason.ValueType  # 10
 Global___StateReason: _TypeAlias = StateReason  # noqa: Y015
 
+class _ChangedPart:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChangedPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangedPart.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHANGED_PART_UNSPECIFIED: _ChangedPart.ValueType  # 0
+    CHANGED_PART_VCPUS: _ChangedPart.ValueType  # 1
+    CHANGED_PART_MEMORY: _ChangedPart.ValueType  # 2
+    CHANGED_PART_DISK: _ChangedPart.ValueType  # 3
+    CHANGED_PART_NIC: _ChangedPart.ValueType  # 4
+
+class ChangedPart(_ChangedPart, metaclass=_ChangedPartEnumTypeWrapper):
+    """ChangedPart is a part of a domain that a running guest may hold on to."""
+
+CHANGED_PART_UNSPECIFIED: ChangedPart.ValueType  # 0
+CHANGED_PART_VCPUS: ChangedPart.ValueType  # 1
+CHANGED_PART_MEMORY: ChangedPart.ValueType  # 2
+CHANGED_PART_DISK: ChangedPart.ValueType  # 3
+CHANGED_PART_NIC: ChangedPart.ValueType  # 4
+Global___ChangedPart: _TypeAlias = ChangedPart  # noqa: Y015
+
 @_typing.final
 class DiskSpec(_message.Message):
     """DiskSpec attaches a volume, in the order of `index`."""
@@ -466,3 +488,36 @@ class DomainObservation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DomainObservation: _TypeAlias = DomainObservation  # noqa: Y015
+
+@_typing.final
+class ChangeLeft(_message.Message):
+    """ChangeLeft is a difference between the spec and the running guest that a call of ApplyDomain left."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    NEEDS_STOP_FIELD_NUMBER: _builtins.int
+    part: Global___ChangedPart.ValueType
+    device_id: _builtins.str
+    """Id of the volume or nic; empty for vcpus and memory."""
+    reason: _builtins.str
+    """A sentence for people."""
+    needs_stop: _builtins.bool
+    """Only a stop changes it; else the guest was asked and may still follow."""
+    def __init__(
+        self,
+        *,
+        part: Global___ChangedPart.ValueType = ...,
+        device_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        needs_stop: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "needs_stop", b"needs_stop", "part", b"part", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeLeft: _TypeAlias = ChangeLeft  # noqa: Y015

@@ -1,0 +1,96 @@
+"""What changes a vm besides its power: its shape, its disks and its network cards."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from trimtab_controller.api.fields import Body, MemoryMib, RefOrNone, Vcpus
+from trimtab_controller.api.params import Asked
+from trimtab_controller.api.paths import NamePath
+from trimtab_controller.api.resources.operations import OperationAnswer
+from trimtab_controller.api.security import requires
+from trimtab_controller.api.v1.vm_verbs import run_verb
+from trimtab_controller.api.v1.vms import NicBody
+from trimtab_controller.core.model import Operation, Role, Vm
+from trimtab_controller.core.resize import When
+from trimtab_controller.services import vm_devices, vm_resize, vms
+from trimtab_controller.services.authorise import Access, Scope
+from trimtab_controller.services.vm_power import Caller
+from trimtab_protos.errors import InvalidRequest
+
+router = APIRouter(tags=["vms"])
+ProjectOperator = Annotated[Access, requires(Role.OPERATOR, Scope.PROJECT)]
+_VM = "/v1/projects/{project}/vms/{name}"
+
+
+class ResizeBody(Body):
+    """What is left out stays as it is. `auto`: in the running guest as far as it follows, the rest at its next stop."""
+
+    vcpus: Vcpus | None = None
+    memory_mib: MemoryMib | None = None
+    when: Annotated[Literal["auto", "live", "next-stop"], Field(examples=["auto"])] = "auto"
+
+
+class AttachBody(Body):
+    """Exactly one of the two."""
+
+    volume: RefOrNone = ""
+    network: NicBody | None = None
+
+
+class DetachBody(Body):
+    """Exactly one of the two: a volume by name, a nic by id or MAC."""
+
+    volume: RefOrNone = ""
+    nic: Annotated[str, Field(pattern=r"^([0-9A-Za-z:-]{1,63})?$", examples=["nic-01jd3x0v5zt0m3y0a1b2c3d4e5"])] = ""
+
+
+@router.post(f"{_VM}:resize", status_code=202, response_model=OperationAnswer)
+async def resize_vm(request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: ResizeBody) -> Response:
+    """Give a vm other vcpus and memory; the operation's result says what the guest took and what waits for its next stop."""
+    return await run_verb(
+        request,
+        access,
+        name,
+        asked,
+        body,
+        "vm.resize",
+        lambda *parts: vm_resize.resize(*parts, vcpus=body.vcpus or 0, memory_mib=body.memory_mib or 0, when=When(body.when)),
+    )
+
+
+@router.post(f"{_VM}:attach", status_code=202, response_model=OperationAnswer)
+async def attach_device(request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: AttachBody) -> Response:
+    """Give a vm a volume that no vm has, or a card on a network; a running guest gets it at once."""
+    _require_one("volume", body.volume, body.network)
+    owner, card = access.own_project, body.network
+
+    def act(session: Session, vm: Vm, caller: Caller) -> Operation:
+        if card is None:
+            return vm_devices.attach_volume(session, vm, caller, volume=body.volume, project=owner)
+        wish = vms.NicWish(network=card.network, mac=card.mac, ip=card.ip)
+        return vm_devices.attach_network(session, vm, caller, wish=wish, project=owner)
+
+    return await run_verb(request, access, name, asked, body, "vm.attach", act)
+
+
+@router.post(f"{_VM}:detach", status_code=202, response_model=OperationAnswer)
+async def detach_device(request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: DetachBody) -> Response:
+    """Take a volume or a card from a vm; a running guest is asked, and the operation waits for what it does."""
+    _require_one("volume", body.volume, body.nic)
+    owner = access.own_project
+
+    def act(session: Session, vm: Vm, caller: Caller) -> Operation:
+        if body.nic:
+            return vm_devices.detach_nic(session, vm, caller, nic=body.nic)
+        return vm_devices.detach_volume(session, vm, caller, volume=body.volume, project=owner)
+
+    return await run_verb(request, access, name, asked, body, "vm.detach", act)
+
+
+def _require_one(field: str, first: object, second: object) -> None:
+    if bool(first) == bool(second):
+        raise InvalidRequest("device-missing", f"{field}: name one device: a volume or a network card", field=field)

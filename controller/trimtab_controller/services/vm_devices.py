@@ -1,0 +1,118 @@
+"""Gives volumes and network cards to vms and takes them away: the row and the operation in one transaction."""
+
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.model import Operation, Project, Vm, Volume
+from trimtab_controller.core.resize import OFF
+from trimtab_controller.operations.accept import accept
+from trimtab_controller.services import volumes
+from trimtab_controller.services.vm_power import Caller
+from trimtab_controller.services.vms import NicWish, insert_nic, plan_nic
+from trimtab_controller.store import describe, lookup, networks, reach, schema, vms
+from trimtab_controller.store import volumes as volume_store
+from trimtab_protos.errors import Conflict, NotFound
+
+# Index of a disk or card: the guest's slots are functions of it (`kvm/domain_xml.py`).
+INDEX_MAX = 23
+
+
+def attach_volume(session: Session, vm: Vm, caller: Caller, *, volume: str, project: Project) -> Operation:
+    """Accept that the vm gets the volume. Conflict names who has it, or why the vm's host cannot reach it."""
+    found = volumes.find(session, volume, project=project)
+    if found.vm_id is not None:
+        name = lookup.names(session, schema.vm, [found.vm_id]).get(found.vm_id, found.vm_id)
+        raise Conflict(
+            "volume-attached",
+            f"volume: {found.name} belongs to vm {name}; `trimtab vm detach {name} --volume {found.name}` frees it",
+            field="volume",
+        )
+    if found.observed_state != "present":
+        raise Conflict("volume-not-ready", f"volume: {found.name} is {found.observed_state}, not present yet", field="volume")
+    disks = describe.volumes_of(session, vm.id)
+    _require_reach(session, vm, found, disks)
+    index = _free_index("disks", [disk.disk_index or 0 for disk in disks])
+    volume_store.attach(session, found.id, vm_id=vm.id, disk_index=index, boot_order=0)
+    return _accept(session, vm, caller, "vm.attach", volume_id=found.id)
+
+
+def attach_network(session: Session, vm: Vm, caller: Caller, *, wish: NicWish, project: Project) -> Operation:
+    """Accept that the vm gets a card on the network; MAC and address are taken at once."""
+    cards = vms.nics_of(session, [vm.id])[vm.id]
+    index = _free_index("nics", [card.nic_index for card in cards])
+    planned = plan_nic(session, vm.id, index, wish, project=project, field="network")
+    if vm.host_id and vm.observed_state not in OFF:
+        on_host = {one.host_id: one.state for one in networks.hosts_of(session, [planned.network.id])[planned.network.id]}
+        if on_host.get(vm.host_id) != reach.READY:
+            host = lookup.names(session, schema.host, [vm.host_id]).get(vm.host_id, vm.host_id)
+            raise Conflict(
+                "network-not-there",
+                f"network: host {host}, where vm {vm.name} runs, does not reach network {planned.network.name}; "
+                f"see `trimtab network get {planned.network.name}`",
+                field="network",
+            )
+    nic = insert_nic(session, planned, now=caller.now, field="network")
+    return _accept(session, vm, caller, "vm.attach", nic_id=nic.id)
+
+
+def detach_volume(session: Session, vm: Vm, caller: Caller, *, volume: str, project: Project) -> Operation:
+    """Accept that the volume is taken from the vm. Conflict for the disk that it boots from."""
+    found = volumes.find(session, volume, project=project)
+    if found.vm_id != vm.id:
+        raise NotFound("volume-not-attached", f"volume: vm {vm.name} does not have volume {found.name}", volume=found.name)
+    if found.boot_order or found.disk_index == 0:
+        raise Conflict(
+            "volume-boots", f"volume: vm {vm.name} boots from {found.name}; it can only be deleted with the vm", field="volume"
+        )
+    return _accept(session, vm, caller, "vm.detach", volume_id=found.id)
+
+
+def detach_nic(session: Session, vm: Vm, caller: Caller, *, nic: str) -> Operation:
+    """Accept that the card, by id or MAC, is taken from the vm."""
+    cards = vms.nics_of(session, [vm.id])[vm.id]
+    found = next((card for card in cards if nic.lower() in {card.id, card.mac}), None)
+    if found is None:
+        known = ", ".join(card.id for card in cards) or "it has none"
+        raise NotFound("nic-not-found", f"nic: vm {vm.name} has no nic {nic}; its nics: {known}", nic=nic)
+    return _accept(session, vm, caller, "vm.detach", nic_id=found.id)
+
+
+def _require_reach(session: Session, vm: Vm, volume: Volume, disks: tuple[Volume, ...]) -> None:
+    """Raise Conflict where no host could ever run the vm with this volume, or the one that runs it does not reach it."""
+    pool = describe.get_pool(session, volume.pool_id)
+    is_bound = vm.observed_state not in OFF
+    at = vm.host_id if is_bound else next((disk.host_id for disk in disks if disk.host_id), "")
+    if not pool.is_shared and at and volume.host_id != at:
+        names = lookup.names(session, schema.host, [at, volume.host_id])
+        raise Conflict(
+            "volume-elsewhere",
+            f"volume: {volume.name} is on a local pool of host {names.get(volume.host_id, volume.host_id)}, vm {vm.name} on host "
+            f"{names.get(at, at)}; `trimtab vm migrate {vm.name} --to {names.get(volume.host_id, '')}` brings it there",
+            field="volume",
+        )
+    if pool.is_shared and is_bound and vm.host_id not in {host.id for host in reach.ready_hosts(session, pool.id)}:
+        raise Conflict(
+            "pool-not-there",
+            f"volume: the host of vm {vm.name} does not reach pool {pool.name}; see `trimtab pool get {pool.name}`",
+            field="volume",
+        )
+
+
+def _free_index(what: str, taken: list[int]) -> int:
+    index = next((i for i in range(INDEX_MAX + 1) if i not in taken), None)
+    if index is None:
+        raise Conflict(f"{what}-full", f"a vm has {INDEX_MAX + 1} {what} at most; detach one first")
+    return index
+
+
+def _accept(session: Session, vm: Vm, caller: Caller, kind: str, **device: str) -> Operation:
+    lookup.update_version(session, schema.vm, f"vm {vm.name}", vm.id, expected_version=caller.expected_version)
+    return accept(
+        session,
+        kind,
+        subject_id=vm.id,
+        subject_name=vm.name,
+        project_id=vm.project_id,
+        params={"vm_id": vm.id, **device},
+        actor=caller.actor,
+        now=caller.now,
+    )

@@ -1,0 +1,134 @@
+"""A running guest is given and loses vcpus, memory, disks and cards; what it sees itself is asked, not what libvirt says."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from tests.contract.kvm_fixture import KvmHost
+from tests.lab.guest_view import disk_mib, has_card, memory_mib, online_cpus
+from tests.lab.kvm_guests import MIB, Migration, cleaned, spec_of, start, two_hosts, until, wait_for_tick
+from trimtab_agent.hypervisor.base import Applied, Stamp
+from trimtab_lab.hosts import Lab
+from trimtab_protos.errors import InvalidRequest
+from trimtab_protos.messages import (
+    ChangedPart,
+    DiskFormat,
+    DiskSpec,
+    DomainSpec,
+    MigrationResult,
+    MigrationSide,
+    NicSpec,
+    PowerAction,
+    VolumeSpec,
+)
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, KvmHost, KvmHost]]:
+    with two_hosts(tmp_path_factory.mktemp("plug")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def lab(hosts: tuple[Lab, KvmHost, KvmHost]) -> Lab:
+    return hosts[0]
+
+
+@pytest.fixture(scope="module")
+def node1(hosts: tuple[Lab, KvmHost, KvmHost]) -> KvmHost:
+    return hosts[1]
+
+
+@pytest.fixture(scope="module")
+def node2(hosts: tuple[Lab, KvmHost, KvmHost]) -> KvmHost:
+    return hosts[2]
+
+
+def apply(host: KvmHost, spec: DomainSpec, *, turn: int = 3, epoch: int = 1) -> Applied:
+    return host.hypervisor.apply_domain(spec, Stamp(epoch=epoch, turn=turn))
+
+
+def apply_until_done(host: KvmHost, spec: DomainSpec, *, epoch: int = 1) -> Applied:
+    return until(lambda: found if not (found := apply(host, spec, epoch=epoch)).left else None, what="the guest to follow")
+
+
+def test_a_guest_is_given_vcpus_and_memory_moves_with_them_and_gives_memory_back(
+    lab: Lab, node1: KvmHost, node2: KvmHost
+) -> None:
+    spec = spec_of(node1, "grow", node1.shared_pool, vcpus=1, vcpus_max=3, memory_mib=96, memory_max_mib=224)
+    with cleaned(spec, node1, node2):
+        start(node1, spec)
+        wait_for_tick(node1, spec.vm_id, 1)
+        until(lambda: online_cpus(lab, "node1", spec.vm_id) == 1, what="the guest agent", deadline_s=120)
+        before_mib = memory_mib(lab, "node1", spec.vm_id)
+        bigger = replace(spec, vcpus=3, memory_mib=160)
+        applied = apply_until_done(node1, bigger)
+        assert (applied.domain.vcpus, applied.domain.memory_mib) == (3, 160)
+        assert online_cpus(lab, "node1", spec.vm_id) == 3
+        assert memory_mib(lab, "node1", spec.vm_id) - before_mib == 64
+        tick = wait_for_tick(node1, spec.vm_id, 2)
+
+        outcome = Migration(node1, node2, bigger).ended()
+        assert isinstance(outcome, MigrationResult), outcome
+        node2.hypervisor.settle_migration(spec.vm_id, MigrationSide.KEEP, bigger, (), Stamp(epoch=2, turn=4))
+        node1.hypervisor.settle_migration(spec.vm_id, MigrationSide.REMOVE, bigger, (), Stamp(epoch=2, turn=4))
+        wait_for_tick(node2, spec.vm_id, tick + 1)
+        assert online_cpus(lab, "node2", spec.vm_id) == 3
+        assert memory_mib(lab, "node2", spec.vm_id) - before_mib == 64
+
+        smaller = replace(bigger, memory_mib=128)
+        assert apply_until_done(node2, smaller, epoch=2).domain.memory_mib == 128
+        assert memory_mib(lab, "node2", spec.vm_id) - before_mib == 32
+        # Below what it booted with only a stop helps, and the answer says so.
+        left = apply(node2, replace(smaller, memory_mib=64), epoch=2).left
+        assert [(each.part, each.needs_stop) for each in left] == [(ChangedPart.MEMORY, True)]
+
+
+def test_a_guest_that_is_asked_for_a_vcpu_either_gives_it_or_is_said_to_keep_it_and_lives(lab: Lab, node1: KvmHost) -> None:
+    spec = spec_of(node1, "shrnk", node1.local_pool, vcpus=2, vcpus_max=3, memory_mib=96, memory_max_mib=224)
+    with cleaned(spec, node1):
+        start(node1, spec)
+        tick = wait_for_tick(node1, spec.vm_id, 1)
+        until(lambda: online_cpus(lab, "node1", spec.vm_id) == 2, what="two vcpus", deadline_s=120)
+        applied = apply(node1, replace(spec, vcpus=1))
+        kept = [each.part for each in applied.left] == [ChangedPart.VCPUS]
+        assert applied.domain.vcpus == (2 if kept else 1)
+        # The order that killed a QEMU: memory after a vcpu that the guest did not give.
+        more = replace(spec, vcpus=applied.domain.vcpus, memory_mib=160)
+        assert apply_until_done(node1, more).domain.memory_mib == 160
+        wait_for_tick(node1, spec.vm_id, tick + 2)
+
+
+def test_disks_and_cards_come_go_and_grow_under_a_running_guest(lab: Lab, node1: KvmHost) -> None:
+    spec = spec_of(node1, "plugs", node1.local_pool)
+    data = VolumeSpec(volume_id="vol-plugsdata", pool_id=spec.pools[0].pool_id, format=DiskFormat.QCOW2, size_bytes=16 * MIB)
+    verbs = node1.hypervisor
+    with cleaned(spec, node1):
+        start(node1, spec)
+        tick = wait_for_tick(node1, spec.vm_id, 1)
+        verbs.ensure_volume(data, spec.pools[0])
+        disk = DiskSpec(volume_id=data.volume_id, pool_id=data.pool_id, format=data.format, index=1)
+        card = NicSpec(nic_id="nic-plugs2", network_id=node1.network.network_id, mac="52:54:00:00:07:01", index=1)
+        with_both = replace(spec, disks=(*spec.disks, disk), nics=(*spec.nics, card))
+        assert apply(node1, with_both).left == ()
+        assert apply(node1, with_both).left == (), "twice is fine"
+        until(lambda: disk_mib(lab, "node1", spec.vm_id, data.volume_id) == 16, what="the disk in the guest", deadline_s=120)
+        until(lambda: has_card(lab, "node1", spec.vm_id, card.mac), what="the card in the guest")
+
+        grown = replace(data, size_bytes=24 * MIB)
+        assert verbs.resize_volume(grown, spec.pools[0], spec.vm_id).size_bytes == 24 * MIB
+        until(lambda: disk_mib(lab, "node1", spec.vm_id, data.volume_id) == 24, what="the grown disk in the guest")
+        with pytest.raises(InvalidRequest, match="not shrink"):
+            verbs.resize_volume(data, spec.pools[0], spec.vm_id)
+
+        apply_until_done(node1, spec)
+        assert disk_mib(lab, "node1", spec.vm_id, data.volume_id) == 0
+        assert not has_card(lab, "node1", spec.vm_id, card.mac)
+        verbs.delete_volume(data.volume_id, spec.pools[0])
+        wait_for_tick(node1, spec.vm_id, tick + 1)
+        # What was plugged away stays away after the next start.
+        verbs.change_power(spec.vm_id, PowerAction.FORCE_OFF, Stamp(epoch=1, turn=8))
+        verbs.change_power(spec.vm_id, PowerAction.START, Stamp(epoch=1, turn=9))
