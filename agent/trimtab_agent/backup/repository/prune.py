@@ -124,22 +124,30 @@ class _Pruner:
         self._mark()
 
     def _take_in_orphans(self, living: Collection[str]) -> None:
-        """Learn what is in packs that no index lists and whose session is dead, so that they are judged like the others."""
-        indexed = set(self._repository.index.packs())
+        """List packs that no index lists and whose session is dead, so that they are judged like the others.
+
+        Listed for others too, not only learnt: else the one whole copy that stays of a chunk could be one that nobody finds.
+        """
+        index, orphans = self._repository.index, []
+        indexed = set(index.packs())
         for blob in self._pack_names:
             session_id = blob.name.removeprefix(PACKS_PREFIX).rpartition("-")[0]
             if blob.name in indexed or session_id in living:
                 continue
             try:
-                footer = self._repository.packs.read_footer(blob)
+                orphans.append(IndexedPack(blob.name, blob.size_bytes, self._repository.packs.read_footer(blob)))
             except NotFound:
                 continue
             except TrimtabError as error:
                 if error.retryable:
                     raise
                 self._unreadable_packs.append(blob.name)
-                continue
-            self._repository.index.add_pack("", IndexedPack(blob.name, blob.size_bytes, footer))
+        name = ""
+        if orphans and self._lock is not None:
+            name = chunk_index.PREFIX + self._repository.new_name()
+            self._repository.put_object(Kind.INDEX, name, encode_index(orphans))
+        for pack in orphans:
+            index.add_pack(name, pack)
 
     def _mark(self) -> None:
         listing = self._repository.list_backups()

@@ -179,9 +179,7 @@ def back_up(
         opened = put_disk(writer, disk)
         for name, content in (files or {}).items():
             writer.attach(name, content)
-        manifest = writer.commit(
-            [writer.finish(opened)], created_ms=repository.clock.now_ms(), consistency=Consistency.CRASH
-        )
+        manifest = writer.commit([writer.finish(opened)], created_ms=repository.clock.now_ms(), consistency=Consistency.CRASH)
     disk.dirty.clear()
     return manifest
 
