@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "guests"
-down_revision = "0001"
+down_revision = "api"
 
 
 def upgrade() -> None:
