@@ -119,11 +119,15 @@ def remove(
     name_or_id: str,
     *,
     keep_guests: bool,
+    force: bool = False,
     expected_version: int | None,
     actor: Actor,
     now: datetime,
 ) -> Operation:
-    """Accept the removal of a host. Conflict names vms on it, unless they are to stay behind as plain libvirt domains."""
+    """Accept the removal of a host. Conflict names vms on it, unless they are to stay behind as plain libvirt domains.
+
+    `force`: also one that does not answer; what the join changed on it is then left for its operator to undo.
+    """
     host = find(session, name_or_id)
     names = hosts_read.vms_on(session, host.id)
     if names and not keep_guests:
@@ -140,7 +144,7 @@ def remove(
         subject_id=host.id,
         subject_name=host.name,
         project_id="",
-        params={"host_id": host.id, "keep_guests": keep_guests},
+        params={"host_id": host.id, "keep_guests": keep_guests, "force": force},
         actor=actor,
         now=now,
     )

@@ -122,12 +122,13 @@ async def remove_host(
     name: NamePath,
     asked: Asked,
     keep_guests: Annotated[bool, Query(description="Leave its vms behind as plain libvirt domains.")] = False,
+    force: Annotated[bool, Query(description="Also where it does not answer; it must then be cleaned by hand.")] = False,
 ) -> Response:
     """Take a host out of the fleet and undo what the join changed on it."""
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
         operation = hosts_admin.remove(
-            session, name, keep_guests=keep_guests, expected_version=asked.if_match, actor=actor, now=now
+            session, name, keep_guests=keep_guests, force=force, expected_version=asked.if_match, actor=actor, now=now
         )
         return accepted(OperationAnswer(operation=render(operation, project_name="")))
 

@@ -99,18 +99,20 @@ def update(
 @host.command()
 @_name
 @click.option("--keep-guests", is_flag=True, help="Leave running guests as plain libvirt domains.")
+@click.option("--force", is_flag=True, help="Also where it does not answer; it must then be cleaned by hand.")
 @options.destroys
 @options.runs
 @click.pass_obj
-def remove(session: Session, name: str, keep_guests: bool) -> None:
+def remove(session: Session, name: str, keep_guests: bool, force: bool) -> None:
     """Take a host out of the fleet and undo what the join changed on it."""
     kept = " Its guests stay as plain libvirt domains." if keep_guests else ""
     session.confirm(f"Remove host {name} from the fleet?{kept}")
+    wishes = {"keep_guests": True} if keep_guests else {}
     resources.run(
         session,
         "DELETE",
         HOST.place(session, name),
-        query={"keep_guests": True} if keep_guests else None,
+        query=wishes | ({"force": True} if force else {}) or None,
         sentence=lambda _: f"host {name} is no longer in the fleet",
     )
 
