@@ -178,6 +178,18 @@ def _not_imported(story: FleetStory, operation: Operation) -> None:
     assert found is None, "the name is free"
 
 
+def _evict_image(story: FleetStory) -> Operation:
+    image = story.add_image(_name("image"), story.shared)
+    _copy_image(story, image.id, story.local, story.host_ids[0])
+    params = {"image_id": image.id, "pool_id": story.local.id, "host_id": story.host_ids[0]}
+    return story.accept("image.evict", image.id, params, name=image.name)
+
+
+def _copy_is_gone(story: FleetStory, operation: Operation) -> None:
+    (left,) = story.db.read(lambda session: image_replicas.of_image(session, operation.subject_id))
+    assert (left.pool_id, left.state) == (story.shared.id, "ready")
+
+
 def _delete_image(story: FleetStory) -> Operation:
     """One replica on the shared pool, one on a local one."""
     image = story.add_image(_name("image"), story.shared)
@@ -427,6 +439,7 @@ EXAMPLES: dict[str, Example] = {
     "image.import on a local pool": Example(
         kind="image.import", arrange=lambda story: _import(story, is_local=True), done=_imported, undone=_not_imported
     ),
+    "image.evict": Example(kind="image.evict", arrange=_evict_image, done=_copy_is_gone),
     "image.delete": Example(kind="image.delete", arrange=_delete_image, done=_gone_image),
     "volume.create": Example(
         kind="volume.create",
