@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from tests.operations.examples import copy_image
 from tests.operations.kit import FleetStory
 from tests.operations.wire import How, WireFault
 from trimtab_controller.core.lifecycle import OperationState
@@ -103,13 +104,9 @@ def test_a_copy_that_came_into_use_after_it_was_marked_is_kept(story: FleetStory
     assert (story.local.id, host_id) in replicas(story)
 
 
-def test_a_vm_that_needs_a_copy_that_is_leaving_waits_and_gets_a_fresh_one(story: FleetStory) -> None:
+def test_a_vm_that_needs_a_copy_that_is_leaving_waits_and_keeps_it(story: FleetStory) -> None:
     host_id = story.host_ids[0]
-    story.db.write(
-        lambda session: image_replicas.add(
-            session, image_id=story.image.id, pool_id=story.local.id, host_id=host_id, now=story.clock.now()
-        )
-    )
+    copy_image(story, story.image.id, story.local, host_id)
     lost = story.wire.plan(WireFault(How.UNREACHABLE, verb="DeleteImage"))
     evict(story, host_id)
     story.settle(until=lost.met.is_set)
