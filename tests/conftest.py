@@ -6,6 +6,7 @@ what these tests show is not durability against a power cut, and an fsync per co
 
 import os
 import shutil
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -63,6 +64,23 @@ def sqlite_url(sqlite_template: Path, memory_directory: Path) -> Iterator[str]:
     yield f"sqlite:///{path}"
     for suffix in ("", "-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 96 MiB of this test's own, to be filled up; mounting takes root."""
+    directory = tmp_path / "tiny"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", directory], check=True, timeout=10)
+    yield directory
+    subprocess.run(["umount", "--lazy", directory], check=True, timeout=10)
+
+
+@pytest.fixture
+def tiny_url(sqlite_template: Path, tiny_disk: Path) -> str:
+    """A migrated SQLite database on a small disk."""
+    shutil.copyfile(sqlite_template, tiny_disk / "fleet.db")
+    return f"sqlite:///{tiny_disk}/fleet.db"
 
 
 @pytest.fixture(scope="session")

@@ -176,6 +176,7 @@ async def test_a_host_shows_inventory_use_certificates_and_vms(api: Api) -> None
     assert shown["vcpus"]["limit"] == 16
     assert (shown["vms"], shown["vms_running"]) == (1, 1)
     assert [(one["purpose"], one["serial"]) for one in shown["certificates"]] == [("agent", "ab")]
+    assert shown["certificates"][0]["renews_at"] == (now + timedelta(days=1.5)).isoformat().replace("+00:00", "Z")
     assert shown["host_class"] == hosts.DEFAULT_CLASS
     assert shown["connectivity"] == "new"
     (listed, _other) = (await api.call("fleet-viewer", "GET", "/v1/hosts")).json()["items"]

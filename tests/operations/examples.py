@@ -180,10 +180,22 @@ def _not_imported(story: FleetStory, operation: Operation) -> None:
     assert found is None, "the name is free"
 
 
+def _evict_image(story: FleetStory) -> Operation:
+    image = story.add_image(_name("image"), story.shared)
+    copy_image(story, image.id, story.local, story.host_ids[0])
+    params = {"image_id": image.id, "pool_id": story.local.id, "host_id": story.host_ids[0]}
+    return story.accept("image.evict", image.id, params, name=image.name)
+
+
+def _copy_is_gone(story: FleetStory, operation: Operation) -> None:
+    (left,) = story.db.read(lambda session: image_replicas.of_image(session, operation.subject_id))
+    assert (left.pool_id, left.state) == (story.shared.id, "ready")
+
+
 def _delete_image(story: FleetStory) -> Operation:
     """One replica on the shared pool, one on a local one."""
     image = story.add_image(_name("image"), story.shared)
-    _copy_image(story, image.id, story.local, story.host_ids[0])
+    copy_image(story, image.id, story.local, story.host_ids[0])
     return story.db.write(
         lambda session: image_service.delete(
             session,
@@ -196,7 +208,7 @@ def _delete_image(story: FleetStory) -> Operation:
     )
 
 
-def _copy_image(story: FleetStory, image_id: str, pool: object, host_id: str) -> None:
+def copy_image(story: FleetStory, image_id: str, pool: object, host_id: str) -> None:
     spec = describe.pool_spec(pool)  # type: ignore[arg-type]
     wanted = ImageSpec(image_id=image_id, pool_id=spec.pool_id, format=DiskFormat.QCOW2)
     story.hypervisor(host_id).import_image(wanted, spec, HostFileSource(file_name="copy"), NeverCancelled())
@@ -291,7 +303,7 @@ def _pool_is_gone(story: FleetStory, operation: Operation) -> None:
 def _delete_pool(story: FleetStory) -> Operation:
     """Empty but for a copy of an image that is elsewhere too."""
     pool = story.add_pool(_name("pool"), is_shared=False)
-    _copy_image(story, story.image.id, pool, story.host_ids[1])
+    copy_image(story, story.image.id, pool, story.host_ids[1])
     return story.db.write(
         lambda session: pool_service.delete(session, pool.id, expected_version=None, actor=story.actor, now=story.clock.now())
     )
@@ -491,6 +503,7 @@ EXAMPLES: dict[str, Example] = {
     "image.import on a local pool": Example(
         kind="image.import", arrange=lambda story: _import(story, is_local=True), done=_imported, undone=_not_imported
     ),
+    "image.evict": Example(kind="image.evict", arrange=_evict_image, done=_copy_is_gone),
     "image.delete": Example(kind="image.delete", arrange=_delete_image, done=_gone_image),
     "volume.create": Example(
         kind="volume.create",

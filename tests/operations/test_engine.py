@@ -365,6 +365,8 @@ def test_a_committed_step_that_never_gets_through_asks_for_an_operator_and_goes_
         story.accept("vm.stop", vm.id, {"vm_id": vm.id})
     story.wire.cut_hosts.clear()
     retry(story, operation)
+    again = story.operation(operation.id)
+    assert (again.ended_at, again.error) == (None, None), "it goes on: it has not ended"
     story.settle()
     ended(story, operation, OperationState.DONE)
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from trimtab_controller.clock import Clock
 from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store.database import AsyncDatabase
+from trimtab_controller.store.disk_reserve import KEEP_FREE_BYTES
 
 
 class AgentReader(Protocol):
@@ -31,6 +32,8 @@ class ApiSettings:
     spool_max_bytes: int = 1 << 42
     # Left free on the spool's file system, since leases and operations need the disk too.
     spool_keep_free_bytes: int = 1 << 30
+    # Left free on the embedded database's file system, else mutations are refused: leases need it.
+    disk_keep_free_bytes: int = KEEP_FREE_BYTES
     upload_ttl_s: int = 24 * 3600
     body_max_bytes: int = 1 << 20
     # Mutations per second and user; reads get four times as many, an address four times that.

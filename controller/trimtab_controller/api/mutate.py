@@ -70,6 +70,7 @@ async def mutate(order: Order, work: Work) -> Response:
     context = runtime.context
     mutation = _mutation(order, context.clock.now())
     order.request.state.request_id = mutation.actor.request_id
+    context.db.reserve.check_room(keep_free_bytes=context.settings.disk_keep_free_bytes)
 
     def transaction(session: Session) -> Answer:
         return perform(session, mutation, lambda inner: work(inner, mutation.actor, mutation.now))

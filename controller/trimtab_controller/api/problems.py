@@ -32,7 +32,13 @@ STATUS_BY_KIND: Mapping[ErrorKind, int] = {
     ErrorKind.INTERNAL: 500,
 }
 # Where HTTP has a sharper word than the kind.
-STATUS_BY_CODE: Mapping[str, int] = {"stale-etag": 412, "events-expired": 410, "body-too-large": 413, "length-required": 411}
+STATUS_BY_CODE: Mapping[str, int] = {
+    "stale-etag": 412,
+    "events-expired": 410,
+    "body-too-large": 413,
+    "length-required": 411,
+    "database-full": 507,
+}
 RETRY_AFTER_S = 2
 
 SCHEMA: Mapping[str, Any] = {

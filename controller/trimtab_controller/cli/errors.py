@@ -49,6 +49,7 @@ _KIND_BY_STATUS: Mapping[int, str] = {
     502: "unavailable",
     503: "unavailable",
     504: "deadline_exceeded",
+    507: "unavailable",
 }
 
 

@@ -44,6 +44,7 @@ def lanes(engine: Engine, nudger: Nudger) -> dict[str, list[Job]]:
             Job("prepare hosts", 1.0, upkeep.prepare_hosts),
             Job("seal audit", 5.0, upkeep.seal_audit),
             Job("purge", 30.0, upkeep.purge),
+            Job("evict images", 300.0, upkeep.evict_images),
             Job("retain", 60.0, upkeep.retain),
         ],
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", 30.0, drift.observe_hosts)],

@@ -1,4 +1,4 @@
-"""Small periodic jobs of the leader: prepare hosts, purge deleted vms, delete what is past its retention."""
+"""Small periodic jobs of the leader: prepare hosts, purge deleted vms, clean up images, delete what is past its retention."""
 
 from datetime import timedelta
 
@@ -6,7 +6,17 @@ from trimtab_controller.clock import Clock
 from trimtab_controller.core.model import Actor
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.store import certificates, events, fleet, host_tokens, leases, operations, placements, upkeep
+from trimtab_controller.store import (
+    certificates,
+    events,
+    fleet,
+    host_tokens,
+    image_replicas,
+    leases,
+    operations,
+    placements,
+    upkeep,
+)
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import Conflict
 
@@ -17,6 +27,8 @@ KEEP_OPERATIONS = timedelta(days=90)
 KEEP_DECISIONS = timedelta(days=14)
 KEEP_AUDIT = timedelta(days=400)
 KEEP_IDEMPOTENCY = timedelta(days=2)
+KEEP_IDLE_REPLICAS = timedelta(days=7)
+EVICTIONS_PER_ROUND = 20
 KEEP_HOST_TOKENS = timedelta(days=30)
 # A lapsed host proves itself with its last certificate when it rejoins, however late.
 KEEP_CERTIFICATES = timedelta(days=400)
@@ -37,6 +49,21 @@ class Upkeep:
         for vm in self._db.read(lambda session: upkeep.vms_to_purge(session, now, limit=BATCH)):
             self._accept(
                 term, "vm.purge", subject_id=vm.id, subject_name=vm.name, project_id=vm.project_id, params={"vm_id": vm.id}
+            )
+
+    def evict_images(self, term: int) -> None:
+        """Accept an image.evict for copies of images on local pools that nothing has used for a week."""
+        before = self._clock.now() - KEEP_IDLE_REPLICAS
+        for replica, name, project_id in self._db.read(
+            lambda session: image_replicas.idle(session, before=before, limit=EVICTIONS_PER_ROUND)
+        ):
+            self._accept(
+                term,
+                "image.evict",
+                subject_id=replica.image_id,
+                subject_name=name,
+                project_id=project_id,
+                params={"image_id": replica.image_id, "pool_id": replica.pool_id, "host_id": replica.host_id},
             )
 
     def retain(self, term: int) -> None:

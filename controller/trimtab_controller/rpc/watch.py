@@ -29,6 +29,7 @@ REVOCATIONS_EVERY_S = 1.0
 ORPHANS_EVERY_S = 5.0
 BUNDLE_EVERY_S = 5.0
 STRANGERS_EVERY_S = 600.0
+RESERVE_EVERY_S = 60.0
 RECONNECT_WITHIN_MS = 15_000
 """A thousand hosts that reconnect at once would cost a second of a core in handshakes, and their heartbeats' punctuality."""
 
@@ -59,6 +60,7 @@ class Watch:
             group.create_task(self._every(ORPHANS_EVERY_S, self.judge_orphans))
             group.create_task(self._every(STRANGERS_EVERY_S, self.drop_strangers))
             group.create_task(self._every(BUNDLE_EVERY_S, self.announce_bundle))
+            group.create_task(self._every(RESERVE_EVERY_S, self.keep_reserve))
 
     async def _every(self, period_s: float, part: Callable[[], Awaitable[object]]) -> None:
         while True:
@@ -74,6 +76,10 @@ class Watch:
 
     async def renew(self) -> None:
         await self._gateway.right.renew()
+
+    async def keep_reserve(self) -> None:
+        """Keep disk space for our right to grant; see `store/disk_reserve.py`."""
+        await asyncio.to_thread(self._gateway.database.reserve.fill)
 
     async def learn(self) -> None:
         """Stop for revoked hosts, and end sessions whose certificates were revoked."""

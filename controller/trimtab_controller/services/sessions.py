@@ -63,6 +63,15 @@ def open_session(session: Session, opening: Opening, now: datetime) -> Opened:
             context={"boot_id": opening.boot_id[:64]},
             now=now,
         )
+    elif before.incarnation and before.incarnation != opening.incarnation:
+        events.append(
+            session,
+            kind="host.agent_restored",
+            subject_id=before.id,
+            message=f"the agent of {before.name} lost its journal and began anew from what libvirt has; commands of before are refused",
+            context={"incarnation": opening.incarnation[:64], "was": before.incarnation},
+            now=now,
+        )
     if opening.inventory is not None:
         host_reports.store_inventory(session, opening.host_id, opening.inventory, now=now)
     observations.record_all(session, opening.host_id, opening.domains, now, is_complete=opening.inventory is not None)

@@ -28,6 +28,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
+from trimtab_controller.store import disk_reserve
+from trimtab_controller.store.disk_reserve import DiskReserve
 from trimtab_controller.store.group_commit import GroupCommit, Piece
 from trimtab_protos.errors import Unavailable
 
@@ -103,13 +105,17 @@ def _is_retried(error: DBAPIError) -> bool:
     return state in RETRIED_SQLSTATES or (isinstance(error, OperationalError) and "database is locked" in str(error.orig))
 
 
+def _is_full(error: DBAPIError) -> bool:
+    return getattr(error.orig, "sqlstate", None) in FULL_SQLSTATES or "disk is full" in str(error.orig)
+
+
 def _translate(error: DBAPIError) -> Exception:
     """Return what callers see: an integrity error is theirs to interpret, everything else means "not now"."""
     if isinstance(error, IntegrityError):
         return error
     state = getattr(error.orig, "sqlstate", None)
-    if state in FULL_SQLSTATES or "disk is full" in str(error.orig):
-        return Unavailable("database-full", "the controller's disk is full; free space there, then retry")
+    if _is_full(error):
+        return disk_reserve.full()
     is_servers = state is None or state in RETRIED_SQLSTATES or state[:2] in UNAVAILABLE_SQLSTATE_CLASSES
     if isinstance(error, OperationalError) or is_servers:
         return Unavailable(
@@ -141,6 +147,7 @@ class Database:
             pool_pre_ping=parsed.get_backend_name() != "sqlite",
         )
         _configure(self.engine)
+        self.reserve = DiskReserve(url)
         self._group = GroupCommit(self._write_pieces) if self.dialect == "sqlite" else None
 
     @property
@@ -172,6 +179,8 @@ class Database:
                 with self._begin({_WRITE: True, _DURABLE: durable}) as session:
                     return transaction(session)
             except DBAPIError as error:
+                if attempt + 1 < TRIES and _is_full(error) and self.reserve.give_up():
+                    continue
                 if attempt + 1 < TRIES and _is_retried(error):
                     time.sleep(_pause_before_retry(attempt))
                     continue
@@ -215,6 +224,10 @@ class AsyncDatabase:
     def __init__(self, url: str, *, pool_size: int = 16, on_commit: Callable[[int], None] = lambda _count: None) -> None:
         self._database = Database(url, pool_size=pool_size, on_commit=on_commit)
         self._threads = ThreadPoolExecutor(pool_size, thread_name_prefix="database")
+
+    @property
+    def reserve(self) -> DiskReserve:
+        return self._database.reserve
 
     async def write(self, transaction: Callable[[Session], T], *, durable: bool = True) -> T:
         """As `Database.write`. One whose caller gives up meanwhile is committed nevertheless."""

@@ -1,6 +1,6 @@
 """Which vms the drift loop has to judge."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,9 +15,9 @@ from trimtab_controller.store.rows import columns_of
 RESUME_MARGIN_BYTES = 64 << 20
 
 
-def suspects(session: Session, *, limit: int) -> tuple[tuple[Vm, str, bool], ...]:
-    """Return (vm, host name, whether its pools have room) of vms that differ from their wish or are shown as if they did,
-    and that no operation works on."""
+def suspects(session: Session, *, limit: int, also: Collection[str] = ()) -> tuple[tuple[Vm, str, bool], ...]:
+    """Return (vm, host name, whether its pools have room) of vms that differ from their wish, are shown as if they did, or are
+    among `also`, and that no operation works on."""
     vm, host, operation = schema.vm, schema.host, schema.operation
     busy = sa.select(operation.c.subject_id).where(
         operation.c.is_exclusive, operation.c.state.in_([s.value for s in LIVE_STATES])
@@ -28,7 +28,7 @@ def suspects(session: Session, *, limit: int) -> tuple[tuple[Vm, str, bool], ...
         .where(
             vm.c.deleted_at.is_(None),
             vm.c.observed_at.is_not(None),
-            sa.or_(vm.c.desired_power != vm.c.observed_state, vm.c.problem != ""),
+            sa.or_(vm.c.desired_power != vm.c.observed_state, vm.c.problem != "", vm.c.id.in_(also)),
             vm.c.id.not_in(busy),
         )
         .limit(limit)
@@ -39,10 +39,27 @@ def suspects(session: Session, *, limit: int) -> tuple[tuple[Vm, str, bool], ...
 
 
 def _vms_on_full_pools(session: Session, vm_ids: list[str]) -> frozenset[str]:
-    volume, space = schema.volume, schema.pool_space
-    query = (
+    """Return those with a disk in a pool that has no room, or that their host does not get an answer from."""
+    volume, space, reach, vm = schema.volume, schema.pool_space, schema.pool_host, schema.vm
+    full = (
         sa.select(volume.c.vm_id)
         .join(space, sa.and_(space.c.pool_id == volume.c.pool_id, space.c.host_id == volume.c.host_id))
         .where(volume.c.vm_id.in_(vm_ids), space.c.available_bytes < RESUME_MARGIN_BYTES)
     )
-    return frozenset(vm_id for vm_id in session.scalars(query) if vm_id is not None)
+    failed = (
+        sa.select(volume.c.vm_id)
+        .join(vm, vm.c.id == volume.c.vm_id)
+        .join(reach, sa.and_(reach.c.pool_id == volume.c.pool_id, reach.c.host_id == vm.c.host_id))
+        .where(volume.c.vm_id.in_(vm_ids), reach.c.state == "failed")
+    )
+    return frozenset(vm_id for vm_id in session.scalars(full.union(failed)) if vm_id is not None)
+
+
+def strays_on(session: Session, host_id: str, vm_ids: Collection[str]) -> frozenset[str]:
+    """Return those live vms of these that the host holds nothing of: they are not on it and have no claim there."""
+    vm, claim = schema.vm, schema.claim
+    claimed = sa.select(claim.c.vm_id).where(claim.c.host_id == host_id)
+    query = sa.select(vm.c.id).where(
+        vm.c.id.in_(vm_ids), vm.c.deleted_at.is_(None), vm.c.host_id != host_id, vm.c.id.not_in(claimed)
+    )
+    return frozenset(session.scalars(query))

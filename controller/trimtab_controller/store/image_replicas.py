@@ -7,6 +7,7 @@ bringing it, the row stays, so that the image's deletion knows every place that 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 from trimtab_controller.core.model import Image, ImageReplica, Pool, Volume
 from trimtab_controller.store import describe, schema
 from trimtab_controller.store.rows import build, columns_of
+from trimtab_protos.errors import Unavailable
 
 _table = schema.image_replica
 
@@ -64,7 +66,10 @@ def begin(session: Session, missing: Sequence[Missing], host_id: str, *, operati
 def begin_at(session: Session, *, image_id: str, pool_id: str, host_id: str, operation_id: str, now: datetime) -> None:
     """Note that an image is about to come to a place; the present owner of a copy under way is replaced, a ready one stays."""
     key = (_table.c.image_id == image_id, _table.c.pool_id == pool_id, _table.c.host_id == host_id)
-    if session.execute(sa.select(_table.c.state).where(*key)).one_or_none() is None:
+    state = session.execute(sa.select(_table.c.state).where(*key).with_for_update()).scalar_one_or_none()
+    if state == "deleting":
+        raise Unavailable("replica-leaving", "the image is just being cleaned up there; it is copied again once that is over")
+    if state is None:
         values = {"image_id": image_id, "pool_id": pool_id, "host_id": host_id, "state": "copying"}
         session.execute(_table.insert().values(**values, owner_operation_id=operation_id, created_at=now))
     else:
@@ -100,6 +105,76 @@ def remove_from_pool(session: Session, pool_id: str) -> None:
 
 def remove(session: Session, image_id: str) -> None:
     session.execute(_table.delete().where(_table.c.image_id == image_id))
+
+
+# --- cleaning up ---------------------------------------------------------------------------------------------------------
+
+
+def idle(session: Session, *, before: datetime, limit: int) -> tuple[tuple[ImageReplica, str, str], ...]:
+    """Return (replica, the image's name, its project) of copies on local pools that are older than `before`, that nothing uses
+    and that are not the image's last, on hosts that are up. One per image: each is looked at again before it goes.
+    """
+    image, host, other = schema.image, schema.host, _table.alias("other")
+    is_elsewhere = sa.exists().where(
+        other.c.image_id == _table.c.image_id,
+        other.c.state == "ready",
+        sa.or_(other.c.pool_id != _table.c.pool_id, other.c.host_id != _table.c.host_id),
+    )
+    query = (
+        sa.select(*columns_of(_table, ImageReplica), image.c.name, image.c.project_id)
+        .join(image, image.c.id == _table.c.image_id)
+        .join(host, host.c.id == _table.c.host_id)
+        .where(_table.c.state == "ready", _table.c.created_at < before, image.c.deleted_at.is_(None))
+        .where(host.c.connectivity == "up", host.c.deleted_at.is_(None), is_elsewhere)
+        .where(~_users(_table.c.image_id, _table.c.pool_id, _table.c.host_id))
+        .order_by(_table.c.created_at, _table.c.image_id, _table.c.host_id)
+        .limit(limit)
+    )
+    found: dict[str, tuple[ImageReplica, str, str]] = {}
+    rows: Sequence[Any] = session.execute(query).all()
+    for row in rows:
+        found.setdefault(row.image_id, (build(ImageReplica, row), row.name, row.project_id))
+    return tuple(found.values())
+
+
+def is_used(session: Session, *, image_id: str, pool_id: str, host_id: str) -> bool:
+    """Tell whether a volume stands on the replica, or will once a migration under way is over."""
+    return bool(session.scalar(sa.select(_users(sa.literal(image_id), sa.literal(pool_id), sa.literal(host_id)))))
+
+
+def begin_eviction(session: Session, *, image_id: str, pool_id: str, host_id: str, operation_id: str) -> bool:
+    """Mark a ready replica that nothing uses as leaving; False where it is used or the image's last one."""
+    if is_used(session, image_id=image_id, pool_id=pool_id, host_id=host_id):
+        return False
+    ready = [one for one in of_image(session, image_id) if one.state == "ready"]
+    if len(ready) < 2:
+        return False
+    key = (_table.c.image_id == image_id, _table.c.pool_id == pool_id, _table.c.host_id == host_id)
+    marked = session.execute(
+        _table.update().where(*key, _table.c.state == "ready").values(state="deleting", owner_operation_id=operation_id)
+    )
+    return getattr(marked, "rowcount", 0) == 1
+
+
+def end_eviction(session: Session, *, image_id: str, pool_id: str, host_id: str, is_removed: bool) -> None:
+    key = (_table.c.image_id == image_id, _table.c.pool_id == pool_id, _table.c.host_id == host_id, _table.c.state == "deleting")
+    if is_removed:
+        session.execute(_table.delete().where(*key))
+    else:
+        session.execute(_table.update().where(*key).values(state="ready", owner_operation_id=""))
+
+
+def _users(image_id: Any, pool_id: Any, host_id: Any) -> sa.Exists:
+    """A volume of the image in the pool whose bytes are on the host, or whose vm has a claim there; one without bytes yet too."""
+    volume, claim = schema.volume, schema.claim
+    claimed = sa.exists().where(claim.c.vm_id == volume.c.vm_id, claim.c.host_id == host_id).correlate(volume, _table)
+    return (
+        sa.exists()
+        .where(volume.c.base_image_id == image_id, volume.c.pool_id == pool_id)
+        .where(sa.or_(volume.c.deleted_at.is_(None), volume.c.observed_state != "absent"))
+        .where(sa.or_(volume.c.host_id == host_id, claimed))
+        .correlate(_table)
+    )
 
 
 def _source(session: Session, replicas: Sequence[ImageReplica]) -> tuple[str, str]:

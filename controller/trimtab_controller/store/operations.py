@@ -375,7 +375,9 @@ def retry(session: Session, operation_id: str, *, actor: str, now: datetime) -> 
     changed = session.execute(
         _table.update()
         .where(_table.c.id == operation_id, _table.c.state == OperationState.NEEDS_ATTENTION.value)
-        .values(state=state.value, attempts=0, next_run=now, lease_until=None, driver="", updated_at=now)
+        .values(
+            state=state.value, attempts=0, next_run=now, lease_until=None, driver="", error=None, ended_at=None, updated_at=now
+        )
     )
     if getattr(changed, "rowcount", 0) != 1:
         raise Conflict(

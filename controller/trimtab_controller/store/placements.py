@@ -144,8 +144,11 @@ def decision_of_operation(session: Session, operation_id: str) -> DecisionRow | 
 
 
 def delete_decisions_before(session: Session, at: datetime, *, limit: int) -> int:
-    """Delete up to `limit` decisions older than `at`; return how many."""
-    table = schema.decision
-    old = session.scalars(sa.select(table.c.id).where(table.c.created_at < at).limit(limit)).all()
+    """Delete up to `limit` decisions older than `at`; return how many. The newest about a vm that is there stays: it says why."""
+    table, vm, newer = schema.decision, schema.vm, schema.decision.alias("newer")
+    is_replaced = sa.exists().where(newer.c.vm_id == table.c.vm_id, newer.c.id > table.c.id)
+    is_there = sa.exists().where(vm.c.id == table.c.vm_id, vm.c.deleted_at.is_(None))
+    query = sa.select(table.c.id).where(table.c.created_at < at, sa.or_(is_replaced, ~is_there)).limit(limit)
+    old = session.scalars(query).all()
     session.execute(table.delete().where(table.c.id.in_(old)))
     return len(old)

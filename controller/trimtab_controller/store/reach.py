@@ -240,6 +240,10 @@ def release_everything(session: Session, host_id: str, *, now: datetime) -> tupl
         parts = describe.read_vm(session, vm_id)
         if parts.vm.deleted_at is None:
             released.append(vm_id)
+        elif all(volume.host_id != host_id for volume in parts.volumes):
+            # Deleted and within its grace, its disks elsewhere: it can still be brought back, and is purged and charged till then.
+            vms.update(session, vm_id, host_id="")
+            continue
         claims.give_back(session, vm_id)
         claims.end_migration(session, vm_id)
         volume_claims.erase(session, parts.volumes, now=now)

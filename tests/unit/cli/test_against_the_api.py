@@ -115,7 +115,7 @@ CHANGES = [
     "volume create disk1 --size 1GiB --pool local --format raw --no-wait",
     "image import remote https://images.example.org/a.qcow2 --pool local --no-wait --sha256 " + "0" * 64,
     "image import onhost disk.raw --on-host node1 --pool local --no-wait",
-    "host remove node2 --keep-guests --yes --no-wait",
+    "host remove node2 --keep-guests --yes --no-wait", "host remove node1 --force --keep-guests --yes --no-wait",
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Lists and single resources, in every form of output."""
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import yaml
@@ -109,6 +110,17 @@ def test_get_describes_a_vm(trimtab: Trimtab, controller: FakeController) -> Non
     assert "vm.migrate running 43%" in out
     assert "52:54:00:00:00:01" in out
     assert "20 GiB" in out
+
+
+@pytest.mark.parametrize(("issued_h_ago", "left_h", "is_flagged"), [(1, 23, False), (13, 11, False), (18, 6, True)])
+def test_a_certificate_is_called_overdue_by_its_own_life(
+    trimtab: Trimtab, controller: FakeController, issued_h_ago: int, left_h: int, is_flagged: bool
+) -> None:
+    now = datetime.now(UTC)
+    lived = {"issued_at": now - timedelta(hours=issued_h_ago), "not_after": now + timedelta(hours=left_h)}
+    dates = {name: at.isoformat() for name, at in lived.items()}
+    controller.on("GET", "/v1/hosts/node1", Answer(host(certificates=[{"purpose": "agent", "serial": "0a", **dates}])))
+    assert ("not renewed?" in trimtab("host", "get", "node1").out) == is_flagged
 
 
 def test_host_get_shows_capacity_certificates_connectivity_and_capabilities(trimtab: Trimtab, controller: FakeController) -> None:

@@ -158,6 +158,17 @@ async def test_a_newer_session_on_another_gateway_ends_ours(fleet: Fleet) -> Non
     assert machine.host_id not in fleet.process.gateway.states
 
 
+async def test_an_agent_that_lost_its_journal_is_told(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    await machine.open()
+    await machine.open()
+    assert "host.agent_restored" not in fleet.kinds_of_events(machine.host_id)
+    await machine.open(incarnation="inc-2")
+    assert fleet.kinds_of_events(machine.host_id)[-1] == "host.agent_restored"
+    await machine.open(incarnation="inc-3", boot_id="boot-2")
+    assert fleet.kinds_of_events(machine.host_id)[-1] == "host.booted"  # a new incarnation is what a boot brings
+
+
 async def test_a_boot_is_told(fleet: Fleet) -> None:
     machine = await fleet.member("node1")
     await machine.open()

@@ -26,7 +26,10 @@ class UseResource:
 class CertificateResource:
     purpose: str
     serial: str
+    issued_at: datetime
     not_after: datetime
+    # Half of its life: the agent renews it by itself from then on.
+    renews_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +170,13 @@ def render_host(view: HostView, *, now: datetime, heard: Mapping[str, datetime],
         vms=view.counts.vms,
         vms_running=view.counts.vms_running,
         certificates=tuple(
-            CertificateResource(purpose=one.purpose, serial=one.serial, not_after=one.not_after)
+            CertificateResource(
+                purpose=one.purpose,
+                serial=one.serial,
+                issued_at=one.created_at,
+                not_after=one.not_after,
+                renews_at=one.created_at + (one.not_after - one.created_at) / 2,
+            )
             for _purpose, one in sorted(view.certificates.items())
         ),
         pools=tuple(

@@ -7,8 +7,8 @@ from typing import Any
 from trimtab_controller.cli import humanise, render
 from trimtab_controller.cli.render import Column, Document
 
-# Certificates renew at half life, by themselves: one that comes this near its end was not renewed.
-_EXPIRY_WARNING_S = 7 * 86400
+# Certificates renew at half life, by themselves. One that has only this part of its life left was not, however often it was tried.
+_UNRENEWED_SHARE = 0.4
 
 
 def _state(item: Document, _now: datetime) -> str:
@@ -107,9 +107,14 @@ def _certificates(certificates: Sequence[Mapping[str, Any]], moment: datetime) -
         elif left_s < 0:
             state = f"EXPIRED {humanise.ago(-left_s)}"
         else:
-            state = f"expires in {humanise.duration(left_s)}" + (" (not renewed?)" if left_s < _EXPIRY_WARNING_S else "")
+            state = f"expires in {humanise.duration(left_s)}" + (" (not renewed?)" if _is_overdue(one, left_s) else "")
         rows.append([str(one.get("purpose", "")), state, str(one.get("not_after", "")), str(one.get("serial", ""))])
     render.table(["PURPOSE", "STATE", "NOT AFTER", "SERIAL"], rows)
+
+
+def _is_overdue(certificate: Mapping[str, Any], left_s: float) -> bool:
+    issued, ends = humanise.instant(certificate.get("issued_at")), humanise.instant(certificate.get("not_after"))
+    return issued is not None and ends is not None and left_s < _UNRENEWED_SHARE * (ends - issued).total_seconds()
 
 
 def _pools(pools: Sequence[Mapping[str, Any]], moment: datetime) -> None:

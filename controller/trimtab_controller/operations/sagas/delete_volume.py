@@ -12,7 +12,7 @@ from functools import partial
 
 from trimtab_controller.core.model import Volume
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
-from trimtab_controller.store import describe, fleet, volume_claims
+from trimtab_controller.store import describe, fleet, hosts, volume_claims
 from trimtab_protos.errors import Unavailable
 
 
@@ -30,6 +30,8 @@ def _wipe(context: Effect[Params]) -> Json:
     pool = context.read(partial(describe.get_pool, pool_id=volume.pool_id))
     if not pool.is_shared and not volume.host_id:
         return {"host_id": ""}  # its making never came that far
+    if not pool.is_shared and not context.read(partial(hosts.is_live, host_id=volume.host_id)):
+        return {"host_id": ""}  # its host left the fleet, and the bytes with it
     host_id = context.read(partial(fleet.host_for_volume, pool=pool, volume=volume))
     if not host_id:
         raise Unavailable("volume-unreachable", f"no host that is up reaches volume {volume.name} in pool {pool.name}")
