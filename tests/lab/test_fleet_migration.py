@@ -250,7 +250,7 @@ def test_a_controller_that_dies_between_the_end_and_its_record_loses_nothing(fle
         for point in ("after:move", "recorded:move"):
             restart(fleet, {"TRIMTAB_CRASH_AT": point, "TRIMTAB_DRIVER_LEASE_S": "5"})
             moving = moving or fleet.begin("vm", "migrate", mover, "--to", target)
-            wait_until(lambda: "status=9" in newest_log(fleet), f"a process to die at {point}")
+            wait_until(lambda: '"status": 9' in newest_log(fleet), f"a process to die at {point}")
     finally:
         restart(fleet, {})
     assert fleet.end_of(moving)["state"] == "done"
