@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,7 +26,7 @@ CHECK_REFUSED = 3
 AHEAD = """
 import sys, time
 real, real_ns = time.time, time.time_ns
-time.time, time.time_ns = lambda: real() + 5, lambda: real_ns() + 5_000_000_000
+time.time, time.time_ns = lambda: real() + 60, lambda: real_ns() + 60_000_000_000
 from trimtab_agent.main import main
 main()
 """
@@ -61,14 +60,19 @@ def check(fleet: Fleet, host: str, arguments: list[str], *, clock: list[str] | N
 
 
 def picture(fleet: Fleet, host: str) -> str:
-    """Return every file below /etc with its content and mode, and what the join may have left elsewhere."""
+    """Return all of /etc that a join may touch, with content and mode, and what it may have left elsewhere.
+
+    libvirt's own files for domains, pools and filters come and go by themselves.
+    """
     script = (
-        "cd /; find etc -type f ! -path 'etc/libvirt/qemu/*' ! -path 'etc/libvirt/storage/*' -printf '%m ' -exec sha256sum {} + ;"
-        "find etc -type f -printf '%m %p\\n'; find etc -type l -printf '%p -> %l\\n';"
-        "ls -A /var/lib/trimtab; systemctl is-enabled libvirt-guests libvirtd-tls.socket trimtab-agent || true"
+        "cd /etc; own='-path ./libvirt/qemu -o -path ./libvirt/storage -o -path ./libvirt/nwfilter'; "
+        "find . \\( $own \\) -prune -o -type f -printf '%m %p\\n'; "
+        "find . \\( $own \\) -prune -o -type f -exec sha256sum {} +; "
+        "find . \\( $own \\) -prune -o -type l -printf '%p -> %l\\n'; find ./pki ./trimtab -type d 2>/dev/null || true; "
+        "ls -A /var/lib/trimtab 2>/dev/null || true; "
+        "for unit in libvirt-guests libvirtd-tls.socket trimtab-agent; do systemctl is-enabled $unit || true; done"
     )
-    lines = fleet.sh(host, script).splitlines()
-    return "\n".join(sorted(line for line in lines if "etc/libvirt/qemu/" not in line and "etc/libvirt/storage" not in line))
+    return "\n".join(sorted(fleet.sh(host, script).splitlines()))
 
 
 # --- the check -------------------------------------------------------------------------------------------------------------
@@ -88,21 +92,23 @@ def test_check_refuses_a_clock_that_is_off(fleet: Fleet, spare: str) -> None:
     python = str(Path(fleet.lab.agent_command[0]).with_name("python"))
     checked = check(fleet, spare, join_arguments(fleet, spare), clock=[python, "-c", AHEAD])
     assert checked.code == CHECK_REFUSED
-    assert re.search(r"clock is 5\.\d s ahead of the controller's; at most 2 s", checked.out)
+    assert re.search(r"clock is (5\d|60)\.\d s ahead of the controller's; at most 2 s", checked.out), checked.out
 
 
 def test_check_refuses_a_clone_of_a_member(fleet: Fleet, spare: str) -> None:
     """A copied disk brings machine-id and host UUID along, and perhaps the identity too."""
-    twin = {name: fleet.sh("node1", f"cat {name}").strip() for name in ("/etc/machine-id", "/sys/class/dmi/id/product_uuid")}
-    own = {name: fleet.sh(spare, f"cat {name}").strip() for name in twin}
+    # On a machine without firmware tables the host's UUID follows from its machine-id.
+    copied = fleet.sh("node1", "ls /etc/machine-id /sys/class/dmi/id/product_uuid 2>/dev/null || true").split()
+    for number, path in enumerate(copied):
+        twin = fleet.sh("node1", f"cat {path}").strip()
+        fleet.sh(spare, f"echo {twin} > /run/twin{number}; mount --bind /run/twin{number} {path}")
     try:
-        set_identity(fleet, spare, twin)
         checked = check(fleet, spare, join_arguments(fleet, spare))
-        assert checked.code == CHECK_REFUSED
-        assert "host node1 has this machine-id already" in checked.out
-        assert "host node1 has this SMBIOS UUID already" in checked.out
     finally:
-        set_identity(fleet, spare, own)
+        fleet.sh(spare, f"umount {' '.join(copied)}")
+    assert checked.code == CHECK_REFUSED, checked.out
+    for label in ("machine-id", "SMBIOS UUID"):
+        assert f"host node1 has this {label} already" in checked.out
     stolen = fleet.lab.spec.host("node1").path_on_machine("/etc/trimtab")
     place = fleet.lab.spec.host(spare).path_on_machine("/etc")
     subprocess.run(["cp", "-r", str(stolen), str(place)], check=True)
@@ -115,18 +121,7 @@ def test_check_refuses_a_clone_of_a_member(fleet: Fleet, spare: str) -> None:
         fleet.sh(spare, "rm -r /etc/trimtab")
 
 
-def set_identity(fleet: Fleet, host: str, values: dict[str, str]) -> None:
-    for path, value in values.items():
-        fleet.lab.run(host, ["sh", "-ec", f"echo {value} > /run/identity; cat /run/identity > {path}"])
-
-
 # --- leaving ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    vm: dict[str, Any]
-    host_id: str
 
 
 def test_a_removed_host_is_as_it_was_and_its_guest_goes_on_as_a_plain_domain(fleet: Fleet, spare: str) -> None:
@@ -147,7 +142,7 @@ def test_a_removed_host_is_as_it_was_and_its_guest_goes_on_as_a_plain_domain(fle
     assert picture(fleet, spare) == before
     assert "trimtab" not in fleet.sh(spare, "virsh pool-list --all --name; cat /etc/libvirt/libvirtd.conf /etc/libvirt/qemu.conf")
     definition = fleet.sh(spare, f"virsh dumpxml trimtab-{vm['id']}")
-    assert "<metadata" not in definition
+    assert "<trimtab:" not in definition, "nothing says that it is ours"
     counted = ticks_on(fleet, spare)
     wait_until(lambda: ticks_on(fleet, spare) > counted, "the guest to count on without Trimtab")
 
@@ -189,57 +184,65 @@ def test_a_host_removed_by_force_is_refused_when_it_comes_back(fleet: Fleet, spa
 # --- lost memories and daemons ---------------------------------------------------------------------------------------------
 
 
-def incarnation(fleet: Fleet, host: str) -> str:
+HOME = "node3"
+
+
+@pytest.fixture(scope="module")
+def steady(fleet: Fleet) -> Iterator[str]:
+    """A guest that lives through everything below."""
+    fleet.create("steady", pool="shared", index=52, to=HOME)
+    fleet.wait_for_ticks("steady", 1)
+    yield "steady"
+    fleet.delete("steady")
+
+
+def agents_log(fleet: Fleet) -> str:
+    return fleet.lab.spec.host(HOME).path_on_machine("/var/log/trimtab/trimtab-agent.log").read_text()
+
+
+def incarnation(fleet: Fleet) -> str:
     """Return what the agent said of itself when it last started to serve."""
-    log = fleet.lab.spec.host(host).path_on_machine("/var/log/trimtab/trimtab-agent.log").read_text()
-    found = re.findall(r'incarnation["\']?[=:]\s*["\']?([0-9A-Za-z-]+)', log)
-    return str(found[-1])
+    served = [line for line in agents_log(fleet).splitlines() if '"agent serves"' in line]
+    return str(json.loads(served[-1])["incarnation"])
 
 
-def test_an_agent_without_its_journal_knows_its_guests_from_their_metadata(fleet: Fleet) -> None:
-    vm = fleet.create("remembered", pool="shared", index=52, to="node2")
-    counted, uptime = fleet.wait_for_ticks("remembered", 1)
-    before = incarnation(fleet, "node2")
-    fleet.sh("node2", "systemctl stop trimtab-agent; rm -f /var/lib/trimtab/journal.db*; systemctl start trimtab-agent")
-    fleet.wait_for_host("node2")
-    wait_until(lambda: incarnation(fleet, "node2") != before, "a new incarnation")
-    log = fleet.lab.spec.host("node2").path_on_machine("/var/log/trimtab/trimtab-agent.log")
-    assert "journal rebuilt" in log.read_text()
-    fleet.ok("vm", "pause", "remembered", "--wait")
-    fleet.ok("vm", "resume", "remembered", "--wait")
-    assert fleet.vm("remembered")["epoch"] == vm["epoch"]
-    assert fleet.wait_for_ticks("remembered", counted + 1)[1] > uptime
-    fleet.delete("remembered")
+def test_an_agent_without_its_journal_knows_its_guests_from_their_metadata(fleet: Fleet, steady: str) -> None:
+    vm = fleet.vm(steady)
+    counted, uptime = fleet.ticks(steady)
+    before = incarnation(fleet)
+    fleet.sh(HOME, "systemctl stop trimtab-agent; rm -f /var/lib/trimtab/journal.db*; systemctl start trimtab-agent")
+    wait_until(lambda: incarnation(fleet) != before, "a new incarnation")
+    fleet.wait_for_host(HOME)
+    assert '"journal rebuilt"' in agents_log(fleet)
+    fleet.ok("vm", "pause", steady, "--wait")
+    fleet.ok("vm", "resume", steady, "--wait")
+    assert fleet.vm(steady)["epoch"] == vm["epoch"]
+    assert fleet.wait_for_ticks(steady, counted + 1)[1] > uptime
 
 
-def test_libvirtd_may_die_under_its_guests(fleet: Fleet) -> None:
-    vm = fleet.create("under", pool="shared", index=53, to="node1")
-    counted, uptime = fleet.wait_for_ticks("under", 1)
-    fleet.lab.signal_service("node1", "libvirtd", signal.SIGKILL)
-    _later, later_uptime = fleet.wait_for_ticks("under", counted + 2)
-    assert later_uptime > uptime
+def test_libvirtd_may_die_under_its_guests(fleet: Fleet, steady: str) -> None:
+    counted, uptime = fleet.ticks(steady)
+    fleet.lab.signal_service(HOME, "libvirtd", signal.SIGKILL)
+    assert fleet.wait_for_ticks(steady, counted + 2)[1] > uptime
     # The agent finds libvirt again by itself, and commands go through as before.
-    fleet.ok("vm", "stop", "under", "--wait")
-    assert fleet.vm("under")["observed"]["state"] == "stopped"
-    assert fleet.runs_on(vm["id"]) == []
-    fleet.delete("under")
+    fleet.ok("vm", "pause", steady, "--wait")
+    assert fleet.vm(steady)["observed"]["state"] == "paused"
+    fleet.ok("vm", "resume", steady, "--wait")
 
 
-def test_a_cut_host_is_missed_and_its_commands_fail_in_seconds(fleet: Fleet) -> None:
-    fleet.create("cutoff", pool="shared", index=54, to="node3")
-    fleet.lab.cut("node3")
+def test_a_cut_host_is_missed_and_its_commands_fail_in_seconds(fleet: Fleet, steady: str) -> None:
+    fleet.lab.cut(HOME)
     try:
         cut_at = time.monotonic()
-        fleet.wait_for_host("node3", "suspect")
+        fleet.wait_for_host(HOME, "suspect")
         # Three beats of three seconds, and what the gateway needs to judge.
         assert time.monotonic() - cut_at < 25
         asked_at = time.monotonic()
-        console = fleet.trimtab("vm", "console", "cutoff", "--log")
-        assert console.code == 10, console.err
+        console = fleet.trimtab("vm", "console", steady, "--log")
+        assert console.code in {6, 10}, console.err
         assert time.monotonic() - asked_at < 15
         events = json.loads(fleet.ok("event", "list", "-A", "--kind", "host.suspect", "-o", "json").out)
         assert events, "operators are told"
     finally:
-        fleet.lab.heal("node3")
-    fleet.wait_for_host("node3")
-    fleet.delete("cutoff")
+        fleet.lab.heal(HOME)
+    fleet.wait_for_host(HOME)

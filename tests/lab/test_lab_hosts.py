@@ -500,3 +500,29 @@ def test_command_line_shows_status_and_names_an_unknown_host(lab: Lab) -> None:
     unknown = CliRunner().invoke(main, ["crash", *where, "node9"])
     assert unknown.exit_code == 1
     assert "has no host 'node9'; it has node1 to node2" in unknown.output
+
+
+def test_command_line_does_every_fault_and_takes_it_back(lab: Lab) -> None:
+    where = ["--name", lab.spec.name, "--state-dir", str(lab.spec.state_directory)]
+
+    def say(*arguments: str) -> str:
+        ran = CliRunner().invoke(main, [arguments[0], *where, *arguments[1:]])
+        assert ran.exit_code == 0, ran.output
+        return ran.output
+
+    def condition() -> str:
+        line = next(line for line in say("status").splitlines() if line.startswith("node2"))
+        return " ".join(line.split()[2:]).partition(" virtlogd")[0]
+
+    assert condition() == "up"
+    say("cut", "node2", "--network", "all")
+    assert condition() == "up cut(control,guest)"
+    say("heal", "node2")
+    say("freeze", "node2", "--all")
+    assert condition() == "up frozen"
+    say("thaw", "node2")
+    say("crash", "node2")
+    assert condition() == "crashed"
+    assert "node2" in say("up", "--no-controller", "--hosts", "2")
+    assert condition() == "up"
+    assert say("up", "--no-controller", "--hosts", "2") == say("status"), "up again changes nothing"
