@@ -26,7 +26,7 @@ T = TypeVar("T")
 def to_proto(value: Any, message_class: type[M]) -> M:
     """Return the message that mirrors dataclass `value`."""
     message = message_class()
-    for name, write in _writers(type(value), message_class):
+    for name, write in _writers(type(value), typing.cast(Any, message_class)):
         content = getattr(value, name)
         if content is not None:
             write(message, content)
@@ -35,7 +35,7 @@ def to_proto(value: Any, message_class: type[M]) -> M:
 
 def from_proto(message: Message, target: type[T]) -> T:
     """Return the dataclass `target` that mirrors `message`."""
-    readers = _readers(type(message), typing.cast(Any, target))
+    readers = _readers(typing.cast(Any, type(message)), typing.cast(Any, target))
     return target(**{name: read(message) for name, read in readers})
 
 
