@@ -26,7 +26,7 @@ T = TypeVar("T")
 def to_proto(value: Any, message_class: type[M]) -> M:
     """Return the message that mirrors dataclass `value`."""
     message = message_class()
-    for name, write in _writers(type(value), typing.cast(Any, message_class)):
+    for name, write in _writers(typing.cast(Any, type(value)), typing.cast(Any, message_class)):
         content = getattr(value, name)
         if content is not None:
             write(message, content)
