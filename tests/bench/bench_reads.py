@@ -63,7 +63,7 @@ def _insert(database: sqlite3.Connection, name: str, row: dict[str, object]) -> 
 
 async def read_for(lab: SimulatedLab, seconds: float, readers: int) -> dict[str, list[float]]:
     """Return how long each answer took, in ms, by what was asked."""
-    api = Connection(lab)
+    api = Connection.to(lab)
     await api.open()
     page = await api.get("/v1/projects/default/vms?page_size=100")
     operations = await api.get("/v1/operations?page_size=100")
@@ -79,7 +79,7 @@ async def read_for(lab: SimulatedLab, seconds: float, readers: int) -> dict[str,
     until = time.monotonic() + seconds
 
     async def reader(first: int) -> None:
-        connection = Connection(lab)
+        connection = Connection.to(lab)
         await connection.open()
         turn = first
         while time.monotonic() < until:
