@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import libvirt
@@ -43,7 +44,8 @@ def create(connection: libvirt.virConnect, xml_path: str, base: str, disk: str) 
 
 
 def migrate(connection: libvirt.virConnect, name: str, uri: str, migration_uri: str, *disk_target: str) -> dict[str, object]:
-    flags, parameters = MIGRATION_FLAGS, {libvirt.VIR_MIGRATE_PARAM_URI: migration_uri}
+    flags = MIGRATION_FLAGS
+    parameters: dict[str, object] = {libvirt.VIR_MIGRATE_PARAM_URI: migration_uri}
     if disk_target:
         flags |= libvirt.VIR_MIGRATE_NON_SHARED_INC
         parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(disk_target)
@@ -78,7 +80,12 @@ def main() -> None:
         if verb == "xml":
             answer = {"xml": connection.lookupByName(arguments[0]).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)}
         else:
-            verbs = {"create": create, "migrate": migrate, "downtime": downtime, "remove": remove}
+            verbs: dict[str, Callable[..., dict[str, object]]] = {
+                "create": create,
+                "migrate": migrate,
+                "downtime": downtime,
+                "remove": remove,
+            }
             answer = verbs[verb](connection, *arguments)
     sys.stdout.write(json.dumps(answer) + "\n")
 
