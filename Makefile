@@ -32,7 +32,7 @@ stubs: ## regenerate gRPC stubs and the image that breaking changes are checked 
 
 bench: ## ratios against baselines measured in the same run
 	@ops/bootstrap.sh
-	@$(PY) tests/bench/bench_placement.py
+	@$(PY) -m tests.bench.run
 
 soak: ## the long fault campaigns, on SQLite and on PostgreSQL; their dated reports go to tests/evidence/
 	@ops/bootstrap.sh

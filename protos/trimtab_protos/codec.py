@@ -6,8 +6,10 @@ Unset enum values and empty sub-messages become `None`; a value that a newer pee
 """
 
 import dataclasses
+import operator
 import types
 import typing
+from collections.abc import Callable
 from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar
@@ -24,22 +26,17 @@ T = TypeVar("T")
 def to_proto(value: Any, message_class: type[M]) -> M:
     """Return the message that mirrors dataclass `value`."""
     message = message_class()
-    for field in dataclasses.fields(value):
-        content = getattr(value, field.name)
-        if content is None:
-            continue
-        descriptor = message.DESCRIPTOR.fields_by_name[field.name]
-        _write(message, descriptor, content)
+    for name, write in _writers(typing.cast(Any, type(value)), typing.cast(Any, message_class)):
+        content = getattr(value, name)
+        if content is not None:
+            write(message, content)
     return message
 
 
 def from_proto(message: Message, target: type[T]) -> T:
     """Return the dataclass `target` that mirrors `message`."""
-    fields = {
-        name: _read(message, message.DESCRIPTOR.fields_by_name[name], hint)
-        for name, hint in _hints(typing.cast(Any, target)).items()
-    }
-    return target(**fields)
+    readers = _readers(typing.cast(Any, type(message)), typing.cast(Any, target))
+    return target(**{name: read(message) for name, read in readers})
 
 
 def enum_number(descriptor: EnumDescriptor, member: StrEnum) -> int:
@@ -47,58 +44,79 @@ def enum_number(descriptor: EnumDescriptor, member: StrEnum) -> int:
     return descriptor.values_by_name[_prefix(descriptor) + member.name].number
 
 
-def _write(message: Message, descriptor: Any, content: Any) -> None:
+# How each field is written and read is found once per pair of types: a message is mapped several times for each command.
+_Write = Callable[[Message, Any], object]
+_Read = Callable[[Message], Any]
+
+
+@cache
+def _writers(source: Any, message_class: Any) -> tuple[tuple[str, _Write], ...]:
+    fields = message_class.DESCRIPTOR.fields_by_name
+    return tuple((field.name, _writer(fields[field.name])) for field in dataclasses.fields(source))
+
+
+def _writer(descriptor: Any) -> _Write:
     name = descriptor.name
     if _is_map(descriptor):
-        getattr(message, name).update(content)
-    elif descriptor.message_type is not None and descriptor.is_repeated:
-        entries = getattr(message, name)
-        for entry in content:
-            entries.append(_nested(entry, descriptor))
-    elif descriptor.message_type is not None:
-        getattr(message, name).CopyFrom(_nested(content, descriptor))
-    elif descriptor.is_repeated:
-        getattr(message, name).extend(content)
-    elif descriptor.enum_type is not None:
-        setattr(message, name, enum_number(descriptor.enum_type, content))
-    else:
-        setattr(message, name, content)
+        return lambda message, content: getattr(message, name).update(content)
+    if descriptor.message_type is not None:
+        nested = descriptor.message_type._concrete_class
+        if descriptor.is_repeated:
+            return lambda message, content: getattr(message, name).extend([to_proto(entry, nested) for entry in content])
+        return lambda message, content: getattr(message, name).CopyFrom(to_proto(content, nested))
+    if descriptor.is_repeated:
+        return lambda message, content: getattr(message, name).extend(content)
+    if descriptor.enum_type is not None:
+        return lambda message, content: setattr(message, name, enum_number(descriptor.enum_type, content))
+    return lambda message, content: setattr(message, name, content)
 
 
-def _nested(content: Any, descriptor: Any) -> Message:
-    message_class: type[Message] = descriptor.message_type._concrete_class
-    return to_proto(content, message_class)
+@cache
+def _readers(message_class: Any, target: Any) -> tuple[tuple[str, _Read], ...]:
+    fields = message_class.DESCRIPTOR.fields_by_name
+    return tuple((name, _reader(fields[name], hint)) for name, hint in _hints(target).items())
 
 
-def _read(message: Message, descriptor: Any, hint: Any) -> Any:
-    content = getattr(message, descriptor.name)
+def _reader(descriptor: Any, hint: Any) -> _Read:
+    name = descriptor.name
     if _is_map(descriptor):
-        return dict(content)
+        return lambda message: dict(getattr(message, name))
     if descriptor.message_type is not None and descriptor.is_repeated:
         (element, *_rest) = typing.get_args(hint)
-        return tuple(from_proto(entry, element) for entry in content)
+        return lambda message: tuple([from_proto(entry, element) for entry in getattr(message, name)])
     if descriptor.message_type is not None:
-        return from_proto(content, _without_none(hint)) if message.HasField(descriptor.name) else None
+        only = _without_none(hint)
+        return lambda message: from_proto(getattr(message, name), only) if message.HasField(name) else None
     if descriptor.is_repeated:
-        return tuple(content)
+        return lambda message: tuple(getattr(message, name))
     if descriptor.enum_type is not None:
-        return _read_enum(descriptor, content, hint)
-    return content
+        return _enum_reader(descriptor, hint)
+    return operator.attrgetter(name)
 
 
-def _read_enum(descriptor: Any, number: int, hint: Any) -> Any:
-    enum_class = _without_none(hint)
-    value = descriptor.enum_type.values_by_number.get(number)
-    name = value.name.removeprefix(_prefix(descriptor.enum_type)) if value else ""
-    if name in enum_class.__members__:
-        return enum_class[name]
-    if number == 0 and _allows_none(hint):
-        return None
-    raise InvalidRequest(
-        "enum-value-unknown",
-        f"{descriptor.full_name} has value {number}, which this release does not know",
-        field=descriptor.full_name,
-    )
+def _enum_reader(descriptor: Any, hint: Any) -> _Read:
+    enum_class, name = _without_none(hint), descriptor.name
+    prefix = _prefix(descriptor.enum_type)
+    known = {
+        number: enum_class[value.name.removeprefix(prefix)]
+        for number, value in descriptor.enum_type.values_by_number.items()
+        if value.name.removeprefix(prefix) in enum_class.__members__
+    }
+    if _allows_none(hint):
+        known.setdefault(0, None)
+
+    def read(message: Message) -> Any:
+        number = getattr(message, name)
+        try:
+            return known[number]
+        except KeyError:
+            raise InvalidRequest(
+                "enum-value-unknown",
+                f"{descriptor.full_name} has value {number}, which this release does not know",
+                field=descriptor.full_name,
+            ) from None
+
+    return read
 
 
 def _prefix(descriptor: EnumDescriptor) -> str:

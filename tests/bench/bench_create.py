@@ -57,7 +57,7 @@ async def create_all(lab: SimulatedLab, count: int, connections: int) -> Outcome
     run = secrets.token_hex(3)
     names = [f"b{run}-{i:05}" for i in range(count)]
     waiting = iter(names)
-    apis = [Connection(lab) for _ in range(connections)]
+    apis = [Connection.to(lab) for _ in range(connections)]
     await asyncio.gather(*(api.open() for api in apis))
     sent_at: dict[str, float] = {}
 

@@ -27,13 +27,13 @@ SETTINGS = {
 def private_server(directory: Path) -> Iterator[str]:
     """Run a server below `directory` (made here, removed at the end); the value is the URL of an empty database in it."""
     directory.mkdir(mode=0o711)
-    as_user = ["setpriv", *_drop_privileges(directory)]
+    as_user: list[str] = ["setpriv", *_drop_privileges(directory)]
     programs = _programs()
-    initdb = [programs / "initdb", "-D", directory / "data", "-A", "trust", "-U", "trimtab", "-E", "UTF8", "--locale=C"]
+    initdb = [str(programs / "initdb"), "-D", str(directory / "data"), "-A", "trust", "-U", "trimtab", "-E", "UTF8", "--locale=C"]
     subprocess.run([*as_user, *initdb], check=True, capture_output=True, cwd="/", timeout=START_TIMEOUT_S)
     options = [f"-c{name}={value}" for name, value in {**SETTINGS, "unix_socket_directories": directory}.items()]
     with (directory / "log").open("wb") as log:
-        command = [*as_user, "--pdeathsig=SIGINT", programs / "postgres", "-D", directory / "data", *options]
+        command = [*as_user, "--pdeathsig=SIGINT", str(programs / "postgres"), "-D", str(directory / "data"), *options]
         server = subprocess.Popen(command, stdout=log, stderr=log, cwd="/")
     try:
         _wait_for(server, directory)

@@ -6,6 +6,7 @@ A general client costs more CPU per request than the server that is measured bes
 import asyncio
 import json
 import ssl
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,12 +16,16 @@ from trimtab_lab.simulated import SimulatedLab
 class Connection:
     """One kept-alive connection to the API."""
 
-    def __init__(self, lab: SimulatedLab) -> None:
-        self._place = urlsplit(lab.spec.url).netloc
-        self._context = ssl.create_default_context(cafile=str(lab.authority_file))
-        self._token = lab.token_file.read_text().strip()
+    def __init__(self, url: str, authority_file: Path, token_file: Path) -> None:
+        self._place = urlsplit(url).netloc
+        self._context = ssl.create_default_context(cafile=str(authority_file))
+        self._token = token_file.read_text().strip()
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
+
+    @classmethod
+    def to(cls, lab: SimulatedLab) -> "Connection":
+        return cls(lab.spec.url, lab.authority_file, lab.token_file)
 
     async def open(self) -> None:
         host, _, port = self._place.rpartition(":")

@@ -2,7 +2,8 @@
 
 Invariants
 - Only the holder of (driver, turn) writes; each write is fenced (`store.operations.hold`). A driver that lost its row stops.
-- A transaction step and its record are one transaction. An effect is keyed and repeatable at the agent; a crash between it and
+- A transaction step and its record are one transaction; those that follow a record at once share its commit, each in a savepoint
+  of its own. An effect is keyed and repeatable at the agent; a crash between it and
   its record repeats it under the same key and gets the recorded answer.
 - A timeout means unknown: the same key is sent again, or the step observes; nothing is concluded from it.
 - Nothing here lives longer than `BUDGET_S`; longer work is waited for as a row.
@@ -58,7 +59,9 @@ class _Recorded:
     """What was journaled, and the operation as it goes on from there."""
 
     operation: Operation
-    entry: JournalEntry
+    entries: tuple[JournalEntry, ...]
+    # The operation ended with the last of them.
+    end: OperationState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +127,11 @@ class Engine:
             if self.clock.boottime_s() >= until:
                 self._give_back(operation, operation.state, seconds=0.0, waiting_for="a driver")
                 return
-            if _may_turn(following) and not following.step.is_transaction:
-                operation = self._ask_for_cancel(operation)  # a transaction sees it by itself
             recorded = self._turn_round(operation, position, following) or self._perform(saga, operation, position, following)
             if recorded is None:
                 return
-            entries.append(recorded.entry)
+            entries.extend(recorded.entries)
             operation = recorded.operation
-
-    def _ask_for_cancel(self, operation: Operation) -> Operation:
-        """Return the operation with what users want of it by now: its last step may have taken a while."""
-        is_cancel_requested = self.db.read(lambda session: store.is_cancel_requested(session, operation.id))
-        return replace(operation, is_cancel_requested=is_cancel_requested)
 
     def _journal(self, operation: Operation) -> tuple[JournalEntry, ...]:
         return self.db.read(lambda session: store.journal_of(session, operation.id))
@@ -182,10 +178,11 @@ class Engine:
             return self._turn_forward(operation, position, step, result)
         if isinstance(result, Stopped):
             return self._turn(operation, position, step, _cancelled())
-        log.info("step recorded", operation_id=operation.id, step=step.name, direction=direction.value)
-        self._crash_point(f"recorded:{step.name}")
-        if following.is_last:
-            self._tell_end(operation, _end_of(position, is_forward=direction is Direction.DO))
+        for entry in result.entries:
+            log.info("step recorded", operation_id=operation.id, step=entry.step, direction=direction.value)
+            self._crash_point(f"recorded:{entry.step}")
+        if result.end is not None:
+            self._tell_end(operation, result.end)
             return None
         return result
 
@@ -200,16 +197,17 @@ class Engine:
         params = saga.params_from_json(operation.params)
 
         def work(session: Session) -> _Recorded | Wait:
-            is_cancelled = store.hold(session, operation, now=now, lease_s=DRIVER_LEASE_S, attempts=0, step=step.name)
-            if is_cancelled and _may_turn(following):
+            held = self._hold(session, operation, step.name, now)
+            if held.is_cancel_requested and _may_turn(following):
                 raise _cancelled()
-            context = Transaction(operation=operation, params=params, results=position.results, now=now, session=session)
+            context = Transaction(operation=held, params=params, results=position.results, now=now, session=session)
             result = run(context)
             assert not isinstance(result, TookPlace), "a transaction knows what it did"
             if isinstance(result, Wait):
                 self._release(session, operation, operation.state, result, step=step.name, now=now)
                 return result
-            return self._append(session, saga, operation, position, following, result, now=now)
+            recorded = self._append(session, saga, held, position, following, result, now=now)
+            return self._go_on(session, saga, position, recorded, now=now)
 
         self._crash_point(f"before:{step.name}")
         return self.db.write(work)
@@ -256,10 +254,55 @@ class Engine:
         now = self.clock.now()
 
         def work(session: Session) -> _Recorded:
-            store.hold(session, operation, now=now, lease_s=DRIVER_LEASE_S, attempts=0, step=following.step.name)
-            return self._append(session, saga, operation, position, following, result, now=now)
+            held = self._hold(session, operation, following.step.name, now)
+            recorded = self._append(session, saga, held, position, following, result, now=now)
+            return self._go_on(session, saga, position, recorded, now=now)
 
         return self.db.write(work)
+
+    def _hold(self, session: Session, operation: Operation, step: str, now: datetime) -> Operation:
+        """Fence this transaction and return the operation with what users want of it by now."""
+        is_cancelled = store.hold(session, operation, now=now, lease_s=DRIVER_LEASE_S, attempts=0, step=step)
+        return replace(operation, attempts=0, is_cancel_requested=is_cancelled)
+
+    def _go_on(self, session: Session, saga: Saga[Any], position: Position, recorded: _Recorded, *, now: datetime) -> _Recorded:
+        """Take the steps that need no agent in the same transaction. One that waits or fails is undone alone and taken again."""
+        operation = recorded.operation
+        while recorded.end is None and operation.state is not OperationState.COMPENSATING and not operation.is_cancel_requested:
+            entries = (*position.entries, *recorded.entries)
+            reached = fold(saga, entries, is_compensating=False, is_forward_only=position.is_forward_only)
+            following = reached.next
+            if not isinstance(following, Forward):
+                break
+            savepoint = session.begin_nested()
+            try:
+                result = self._result_at_hand(session, saga, operation, reached, following.step, now)
+                if result is None:
+                    break
+                one = self._append(session, saga, operation, reached, following, result, now=now)
+                savepoint.commit()
+            except Exception:  # noqa: BLE001 the step is taken again by itself, and what stops it is judged there
+                break
+            finally:
+                if savepoint.is_active:
+                    savepoint.rollback()
+            recorded = replace(one, entries=(*recorded.entries, *one.entries))
+        return recorded
+
+    def _result_at_hand(
+        self, session: Session, saga: Saga[Any], operation: Operation, position: Position, step: Step, now: datetime
+    ) -> Json | None:
+        """Return what the step comes to without an agent; None where it takes one, or waits."""
+        if not step.is_transaction:
+            known = step.known(position.results) if step.known is not None else None
+            if known is not None:
+                self._crash_point(f"before:{step.name}")
+                self._crash_point(f"after:{step.name}")
+            return known
+        self._crash_point(f"before:{step.name}")
+        params = saga.params_from_json(operation.params)
+        result = step.do(Transaction(operation=operation, params=params, results=position.results, now=now, session=session))
+        return None if isinstance(result, Wait) else result or {}
 
     def _append(
         self,
@@ -285,16 +328,15 @@ class Engine:
             error=None,
             now=now,
         )
-        recorded = _Recorded(replace(operation, attempts=0), entry)
         if not following.is_last:
-            return recorded
+            return _Recorded(operation, (entry,))
         state = _end_of(position, is_forward=is_forward)
         if is_forward:
             results = {**position.results, following.step.name: result or {}}
             store.close(session, operation, state=state, now=now, result=saga.result(results))
         else:
             store.close(session, operation, state=state, now=now, error=position.failure)
-        return recorded
+        return _Recorded(operation, (entry,), end=state)
 
     def _close_without_step(self, operation: Operation, position: Position, is_compensating: bool) -> None:
         """End an operation whose journal is already complete (nothing to undo, or a saga that lost its last step)."""
@@ -343,7 +385,7 @@ class Engine:
 
         entry = self.db.write(work)
         log.info("operation turns round", operation_id=operation.id, step=step.name, code=error.code)
-        return _Recorded(replace(operation, state=OperationState.COMPENSATING, attempts=0, error=recorded), entry)
+        return _Recorded(replace(operation, state=OperationState.COMPENSATING, attempts=0, error=recorded), (entry,))
 
     def _turn_forward(self, operation: Operation, position: Position, step: Step, found: TookPlace) -> _Recorded:
         """Journal that the step took place after all and go on from it."""
@@ -366,7 +408,7 @@ class Engine:
 
         entry = self.db.write(work)
         log.info("operation goes forward again", operation_id=operation.id, step=step.name)
-        return _Recorded(replace(operation, state=OperationState.RUNNING, attempts=0, error=None), entry)
+        return _Recorded(replace(operation, state=OperationState.RUNNING, attempts=0, error=None), (entry,))
 
     def _after_error(
         self, operation: Operation, position: Position, following: Forward | Undo, error: TrimtabError

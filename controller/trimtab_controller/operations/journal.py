@@ -42,9 +42,18 @@ class Position:
     results: Mapping[str, Mapping[str, Any]]
     # What made the operation turn round; None going forward.
     failure: OperationError | None
-    length: int
-    # When the last outcome was recorded: the next step has been tried or waited for since then. None: nothing yet.
-    since: datetime | None
+    # What it was folded from.
+    entries: tuple[JournalEntry, ...]
+    is_forward_only: bool
+
+    @property
+    def length(self) -> int:
+        return len(self.entries)
+
+    @property
+    def since(self) -> datetime | None:
+        """When the last outcome was recorded: the next step has been tried or waited for since then. None: nothing yet."""
+        return self.entries[-1].at if self.entries else None
 
 
 def fold(saga: Saga[Any], entries: Sequence[JournalEntry], *, is_compensating: bool, is_forward_only: bool = False) -> Position:
@@ -58,8 +67,7 @@ def fold(saga: Saga[Any], entries: Sequence[JournalEntry], *, is_compensating: b
     failure = next((entry.error for entry in reversed(entries) if entry.error is not None), None)
     results = {entry.step: entry.result for entry in entries if entry.direction is Direction.DO and entry.has_succeeded}
     following = _next_undo(saga, done, undone) if is_compensating else _next_forward(saga, done, is_forward_only)
-    since = entries[-1].at if entries else None
-    return Position(next=following, results=results, failure=failure, length=len(entries), since=since)
+    return Position(next=following, results=results, failure=failure, entries=tuple(entries), is_forward_only=is_forward_only)
 
 
 def _next_forward(saga: Saga[Any], done: set[str], is_forward_only: bool) -> Forward | Finished:

@@ -102,6 +102,8 @@ class Step:
     pivot: bool = False
     # Called instead of `do` when a cancel is asked for while the step waits: Stopped, Wait, or the result (too late).
     cancel: Callable[[Any], StepResult | Stopped] | None = None
+    # Of an effect: its result where the results of earlier steps show that nothing is to be done, else None.
+    known: Callable[[Mapping[str, Json]], Json | None] | None = None
 
     def __post_init__(self) -> None:
         if (self.undo is None) == (self.because == ""):
@@ -127,8 +129,9 @@ def effect(
     because: str = "",
     pivot: bool = False,
     cancel: Callable[[Effect[Any]], StepResult | Stopped] | None = None,
+    known: Callable[[Mapping[str, Json]], Json | None] | None = None,
 ) -> Step:
-    return Step(name=name, do=do, undo=undo, is_transaction=False, because=because, pivot=pivot, cancel=cancel)
+    return Step(name=name, do=do, undo=undo, is_transaction=False, because=because, pivot=pivot, cancel=cancel, known=known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,14 +104,18 @@ def note_images(host_of: Any = chosen_host) -> Step:
 def bring_images(host_of: Any = chosen_host) -> Step:
     """Make the base images of the vm's volumes present where the volumes will be, copying from another host where needed."""
 
+    def known(results: Mapping[str, Json]) -> Json | None:
+        return {"host_id": host_of(results)} if _had_all_images(results) else None
+
     def do(context: Effect[Any]) -> Json | Wait:
+        if (nothing_to_do := known(context.results)) is not None:
+            return nothing_to_do
         host_id = host_of(context.results)
-        if _had_all_images(context.results):
-            return {"host_id": host_id}
         missing = context.read(lambda session: image_replicas.missing_for_vm(session, context.params.vm_id, host_id))
         return copy_missing(context, host_id, missing) or {"host_id": host_id}
 
-    return effect("bring_images", do, None, because="a replica is a cache entry; its owner cleans it up when nothing uses it")
+    because = "a replica is a cache entry; its owner cleans it up when nothing uses it"
+    return effect("bring_images", do, None, because=because, known=known)
 
 
 def _had_all_images(results: Mapping[str, Json]) -> bool:

@@ -19,8 +19,8 @@ from trimtab_protos.errors import Unavailable
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
-BATCH_MAX = 100
-"""Bounds how long one transaction keeps SQLite's only write lock from the engine."""
+BATCH_MAX = 32
+"""Bounds how long one transaction keeps SQLite's only write lock from the engine, whose beat must not wait for a fleet's return."""
 WAITING_MAX = 20_000
 
 

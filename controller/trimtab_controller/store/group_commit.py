@@ -4,13 +4,16 @@ SQLite has one write lock. Threads (or processes) that fight over it sleep in it
 and each pays an fsync of its own. Here they queue in memory instead: whoever finds nobody writing leads, writes everything that
 waits as one transaction, then hands the lead to the next that came meanwhile. One thread alone waits for nobody.
 
-Each piece of work is in a savepoint of its own: one that fails is undone alone. No piece is answered before the commit.
+Each piece of work is in a savepoint of its own: one that fails is undone alone. No piece is answered before the commit; what a
+killed process had not answered may be lost, and nothing else.
 """
 
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from trimtab_protos.errors import Unavailable
 
 T = TypeVar("T")
 
@@ -39,16 +42,20 @@ class GroupCommit:
         self._guard = threading.Lock()
         self._waiting: list[Piece] = []
         self._is_led = False
+        # The thread that writes now.
+        self._leader: int | None = None
 
     def run(self, work: Callable[[Any], T], *, durable: bool) -> T:
         """Return what `work` returned, once that is committed; raise what it raised, or why nothing could be committed."""
+        if self._leader == threading.get_ident():
+            raise RuntimeError("a transaction was begun inside of another one: it would wait for itself")
         piece = Piece(work, durable)
         with self._guard:
             self._waiting.append(piece)
             leads = not self._is_led
             self._is_led = True
         if not leads:
-            piece.woken.wait()  # written by another, or told to lead
+            self._await(piece)
         if not piece.is_done:
             self._lead()
         if piece.error is not None:
@@ -56,19 +63,44 @@ class GroupCommit:
         result: T = piece.result
         return result
 
+    def _await(self, piece: Piece) -> None:
+        """Return when the piece was written by another, or when it is ours to lead."""
+        try:
+            piece.woken.wait()
+        except BaseException:
+            # Interrupted (a signal's handler): nobody waits for this piece any more, and the lead must not end with us.
+            with self._guard:
+                is_ours_to_lead = piece.woken.is_set() and not piece.is_done
+                if piece in self._waiting:
+                    self._waiting.remove(piece)
+            if is_ours_to_lead:
+                self._hand_on(())
+            raise
+
     def _lead(self) -> None:
         """Write what waits, ourselves among the first; then wake those that were served and the next leader."""
         with self._guard:
             batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+        self._leader = threading.get_ident()
         try:
             self._write(batch)
-        except BaseException as error:  # noqa: BLE001 each of them raises it in its own thread
+        except Exception as error:  # noqa: BLE001 each of them raises it in its own thread
             for piece in batch:
                 piece.error = error
-        for piece in batch:
-            piece.is_done = True
+        except BaseException:
+            # The end of this thread is not the end of the others; whether anything was committed is not known.
+            for piece in batch:
+                piece.error = Unavailable("write-interrupted", "the controller is stopping; look before you try again")
+            raise
+        finally:
+            self._leader = None
+            for piece in batch:
+                piece.is_done = True
+            self._hand_on(batch)
+
+    def _hand_on(self, served: Sequence[Piece]) -> None:
         with self._guard:
             following = self._waiting[:1]
             self._is_led = bool(following)
-        for piece in (*batch, *following):
-            piece.woken.set()
+            for piece in (*served, *following):
+                piece.woken.set()
