@@ -16,6 +16,7 @@ from trimtab_controller.core.model import Claim, PlacementAsk
 from trimtab_controller.core.placement.engine import place
 from trimtab_controller.core.placement.journal import InputDigest
 from trimtab_controller.core.placement.request import PlacementRequest
+from trimtab_controller.core.placement.verdict import KEPT_HOSTS, LISTED_HOSTS
 from trimtab_controller.loops import placement_snapshot
 from trimtab_controller.loops.placement_writes import RACED, Answer, Batch, write_answers
 from trimtab_controller.nudge import Nudger
@@ -25,6 +26,8 @@ from trimtab_controller.store.database import Database, Session
 log = structlog.get_logger(__name__)
 
 BATCH = 500
+# More requests than this at once are answered with short lists.
+BURST = 20
 # Bounds how long one transaction keeps others from the database's write lock.
 COMMITTED_TOGETHER = 250
 
@@ -51,7 +54,13 @@ class PlacementLoop:
     def _decide(self, asks: Sequence[PlacementAsk], batch: Batch) -> list[Answer]:
         requests = [_request(ask, batch) for ask in asks]
         started_s = self._clock.boottime_s()
-        decisions = place(batch.snapshot, requests, policy_of=placement_snapshot.policy_of(batch.rows))
+        decisions = place(
+            batch.snapshot,
+            requests,
+            policy_of=placement_snapshot.policy_of(batch.rows),
+            # A burst of hundreds would keep a verdict on every host for every vm: the best ones say enough, the rest is asked again.
+            listed_hosts=LISTED_HOSTS if len(requests) <= BURST else KEPT_HOSTS,
+        )
         metrics.PLACEMENT_SECONDS.observe(self._clock.boottime_s() - started_s)
         metrics.PLACEMENT_BATCH.observe(len(requests))
         by_operation, digest = {ask.operation_id: ask for ask in asks}, InputDigest(batch.snapshot)

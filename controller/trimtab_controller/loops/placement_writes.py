@@ -58,8 +58,9 @@ class Answer:
 def write_answers(session: Session, answers: Sequence[Answer], batch: Batch, *, term: int, now: datetime) -> dict[str, str]:
     """Write these answers, and return what became of each by operation: `PLACED`, `REFUSED`, or `RACED` and still pending."""
     leases.assert_leader(session, term)
-    together = [answer for answer in answers if _goes_together(answer, batch)]
-    alone = [answer for answer in answers if answer not in together]
+    together, alone = [], []
+    for answer in answers:
+        (together if _goes_together(answer, batch) else alone).append(answer)
     outcomes = {}
     try:
         with session.begin_nested():  # undone as a whole where one is refused
