@@ -27,6 +27,7 @@ _NOUNS: Mapping[str, str] = {
     "login": "local:login",
     "network": "networks:network",
     "op": "operations:op",
+    "placement": "placement:placement",
     "pool": "storage:pool",
     "project": "projects:project",
     "token": "access:token",

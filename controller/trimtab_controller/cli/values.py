@@ -120,6 +120,28 @@ class PairType(ValueType):
 
 
 @dataclass(frozen=True, slots=True)
+class HostSize:
+    cpu_millis: int
+    memory_mib: int
+
+
+class HostSizeType(ValueType):
+    """`64c/256GiB`: the size of a host."""
+
+    name = "cpus/memory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> HostSize:
+        if isinstance(value, HostSize):
+            return value
+        cpus, separator, memory = str(value).partition("/")
+        count = cpus.removesuffix("c")
+        if not separator or not count.isdigit() or not cpus.endswith("c") or not 1 <= int(count) <= 4096:
+            self.fail(f"{value!r} is not the size of a host: give 1 to 4096 cpus and memory, as in 64c/256GiB", param, ctx)
+        of_memory = SizeType(in_mib=True, minimum="16MiB", maximum="64TiB", example="64c/256GiB")
+        return HostSize(int(count) * 1000, of_memory.convert(memory, param, ctx))
+
+
+@dataclass(frozen=True, slots=True)
 class NicWish:
     network: str
     mac: str = ""

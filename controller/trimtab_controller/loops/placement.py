@@ -1,45 +1,35 @@
 """The leader's batch loop: answers placement requests with hosts and claims, or with refusals and their reasons.
 
 One round: read the pending requests, the fleet and the vms on one snapshot; decide in memory (`core.placement`, pure, requests of a
-batch see each other); then commit each decision in a transaction of its own: leader's term, claim by conditional UPDATE, epoch,
-decision record, answer, wake. A decision that lost a race (a claim refused by the database) stays pending for the next round.
+batch see each other); then commit the decisions, many in one transaction (`placement_writes.py`). A decision that lost a race (a
+claim refused by the database) stays pending for the next round.
 """
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import structlog
 
 from trimtab_controller import metrics
 from trimtab_controller.clock import Clock, mint
-from trimtab_controller.core.baseline import Baseline
-from trimtab_controller.core.model import Claim, Host, PlacementAsk
+from trimtab_controller.core.model import Claim, PlacementAsk
 from trimtab_controller.core.placement.engine import place
-from trimtab_controller.core.placement.fleet import FleetSnapshot
+from trimtab_controller.core.placement.journal import InputDigest
 from trimtab_controller.core.placement.request import PlacementRequest
-from trimtab_controller.core.placement.verdict import Decision
+from trimtab_controller.core.placement.verdict import KEPT_HOSTS, LISTED_HOSTS
+from trimtab_controller.loops.placement_writes import RACED, Answer, Batch, write_answers
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.services import placement_snapshot
-from trimtab_controller.store import claims, events, fleet, leases, operations, placements, vms, volume_claims
+from trimtab_controller.store import claims, fleet, leases, operations, placements, vms
 from trimtab_controller.store.database import Database, Session
 
 log = structlog.get_logger(__name__)
 
 BATCH = 500
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Everything that one round decides on, as of one snapshot."""
-
-    asks: tuple[PlacementAsk, ...]
-    rows: fleet.FleetRows
-    needs: Mapping[str, fleet.VmNeeds]
-    homes: Mapping[str, Claim]
-    hosts: Mapping[str, Host]
-    baselines: Mapping[str, Baseline]
-    snapshot: FleetSnapshot
+# More requests than this at once are answered with short lists.
+BURST = 20
+# Bounds how long one transaction keeps others from the database's write lock.
+COMMITTED_TOGETHER = 250
 
 
 class PlacementLoop:
@@ -56,96 +46,39 @@ class PlacementLoop:
         for ask in at_home:
             self._answer_at_home(term, ask, batch.homes[ask.vm_id])
         to_place = [ask for ask in batch.asks if ask not in at_home and ask.vm_id in batch.needs]
-        requests = [_request(ask, batch) for ask in to_place]
-        started_s = self._clock.boottime_s()
-        decisions = place(batch.snapshot, requests, policy_of=placement_snapshot.policy_of(batch.rows))
-        metrics.PLACEMENT_SECONDS.observe(self._clock.boottime_s() - started_s)
-        metrics.PLACEMENT_BATCH.observe(len(requests))
-        by_operation = {ask.operation_id: ask for ask in to_place}
-        for decision in decisions:
-            self._commit(term, by_operation[decision.request.request_id], decision, batch)
+        answers = self._decide(to_place, batch)
+        for start in range(0, len(answers), COMMITTED_TOGETHER):
+            self._commit(term, answers[start : start + COMMITTED_TOGETHER], batch)
         self._nudger.nudge()
 
-    def _commit(self, term: int, ask: PlacementAsk, decision: Decision, batch: _Batch) -> None:
-        """Write one decision; a claim that the database refuses leaves the request pending."""
-
-        def work(session: Session) -> None:
-            leases.assert_leader(session, term)
-            if decision.chosen_host_id is None:
-                self._refuse(session, ask, decision, decision.summary())
-            elif (lacking := _lacks_baseline(decision.chosen_host_id, batch)) and ask.kind == "create":
-                self._refuse(session, ask, decision, lacking)
-            else:
-                self._place(session, ask, decision, decision.chosen_host_id, batch)
-
-        try:
-            self._db.write(work)
-            metrics.PLACEMENTS.labels(ask.kind, "placed" if decision.chosen_host_id else "refused").inc()
-        except claims.ClaimRefused:
-            metrics.PLACEMENTS.labels(ask.kind, "raced").inc()
-            log.info("placement raced", operation_id=ask.operation_id, host_id=decision.chosen_host_id)
-
-    def _refuse(self, session: Session, ask: PlacementAsk, decision: Decision, refusal: str) -> None:
-        decision_id = self._record(session, ask, decision)
-        placements.settle(
-            session,
-            ask.operation_id,
-            state="refused",
-            decision_id=decision_id,
-            refusal=refusal,
-            now=self._clock.now(),
+    def _decide(self, asks: Sequence[PlacementAsk], batch: Batch) -> list[Answer]:
+        requests = [_request(ask, batch) for ask in asks]
+        started_s = self._clock.boottime_s()
+        decisions = place(
+            batch.snapshot,
+            requests,
+            policy_of=placement_snapshot.policy_of(batch.rows),
+            # A burst of hundreds would keep a verdict on every host for every vm: the best ones say enough, the rest is asked again.
+            listed_hosts=LISTED_HOSTS if len(requests) <= BURST else KEPT_HOSTS,
         )
-        operations.wake(session, ask.operation_id, self._clock.now())
+        metrics.PLACEMENT_SECONDS.observe(self._clock.boottime_s() - started_s)
+        metrics.PLACEMENT_BATCH.observe(len(requests))
+        by_operation, digest = {ask.operation_id: ask for ask in asks}, InputDigest(batch.snapshot)
+        answers = []
+        for decision in decisions:
+            stored = decision.as_json()
+            ask = by_operation[decision.request.request_id]
+            answers.append(Answer(ask, decision, mint("dec"), stored, digest.next(stored)))
+        return answers
 
-    def _place(
-        self,
-        session: Session,
-        ask: PlacementAsk,
-        decision: Decision,
-        host_id: str,
-        batch: _Batch,
-    ) -> None:
-        now = self._clock.now()
-        vm = vms.get(session, ask.vm_id)
-        epoch = vm.epoch + 1
-        decision_id = self._record(session, ask, decision)
-        is_answered = placements.settle(
-            session, ask.operation_id, state="placed", decision_id=decision_id, chosen_host_id=host_id, epoch=epoch, now=now
-        )
-        if not is_answered:
-            return  # withdrawn while we decided
-        claims.take(
-            session,
-            vm_id=vm.id,
-            host_id=host_id,
-            role="target" if ask.kind == "migrate" else "home",
-            epoch=epoch,
-            vcpus=vm.vcpus,
-            memory_mib=vm.memory_mib,
-            operation_id=ask.operation_id,
-            generation=None,
-            now=now,
-        )
-        needs = batch.needs[ask.vm_id]
-        local_ids = [volume.id for volume in needs.volumes if not batch.rows.pools[volume.pool_id].is_shared]
-        _take_space(session, needs, host_id, batch)
-        if ask.kind == "migrate":
-            claims.begin_migration(
-                session,
-                vm_id=vm.id,
-                operation_id=ask.operation_id,
-                source_host_id=vm.host_id,
-                target_host_id=host_id,
-                epoch=vm.epoch,
-                copied_volume_ids=local_ids,
-                now=now,
-            )
-        else:
-            vms.update(session, vm.id, host_id=host_id, epoch=epoch)
-            volume_claims.bind(session, local_ids, host_id)
-            _fix_machine(session, vm.id, host_id, batch)
-        self._tell(session, ask, host_id, decision_id)
-        operations.wake(session, ask.operation_id, now)
+    def _commit(self, term: int, answers: Sequence[Answer], batch: Batch) -> None:
+        """Write these answers in one transaction; one whose claim the database refuses stays pending."""
+        outcomes = self._db.write(lambda session: write_answers(session, answers, batch, term=term, now=self._clock.now()))
+        for answer in answers:
+            outcome = outcomes[answer.ask.operation_id]
+            metrics.PLACEMENTS.labels(answer.ask.kind, outcome).inc()
+            if outcome == RACED:
+                log.info("placement raced", operation_id=answer.ask.operation_id, host_id=answer.decision.chosen_host_id)
 
     def _answer_at_home(self, term: int, ask: PlacementAsk, home: Claim) -> None:
         """A vm that holds compute already is where it is: start it there under the epoch it has."""
@@ -166,65 +99,12 @@ class PlacementLoop:
 
         self._db.write(work)
 
-    def _record(self, session: Session, ask: PlacementAsk, decision: Decision) -> str:
-        decision_id = mint("dec")
-        placements.record_decision(
-            session,
-            decision_id=decision_id,
-            vm_id=ask.vm_id,
-            operation_id=ask.operation_id,
-            kind=ask.kind,
-            chosen_host_id=decision.chosen_host_id or "",
-            policy=decision.policy,
-            verdicts=decision.as_json(),
-            now=self._clock.now(),
-        )
-        return decision_id
 
-    def _tell(self, session: Session, ask: PlacementAsk, host_id: str, decision_id: str) -> None:
-        events.append(
-            session,
-            kind="vm.placed",
-            project_id=ask.project_id,
-            subject_id=ask.vm_id,
-            operation_id=ask.operation_id,
-            actor="system:placement",
-            message=f"placed on {fleet.name_of(session, host_id)} for {ask.kind}",
-            context={"host_id": host_id, "decision_id": decision_id},
-            now=self._clock.now(),
-        )
-
-
-def _take_space(session: Session, needs: fleet.VmNeeds, host_id: str, batch: _Batch) -> None:
-    for volume in needs.volumes:
-        pool = batch.snapshot.pools[volume.pool_id]
-        claims.take_space(
-            session,
-            volume_id=volume.id,
-            pool_id=pool.pool_id,
-            host_id="" if pool.is_shared else host_id,
-            size_bytes=volume.size_bytes,
-            limit_bytes=pool.claim_limit_bytes(host_id),
-        )
-
-
-def _fix_machine(session: Session, vm_id: str, host_id: str, batch: _Batch) -> None:
-    """Fix the class's baseline and the vm's concrete machine type and CPU model, once each."""
-    class_id = batch.hosts[host_id].host_class_id
-    baseline = batch.baselines[class_id]
-    fleet.fix_class_baseline(session, class_id, machine=baseline.machine, cpu_model=baseline.cpu_model)
-    fleet.fix_machine(session, vm_id, machine=baseline.machine, cpu_model=baseline.cpu_model)
-
-
-def _lacks_baseline(host_id: str, batch: _Batch) -> str:
-    return placement_snapshot.lacks_baseline(batch.rows, batch.baselines, batch.hosts[host_id].host_class_id)
-
-
-def _read(session: Session, asks: tuple[PlacementAsk, ...]) -> _Batch:
+def _read(session: Session, asks: tuple[PlacementAsk, ...]) -> Batch:
     vm_ids = [ask.vm_id for ask in asks]
     rows = fleet.read_rows(session)
     baselines = placement_snapshot.baselines_of(rows)
-    return _Batch(
+    return Batch(
         asks=asks,
         rows=rows,
         needs=fleet.needs_of(session, vm_ids),
@@ -235,7 +115,7 @@ def _read(session: Session, asks: tuple[PlacementAsk, ...]) -> _Batch:
     )
 
 
-def _request(ask: PlacementAsk, batch: _Batch) -> PlacementRequest:
+def _request(ask: PlacementAsk, batch: Batch) -> PlacementRequest:
     needs = batch.needs[ask.vm_id]
     source = batch.hosts.get(needs.vm.host_id)
     accelerator = source.inventory.accelerator if source and source.inventory else ""

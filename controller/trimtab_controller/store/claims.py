@@ -50,6 +50,10 @@ _TAKE_SPACE = (
     .values(claimed_bytes=_space.c.claimed_bytes + sa.bindparam("more_bytes"))
 )
 
+# For many at once: the caller counts the rows that changed.
+TAKE_MANY = _TAKE
+TAKE_SPACE_MANY = _TAKE_SPACE
+
 
 class ClaimRefused(Exception):
     """The place changed since the decision was made: decide again on a fresh snapshot."""

@@ -30,6 +30,7 @@ _BY_ID = sa.select(_table).where(_table.c.id == sa.bindparam("operation_id"))
 _WRITE_BY_ID = _table.update().where(_table.c.id == sa.bindparam("operation_id"))
 # As literals: a list of parameters is put into the statement's text anew at each execution.
 _WRITE_LIVE = _WRITE_BY_ID.where(_table.c.state.in_([sa.literal_column(f"'{state}'") for state in _LIVE]))
+_WAKE_MANY = _table.update().where(_table.c.id.in_(sa.bindparam("operation_ids", expanding=True)), _table.c.state.in_(_LIVE))
 _WRITE_HELD = _WRITE_LIVE.where(
     _table.c.driver == sa.bindparam("held_driver"), _table.c.turn == sa.bindparam("held_turn")
 ).returning(_table.c.is_cancel_requested)
@@ -332,6 +333,12 @@ def wake(session: Session, operation_id: str, now: datetime, progress: Mapping[s
         values["progress"] = dict(progress)
     changed = session.execute(_WRITE_LIVE, {"operation_id": operation_id, **values})
     return getattr(changed, "rowcount", 0) == 1
+
+
+def wake_many(session: Session, operation_ids: Sequence[str], now: datetime) -> None:
+    """Make these operations due now, those of them that are live."""
+    if operation_ids:
+        session.execute(_WAKE_MANY, {"operation_ids": list(operation_ids), "next_run": now})
 
 
 def note_progress(session: Session, operation_id: str, progress: Mapping[str, Any]) -> None:

@@ -16,6 +16,15 @@ _request = schema.placement_request
 
 _OF_OPERATION = sa.select(_request).where(_request.c.operation_id == sa.bindparam("of_operation"))
 _SETTLE = _request.update().where(_request.c.operation_id == sa.bindparam("of_operation"), _request.c.state == "pending")
+# For many at once: the caller counts the rows that changed.
+SETTLE_MANY = _SETTLE.values(
+    state="placed",
+    chosen_host_id=sa.bindparam("new_host"),
+    epoch=sa.bindparam("new_epoch"),
+    decision_id=sa.bindparam("new_decision"),
+    refusal="",
+    decided_at=sa.bindparam("at", type_=_request.c.decided_at.type),
+)
 
 
 def ask(
@@ -102,8 +111,12 @@ def withdraw(session: Session, operation_id: str) -> None:
     session.execute(_request.delete().where(_request.c.operation_id == operation_id))
 
 
-def record_decision(
-    session: Session,
+def record_decision(session: Session, **values: Any) -> None:
+    """Keep why: every host's verdict. The values are those of `decision_values`."""
+    session.execute(schema.decision.insert(), decision_values(**values))
+
+
+def decision_values(
     *,
     decision_id: str,
     vm_id: str,
@@ -112,10 +125,11 @@ def record_decision(
     chosen_host_id: str,
     policy: str,
     verdicts: Mapping[str, Any],
+    inputs_sha256: str,
     now: datetime,
-) -> None:
-    """Keep why: every host's verdict."""
-    values = {
+) -> dict[str, Any]:
+    """Return the row of a decision. `inputs_sha256`: of everything that it was decided on."""
+    return {
         "id": decision_id,
         "vm_id": vm_id,
         "operation_id": operation_id,
@@ -123,9 +137,9 @@ def record_decision(
         "chosen_host_id": chosen_host_id,
         "policy": policy,
         "verdicts": dict(verdicts),
+        "inputs_sha256": inputs_sha256,
         "created_at": now,
     }
-    session.execute(schema.decision.insert(), values)
 
 
 def latest_decision(session: Session, vm_id: str) -> DecisionRow | None:

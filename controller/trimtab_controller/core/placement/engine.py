@@ -30,15 +30,18 @@ def place(
     requests: Iterable[PlacementRequest],
     *,
     policy_of: PolicyOf = by_best_fit,
+    listed_hosts: int = LISTED_HOSTS,
 ) -> list[Decision]:
     """Return one decision per request, in the order in which they were made (`in_fair_order`).
+
+    Every host is named in a fleet of up to `listed_hosts`; of a larger one the best, or those that came closest.
 
     The caller claims what was chosen, by conditional writes, and asks again about what such a write refused.
     """
     books = Books(fleet)
     decisions = []
     for request in in_fair_order(requests):
-        decision = decide(books, request, policy=policy_of(request))
+        decision = decide(books, request, policy=policy_of(request), listed_hosts=listed_hosts)
         if decision.chosen_host_id is not None:
             books.claim(request, decision.chosen_host_id)
         decisions.append(decision)

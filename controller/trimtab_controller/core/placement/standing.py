@@ -78,7 +78,9 @@ def _is_first_time(books: Books, shape: Hashable) -> bool:
 
 
 def _is_singular(request: PlacementRequest) -> bool:
-    return bool(request.required_host_id or request.preferred_host_id or request.excluded_host_ids or request.group is not None)
+    if request.group is not None and not all(rule.is_must for rule in request.group.rules):
+        return True
+    return bool(request.required_host_id or request.preferred_host_id or request.excluded_host_ids)
 
 
 def _shape(trial: Trial, policy: Policy) -> Hashable:

@@ -46,6 +46,8 @@ vm = sa.Table(
     # Placement wishes.
     sa.Column("host_selector", Json, nullable=False),
     sa.Column("host_class", sa.String(63), nullable=False, server_default=""),
+    # What few vms ask for: pinning, huge pages, cells, devices, counted resources, tolerations; only what is asked stands here.
+    sa.Column("wishes", Json, nullable=False, server_default="{}"),
     sa.Column("ha", sa.String(16), nullable=False, server_default="none"),
     sa.Column("priority", sa.Integer(), nullable=False, server_default="0"),
     sa.Column("drain_policy", sa.String(16), nullable=False, server_default="migrate"),
@@ -95,6 +97,17 @@ claim = sa.Table(
 sa.Index("uq_claim_vm_role", claim.c.vm_id, claim.c.role, unique=True)
 sa.Index("ix_claim_host_id", claim.c.host_id)
 
+# What a vm holds of a host's stock; goes with the claim.
+claim_stock = sa.Table(
+    "claim_stock",
+    metadata,
+    ref("vm_id", "vm.id", primary_key=True),
+    ref("host_id", "host.id", primary_key=True),
+    sa.Column("resource", sa.String(120), primary_key=True),
+    sa.Column("amount", sa.BigInteger(), nullable=False),
+    sa.CheckConstraint("amount > 0", name="amount"),
+)
+
 # Space of volumes; survives a stop.
 disk_claim = sa.Table(
     "disk_claim",
@@ -136,6 +149,8 @@ decision = sa.Table(
     sa.Column("chosen_host_id", sa.String(40), nullable=False, server_default=""),
     sa.Column("policy", sa.String(40), nullable=False),
     sa.Column("verdicts", Json, nullable=False),
+    # Of everything that it was decided on: the fleet, what was claimed before it in its batch, the request.
+    sa.Column("inputs_sha256", sa.String(64), nullable=False, server_default=""),
     created_at(),
 )
 sa.Index("ix_decision_vm_id", decision.c.vm_id, decision.c.created_at)

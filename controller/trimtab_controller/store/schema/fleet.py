@@ -45,6 +45,11 @@ host = sa.Table(
     sa.Column("migration_address", sa.String(80), nullable=False),
     sa.Column("machine_id", sa.String(64), nullable=False),
     sa.Column("smbios_uuid", sa.String(64), nullable=False),
+    # What keeps vms off: [{key, value, effect}]; and the one project whose vms may run here.
+    sa.Column("taints", Json, nullable=False, server_default="[]"),
+    sa.Column("exclusive_project_id", sa.String(40), nullable=False, server_default=""),
+    # Cpus set aside for pinning, as the operator wrote them (`4-15,20-31`); each is a row of `host_part`.
+    sa.Column("dedicated_cpus", sa.String(400), nullable=False, server_default=""),
     # Observed. `incarnation` is the agent's: a command decided for another one is refused by the agent.
     sa.Column("connectivity", sa.String(16), nullable=False),
     sa.Column("connectivity_at", UtcDateTime(), nullable=False),
@@ -76,7 +81,7 @@ unique_among_live("uq_host_name_live", host.c.name)
 unique_among_live("uq_host_machine_id_live", host.c.machine_id)
 unique_among_live("uq_host_smbios_uuid_live", host.c.smbios_uuid)
 
-# Countable parts that belong to at most one vm at a time (filled by a later issue; the keys are what is dear to change).
+# Parts that belong to at most one vm at a time: cpus set aside for pinning, PCI devices. `facts`: the NUMA cell, a device's kind.
 host_part = sa.Table(
     "host_part",
     metadata,
@@ -86,6 +91,18 @@ host_part = sa.Table(
     sa.Column("facts", Json, nullable=False),
     sa.Column("vm_id", sa.String(40)),
     sa.CheckConstraint("kind IN ('cpu', 'numa_cell', 'pci')", name="kind"),
+)
+
+# What is counted on a host besides vcpus, memory and space, by the scheduler's name of it: `device:gpu`, `resource:licence`,
+# `cell:0:cpus`, `cell:0:pages:2048`. Claimed by conditional UPDATE, bounded by the CHECK.
+host_stock = sa.Table(
+    "host_stock",
+    metadata,
+    ref("host_id", "host.id", primary_key=True),
+    sa.Column("resource", sa.String(120), primary_key=True),
+    sa.Column("capacity", sa.BigInteger(), nullable=False),
+    sa.Column("claimed", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.CheckConstraint("claimed >= 0 AND claimed <= capacity", name="claimed"),
 )
 
 host_token = sa.Table(
