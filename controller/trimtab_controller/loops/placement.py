@@ -19,8 +19,8 @@ from trimtab_controller.core.placement.engine import place
 from trimtab_controller.core.placement.fleet import FleetSnapshot
 from trimtab_controller.core.placement.request import PlacementRequest
 from trimtab_controller.core.placement.verdict import Decision
-from trimtab_controller.loops import placement_snapshot
 from trimtab_controller.nudge import Nudger
+from trimtab_controller.operations import placement_snapshot
 from trimtab_controller.store import claims, events, fleet, leases, operations, placements, vms, volume_claims
 from trimtab_controller.store.database import Database, Session
 
