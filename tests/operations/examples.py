@@ -12,12 +12,14 @@ from tests.operations import examples_changes as changes
 from tests.operations.kit import GIB, FleetStory, NeverCancelled
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Operation, Vm
+from trimtab_controller.core.planning import PlanKind
 from trimtab_controller.core.resize import When
 from trimtab_controller.services import images as image_service
 from trimtab_controller.services import networks as network_service
+from trimtab_controller.services import plans as plan_service
 from trimtab_controller.services import pools as pool_service
 from trimtab_controller.services import volumes as volume_service
-from trimtab_controller.store import describe, image_replicas, images, networks, pools, schema, vms, volumes
+from trimtab_controller.store import describe, hosts, image_replicas, images, networks, pools, reach, schema, vms, volumes
 from trimtab_controller.store.database import Session
 from trimtab_protos.messages import DiskFormat, HostFileSource, ImageSpec
 
@@ -389,7 +391,46 @@ def _host_is_live(story: FleetStory, host_id: str) -> bool:
     return story.db.read(lambda session: session.execute(query).scalar_one()) is None
 
 
+# --- plans ---------------------------------------------------------------------------------------------------------------------
+
+
+def _drain(story: FleetStory) -> Operation:
+    """A drain of the one host that has a vm; hosts that earlier plans shut are opened first, and what they moved is deleted."""
+    story.db.write(lambda session: [reach.set_cordon(session, one, is_cordoned=False) for one in story.host_ids])
+    for vm_id in sorted(story.fleet_vms()):
+        story.accept_power(story.vm(vm_id), "delete")
+        story.settle()
+    vm = story.running_vm(_name("web"))
+    wish = plan_service.PlanWish(kind=PlanKind.DRAIN, hosts=(vm.host_id,))
+
+    def work(session: Session) -> Operation:
+        view = plan_service.create(session, wish, actor=story.actor, now=story.clock.now())
+        return plan_service.apply(session, view.row.id, actor=story.actor, now=story.clock.now())
+
+    return story.db.write(work)
+
+
+def _drained(story: FleetStory, operation: Operation) -> None:
+    view = story.db.read(lambda session: plan_service.get(session, operation.subject_id))
+    assert view.row.state == "applied"
+    assert [one.state for one in view.steps] == ["done"] * len(view.plan.steps)
+    for host_id in view.plan.scope:
+        assert story.running_on_host(host_id) == frozenset()
+    for step in view.plan.moves:
+        assert story.running_on(step.vm_id) == {story.vm(step.vm_id).host_id}
+
+
+def _called_off(story: FleetStory, operation: Operation) -> None:
+    view = story.db.read(lambda session: plan_service.get(session, operation.subject_id))
+    assert view.row.state in {"open", "cancelled"}
+    assert not any(one.state in {"pending", "running", "stopping"} for one in view.steps)
+    assert not any(host.is_cordoned for host in story.db.read(hosts.live)), "what it shut is open again"
+    for step in view.plan.moves:
+        assert story.running_on(step.vm_id) == {story.vm(step.vm_id).host_id}
+
+
 EXAMPLES: dict[str, Example] = {
+    "plan.apply": Example(kind="plan.apply", arrange=_drain, done=_drained, undone=_called_off),
     "vm.create": Example(kind="vm.create", arrange=_create, done=_created, undone=_not_created),
     "vm.create on a local pool": Example(kind="vm.create", arrange=_create_local, done=_created, undone=_not_created),
     "vm.create from a volume": Example(kind="vm.create", arrange=_create_from_volume, done=_created, undone=_volume_survived),

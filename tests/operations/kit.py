@@ -303,6 +303,12 @@ class FleetStory:
     def volumes(self, vm_id: str) -> tuple[Volume, ...]:
         return self.db.read(lambda session: describe.volumes_of(session, vm_id))
 
+    def fleet_vms(self) -> frozenset[str]:
+        """Return the ids of all live vms."""
+        table = schema.vm
+        query = sa.select(table.c.id).where(table.c.deleted_at.is_(None))
+        return self.db.read(lambda session: frozenset(session.scalars(query)))
+
     def running_on(self, vm_id: str) -> frozenset[str]:
         """Return where the guest's process really is."""
         return self.fleet.running_hosts(vm_id)

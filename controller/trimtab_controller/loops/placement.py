@@ -19,7 +19,7 @@ from trimtab_controller.core.placement.request import PlacementRequest
 from trimtab_controller.core.placement.verdict import KEPT_HOSTS, LISTED_HOSTS
 from trimtab_controller.loops.placement_writes import RACED, Answer, Batch, write_answers
 from trimtab_controller.nudge import Nudger
-from trimtab_controller.services import placement_snapshot
+from trimtab_controller.operations import placement_snapshot
 from trimtab_controller.store import claims, fleet, leases, operations, placements, vms
 from trimtab_controller.store.database import Database, Session
 

@@ -11,7 +11,7 @@ from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Host, HostClass, Operation
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services.vms import merge_labels
-from trimtab_controller.store import certificates, events, hosts, hosts_read, keyset, lookup, pools, schema
+from trimtab_controller.store import certificates, events, hosts, hosts_read, keyset, lookup, plans, pools, schema
 from trimtab_controller.store.certificates import HostCertificate
 from trimtab_protos.errors import Conflict, NotFound
 
@@ -56,6 +56,13 @@ def get(session: Session, name_or_id: str) -> HostView:
     )
 
 
+def _refuse_held(session: Session, host: Host, wish: HostChange) -> None:
+    """A host in maintenance is opened by the end of its maintenance alone."""
+    if wish.is_cordoned is False and plans.maintenance_of(session, [host.id]):
+        message = f"host {host.name} is in maintenance; end it with `trimtab host maintenance end {host.name}`"
+        raise Conflict("host-in-maintenance", message, host=host.name)
+
+
 def page(session: Session, page: keyset.Page) -> tuple[tuple[HostView, ...], tuple[str, str] | None]:
     found, next_after = hosts_read.page(session, page)
     return views(session, found), next_after
@@ -94,6 +101,7 @@ def change(
     if wish.labels is not None:
         values["labels"] = merge_labels(host.labels, wish.labels)
     if wish.is_cordoned is not None:
+        _refuse_held(session, host, wish)
         values["is_cordoned"] = wish.is_cordoned
     host_class = None
     if wish.host_class is not None:

@@ -11,7 +11,7 @@ from trimtab_controller.core.placement.engine import explain, explain_host
 from trimtab_controller.core.placement.fleet import FleetSnapshot
 from trimtab_controller.core.placement.request import PlacementKind
 from trimtab_controller.core.placement.verdict import Decision, HostVerdict
-from trimtab_controller.services import placement_snapshot
+from trimtab_controller.operations import placement_snapshot
 from trimtab_controller.store import claims, fleet
 from trimtab_protos.errors import NoCapacity
 

@@ -4,7 +4,7 @@ from trimtab_controller.core.model.compute import Claim, MigrationRow, Nic, Vm
 from trimtab_controller.core.model.fleet import Host, HostClass
 from trimtab_controller.core.model.identity import Actor, Project, Role, Token, User
 from trimtab_controller.core.model.operations import Event, JournalEntry, Operation, OperationError
-from trimtab_controller.core.model.placement import DecisionRow, PlacementAsk
+from trimtab_controller.core.model.placement import DecisionRow, Maintenance, PlacementAsk, PlanRow, PlanStepRow
 from trimtab_controller.core.model.storage import Image, ImageReplica, Network, Pool, PoolSpace, Volume
 
 __all__ = [
@@ -17,12 +17,15 @@ __all__ = [
     "Image",
     "ImageReplica",
     "JournalEntry",
+    "Maintenance",
     "MigrationRow",
     "Network",
     "Nic",
     "Operation",
     "OperationError",
     "PlacementAsk",
+    "PlanRow",
+    "PlanStepRow",
     "Pool",
     "PoolSpace",
     "Project",

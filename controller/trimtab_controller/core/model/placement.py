@@ -34,3 +34,44 @@ class DecisionRow:
     policy: str
     verdicts: Mapping[str, Any]
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRow:
+    """A stored plan; `changes` is `core.planning.Plan` in its stored form."""
+
+    id: str
+    kind: str
+    # open, applying, applied, incomplete, cancelled
+    state: str
+    changes: Mapping[str, Any]
+    created_by: str
+    created_at: datetime
+    summary: str
+    operation_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanStepRow:
+    """How far one step of an applied plan has come."""
+
+    plan_id: str
+    position: int
+    # pending, stopping, running, done, skipped, failed, cancelled
+    state: str
+    host_id: str
+    target_host_id: str
+    operation_id: str
+    attempts: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Maintenance:
+    """A host that an operator holds out of service."""
+
+    host_id: str
+    plan_id: str
+    was_cordoned: bool
+    created_by: str
+    created_at: datetime

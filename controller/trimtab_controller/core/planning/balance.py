@@ -171,17 +171,5 @@ class Balance:
         return worth
 
 
-def settle(balance: Balance, *, least_worth: float, moves_max: int) -> list[Shift]:
-    """Make the best move again and again until none is worth its cost, or the budget is spent; return them in order."""
-    shifts: list[Shift] = []
-    while len(shifts) < moves_max:
-        shift = balance.best(least_worth=least_worth)
-        if shift is None:
-            break
-        balance.apply(shift)
-        shifts.append(shift)
-    return shifts
-
-
 def _deviation(ones: float, twos: float, count: int) -> float:
     return float(np.sqrt(max(0.0, (twos - ones * ones / count) / count)))

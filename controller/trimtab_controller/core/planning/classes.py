@@ -52,14 +52,18 @@ def asks_more_than_numbers(request: PlacementRequest) -> bool:
 
 
 class Classes:
-    """The classes met so far and their masks. Claims do not matter to it; `rebase` follows the properties of hosts."""
+    """The classes met so far and their masks. Claims do not matter to it; `rebase` follows the properties of hosts.
 
-    __slots__ = ("_asked", "_books", "_number_of", "masks")
+    Needs that differ and get the same answer, such as those of two projects, are one class: fewer classes, larger groups.
+    """
+
+    __slots__ = ("_asked", "_books", "_number_of", "_number_of_mask", "masks")
 
     def __init__(self, fleet: FleetSnapshot) -> None:
         self._books = _roomy(fleet)
         self._number_of: dict[Hashable, int] = {}
-        self._asked: list[PlacementRequest] = []
+        self._number_of_mask: dict[bytes, int] = {}
+        self._asked: list[tuple[int, PlacementRequest]] = []
         self.masks: list[Mask] = []
 
     def of(self, request: PlacementRequest) -> int:
@@ -67,20 +71,35 @@ class Classes:
         key = _key(request)
         number = self._number_of.get(key)
         if number is None:
-            number = self._number_of[key] = len(self.masks)
             disks = tuple(replace(disk, size_bytes=0, host_id="") for disk in request.disks)
-            self._asked.append(replace(request, vcpus=0, memory_mib=0, disks=disks))
-            self.masks.append(self._ask(self._asked[number]))
+            sizeless = replace(request, vcpus=0, memory_mib=0, disks=disks)
+            mask = self._ask(sizeless)
+            number = self._number_of[key] = self._number_of_mask.setdefault(mask.tobytes(), len(self.masks))
+            if number == len(self.masks):
+                self.masks.append(mask)
+            self._asked.append((number, sizeless))
         return number
 
-    def rebase(self, fleet: FleetSnapshot) -> list[int]:
-        """Ask again on a fleet of the same hosts in the same rows; return the rows for which some class's answer changed."""
+    def rebase(self, fleet: FleetSnapshot) -> list[int] | None:
+        """Ask again on a fleet of the same hosts in the same rows; return the rows for which some class's answer changed.
+
+        None where needs that were one class are not any more, or became one: then start anew.
+        """
         self._books = _roomy(fleet)
-        changed: set[int] = set()
-        for number, asked in enumerate(self._asked):
+        masks: dict[int, Mask] = {}
+        for number, asked in self._asked:
             mask = self._ask(asked)
+            if number in masks and not np.array_equal(masks[number], mask):
+                return None
+            masks[number] = mask
+        by_mask = {mask.tobytes(): number for number, mask in masks.items()}
+        if len(by_mask) < len(masks):
+            return None
+        changed: set[int] = set()
+        for number, mask in masks.items():
             changed.update(np.flatnonzero(mask != self.masks[number]).tolist())
             self.masks[number] = mask
+        self._number_of_mask = by_mask
         return sorted(changed)
 
     def _ask(self, sizeless: PlacementRequest) -> Mask:

@@ -5,7 +5,7 @@ matters (`staleness.py`), and each step is checked again when its turn comes.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -176,28 +176,22 @@ def _step(document: Mapping[str, Any]) -> Step:
 def undo_steps(steps: Iterable[Step]) -> tuple[Step, ...]:
     """Return the way back from these steps, last first; each waits for the one before, so that no room is needed twice.
 
-    Pass the steps that were done, with the targets that they got. Holds have no way back; a recovered vm does not return, since
-    its host is dead.
+    Pass the steps that were done, with the targets that they got. Hosts are opened before anything returns to them, and shut after
+    everything has left. Holds have no way back; a recovered vm does not return, since its host is dead.
     """
-    found: list[Step] = []
-    inverse = {StepKind.CORDON: StepKind.UNCORDON, StepKind.UNCORDON: StepKind.CORDON}
-    for step in reversed(tuple(steps)):
-        position, after = len(found), ((len(found) - 1,) if found else ())
-        if step.kind in inverse:
-            found.append(Step(position=position, kind=inverse[step.kind], host_id=step.host_id, after=after, why="undo"))
-        elif step.kind in {StepKind.MIGRATE, StepKind.RESTART}:
-            found.append(
-                Step(
-                    position=position,
-                    kind=step.kind,
-                    host_id=step.target_host_id,
-                    vm_id=step.vm_id,
-                    vm_name=step.vm_name,
-                    target_host_id=step.host_id,
-                    after=after,
-                    is_target_fixed=True,
-                    copied_bytes=step.copied_bytes,
-                    why="undo",
-                )
-            )
-    return tuple(found)
+    done = tuple(steps)
+    marks = [step for step in done if step.kind in {StepKind.CORDON, StepKind.UNCORDON}]
+    first, last = {step.host_id: step.kind for step in reversed(marks)}, {step.host_id: step.kind for step in marks}
+    opened = [(StepKind.UNCORDON, host_id) for host_id, kind in last.items() if first[host_id] is kind is StepKind.CORDON]
+    shut = [(StepKind.CORDON, host_id) for host_id, kind in last.items() if first[host_id] is kind is StepKind.UNCORDON]
+    back = [Step(position=0, kind=kind, host_id=host_id, why="undo") for kind, host_id in opened]
+    back += [
+        replace(step, host_id=step.target_host_id, target_host_id=step.host_id, is_target_fixed=True, why="undo")
+        for step in reversed(done)
+        if step.kind in {StepKind.MIGRATE, StepKind.RESTART}
+    ]
+    back += [Step(position=0, kind=kind, host_id=host_id, why="undo") for kind, host_id in shut]
+    return tuple(
+        replace(step, position=position, after=(position - 1,) if position else (), starts_s=0.0, ends_s=0.0)
+        for position, step in enumerate(back)
+    )

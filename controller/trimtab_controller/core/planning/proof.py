@@ -99,11 +99,11 @@ class FailoverProof:
         known, self._evidence = self._evidence, {}
         different = _differences(self.estate, estate)
         self.estate, self.domains = estate, tuple(domains)
-        if different.is_other_fleet:
+        rebased = None if different.is_other_fleet else self._rebase(different)
+        if rebased is None:
             self._begin()
             known = {}
-        else:
-            different = self._rebase(different)
+        different = rebased or different
         count = 0
         for domain in self.domains:
             evidence = known.get(domain.key) if old.get(domain.key) == domain else None
@@ -120,10 +120,10 @@ class FailoverProof:
         if domain.pool_id:
             return f"{vm.name} has a disk on pool {domain.value}: only a backup elsewhere brings it back"
         dead, books = tuple(sorted(domain.host_ids)), Books(self.estate.fleet)
-        for other in self._victims(domain):
-            if other.vm.vm_id == vm_id:
+        for other in sorted((one for one in self._present(domain) if one.is_protected), key=_urgency):
+            if other.vm_id == vm_id:
                 break
-            request = _restart(other.vm, dead)
+            request = _restart(other, dead)
             chosen = decide(books, request, policy=BEST_FIT, listed_hosts=-1).chosen_host_id
             if chosen is not None:
                 books.claim(request, chosen)
@@ -137,9 +137,11 @@ class FailoverProof:
         self._survivors = Survivors(self.estate.fleet, self._classes)
         self._victim_of: dict[str, Victim] = {}
 
-    def _rebase(self, different: _Differences) -> _Differences:
-        """Take over the new fleet; return the differences with the rows at which some class's answer changed."""
+    def _rebase(self, different: _Differences) -> _Differences | None:
+        """Take over the new fleet; return the differences with the rows at which some class's answer changed; None: start anew."""
         rows = self._classes.rebase(self.estate.fleet) if different.attribute_rows else []
+        if rows is None:
+            return None
         self._survivors = Survivors(self.estate.fleet, self._classes)
         return replace(different, attribute_rows=tuple(rows))
 
@@ -155,9 +157,9 @@ class FailoverProof:
     def _prove(self, domain: Domain) -> _Evidence:
         if domain.pool_id:
             return self._prove_pool(domain)
-        victims = self._victims(domain)
-        present = [vm for host_id in domain.host_ids for vm in self.estate.on(host_id)]
-        unprotected = sum(1 for vm in present if vm.power is not Power.STOPPED and not vm.is_protected)
+        present = self._present(domain)
+        victims = [self._victim(vm) for vm in sorted(present, key=_urgency) if vm.is_protected]
+        unprotected = len(present) - len(victims)
         finding = self._survivors.search(victims, domain.host_ids)
         covered = len(victims) - len(finding.missing)
         return _Evidence(DomainProof(domain, finding.missing, covered, unprotected, finding.is_tight), finding)
@@ -172,15 +174,11 @@ class FailoverProof:
         finding = Finding(lost, frozenset(), 0, 0, reads_all=True, is_tight=False)
         return _Evidence(DomainProof(domain, lost, 0, len(users) - len(lost), is_tight=False), finding)
 
-    def _victims(self, domain: Domain) -> list[Victim]:
-        """Return who has to be restarted, in that order. A vm of unknown state may have run: it counts."""
-        found = [
-            vm
-            for host_id in domain.host_ids
-            for vm in self.estate.on(host_id)
-            if vm.is_protected and vm.power is not Power.STOPPED
-        ]
-        return [self._victim(vm) for vm in sorted(found, key=_urgency)]
+    def _present(self, domain: Domain) -> list[VmSnapshot]:
+        """Return the vms that the domain's loss would stop. One of unknown state may have run: it counts."""
+        vms, by_host = self.estate.vms, self.estate.by_host
+        found = [vms[vm_id] for host_id in domain.host_ids for vm_id in by_host.get(host_id, ())]
+        return [vm for vm in found if vm.power is not Power.STOPPED]
 
     def _victim(self, vm: VmSnapshot) -> Victim:
         known = self._victim_of.get(vm.vm_id)

@@ -43,8 +43,14 @@ class RebalancePolicy:
     moves_per_hour: int = 60
     rest_s: float = 6 * 3600.0
     """A vm that moved stays where it is for so long."""
+    cpu_weight: float = 1.0
+    """How much evenness of predicted CPU use counts."""
     memory_weight: float = 0.25
-    """How much evenness of claimed memory counts beside that of CPU."""
+    """The same for claimed memory,"""
+    vcpus_weight: float = 0.0
+    """for claimed vcpus per core,"""
+    count_weight: float = 0.0
+    """and for the number of vms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +114,8 @@ class _Field:
     vms: tuple[VmSnapshot, ...]
     host_ids: tuple[str, ...]
     given: BalanceInput
+    dimensions: tuple[str, ...]
+    """Names of the rows of `given.loads`."""
 
     @classmethod
     def of(cls, estate: Estate, policy: RebalancePolicy, history: History) -> "_Field":
@@ -119,38 +127,40 @@ class _Field:
         classes = Classes(fleet)
         class_of = np.array([classes.of(vm.request) for vm in vms], dtype=np.intp)
         masks = np.array(classes.masks, dtype=np.bool_)[:, rows] if classes.masks else np.ones((1, len(hosts)), np.bool_)
-        capacity = np.array([[estate.capacity_millis(host.host_id) for host in hosts], fleet.limits[MEMORY][rows]], np.float64)
+        cores = np.array([estate.capacity_millis(host.host_id) for host in hosts], dtype=np.float64)
         requests = [vm.request for vm in vms]
         millis = np.array([vm.load_millis for vm in vms], dtype=np.int64)
         memory_mib = np.array([request.memory_mib for request in requests], dtype=np.int64)
         vcpus = np.array([request.vcpus for request in requests], dtype=np.int64)
         home = np.array([row_of[vm.host_id] for vm in vms], dtype=np.intp)
         loaded = np.bincount(home, weights=millis, minlength=len(hosts)).astype(np.int64)
+        dimensions = {
+            "cpu": (policy.cpu_weight, millis, cores),
+            "memory": (policy.memory_weight, memory_mib, fleet.limits[MEMORY][rows]),
+            "vcpus": (policy.vcpus_weight, vcpus, cores / 1000),
+            "count": (policy.count_weight, np.ones(len(vms)), np.ones(len(hosts))),
+        }
+        counted = {name: one for name, one in dimensions.items() if one[0] > 0}
         given = BalanceInput(
-            loads=np.array([millis, memory_mib], dtype=np.float64),
-            inverse_capacity=1.0 / np.maximum(capacity, 1.0),
-            base=np.zeros((2, len(hosts))),
-            weights=np.array([1.0, policy.memory_weight]),
+            loads=np.array([loads for _, loads, _ in counted.values()], dtype=np.float64),
+            inverse_capacity=np.array([1.0 / np.maximum(own, 0.001) for _, _, own in counted.values()]),
+            base=np.zeros((len(counted), len(hosts))),
+            weights=np.array([weight for weight, _, _ in counted.values()]),
             home=home,
             needs=np.array([vcpus, memory_mib, millis], dtype=np.int64),
-            free=np.array(
-                [fleet.free[VCPUS][rows], fleet.free[MEMORY][rows], capacity[0] * policy.hot_share - loaded], dtype=np.int64
-            ),
+            free=np.array([fleet.free[VCPUS][rows], fleet.free[MEMORY][rows], cores * policy.hot_share - loaded], dtype=np.int64),
             allowed=masks,
             class_of=class_of,
             cost=_costs(vms, estate, policy, history),
         )
-        return cls(vms, tuple(host.host_id for host in hosts), given)
+        return cls(vms, tuple(host.host_id for host in hosts), given, tuple(counted))
 
     def figures(self, balance: Balance) -> dict[str, float]:
-        if not self.host_ids:
-            return {"cpu_spread": 0.0, "cpu_hottest": 0.0, "memory_spread": 0.0}
-        spreads = balance.spreads()
-        return {
-            "cpu_spread": round(float(spreads[0]), 4),
-            "cpu_hottest": round(float(balance.shares[0].max()), 4),
-            "memory_spread": round(float(spreads[1]), 4),
-        }
+        """Return the spread of every dimension that counts, and the hottest host."""
+        spreads = balance.spreads() if self.host_ids else np.zeros(len(self.dimensions))
+        found = {f"{name}_spread": round(float(spreads[row]), 4) for row, name in enumerate(self.dimensions)}
+        hottest = balance.shares[self.dimensions.index("cpu")].max(initial=0.0) if "cpu" in self.dimensions else 0.0
+        return {"cpu_spread": 0.0, "cpu_hottest": round(float(hottest), 4)} | found
 
 
 def _costs(vms: Sequence[VmSnapshot], estate: Estate, policy: RebalancePolicy, history: History) -> Floats:

@@ -6,11 +6,11 @@ the steps still fit, which is tried on the books of now.
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any
 
-from trimtab_controller.core.placement import HostSnapshot
+from trimtab_controller.core.placement import FleetSnapshot, HostSnapshot
 from trimtab_controller.core.planning.estate import Estate, Power, VmSnapshot
 from trimtab_controller.core.planning.plan import Pin, Plan, PlanKind, Step, StepKind
 from trimtab_controller.core.planning.what_if import WhatIf
@@ -87,7 +87,7 @@ def _host_change(pin: Pin, estate: Estate) -> Change | None:
 
 def _no_longer_fits(plan: Plan, estate: Estate) -> list[Change]:
     """Return the first step that has no room any more, as a change; targets that the scheduler picks again may differ."""
-    trial = WhatIf(estate)
+    trial = WhatIf(_with_opened(estate, {step.host_id for step in plan.steps if step.kind is StepKind.UNCORDON}))
     opened = tuple(step.host_id for step in plan.steps if step.kind is StepKind.CORDON)
     for step in plan.moves:
         vm = estate.vms.get(step.vm_id)
@@ -103,6 +103,16 @@ def _no_longer_fits(plan: Plan, estate: Estate) -> list[Change]:
             return [Change(step.vm_id, f"vm {step.vm_name} has no place any more: {decision.summary()}")]
         trial.move(vm, step.kind, decision.chosen_host_id)
     return []
+
+
+def _with_opened(estate: Estate, host_ids: set[str]) -> Estate:
+    """Return the estate with these hosts open: the plan opens them before it needs them."""
+    shut = [host for host in estate.fleet.hosts if host.host_id in host_ids and host.is_cordoned]
+    if not shut:
+        return estate
+    hosts = [replace(host, is_cordoned=False) if host in shut else host for host in estate.fleet.hosts]
+    fleet = FleetSnapshot.of(hosts, estate.fleet.pools.values())
+    return replace(estate, fleet=fleet)
 
 
 def _vm_print(vm: VmSnapshot) -> str:

@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 import numpy as np
 
@@ -72,6 +73,9 @@ class Survivors:
             rows = self._rows_of[class_number] = np.flatnonzero(self.classes.masks[class_number]).tolist()
         return rows
 
+    def free_at(self, row: int) -> tuple[int, int]:
+        return self.vcpus[row], self.memory_mib[row]
+
     def search(self, victims: Sequence[Victim], dead: frozenset[str]) -> Finding:
         """Place the victims on the hosts that are not dead."""
         search = _Search(self, {self.fleet.row_of[host_id] for host_id in dead if host_id in self.fleet.row_of}, dead)
@@ -90,7 +94,7 @@ class Survivors:
 
 
 class _Search:
-    __slots__ = ("_all", "_dead", "_dead_ids", "_furthest", "_left", "_passed", "_start", "_survivors")
+    __slots__ = ("_all", "_dead", "_dead_ids", "_furthest", "_left", "_start", "_survivors")
 
     def __init__(self, survivors: Survivors, dead: set[int], dead_ids: frozenset[str]) -> None:
         self._survivors = survivors
@@ -100,9 +104,8 @@ class _Search:
         self._start = (min(dead) + 1) % max(1, len(survivors.fleet)) if dead else 0
         # Vcpus and memory left on the hosts that took someone.
         self._left: dict[int, tuple[int, int]] = {}
-        # By class, how many of its rows were read; by shape, how many roomy ones were passed.
+        # By class, how many of its rows were read.
         self._furthest: dict[int, int] = {}
-        self._passed: dict[Shape, int] = {}
         self._all = False
 
     def run(self, victims: Sequence[Victim]) -> Finding:
@@ -113,7 +116,7 @@ class _Search:
         is_tight = False
         plain = [victim for victim in victims if victim.class_number != SPECIAL]
         before = dict(self._left)
-        homeless = [victim for victim in plain if not self._take_first(victim)]
+        homeless = [victim for group in _equal(plain) for victim in self._take_first(group)]
         if homeless and any(self._is_short(victim) for victim in homeless):
             self._all = is_tight = True
             tighter = self._pack(plain, before)
@@ -151,32 +154,29 @@ class _Search:
     def _request(self, victim: Victim) -> PlacementRequest:
         return replace(victim.vm.restart_request(), excluded_host_ids=self._dead_ids)
 
-    def _take_first(self, victim: Victim) -> bool:
-        """Book the first host of the ring that has room.
-
-        Where an earlier victim of the same shape passed, there was no room for it, and room only shrinks: go on from there.
-        """
-        shape, dead, left = victim.shape, self._dead, self._left
-        roomy = self._survivors.roomy_rows(victim)
-        count = len(roomy)
+    def _take_first(self, group: Sequence[Victim]) -> Sequence[Victim]:
+        """Book equal victims on the first hosts of the ring that have room; return those that are left."""
+        first, dead, left = group[0], self._dead, self._left
+        vcpus, memory_mib, wanted = first.vcpus, first.memory_mib, len(group)
+        roomy = self._survivors.roomy_rows(first)
         begin = bisect_left(roomy, self._start)
-        vcpus, memory_mib = victim.vcpus, victim.memory_mib
-        for passed in range(self._passed.get(shape, 0), count):
-            row = roomy[(begin + passed) % count]
+        for row in chain(islice(roomy, begin, None), islice(roomy, begin)):
             if row in dead:
                 continue
-            free = left.get(row)  # None: as at the start, when it had room
-            if free is None or (free[0] >= vcpus and free[1] >= memory_mib):
-                self._passed[shape] = passed
-                self._note(victim.class_number, row)
-                self._book(row, victim)
-                return True
-        self._passed[shape] = count
-        self._furthest[victim.class_number] = len(self._survivors.rows_of(victim.class_number))
-        return False
+            free = left.get(row) or self._survivors.free_at(row)
+            if free[0] < vcpus or free[1] < memory_mib:
+                continue
+            taken = min(wanted, free[0] // vcpus if vcpus else wanted, free[1] // memory_mib if memory_mib else wanted)
+            left[row] = (free[0] - taken * vcpus, free[1] - taken * memory_mib)
+            wanted -= taken
+            if not wanted:
+                self._note(first.class_number, row)
+                return ()
+        self._furthest[first.class_number] = len(self._survivors.rows_of(first.class_number))
+        return group[len(group) - wanted :]
 
     def _book(self, row: int, victim: Victim) -> None:
-        free = self._left.get(row) or (self._survivors.vcpus[row], self._survivors.memory_mib[row])
+        free = self._left.get(row) or self._survivors.free_at(row)
         self._left[row] = (free[0] - victim.vcpus, free[1] - victim.memory_mib)
 
     def _note(self, class_number: int, row: int) -> None:
@@ -224,3 +224,11 @@ class _Search:
             found.update(read)
             reach = max(reach, (read[-1] - self._start) % size + 1)
         return frozenset(found), reach
+
+
+def _equal(victims: Sequence[Victim]) -> list[list[Victim]]:
+    """Return the victims in groups of one priority, shape and class, in the order in which each is met first."""
+    groups: dict[tuple[int, Shape], list[Victim]] = {}
+    for victim in victims:
+        groups.setdefault((victim.vm.priority, victim.shape), []).append(victim)
+    return list(groups.values())

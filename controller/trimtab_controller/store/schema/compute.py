@@ -249,8 +249,41 @@ plan = sa.Table(
     metadata,
     id_column(),
     sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),  # open, applying, applied, incomplete, cancelled
+    sa.Column("changes", Json, nullable=False),  # `core.planning.Plan` in its stored form
+    sa.Column("created_by", sa.String(80), nullable=False),
+    created_at(),
+    sa.Column("summary", sa.String(1000), nullable=False, server_default=""),
+    # The operation that applied it last; '' before.
+    sa.Column("operation_id", sa.String(40), nullable=False, server_default=""),
+)
+
+# How far the steps of a plan that is applied have come; a running one names its child operation.
+plan_step = sa.Table(
+    "plan_step",
+    metadata,
+    ref("plan_id", "plan.id", primary_key=True),
+    sa.Column("position", sa.Integer(), primary_key=True),
+    # pending, stopping, running, done, skipped, failed, cancelled
     sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("changes", Json, nullable=False),
+    sa.Column("host_id", sa.String(40), nullable=False),
+    # The forecast; what the step got once it is done.
+    sa.Column("target_host_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("operation_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("attempts", sa.Integer(), nullable=False, server_default="0"),
+    sa.Column("message", sa.String(1000), nullable=False, server_default=""),
+    sa.CheckConstraint("state IN ('pending', 'stopping', 'running', 'done', 'skipped', 'failed', 'cancelled')", name="state"),
+)
+# Slots: the moves under way of all plans.
+sa.Index("ix_plan_step_state", plan_step.c.state)
+
+# Hosts that operators hold out of service; a row ends with `host maintenance end`.
+host_maintenance = sa.Table(
+    "host_maintenance",
+    metadata,
+    ref("host_id", "host.id", primary_key=True),
+    sa.Column("plan_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("was_cordoned", sa.Boolean(), nullable=False, server_default=sa.false()),
     sa.Column("created_by", sa.String(80), nullable=False),
     created_at(),
 )

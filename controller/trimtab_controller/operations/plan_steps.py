@@ -1,0 +1,262 @@
+"""Carries out the steps of one plan: which may start, how the running ones stand, how they are called off.
+
+Every function works inside one transaction of the saga `plan.apply` and may run twice. A step that moves a vm is a child operation
+of that vm; the row of the step names it, so that a new driver goes on where the last one stopped. Steps are checked again when
+their turn comes: a vm that left by itself or is stopped leaves nothing to do.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from trimtab_controller.core.lifecycle import ENDED_STATES, DesiredPower, OperationState
+from trimtab_controller.core.model import Actor, Operation, PlanStepRow, Vm
+from trimtab_controller.core.planning.plan import Plan, Step, StepKind
+from trimtab_controller.core.planning.timeline import Slots
+from trimtab_controller.operations.accept import accept
+from trimtab_controller.store import fleet, operations, plans, reach, vms
+from trimtab_controller.store.database import Session
+
+# A migration fails for passing reasons too: a guest too busy to converge, a host that restarted its agent.
+TRIES_MAX = 3
+_OVER = frozenset({"done", "skipped", "failed", "cancelled"})
+_PASSED = frozenset({"done", "skipped"})
+STOP_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """One look at a plan that is being applied."""
+
+    session: Session
+    plan_id: str
+    plan: Plan
+    actor: Actor
+    slots: Slots
+    began_at: datetime
+    now: datetime
+
+    @property
+    def is_late(self) -> bool:
+        return self.plan.deadline_s is not None and (self.now - self.began_at).total_seconds() > self.plan.deadline_s
+
+    def rows(self) -> tuple[PlanStepRow, ...]:
+        return plans.steps_of(self.session, self.plan_id)
+
+    def put(self, row: PlanStepRow, state: str, **values: Any) -> None:
+        plans.set_step(self.session, row, state=state, **values)
+
+
+def carry_on(course: Course) -> tuple[PlanStepRow, ...]:
+    """Look after what runs, start what may start, and return the steps as they are then."""
+    for row in course.rows():
+        if row.state in plans.UNDER_WAY:
+            _look_after(course, row)
+    states = {row.position: row.state for row in course.rows()}
+    busy = plans.moves_under_way(course.session)
+    under_way = sum(1 for row in course.rows() if row.state in plans.UNDER_WAY)
+    for row in course.rows():
+        step = course.plan.steps[row.position]
+        if row.state != "pending":
+            continue
+        before = [states[position] for position in step.after]
+        if any(state in _OVER - _PASSED for state in before):
+            course.put(row, "failed", message="a step that it waits for failed")
+        elif course.is_late:
+            course.put(row, "failed", message="the deadline passed before its turn came")
+        elif all(state in _PASSED for state in before) and (not step.moves_vm or _has_slot(course, step, busy, under_way)):
+            started = _start(course, row, step)
+            under_way += started
+            for host_id in {step.host_id, step.target_host_id} - {""} if started else ():
+                busy[host_id] = busy.get(host_id, 0) + 1
+        states[row.position] = next(one.state for one in course.rows() if one.position == row.position)
+    return course.rows()
+
+
+def call_off(course: Course) -> bool:
+    """Cancel what runs and drop what has not begun; return whether nothing is under way any more."""
+    is_quiet = True
+    for row in course.rows():
+        if row.state == "pending":
+            course.put(row, "cancelled", message="the plan was cancelled")
+        elif row.state in plans.UNDER_WAY:
+            is_quiet &= _call_off_one(course, row)
+    return is_quiet
+
+
+def uncordon_all(course: Course) -> None:
+    """Open the hosts that this plan shut."""
+    for row in course.rows():
+        if course.plan.steps[row.position].kind is StepKind.CORDON and row.state == "done":
+            if row.message != WAS_CORDONED:
+                reach.set_cordon(course.session, row.host_id, is_cordoned=False)
+            course.put(row, "cancelled", message="uncordoned again")
+    plans.end_holds_of(course.session, course.plan_id)
+
+
+def is_over(row: PlanStepRow) -> bool:
+    return row.state in _OVER
+
+
+WAS_CORDONED = "it was cordoned already"
+
+
+# --- starting ----------------------------------------------------------------------------------------------------------------
+
+
+def _has_slot(course: Course, step: Step, busy: Mapping[str, int], under_way: int) -> bool:
+    hosts = {step.host_id, step.target_host_id} - {""}
+    return under_way < course.slots.per_network and all(busy.get(host_id, 0) < course.slots.per_host for host_id in hosts)
+
+
+def _start(course: Course, row: PlanStepRow, step: Step) -> bool:
+    """Begin a step whose turn has come; return whether a move is under way now."""
+    match step.kind:
+        case StepKind.CORDON:
+            was = reach.set_cordon(course.session, step.host_id, is_cordoned=True)
+            course.put(row, "done", message=WAS_CORDONED if was else "")
+        case StepKind.UNCORDON:
+            reach.set_cordon(course.session, step.host_id, is_cordoned=False)
+            course.put(row, "done")
+        case StepKind.HOLD:
+            plans.hold_host(
+                course.session,
+                step.host_id,
+                plan_id=course.plan_id,
+                was_cordoned=False,
+                created_by=course.actor.name,
+                now=course.now,
+            )
+            name = fleet.name_of(course.session, step.host_id)
+            course.put(row, "running", message=f"end it with `trimtab host maintenance end {name}`")
+        case StepKind.MIGRATE | StepKind.RESTART:
+            return _start_move(course, row, step)
+        case StepKind.RECOVER:
+            course.put(row, "failed", message="a recovery is driven by the failover of its host, not by a plan")
+    return False
+
+
+def _start_move(course: Course, row: PlanStepRow, step: Step) -> bool:
+    vm = vms.get(course.session, step.vm_id)
+    reason = _nothing_to_do(vm, step)
+    if reason:
+        course.put(row, "skipped", message=reason)
+        return False
+    live = operations.live_exclusive(course.session, vm.id)
+    if live is not None:
+        course.put(row, "pending", message=f"waits for {live.kind} {live.id}")
+        return False
+    to_host_id = step.target_host_id if step.is_target_fixed else ""
+    if step.kind is StepKind.RESTART:
+        vms.set_desired(course.session, vm.id, DesiredPower.STOPPED)
+        child = _child(course, vm, "vm.stop", {"force": False, "timeout_s": STOP_TIMEOUT_S})
+        course.put(row, "stopping", operation_id=child.id, message="")
+    else:
+        child = _child(course, vm, "vm.migrate", {"to_host_id": to_host_id})
+        course.put(row, "running", operation_id=child.id, message="")
+    return True
+
+
+def _nothing_to_do(vm: Vm, step: Step) -> str:
+    if vm.deleted_at is not None:
+        return "it was deleted meanwhile"
+    if vm.host_id != step.host_id:
+        return "it left by itself"
+    if vm.desired_power is DesiredPower.STOPPED:
+        return "it was stopped meanwhile"
+    return ""
+
+
+def _child(course: Course, vm: Vm, kind: str, params: Mapping[str, Any]) -> Operation:
+    return accept(
+        course.session,
+        kind,
+        subject_id=vm.id,
+        subject_name=vm.name,
+        project_id=vm.project_id,
+        params={"vm_id": vm.id, **params},
+        actor=course.actor,
+        now=course.now,
+    )
+
+
+# --- following ---------------------------------------------------------------------------------------------------------------
+
+
+def _look_after(course: Course, row: PlanStepRow) -> None:
+    step = course.plan.steps[row.position]
+    if step.kind is StepKind.HOLD:
+        if not plans.maintenance_of(course.session, [step.host_id]):
+            course.put(row, "done", message="the maintenance was ended")
+        return
+    child = operations.get(course.session, row.operation_id)
+    if child.state is OperationState.NEEDS_ATTENTION:
+        course.put(row, "failed", message=f"{child.kind} {child.id} needs attention: {_why(child)}")
+    elif child.state in ENDED_STATES:
+        _take_end(course, row, step, child)
+
+
+def _take_end(course: Course, row: PlanStepRow, step: Step, child: Operation) -> None:
+    is_done = child.state is OperationState.DONE
+    if row.state == "stopping":
+        if is_done:
+            _start_again(course, row, step)
+        else:
+            vms.set_desired(course.session, step.vm_id, DesiredPower.RUNNING)
+            _try_again(course, row, child)
+    elif is_done:
+        course.put(row, "done", target_host_id=vms.get(course.session, step.vm_id).host_id, message="")
+    elif step.kind is StepKind.RESTART and row.attempts + 1 < TRIES_MAX:
+        plans.set_step(course.session, row, attempts=row.attempts + 1)
+        _start_again(course, row, step)
+    else:
+        _try_again(course, row, child)
+
+
+def _start_again(course: Course, row: PlanStepRow, step: Step) -> None:
+    """Start what was stopped; the scheduler finds the host."""
+    vm = vms.get(course.session, step.vm_id)
+    live = operations.live_exclusive(course.session, vm.id)
+    if live is not None:
+        return  # somebody acts on it: the next look finds its end
+    vms.set_desired(course.session, vm.id, DesiredPower.RUNNING)
+    child = _child(course, vm, "vm.start", {"to_host_id": step.target_host_id if step.is_target_fixed else ""})
+    course.put(row, "running", operation_id=child.id)
+
+
+def _try_again(course: Course, row: PlanStepRow, child: Operation) -> None:
+    attempts = row.attempts + 1
+    # Cancelled by a person: that vm is meant to stay.
+    if child.state is OperationState.CANCELLED or attempts >= TRIES_MAX:
+        course.put(row, "failed", attempts=attempts, message=f"{child.kind} {child.id} {child.state.value}: {_why(child)}")
+    else:
+        course.put(row, "pending", attempts=attempts, operation_id="", message=_why(child))
+
+
+def _call_off_one(course: Course, row: PlanStepRow) -> bool:
+    step = course.plan.steps[row.position]
+    if step.kind is StepKind.HOLD:
+        course.put(row, "cancelled", message="the plan was cancelled")
+        return True
+    child = operations.get(course.session, row.operation_id)
+    if child.state is OperationState.NEEDS_ATTENTION:
+        course.put(row, "failed", message=f"{child.kind} {child.id} needs attention: {_why(child)}")
+        return True
+    if child.state in ENDED_STATES:
+        if row.state == "stopping" and child.state is OperationState.DONE:
+            _start_again(course, row, step)  # it was stopped for the plan's sake: it runs again before the plan ends
+            return False
+        if row.state == "stopping":
+            vms.set_desired(course.session, step.vm_id, DesiredPower.RUNNING)
+        is_done = child.state is OperationState.DONE
+        course.put(row, "done" if is_done else "cancelled", target_host_id=vms.get(course.session, step.vm_id).host_id)
+        return True
+    # A start is let through: cancelled, it would leave the vm stopped.
+    if child.kind != "vm.start" and not child.is_cancel_requested:
+        operations.request_cancel(course.session, child.id, actor=course.actor.name, now=course.now)
+    return False
+
+
+def _why(child: Operation) -> str:
+    return child.error.message if child.error is not None else "without a reason"

@@ -1,0 +1,83 @@
+"""What plans, proof and capacity read of the vms: all of them at once, a fixed number of queries per some hundred vms."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.lifecycle import LIVE_STATES
+from trimtab_controller.store import fleet, schema
+from trimtab_controller.store.fleet import VmNeeds
+
+# Parameters of one statement: SQLite takes 32,766, and each id is one in several of them.
+_CHUNK = 500
+_LIVE = tuple(state.value for state in LIVE_STATES)
+
+
+@dataclass(frozen=True, slots=True)
+class EstateVm:
+    needs: VmNeeds
+    drain_policy: str
+    has_compute: bool
+    """Whether its home claim holds vcpus or memory: a stopped vm's does not."""
+    busy_with: str
+    """The operation that is under way on it, '' for none."""
+
+
+def placed_vms(session: Session) -> tuple[EstateVm, ...]:
+    """Return every live vm that is on a host."""
+    table, claim = schema.vm, schema.claim
+    query = sa.select(table.c.id, table.c.drain_policy).where(table.c.deleted_at.is_(None), table.c.host_id != "")
+    policies = {row.id: row.drain_policy for row in session.execute(query)}
+    holding = frozenset(
+        session.scalars(sa.select(claim.c.vm_id).where(claim.c.role == "home", sa.or_(claim.c.vcpus > 0, claim.c.memory_mib > 0)))
+    )
+    busy, found = _busy(session), []
+    ids = sorted(policies)
+    for start in range(0, len(ids), _CHUNK):
+        for vm_id, needs in fleet.needs_of(session, ids[start : start + _CHUNK]).items():
+            found.append(EstateVm(needs, policies[vm_id], vm_id in holding, busy.get(vm_id, "")))
+    return tuple(found)
+
+
+def _busy(session: Session) -> dict[str, str]:
+    """Return what is under way on each subject, of any kind: a backup that runs beside others keeps its vm too."""
+    table = schema.operation
+    query = sa.select(table.c.subject_id, table.c.kind, table.c.id).where(table.c.state.in_(_LIVE)).order_by(table.c.id)
+    return {row.subject_id: f"{row.kind} {row.id}" for row in session.execute(query)}
+
+
+def migration_samples(session: Session, *, limit: int = 200) -> tuple[tuple[int, float], ...]:
+    """Return (MiB of memory, seconds) of the last live migrations without copied disks that were done."""
+    operation, vm = schema.operation, schema.vm
+    query = (
+        sa.select(vm.c.memory_mib, operation.c.result)
+        .join(vm, vm.c.id == operation.c.subject_id)
+        .where(operation.c.kind == "vm.migrate", operation.c.state == "done")
+        .order_by(operation.c.id.desc())
+        .limit(limit)
+    )
+    found = []
+    for row in session.execute(query):
+        total_ms = (row.result or {}).get("total_ms")
+        if total_ms:
+            found.append((int(row.memory_mib), total_ms / 1000))
+    return tuple(found)
+
+
+def usage_since(
+    session: Session, metric: str, at: datetime, *, bucket_s: int, subject_ids: Collection[str] | None = None
+) -> Mapping[str, list[tuple[datetime, float]]]:
+    """Return the means of one metric by subject, oldest first."""
+    table = schema.usage_rollup
+    query = sa.select(table.c.subject_id, table.c.bucket_at, table.c.mean).where(
+        table.c.metric == metric, table.c.bucket_s == bucket_s, table.c.bucket_at >= at
+    )
+    if subject_ids is not None:
+        query = query.where(table.c.subject_id.in_(subject_ids))
+    found: dict[str, list[tuple[datetime, float]]] = {}
+    for row in session.execute(query.order_by(table.c.bucket_at)):
+        found.setdefault(row.subject_id, []).append((row.bucket_at, row.mean))
+    return found
