@@ -30,6 +30,7 @@ def start_leading(draft: Draft, _event: LeaderStarted) -> None:
                 # Granting that has ended stays ended: that is a committed row. It is counted from our own start nevertheless.
                 intent_s=draft.now if host.intent_s is not None else None,
                 closing_since_s=draft.now,
+                has_listed=False,
                 losses=tuple(draft.now for _loss in host.losses),
                 quarantined_until_s=draft.now + draft.settings.steady_s if host.losses else NEVER_S,
             )

@@ -59,6 +59,10 @@ class Draft:
         """Return the vms that this host may hold, by id."""
         return [vm for _id, vm in sorted(self.vms.items()) if any(holder.host == host for holder in vm.holders)]
 
+    def at_home_on(self, host: str) -> list[VmRecord]:
+        """Return the vms that belong to this host, running there or not."""
+        return [vm for _id, vm in sorted(self.vms.items()) if vm.host == host]
+
     def silent_s(self, host: HostRecord) -> float:
         """Return how long the host has been silent as far as that means anything."""
         return self.now - max(host.heard_s, self.judging_from_s)

@@ -11,7 +11,7 @@ from trimtab_controller.core.failover.events import MarkedCorrupt, Observed, Sta
 from trimtab_controller.core.failover.homes import choose
 from trimtab_controller.core.failover.moves import observe_side
 from trimtab_controller.core.failover.records import GONE, NEVER_S, Desired, Holder, HostRecord, Phase, Seen, VmRecord
-from trimtab_controller.core.failover.recovery import bury, needs_attention, orphan, start
+from trimtab_controller.core.failover.recovery import bury, hosts_that_have_not_listed, needs_attention, orphan, start
 from trimtab_controller.core.lifecycle import HostConnectivity
 
 
@@ -119,7 +119,7 @@ def _ended(draft: Draft, vm: VmRecord, event: Observed) -> None:
 
 def restart_crashed(draft: Draft) -> None:
     """Start those whose back-off is over: on their own host where it can, else elsewhere."""
-    if draft.is_paused:
+    if draft.is_paused or hosts_that_have_not_listed(draft):
         return
     due = [vm for vm in draft.vms.values() if vm.phase is Phase.RESTARTING and draft.now >= vm.not_before_s]
     for vm in sorted(due, key=lambda one: (-one.priority, one.id)):

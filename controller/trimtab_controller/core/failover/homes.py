@@ -116,7 +116,7 @@ def choose(draft: Draft, vm: VmRecord, *, is_start: bool = False, without: Itera
 
 def _choose(draft: Draft, group: list[VmRecord], *, is_start: bool, without: set[str]) -> Choice:
     vm, ids = group[0], frozenset(member.id for member in group)
-    found: list[tuple[int, int, bool, int, str]] = []
+    found: list[tuple[int, bool, int, int, str]] = []
     reasons = []
     for host in sorted(draft.hosts.values(), key=lambda one: one.id):
         members_there = sum(1 for member in group if member.id != vm.id and host.id in places(member))
@@ -126,11 +126,13 @@ def _choose(draft: Draft, group: list[VmRecord], *, is_start: bool, without: set
             why = "it failed to start there"
         if not why and is_start and _starting_on(draft, host.id) >= draft.settings.starts_per_host:
             why = f"{draft.settings.starts_per_host} guests are starting there already"
+            if is_home:
+                return Choice("", f"{host.id}: {why}; it starts there next")
         if why:
             reasons.append(f"{host.id}: {why}")
             continue
         preference = max(rank(draft, member, host.id) or 0 for member in group)
-        found.append((-preference, -members_there, not is_home, load(draft, host.id, besides=vm.id), host.id))
+        found.append((-members_there, not is_home, -preference, load(draft, host.id, besides=vm.id), host.id))
     return Choice(min(found)[4]) if found else Choice("", "; ".join(reasons) or "there is no host")
 
 
@@ -150,6 +152,9 @@ def _why_not(draft: Draft, group: list[VmRecord], host: HostRecord, ids: frozens
         enemies = enemies_on(draft, member, host.id, besides=ids)
         if enemies:
             return f"{member.id} is kept apart from {enemies[0]}, which is there"
+    local = next((member for member in group if member.is_local and member.host != host.id), None)
+    if local is not None:
+        return f"the disks of {local.id} lie on {local.host} alone"
     if not has_memory(draft, group[0], host):
         return "it has not enough memory left"
     frozen_home = draft.hosts.get(group[0].host)

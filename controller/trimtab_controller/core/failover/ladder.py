@@ -13,7 +13,7 @@ from trimtab_controller.core.failover.detection import stand
 from trimtab_controller.core.failover.draft import Draft
 from trimtab_controller.core.failover.effects import EndGranting, PowerOff, Refuse, WriteIntent
 from trimtab_controller.core.failover.events import ConfirmedOff, GrantingEnded, IntentWritten, PowerAnswered
-from trimtab_controller.core.failover.records import NEVER_S, Closing, HostRecord, PowerTry, Proof
+from trimtab_controller.core.failover.records import NEVER_S, Closing, Desired, HostRecord, PowerTry, Proof
 from trimtab_controller.core.failover.recovery import let_go
 from trimtab_controller.core.lifecycle import HostConnectivity
 
@@ -31,7 +31,8 @@ def climb(draft: Draft) -> None:
 
 
 def _is_wanted(draft: Draft, host: HostRecord) -> bool:
-    return any(vm.is_kept or vm.desired.value == "deleted" for vm in draft.held_by(host.id))
+    has_stopped = any(vm.desired is Desired.STOPPED for vm in draft.at_home_on(host.id))
+    return has_stopped or any(vm.is_kept or vm.desired is Desired.DELETED for vm in draft.held_by(host.id))
 
 
 def _climb(draft: Draft, host: HostRecord) -> None:
@@ -46,7 +47,7 @@ def _climb(draft: Draft, host: HostRecord) -> None:
     elif _has_bound_passed(draft, host):
         from_s = _counted_from_s(draft, host)
         fence(draft, host, Proof.LEASE_BOUND, f"its lease ended: {draft.now - from_s:.1f} s since the last renewal or intent")
-    elif host.closing is not Closing.FREEZE:
+    elif host.closing is not Closing.FREEZE and draft.held_by(host.id):
         _switch_off(draft, host)
 
 

@@ -35,6 +35,7 @@ def begin_move(draft: Draft, vm: VmRecord, target: str, *, is_live: bool = True,
         is_live_move=is_live,
         since_s=draft.now,
         sides={},
+        token="",
         fallback=vm.fallback if fallback is None else fallback,
         why=f"moves to {target}",
     )
@@ -58,7 +59,7 @@ def move_ended(draft: Draft, event: MoveEnded) -> None:
 
 def _settle_on(draft: Draft, vm: VmRecord, host: str) -> None:
     held = tuple(holder for holder in vm.holders if holder.host == host)
-    vm = replace(vm, host=host, holders=held, phase=Phase.SETTLED, move_to="", sides={}, token="", why="")
+    vm = replace(vm, host=host, holders=held, phase=Phase.SETTLED, move_to="", sides={}, why="")
     draft.put_vm(replace(vm, seen=Seen.RUNNING, seen_s=draft.now, since_s=draft.now, failed_hosts=()))
 
 

@@ -106,6 +106,9 @@ class HostRecord:
     memory_bytes: int = 0
     cpus: int = 0
     is_cordoned: bool = False
+    has_listed: bool = False
+    """Since this leader began, the host listed all that it holds. Until every live host has, nothing is started: the store may
+    have lost its last second, and with it a start that took place."""
     leftovers: frozenset[str] = frozenset()
     """Vms that moved away and whose stopped definition is still here."""
 
@@ -193,7 +196,7 @@ class VmRecord:
     sides: Mapping[str, Seen] = field(default_factory=dict)
     """During a move whose end is not known: what each holder said since."""
     token: str = ""
-    """The side of a broken move that goes on, recorded before the other is destroyed."""
+    """The side of its latest broken move that went on, recorded before the other was destroyed."""
     ran_s: float = NEVER_S
     recoveries: int = 0
 

@@ -24,6 +24,9 @@ from trimtab_controller.core.lifecycle import HostConnectivity
 
 def let_go(draft: Draft, host: HostRecord, proof: Proof) -> None:
     """Drop the fenced host as a holder of each vm that the proof covers."""
+    for vm in draft.at_home_on(host.id):
+        if vm.desired is Desired.STOPPED and not vm.holders:
+            _rehome_stopped(draft, vm)
     for vm in draft.held_by(host.id):
         if not _covers(host, proof, vm):
             draft.put_vm(replace(vm, seen=Seen.UNKNOWN, seen_s=draft.now, why=_why_not_covered(host, vm)))
@@ -31,7 +34,7 @@ def let_go(draft: Draft, host: HostRecord, proof: Proof) -> None:
         rest = without_holder(vm, host.id)
         if rest.holders:
             # A migration was in flight: the other side is asked before anything else happens.
-            draft.put_vm(replace(rest, sides={}))
+            draft.put_vm(replace(rest, sides={}, seen=Seen.UNKNOWN, seen_s=draft.now))
         else:
             orphan(draft, replace(rest, seen=Seen.ABSENT, seen_s=draft.now), because=f"{host.id} was fenced ({proof.value})")
 
@@ -57,7 +60,7 @@ def _lost_with(host_id: str) -> str:
     return f"its disks lie on {host_id} alone; it runs again when that host returns; else `trimtab backup restore` brings it back"
 
 
-def orphan(draft: Draft, vm: VmRecord, *, because: str) -> None:
+def orphan(draft: Draft, vm: VmRecord, *, because: str, is_recovery: bool = True) -> None:
     """Decide about a vm that nobody holds any more."""
     host = draft.hosts.get(vm.host)
     vm = replace(vm, move_to="", sides={}, token="")
@@ -79,7 +82,7 @@ def orphan(draft: Draft, vm: VmRecord, *, because: str) -> None:
                 phase=Phase.RECOVERING,
                 since_s=draft.now,
                 not_before_s=NEVER_S,
-                recoveries=vm.recoveries + 1,
+                recoveries=vm.recoveries + is_recovery,
                 why=f"waits for a home: {because}",
             )
         )
@@ -109,10 +112,11 @@ def recover(draft: Draft) -> None:
     """Start those that may start, the most important first, within slots; the rest learn why they wait."""
     if draft.is_paused:
         return
+    unheard = hosts_that_have_not_listed(draft)
     waiting = [vm for vm in draft.vms.values() if vm.phase is Phase.RECOVERING and not vm.holders]
     for queued in sorted(waiting, key=lambda vm: _urgency(draft, vm)):
         vm = draft.vms[queued.id]
-        blocker = _blocker(draft, vm)
+        blocker = f"waits until {unheard[0]} has said what it holds" if unheard else _blocker(draft, vm)
         if blocker:
             draft.put_vm(replace(vm, why=blocker))
             continue
@@ -121,6 +125,12 @@ def recover(draft: Draft) -> None:
             start(draft, vm, choice.host)
         else:
             draft.put_vm(replace(vm, why=f"no host can take it: {choice.why}"))
+
+
+def hosts_that_have_not_listed(draft: Draft) -> list[str]:
+    """Return the live hosts whose list this leader has not seen; lost ones are the ladder's."""
+    alive = {HostConnectivity.UP, HostConnectivity.SUSPECT}
+    return sorted(host.id for host in draft.hosts.values() if host.standing in alive and not host.has_listed)
 
 
 def _urgency(draft: Draft, vm: VmRecord) -> tuple[int, int, int, float, str]:
@@ -171,13 +181,17 @@ def session_opened(draft: Draft, event: SessionOpened) -> None:
     if host is None or (host.power is not None and host.power.is_under_way and host.standing is HostConnectivity.LOST):
         return
     listed = {vm_id: (epoch, seen) for vm_id, epoch, seen in event.domains}
-    host = draft.put(replace(host, boot_id=event.boot_id or host.boot_id))
+    host = draft.put(replace(host, boot_id=event.boot_id or host.boot_id, has_listed=True))
     if host.standing in {HostConnectivity.LOST, HostConnectivity.FENCED}:
         host = return_to_service(draft, host, "it came back and listed what it holds")
     elif host.standing is HostConnectivity.SUSPECT or host.closing is not Closing.NO:
         host = return_to_service(draft, host, "it opened a new session")
     for vm in draft.held_by(host.id):
         _compare(draft, vm, host.id, listed.get(vm.id))
+    for vm in draft.at_home_on(host.id):
+        # Its disks waited here while the host was away.
+        if vm.is_local and not vm.holders and vm.desired is Desired.RUNNING and vm.phase is Phase.SETTLED:
+            orphan(draft, vm, because=f"{host.id} is back", is_recovery=False)
     for vm_id, (epoch, seen) in sorted(listed.items()):
         _put_away(draft, host.id, vm_id, epoch, seen)
 
@@ -203,7 +217,9 @@ def _put_away(draft: Draft, host: str, vm_id: str, epoch: int, seen: Seen) -> No
         return  # unmanaged: shown, counted, never touched
     if vm is not None and holder_on(vm, host) is not None:
         return
-    if seen not in GONE:
+    if vm is not None and seen not in GONE and (epoch > vm.epoch or (epoch == vm.epoch and not vm.holders)):
+        _adopt(draft, vm, host, epoch, seen)
+    elif seen not in GONE:
         draft.do(DestroyCopy(vm=vm_id, host=host, epoch=epoch))
         draft.alarm(vm_id, "stale-copy", f"{host} came back running {vm_id} at epoch {epoch}, which is not its any more")
     elif vm is None:
@@ -211,6 +227,14 @@ def _put_away(draft: Draft, host: str, vm_id: str, epoch: int, seen: Seen) -> No
     else:
         record = draft.hosts[host]
         draft.put(replace(record, leftovers=record.leftovers | {vm_id}))
+
+
+def _adopt(draft: Draft, vm: VmRecord, host: str, epoch: int, seen: Seen) -> None:
+    """Take a running copy over that our store does not know of: it lost the transaction that assigned it."""
+    holders = (*vm.holders, Holder(host=host, epoch=epoch))
+    vm = replace(vm, host=host, epoch=epoch, holders=holders, phase=Phase.SETTLED, seen=seen, seen_s=draft.now)
+    draft.put_vm(replace(vm, why="" if len(holders) == 1 else "adopted; its former host has not said yet that it is gone"))
+    draft.alarm(vm.id, "vm-adopted", f"{host} runs {vm.id} at epoch {epoch}, which the store did not know; it is taken over")
 
 
 def clear_leftovers(draft: Draft) -> None:

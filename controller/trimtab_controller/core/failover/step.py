@@ -71,7 +71,8 @@ def _wish(draft: Draft, event: Wished) -> None:
     match event.desired:
         case Desired.RUNNING:
             if not vm.holders and vm.phase in {Phase.SETTLED, Phase.NEEDS_ATTENTION}:
-                recovery.orphan(draft, replace(vm, phase=Phase.SETTLED, restarts=0, relocations=0), because="it is wished to run")
+                vm = replace(vm, phase=Phase.SETTLED, restarts=0, relocations=0, failed_hosts=())
+                recovery.orphan(draft, vm, because="it is wished to run", is_recovery=False)
         case Desired.DELETED if not vm.holders:
             recovery.bury(draft, vm)
         case Desired.IGNORED:
