@@ -85,6 +85,7 @@ class ChangedPart(StrEnum):
     MEMORY = "memory"
     DISK = "disk"
     NIC = "nic"
+    CDROM = "cdrom"
 
 
 class MigrationSide(StrEnum):
@@ -217,6 +218,13 @@ class NicSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CdromSpec:
+    image_id: str = ""
+    pool_id: str = ""
+    boot_order: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SeedSpec:
     meta_yaml: str
     user_yaml: str = ""
@@ -258,6 +266,10 @@ class DomainSpec:
     spare_pcie_ports: int = 8
     networks: tuple[NetworkSpec, ...] = ()
     pools: tuple[PoolSpec, ...] = ()
+    cdrom: CdromSpec | None = None
+    has_tpm: bool = False
+    has_local_time_clock: bool = False
+    has_hyperv: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

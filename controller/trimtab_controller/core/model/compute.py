@@ -29,6 +29,11 @@ class Vm:
     next_memory_mib: int
     firmware: Firmware
     has_secure_boot: bool
+    has_tpm: bool
+    os: str
+    os_family: str
+    has_cdrom: bool
+    cdrom_image_id: str
     image_id: str | None
     seed: Mapping[str, Any]
     host_selector: Mapping[str, str]
