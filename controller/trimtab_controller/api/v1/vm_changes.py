@@ -71,10 +71,10 @@ async def resize_vm(request: Request, access: ProjectOperator, name: NamePath, a
 @router.post(f"{_VM}:attach", status_code=202, response_model=OperationAnswer)
 async def attach_device(request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: AttachBody) -> Response:
     """Give a vm a volume that no vm has, or a card on a network; a running guest gets it at once."""
-    _require_one("volume", body.volume, body.network)
     owner, card = access.own_project, body.network
 
     def act(session: Session, vm: Vm, caller: Caller) -> Operation:
+        _require_one("volume", body.volume, card)
         if card is None:
             return vm_devices.attach_volume(session, vm, caller, volume=body.volume, project=owner)
         wish = vms.NicWish(network=card.network, mac=card.mac, ip=card.ip)
@@ -86,10 +86,10 @@ async def attach_device(request: Request, access: ProjectOperator, name: NamePat
 @router.post(f"{_VM}:detach", status_code=202, response_model=OperationAnswer)
 async def detach_device(request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: DetachBody) -> Response:
     """Take a volume or a card from a vm; a running guest is asked, and the operation waits for what it does."""
-    _require_one("volume", body.volume, body.nic)
     owner = access.own_project
 
     def act(session: Session, vm: Vm, caller: Caller) -> Operation:
+        _require_one("volume", body.volume, body.nic)
         if body.nic:
             return vm_devices.detach_nic(session, vm, caller, nic=body.nic)
         return vm_devices.detach_volume(session, vm, caller, volume=body.volume, project=owner)
