@@ -205,6 +205,8 @@ class DiskSpec:
     bus: DiskBus = DiskBus.VIRTIO
     boot_order: int = 0
     is_read_only: bool = False
+    iops_limit: int = 0
+    bandwidth_limit_bytes_s: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

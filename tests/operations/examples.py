@@ -487,6 +487,12 @@ EXAMPLES: dict[str, Example] = {
         undone=changes.root_size(2 * GIB),
         takes_place=frozenset({"grow"}),
     ),
+    "volume.limit under a guest": Example(
+        kind="volume.limit",
+        arrange=lambda story: changes.limits_root(story, _name("web")),
+        done=changes.root_limits(500, 100),
+        undone=changes.root_limits(0, 0),
+    ),
     "volume.resize of one apart": Example(
         kind="volume.resize",
         arrange=lambda story: changes.accept_volume_resize(story, _present_volume(story), 3 * GIB),

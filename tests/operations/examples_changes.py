@@ -78,6 +78,33 @@ def root_size(size_bytes: int) -> Callable[[FleetStory, Operation], None]:
     return check
 
 
+def limits_root(story: FleetStory, name: str) -> Operation:
+    vm = story.running_vm(name)
+    return story.db.write(
+        lambda session: volume_service.limit(
+            session,
+            story.volumes(vm.id)[0].id,
+            iops=500,
+            bandwidth_mib_s=100,
+            project=story.project,
+            expected_version=None,
+            actor=story.actor,
+            now=story.clock.now(),
+        )
+    )
+
+
+def root_limits(iops: int, bandwidth_mib_s: int) -> Callable[[FleetStory, Operation], None]:
+    def check(story: FleetStory, operation: Operation) -> None:
+        vm = story.vm(operation.subject_id)
+        (volume,) = story.volumes(vm.id)
+        (disk,) = story.hypervisor(vm.host_id).domains[vm.id].spec.disks
+        assert (volume.iops_limit, volume.bandwidth_limit_mib_s) == (iops, bandwidth_mib_s)
+        assert (disk.iops_limit, disk.bandwidth_limit_bytes_s) == (iops, bandwidth_mib_s << 20), "the guest has what its row says"
+
+    return check
+
+
 # --- devices -----------------------------------------------------------------------------------------------------------------
 
 

@@ -212,6 +212,8 @@ def _disk(volume: Volume) -> DiskSpec:
         bus=volume.bus,
         boot_order=volume.boot_order,
         is_read_only=volume.is_read_only,
+        iops_limit=volume.iops_limit,
+        bandwidth_limit_bytes_s=volume.bandwidth_limit_mib_s << 20,
     )
 
 

@@ -70,6 +70,12 @@ def attach(
     return build(Volume, changed)
 
 
+def set_limits(session: Session, volume_id: str, *, iops: int, bandwidth_mib_s: int) -> None:
+    """Write how fast a guest may use the volume; 0: as fast as the pool."""
+    values = {"iops_limit": iops, "bandwidth_limit_mib_s": bandwidth_mib_s, "version": _table.c.version + 1}
+    session.execute(_table.update().where(_table.c.id == volume_id).values(values))
+
+
 def check_version(session: Session, volume_id: str, expected_version: int | None) -> None:
     """Raise the version; Conflict `stale-etag` where it is not the expected one."""
     lookup.update_version(session, _table, "the volume", volume_id, expected_version=expected_version)

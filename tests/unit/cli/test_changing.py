@@ -123,6 +123,9 @@ VERBS = {
             "secure_boot": True, "vcpus": 1, "start": True,
         },
     ),
+    "volume limit data --iops 500 --bandwidth 0": (
+        "POST", "/v1/projects/default/volumes/data:limit", {"iops": 500, "bandwidth_mib_s": 0}
+    ),
     "volume resize data 2GiB": ("POST", "/v1/projects/default/volumes/data:resize", {"size_bytes": 2 << 30}),
     "vm undelete web1": ("POST", f"{VMS}/web1:undelete", {}),
     "vm delete web1 --yes": ("DELETE", f"{VMS}/web1", None),

@@ -61,6 +61,7 @@ GUEST_MEMORY_BLOCK_MIB = 128
 _MAX_VCPUS = 240
 _MAX_MEMORY_MIB = 12 << 20
 _MAX_SPARE_PORTS = 32
+_MAX_LIMIT = 1 << 50
 _NIC_MODELS = ("virtio", "e1000e")
 
 _OVMF = "/usr/share/OVMF"
@@ -310,6 +311,11 @@ def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str,
     SubElement(element, "target", dev=target_name(disk), bus=disk.bus.value)
     if disk.is_read_only:
         SubElement(element, "readonly")
+    if disk.iops_limit or disk.bandwidth_limit_bytes_s:
+        limits = SubElement(element, "iotune")
+        for tag, amount in (("total_bytes_sec", disk.bandwidth_limit_bytes_s), ("total_iops_sec", disk.iops_limit)):
+            if amount:
+                SubElement(limits, tag).text = str(check_range(amount, tag, low=1, high=_MAX_LIMIT))
     SubElement(element, "serial").text = disk.volume_id[-SERIAL_BYTES:]
     order = _boot_order(disk, domain)
     if order:

@@ -91,6 +91,7 @@ class Hotplug:
         for network in domain_facts.read(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).networks:
             self._networks.start(connection, network)
         _plug(domain, wanted)
+        _limit_disks(domain, wanted)
         left += _change_medium(domain)
         left += _fit_memory(domain, spec)
         left += self._fit_vcpus(domain, spec, is_memory_settled=not any(each.part is ChangedPart.MEMORY for each in left))
@@ -206,6 +207,19 @@ def _require_slot(root: Element, element: Element) -> None:
             "the running guest has no free slot for this device; stop the vm, attach the device, and start it again",
             bus=bus,
         )
+
+
+def _limit_disks(domain: Any, wanted: dict[str, Element]) -> None:
+    """Give each disk the limits of the definition."""
+    present = _devices(parse(domain.XMLDesc(0)))
+    for alias, element in wanted.items():
+        target = element.find("target")
+        if element.tag == "disk" and alias in present and target is not None and _limits(element) != _limits(present[alias]):
+            domain.setBlockIoTune(target.get("dev", ""), _limits(element), _LIVE)
+
+
+def _limits(disk: Element) -> dict[str, int]:
+    return {tag: int(disk.findtext(f"iotune/{tag}") or 0) for tag in ("total_bytes_sec", "total_iops_sec")}
 
 
 # --- CD-ROM ----------------------------------------------------------------------------------------------------------------

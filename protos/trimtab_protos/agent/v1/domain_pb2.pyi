@@ -179,6 +179,8 @@ class DiskSpec(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     BOOT_ORDER_FIELD_NUMBER: _builtins.int
     IS_READ_ONLY_FIELD_NUMBER: _builtins.int
+    IOPS_LIMIT_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_LIMIT_BYTES_S_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     pool_id: _builtins.str
     format: _storage_pb2.DiskFormat.ValueType
@@ -187,6 +189,9 @@ class DiskSpec(_message.Message):
     boot_order: _builtins.int
     """1 boots first; 0 is not bootable."""
     is_read_only: _builtins.bool
+    iops_limit: _builtins.int
+    """Reads and writes together; 0: no limit."""
+    bandwidth_limit_bytes_s: _builtins.int
     def __init__(
         self,
         *,
@@ -197,10 +202,12 @@ class DiskSpec(_message.Message):
         index: _builtins.int = ...,
         boot_order: _builtins.int = ...,
         is_read_only: _builtins.bool = ...,
+        iops_limit: _builtins.int = ...,
+        bandwidth_limit_bytes_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_order", b"boot_order", "bus", b"bus", "format", b"format", "index", b"index", "is_read_only", b"is_read_only", "pool_id", b"pool_id", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_s", b"bandwidth_limit_bytes_s", "boot_order", b"boot_order", "bus", b"bus", "format", b"format", "index", b"index", "iops_limit", b"iops_limit", "is_read_only", b"is_read_only", "pool_id", b"pool_id", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

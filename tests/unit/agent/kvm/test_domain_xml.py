@@ -34,7 +34,7 @@ CASES: dict[str, tuple[DomainSpec, HostTraits]] = {
             disks=(
                 make.disk(0, boot_order=2),
                 make.disk(1, format=DiskFormat.RAW, boot_order=1),
-                make.disk(2, bus=DiskBus.SCSI, is_read_only=True),
+                make.disk(2, bus=DiskBus.SCSI, is_read_only=True, iops_limit=500, bandwidth_limit_bytes_s=100 << 20),
                 make.disk(3, bus=DiskBus.SATA),
             ),
             nics=(make.nic(0), make.nic(1, network_id="net-nat", model="e1000e", addresses=("10.20.0.5/24",))),
