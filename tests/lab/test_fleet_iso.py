@@ -85,7 +85,7 @@ def test_a_disk_image_is_no_iso_and_an_iso_needs_a_disk(fleet: Fleet) -> None:
 
 def test_a_guest_finds_its_tpm_keeps_it_over_a_stop_and_takes_it_along(fleet: Fleet) -> None:
     fleet.ok(
-        "vm", "create", "tpm1", "--image", "micro", "--memory", "128MiB", "--pool", "shared", "--firmware", "uefi", "--tpm",
+        "vm", "create", "tpm1", "--image", "micro", "--memory", "128MiB", "--pool", "shared", "--tpm",
         "--os", "linux", "--network", "default", "--wait",
     )  # fmt: skip
     vm = fleet.vm("tpm1")

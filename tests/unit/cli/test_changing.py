@@ -150,6 +150,11 @@ VERBS = {
         "POST", "/v1/networks", {"name": "lab", "kind": "nat", "subnet": "10.20.0.0/24", "dhcp": True}
     ),
     "network create lab --isolated": ("POST", "/v1/projects/default/networks", {"name": "lab", "kind": "isolated"}),
+    "image import win https://images.example/win --kind iso --sha256 " + "0" * 64: (
+        "POST",
+        "/v1/projects/default/images",
+        {"name": "win", "kind": "iso", "format": "iso", "source": {"url": "https://images.example/win", "sha256": "0" * 64}},
+    ),
     "image import iso https://images.example/a.iso --sha256 " + "0" * 64: (
         "POST",
         "/v1/projects/default/images",
