@@ -64,7 +64,7 @@ def build_guest_image(cache: Path | None = None) -> GuestImage:
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "build.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        packages = [_package(cache, _kernel_package(cache)), _package(cache, UEFI_PACKAGE)]
+        packages = [package(cache, _kernelpackage(cache)), package(cache, UEFI_PACKAGE)]
         directory = cache / f"guest-{_fingerprint(packages)}"
         image = GuestImage(
             kernel=directory / "vmlinuz",
@@ -90,7 +90,7 @@ def _fingerprint(packages: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _kernel_package(cache: Path) -> str:
+def _kernelpackage(cache: Path) -> str:
     """The concrete package behind Debian's meta package; one in the cache is good enough and needs no network."""
     cached = sorted(cache.glob("linux-image-*-cloud-amd64_*.deb"))
     if cached:
@@ -101,7 +101,8 @@ def _kernel_package(cache: Path) -> str:
     raise LabError(f"apt knows no {KERNEL_META_PACKAGE}; run `apt-get update`")
 
 
-def _package(cache: Path, name: str) -> Path:
+def package(cache: Path, name: str) -> Path:
+    """Return a Debian package's file, downloaded where the cache has none; it is unpacked, never installed."""
     cached = sorted(cache.glob(f"{name}_*.deb"))
     if cached:
         return cached[-1]

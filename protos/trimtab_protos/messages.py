@@ -85,6 +85,7 @@ class ChangedPart(StrEnum):
     MEMORY = "memory"
     DISK = "disk"
     NIC = "nic"
+    CDROM = "cdrom"
 
 
 class MigrationSide(StrEnum):
@@ -204,6 +205,8 @@ class DiskSpec:
     bus: DiskBus = DiskBus.VIRTIO
     boot_order: int = 0
     is_read_only: bool = False
+    iops_limit: int = 0
+    bandwidth_limit_bytes_s: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +217,13 @@ class NicSpec:
     index: int
     model: str = "virtio"
     addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CdromSpec:
+    image_id: str = ""
+    pool_id: str = ""
+    boot_order: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +268,10 @@ class DomainSpec:
     spare_pcie_ports: int = 8
     networks: tuple[NetworkSpec, ...] = ()
     pools: tuple[PoolSpec, ...] = ()
+    cdrom: CdromSpec | None = None
+    has_tpm: bool = False
+    has_local_time_clock: bool = False
+    has_hyperv: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -140,6 +140,7 @@ async def test_no_mutating_route_escapes_the_trail(api: Api) -> None:
         "/v1/projects/{project}/networks": {"name": "n", "kind": "nat"},
         "/v1/projects/{project}/images": {"name": "i", "format": "raw", "source": {"upload_id": "up-" + "0" * 26}},
         "/v1/projects/{project}/volumes": {"name": "web1-root", "size_bytes": 1 << 20},
+        "/v1/projects/{project}/volumes/{name}:resize": {"size_bytes": 1 << 20},
         "/v1/projects/{project}/vms": VM,
         "/v1/projects/{project}": {"quotas": {}},
         "/v1/users/{user}/roles/{project}": {"role": "viewer"},

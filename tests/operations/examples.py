@@ -476,6 +476,15 @@ EXAMPLES: dict[str, Example] = {
         kind="vm.migrate", arrange=_migrate_local, done=_moved, undone=_stayed, takes_place=frozenset({"move"})
     ),
     "vm.purge": Example(kind="vm.purge", arrange=_purge, done=_purged),
+    "vm.create from an ISO": Example(
+        kind="vm.create", arrange=lambda story: changes.installs(story, _name("web")), done=_created, undone=_not_created
+    ),
+    "vm.change_cdrom": Example(
+        kind="vm.change_cdrom",
+        arrange=lambda story: changes.changes_cdrom(story, _name("web")),
+        done=changes.has_medium("second"),
+        undone=changes.has_medium("first"),
+    ),
     "vm.resize": Example(
         kind="vm.resize",
         arrange=lambda story: changes.resizes(story, _name("web"), vcpus=4, memory_mib=2048),
@@ -530,6 +539,12 @@ EXAMPLES: dict[str, Example] = {
         done=changes.root_size(3 * GIB),
         undone=changes.root_size(2 * GIB),
         takes_place=frozenset({"grow"}),
+    ),
+    "volume.limit under a guest": Example(
+        kind="volume.limit",
+        arrange=lambda story: changes.limits_root(story, _name("web")),
+        done=changes.root_limits(500, 100),
+        undone=changes.root_limits(0, 0),
     ),
     "volume.resize of one apart": Example(
         kind="volume.resize",

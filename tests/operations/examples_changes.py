@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.operations.kit import GIB, FleetStory
-from trimtab_controller.core.model import Operation, Vm
+from trimtab_controller.core.model import Image, Operation, Vm
 from trimtab_controller.core.resize import When
 from trimtab_controller.services import vm_devices, vm_resize
 from trimtab_controller.services import volumes as volume_service
 from trimtab_controller.services.vm_power import Caller
 from trimtab_controller.services.vms import NicWish
-from trimtab_controller.store import describe, vms
+from trimtab_controller.store import describe, images, vms
 from trimtab_controller.store.database import Session
 
 
@@ -78,6 +78,33 @@ def root_size(size_bytes: int) -> Callable[[FleetStory, Operation], None]:
     return check
 
 
+def limits_root(story: FleetStory, name: str) -> Operation:
+    vm = story.running_vm(name)
+    return story.db.write(
+        lambda session: volume_service.limit(
+            session,
+            story.volumes(vm.id)[0].id,
+            iops=500,
+            bandwidth_mib_s=100,
+            project=story.project,
+            expected_version=None,
+            actor=story.actor,
+            now=story.clock.now(),
+        )
+    )
+
+
+def root_limits(iops: int, bandwidth_mib_s: int) -> Callable[[FleetStory, Operation], None]:
+    def check(story: FleetStory, operation: Operation) -> None:
+        vm = story.vm(operation.subject_id)
+        (volume,) = story.volumes(vm.id)
+        (disk,) = story.hypervisor(vm.host_id).domains[vm.id].spec.disks
+        assert (volume.iops_limit, volume.bandwidth_limit_mib_s) == (iops, bandwidth_mib_s)
+        assert (disk.iops_limit, disk.bandwidth_limit_bytes_s) == (iops, bandwidth_mib_s << 20), "the guest has what its row says"
+
+    return check
+
+
 # --- devices -----------------------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +162,43 @@ def has_devices(disks: int, nics: int) -> Callable[[FleetStory, Operation], None
         }
         if story.running_on(vm.id):
             assert open_volumes == {volume.id for volume in story.volumes(vm.id)}
+
+    return check
+
+
+# --- ISO images --------------------------------------------------------------------------------------------------------------
+
+
+def iso(story: FleetStory, name: str) -> Image:
+    """Return an ISO image in the shared pool, made once."""
+    found = story.db.read(lambda session: images.find(session, story.project.id, name))
+    return found or story.add_image(name, story.shared, kind="iso")
+
+
+def installs(story: FleetStory, name: str, **wishes: Any) -> Operation:
+    """Create on a local pool, so that the ISO is copied to the host."""
+    given = {"iso": iso(story, f"{name}-iso").id, "image_id": "", "disk_bytes": 2 * GIB, "os": "generic", **wishes}
+    return story.accept_create(name, pool=story.local, **given)[1]
+
+
+def changes_cdrom(story: FleetStory, name: str) -> Operation:
+    first, second = iso(story, f"{name}-first"), iso(story, f"{name}-second")
+    created = installs(story, name, iso=first.id)
+    story.settle()
+    return story.db.write(
+        lambda session: vm_devices.change_cdrom(
+            session, vms.get(session, created.subject_id), caller(story), iso=second.id, project=story.project
+        )
+    )
+
+
+def has_medium(which: str) -> Callable[[FleetStory, Operation], None]:
+    def check(story: FleetStory, operation: Operation) -> None:
+        vm = story.vm(operation.subject_id)
+        wanted = iso(story, f"{vm.name}-{which}").id
+        drive = story.hypervisor(vm.host_id).domains[vm.id].spec.cdrom
+        assert drive is not None
+        assert (vm.cdrom_image_id, drive.image_id) == (wanted, wanted)
 
     return check
 

@@ -210,11 +210,12 @@ class FleetStory:
 
         return self.db.write(work)
 
-    def add_image(self, name: str, pool: Pool, *, host_id: str = "") -> Image:
+    def add_image(self, name: str, pool: Pool, *, host_id: str = "", kind: str = "disk") -> Image:
         """Insert an image that lies in the pool, on `host_id` where the pool is local."""
         image_id = mint("img")
         at = self.hypervisor(host_id or self.host_ids[0])
-        spec = ImageSpec(image_id=image_id, pool_id=pool.id, format=DiskFormat.QCOW2)
+        image_format = DiskFormat.ISO if kind == "iso" else DiskFormat.QCOW2
+        spec = ImageSpec(image_id=image_id, pool_id=pool.id, format=image_format)
         source = HostFileSource(file_name=f"{name}.qcow2")
         result = at.import_image(spec, describe.pool_spec(pool), source, NeverCancelled())
 
@@ -225,8 +226,8 @@ class FleetStory:
                 image_id=image_id,
                 project_id="",
                 name=name,
-                kind="disk",
-                format="qcow2",
+                kind=kind,
+                format=image_format.value,
                 source_sha256=result.source_sha256,
                 labels={},
                 now=now,

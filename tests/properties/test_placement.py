@@ -90,6 +90,7 @@ WISHES: list[dict[str, Any]] = [
     {"cpu_features": ("x",)},
     {"machine": "q1"},
     {"firmware": Firmware.UEFI},
+    {"capabilities": ("tpm",)},
     {"host_selector": {"zone": "1"}},
     {"host_selector": {"zone": "1", "rack": "2"}},
     {"host_class": "gold"},

@@ -58,6 +58,7 @@ CAPABILITIES = (
     "pool-dir",
     "seed-nocloud",
     "simulated",
+    "tpm",
     "volume-linked-clone",
 )
 P = ParamSpec("P")
@@ -440,6 +441,7 @@ class SimulatedHypervisor:
         for network in domain.networks:
             self.reach_network(network)
         pools = {pool.pool_id: pool for pool in domain.pools}
+        simulated_images.require_medium(self, domain)
         for disk in domain.disks:
             if disk.pool_id not in pools:
                 raise InvalidRequest("pool-missing", f"disk {disk.volume_id} names pool {disk.pool_id}, which the spec lacks")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from trimtab_agent.hypervisor.base import JobControl
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.simulation import StoredImage
-from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, Unavailable
+from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound, Unavailable
 from trimtab_protos.messages import (
     DiskFormat,
+    DomainSpec,
     HostFileSource,
     ImageResult,
     ImageSource,
@@ -145,3 +146,12 @@ def made_up_content(image_format: DiskFormat, *, seed: str, virtual_size_bytes: 
 def qcow2_header(virtual_size_bytes: int) -> bytes:
     """Return the first bytes of a qcow2 image: magic, version, no backing file, virtual size."""
     return QCOW2_MAGIC + (3).to_bytes(4, "big") + bytes(16) + virtual_size_bytes.to_bytes(8, "big")
+
+
+def require_medium(host: "SimulatedHypervisor", domain: DomainSpec) -> None:
+    """Make sure that the image in the vm's drive is there."""
+    if domain.cdrom is None or not domain.cdrom.image_id:
+        return
+    pool = next(pool for pool in domain.pools if pool.pool_id == domain.cdrom.pool_id)
+    if domain.cdrom.image_id not in host.open_store(pool).images:
+        raise NotFound("image-not-found", f"pool {pool.pool_id} has no image {domain.cdrom.image_id}")

@@ -42,6 +42,7 @@ Address = Annotated[str, Field(pattern=r"^([0-9A-Fa-f:.]{2,45}(/[0-9]{1,3})?)?$"
 Subnet = Annotated[str, Field(pattern=r"^([0-9A-Fa-f:.]{2,45}/[0-9]{1,3})?$", examples=["10.20.0.0/24"])]
 BridgeOrNone = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,14})?$", examples=["br0"])]
 CpuModelOrNone = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,79})?$", examples=["Skylake-Server-v4"])]
+OsOrNone = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?$", examples=["win11"])]
 BridgeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$", examples=["br0"])]
 Sha256 = Annotated[
     str, Field(pattern=r"^[0-9a-f]{64}$", examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])

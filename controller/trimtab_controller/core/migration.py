@@ -62,6 +62,8 @@ def refusals(
         found.append(f"{target.hostname} has no machine type {domain.machine}; its QEMU is {target.qemu_version}")
     if domain.firmware is Firmware.UEFI and not target.has_uefi:
         found.append(f"{target.hostname} has no UEFI firmware")
+    if domain.has_tpm and "tpm" not in target.capabilities:
+        found.append(f"{target.hostname} has no software TPM")
     found.extend(_network_refusals(domain, target))
     return tuple(found)
 

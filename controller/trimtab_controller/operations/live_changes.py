@@ -1,6 +1,7 @@
 """How sagas change a vm that may run: they ask the guest through its agent, look at what it took, and ask again for a while."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from trimtab_controller.operations.saga import Effect
@@ -33,3 +34,8 @@ def ask_guest(
 def may_follow(left: tuple[ChangeLeft, ...]) -> bool:
     """Tell whether the guest may still do what it was asked for without a stop."""
     return any(not each.needs_stop for each in left)
+
+
+def with_medium(parts: describe.VmParts, image_id: str) -> describe.VmParts:
+    """Return the vm with this image in its drive; '' is none."""
+    return replace(parts, vm=replace(parts.vm, cdrom_image_id=image_id))

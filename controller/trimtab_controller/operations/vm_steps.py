@@ -132,16 +132,21 @@ def record_images(context: Transaction[Any]) -> None:
     image_replicas.record(context.session, missing, host_id, now=context.now)
 
 
-def copy_missing(context: Effect[Any], host_id: str, missing: Sequence[image_replicas.Missing]) -> Wait | None:
-    """Start or follow the copies of these images to the host, one after the other; None when all are there."""
+def copy_missing(
+    context: Effect[Any], host_id: str, missing: Sequence[image_replicas.Missing], *, ticket: str = ""
+) -> Wait | None:
+    """Start or follow the copies of these images to the host, one after the other; None when all are there.
+
+    `ticket`: with which the host may read from others; "" takes that of the placement.
+    """
     for one in missing:
-        waiting = _copy_replica(context, host_id, one)
+        waiting = _copy_replica(context, host_id, one, ticket or str(context.results["place"]["ticket"]))
         if waiting is not None:
             return waiting
     return None
 
 
-def _copy_replica(context: Effect[Any], host_id: str, missing: image_replicas.Missing) -> Wait | None:
+def _copy_replica(context: Effect[Any], host_id: str, missing: image_replicas.Missing, ticket: str) -> Wait | None:
     """Start or follow the copy of one image; None when it is there."""
     image, pool = missing.image, describe.pool_spec(missing.pool)
     if not missing.source_host_id:
@@ -151,7 +156,6 @@ def _copy_replica(context: Effect[Any], host_id: str, missing: image_replicas.Mi
     # The source is part of the key: a copy whose source went away is begun anew from another one.
     key = context.key(subject_id=context.operation.subject_id, part=f"{image.id}-{missing.source_host_id}")
     source_pool = describe.pool_spec(missing.source_pool)
-    ticket = str(context.results["place"]["ticket"])
     stored = describe.stored_format(image)
     address = context.agents.offer_image(
         missing.source_host_id,

@@ -116,6 +116,18 @@ def create(
     return views(session, (image,))[0], operation
 
 
+def ready_iso(session: Session, name_or_id: str, *, project: Project, field: str) -> Image:
+    """Return the ISO image. InvalidRequest for a disk image, Conflict while it is not imported."""
+    image = find(session, name_or_id, project=project)
+    if image.kind != "iso":
+        raise InvalidRequest("image-not-an-iso", f"{field}: {image.name} is a disk image; give an ISO", field=field)
+    if image.state != "ready":
+        raise Conflict(
+            "image-not-ready", f"image {image.name} is {image.state}; see `trimtab image get {image.name}`", state=image.state
+        )
+    return image
+
+
 def delete(
     session: Session, name_or_id: str, *, project: Project, expected_version: int | None, actor: Actor, now: datetime
 ) -> Operation:

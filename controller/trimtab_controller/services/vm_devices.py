@@ -2,15 +2,18 @@
 
 from sqlalchemy.orm import Session
 
+from trimtab_controller import osinfo
+from trimtab_controller.core.guest_os import Family, Hardware, hardware_for
 from trimtab_controller.core.model import Operation, Project, Vm, Volume
 from trimtab_controller.core.resize import OFF
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.services import volumes
+from trimtab_controller.services import images, volumes
 from trimtab_controller.services.vm_power import Caller
 from trimtab_controller.services.vms import NicWish, insert_nic, plan_nic
 from trimtab_controller.store import describe, lookup, networks, reach, schema, vms
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import Conflict, NotFound
+from trimtab_protos.messages import DiskBus
 
 # Index of a disk or card: the guest's slots are functions of it (`kvm/domain_xml.py`).
 INDEX_MAX = 23
@@ -31,7 +34,15 @@ def attach_volume(session: Session, vm: Vm, caller: Caller, *, volume: str, proj
     disks = describe.volumes_of(session, vm.id)
     _require_reach(session, vm, found, disks)
     index = _free_index("disks", [disk.disk_index or 0 for disk in disks])
-    volume_store.attach(session, found.id, vm_id=vm.id, disk_index=index, boot_order=0)
+    bus = hardware_of(vm).disk_bus
+    if bus is DiskBus.SATA and vm.observed_state not in OFF:
+        raise Conflict(
+            "guest-without-virtio",
+            f"volume: vm {vm.name} runs {vm.os or vm.os_family}, whose disks are SATA and come and go with a stop only; "
+            f"`trimtab vm stop {vm.name}` first",
+            field="volume",
+        )
+    volume_store.attach(session, found.id, vm_id=vm.id, disk_index=index, boot_order=0, bus=bus)
     return _accept(session, vm, caller, "vm.attach", volume_id=found.id)
 
 
@@ -39,7 +50,7 @@ def attach_network(session: Session, vm: Vm, caller: Caller, *, wish: NicWish, p
     """Accept that the vm gets a card on the network; MAC and address are taken at once."""
     cards = vms.nics_of(session, [vm.id])[vm.id]
     index = _free_index("nics", [card.nic_index for card in cards])
-    planned = plan_nic(session, vm.id, index, wish, project=project, field="network")
+    planned = plan_nic(session, vm.id, index, wish, project=project, field="network", model=hardware_of(vm).nic_model)
     if vm.host_id and vm.observed_state not in OFF:
         on_host = {one.host_id: one.state for one in networks.hosts_of(session, [planned.network.id])[planned.network.id]}
         if on_host.get(vm.host_id) != reach.READY:
@@ -74,6 +85,40 @@ def detach_nic(session: Session, vm: Vm, caller: Caller, *, nic: str) -> Operati
         known = ", ".join(card.id for card in cards) or "it has none"
         raise NotFound("nic-not-found", f"nic: vm {vm.name} has no nic {nic}; its nics: {known}", nic=nic)
     return _accept(session, vm, caller, "vm.detach", nic_id=found.id)
+
+
+def change_cdrom(session: Session, vm: Vm, caller: Caller, *, iso: str, project: Project) -> Operation:
+    """Accept another ISO in the vm's drive; '' ejects. Conflict where it has no drive and runs."""
+    image_id = images.ready_iso(session, iso, project=project, field="iso").id if iso else ""
+    if not vm.has_cdrom and vm.observed_state not in OFF:
+        raise Conflict(
+            "no-cdrom", f"iso: vm {vm.name} has no drive; `trimtab vm stop {vm.name}` first, then it is given one", field="iso"
+        )
+    lookup.update_version(
+        session,
+        schema.vm,
+        f"vm {vm.name}",
+        vm.id,
+        expected_version=caller.expected_version,
+        has_cdrom=True,
+        cdrom_image_id=image_id,
+    )
+    params = {"vm_id": vm.id, "image_id": image_id, "before_image_id": vm.cdrom_image_id}
+    return accept(
+        session,
+        "vm.change_cdrom",
+        subject_id=vm.id,
+        subject_name=vm.name,
+        project_id=vm.project_id,
+        params=params,
+        actor=caller.actor,
+        now=caller.now,
+    )
+
+
+def hardware_of(vm: Vm) -> Hardware:
+    """Return the hardware that the vm's operating system finds its way about in."""
+    return hardware_for(osinfo.find(vm.os or Family.LINUX.value))
 
 
 def _require_reach(session: Session, vm: Vm, volume: Volume, disks: tuple[Volume, ...]) -> None:

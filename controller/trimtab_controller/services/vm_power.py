@@ -47,6 +47,14 @@ def find(session: Session, name_or_id: str, *, project: Project, with_deleted: b
 
 def start(session: Session, vm: Vm, caller: Caller, *, to_host: str = "") -> Operation:
     to_host_id = resolve_host(session, to_host, actor=caller.actor)
+    if vm.has_tpm and vm.host_id:
+        if to_host_id not in {"", vm.host_id}:
+            raise Conflict(
+                "tpm-stays",
+                f"vm {vm.name} has a TPM, whose state is on its host: it starts there; once it runs, "
+                f"`trimtab vm migrate {vm.name} --to {to_host}` takes the TPM along",
+            )
+        to_host_id = vm.host_id
     return _accept(session, vm, caller, "vm.start", {"to_host_id": to_host_id}, desired=DesiredPower.RUNNING)
 
 

@@ -8,20 +8,22 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from trimtab_controller import osinfo
 from trimtab_controller.clock import mint, system_rng
+from trimtab_controller.core.guest_os import Family, GuestOs, hardware_for
 from trimtab_controller.core.ids import domain_uuid, kind_of, mac_address
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Actor, Image, Network, Nic, Operation, Pool, Project, Role, Vm, Volume
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.vm_steps import PLACEMENT_POLL_S
+from trimtab_controller.services import images, pools, quota, seeds, volumes
 from trimtab_controller.services import networks as network_service
-from trimtab_controller.services import pools, quota, seeds, volumes
 from trimtab_controller.services.authorise import require
 from trimtab_controller.services.vm_views import VmView
 from trimtab_controller.store import events, hosts, lookup, networks, placements, schema, vms
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
-from trimtab_protos.messages import DiskFormat
+from trimtab_protos.messages import DiskBus, DiskFormat, Firmware
 
 VOLUME_NAME_MAX = 63
 
@@ -57,6 +59,12 @@ class VmSpec:
     seed: seeds.SeedWish | None
     start: bool
     to_host: str
+    # An ISO image to install from, onto an empty disk of `disk_bytes`.
+    iso: str = ""
+    # A family, or a name of osinfo's; '' is linux.
+    os: str = ""
+    has_tpm: bool = False
+    has_secure_boot: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +75,7 @@ class _Root:
     volume: Volume | None
     pool: Pool | None
     size_bytes: int
+    iso: Image | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,19 +89,27 @@ class PlannedNic:
 def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, now: datetime) -> tuple[VmView, Operation]:
     """Insert the vm, its root volume and nics, charge the quota, and accept vm.create. Raises whatever refuses it, by field."""
     _check_shape(spec)
+    guest_os = osinfo.find(spec.os or Family.LINUX.value)
+    hardware = hardware_for(guest_os)
     root = _root(session, spec, project)
     to_host_id = resolve_host(session, spec.to_host, actor=actor)
     if spec.host_class and hosts.find_class(session, spec.host_class) is None:
         raise NotFound("host-class-not-found", f"host_class: there is no host class {spec.host_class}", field="host_class")
     vm_id = mint("vm")
     planned = tuple(
-        plan_nic(session, vm_id, i, wish, project=project, field=f"networks[{i}]") for i, wish in enumerate(spec.networks)
+        plan_nic(session, vm_id, i, wish, project=project, field=f"networks[{i}]", model=hardware.nic_model)
+        for i, wish in enumerate(spec.networks)
     )
     disk_bytes = 0 if root.volume is not None else root.size_bytes
     quota.charge(session, project.id, quota.Charge(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_bytes=disk_bytes))
     seed = seeds.documents(spec.seed, vm_id=vm_id, vm_name=spec.name, nics=[one.nic for one in planned])
-    vm = vms.insert(session, **_vm_values(spec, vm_id=vm_id, project=project, root=root, now=now), seed=seed)
-    volume = _give_root(session, spec, root, vm_id=vm_id, project=project, now=now)
+    vm = vms.insert(
+        session,
+        **_vm_values(spec, vm_id=vm_id, project=project, root=root, now=now),
+        **_os_values(spec, guest_os, root),
+        seed=seed,
+    )
+    volume = _give_root(session, spec, root, vm_id=vm_id, project=project, bus=hardware.disk_bus, now=now)
     nics = tuple(insert_nic(session, one, now=now, field=f"networks[{one.nic.nic_index}]") for one in planned)
     operation = accept(
         session,
@@ -116,7 +133,7 @@ def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, no
         previous_host_id="",
         now=now,
     )
-    named: list[Project | Image | Pool | Network | None] = [project, root.image, root.pool]
+    named: list[Project | Image | Pool | Network | None] = [project, root.image, root.pool, root.iso]
     named += [one.network for one in planned]
     names = {one.id: one.name for one in named if one is not None}
     return VmView(vm=vm, volumes=(volume,), nics=nics, operation=operation, names=names), operation
@@ -168,8 +185,10 @@ def resolve_host(session: Session, name_or_id: str, *, actor: Actor) -> str:
 def _check_shape(spec: VmSpec) -> None:
     if kind_of(spec.name):
         raise InvalidRequest("name-like-an-id", f"name: {spec.name} looks like an id; choose a name", field="name")
-    if bool(spec.image) == bool(spec.volume):
-        raise InvalidRequest("root-missing", "image: give either an image or a volume to boot from", field="image")
+    if [bool(spec.image), bool(spec.volume), bool(spec.iso)].count(True) != 1:
+        raise InvalidRequest(
+            "root-missing", "image: give either an image or a volume to boot from, or an ISO to install from", field="image"
+        )
     if spec.volume and (spec.disk_bytes is not None or spec.pool):
         raise InvalidRequest(
             "root-fixed", "volume: it has its size and pool already; leave disk_bytes and pool out", field="volume"
@@ -194,6 +213,15 @@ def _root(session: Session, spec: VmSpec, project: Project) -> _Root:
                 "volume-not-ready", f"volume: {volume.name} is {volume.observed_state}, not present yet", field="volume"
             )
         return _Root(image=None, volume=volume, pool=None, size_bytes=volume.size_bytes)
+    if spec.iso:
+        iso = images.ready_iso(session, spec.iso, project=project, field="iso")
+        if spec.disk_bytes is None:
+            raise InvalidRequest(
+                "size-missing",
+                "disk_bytes: give the size of the disk to install onto, for example 21474836480",
+                field="disk_bytes",
+            )
+        return _Root(image=None, volume=None, pool=pools.choose(session, spec.pool), size_bytes=spec.disk_bytes, iso=iso)
     image = volumes.ready_disk(session, spec.image, project=project)
     pool = pools.choose(session, spec.pool)
     size_bytes = volumes.size_of(spec.disk_bytes, image, field="disk_bytes")
@@ -214,7 +242,6 @@ def _vm_values(spec: VmSpec, *, vm_id: str, project: Project, root: _Root, now: 
         "vcpus_max": spec.vcpus_max or spec.vcpus,
         "memory_mib": spec.memory_mib,
         "memory_max_mib": spec.memory_max_mib or spec.memory_mib,
-        "firmware": spec.firmware,
         "device_addresses": {},
         "image_id": root.image.id if root.image else None,
         "host_selector": dict(spec.host_selector),
@@ -227,17 +254,36 @@ def _vm_values(spec: VmSpec, *, vm_id: str, project: Project, root: _Root, now: 
     }
 
 
-def _give_root(session: Session, spec: VmSpec, root: _Root, *, vm_id: str, project: Project, now: datetime) -> Volume:
+def _os_values(spec: VmSpec, guest_os: GuestOs, root: _Root) -> dict[str, Any]:
+    """Return what follows from the operating system. InvalidRequest where what was asked for contradicts it."""
+    firmware = spec.firmware or (Firmware.UEFI.value if spec.has_secure_boot else hardware_for(guest_os).firmware.value)
+    if firmware == Firmware.BIOS and (spec.has_secure_boot or guest_os.needs_uefi):
+        why = "secure boot needs" if spec.has_secure_boot else f"{guest_os.name} boots only by"
+        raise InvalidRequest("firmware-wrong", f"firmware: {why} uefi; leave firmware out", field="firmware")
+    return {
+        "firmware": firmware,
+        "has_secure_boot": spec.has_secure_boot,
+        "has_tpm": spec.has_tpm,
+        "os": spec.os,
+        "os_family": guest_os.family.value,
+        "has_cdrom": root.iso is not None,
+        "cdrom_image_id": root.iso.id if root.iso is not None else "",
+    }
+
+
+def _give_root(
+    session: Session, spec: VmSpec, root: _Root, *, vm_id: str, project: Project, bus: DiskBus, now: datetime
+) -> Volume:
     if root.volume is not None:
-        return volume_store.attach(session, root.volume.id, vm_id=vm_id, disk_index=0, boot_order=1)
-    assert root.image is not None
+        return volume_store.attach(session, root.volume.id, vm_id=vm_id, disk_index=0, boot_order=1, bus=bus)
     assert root.pool is not None
     values = {
         "project_id": project.id,
         "pool_id": root.pool.id,
         "format": DiskFormat.QCOW2.value,
         "size_bytes": root.size_bytes,
-        "base_image_id": root.image.id,
+        "base_image_id": root.image.id if root.image is not None else None,
+        "bus": bus.value,
         "vm_id": vm_id,
         "disk_index": 0,
         "boot_order": 1,
@@ -254,7 +300,9 @@ def _give_root(session: Session, spec: VmSpec, root: _Root, *, vm_id: str, proje
     return volume_store.insert(session, volume_id=mint("vol"), now=now, name=name, **values)
 
 
-def plan_nic(session: Session, vm_id: str, index: int, wish: NicWish, *, project: Project, field: str) -> PlannedNic:
+def plan_nic(
+    session: Session, vm_id: str, index: int, wish: NicWish, *, project: Project, field: str, model: str = "virtio"
+) -> PlannedNic:
     """Return the nic as it is going to be; the database has the last word about its MAC and address."""
     network = network_service.find(session, wish.network, project=project)
     mac = wish.mac.lower() or mac_address(system_rng())
@@ -270,7 +318,7 @@ def plan_nic(session: Session, vm_id: str, index: int, wish: NicWish, *, project
         network_id=network.id,
         nic_index=index,
         mac=mac,
-        model="virtio",
+        model=model,
         addresses=addresses,
     )
     return PlannedNic(nic=nic, network=network, is_mac_given=bool(wish.mac))

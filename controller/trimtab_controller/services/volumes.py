@@ -141,6 +141,44 @@ def resize(
     )
 
 
+def limit(
+    session: Session,
+    name_or_id: str,
+    *,
+    iops: int | None,
+    bandwidth_mib_s: int | None,
+    project: Project,
+    expected_version: int | None,
+    actor: Actor,
+    now: datetime,
+) -> Operation:
+    """Accept other limits (0: none; None: as it is)."""
+    volume = find(session, name_or_id, project=project)
+    if iops is None and bandwidth_mib_s is None:
+        raise InvalidRequest("limit-empty", "iops: give iops, bandwidth_mib_s or both; 0 takes a limit away", field="iops")
+    wanted_iops = volume.iops_limit if iops is None else iops
+    wanted_mib_s = volume.bandwidth_limit_mib_s if bandwidth_mib_s is None else bandwidth_mib_s
+    volumes.check_version(session, volume.id, expected_version)
+    volumes.set_limits(session, volume.id, iops=wanted_iops, bandwidth_mib_s=wanted_mib_s)
+    return accept(
+        session,
+        "volume.limit",
+        subject_id=volume.vm_id or volume.id,
+        subject_name=volume.name,
+        project_id=project.id,
+        params={
+            "volume_id": volume.id,
+            "vm_id": volume.vm_id or "",
+            "iops": wanted_iops,
+            "bandwidth_mib_s": wanted_mib_s,
+            "before_iops": volume.iops_limit,
+            "before_bandwidth_mib_s": volume.bandwidth_limit_mib_s,
+        },
+        actor=actor,
+        now=now,
+    )
+
+
 def find(session: Session, name_or_id: str, *, project: Project) -> Volume:
     volume = volumes.find(session, project.id, name_or_id)
     if volume is None:

@@ -1,6 +1,6 @@
 """Builds what agents are told about a vm from what SQL says: one snapshot, read in one go."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -8,11 +8,13 @@ from typing import Any, TypeVar, cast
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from trimtab_controller.core import guest_os
 from trimtab_controller.core.model import Image, Network, Nic, Pool, Vm, Volume
 from trimtab_controller.store import schema, vms
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import NotFound
 from trimtab_protos.messages import (
+    CdromSpec,
     DiskFormat,
     DiskSpec,
     DomainSpec,
@@ -177,7 +179,28 @@ def domain_spec(session: Session, parts: VmParts, host_id: str) -> DomainSpec:
         seed=_seed(vm.seed),
         networks=networks,
         pools=parts.pool_specs(),
+        cdrom=_cdrom(parts),
+        has_tpm=vm.has_tpm,
+        has_local_time_clock=guest_os.takes_local_time(vm.os_family),
+        has_hyperv=guest_os.has_enlightenments(vm.os_family),
     )
+
+
+def _cdrom(parts: VmParts) -> CdromSpec | None:
+    """Return the vm's drive; it boots after the disks, so that an empty disk is installed and a full one is not installed anew."""
+    vm = parts.vm
+    if not vm.has_cdrom:
+        return None
+    order = 1 + max((volume.boot_order for volume in parts.volumes), default=0)
+    home = state_volume(parts.volumes)
+    pool_id = home.pool_id if home is not None and vm.cdrom_image_id else ""
+    return CdromSpec(image_id=vm.cdrom_image_id if pool_id else "", pool_id=pool_id, boot_order=order)
+
+
+def state_volume(volumes: Sequence[Volume]) -> Volume | None:
+    """Return the volume in whose pool a vm's other files are, its ISO image among them: the one that it boots from."""
+    bootable = [volume for volume in volumes if volume.boot_order]
+    return min(bootable or volumes, key=lambda volume: (volume.boot_order, volume.disk_index or 0), default=None)
 
 
 def _disk(volume: Volume) -> DiskSpec:
@@ -189,6 +212,8 @@ def _disk(volume: Volume) -> DiskSpec:
         bus=volume.bus,
         boot_order=volume.boot_order,
         is_read_only=volume.is_read_only,
+        iops_limit=volume.iops_limit,
+        bandwidth_limit_bytes_s=volume.bandwidth_limit_mib_s << 20,
     )
 
 

@@ -4,7 +4,7 @@ A replica's row is there before its file: `copying`, owned by the operation that
 bringing it, the row stays, so that the image's deletion knows every place that may have a file; the next copy takes it over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Image, ImageReplica, Pool, Volume
-from trimtab_controller.store import describe, schema
+from trimtab_controller.store import describe, schema, vms
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import Unavailable
 
@@ -37,14 +37,26 @@ def of_image(session: Session, image_id: str) -> tuple[ImageReplica, ...]:
 
 
 def missing_for_vm(session: Session, vm_id: str, host_id: str) -> tuple[Missing, ...]:
-    """Return the base images of the vm's volumes that are not yet where the volumes will be on `host_id`."""
-    return missing_for(session, describe.volumes_of(session, vm_id), host_id)
+    """Return the base images of the vm's volumes and the ISO in its drive that are not yet where they will be on `host_id`."""
+    volumes = describe.volumes_of(session, vm_id)
+    iso_id, home = vms.get(session, vm_id).cdrom_image_id, describe.state_volume(volumes)
+    wanted = _bases(volumes) | ({(iso_id, home.pool_id)} if iso_id and home is not None else set())
+    return _missing(session, wanted, host_id)
 
 
 def missing_for(session: Session, volumes: Sequence[Volume], host_id: str) -> tuple[Missing, ...]:
     """Return the base images of these volumes that are not yet where the volumes will be on `host_id`."""
+    return _missing(session, _bases(volumes), host_id)
+
+
+def _bases(volumes: Sequence[Volume]) -> set[tuple[str, str]]:
+    return {(volume.base_image_id, volume.pool_id) for volume in volumes if volume.base_image_id}
+
+
+def _missing(session: Session, wanted: Collection[tuple[str, str]], host_id: str) -> tuple[Missing, ...]:
+    """Return which of these images (id, pool) have no ready replica at their place on the host."""
     missing = []
-    for image_id, pool_id in sorted({(v.base_image_id, v.pool_id) for v in volumes if v.base_image_id}):
+    for image_id, pool_id in sorted(wanted):
         pool = describe.get_pool(session, pool_id)
         place = "" if pool.is_shared else host_id
         replicas = of_image(session, image_id)

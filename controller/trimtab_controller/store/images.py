@@ -88,10 +88,15 @@ def replicas_of(session: Session, image_ids: Sequence[str]) -> dict[str, tuple[I
 
 
 def dependants(session: Session, image_id: str, *, limit: int = 5) -> tuple[str, ...]:
-    """Return the names of volumes that are linked clones of the image; those of a deleted vm count until it is purged."""
-    table = schema.volume
-    query = sa.select(table.c.name).where(table.c.base_image_id == image_id, table.c.deleted_at.is_(None))
-    return tuple(session.scalars(query.order_by(table.c.name).limit(limit)))
+    """Return the names of volumes that are linked clones of the image, and of vms that have it in their drive.
+
+    Those of a deleted vm count until it is purged.
+    """
+    table, vm = schema.volume, schema.vm
+    clones = sa.select(table.c.name).where(table.c.base_image_id == image_id, table.c.deleted_at.is_(None))
+    drives = sa.select(vm.c.name).where(vm.c.cdrom_image_id == image_id, vm.c.purged_at.is_(None))
+    found = list(session.scalars(clones.order_by(table.c.name).limit(limit)))
+    return tuple(found + [f"{name}'s CD-ROM" for name in session.scalars(drives.order_by(vm.c.name).limit(limit))])
 
 
 def check_version(session: Session, image_id: str, expected_version: int | None) -> None:

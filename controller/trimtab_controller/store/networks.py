@@ -125,6 +125,7 @@ def insert_nic(session: Session, nic: Nic, *, now: datetime) -> bool:
         "network_id": nic.network_id,
         "nic_index": nic.nic_index,
         "mac": nic.mac,
+        "model": nic.model,
         "created_at": now,
     }
     return insert_unless_taken(session, schema.nic, values) is not None

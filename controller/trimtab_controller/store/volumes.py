@@ -11,6 +11,7 @@ from trimtab_controller.core.model import Volume
 from trimtab_controller.store import keyset, lookup, schema
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import Conflict
+from trimtab_protos.messages import DiskBus
 
 _table = schema.volume
 
@@ -47,7 +48,9 @@ def of_vms(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Volume, .
     return {vm_id: tuple(volumes) for vm_id, volumes in found.items()}
 
 
-def attach(session: Session, volume_id: str, *, vm_id: str, disk_index: int, boot_order: int) -> Volume:
+def attach(
+    session: Session, volume_id: str, *, vm_id: str, disk_index: int, boot_order: int, bus: DiskBus = DiskBus.VIRTIO
+) -> Volume:
     """Attach a free volume that outlives the vm, and return it. Conflict where somebody took it meanwhile."""
     changed = session.execute(
         _table.update()
@@ -56,6 +59,7 @@ def attach(session: Session, volume_id: str, *, vm_id: str, disk_index: int, boo
             vm_id=vm_id,
             disk_index=disk_index,
             boot_order=boot_order,
+            bus=bus.value,
             is_deleted_with_vm=False,
             version=_table.c.version + 1,
         )
@@ -64,6 +68,12 @@ def attach(session: Session, volume_id: str, *, vm_id: str, disk_index: int, boo
     if changed is None:
         raise Conflict("volume-attached", "the volume was attached to another vm meanwhile")
     return build(Volume, changed)
+
+
+def set_limits(session: Session, volume_id: str, *, iops: int, bandwidth_mib_s: int) -> None:
+    """Write how fast a guest may use the volume; 0: as fast as the pool."""
+    values = {"iops_limit": iops, "bandwidth_limit_mib_s": bandwidth_mib_s, "version": _table.c.version + 1}
+    session.execute(_table.update().where(_table.c.id == volume_id).values(values))
 
 
 def check_version(session: Session, volume_id: str, expected_version: int | None) -> None:

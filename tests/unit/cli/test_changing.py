@@ -113,6 +113,19 @@ VERBS = {
     ),
     "vm detach web1 --volume data1": ("POST", f"{VMS}/web1:detach", {"volume": "data1"}),
     "vm detach web1 --nic nic-1": ("POST", f"{VMS}/web1:detach", {"nic": "nic-1"}),
+    "vm cdrom web1 --iso virtio-win": ("POST", f"{VMS}/web1:cdrom", {"iso": "virtio-win"}),
+    "vm cdrom web1 --eject": ("POST", f"{VMS}/web1:cdrom", {"iso": ""}),
+    "vm create win1 --iso win11 --os win11 --disk 60GiB --memory 4GiB --tpm --secure-boot": (
+        "POST",
+        VMS,
+        {
+            "name": "win1", "iso": "win11", "os": "win11", "disk_bytes": 60 << 30, "memory_mib": 4096, "tpm": True,
+            "secure_boot": True, "vcpus": 1, "start": True,
+        },
+    ),
+    "volume limit data --iops 500 --bandwidth 0": (
+        "POST", "/v1/projects/default/volumes/data:limit", {"iops": 500, "bandwidth_mib_s": 0}
+    ),
     "volume resize data 2GiB": ("POST", "/v1/projects/default/volumes/data:resize", {"size_bytes": 2 << 30}),
     "vm undelete web1": ("POST", f"{VMS}/web1:undelete", {}),
     "vm delete web1 --yes": ("DELETE", f"{VMS}/web1", None),
@@ -137,6 +150,11 @@ VERBS = {
         "POST", "/v1/networks", {"name": "lab", "kind": "nat", "subnet": "10.20.0.0/24", "dhcp": True}
     ),
     "network create lab --isolated": ("POST", "/v1/projects/default/networks", {"name": "lab", "kind": "isolated"}),
+    "image import win https://images.example/win --kind iso --sha256 " + "0" * 64: (
+        "POST",
+        "/v1/projects/default/images",
+        {"name": "win", "kind": "iso", "format": "iso", "source": {"url": "https://images.example/win", "sha256": "0" * 64}},
+    ),
     "image import iso https://images.example/a.iso --sha256 " + "0" * 64: (
         "POST",
         "/v1/projects/default/images",

@@ -13,6 +13,7 @@ on any host, after any number of hot-plugs, gives the guest the same hardware:
 
 import ipaddress
 import string
+from collections.abc import Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
@@ -33,7 +34,7 @@ from trimtab_agent.hypervisor.kvm.networks import libvirt_network_name
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import InvalidRequest
-from trimtab_protos.messages import DiskBus, DiskSpec, DomainSpec, Firmware, NetworkKind, NicSpec
+from trimtab_protos.messages import CdromSpec, DiskBus, DiskFormat, DiskSpec, DomainSpec, Firmware, NetworkKind, NicSpec
 
 METADATA_NAMESPACE = "urn:trimtab:domain:1"
 METADATA_PREFIX = "trimtab"
@@ -44,6 +45,10 @@ SERIAL_BYTES = 20
 _SERIAL_BUS, _BALLOON_BUS, _RNG_BUS, _SEED_BUS, _SCSI_BUS, _FIRST_INDEXED_BUS = 1, 2, 3, 4, 5, 6
 _MAX_INDEX = 23
 _SEED_TARGET = "vdz"
+_CDROM_TARGET = "sdz"
+CDROM_ALIAS = "ua-cdrom"
+_SATA_CDROM_UNIT = 5
+"""The last port of the chipset's SATA controller; disks take those before it."""
 _TCG_CACHE_MIB = 32
 """QEMU would keep up to 1 GiB of translated code per guest otherwise."""
 _MEMORY_SLOTS = 16
@@ -56,6 +61,7 @@ GUEST_MEMORY_BLOCK_MIB = 128
 _MAX_VCPUS = 240
 _MAX_MEMORY_MIB = 12 << 20
 _MAX_SPARE_PORTS = 32
+_MAX_LIMIT = 1 << 50
 _NIC_MODELS = ("virtio", "e1000e")
 
 _OVMF = "/usr/share/OVMF"
@@ -90,7 +96,7 @@ def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = 
     _firmware(root, domain)
     _features(root, domain, host)
     _cpu(root, domain)
-    _clock(root)
+    _clock(root, domain)
     for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
         _text(root, event, action)
     devices = SubElement(root, "devices")
@@ -98,12 +104,17 @@ def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = 
     _controllers(devices, domain)
     for disk in _in_order(domain.disks):
         _disk(devices, disk, domain, pools)
+    if domain.cdrom is not None:
+        _cdrom(devices, domain.cdrom, pools)
     if domain.seed is not None:
         _seed_disk(devices, state_layout(domain).seed(domain.vm_id))
     for nic in sorted(domain.nics, key=lambda each: each.index):
         _nic(devices, nic, domain)
     _fixed_devices(devices, host)
     _plugged_memory(devices, domain)
+    if domain.has_tpm:
+        tpm = SubElement(devices, "tpm", model="tpm-crb")
+        SubElement(tpm, "backend", type="emulator", version="2.0")
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
@@ -156,6 +167,9 @@ def _check(domain: DomainSpec) -> None:
     check_range(domain.spare_pcie_ports, "spare_pcie_ports", low=0, high=_MAX_SPARE_PORTS)
     if domain.has_secure_boot and domain.firmware is not Firmware.UEFI:
         raise InvalidRequest("secure-boot-needs-uefi", "secure boot needs firmware uefi", field="has_secure_boot")
+    for disk in domain.disks:
+        if disk.bus is DiskBus.SATA:
+            check_range(disk.index, "disks.index", low=0, high=_SATA_CDROM_UNIT - 1)
     for field, things in (("disks", domain.disks), ("nics", domain.nics)):
         indices = [thing.index for thing in things]
         for index in indices:
@@ -222,6 +236,12 @@ def _features(root: Element, domain: DomainSpec, host: HostTraits) -> None:
     SubElement(features, "vmport", state="off")
     if domain.has_secure_boot:
         SubElement(features, "smm", state="on")
+    if domain.has_hyperv and host.accelerator == "kvm":
+        # Without KVM nobody would answer the guest's hypercalls.
+        hyperv = SubElement(features, "hyperv", mode="custom")
+        for name in ("relaxed", "vapic"):
+            SubElement(hyperv, name, state="on")
+        SubElement(hyperv, "spinlocks", state="on", retries="8191")
     if host.accelerator != "kvm":
         SubElement(SubElement(features, "tcg"), "tb-cache", unit="MiB").text = str(_TCG_CACHE_MIB)
 
@@ -238,11 +258,13 @@ def _cpu(root: Element, domain: DomainSpec) -> None:
         SubElement(cells, "cell", id="0", cpus=f"0-{domain.vcpus_max - 1}", memory=str(domain.memory_mib), unit="MiB")
 
 
-def _clock(root: Element) -> None:
-    clock = SubElement(root, "clock", offset="utc")
+def _clock(root: Element, domain: DomainSpec) -> None:
+    clock = SubElement(root, "clock", offset="localtime" if domain.has_local_time_clock else "utc")
     SubElement(clock, "timer", name="rtc", tickpolicy="catchup")
     SubElement(clock, "timer", name="pit", tickpolicy="delay")
     SubElement(clock, "timer", name="hpet", present="no")
+    if domain.has_hyperv:
+        SubElement(clock, "timer", name="hypervclock", present="yes")
 
 
 def _controllers(devices: Element, domain: DomainSpec) -> None:
@@ -289,6 +311,11 @@ def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str,
     SubElement(element, "target", dev=target_name(disk), bus=disk.bus.value)
     if disk.is_read_only:
         SubElement(element, "readonly")
+    if disk.iops_limit or disk.bandwidth_limit_bytes_s:
+        limits = SubElement(element, "iotune")
+        for tag, amount in (("total_bytes_sec", disk.bandwidth_limit_bytes_s), ("total_iops_sec", disk.iops_limit)):
+            if amount:
+                SubElement(limits, tag).text = str(check_range(amount, tag, low=1, high=_MAX_LIMIT))
     SubElement(element, "serial").text = disk.volume_id[-SERIAL_BYTES:]
     order = _boot_order(disk, domain)
     if order:
@@ -305,6 +332,28 @@ def _boot_order(disk: DiskSpec, domain: DomainSpec) -> int:
     if any(each.boot_order for each in domain.disks):
         return check_range(disk.boot_order, "boot_order", low=0, high=_MAX_INDEX + 1)
     return 1 if disk == boot_disk(domain) else 0
+
+
+def _cdrom(devices: Element, cdrom: CdromSpec, pools: dict[str, PoolLayout]) -> None:
+    # SATA: the only drive that installers without drivers of ours, Windows' and FreeDOS' among them, know.
+    element = SubElement(devices, "disk", type="file", device="cdrom")
+    SubElement(element, "driver", name="qemu", type="raw")
+    if cdrom.image_id:
+        SubElement(element, "source", file=iso_path(cdrom, pools))
+    SubElement(element, "target", dev=_CDROM_TARGET, bus="sata")
+    SubElement(element, "readonly")
+    order = check_range(cdrom.boot_order, "cdrom.boot_order", low=0, high=_MAX_INDEX + 2)
+    if order:
+        SubElement(element, "boot", order=str(order))
+    SubElement(element, "alias", name=CDROM_ALIAS)
+    SubElement(element, "address", type="drive", controller="0", bus="0", target="0", unit=str(_SATA_CDROM_UNIT))
+
+
+def iso_path(cdrom: CdromSpec, pools: Mapping[str, PoolLayout]) -> str:
+    """Return where the drive's image is on this host."""
+    if cdrom.pool_id not in pools:
+        raise InvalidRequest("pool-missing", "the CD-ROM's image is in a pool that the vm does not name", field="pools")
+    return pools[cdrom.pool_id].image(cdrom.image_id, DiskFormat.ISO)
 
 
 def _seed_disk(devices: Element, path: str) -> None:

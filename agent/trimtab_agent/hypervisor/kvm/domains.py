@@ -130,7 +130,7 @@ class Domains:
         with self._connection.use(f"undefine {vm_id}", changes=True) as connection:
             domain = find(connection, vm_id)
             if domain is not None:
-                _remove(domain, vm_id, kill_if_running=kill_if_running)
+                _remove(domain, vm_id, kill_if_running=kill_if_running, keep_state_files=keep_state_files)
                 self._observer.forget(domain.UUIDString())
         # After the domain, which must go even where its storage does not answer.
         if not keep_state_files:
@@ -201,7 +201,7 @@ def require_volumes(domain: DomainSpec) -> None:
             )
 
 
-def _remove(domain: Any, vm_id: str, *, kill_if_running: bool) -> None:
+def _remove(domain: Any, vm_id: str, *, kill_if_running: bool, keep_state_files: bool) -> None:
     if domain.isActive():
         if not kill_if_running:
             raise Conflict("domain-running", f"{vm_id} runs on this host; stop it first")
@@ -210,7 +210,8 @@ def _remove(domain: Any, vm_id: str, *, kill_if_running: bool) -> None:
     with _gone_is_fine():
         # A transient one ended with its QEMU.
         if domain.isPersistent():
-            domain.undefineFlags(_UNDEFINE_FLAGS)
+            tpm = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM if keep_state_files else libvirt.VIR_DOMAIN_UNDEFINE_TPM
+            domain.undefineFlags(_UNDEFINE_FLAGS | tpm)
 
 
 def _disk_paths(domain: Any) -> set[str]:

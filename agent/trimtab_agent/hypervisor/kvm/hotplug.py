@@ -91,6 +91,8 @@ class Hotplug:
         for network in domain_facts.read(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).networks:
             self._networks.start(connection, network)
         _plug(domain, wanted)
+        _limit_disks(domain, wanted)
+        left += _change_medium(domain)
         left += _fit_memory(domain, spec)
         left += self._fit_vcpus(domain, spec, is_memory_settled=not any(each.part is ChangedPart.MEMORY for each in left))
         return tuple(left)
@@ -205,6 +207,52 @@ def _require_slot(root: Element, element: Element) -> None:
             "the running guest has no free slot for this device; stop the vm, attach the device, and start it again",
             bus=bus,
         )
+
+
+def _limit_disks(domain: Any, wanted: dict[str, Element]) -> None:
+    """Give each disk the limits of the definition."""
+    present = _devices(parse(domain.XMLDesc(0)))
+    for alias, element in wanted.items():
+        target = element.find("target")
+        if element.tag == "disk" and alias in present and target is not None and _limits(element) != _limits(present[alias]):
+            domain.setBlockIoTune(target.get("dev", ""), _limits(element), _LIVE)
+
+
+def _limits(disk: Element) -> dict[str, int]:
+    return {tag: int(disk.findtext(f"iotune/{tag}") or 0) for tag in ("total_bytes_sec", "total_iops_sec")}
+
+
+# --- CD-ROM ----------------------------------------------------------------------------------------------------------------
+
+
+def _change_medium(domain: Any) -> list[ChangeLeft]:
+    """Give the running guest's drive the medium of the definition."""
+    wanted, present = (_drive(parse(domain.XMLDesc(flags))) for flags in (libvirt.VIR_DOMAIN_XML_INACTIVE, 0))
+    if _medium(wanted) == _medium(present):
+        return []
+    if wanted is None or present is None:
+        return [_cdrom_left("the running guest's drive comes and goes with a stop only", needs_stop=True)]
+    try:
+        domain.updateDeviceFlags(ElementTree.tostring(wanted, encoding="unicode"), _LIVE)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_FAILED:
+            raise
+        return [_cdrom_left("the guest has locked the drive's tray; it was asked to open it")]
+    return []
+
+
+def _drive(root: Element) -> Element | None:
+    return root.find("devices/disk[@device='cdrom']")
+
+
+def _medium(drive: Element | None) -> str | None:
+    """Return the path of the drive's image, '' for an empty one, None for no drive."""
+    source = drive.find("source") if drive is not None else None
+    return None if drive is None else source.get("file", "") if source is not None else ""
+
+
+def _cdrom_left(reason: str, *, needs_stop: bool = False) -> ChangeLeft:
+    return ChangeLeft(part=ChangedPart.CDROM, reason=reason, needs_stop=needs_stop)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ CAPABILITIES = (
 )
 _DEFAULT_MACHINE = "q35"
 _UEFI_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+_TPM_PROGRAMS = (Path("/usr/bin/swtpm"), Path("/usr/bin/swtpm_setup"))
 _STAT_TIMEOUT_S = 2.0
 
 
@@ -109,7 +110,7 @@ class InventoryReader:
             pci_devices=devices,
             bridges=read_bridges(),
             pools=self._pools.observe_known(),
-            capabilities=(*CAPABILITIES, *(("migrate-tls",) if self._config.has_tls else ())),
+            capabilities=(*CAPABILITIES, *(("migrate-tls",) if self._config.has_tls else ()), *(("tpm",) if has_tpm() else ())),
             unmanaged_vcpus=unmanaged.vcpus,
             unmanaged_memory_mib=unmanaged.memory_mib,
             unmanaged_disk_bytes=unmanaged.disk_bytes,
@@ -148,6 +149,8 @@ class InventoryReader:
             raise Conflict("cpu-incompatible", f"this host cannot run CPU model {domain.cpu_model}", cpu_model=domain.cpu_model)
         if domain.firmware is Firmware.UEFI and not traits.has_uefi:
             raise Conflict("uefi-not-here", "this host has no UEFI firmware; install ovmf")
+        if domain.has_tpm and not has_tpm():
+            raise Conflict("tpm-not-here", "this host has no software TPM; install swtpm-tools")
 
     def _unmanaged(self, connection: Any) -> _Unmanaged:
         vcpus = memory_mib = disk_bytes = 0
@@ -269,3 +272,8 @@ def _first_line(path: Path) -> str:
     with contextlib.suppress(OSError):
         return path.read_text().partition("\n")[0].strip()
     return ""
+
+
+def has_tpm() -> bool:
+    """Tell whether libvirt finds what it needs to give a guest a TPM."""
+    return all(program.exists() for program in _TPM_PROGRAMS)

@@ -8,12 +8,14 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from trimtab_agent.hypervisor.base import Stamp
-from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, state_layout, target_name
+from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, iso_path, state_layout, target_name
 from trimtab_agent.hypervisor.kvm.networks import libvirt_network_name
 from trimtab_agent.hypervisor.kvm.pool_layout import SEED_FILE, PoolLayout
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import Conflict
 from trimtab_protos.messages import DomainSpec, NetworkKind, NetworkSpec
+
+_CDROM = "cdrom"
 
 
 def retarget(live_xml: str, target: DomainSpec, stamp: Stamp) -> str:
@@ -21,7 +23,8 @@ def retarget(live_xml: str, target: DomainSpec, stamp: Stamp) -> str:
     root = parse(live_xml)
     _stamp(root, stamp)
     layouts = {pool.pool_id: PoolLayout.of(pool) for pool in target.pools}
-    paths = {target_name(disk): layouts[disk.pool_id].volume(disk.volume_id, disk.format) for disk in target.disks}
+    paths = {_CDROM: iso_path(target.cdrom, layouts)} if target.cdrom is not None and target.cdrom.image_id else {}
+    paths |= {target_name(disk): layouts[disk.pool_id].volume(disk.volume_id, disk.format) for disk in target.disks}
     for disk in root.findall("devices/disk"):
         _move_disk(disk, paths, target)
     nvram = root.find("os/nvram")
@@ -52,7 +55,7 @@ def _move_disk(disk: Element, paths: dict[str, str], target: DomainSpec) -> None
     source, device = disk.find("source"), disk.find("target")
     if source is None or device is None:
         return
-    name = device.get("dev", "")
+    name = _CDROM if disk.get("device") == "cdrom" else device.get("dev", "")
     # The target finds the chain by its own copy of the image; the one listed here has this host's paths.
     for chain in disk.findall("backingStore"):
         disk.remove(chain)

@@ -117,6 +117,9 @@ class VolumeResource:
     vm: str
     index: int | None
     is_deleted_with_vm: bool
+    # How fast a guest may use it; 0: as fast as the pool.
+    iops_limit: int
+    bandwidth_limit_mib_s: int
     version: int
     etag: str
     created_at: datetime
@@ -237,6 +240,8 @@ def render_volume(view: VolumeView) -> VolumeResource:
         vm=view.vm_name,
         index=volume.disk_index,
         is_deleted_with_vm=volume.is_deleted_with_vm,
+        iops_limit=volume.iops_limit,
+        bandwidth_limit_mib_s=volume.bandwidth_limit_mib_s,
         version=volume.version,
         etag=etag_of(volume.version),
         created_at=volume.created_at,

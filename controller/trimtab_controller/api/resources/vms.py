@@ -42,6 +42,10 @@ class ShapeResource:
     machine: str
     cpu_model: str
     firmware: str
+    has_secure_boot: bool
+    has_tpm: bool
+    # '' where none was named: then it is treated as linux.
+    os: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,8 @@ class VmResource:
     nics: tuple[NicResource, ...]
     # '' where it boots from a volume of its own.
     image: str
+    # The ISO in its drive; '' for an empty drive, None for no drive.
+    cdrom: str | None
     problem: str
     # The one that is under way.
     operation: OperationResource | None
@@ -166,6 +172,9 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
             machine=vm.machine,
             cpu_model=vm.cpu_model,
             firmware=vm.firmware.value,
+            has_secure_boot=vm.has_secure_boot,
+            has_tpm=vm.has_tpm,
+            os=vm.os,
         ),
         host_selector=dict(vm.host_selector),
         host_class=vm.host_class,
@@ -182,6 +191,7 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
             for one in view.nics
         ),
         image=names.get(vm.image_id or "", ""),
+        cdrom=names.get(vm.cdrom_image_id, "") if vm.has_cdrom else None,
         problem=vm.problem,
         operation=render(view.operation, project_name=project_name) if view.operation else None,
         deleted_at=vm.deleted_at,

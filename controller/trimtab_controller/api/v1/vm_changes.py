@@ -48,6 +48,12 @@ class DetachBody(Body):
     nic: Annotated[str, Field(pattern=r"^([0-9A-Za-z:-]{1,63})?$", examples=["nic-01jd3x0v5zt0m3y0a1b2c3d4e5"])] = ""
 
 
+class CdromBody(Body):
+    """An ISO image; '' ejects."""
+
+    iso: RefOrNone = ""
+
+
 @router.post(f"{_VM}:resize", status_code=202, response_model=OperationAnswer)
 async def resize_vm(request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: ResizeBody) -> Response:
     """Give a vm other vcpus and memory; the operation's result says what the guest took and what waits for its next stop."""
@@ -65,10 +71,10 @@ async def resize_vm(request: Request, access: ProjectOperator, name: NamePath, a
 @router.post(f"{_VM}:attach", status_code=202, response_model=OperationAnswer)
 async def attach_device(request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: AttachBody) -> Response:
     """Give a vm a volume that no vm has, or a card on a network; a running guest gets it at once."""
-    _require_one("volume", body.volume, body.network)
     owner, card = access.own_project, body.network
 
     def act(session: Session, vm: Vm, caller: Caller) -> Operation:
+        _require_one("volume", body.volume, card)
         if card is None:
             return vm_devices.attach_volume(session, vm, caller, volume=body.volume, project=owner)
         wish = vms.NicWish(network=card.network, mac=card.mac, ip=card.ip)
@@ -80,15 +86,30 @@ async def attach_device(request: Request, access: ProjectOperator, name: NamePat
 @router.post(f"{_VM}:detach", status_code=202, response_model=OperationAnswer)
 async def detach_device(request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: DetachBody) -> Response:
     """Take a volume or a card from a vm; a running guest is asked, and the operation waits for what it does."""
-    _require_one("volume", body.volume, body.nic)
     owner = access.own_project
 
     def act(session: Session, vm: Vm, caller: Caller) -> Operation:
+        _require_one("volume", body.volume, body.nic)
         if body.nic:
             return vm_devices.detach_nic(session, vm, caller, nic=body.nic)
         return vm_devices.detach_volume(session, vm, caller, volume=body.volume, project=owner)
 
     return await run_verb(request, access, name, asked, body, "vm.detach", act)
+
+
+@router.post(f"{_VM}:cdrom", status_code=202, response_model=OperationAnswer)
+async def change_cdrom(request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: CdromBody) -> Response:
+    """Put another ISO image into a vm's drive, or eject what is in it."""
+    owner = access.own_project
+    return await run_verb(
+        request,
+        access,
+        name,
+        asked,
+        body,
+        "vm.change_cdrom",
+        lambda *parts: vm_devices.change_cdrom(*parts, iso=body.iso, project=owner),
+    )
 
 
 def _require_one(field: str, first: object, second: object) -> None:

@@ -20,6 +20,7 @@ from trimtab_controller.api.fields import (
     Mac,
     MemoryMib,
     Name,
+    OsOrNone,
     Part,
     Ref,
     RefOrNone,
@@ -80,11 +81,18 @@ class SeedBody(Part):
 
 
 class VmBody(Body):
-    """Boots from a new clone of `image`, or from `volume`."""
+    """Boots from a new clone of `image`, or from `volume`, or is installed from `iso` onto an empty disk of `disk_bytes`.
+
+    `os` (a family: linux, windows, generic; or a name of osinfo's, such as win11) decides disks, cards, clock and firmware.
+    """
 
     name: Name
     image: RefOrNone = ""
     volume: RefOrNone = ""
+    iso: RefOrNone = ""
+    os: OsOrNone = ""
+    tpm: Bool = False
+    secure_boot: Bool = False
     vcpus: Vcpus = 1
     vcpus_max: Vcpus | None = None
     memory_mib: MemoryMib
@@ -92,7 +100,7 @@ class VmBody(Body):
     disk_bytes: DiskBytes | None = None
     pool: RefOrNone = ""
     networks: Annotated[tuple[NicBody, ...], Field(max_length=16)] = ()
-    firmware: Literal["bios", "uefi"] = "bios"
+    firmware: Literal["bios", "uefi", ""] = ""
     labels: Labels = Field(default_factory=dict)
     host_selector: Labels = Field(default_factory=dict)
     host_class: RefOrNone = ""
@@ -123,6 +131,10 @@ class VmBody(Body):
             seed=self.seed.wish() if self.seed else None,
             start=self.start,
             to_host=self.to_host,
+            iso=self.iso,
+            os=self.os,
+            has_tpm=self.tpm,
+            has_secure_boot=self.secure_boot,
         )
 
 

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
+from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
@@ -34,6 +35,13 @@ class VolumeBody(Body):
     pool: RefOrNone = ""
     format: Literal["raw", "qcow2", ""] = ""
     image: RefOrNone = ""
+
+
+class VolumeLimitBody(Body):
+    """Reads and writes together; 0 takes a limit away, what is left out stays."""
+
+    iops: Annotated[int, Field(strict=True, ge=0, le=10_000_000, examples=[500])] | None = None
+    bandwidth_mib_s: Annotated[int, Field(strict=True, ge=0, le=1_000_000, examples=[100])] | None = None
 
 
 class VolumeSizeBody(Body):
@@ -83,6 +91,29 @@ async def resize_volume(
         return accepted(OperationAnswer(operation=render(operation, project_name=owner.name)))
 
     return await mutate(Order(request=request, access=access, wish=asked, verb="volume.resize", body=body), work)
+
+
+@router.post("/v1/projects/{project}/volumes/{name}:limit", status_code=202, response_model=OperationAnswer)
+async def limit_volume(
+    request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: VolumeLimitBody
+) -> Response:
+    """Limit how fast a guest may use a volume, at once where it runs."""
+    owner = access.own_project
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        operation = volumes.limit(
+            session,
+            name,
+            iops=body.iops,
+            bandwidth_mib_s=body.bandwidth_mib_s,
+            project=owner,
+            expected_version=asked.if_match,
+            actor=actor,
+            now=now,
+        )
+        return accepted(OperationAnswer(operation=render(operation, project_name=owner.name)))
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="volume.limit", body=body), work)
 
 
 @router.delete("/v1/projects/{project}/volumes/{name}", status_code=202, response_model=OperationAnswer)

@@ -109,6 +109,7 @@ def delete(session: Session, name: str) -> None:
 @click.option(
     "--format", "image_format", type=click.Choice(_FORMATS), help="Else told by the file's first bytes, or the URL's name."
 )
+@click.option("--kind", type=click.Choice(["disk", "iso"]), help="What it shall be; a file that is another is refused.")
 @click.option("--sha256", metavar="HEX", help="Refuse other content than this; needed for a URL.")
 @click.option("--pool", metavar="NAME", shell_complete=completion.names_of("pools"), help="The pool that takes it.")
 @click.option("--shared", "is_shared", is_flag=True, help="For all projects.")
@@ -122,6 +123,7 @@ def import_image(
     name: str,
     source: str,
     image_format: str | None,
+    kind: str | None,
     sha256: str | None,
     pool: str | None,
     is_shared: bool,
@@ -131,7 +133,10 @@ def import_image(
     """Make an image of a file (which is uploaded) or of an https URL (which a host fetches).
 
     trimtab image import debian ./debian-12.qcow2
+
+    trimtab image import win11 ./win11.iso --kind iso
     """
+    image_format = _format_of_kind(kind, image_format)
     digest = _checked_sha256(sha256)
     body: dict[str, Any] = {"name": name}
     if labels:
@@ -242,6 +247,15 @@ class _Meter:
 
     def close(self) -> None:
         self._line.clear()
+
+
+def _format_of_kind(kind: str | None, image_format: str | None) -> str | None:
+    """Return the format that follows from kind and format: an ISO is an ISO, whatever its name."""
+    if kind == "iso" and image_format in {None, "iso"}:
+        return "iso"
+    if kind is not None and image_format is not None and (kind == "iso") != (image_format == "iso"):
+        raise usage(f"--format {image_format} is not of kind {kind}; leave one of them out", code="format-wrong")
+    return image_format
 
 
 def _format_of_file(path: Path) -> str:

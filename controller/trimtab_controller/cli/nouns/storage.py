@@ -241,6 +241,37 @@ def resize_volume(session: Session, name: str, size: int) -> None:
     )
 
 
+@volume.command("limit")
+@_volume_name
+@click.option("--iops", type=click.IntRange(0, 10_000_000), help="Reads and writes a second; 0: as many as the pool gives.")
+@click.option("--bandwidth", type=click.IntRange(0, 1_000_000), metavar="MIB/S", help="Read and written a second; 0: no limit.")
+@options.runs
+@click.pass_obj
+def limit_volume(session: Session, name: str, iops: int | None, bandwidth: int | None) -> None:
+    """Limit how fast a guest may use a volume, at once where it runs.
+
+    trimtab volume limit web1-root --iops 500 --bandwidth 100
+    """
+    if iops is None and bandwidth is None:
+        raise click.UsageError("give --iops or --bandwidth, for example --iops 500")
+    wish = {"iops": iops, "bandwidth_mib_s": bandwidth}
+    resources.run(
+        session,
+        "POST",
+        VOLUME.place(session, name, verb="limit"),
+        {key: value for key, value in wish.items() if value is not None},
+        reread=lambda: resources.read(session, VOLUME, name),
+        sentence=_limited,
+        resource=VOLUME,
+    )
+
+
+def _limited(item: Mapping[str, Any]) -> str:
+    iops, bandwidth = item.get("iops_limit"), item.get("bandwidth_limit_mib_s")
+    speed = ", ".join([f"{iops} IOPS"] * bool(iops) + [f"{bandwidth} MiB/s"] * bool(bandwidth)) or "as fast as its pool"
+    return f"volume {item.get('name', '')}: {speed}"
+
+
 @volume.command("delete")
 @_volume_name
 @options.destroys

@@ -88,6 +88,22 @@ def detach(session: Session, name: str, volume: str | None, nic: str | None) -> 
     _change(session, name, "detach", body, f"vm {name} has {f'volume {volume}' if volume else f'nic {nic}'} no more")
 
 
+@click.command()
+@_name
+@click.option("--iso", metavar="NAME", shell_complete=completion.names_of("images"), help="An image of kind iso.")
+@click.option("--eject", is_flag=True, help="Leave the drive empty.")
+@options.runs
+@click.pass_obj
+def cdrom(session: Session, name: str, iso: str | None, eject: bool) -> None:
+    """Put another ISO image into a vm's drive, or eject it.
+
+    trimtab vm cdrom win1 --iso virtio-win
+    """
+    if bool(iso) == eject:
+        raise usage("give either --iso or --eject, for example --eject", hint="trimtab image list")
+    _change(session, name, "cdrom", {"iso": iso or ""}, f"vm {name} has {iso or 'nothing'} in its drive")
+
+
 def _change(session: Session, name: str, verb: str, body: dict[str, Any], sentence: str) -> None:
     place = _VM.place(session, name)
     resources.run(

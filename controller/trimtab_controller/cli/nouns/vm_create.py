@@ -22,6 +22,10 @@ _file = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, 
 @click.argument("name")
 @click.option("--image", metavar="NAME", shell_complete=completion.names_of("images"), help="Boot from a clone of this image.")
 @click.option("--volume", metavar="NAME", shell_complete=completion.names_of("volumes"), help="Boot from this volume instead.")
+@click.option("--iso", metavar="NAME", shell_complete=completion.names_of("images"), help="Install from this image, onto --disk.")
+@click.option("--os", "guest_os", metavar="NAME", help="linux, windows, generic, or a name of osinfo's such as win11, debian12.")
+@click.option("--tpm", is_flag=True, help="A TPM 2.0; the vm then starts on one host, and moves by live migration only.")
+@click.option("--secure-boot", is_flag=True, help="UEFI that starts signed systems only.")
 @click.option("--vcpus", type=click.IntRange(1, 1024), default=1, show_default=True, help="Virtual CPUs.")
 @click.option("--vcpus-max", type=click.IntRange(1, 1024), help="So many may be added while it runs.")
 @click.option("--memory", type=MEMORY, required=True, metavar="SIZE", help="For example 96MiB, 2GiB.")
@@ -52,6 +56,10 @@ def create(
     name: str,
     image: str | None,
     volume: str | None,
+    iso: str | None,
+    guest_os: str | None,
+    tpm: bool,
+    secure_boot: bool,
     vcpus: int,
     vcpus_max: int | None,
     memory: int,
@@ -75,12 +83,20 @@ def create(
     """Create a vm, place it and start it.
 
     trimtab vm create web1 --image debian --vcpus 2 --memory 2GiB --network default
+
+    trimtab vm create win1 --iso win11 --os win11 --disk 60GiB --memory 4GiB --tpm --secure-boot
     """
-    if bool(image) == bool(volume):
-        raise usage("give either --image or --volume, for example --image debian", hint="trimtab image list")
+    if [bool(image), bool(volume), bool(iso)].count(True) != 1:
+        raise usage("give either --image, --volume or --iso, for example --image debian", hint="trimtab image list")
+    if iso and disk is None:
+        raise usage("--iso needs --disk, the size of the disk to install onto, for example --disk 20GiB")
     optional: dict[str, Any] = {
         "image": image,
         "volume": volume,
+        "iso": iso,
+        "os": guest_os,
+        "tpm": tpm or None,
+        "secure_boot": secure_boot or None,
         "vcpus_max": vcpus_max,
         "memory_max_mib": memory_max,
         "disk_bytes": disk,

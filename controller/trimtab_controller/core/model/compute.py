@@ -25,10 +25,15 @@ class Vm:
     vcpus_max: int
     memory_mib: int
     memory_max_mib: int
-    next_vcpus: int
-    next_memory_mib: int
+    next_vcpus: int = 0
+    next_memory_mib: int = 0
     firmware: Firmware
     has_secure_boot: bool
+    has_tpm: bool = False
+    os: str = ""
+    os_family: str = "linux"
+    has_cdrom: bool = False
+    cdrom_image_id: str = ""
     image_id: str | None
     seed: Mapping[str, Any]
     host_selector: Mapping[str, str]

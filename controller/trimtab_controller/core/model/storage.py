@@ -80,6 +80,8 @@ class Volume:
     version: int
     created_at: datetime
     deleted_at: datetime | None
+    iops_limit: int = 0
+    bandwidth_limit_mib_s: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

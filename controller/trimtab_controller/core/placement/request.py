@@ -49,6 +49,8 @@ class PlacementRequest:
     """The source of a migration."""
     preferred_host_id: str = ""
     """Where a stopped vm is defined."""
+    capabilities: tuple[str, ...] = ()
+    """What the host's agent must be able to do for the vm: `tpm`."""
     image_ids: tuple[str, ...] = ()
     """Base images of disks that will be made on a local pool: a host that has them saves a copy."""
     is_dedicated: bool = False
@@ -108,6 +110,7 @@ class PlacementRequest:
             "required_host_id": self.required_host_id,
             "excluded_host_ids": list(self.excluded_host_ids),
             "preferred_host_id": self.preferred_host_id,
+            "capabilities": list(self.capabilities),
             "image_ids": list(self.image_ids),
             "priority": self.priority,
             "order": self.order,
@@ -141,6 +144,7 @@ class PlacementRequest:
                 "firmware": Firmware(document.get("firmware", Firmware.BIOS)),
                 "cpu_features": tuple(document.get("cpu_features", ())),
                 "excluded_host_ids": tuple(document.get("excluded_host_ids", ())),
+                "capabilities": tuple(document.get("capabilities", ())),
                 "image_ids": tuple(document.get("image_ids", ())),
                 "held_cells": tuple(document.get("held_cells", ())),
                 "tolerations": tuple(Toleration(**one) for one in document.get("tolerations", ())),

@@ -95,6 +95,7 @@ def _wishes(trial: Trial) -> Hashable:
         request.cpu_features,
         request.machine,
         request.firmware,
+        request.capabilities,
         request.accelerator,
         request.host_class,
         frozenset(request.host_selector.items()),

@@ -82,6 +82,7 @@ class HostSnapshot:
     cpu_features: frozenset[str] = frozenset()
     machines: frozenset[str] = frozenset()
     has_uefi: bool = False
+    capabilities: frozenset[str] = frozenset()
     pools: Mapping[str, bool] = field(default_factory=dict)
     """Pools set up on this host, and whether they are ready."""
     networks: Mapping[str, NetworkReach] = field(default_factory=dict)

@@ -99,6 +99,7 @@ def _shape(trial: Trial, policy: Policy) -> Hashable:
         request.cpu_features,
         request.machine,
         request.firmware,
+        request.capabilities,
         request.accelerator,
         request.host_class,
         request.is_dedicated,

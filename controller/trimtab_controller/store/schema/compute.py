@@ -37,6 +37,14 @@ vm = sa.Table(
     sa.Column("next_memory_mib", sa.BigInteger(), nullable=False, server_default="0"),
     sa.Column("firmware", sa.String(8), nullable=False),
     sa.Column("has_secure_boot", sa.Boolean(), nullable=False, server_default=sa.false()),
+    # TPM 2.0 by swtpm; its state is on the vm's host, which it therefore starts on.
+    sa.Column("has_tpm", sa.Boolean(), nullable=False, server_default=sa.false()),
+    # As given (`win11`, of osinfo's names), and what follows from it: linux, windows, generic.
+    sa.Column("os", sa.String(80), nullable=False, server_default=""),
+    sa.Column("os_family", sa.String(16), nullable=False, server_default="linux"),
+    # One drive; an image '' is none in it.
+    sa.Column("has_cdrom", sa.Boolean(), nullable=False, server_default=sa.false()),
+    sa.Column("cdrom_image_id", sa.String(40), nullable=False, server_default=""),
     sa.Column("nvram_pool_id", sa.String(40), nullable=False, server_default=""),
     sa.Column("device_addresses", Json, nullable=False),
     sa.Column("image_id", sa.String(40), sa.ForeignKey("image.id")),

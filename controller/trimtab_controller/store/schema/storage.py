@@ -114,6 +114,9 @@ volume = sa.Table(
     # absent until the agent proved it.
     sa.Column("observed_state", sa.String(16), nullable=False, server_default="absent"),
     sa.Column("allocated_bytes", sa.BigInteger(), nullable=False, server_default="0"),
+    # How fast a guest may use it; 0: as fast as the pool.
+    sa.Column("iops_limit", sa.Integer(), nullable=False, server_default="0"),
+    sa.Column("bandwidth_limit_mib_s", sa.Integer(), nullable=False, server_default="0"),
     # Attachment.
     sa.Column("vm_id", sa.String(40), sa.ForeignKey("vm.id")),
     sa.Column("disk_index", sa.Integer()),

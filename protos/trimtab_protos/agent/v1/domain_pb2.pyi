@@ -153,6 +153,7 @@ class _ChangedPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangedPa
     CHANGED_PART_MEMORY: _ChangedPart.ValueType  # 2
     CHANGED_PART_DISK: _ChangedPart.ValueType  # 3
     CHANGED_PART_NIC: _ChangedPart.ValueType  # 4
+    CHANGED_PART_CDROM: _ChangedPart.ValueType  # 5
 
 class ChangedPart(_ChangedPart, metaclass=_ChangedPartEnumTypeWrapper):
     """ChangedPart is a part of a domain that a running guest may hold on to."""
@@ -162,6 +163,7 @@ CHANGED_PART_VCPUS: ChangedPart.ValueType  # 1
 CHANGED_PART_MEMORY: ChangedPart.ValueType  # 2
 CHANGED_PART_DISK: ChangedPart.ValueType  # 3
 CHANGED_PART_NIC: ChangedPart.ValueType  # 4
+CHANGED_PART_CDROM: ChangedPart.ValueType  # 5
 Global___ChangedPart: _TypeAlias = ChangedPart  # noqa: Y015
 
 @_typing.final
@@ -177,6 +179,8 @@ class DiskSpec(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     BOOT_ORDER_FIELD_NUMBER: _builtins.int
     IS_READ_ONLY_FIELD_NUMBER: _builtins.int
+    IOPS_LIMIT_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_LIMIT_BYTES_S_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     pool_id: _builtins.str
     format: _storage_pb2.DiskFormat.ValueType
@@ -185,6 +189,9 @@ class DiskSpec(_message.Message):
     boot_order: _builtins.int
     """1 boots first; 0 is not bootable."""
     is_read_only: _builtins.bool
+    iops_limit: _builtins.int
+    """Reads and writes together; 0: no limit."""
+    bandwidth_limit_bytes_s: _builtins.int
     def __init__(
         self,
         *,
@@ -195,10 +202,12 @@ class DiskSpec(_message.Message):
         index: _builtins.int = ...,
         boot_order: _builtins.int = ...,
         is_read_only: _builtins.bool = ...,
+        iops_limit: _builtins.int = ...,
+        bandwidth_limit_bytes_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_order", b"boot_order", "bus", b"bus", "format", b"format", "index", b"index", "is_read_only", b"is_read_only", "pool_id", b"pool_id", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_s", b"bandwidth_limit_bytes_s", "boot_order", b"boot_order", "bus", b"bus", "format", b"format", "index", b"index", "iops_limit", b"iops_limit", "is_read_only", b"is_read_only", "pool_id", b"pool_id", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,6 +252,34 @@ class NicSpec(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NicSpec: _TypeAlias = NicSpec  # noqa: Y015
+
+@_typing.final
+class CdromSpec(_message.Message):
+    """CdromSpec is the vm's one CD-ROM drive, on SATA; an empty image is an empty drive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    BOOT_ORDER_FIELD_NUMBER: _builtins.int
+    image_id: _builtins.str
+    pool_id: _builtins.str
+    """Pool that holds the image's replica on this host."""
+    boot_order: _builtins.int
+    def __init__(
+        self,
+        *,
+        image_id: _builtins.str = ...,
+        pool_id: _builtins.str = ...,
+        boot_order: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_order", b"boot_order", "image_id", b"image_id", "pool_id", b"pool_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CdromSpec: _TypeAlias = CdromSpec  # noqa: Y015
 
 @_typing.final
 class SeedSpec(_message.Message):
@@ -298,6 +335,10 @@ class DomainSpec(_message.Message):
     SPARE_PCIE_PORTS_FIELD_NUMBER: _builtins.int
     NETWORKS_FIELD_NUMBER: _builtins.int
     POOLS_FIELD_NUMBER: _builtins.int
+    CDROM_FIELD_NUMBER: _builtins.int
+    HAS_TPM_FIELD_NUMBER: _builtins.int
+    HAS_LOCAL_TIME_CLOCK_FIELD_NUMBER: _builtins.int
+    HAS_HYPERV_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     uuid: _builtins.str
     name: _builtins.str
@@ -316,6 +357,12 @@ class DomainSpec(_message.Message):
     serial_log_max_bytes: _builtins.int
     """Cap of the serial log on the host."""
     spare_pcie_ports: _builtins.int
+    has_tpm: _builtins.bool
+    """A TPM 2.0 by swtpm; its state stays on the host."""
+    has_local_time_clock: _builtins.bool
+    """The guest takes its hardware clock for local time, as Windows does."""
+    has_hyperv: _builtins.bool
+    """Hyper-V enlightenments, where guests run under KVM."""
     @_builtins.property
     def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -330,6 +377,10 @@ class DomainSpec(_message.Message):
 
     @_builtins.property
     def pools(self) -> _containers.RepeatedCompositeFieldContainer[_storage_pb2.PoolSpec]: ...
+    @_builtins.property
+    def cdrom(self) -> Global___CdromSpec:
+        """Absent: the vm has no drive."""
+
     def __init__(
         self,
         *,
@@ -354,10 +405,14 @@ class DomainSpec(_message.Message):
         spare_pcie_ports: _builtins.int = ...,
         networks: _abc.Iterable[Global___NetworkSpec] | None = ...,
         pools: _abc.Iterable[_storage_pb2.PoolSpec] | None = ...,
+        cdrom: Global___CdromSpec | None = ...,
+        has_tpm: _builtins.bool = ...,
+        has_local_time_clock: _builtins.bool = ...,
+        has_hyperv: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cdrom", b"cdrom", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "disks", b"disks", "firmware", b"firmware", "has_secure_boot", b"has_secure_boot", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "nics", b"nics", "pools", b"pools", "project", b"project", "seed", b"seed", "serial_log_max_bytes", b"serial_log_max_bytes", "spare_pcie_ports", b"spare_pcie_ports", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cdrom", b"cdrom", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "disks", b"disks", "firmware", b"firmware", "has_hyperv", b"has_hyperv", "has_local_time_clock", b"has_local_time_clock", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "nics", b"nics", "pools", b"pools", "project", b"project", "seed", b"seed", "serial_log_max_bytes", b"serial_log_max_bytes", "spare_pcie_ports", b"spare_pcie_ports", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

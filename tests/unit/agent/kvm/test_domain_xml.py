@@ -18,7 +18,7 @@ from trimtab_agent.hypervisor.base import Stamp
 from trimtab_agent.hypervisor.kvm import domain_facts
 from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, HostTraits, build
 from trimtab_protos.errors import InvalidRequest
-from trimtab_protos.messages import DiskBus, DiskFormat, DomainSpec, Firmware
+from trimtab_protos.messages import CdromSpec, DiskBus, DiskFormat, DomainSpec, Firmware
 
 GOLDEN = Path(__file__).parent / "golden"
 TCG = HostTraits(accelerator="tcg", console_log="/var/log/libvirt/qemu/trimtab-vm-01hweb.serial.log")
@@ -34,7 +34,7 @@ CASES: dict[str, tuple[DomainSpec, HostTraits]] = {
             disks=(
                 make.disk(0, boot_order=2),
                 make.disk(1, format=DiskFormat.RAW, boot_order=1),
-                make.disk(2, bus=DiskBus.SCSI, is_read_only=True),
+                make.disk(2, bus=DiskBus.SCSI, is_read_only=True, iops_limit=500, bandwidth_limit_bytes_s=100 << 20),
                 make.disk(3, bus=DiskBus.SATA),
             ),
             nics=(make.nic(0), make.nic(1, network_id="net-nat", model="e1000e", addresses=("10.20.0.5/24",))),
@@ -42,10 +42,39 @@ CASES: dict[str, tuple[DomainSpec, HostTraits]] = {
         ),
         KVM,
     ),
+    "windows_from_iso": (
+        make.domain(
+            disks=(make.disk(0, bus=DiskBus.SATA, boot_order=1),),
+            nics=(make.nic(0, model="e1000e"),),
+            seed=None,
+            firmware=Firmware.UEFI,
+            has_secure_boot=True,
+            cdrom=CdromSpec(image_id="img-01hwin", pool_id="pool-fast", boot_order=2),
+            has_tpm=True,
+            has_local_time_clock=True,
+            has_hyperv=True,
+        ),
+        KVM,
+    ),
+    "an_empty_drive": (make.domain(cdrom=CdromSpec(boot_order=2), has_hyperv=True), TCG),
     "without_disks": (make.domain(disks=(), nics=(), networks=(), seed=None), TCG),
 }
 ALLOWED_DEVICES = {
-    *("emulator", "controller", "disk", "interface", "serial", "console", "channel", "graphics", "video", "memballoon", "rng"),
+    *(
+        "emulator",
+        "controller",
+        "disk",
+        "interface",
+        "serial",
+        "console",
+        "channel",
+        "graphics",
+        "video",
+        "memballoon",
+        "rng",
+        "tpm",
+        "memory",
+    ),
 }
 
 
@@ -179,6 +208,8 @@ def test_every_disk_says_its_format_and_lies_in_its_pool(name: str) -> None:
     for element in ElementTree.fromstring(xml_of(spec, host)).findall("devices/disk"):
         driver, source = element.find("driver"), element.find("source")
         assert driver is not None
-        assert source is not None
         assert driver.get("type") in ("qcow2", "raw")
+        if element.get("device") == "cdrom" and source is None:
+            continue  # an empty drive
+        assert source is not None
         assert source.get("file", "").startswith("/srv/pools/fast/")

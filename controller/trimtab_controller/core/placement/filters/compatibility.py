@@ -79,6 +79,22 @@ def _lacks_firmware(trial: Trial, row: int) -> tuple[Refusal, ...]:
     return (Refusal("firmware", "uefi-missing", "it has no UEFI firmware; install the package ovmf there"),)
 
 
+def _has_capabilities(trial: Trial) -> Mask | None:
+    wanted = frozenset(trial.request.capabilities)
+    return trial.fleet.where("capabilities", ("includes", wanted), lambda own: bool(wanted <= own)) if wanted else None
+
+
+_CURES = {"tpm": "it has no software TPM; install the package swtpm-tools there"}
+
+
+def _lacks_capabilities(trial: Trial, row: int) -> tuple[Refusal, ...]:
+    missing = sorted(set(trial.request.capabilities) - trial.fleet.hosts[row].capabilities)
+    return tuple(
+        Refusal("capability", "capability-missing", _CURES.get(one, f"its agent cannot do {one}"), {"missing": one})
+        for one in missing
+    )
+
+
 def _same_accelerator(trial: Trial) -> Mask | None:
     wanted = trial.request.accelerator
     return trial.fleet.where_equal("accelerator", wanted) if wanted else None
@@ -98,5 +114,6 @@ FILTERS = (
     of_fleet("cpu-features", _has_cpu_features, _lacks_cpu_features),
     of_fleet("machine", _has_machine, _lacks_machine),
     of_fleet("firmware", _has_firmware, _lacks_firmware),
+    of_fleet("capability", _has_capabilities, _lacks_capabilities),
     of_fleet("accelerator", _same_accelerator, _other_accelerator),
 )

@@ -1,0 +1,116 @@
+"""Changing a vm: what is stored when it is accepted, and what is refused by which name."""
+
+from typing import Any
+
+import pytest
+
+from tests.api.kit import GIB, Api
+from trimtab_controller.store import schema
+
+VMS = "/v1/projects/p1/vms"
+MAC = "52:54:00:00:00:09"
+
+
+async def running(api: Api, **fields: Any) -> dict[str, Any]:
+    """A vm as it is once its host has said that it runs; nobody works on it."""
+    vm = await api.make_vm("web1", vcpus=2, vcpus_max=4, memory_max_mib=1024, **fields)
+    await api.end_operations()
+    seen = schema.vm.update().where(schema.vm.c.id == vm["id"]).values(observed_state="running", host_id=api.ids["node1"])
+    await api.write(lambda session: session.execute(seen))
+    reached = {"network_id": api.ids["default"], "host_id": api.ids["node1"], "state": "ready"}
+    table = schema.network_host
+    await api.write(lambda session: session.execute(table.delete().where(table.c.network_id == reached["network_id"])))
+    await api.write(lambda session: session.execute(table.insert().values(reached)))
+    return vm
+
+
+async def make_volume(api: Api, name: str) -> None:
+    body = {"name": name, "size_bytes": GIB}
+    answer = await api.call("p1-operator", "POST", "/v1/projects/p1/volumes", json=body)
+    assert answer.status_code == 202, answer.text
+    await api.end_operations()
+    there = schema.volume.update().values(observed_state="present", host_id=api.ids["node1"])
+    await api.write(lambda session: session.execute(there))
+
+
+async def test_a_resize_stores_the_wish_and_charges_it_at_once(api_on_each: Api) -> None:
+    api = api_on_each
+    vm = await running(api)
+    answer = await api.call("p1-operator", "POST", f"{VMS}/web1:resize", json={"vcpus": 4})
+    assert (answer.status_code, answer.json()["operation"]["kind"]) == (202, "vm.resize")
+    shape = (await api.call("p1-viewer", "GET", f"{VMS}/web1")).json()["shape"]
+    assert (shape["vcpus"], shape["next_vcpus"], shape["next_memory_mib"]) == (2, 4, 0)
+    (project,) = await api.rows(schema.project, id=api.ids["p1"])
+    assert project["vcpus_used"] == 4
+    (stored,) = await api.rows(schema.operation, kind="vm.resize")
+    assert stored["params"] == {
+        "vm_id": vm["id"], "vcpus": 4, "memory_mib": 512, "when": "auto", "before_vcpus": 0, "before_memory_mib": 0,
+    }  # fmt: skip
+
+
+REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
+    ("resize", {}, 400, "resize-empty"),
+    ("resize", {"vcpus": 5}, 400, "beyond-maximum"),
+    ("resize", {"memory_mib": 2048, "when": "live"}, 400, "beyond-maximum"),
+    ("attach", {}, 400, "device-missing"),
+    ("attach", {"volume": "data", "network": {"network": "default"}}, 400, "device-missing"),
+    ("attach", {"volume": "none"}, 404, "volume-not-found"),
+    ("attach", {"volume": "web1-root"}, 409, "volume-attached"),
+    ("attach", {"network": {"network": "p2-net"}}, 404, "network-not-found"),
+    ("attach", {"network": {"network": "default", "mac": MAC}}, 409, "mac-taken"),
+    ("detach", {}, 400, "device-missing"),
+    ("detach", {"volume": "web1-root"}, 409, "volume-boots"),
+    ("detach", {"volume": "data"}, 404, "volume-not-attached"),
+    ("detach", {"nic": "nic-none"}, 404, "nic-not-found"),
+    ("cdrom", {"iso": "debian"}, 400, "image-not-an-iso"),
+    ("cdrom", {}, 409, "no-cdrom"),
+]
+
+
+@pytest.mark.parametrize(("verb", "body", "status", "code"), REFUSED, ids=[f"{verb}-{code}" for verb, _, _, code in REFUSED])
+async def test_a_change_that_cannot_be_is_refused_by_name(
+    api: Api, verb: str, body: dict[str, Any], status: int, code: str
+) -> None:
+    await running(api, networks=[{"network": "default", "mac": MAC}])
+    await make_volume(api, "data")
+    before = await api.rows(schema.vm)
+    answer = await api.call("p1-operator", "POST", f"{VMS}/web1:{verb}", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+    assert await api.rows(schema.vm) == before, "nothing of it was stored"
+
+
+async def test_an_attached_volume_is_the_vms_at_once_and_nobody_elses(api: Api) -> None:
+    vm = await running(api)
+    await make_volume(api, "data")
+    answer = await api.call("p1-operator", "POST", f"{VMS}/web1:attach", json={"volume": "data"})
+    assert answer.status_code == 202, answer.text
+    (row,) = await api.rows(schema.volume, name="data")
+    assert (row["vm_id"], row["disk_index"], row["is_deleted_with_vm"]) == (vm["id"], 1, False)
+    busy = await api.call("p1-operator", "POST", f"{VMS}/web1:detach", json={"volume": "data"})
+    assert (busy.status_code, busy.json()["code"]) == (409, "operation-in-progress")
+
+
+async def test_a_viewer_changes_nothing(api: Api) -> None:
+    await running(api)
+    for verb in ("resize", "attach", "detach", "cdrom"):
+        answer = await api.call("p1-viewer", "POST", f"{VMS}/web1:{verb}", json={})
+        assert answer.status_code == 403, verb
+
+
+async def test_an_iso_needs_a_disk_size_and_firmware_follows_the_system(api: Api) -> None:
+    body = {"name": "win1", "iso": "debian", "memory_mib": 4096, "os": "win11"}
+    refused = await api.call("p1-operator", "POST", VMS, json=body | {"disk_bytes": GIB})
+    assert refused.json()["code"] == "image-not-an-iso"
+    await api.write(
+        lambda session: session.execute(schema.image.update().where(schema.image.c.name == "debian").values(kind="iso"))
+    )
+    refused = await api.call("p1-operator", "POST", VMS, json=body)
+    assert (refused.json()["code"], refused.json()["errors"][0]["field"]) == ("size-missing", "disk_bytes")
+    refused = await api.call("p1-operator", "POST", VMS, json=body | {"disk_bytes": GIB, "firmware": "bios"})
+    assert refused.json()["code"] == "firmware-wrong"
+    refused = await api.call("p1-operator", "POST", VMS, json=body | {"disk_bytes": GIB, "os": "win12"})
+    assert refused.json()["code"] == "os-unknown"
+    made = (await api.call("p1-operator", "POST", VMS, json=body | {"disk_bytes": GIB, "tpm": True})).json()["vm"]
+    assert (made["shape"]["firmware"], made["shape"]["has_tpm"], made["cdrom"]) == ("uefi", True, "debian")
+    (root,) = await api.rows(schema.volume, name="win1-root")
+    assert (root["bus"], root["base_image_id"], root["size_bytes"]) == ("sata", None, GIB)
