@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from trimtab_agent.backup import extents
 from trimtab_agent.backup.extents import ChunkRun
-from trimtab_agent.backup.nbd import ALLOCATION, DIRTY, REQUEST_BYTES, ZERO, Extent, NbdClient
+from trimtab_agent.backup.nbd import ALLOCATION, DIRTY, REQUEST_BYTES, ZERO, Extent
 from trimtab_agent.backup.repository.writer import DiskWriter
+from trimtab_agent.backup.source import DiskContent
 
 OnProgress = Callable[[int, int], None]
 """Called with bytes done and bytes in all; may raise to cancel, may sleep to slow down."""
@@ -22,7 +23,7 @@ class Copied:
     """Read although clean, since the repository's copy was damaged."""
 
 
-def copy_disk(client: NbdClient, disk: DiskWriter, *, bitmap: str | None, on_progress: OnProgress) -> Copied:
+def copy_disk(client: DiskContent, disk: DiskWriter, *, bitmap: str | None, on_progress: OnProgress) -> Copied:
     """Put into `disk` what changed by the dirty bitmap's context, or all of it where `bitmap` is None.
 
     The client was connected with `base:allocation` and, for an increment, the bitmap's context.
@@ -48,7 +49,7 @@ def copy_disk(client: NbdClient, disk: DiskWriter, *, bitmap: str | None, on_pro
     return Copied(dirty_bytes, done, sum(_bytes_of(disk, run) for run in runs if run.is_hole), len(repairs) * chunk_bytes)
 
 
-def _allocation_of(client: NbdClient, wanted: Sequence[tuple[int, int]], chunk_bytes: int) -> Iterator[Extent]:
+def _allocation_of(client: DiskContent, wanted: Sequence[tuple[int, int]], chunk_bytes: int) -> Iterator[Extent]:
     """Ask only where it matters: the cost of an increment grows with the change."""
     for first, end in wanted:
         begin, after = first * chunk_bytes, min(end * chunk_bytes, client.size_bytes)

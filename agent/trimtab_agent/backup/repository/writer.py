@@ -10,7 +10,7 @@ import contextlib
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,7 +307,14 @@ class BackupWriter:
             raise self._failure.error
         self._workers.submit(self._ingest, disk, chunk, content)
 
-    def commit(self, disks: Sequence[DiskManifest], *, created_ms: int, consistency: Consistency) -> Manifest:
+    def commit(
+        self,
+        disks: Sequence[DiskManifest],
+        *,
+        created_ms: int,
+        consistency: Consistency,
+        notes: Mapping[str, str] | None = None,
+    ) -> Manifest:
         """List the backup and return its manifest. `disks` come from `finish`.
 
         Conflict `backup-session-revoked` where prune took this session for dead, DeadlineExceeded `backup-commit-unknown`.
@@ -321,6 +328,7 @@ class BackupWriter:
             disks=disks,
             attachments=self._attachments,
             base_id=self.base.backup_id if self.base else "",
+            notes=dict(notes or {}),
         )
         self._list(manifest)
         self._is_open = False
