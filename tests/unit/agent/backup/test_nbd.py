@@ -21,6 +21,7 @@ from trimtab_agent.backup.repository.manifests import Consistency, Manifest
 from trimtab_agent.backup.repository.reader import open_backup
 from trimtab_agent.backup.repository.repository import Repository
 from trimtab_agent.backup.repository.writer import begin_backup
+from trimtab_agent.backup.restoring import restore_disk, served_volume
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError, Unavailable
 
 MIB = 1 << 20
@@ -148,28 +149,39 @@ def test_a_full_and_an_increment_read_only_what_they_must_and_restore_byte_ident
     assert increment.hole_bytes == MIB
 
 
-def test_a_restore_through_an_export_is_compared_with_the_backup(image: Path, tmp_path: Path) -> None:
+def test_a_restored_volume_is_read_back_and_compared(image: Path, tmp_path: Path) -> None:
     repository = new_repository(MemoryBlobs())
     back_up_image(repository, image, "bk-1")
-    target = tmp_path / "restored.qcow2"
+    target, socket_path = tmp_path / "restored.qcow2", tmp_path / "r.sock"
     run("qemu-img", "create", "-q", "-f", "qcow2", str(target), str(SIZE))
-    lock = threading.Lock()
-    with (
-        served(target) as path,
-        NbdClient.connect(path, "vda") as client,
-        open_backup(repository, "vm-1", "bk-1") as reader,
-    ):
+    seen: list[tuple[int, int]] = []
+    with open_backup(repository, "vm-1", "bk-1") as reader:
+        disk = reader.disk("vda")
+        written = restore_disk(
+            disk, target, format="qcow2", socket=socket_path, on_progress=lambda done, total: seen.append((done, total))
+        )
+        assert whole(target) == whole(image)
+        assert seen[-1] == (written, written)
+        assert target.stat().st_size < 5 * MIB, "holes stay holes"
+        with served_volume(target, format="qcow2", socket=socket_path) as client:
+            assert disk.compare(client.read) is None
+            client.write(10 * MIB, b"evil")
+            assert disk.compare(client.read) == 10 * MIB
 
-        def write(offset: int, content: bytes) -> None:
-            with lock:
-                client.write(offset, content)
 
-        reader.disk("vda").copy_to(write)
-        client.flush()
-        assert reader.disk("vda").compare(client.read) is None
-        client.write(10 * MIB, b"evil")
-        assert reader.disk("vda").compare(client.read) == 10 * MIB
-    assert whole(image) != whole(target)
+def test_a_volume_of_another_size_or_in_use_is_not_written(image: Path, tmp_path: Path) -> None:
+    repository = new_repository(MemoryBlobs())
+    back_up_image(repository, image, "bk-1")
+    target, socket_path = tmp_path / "small.qcow2", tmp_path / "s.sock"
+    run("qemu-img", "create", "-q", "-f", "qcow2", str(target), str(MIB))
+    with open_backup(repository, "vm-1", "bk-1") as reader:
+        disk = reader.disk("vda")
+        with pytest.raises(Conflict) as refused:
+            restore_disk(disk, target, format="qcow2", socket=socket_path, on_progress=lambda _done, _total: None)
+        assert refused.value.code == "volume-size-differs"
+        with served(target), pytest.raises(Conflict) as locked:
+            restore_disk(disk, target, format="qcow2", socket=socket_path, on_progress=lambda _done, _total: None)
+        assert locked.value.code == "image-locked"
 
 
 def test_a_missing_export_or_bitmap_is_told(image: Path) -> None:
