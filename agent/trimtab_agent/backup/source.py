@@ -1,12 +1,14 @@
 """What a backup copies from: an instant of all disks of a vm, served for reading. libvirt's pull job gives one, a simulated vm another."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from trimtab_agent.backup.nbd import Extent
 from trimtab_agent.backup.repository.manifests import Consistency
+from trimtab_agent.backup.repository.reader import DiskReader
+from trimtab_protos.messages import PoolSpec, VolumeSpec
 
 
 class DiskContent(Protocol):
@@ -68,3 +70,11 @@ class BackupSource(Protocol):
 
     def drop_checkpoint(self, vm_id: str, checkpoint: str) -> None:
         """The backup of this instant is not listed: what changed since counts for the checkpoint before. Idempotent."""
+
+    def restore_volume(
+        self, volume: VolumeSpec, pool: PoolSpec, disk: DiskReader, *, on_progress: Callable[[int, int], None]
+    ) -> int:
+        """Make the volume anew, fill it with the disk, read it back and compare; return the bytes written.
+
+        Conflict: a domain of this host uses it, or it reads back differently. NoCapacity: the pool is full.
+        """

@@ -1,14 +1,16 @@
 """Disks of simulated vms as something to back up: content in memory, checkpoints with what changed since, faults on demand."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from trimtab_agent.backup.nbd import ALLOCATION, DIRTY, HOLE, ZERO, Extent
 from trimtab_agent.backup.repository.manifests import Consistency
+from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_agent.backup.source import DiskWish, Instant, ServedDisk
 from trimtab_agent.clock import Clock
 from trimtab_protos.errors import Conflict, NotFound, Unavailable
+from trimtab_protos.messages import PoolSpec, VolumeSpec
 
 GRAIN_BYTES = 65536
 BITMAP = "qemu:dirty-bitmap:backup"
@@ -78,12 +80,18 @@ class _Served:
 class SimulatedBackups:
     """The `BackupSource` of simulated vms."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, auto_disk_bytes: int = 0) -> None:
+        """With `auto_disk_bytes` a vm that nobody described has empty disks of this size, as many as are asked for."""
         self._clock = clock
+        self._auto_disk_bytes = auto_disk_bytes
         self.vms: dict[str, SimulatedVm] = {}
+        self.volumes: dict[str, bytes] = {}
+        """What was restored, by volume."""
 
     @contextlib.contextmanager
     def serve(self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool) -> Iterator[Instant]:
+        if self._auto_disk_bytes and vm_id not in self.vms:
+            self.vms[vm_id] = SimulatedVm({wish.name: SimulatedDisk(bytearray(self._auto_disk_bytes)) for wish in wishes})
         vm = self._vm(vm_id)
         if not vm.is_running:
             raise Conflict("vm-not-running", "only a running vm is backed up; start it first", vm_id=vm_id)
@@ -109,6 +117,24 @@ class SimulatedBackups:
     def drop_checkpoint(self, vm_id: str, checkpoint: str) -> None:
         for disk in self._vm(vm_id).disks.values():
             disk.checkpoints.pop(checkpoint, None)
+
+    def restore_volume(
+        self,
+        volume: VolumeSpec,
+        pool: PoolSpec,  # noqa: ARG002 - one place for all
+        disk: DiskReader,
+        *,
+        on_progress: Callable[[int, int], None],
+    ) -> int:
+        content = bytearray(volume.size_bytes)
+
+        def write(offset: int, piece: bytes) -> None:
+            content[offset : offset + len(piece)] = piece
+            on_progress(offset, volume.size_bytes)
+
+        written = disk.copy_to(write)
+        self.volumes[volume.volume_id] = bytes(content)
+        return written
 
     def _vm(self, vm_id: str) -> SimulatedVm:
         if vm_id not in self.vms:

@@ -10,7 +10,7 @@ dropped.
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ import structlog
 
 from trimtab_agent.backup.nbd import ALLOCATION, NbdClient
 from trimtab_agent.backup.repository.manifests import Consistency
+from trimtab_agent.backup.repository.reader import DiskReader
+from trimtab_agent.backup.restoring import restore_disk
 from trimtab_agent.backup.source import DiskWish, Instant, ServedDisk
+from trimtab_agent.hypervisor.kvm import volumes
 from trimtab_agent.hypervisor.kvm.backup_xml import (
     PulledDisk,
     all_targets,
@@ -32,7 +35,9 @@ from trimtab_agent.hypervisor.kvm.backup_xml import (
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domains import require
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
+from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError
+from trimtab_protos.messages import PoolSpec, VolumeSpec
 
 log = structlog.get_logger(__name__)
 
@@ -45,8 +50,16 @@ _BROKEN_BITMAP_TEXTS = ("checkpoint inconsistent", "missing or broken bitmap", "
 class Backups:
     """The `BackupSource` of this host. Thread-safe; one backup of a vm at a time is the caller's to see to."""
 
-    def __init__(self, connection: Connection, *, socket_dir: Path = SOCKET_DIR) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        refuse_if_used: Callable[[Sequence[str], str], None] = lambda _paths, _what: None,
+        socket_dir: Path = SOCKET_DIR,
+    ) -> None:
+        """`refuse_if_used` raises Conflict where a domain of this host has one of the files as a disk."""
         self._connection = connection
+        self._refuse_if_used = refuse_if_used
         self._socket_dir = socket_dir
 
     @contextlib.contextmanager
@@ -86,6 +99,27 @@ class Backups:
             for found in require(connection, vm_id).listAllCheckpoints():
                 if found.getName() == checkpoint:
                     _delete(found)
+
+    def restore_volume(
+        self, volume: VolumeSpec, pool: PoolSpec, disk: DiskReader, *, on_progress: Callable[[int, int], None]
+    ) -> int:
+        """See `BackupSource.restore_volume`. Nothing half restored stays behind."""
+        layout = PoolLayout.of(pool)
+        self._refuse_if_used(volumes.names_of(volume.volume_id, layout), f"volume {volume.volume_id}")
+        volumes.delete(volume.volume_id, layout)  # of an attempt that broke off
+        volumes.ensure(volume, layout)
+        try:
+            return restore_disk(
+                disk,
+                Path(layout.volume(volume.volume_id, volume.format)),
+                format=volume.format.value,
+                socket=self._socket_dir / f"trimtab-{volume.volume_id}-restore.sock",
+                on_progress=on_progress,
+            )
+        except BaseException:
+            with contextlib.suppress(TrimtabError):
+                volumes.delete(volume.volume_id, layout)
+            raise
 
     def _begin(
         self,
