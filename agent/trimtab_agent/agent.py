@@ -16,6 +16,10 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from trimtab_agent import edge
+from trimtab_agent.backup.access import Repositories
+from trimtab_agent.backup.jobs import backup_runners
+from trimtab_agent.backup.servicer import BackupServicer
+from trimtab_agent.backup.source import BackupSource
 from trimtab_agent.certificates import CredentialSource
 from trimtab_agent.clock import Clock, SystemClock
 from trimtab_agent.commands import Commands
@@ -38,6 +42,7 @@ from trimtab_protos.agent.v1.agent_service_pb2_grpc import (
     add_AgentServiceServicer_to_server,
     add_ReplicaServiceServicer_to_server,
 )
+from trimtab_protos.agent.v1.backup_service_pb2_grpc import add_BackupServiceServicer_to_server
 from trimtab_protos.codec import to_proto
 from trimtab_protos.controller.v1 import gateway_service_pb2
 from trimtab_protos.errors import Internal, TrimtabError, Unavailable
@@ -85,6 +90,8 @@ class AgentParts:
     rng: random.Random = field(default_factory=random.SystemRandom)
     certificates: Callable[[], Sequence[Certificate]] = tuple
     leave: Callable[[bool], Sequence[str]] = no_leave
+    backups: BackupSource | None = None
+    """What backups copy from and restore into; None: this host offers none."""
     job_limits: dict[JobKind, int] = field(default_factory=lambda: dict(DEFAULT_LIMITS))
     on_gateways: Callable[[Sequence[str]], None] = lambda _addresses: None
     on_ca_bundle: Callable[[str], None] = lambda _sha256: None
@@ -103,13 +110,17 @@ class Agent:
         self.lease = Lease()
         self.replay = Replay(parts.journal, parts.host_id, boot_id=parts.boot_id, clock=parts.clock, lease=self.lease_state)
         self.outbox = Outbox(parts.journal, parts.host_id)
+        self.repositories = Repositories(parts.clock, holder=parts.host_id)
+        runners = dict(job_runners(parts.hypervisor))
+        if parts.backups is not None:
+            runners |= backup_runners(self.repositories, parts.backups, parts.clock)
         self.jobs = Jobs(
             parts.journal,
             parts.host_id,
             incarnation=self.replay.incarnation,
             outbox=self.outbox,
             pool=parts.pools.jobs,
-            runners=job_runners(parts.hypervisor),
+            runners=runners,
             lease=self.lease_state,
             clock=parts.clock,
             limits=parts.job_limits,
@@ -186,6 +197,8 @@ class Agent:
         server = grpc.aio.server(options=tls.server_options())
         add_AgentServiceServicer_to_server(self._agent_servicer(), server)
         add_ReplicaServiceServicer_to_server(self._replica_servicer(), server)
+        if self.parts.backups is not None:
+            add_BackupServiceServicer_to_server(self._backup_servicer(), server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         address = self.parts.listen_address
@@ -215,6 +228,16 @@ class Agent:
             incarnation=self.incarnation,
             agent_address=lambda: self.parts.agent_address or self.address,
             leave=self.parts.leave,
+            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
+        )
+
+    def _backup_servicer(self) -> BackupServicer:
+        return BackupServicer(
+            self.repositories,
+            commands=self.commands,
+            jobs=self.jobs,
+            pool=self.parts.pools.storage,
+            query=self.parts.pools.query,
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
 

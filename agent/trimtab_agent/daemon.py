@@ -12,10 +12,11 @@ import structlog
 
 from trimtab_agent import config, leave, metrics
 from trimtab_agent.agent import Agent, AgentParts
+from trimtab_agent.backup.source import BackupSource
 from trimtab_agent.certificates import PURPOSE_AGENT, IdentityFiles, report
 from trimtab_agent.config import Settings
 from trimtab_agent.hypervisor.base import Hypervisor
-from trimtab_agent.jobs import JobKind
+from trimtab_agent.jobs import DEFAULT_LIMITS, JobKind
 from trimtab_agent.journal import open_or_replace
 from trimtab_agent.libvirt_tls import LibvirtCertificates, reload_libvirtd
 from trimtab_agent.renewal import Renewal
@@ -51,7 +52,7 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
     journal = open_or_replace(settings.journal_path)
     stack.callback(journal.close)
     sources = Sources(identity, gateways=lambda: config.known_gateways(settings))
-    hypervisor = _hypervisor(settings, sources, stack)
+    hypervisor, backups = _hypervisor(settings, sources, stack)
 
     def certificates() -> Sequence[Certificate]:
         return (report(PURPOSE_AGENT, identity.current().certificate_pem), *libvirt.report())
@@ -83,6 +84,7 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
         AgentParts(
             host_id=settings.host_id,
             hypervisor=hypervisor,
+            backups=backups,
             journal=journal,
             pools=host_pools(),
             watch=WorkerPool("watch", threads=4),
@@ -93,7 +95,11 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
             credentials=identity,
             certificates=certificates,
             leave=undo_join,
-            job_limits={JobKind.IMPORT: settings.imports_at_once, JobKind.MIGRATION: settings.migrations_at_once},
+            job_limits={
+                **DEFAULT_LIMITS,
+                JobKind.IMPORT: settings.imports_at_once,
+                JobKind.MIGRATION: settings.migrations_at_once,
+            },
             on_gateways=lambda addresses: config.remember_gateways(settings, tuple(addresses)),
             on_ca_bundle=renewal.bundle_told,
         )
@@ -108,15 +114,16 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
     await agent.stop()
 
 
-def _hypervisor(settings: Settings, sources: Sources, stack: ExitStack) -> Hypervisor:
+def _hypervisor(settings: Settings, sources: Sources, stack: ExitStack) -> tuple[Hypervisor, BackupSource]:
     if settings.hypervisor == "simulated":
         from trimtab_agent.hypervisor.simulated import SimulatedHost, SimulatedHypervisor
+        from trimtab_agent.hypervisor.simulated_backups import SimulatedBackups
         from trimtab_agent.hypervisor.simulation import SimulatedFleet
 
         fleet = SimulatedFleet()
         stack.callback(fleet.close)
         host = SimulatedHost(host_id=settings.host_id, migration_address=settings.migration_address)
-        return SimulatedHypervisor(fleet, host, reader=sources)
+        return SimulatedHypervisor(fleet, host, reader=sources), SimulatedBackups(fleet.clock, auto_disk_bytes=1 << 20)
     # Only here: libvirt's bindings are not needed, nor perhaps installed, where hosts are simulated.
     from trimtab_agent.hypervisor.kvm.config import KvmConfig
     from trimtab_agent.hypervisor.kvm.hypervisor import KvmHypervisor
@@ -134,7 +141,7 @@ def _hypervisor(settings: Settings, sources: Sources, stack: ExitStack) -> Hyper
     stack.callback(kvm.stop)
     # So that the first Hello knows the guests; where libvirt is down, the lease must not wait for it.
     kvm.wait_until_up(LIBVIRT_WAIT_S)
-    return kvm
+    return kvm, kvm.backups
 
 
 def _release_domains(settings: Settings) -> Sequence[str]:

@@ -5,12 +5,23 @@ from dataclasses import dataclass
 
 from trimtab_protos import status
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
-from trimtab_protos.agent.v1 import command_pb2, storage_pb2
+from trimtab_protos.agent.v1 import backup_pb2, command_pb2, storage_pb2
 from trimtab_protos.codec import enum_number, to_proto
 from trimtab_protos.errors import TrimtabError
-from trimtab_protos.messages import CommandKey, Direction, ImageResult, JobProgress, JobState, MigrationResult
+from trimtab_protos.messages import (
+    BackupSummary,
+    CommandKey,
+    Direction,
+    ImageResult,
+    JobProgress,
+    JobState,
+    MigrationResult,
+    PruneResult,
+    RestoreResult,
+    VerifyResult,
+)
 
-JobResult = ImageResult | MigrationResult
+JobResult = ImageResult | MigrationResult | BackupSummary | RestoreResult | VerifyResult | PruneResult
 JobName = tuple[str, str, str]
 """Operation, step, direction."""
 
@@ -138,6 +149,14 @@ def job_message(
             message.image.CopyFrom(to_proto(result, storage_pb2.ImageResult))
         case MigrationResult():
             message.migration.CopyFrom(to_proto(result, pb.MigrationResult))
+        case BackupSummary():
+            message.backup.CopyFrom(to_proto(result, backup_pb2.BackupSummary))
+        case RestoreResult():
+            message.restore.CopyFrom(to_proto(result, backup_pb2.RestoreResult))
+        case VerifyResult():
+            message.verify.CopyFrom(to_proto(result, backup_pb2.VerifyResult))
+        case PruneResult():
+            message.prune.CopyFrom(to_proto(result, backup_pb2.PruneResult))
         case None:
             pass
     return message

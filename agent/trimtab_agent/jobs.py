@@ -1,4 +1,4 @@
-"""Long pieces of work: image imports and migrations, each under the key of the command that began it.
+"""Long pieces of work: image imports, migrations, backups and restores, each under the key of the command that began it.
 
     (none) ── start ──► running ──► succeeded | failed | cancelled
 
@@ -47,9 +47,19 @@ _RESTART_SEQUENCE_STEP = 1 << 32
 class JobKind(StrEnum):
     IMPORT = "import"
     MIGRATION = "migration"
+    BACKUP = "backup"
+    RESTORE = "restore"
+    UPKEEP = "upkeep"
+    """Verification and pruning of a repository."""
 
 
-DEFAULT_LIMITS: Mapping[JobKind, int] = {JobKind.IMPORT: 2, JobKind.MIGRATION: 2}
+DEFAULT_LIMITS: Mapping[JobKind, int] = {
+    JobKind.IMPORT: 2,
+    JobKind.MIGRATION: 2,
+    JobKind.BACKUP: 2,
+    JobKind.RESTORE: 2,
+    JobKind.UPKEEP: 1,
+}
 
 
 class Runner(Protocol):

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trimtab_agent.agent import Agent, AgentParts
+from trimtab_agent.backup.source import BackupSource
 from trimtab_agent.certificates import PURPOSE_AGENT, FixedCredentials, report
 from trimtab_agent.hypervisor.base import SourceReader
 from trimtab_agent.hypervisor.simulated import SimulatedHost, SimulatedHypervisor
+from trimtab_agent.hypervisor.simulated_backups import SimulatedBackups
 from trimtab_agent.hypervisor.simulation import SimulatedFleet
 from trimtab_agent.journal import JournalFile
 from trimtab_agent.servicer import Pools
@@ -62,6 +64,7 @@ async def start_simulated_agent(
     gateways: Sequence[str] = (),
     reader: SourceReader | None = None,
     rng: random.Random | None = None,
+    backups: BackupSource | None = None,
 ) -> Agent:
     """Start an agent on a simulated host, a new one or one that is in the fleet already (an agent's restart).
 
@@ -89,6 +92,7 @@ async def start_simulated_agent(
             clock=fleet.clock,
             rng=rng or random.Random(host.host_id),
             certificates=certificates,
+            backups=backups or SimulatedBackups(fleet.clock, auto_disk_bytes=1 << 20),
             is_load_free=True,
             has_own_connections=True,
         )

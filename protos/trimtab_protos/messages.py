@@ -409,3 +409,59 @@ class HostLoad:
     io_pressure: int = 0
     running_domains: int = 0
     has_uplink_carrier: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupDisk:
+    name: str
+    volume_id: str
+    generation: int
+    size_bytes: int
+    dirty_bytes: int
+    read_bytes: int
+    stored_bytes: int
+    full_reason: str
+    root: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupSummary:
+    backup_id: str
+    vm_id: str
+    vm_name: str
+    project_id: str
+    created_ms: int
+    consistency: str
+    base_id: str
+    notes: dict[str, str]
+    disks: tuple[BackupDisk, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreResult:
+    written_bytes: int
+    root: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DamagedBackup:
+    backup_id: str
+    vm_id: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyResult:
+    read_bytes: int
+    damaged_records: int
+    damaged: tuple[DamagedBackup, ...]
+    unreadable_manifests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneResult:
+    removed_bytes: int
+    condemned_bytes: int
+    repacked_bytes: int
+    kept_bytes: int
+    waits_for: tuple[str, ...]

@@ -230,35 +230,39 @@ def test_a_long_life_without_bad_bits_loses_nothing(seed: int) -> None:
     finish(play([(dice.choice(names), dice.randrange(160)) for _ in range(70)]))
 
 
+X, Y = 16, 32  # two contents of the first chunk of vm-1; one more is the same for vm-2
+
+
 def test_prune_waits_for_a_writer_that_relies_on_what_was_forgotten() -> None:
     """A writer finds a chunk that only an old backup has; the old backup is forgotten and pruned before the writer commits."""
-    first, second = ("write", 0 + 16), ("write", 0 + 32)
-    world = play([first, ("backup", 0), second, ("backup", 0), first, ("begin", 0), ("forget", 0), *[("prune", 0)] * 3])
+    world = play([("write", X), ("backup", 0), ("write", Y), ("backup", 0), ("write", X), ("begin", 0), ("forget", 0)])
+    for _ in range(3):
+        world.step("prune", 0)
     world.commit("vm-1")
+    world.check()
+    for _ in range(2):
+        world.step("prune", 0)  # marks again: what was condemned is needed now
     world.check()
 
 
 def test_a_writer_that_knows_of_a_condemnation_relies_on_none_of_it() -> None:
-    first, second = ("write", 0 + 16), ("write", 0 + 32)
-    world = play([first, ("backup", 0), second, ("backup", 0), ("forget", 0), ("prune", 0), first, ("begin", 0), ("prune", 0)])
+    world = play([("write", X), ("backup", 0), ("write", Y), ("backup", 0), ("forget", 0), ("prune", 0), ("write", X)])
+    world.begin("vm-1")
+    world.step("prune", 0)
     world.commit("vm-1")
     world.check()
 
 
 def test_a_base_whose_packs_are_about_to_go_is_not_taken_on_trust() -> None:
-    """Condemned, then needed again by a backup whose base is forgotten while it is written."""
-    world = play([("write", 16), ("begin", 0), ("write", 17), ("backup", 1)])
-    # The base bk-0001 is listed only after prune has condemned what it alone needs: its writer saw no condemnation.
-    world.forget_all_but("bk-0002")
-    writer = world.open["vm-1"][0]
-    writer.sink.flush()
+    """The base relies on a condemned pack, since its writer had not seen the condemnation, and is forgotten while it is the base."""
+    world = play([("write", X), ("backup", 0), ("write", Y), ("backup", 0), ("write", X + 1), ("begin", 1), ("forget", 0)])
     world.step("prune", 0)
-    world.commit("vm-1")
+    world.commit("vm-2")
     assert world.blobs.names("condemned/")
-    world.step("begin", 0)
-    world.forget_all_but("bk-0002")
+    world.begin("vm-2")
+    world.forget_all_but(world.last["vm-1"])
     world.step("prune", 0)
-    world.commit("vm-1")
+    world.commit("vm-2")
     world.check()
 
 

@@ -20,6 +20,10 @@ from trimtab_protos.errors import TrimtabError
 _TIMEOUT = timedelta(seconds=120)
 """Of one request: a pack of 32 MiB over a line of 3 Mbit/s."""
 
+# A missing object comes as Python's own error from some verbs and as obstore's from others.
+_MISSING = (NotFoundError, FileNotFoundError)
+_FAILURES = (BaseError, OSError)
+
 
 class BucketBlobs:
     """A bucket, or what lies under a prefix of it. Retries of one request are obstore's; nothing above repeats them."""
@@ -34,6 +38,7 @@ class BucketBlobs:
         access_key_id: str | None = None,
         secret_access_key: str | None = None,
         allow_http: bool = False,
+        retries: int = 5,
     ) -> None:
         self._where = f"s3://{bucket}/{prefix}".rstrip("/")
         self._store = S3Store(
@@ -45,6 +50,7 @@ class BucketBlobs:
             secret_access_key=secret_access_key,
             virtual_hosted_style_request=endpoint is None,
             client_options={"allow_http": allow_http, "timeout": _TIMEOUT},
+            retry_config={"max_retries": retries},
         )
 
     @property
@@ -57,19 +63,19 @@ class BucketBlobs:
             obstore.put(self._store, name, b"".join(parts), mode="create", use_multipart=False)
         except AlreadyExistsError as error:
             raise errors.blob_exists(name) from error
-        except BaseError as error:
+        except _FAILURES as error:
             raise _translated(error, name) from error
 
     def put(self, name: str, content: bytes) -> None:
         try:
             obstore.put(self._store, name, content, use_multipart=False)
-        except BaseError as error:
+        except _FAILURES as error:
             raise _translated(error, name) from error
 
     def get(self, name: str) -> bytes:
         try:
             return obstore.get(self._store, name).bytes().to_bytes()
-        except BaseError as error:
+        except _FAILURES as error:
             raise _translated(error, name) from error
 
     def get_range(self, name: str, offset: int, length: int) -> bytes:
@@ -77,7 +83,7 @@ class BucketBlobs:
             return b""
         try:
             return obstore.get_range(self._store, name, start=offset, length=length).to_bytes()
-        except BaseError as error:
+        except _FAILURES as error:
             raise _translated(error, name) from error
 
     def list(self, prefix: str) -> Sequence[BlobEntry]:
@@ -85,26 +91,26 @@ class BucketBlobs:
             found = [
                 BlobEntry(meta["path"], meta["size"]) for batch in obstore.list(self._store, prefix.rstrip("/")) for meta in batch
             ]
-        except BaseError as error:
+        except _FAILURES as error:
             raise _translated(error, prefix) from error
         return sorted(found, key=lambda blob: blob.name)
 
     def delete(self, name: str) -> None:
         try:
             obstore.delete(self._store, name)
-        except NotFoundError:
+        except _MISSING:
             return
-        except BaseError as error:
+        except _FAILURES as error:
             raise _translated(error, name) from error
 
     def remove_debris(self, older_than_s: float) -> int:  # noqa: ARG002 - a put leaves nothing half written
         return 0
 
 
-def _translated(error: BaseError, name: str) -> TrimtabError:
+def _translated(error: Exception, name: str) -> TrimtabError:
     detail = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
     match error:
-        case NotFoundError():
+        case NotFoundError() | FileNotFoundError():
             return errors.blob_missing(name)
         case PermissionDeniedError() | UnauthenticatedError():
             return errors.repository_refused(name, detail)

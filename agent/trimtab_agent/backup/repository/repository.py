@@ -115,11 +115,11 @@ class Repository:
             for name, content in self._objects(DAMAGED_PREFIX, Kind.DAMAGE, is_lenient=True)
         }
 
-    def list_backups(self) -> Listing:
-        """Return every backup that is listed. Needs nothing but the repository and its key."""
+    def list_backups(self, vm_id: str = "") -> Listing:
+        """Return every backup that is listed, or those of one vm. Needs nothing but the repository and its key."""
         manifests: list[Manifest] = []
         unreadable: dict[str, TrimtabError] = {}
-        for entry in self.blobs.list(BACKUPS_PREFIX):
+        for entry in self.blobs.list(f"{BACKUPS_PREFIX}{vm_id}/" if vm_id else BACKUPS_PREFIX):
             try:
                 manifest = self._manifest(entry.name)
             except NotFound:

@@ -36,6 +36,8 @@ PACK_CONTEXT = "pack"
 OBJECT_MAGIC = b"TTSEAL\x01\n"
 _OBJECT = struct.Struct("<8sI16s")
 
+Content = bytes | bytearray | memoryview
+
 _per_thread = threading.local()
 
 
@@ -70,7 +72,7 @@ class Identifier:
     def __init__(self, keyring: Keyring) -> None:
         self._keys: Mapping[Kind, bytes] = {kind: blake3(b"kind %d" % kind, key=keyring.id_key).digest() for kind in Kind}
 
-    def of(self, kind: Kind, content: bytes | memoryview) -> bytes:
+    def of(self, kind: Kind, content: Content) -> bytes:
         return blake3(content, key=self._keys[kind]).digest()
 
 
@@ -83,9 +85,9 @@ class Cipher:
         self._identifier = identifier
         self._aead = AESGCM(blake3(salt + context.encode(), key=keyring.data_key(version)).digest())
 
-    def seal(self, kind: Kind, id: bytes, content: bytes | memoryview) -> Record:
+    def seal(self, kind: Kind, id: bytes, content: Content) -> Record:
         """Return the record of a content whose id the caller has computed."""
-        packed: bytes | memoryview = _compressor().compress(content)
+        packed: Content = _compressor().compress(content)
         flags = _ZSTD
         if len(packed) >= len(content) - len(content) // 32:  # under 3 % saved is not worth the time to read it
             packed, flags = content, 0

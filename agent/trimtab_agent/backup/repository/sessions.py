@@ -19,7 +19,7 @@ from trimtab_agent.backup.repository import errors
 from trimtab_agent.backup.repository.blobs import BlobStore
 from trimtab_agent.backup.repository.manifests import REVOKED
 from trimtab_agent.clock import Clock
-from trimtab_protos.errors import AlreadyExists, NotFound
+from trimtab_protos.errors import AlreadyExists, NotFound, TrimtabError
 
 PREFIX = "sessions/"
 PRUNE_LOCK = "locks/prune"
@@ -175,9 +175,10 @@ class PruneLock:
             self._blobs.put(PRUNE_LOCK, self._token.encoded())
 
     def release(self) -> None:
-        holder = self._holder()
-        if holder is not None and holder.session_id == self._token.session_id:
-            self._blobs.delete(PRUNE_LOCK)
+        with contextlib.suppress(TrimtabError):  # the work is done; a lock that stays goes silent
+            holder = self._holder()
+            if holder is not None and holder.session_id == self._token.session_id:
+                self._blobs.delete(PRUNE_LOCK)
 
     def _holder(self) -> Lease | None:
         try:

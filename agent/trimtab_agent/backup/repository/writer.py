@@ -10,7 +10,7 @@ import contextlib
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from trimtab_agent.backup.repository.manifests import (
 from trimtab_agent.backup.repository.packs import PREFIX as PACKS_PREFIX
 from trimtab_agent.backup.repository.packs import PackBuilder
 from trimtab_agent.backup.repository.repository import Repository
-from trimtab_agent.backup.repository.sealing import HOLE, ID_BYTES, SALT_BYTES, Cipher, Kind, Record, seal_object
+from trimtab_agent.backup.repository.sealing import HOLE, ID_BYTES, SALT_BYTES, Cipher, Content, Kind, Record, seal_object
 from trimtab_agent.backup.repository.sessions import Session, SessionKind, new_session
 from trimtab_protos.errors import AlreadyExists, Conflict, NotFound, TrimtabError, Unavailable
 
@@ -69,7 +69,7 @@ class RecordSink:
         self._index_entries = 0
         self.stored_bytes = 0
 
-    def put(self, kind: Kind, content: bytes) -> bytes:
+    def put(self, kind: Kind, content: Content) -> bytes:
         """Return the id of the content, after storing it if no pack that stays has it."""
         id = self._repository.identifier.of(kind, content)
         with self._lock:
@@ -191,7 +191,7 @@ class DiskWriter:
                 wanted.update(self._gaps_of(number, page_id))
         return sorted(wanted)
 
-    def put(self, chunk: int, content: bytes) -> None:
+    def put(self, chunk: int, content: bytes | bytearray) -> None:
         """Take the content of one chunk; `content` must not change afterwards. Raises what an earlier put met."""
         if len(content) != self.length_of(chunk):
             raise ValueError(f"chunk {chunk} of {self.name} has {self.length_of(chunk)} bytes, not {len(content)}")
@@ -199,12 +199,17 @@ class DiskWriter:
         self.read_bytes += len(content)
         self._writer.submit(self, chunk, content)
 
-    def put_hole(self, chunk: int) -> None:
-        """Take a chunk that reads as zeros, without its bytes."""
-        self._touch(chunk // PAGE_CHUNKS)
-        self._set(chunk, HOLE)
+    def put_holes(self, first: int, end: int) -> None:
+        """Take chunks that read as zeros, without their bytes."""
+        if self._base is None:
+            return  # what is not put is a hole, and a disk of terabytes is mostly that
+        for number in range(first // PAGE_CHUNKS, -(-end // PAGE_CHUNKS)):
+            begin, after = max(first, number * PAGE_CHUNKS), min(end, (number + 1) * PAGE_CHUNKS)
+            if number in self._pages or number in self._touched:
+                self._touch(number)
+                os.pwrite(self._ids.fileno(), HOLE * (after - begin), begin * ID_BYTES)
 
-    def ingest(self, chunk: int, content: bytes) -> None:
+    def ingest(self, chunk: int, content: bytes | bytearray) -> None:
         """In a worker's thread: store the chunk and note its id."""
         is_hole = content == self._zeros[: len(content)]
         self._set(chunk, HOLE if is_hole else self._writer.sink.put(Kind.CHUNK, content))
@@ -294,7 +299,7 @@ class BackupWriter:
         chunks = [self.sink.put(Kind.CHUNK, piece) for piece in pieces]
         self._attachments.append(Attachment(name, len(content), chunks))
 
-    def submit(self, disk: DiskWriter, chunk: int, content: bytes) -> None:
+    def submit(self, disk: DiskWriter, chunk: int, content: bytes | bytearray) -> None:
         self._session.renew()
         self._room.acquire()
         if self._failure.error is not None:
@@ -302,7 +307,14 @@ class BackupWriter:
             raise self._failure.error
         self._workers.submit(self._ingest, disk, chunk, content)
 
-    def commit(self, disks: Sequence[DiskManifest], *, created_ms: int, consistency: Consistency) -> Manifest:
+    def commit(
+        self,
+        disks: Sequence[DiskManifest],
+        *,
+        created_ms: int,
+        consistency: Consistency,
+        notes: Mapping[str, str] | None = None,
+    ) -> Manifest:
         """List the backup and return its manifest. `disks` come from `finish`.
 
         Conflict `backup-session-revoked` where prune took this session for dead, DeadlineExceeded `backup-commit-unknown`.
@@ -316,6 +328,7 @@ class BackupWriter:
             disks=disks,
             attachments=self._attachments,
             base_id=self.base.backup_id if self.base else "",
+            notes=dict(notes or {}),
         )
         self._list(manifest)
         self._is_open = False
@@ -366,7 +379,7 @@ class BackupWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.abort()
 
-    def _ingest(self, disk: DiskWriter, chunk: int, content: bytes) -> None:
+    def _ingest(self, disk: DiskWriter, chunk: int, content: bytes | bytearray) -> None:
         try:
             if self._failure.error is None:
                 disk.ingest(chunk, content)

@@ -5,6 +5,7 @@ from typing import Any
 
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
 from trimtab_agent.hypervisor.kvm import accel_probe, domain_facts, images, volumes
+from trimtab_agent.hypervisor.kvm.backups import Backups
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
@@ -77,6 +78,8 @@ class KvmHypervisor:
             self._inventory,
             boot_id=boot_id,
         )
+        self.backups = Backups(self._connection, refuse_if_used=self._domains.refuse_if_used)
+        """What backups copy from; apart from the verbs, since a backup is read for as long as its block is open."""
         self._housekeeping = Housekeeping(self._connection, self._observer, self._logs)
 
     def start(self) -> None:

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from trimtab_protos.agent.v1 import backup_pb2 as _backup_pb2
 from trimtab_protos.agent.v1 import command_pb2 as _command_pb2
 from trimtab_protos.agent.v1 import domain_pb2 as _domain_pb2
 from trimtab_protos.agent.v1 import inventory_pb2 as _inventory_pb2
@@ -1283,6 +1284,10 @@ class Job(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     MIGRATION_FIELD_NUMBER: _builtins.int
+    BACKUP_FIELD_NUMBER: _builtins.int
+    RESTORE_FIELD_NUMBER: _builtins.int
+    VERIFY_FIELD_NUMBER: _builtins.int
+    PRUNE_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     SUBJECT_ID_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
@@ -1300,6 +1305,14 @@ class Job(_message.Message):
     def image(self) -> _storage_pb2.ImageResult: ...
     @_builtins.property
     def migration(self) -> Global___MigrationResult: ...
+    @_builtins.property
+    def backup(self) -> _backup_pb2.BackupSummary: ...
+    @_builtins.property
+    def restore(self) -> _backup_pb2.RestoreResult: ...
+    @_builtins.property
+    def verify(self) -> _backup_pb2.VerifyResult: ...
+    @_builtins.property
+    def prune(self) -> _backup_pb2.PruneResult: ...
     def __init__(
         self,
         *,
@@ -1311,14 +1324,18 @@ class Job(_message.Message):
         error: _error_pb2.ErrorDetail | None = ...,
         image: _storage_pb2.ImageResult | None = ...,
         migration: Global___MigrationResult | None = ...,
+        backup: _backup_pb2.BackupSummary | None = ...,
+        restore: _backup_pb2.RestoreResult | None = ...,
+        verify: _backup_pb2.VerifyResult | None = ...,
+        prune: _backup_pb2.PruneResult | None = ...,
         sequence: _builtins.int = ...,
         subject_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "image", b"image", "migration", b"migration", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "error", b"error", "image", b"image", "migration", b"migration", "progress", b"progress", "prune", b"prune", "restore", b"restore", "result", b"result", "verify", b"verify"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["direction", b"direction", "error", b"error", "image", b"image", "migration", b"migration", "operation_id", b"operation_id", "progress", b"progress", "result", b"result", "sequence", b"sequence", "state", b"state", "step", b"step", "subject_id", b"subject_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "direction", b"direction", "error", b"error", "image", b"image", "migration", b"migration", "operation_id", b"operation_id", "progress", b"progress", "prune", b"prune", "restore", b"restore", "result", b"result", "sequence", b"sequence", "state", b"state", "step", b"step", "subject_id", b"subject_id", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["image", "migration"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["image", "migration", "backup", "restore", "verify", "prune"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

@@ -2,10 +2,12 @@
 
 import json
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.unit.agent.backup import independent_reader
 from tests.unit.agent.backup.kit import CHUNK, FLEET, KEY, Disk, MemoryBlobs, back_up, new_repository, reopen, restore, subject
 from tests.unit.agent.manual_clock import ManualClock
 from trimtab_agent.backup.repository.folder import FolderBlobs
@@ -331,3 +333,29 @@ def test_a_full_target_is_said_and_leaves_what_was_listed(tmp_path: Path) -> Non
     assert restore(repository, "bk-1") == before
     back_up(repository, disk, "bk-3", base_id="bk-1")
     assert restore(repository, "bk-3") == bytes(disk.content)
+
+
+def test_the_document_alone_suffices_to_write_a_reader(tmp_path: Path) -> None:
+    """The reader imports nothing of ours; what it needs to know stands in docs/backup-format.md."""
+    source = Path(independent_reader.__file__).read_text()
+    assert "trimtab_agent" not in source
+    repository = new_repository(FolderBlobs(tmp_path))
+    disk = Disk(1500, tail=50, seed=5)
+    for chunk in range(0, 1501, 4):
+        disk.write(chunk, b"compressible" * 400 if chunk % 8 else None)
+    first = bytes(disk.content)
+    back_up(repository, disk, "bk-1", files={"domain.xml": b"<domain/>"})
+    repository.add_data_key()
+    new_key = RepositoryKey.new()
+    repository.change_key(new_key)
+    disk.write(1)
+    back_up(repository, disk, "bk-2", base_id="bk-1")
+    shutil.rmtree(tmp_path / "index")
+
+    reader = independent_reader.IndependentReader(tmp_path, new_key.text)
+
+    old, new = reader.backups()
+    assert (old["backup_id"], new["base_id"], old["subject"]["fleet_id"]) == ("bk-1", "bk-1", FLEET)
+    assert reader.disk(old, "vda") == first
+    assert reader.disk(new, "vda") == bytes(disk.content)
+    assert reader.attachment(old, "domain.xml") == b"<domain/>"

@@ -1,0 +1,169 @@
+"""What the jobs of backups do: the request as it was journaled, turned into one run over a repository that was granted before."""
+
+from collections.abc import Mapping
+
+from trimtab_agent.backup.access import Repositories
+from trimtab_agent.backup.repository.manifests import Manifest, Subject
+from trimtab_agent.backup.repository.prune import GRACE_S, prune
+from trimtab_agent.backup.repository.reader import open_backup
+from trimtab_agent.backup.repository.verify import verify_all, verify_backup
+from trimtab_agent.backup.running import BackupRequest, DiskToBackUp, run_backup
+from trimtab_agent.backup.source import BackupSource
+from trimtab_agent.clock import Clock
+from trimtab_agent.hypervisor.base import JobControl, Stamp
+from trimtab_agent.job_rows import JobResult
+from trimtab_agent.jobs import JobKind, Runner
+from trimtab_protos.agent.v1 import backup_service_pb2 as pb
+from trimtab_protos.codec import from_proto
+from trimtab_protos.errors import Conflict
+from trimtab_protos.messages import (
+    BackupDisk,
+    BackupSummary,
+    DamagedBackup,
+    JobProgress,
+    PoolSpec,
+    PruneResult,
+    RestoreResult,
+    VerifyResult,
+    VolumeSpec,
+)
+
+REPORT_EVERY_S = 1.0
+_VERIFY, _PRUNE = b"V", b"P"
+"""The first byte of a journaled request of upkeep: two verbs, one class of jobs."""
+
+
+def backup_runners(repositories: Repositories, source: BackupSource, clock: Clock) -> Mapping[JobKind, Runner]:
+    def back_up(request: bytes, stamp: Stamp, control: JobControl) -> JobResult:  # noqa: ARG001 the domain is not changed
+        asked = pb.StartBackupRequest.FromString(request)
+        repository = repositories.open(asked.repository)
+        try:
+            wanted = BackupRequest(
+                backup_id=asked.backup_id,
+                subject=Subject(repository.config.fleet_id, asked.project_id, asked.vm_id, asked.vm_name),
+                disks=[DiskToBackUp(disk.name, disk.volume_id, disk.generation) for disk in asked.disks],
+                wants_freeze=asked.wants_freeze,
+                needs_filesystem=asked.needs_filesystem,
+            )
+            progress = _Progress(control, clock, phase="copying", bandwidth_bytes_s=asked.bandwidth_mib_s << 20)
+            return summary_of(run_backup(repository, source, wanted, on_progress=progress))
+        finally:
+            repository.close()
+
+    def restore(request: bytes, stamp: Stamp, control: JobControl) -> JobResult:  # noqa: ARG001 a volume has no metadata
+        asked = pb.StartRestoreRequest.FromString(request)
+        volume, pool = from_proto(asked.volume, VolumeSpec), from_proto(asked.pool, PoolSpec)
+        repository = repositories.open(asked.repository)
+        try:
+            with open_backup(repository, asked.vm_id, asked.backup_id) as reader:
+                disk = reader.disk(asked.disk)
+                progress = _Progress(control, clock, phase="restoring")
+                written = source.restore_volume(volume, pool, disk, on_progress=progress)
+                return RestoreResult(written_bytes=written, root=disk.manifest.root)
+        finally:
+            repository.close()
+
+    def upkeep(request: bytes, stamp: Stamp, control: JobControl) -> JobResult:  # noqa: ARG001 a repository has no metadata
+        control.report(JobProgress(phase="verifying" if request[:1] == _VERIFY else "pruning"))
+        if request[:1] == _VERIFY:
+            return _verify(repositories, pb.StartVerifyRequest.FromString(request[1:]))
+        return _prune(repositories, pb.StartPruneRequest.FromString(request[1:]))
+
+    return {JobKind.BACKUP: back_up, JobKind.RESTORE: restore, JobKind.UPKEEP: upkeep}
+
+
+def verify_request(request: pb.StartVerifyRequest) -> bytes:
+    return _VERIFY + request.SerializeToString()
+
+
+def prune_request(request: pb.StartPruneRequest) -> bytes:
+    return _PRUNE + request.SerializeToString()
+
+
+def summary_of(manifest: Manifest) -> BackupSummary:
+    return BackupSummary(
+        backup_id=manifest.backup_id,
+        vm_id=manifest.subject.vm_id,
+        vm_name=manifest.subject.vm_name,
+        project_id=manifest.subject.project_id,
+        created_ms=manifest.created_ms,
+        consistency=manifest.consistency.value,
+        base_id=manifest.base_id,
+        notes=dict(manifest.notes),
+        disks=tuple(
+            BackupDisk(
+                name=disk.name,
+                volume_id=disk.volume_id,
+                generation=disk.generation,
+                size_bytes=disk.size_bytes,
+                dirty_bytes=disk.dirty_bytes,
+                read_bytes=disk.read_bytes,
+                stored_bytes=disk.stored_bytes,
+                full_reason=disk.full_reason,
+                root=disk.root,
+            )
+            for disk in manifest.disks
+        ),
+    )
+
+
+def _verify(repositories: Repositories, asked: pb.StartVerifyRequest) -> VerifyResult:
+    repository = repositories.open(asked.repository)
+    try:
+        found = verify_backup(repository, asked.vm_id, asked.backup_id) if asked.backup_id else verify_all(repository)
+    finally:
+        repository.close()
+    return VerifyResult(
+        read_bytes=found.read_bytes,
+        damaged_records=found.damaged_records,
+        damaged=tuple(
+            DamagedBackup(backup_id=health.backup_id, vm_id=health.vm_id, parts=tuple(health.damaged_disks))
+            for health in found.damaged_backups
+        ),
+        unreadable_manifests=tuple(found.unreadable_manifests),
+    )
+
+
+def _prune(repositories: Repositories, asked: pb.StartPruneRequest) -> PruneResult:
+    repository = repositories.open(asked.repository)
+    try:
+        if not asked.is_dry_run:
+            for forgotten in asked.forget:
+                repository.forget(forgotten.vm_id, forgotten.backup_id)
+        found = prune(repository, grace_s=asked.grace_s or GRACE_S, is_dry_run=asked.is_dry_run)
+    finally:
+        repository.close()
+    return PruneResult(
+        removed_bytes=found.removed_bytes,
+        condemned_bytes=found.condemned_bytes,
+        repacked_bytes=found.repacked_bytes,
+        kept_bytes=found.kept_bytes,
+        waits_for=tuple(found.waits_for),
+    )
+
+
+class _Progress:
+    """Reports at most once a second, ends the job where a cancel was asked for, and holds back to a bandwidth."""
+
+    def __init__(self, control: JobControl, clock: Clock, *, phase: str, bandwidth_bytes_s: int = 0) -> None:
+        self._control = control
+        self._clock = clock
+        self._phase = phase
+        self._bandwidth = bandwidth_bytes_s
+        self._began_s = self._clock.boottime_s()
+        self._told_s = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._control.cancelled.is_set():
+            raise Conflict("job-cancelled", "cancelled")
+        spent_s = max(self._clock.boottime_s() - self._began_s, 1e-3)
+        if self._bandwidth and done / self._bandwidth > spent_s:
+            # Waits for a cancel rather than sleeps, so that a slow backup ends at once as well.
+            self._control.cancelled.wait(min(done / self._bandwidth - spent_s, 5.0))
+        if self._clock.boottime_s() - self._told_s >= REPORT_EVERY_S:
+            self._told_s = self._clock.boottime_s()
+            rate = int(done / spent_s)
+            remaining_s = int((total - done) / rate) if rate else 0
+            self._control.report(
+                JobProgress(done_bytes=done, total_bytes=total, rate_bytes_s=rate, phase=self._phase, remaining_s=remaining_s)
+            )

@@ -1,0 +1,146 @@
+"""One backup from beginning to end: an instant of the vm's disks into the repository.
+
+    base: the last *listed* backup of the vm ── wishes per disk ── writer announced ── instant fixed ── disks copied ── listed
+    ── keep the checkpoint.  Any failure before "listed": drop the checkpoint; the next run goes from the older one.
+
+Which checkpoint an increment begins at is read from the repository, never from libvirt: a run that failed leaves a newer checkpoint
+there that no backup belongs to.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from trimtab_agent.backup.copying import copy_disk
+from trimtab_agent.backup.repository import errors
+from trimtab_agent.backup.repository.manifests import DiskManifest, Manifest, Subject
+from trimtab_agent.backup.repository.repository import Repository
+from trimtab_agent.backup.repository.writer import BackupWriter, begin_backup
+from trimtab_agent.backup.source import BackupSource, DiskWish, Instant, ServedDisk
+from trimtab_protos.errors import Conflict, TrimtabError
+
+FIRST = "first backup"
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskToBackUp:
+    name: str
+    volume_id: str
+    generation: int
+    """Of the volume's content: another one than the base's means that it was reverted or restored."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackupRequest:
+    backup_id: str
+    """New for each attempt: a session that prune ended cannot be taken up again."""
+    subject: Subject
+    disks: Sequence[DiskToBackUp]
+    wants_freeze: bool = True
+    needs_filesystem: bool = False
+    """Fail rather than keep a backup that is only crash-consistent."""
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def run_backup(repository: Repository, source: BackupSource, request: BackupRequest, *, on_progress: OnProgress) -> Manifest:
+    """Return the manifest of the listed backup. Idempotent: one that is listed under this id is returned.
+
+    `on_progress` gets bytes done and in all of the current disk; what it raises ends the backup, and nothing is listed.
+    Conflict `backup-not-quiesced` where the request demands more than the guest gave.
+    """
+    vm_id = request.subject.vm_id
+    listed = repository.list_backups(vm_id).manifests
+    done = next((manifest for manifest in listed if manifest.backup_id == request.backup_id), None)
+    if done is not None:
+        source.keep_checkpoint(vm_id, checkpoint_name(done.backup_id))
+        return done
+    checkpoint = checkpoint_name(request.backup_id)
+    base = listed[-1] if listed else None
+    bases = {disk.name: base_of(disk, base) for disk in request.disks}
+    wishes = [DiskWish(name, found.checkpoint if found else "") for name, (found, _) in bases.items()]
+    with _begin(repository, request, base) as writer:
+        try:
+            with source.serve(vm_id, wishes, checkpoint=checkpoint, wants_freeze=request.wants_freeze) as instant:
+                _refuse_less_than_demanded(request, instant)
+                disks = [_copy(writer, request, served, bases[served.name], checkpoint, on_progress) for served in instant.disks]
+            for name, content in {**instant.attachments, **request.attachments}.items():
+                writer.attach(name, content)
+            manifest = writer.commit(disks, created_ms=instant.created_ms, consistency=instant.consistency, notes=instant.notes)
+        except BaseException:
+            with contextlib.suppress(TrimtabError):  # left behind, it costs tracking until the next backup drops it
+                source.drop_checkpoint(vm_id, checkpoint)
+            raise
+    source.keep_checkpoint(vm_id, checkpoint)
+    return manifest
+
+
+def checkpoint_name(backup_id: str) -> str:
+    return f"tt-{backup_id}"
+
+
+def base_of(disk: DiskToBackUp, base: Manifest | None) -> tuple[DiskManifest | None, str]:
+    """Return what an increment of this disk builds on, or why it cannot: then all of the disk is read."""
+    if base is None:
+        return None, FIRST
+    found = base.disk(disk.name)
+    if found is None:
+        return None, f"the disk was added after {base.backup_id}"
+    if found.volume_id != disk.volume_id:
+        return None, f"it is another volume than in {base.backup_id}"
+    if found.generation != disk.generation:
+        return None, f"its content was reverted or restored after {base.backup_id}"
+    if not found.checkpoint:
+        return None, f"{base.backup_id} left no checkpoint of it"
+    return found, ""
+
+
+def _begin(repository: Repository, request: BackupRequest, base: Manifest | None) -> BackupWriter:
+    base_id = base.backup_id if base else None
+    try:
+        return begin_backup(repository, request.subject, request.backup_id, base_id=base_id)
+    except TrimtabError as error:
+        if base_id is None or not (errors.is_damage(error) or error.code == "backup-not-found"):
+            raise
+        # Forgotten since it was listed: chunks are found again, only the reading costs.
+        return begin_backup(repository, request.subject, request.backup_id)
+
+
+def _refuse_less_than_demanded(request: BackupRequest, instant: Instant) -> None:
+    if request.needs_filesystem and instant.consistency == "crash":
+        why = instant.notes.get("downgrade", "the guest was not asked")
+        raise Conflict(
+            "backup-not-quiesced",
+            f"the policy demands filesystem consistency and the guest did not give it: {why}; install qemu-guest-agent in the "
+            "guest or let the policy allow crash consistency",
+        )
+
+
+def _copy(
+    writer: BackupWriter,
+    request: BackupRequest,
+    served: ServedDisk,
+    base: tuple[DiskManifest | None, str],
+    checkpoint: str,
+    on_progress: OnProgress,
+) -> DiskManifest:
+    wanted = next(disk for disk in request.disks if disk.name == served.name)
+    found, reason = base
+    if found is not None and writer.base is None:
+        found, reason = None, "its base was forgotten meanwhile"
+    if found is not None and not served.bitmap:
+        found, reason = None, served.denied or "what changed is not known"
+    try:
+        disk = writer.open_disk(served.name, served.content.size_bytes, base=found)
+    except Conflict as refused:
+        found, reason = None, refused.message
+        disk = writer.open_disk(served.name, served.content.size_bytes)
+    copied = copy_disk(served.content, disk, bitmap=served.bitmap if found else None, on_progress=on_progress)
+    return writer.finish(
+        disk,
+        volume_id=wanted.volume_id,
+        generation=wanted.generation,
+        checkpoint=checkpoint,
+        full_reason=reason,
+        dirty_bytes=copied.dirty_bytes,
+    )

@@ -1,0 +1,125 @@
+"""BackupService: turns messages into jobs and answers what a repository lists. What a job does is in `jobs`."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from trimtab_agent import edge
+from trimtab_agent.backup.access import Access, Repositories
+from trimtab_agent.backup.jobs import prune_request, summary_of, verify_request
+from trimtab_agent.commands import Commands
+from trimtab_agent.hypervisor.base import Stamp
+from trimtab_agent.jobs import JobKind, Jobs
+from trimtab_agent.workers import WorkerPool
+from trimtab_protos import tls
+from trimtab_protos.agent.v1 import agent_service_pb2, backup_pb2
+from trimtab_protos.agent.v1 import backup_service_pb2 as pb
+from trimtab_protos.agent.v1.backup_service_pb2_grpc import BackupServiceServicer
+from trimtab_protos.codec import from_proto, to_proto
+from trimtab_protos.errors import InvalidRequest
+from trimtab_protos.messages import CommandKey, PoolSpec, VolumeSpec
+
+R = TypeVar("R", bound=Message)
+
+
+class BackupServicer(BackupServiceServicer):
+    """The verbs of one host."""
+
+    def __init__(
+        self,
+        repositories: Repositories,
+        *,
+        commands: Commands,
+        jobs: Jobs,
+        pool: WorkerPool,
+        query: WorkerPool,
+        authorise: Callable[[tls.AuthContext], None] = tls.require_controller,
+    ) -> None:
+        """`pool` runs what waits for storage, `query` what only starts jobs."""
+        self._repositories = repositories
+        self._commands = commands
+        self._jobs = jobs
+        self._pool = pool
+        self._query = query
+        self._authorise = authorise
+
+    @edge.unary
+    async def OpenRepository(self, request: pb.OpenRepositoryRequest, context: edge.Context) -> pb.OpenRepositoryResponse:
+        self._authorise(context)
+        asked = request.access
+        access = Access(
+            url=asked.url,
+            key=asked.key,
+            fleet_id=asked.fleet_id,
+            project_id=asked.project_id,
+            endpoint=asked.endpoint,
+            region=asked.region,
+            access_key_id=asked.access_key_id,
+            secret_access_key=asked.secret_access_key,
+            allow_http=asked.allow_http,
+        )
+        if not asked.fleet_id:
+            raise InvalidRequest("fleet-missing", "access.fleet_id is empty", field="access.fleet_id")
+
+        def act(_key: CommandKey, _stamp: Stamp) -> pb.OpenRepositoryResponse:
+            config = self._repositories.grant(request.name, access, create=request.create)
+            return pb.OpenRepositoryResponse(
+                repository_id=config.repository_id,
+                fleet_id=config.fleet_id,
+                project_id=config.project_id,
+                created_ms=config.created_ms,
+            )
+
+        # Acted on at each repeat: an access does not outlive the agent, and nothing of it may get into the journal.
+        return await self._commands.run(request, pb.OpenRepositoryResponse, act, pool=self._pool, remembers=False)
+
+    @edge.unary
+    async def ListBackups(self, request: pb.ListBackupsRequest, context: edge.Context) -> pb.ListBackupsResponse:
+        self._authorise(context)
+
+        def read() -> pb.ListBackupsResponse:
+            repository = self._repositories.open(request.repository)
+            try:
+                listing = repository.list_backups(request.vm_id)
+            finally:
+                repository.close()
+            summaries = [to_proto(summary_of(manifest), backup_pb2.BackupSummary) for manifest in listing.manifests]
+            return pb.ListBackupsResponse(backups=summaries, unreadable_manifests=list(listing.unreadable))
+
+        return await edge.in_pool(self._pool, read)
+
+    @edge.unary
+    async def StartBackup(self, request: pb.StartBackupRequest, context: edge.Context) -> pb.StartBackupResponse:
+        self._authorise(context)
+        if not request.disks:
+            raise InvalidRequest("disks-missing", "the backup names no disk", field="disks")
+        return await self._start(request, pb.StartBackupResponse, JobKind.BACKUP, request.SerializeToString())
+
+    @edge.unary
+    async def StartRestore(self, request: pb.StartRestoreRequest, context: edge.Context) -> pb.StartRestoreResponse:
+        self._authorise(context)
+        volume = from_proto(request.volume, VolumeSpec)
+        from_proto(request.pool, PoolSpec)
+        if volume.base_image_id or volume.copy_image_id:
+            raise InvalidRequest("volume-not-empty", "a restored volume has no base and no copied image", field="volume")
+        return await self._start(request, pb.StartRestoreResponse, JobKind.RESTORE, request.SerializeToString())
+
+    @edge.unary
+    async def StartVerify(self, request: pb.StartVerifyRequest, context: edge.Context) -> pb.StartVerifyResponse:
+        self._authorise(context)
+        return await self._start(request, pb.StartVerifyResponse, JobKind.UPKEEP, verify_request(request))
+
+    @edge.unary
+    async def StartPrune(self, request: pb.StartPruneRequest, context: edge.Context) -> pb.StartPruneResponse:
+        self._authorise(context)
+        return await self._start(request, pb.StartPruneResponse, JobKind.UPKEEP, prune_request(request))
+
+    async def _start(self, request: Message, response_class: type[R], kind: JobKind, journaled: bytes) -> R:
+        def act(key: CommandKey, _stamp: Stamp) -> R:
+            job: agent_service_pb2.Job = self._jobs.start(key, kind, journaled).result()
+            response = response_class()
+            response.job.CopyFrom(job)  # type: ignore[attr-defined]
+            return response
+
+        return await self._commands.run(request, response_class, act, pool=self._query, remembers=False)

@@ -1,0 +1,80 @@
+"""What a backup copies from: an instant of all disks of a vm, served for reading. libvirt's pull job gives one, a simulated vm another."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from trimtab_agent.backup.nbd import Extent
+from trimtab_agent.backup.repository.manifests import Consistency
+from trimtab_agent.backup.repository.reader import DiskReader
+from trimtab_protos.messages import PoolSpec, VolumeSpec
+
+
+class DiskContent(Protocol):
+    """One disk as it was at the instant; `NbdClient` is one."""
+
+    size_bytes: int
+    request_max_bytes: int
+
+    def extents(self, context: str, *, offset: int = 0, length: int | None = None) -> Iterator[Extent]: ...
+
+    def read_pieces(self, ranges: Iterable[tuple[int, int]], piece_bytes: int) -> Iterator[tuple[int, bytearray]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DiskWish:
+    """A disk to copy, and since when."""
+
+    name: str
+    """As the domain names it: vda."""
+    base_checkpoint: str = ""
+    """The checkpoint of the last listed backup; empty for all of the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedDisk:
+    name: str
+    content: DiskContent
+    bitmap: str = ""
+    """The context that tells what is dirty; empty where all of the disk is to be read."""
+    denied: str = ""
+    """Why an increment that was wished for is not possible."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """All disks at one point in time."""
+
+    created_ms: int
+    consistency: Consistency
+    disks: Sequence[ServedDisk]
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """For people: why the consistency is less than was wished, how long the guest was frozen."""
+
+
+class BackupSource(Protocol):
+    """The vms of one host, as something to copy from."""
+
+    def serve(
+        self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool
+    ) -> AbstractContextManager[Instant]:
+        """Fix an instant under a new checkpoint and serve it until the block ends. The guest runs on.
+
+        Conflict: the vm is busy or not running; NotFound: no such vm.
+        """
+
+    def keep_checkpoint(self, vm_id: str, checkpoint: str) -> None:
+        """The backup of this instant is listed: later increments begin here, older checkpoints are dropped. Idempotent."""
+
+    def drop_checkpoint(self, vm_id: str, checkpoint: str) -> None:
+        """The backup of this instant is not listed: what changed since counts for the checkpoint before. Idempotent."""
+
+    def restore_volume(
+        self, volume: VolumeSpec, pool: PoolSpec, disk: DiskReader, *, on_progress: Callable[[int, int], None]
+    ) -> int:
+        """Make the volume anew, fill it with the disk, read it back and compare; return the bytes written.
+
+        Conflict: a domain of this host uses it, or it reads back differently. NoCapacity: the pool is full.
+        """

@@ -1,0 +1,150 @@
+"""Disks of simulated vms as something to back up: content in memory, checkpoints with what changed since, faults on demand."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from trimtab_agent.backup.nbd import ALLOCATION, DIRTY, HOLE, ZERO, Extent
+from trimtab_agent.backup.repository.manifests import Consistency
+from trimtab_agent.backup.repository.reader import DiskReader
+from trimtab_agent.backup.source import DiskWish, Instant, ServedDisk
+from trimtab_agent.clock import Clock
+from trimtab_protos.errors import Conflict, NotFound, Unavailable
+from trimtab_protos.messages import PoolSpec, VolumeSpec
+
+GRAIN_BYTES = 65536
+BITMAP = "qemu:dirty-bitmap:backup"
+
+
+@dataclass(slots=True)
+class SimulatedDisk:
+    """A disk that a test or a simulated guest writes through `write`."""
+
+    content: bytearray
+    checkpoints: dict[str, set[int]] = field(default_factory=dict)
+    """Checkpoint → numbers of the grains that changed since, oldest first."""
+    reads_left: int | None = None
+    """After so many reads the guest stops and the export breaks; None never."""
+
+    def write(self, offset: int, content: bytes) -> None:
+        self.content[offset : offset + len(content)] = content
+        grains = range(offset // GRAIN_BYTES, -(-(offset + len(content)) // GRAIN_BYTES))
+        for changed in self.checkpoints.values():
+            changed.update(grains)
+
+
+@dataclass(slots=True)
+class SimulatedVm:
+    disks: dict[str, SimulatedDisk]
+    is_running: bool = True
+    has_guest_agent: bool = True
+    is_busy: bool = False
+
+    def lose_checkpoints(self) -> None:
+        """QEMU was killed: bitmaps that were only in memory are gone."""
+        for disk in self.disks.values():
+            disk.checkpoints.clear()
+
+
+class _Served:
+    def __init__(self, disk: SimulatedDisk, dirty: set[int] | None) -> None:
+        self.size_bytes = len(disk.content)
+        self.request_max_bytes = 32 << 20
+        self._disk = disk
+        self._content = bytes(disk.content)  # the instant
+        self._dirty = dirty
+
+    def extents(self, context: str, *, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+        end = self.size_bytes if length is None else offset + length
+        while offset < end:
+            after = min(end, (offset // GRAIN_BYTES + 1) * GRAIN_BYTES)
+            yield Extent(offset, after - offset, self._flags(context, offset, after))
+            offset = after
+
+    def read_pieces(self, ranges: Iterable[tuple[int, int]], piece_bytes: int) -> Iterator[tuple[int, bytearray]]:
+        for begin, length in ranges:
+            for offset in range(begin, begin + length, piece_bytes):
+                if self._disk.reads_left is not None:
+                    self._disk.reads_left -= 1
+                    if self._disk.reads_left < 0:
+                        raise Unavailable("disk-export-lost", "the export of the disk broke off; the guest may have stopped")
+                yield offset, bytearray(self._content[offset : min(offset + piece_bytes, begin + length)])
+
+    def _flags(self, context: str, begin: int, end: int) -> int:
+        if context == ALLOCATION:
+            return 0 if self._content[begin:end].strip(b"\0") else HOLE | ZERO
+        assert self._dirty is not None
+        return DIRTY if begin // GRAIN_BYTES in self._dirty else 0
+
+
+class SimulatedBackups:
+    """The `BackupSource` of simulated vms."""
+
+    def __init__(self, clock: Clock, *, auto_disk_bytes: int = 0) -> None:
+        """With `auto_disk_bytes` a vm that nobody described has empty disks of this size, as many as are asked for."""
+        self._clock = clock
+        self._auto_disk_bytes = auto_disk_bytes
+        self.vms: dict[str, SimulatedVm] = {}
+        self.volumes: dict[str, bytes] = {}
+        """What was restored, by volume."""
+
+    @contextlib.contextmanager
+    def serve(self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool) -> Iterator[Instant]:
+        if self._auto_disk_bytes and vm_id not in self.vms:
+            self.vms[vm_id] = SimulatedVm({wish.name: SimulatedDisk(bytearray(self._auto_disk_bytes)) for wish in wishes})
+        vm = self._vm(vm_id)
+        if not vm.is_running:
+            raise Conflict("vm-not-running", "only a running vm is backed up; start it first", vm_id=vm_id)
+        if vm.is_busy:
+            raise Conflict("vm-busy", "another job of this domain is under way, such as a migration")
+        vm.is_busy = True
+        try:
+            served = [_serve(vm.disks[wish.name], wish) for wish in wishes]
+            for wish in wishes:
+                vm.disks[wish.name].checkpoints[checkpoint] = set()
+            is_frozen = wants_freeze and vm.has_guest_agent
+            notes = {} if is_frozen or not wants_freeze else {"downgrade": "the guest has no agent"}
+            consistency = Consistency.FILESYSTEM if is_frozen else Consistency.CRASH
+            yield Instant(self._clock.now_ms(), consistency, served, {"domain.xml": b"<domain/>"}, notes)
+        finally:
+            vm.is_busy = False
+
+    def keep_checkpoint(self, vm_id: str, checkpoint: str) -> None:
+        for disk in self._vm(vm_id).disks.values():
+            for name in [name for name in disk.checkpoints if name != checkpoint]:
+                del disk.checkpoints[name]
+
+    def drop_checkpoint(self, vm_id: str, checkpoint: str) -> None:
+        for disk in self._vm(vm_id).disks.values():
+            disk.checkpoints.pop(checkpoint, None)
+
+    def restore_volume(
+        self,
+        volume: VolumeSpec,
+        pool: PoolSpec,  # noqa: ARG002 - one place for all
+        disk: DiskReader,
+        *,
+        on_progress: Callable[[int, int], None],
+    ) -> int:
+        content = bytearray(volume.size_bytes)
+
+        def write(offset: int, piece: bytes) -> None:
+            content[offset : offset + len(piece)] = piece
+            on_progress(offset, volume.size_bytes)
+
+        written = disk.copy_to(write)
+        self.volumes[volume.volume_id] = bytes(content)
+        return written
+
+    def _vm(self, vm_id: str) -> SimulatedVm:
+        if vm_id not in self.vms:
+            raise NotFound("domain-not-found", f"this host has no domain of {vm_id}", vm_id=vm_id)
+        return self.vms[vm_id]
+
+
+def _serve(disk: SimulatedDisk, wish: DiskWish) -> ServedDisk:
+    if not wish.base_checkpoint:
+        return ServedDisk(wish.name, _Served(disk, None))
+    if wish.base_checkpoint not in disk.checkpoints:
+        return ServedDisk(wish.name, _Served(disk, None), denied=f"this host does not know the checkpoint {wish.base_checkpoint}")
+    return ServedDisk(wish.name, _Served(disk, set(disk.checkpoints[wish.base_checkpoint])), BITMAP)

@@ -1,0 +1,200 @@
+"""Backup and restore of one disk beside peers in the same run: wall and CPU time, bytes stored, ratios.
+
+    python tests/bench/bench_backup.py [--size-gib 2] [--data-mib 1024] [--rounds 3]
+
+The source is a qcow2 image behind qemu-nbd: half of its data random, half from this machine's libraries; the change is 100 scattered
+64 KiB overwrites and 40 MiB in one piece. `nbdcopy` to a raw file is the floor; restic reads the same bytes where it is installed.
+Every restore is compared. Only ratios within one run, and CPU time, mean anything on another machine.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+MIB = 1 << 20
+OWN = Path(__file__).with_name("backup_client.py")
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def make_image(directory: Path, size_bytes: int, data_mib: int) -> Path:
+    raw, image = directory / "source.raw", directory / "source.qcow2"
+    dice = random.Random(5)
+    with raw.open("wb") as file:
+        file.truncate(size_bytes)
+        for _ in range(data_mib // 2):
+            file.write(dice.randbytes(MIB))
+        file.seek(size_bytes // 2)
+        left = data_mib // 2 * MIB
+        for path in sorted(Path("/usr/lib").rglob("*")):
+            if left <= 0:
+                break
+            if path.is_file() and not path.is_symlink():
+                with contextlib.suppress(OSError):
+                    piece = path.read_bytes()[:left]
+                    file.write(piece)
+                    left -= len(piece)
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(image))
+    raw.unlink()
+    run("qemu-img", "bitmap", "--add", "-g", "65536", str(image), "b0")
+    return image
+
+
+def change(image: Path, size_bytes: int, round_number: int) -> int:
+    """Change about 46 MiB and return how many bytes were written."""
+    dice = random.Random(100 + round_number)
+    piece = image.with_suffix(".piece")
+    piece.write_bytes(dice.randbytes(40 * MIB))
+    slots = size_bytes // 2 // 65536
+    writes = [f"write -q -s {piece} {dice.randrange(slots) * 65536} 64k" for _ in range(100)]
+    writes.append(f"write -q -s {piece} {size_bytes - 64 * MIB} 40M")
+    arguments = [argument for write in writes for argument in ("-c", write)]
+    run("qemu-io", "-f", "qcow2", *arguments, str(image))
+    piece.unlink()
+    return 100 * 65536 + 40 * MIB
+
+
+@contextlib.contextmanager
+def served(image: Path, *arguments: str) -> Iterator[Path]:
+    path = image.with_suffix(".sock")
+    server = subprocess.Popen(
+        ["qemu-nbd", "-t", "-r", "-f", "qcow2", "-k", str(path), "-x", "vda", "-e", "8", *arguments, str(image)]
+    )
+    try:
+        while not path.exists():
+            time.sleep(0.01)
+        yield path
+    finally:
+        server.terminate()
+        server.wait()
+        path.unlink(missing_ok=True)
+
+
+def measured(command: list[str], *, environment: dict[str, str] | None = None) -> tuple[dict[str, float], str]:
+    """Run a command; return wall and CPU seconds and its peak memory, and what it printed."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **(environment or {})}).stdout
+    wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {"wall_s": wall, "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}, output
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def own(verb: str, *arguments: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Run our reader and repository in a process of their own; the interpreter's start counts for the wall, not for its own figures."""
+    _, output = measured([sys.executable, str(OWN), verb, *arguments])
+    told = json.loads(output)
+    return {"wall_s": told.pop("wall_s"), "cpu_s": told.pop("cpu_s")}, told
+
+
+def digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Bench:
+    def __init__(self, directory: Path, size_bytes: int) -> None:
+        self.directory = directory
+        self.size_bytes = size_bytes
+        self.rows: dict[str, list[dict[str, float]]] = {}
+
+    def note(self, name: str, figures: dict[str, float], **more: float) -> None:
+        self.rows.setdefault(name, []).append({**figures, **more})
+
+    def one_round(self, image: Path, number: int) -> None:
+        work = self.directory / f"round{number}"
+        work.mkdir()
+        repository, restored, floor = work / "repository", work / "restored.raw", work / "nbdcopy.raw"
+        with served(image) as path:
+            uri = f"nbd+unix:///vda?socket={path}"
+            self.note("nbdcopy full", measured(["nbdcopy", uri, str(floor)])[0])
+            figures, told = own("full", str(repository), str(path))
+            self.note("trimtab full", figures, stored_mib=folder_bytes(repository) / MIB, **told)
+            self.restic(work, uri, "full")
+        dirty = change(image, self.size_bytes, number)
+        stored = folder_bytes(repository)
+        with served(image, "-B", "b0") as path:
+            uri = f"nbd+unix:///vda?socket={path}"
+            figures, told = own("increment", str(repository), str(path))
+            added = folder_bytes(repository) - stored
+            self.note("trimtab increment", figures, stored_mib=added / MIB, stored_by_dirty=added / told["dirty_bytes"], **told)
+            self.note("nbdcopy after the change", measured(["nbdcopy", uri, str(floor)])[0], written_mib=dirty / MIB)
+            self.restic(work, uri, "increment")
+        figures, _ = own("restore", str(repository), str(restored))
+        self.note("trimtab restore", figures)
+        if digest_of(restored) != digest_of(floor):
+            raise SystemExit("a restore differs from its source")
+        figures, _ = own("verify", str(repository))
+        self.note("trimtab verify", figures)
+        shutil.rmtree(work)
+        run("qemu-img", "bitmap", "--clear", str(image), "b0")
+
+    def restic(self, work: Path, uri: str, step: str) -> None:
+        if shutil.which("restic") is None:
+            return
+        environment = {
+            "RESTIC_PASSWORD": "bench",
+            "RESTIC_REPOSITORY": str(work / "restic"),
+            "RESTIC_CACHE_DIR": str(work / "cache"),
+        }
+        if step == "full":
+            measured(["restic", "init"], environment=environment)
+        before = folder_bytes(work / "restic")
+        pipe = f"nbdcopy '{uri}' - | restic backup --stdin --stdin-filename vda --quiet"
+        figures, _ = measured(["bash", "-o", "pipefail", "-c", pipe], environment=environment)
+        self.note(f"restic {step}", figures, stored_mib=(folder_bytes(work / "restic") - before) / MIB)
+
+    def report(self, data_mib: int) -> dict[str, object]:
+        medians = {
+            name: {key: round(statistics.median(row[key] for row in rows), 3) for key in rows[0]}
+            for name, rows in self.rows.items()
+        }
+        full, floor = medians["trimtab full"], medians["nbdcopy full"]
+        ratios = {
+            "full wall / nbdcopy wall (goal 1.5, or CPU below)": full["wall_s"] / floor["wall_s"],
+            "full CPU s per GiB (goal 3.2)": full["cpu_s"] / (data_mib / 1024),
+            "increment wall s (goal 1)": medians["trimtab increment"]["wall_s"],
+            "increment stored / dirty (goal 1.3)": medians["trimtab increment"]["stored_by_dirty"],
+            "restore wall / nbdcopy wall": medians["trimtab restore"]["wall_s"] / floor["wall_s"],
+        }
+        if "restic full" in medians:
+            ratios["restic full / trimtab full, wall"] = medians["restic full"]["wall_s"] / full["wall_s"]
+            ratios["restic increment / trimtab increment, wall"] = (
+                medians["restic increment"]["wall_s"] / medians["trimtab increment"]["wall_s"]
+            )
+        return {"ratios": {name: round(value, 3) for name, value in ratios.items()}, "medians": medians}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size-gib", type=float, default=2)
+    parser.add_argument("--data-mib", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    size_bytes = int(arguments.size_gib * 1024) * MIB
+    with tempfile.TemporaryDirectory(prefix="tt-bench-") as name:
+        bench = Bench(Path(name), size_bytes)
+        image = make_image(Path(name), size_bytes, arguments.data_mib)
+        for number in range(arguments.rounds):
+            bench.one_round(image, number)
+        print(json.dumps(bench.report(arguments.data_mib), indent=1))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

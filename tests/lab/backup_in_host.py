@@ -1,0 +1,108 @@
+"""Runs inside a host of the lab: one backup or restore through the host's own libvirt, its figures as JSON on standard output.
+
+backup_in_host.py backup REPOSITORY VM BACKUP_ID        also the SHA-256 of the whole export, read while the job was open
+backup_in_host.py restore REPOSITORY VM BACKUP_ID FILE  into a new qcow2 file; also the SHA-256 of what it then holds
+"""
+
+import contextlib
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from trimtab_agent.backup.nbd import NbdClient
+from trimtab_agent.backup.repository.folder import FolderBlobs
+from trimtab_agent.backup.repository.keys import RepositoryKey
+from trimtab_agent.backup.repository.manifests import Subject
+from trimtab_agent.backup.repository.reader import open_backup
+from trimtab_agent.backup.repository.repository import Repository, create_repository, open_repository
+from trimtab_agent.backup.restoring import restore_disk, served_volume
+from trimtab_agent.backup.running import BackupRequest, DiskToBackUp, run_backup
+from trimtab_agent.backup.source import DiskWish, Instant
+from trimtab_agent.clock import SystemClock
+from trimtab_agent.hypervisor.kvm.backups import SOCKET_DIR, Backups
+from trimtab_agent.hypervisor.kvm.connection import Connection
+from trimtab_protos.errors import TrimtabError
+
+KEY = RepositoryKey(bytes(range(32)))
+
+
+def digest_of(client: NbdClient) -> str:
+    digest = hashlib.sha256()
+    step = 1 << 20
+    ranges = ((at, min(step, client.size_bytes - at)) for at in range(0, client.size_bytes, step))
+    for _, content in client.read_pieces(ranges, step):
+        digest.update(content)
+    return digest.hexdigest()
+
+
+class Hashed:
+    """A source that also hashes each disk, at the same instant as it is copied."""
+
+    def __init__(self, inner: Backups) -> None:
+        self._inner = inner
+        self.digests: dict[str, str] = {}
+        self.keep_checkpoint = inner.keep_checkpoint
+        self.drop_checkpoint = inner.drop_checkpoint
+
+    @contextlib.contextmanager
+    def serve(self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool) -> Iterator[Instant]:
+        with self._inner.serve(vm_id, wishes, checkpoint=checkpoint, wants_freeze=wants_freeze) as instant:
+            yield instant
+            for disk in instant.disks:
+                with NbdClient.connect(SOCKET_DIR / f"trimtab-{vm_id}-backup.sock", disk.name) as client:
+                    self.digests[disk.name] = digest_of(client)
+
+
+def opened(folder: Path) -> Repository:
+    blobs = FolderBlobs(folder)
+    if not (folder / "config.json").exists():
+        create_repository(blobs, KEY, fleet_id="fleet-1", project_id="", clock=SystemClock())
+    return open_repository(blobs, KEY, fleet_id="fleet-1", clock=SystemClock())
+
+
+def back_up(repository: Repository, vm_id: str, backup_id: str) -> dict[str, object]:
+    connection = Connection("qemu:///system", on_open=lambda _connection: None)
+    connection.start()
+    assert connection.wait_until_up(30)
+    source = Hashed(Backups(connection))
+    request = BackupRequest(backup_id, Subject("fleet-1", "default", vm_id, vm_id), [DiskToBackUp("vda", f"vol-{vm_id}", 1)])
+    try:
+        manifest = run_backup(repository, source, request, on_progress=lambda _done, _total: None)
+    except TrimtabError as error:
+        return {"error": error.code, "message": error.message, "context": dict(error.context)}
+    finally:
+        connection.stop()
+    [disk] = manifest.disks
+    return {
+        "sha256": source.digests["vda"],
+        "full_reason": disk.full_reason,
+        "dirty_bytes": disk.dirty_bytes,
+        "read_bytes": disk.read_bytes,
+        "base_id": manifest.base_id,
+        "consistency": manifest.consistency.value,
+        "notes": dict(manifest.notes),
+    }
+
+
+def restore(repository: Repository, vm_id: str, backup_id: str, file: Path) -> dict[str, object]:
+    with open_backup(repository, vm_id, backup_id) as reader:
+        disk = reader.disk("vda")
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(file), str(disk.manifest.size_bytes)], check=True)
+        socket = file.with_suffix(".sock")
+        restore_disk(disk, file, format="qcow2", socket=socket, on_progress=lambda _done, _total: None)
+        with served_volume(file, format="qcow2", socket=socket) as client:
+            return {"sha256": digest_of(client), "has_definition": reader.attachment("domain.xml").startswith(b"<domain")}
+
+
+def main() -> None:
+    verb, folder, vm_id, backup_id, *rest = sys.argv[1:]
+    repository = opened(Path(folder))
+    told = back_up(repository, vm_id, backup_id) if verb == "backup" else restore(repository, vm_id, backup_id, Path(rest[0]))
+    print(json.dumps(told))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
