@@ -257,6 +257,7 @@ def build_app(url: str, directory: Path, **settings: Any) -> Api:
         "rate_limit_per_s": 100_000.0,
         "login_failures_burst": 100_000.0,
         "spool_keep_free_bytes": 0,
+        "disk_keep_free_bytes": 0,
         "tail_poll_s": 0.02,
         "sse_heartbeat_s": 0.2,
         "image_url_hosts": ("images.example.org",),
