@@ -36,6 +36,11 @@ class Spent:
     wall_s: float
     cpu_ms: Mapping[str, float]
 
+    def above(self, idle: "Spent") -> "Spent":
+        """Return what this took beyond what the same processes spend in as much time when nothing is asked of them."""
+        share = self.wall_s / idle.wall_s
+        return Spent(self.wall_s, {name: ms - share * idle.cpu_ms.get(name, 0.0) for name, ms in self.cpu_ms.items()})
+
     def control_plane_ms(self) -> float:
         return sum(spent for name, spent in self.cpu_ms.items() if name not in {"simulated hosts", "client"})
 

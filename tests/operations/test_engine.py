@@ -156,7 +156,7 @@ def test_a_driver_that_was_overtaken_while_the_agent_worked_records_nothing(stor
 # --- superseding ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["own", "place", "bring_images", "make_volumes", "define", "power_on"])
+@pytest.mark.parametrize("step", ["own", "place", "bring_images", "make_volumes", "define"])
 def test_a_delete_supersedes_a_create_at_any_step(story: FleetStory, step: str) -> None:
     vm, operation = story.accept_create("web1")
     stop_after(story, operation, step)
@@ -250,7 +250,8 @@ def stop_after(story: FleetStory, operation: Operation, step: str) -> None:
 
     with pytest.raises(DriverDied):
         story.settle(story.new_engine(on_step=on_step))
-    assert story.journal(operation.id)[-1] == f"do {step}"
+    # What shares a commit with it is recorded too.
+    assert f"do {step}" in story.journal(operation.id)
 
 
 def stores(story: FleetStory) -> list[object]:

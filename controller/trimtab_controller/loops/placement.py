@@ -6,7 +6,7 @@ decision record, answer, wake. A decision that lost a race (a claim refused by t
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -23,10 +23,13 @@ from trimtab_controller.loops import placement_snapshot
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.store import claims, events, fleet, leases, operations, placements, vms, volume_claims
 from trimtab_controller.store.database import Database, Session
+from trimtab_protos.errors import TrimtabError
 
 log = structlog.get_logger(__name__)
 
 BATCH = 500
+# Decisions that share a commit, each in a savepoint of its own; bounds how long the drivers wait for SQLite's only write lock.
+COMMITTED_TOGETHER = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +65,49 @@ class PlacementLoop:
         metrics.PLACEMENT_SECONDS.observe(self._clock.boottime_s() - started_s)
         metrics.PLACEMENT_BATCH.observe(len(requests))
         by_operation = {ask.operation_id: ask for ask in to_place}
-        for decision in decisions:
-            self._commit(term, by_operation[decision.request.request_id], decision, batch)
-        self._nudger.nudge()
+        answers = [(by_operation[decision.request.request_id], decision) for decision in decisions]
+        for i in range(0, len(answers), COMMITTED_TOGETHER):
+            self._commit(term, answers[i : i + COMMITTED_TOGETHER], batch)
+            self._nudger.nudge()
 
-    def _commit(self, term: int, ask: PlacementAsk, decision: Decision, batch: _Batch) -> None:
-        """Write one decision; a claim that the database refuses leaves the request pending."""
+    def _commit(self, term: int, answers: Sequence[tuple[PlacementAsk, Decision]], batch: _Batch) -> None:
+        """Write decisions; a claim that the database refuses leaves its request pending. A defect in one keeps no other back."""
 
-        def work(session: Session) -> None:
+        def work(session: Session) -> list[str]:
             leases.assert_leader(session, term)
-            if decision.chosen_host_id is None:
-                self._refuse(session, ask, decision, decision.summary())
-            elif (lacking := _lacks_baseline(decision.chosen_host_id, batch)) and ask.kind == "create":
-                self._refuse(session, ask, decision, lacking)
-            else:
-                self._place(session, ask, decision, decision.chosen_host_id, batch)
+            return [self._write(session, ask, decision, batch) for ask, decision in answers]
 
         try:
-            self._db.write(work)
-            metrics.PLACEMENTS.labels(ask.kind, "placed" if decision.chosen_host_id else "refused").inc()
+            results = self._db.write(work)
+        except TrimtabError:
+            raise
+        except Exception:
+            if len(answers) == 1:
+                raise
+            for answer in answers:
+                try:
+                    self._commit(term, (answer,), batch)
+                except Exception:
+                    log.exception("placement not written", operation_id=answer[0].operation_id)
+            return
+        for (ask, decision), result in zip(answers, results, strict=True):
+            metrics.PLACEMENTS.labels(ask.kind, result).inc()
+            if result == "raced":
+                log.info("placement raced", operation_id=ask.operation_id, host_id=decision.chosen_host_id)
+
+    def _write(self, session: Session, ask: PlacementAsk, decision: Decision, batch: _Batch) -> str:
+        """Write one decision in a savepoint; return what came of it."""
+        try:
+            with session.begin_nested():
+                if decision.chosen_host_id is None:
+                    self._refuse(session, ask, decision, decision.summary())
+                elif (lacking := _lacks_baseline(decision.chosen_host_id, batch)) and ask.kind == "create":
+                    self._refuse(session, ask, decision, lacking)
+                else:
+                    self._place(session, ask, decision, decision.chosen_host_id, batch)
         except claims.ClaimRefused:
-            metrics.PLACEMENTS.labels(ask.kind, "raced").inc()
-            log.info("placement raced", operation_id=ask.operation_id, host_id=decision.chosen_host_id)
+            return "raced"
+        return "placed" if decision.chosen_host_id else "refused"
 
     def _refuse(self, session: Session, ask: PlacementAsk, decision: Decision, refusal: str) -> None:
         decision_id = self._record(session, ask, decision)
@@ -211,8 +235,9 @@ def _take_space(session: Session, needs: fleet.VmNeeds, host_id: str, batch: _Ba
 def _fix_machine(session: Session, vm_id: str, host_id: str, batch: _Batch) -> None:
     """Fix the class's baseline and the vm's concrete machine type and CPU model, once each."""
     class_id = batch.hosts[host_id].host_class_id
-    baseline = batch.baselines[class_id]
-    fleet.fix_class_baseline(session, class_id, machine=baseline.machine, cpu_model=baseline.cpu_model)
+    baseline, known = batch.baselines[class_id], batch.rows.classes[class_id]
+    if not (known.machine and known.cpu_model):
+        fleet.fix_class_baseline(session, class_id, machine=baseline.machine, cpu_model=baseline.cpu_model)
     fleet.fix_machine(session, vm_id, machine=baseline.machine, cpu_model=baseline.cpu_model)
 
 

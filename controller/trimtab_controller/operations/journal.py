@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from trimtab_controller.core.lifecycle import OperationState
-from trimtab_controller.core.model import JournalEntry, OperationError
+from trimtab_controller.core.model import JournalEntry, Operation, OperationError
 from trimtab_controller.operations.saga import Saga, Step
-from trimtab_protos.errors import Internal
+from trimtab_protos.errors import Internal, TrimtabError
 from trimtab_protos.messages import Direction
 
 
@@ -54,6 +54,18 @@ class Position:
     def since(self) -> datetime | None:
         """When the last outcome was recorded: the next step has been tried or waited for since then. None: nothing yet."""
         return self.entries[-1].at if self.entries else None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What was journaled, and the operation as it goes on from there."""
+
+    operation: Operation
+    entries: tuple[JournalEntry, ...]
+    # The operation ended with the last of them.
+    end: OperationState | None = None
+    # The step after them, taken in the same transaction and undone alone, and what stopped it.
+    failure: tuple[Position, Forward, TrimtabError] | None = None
 
 
 def fold(saga: Saga[Any], entries: Sequence[JournalEntry], *, is_compensating: bool, is_forward_only: bool = False) -> Position:
