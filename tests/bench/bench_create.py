@@ -123,8 +123,8 @@ def report(outcome: Outcome, idle: Spent, bare: Spent, bare_s: float, load: str)
     ours, bares = outcome.spent.above(idle), bare.above(idle)
     costs = [["CPU-ms per create, above idle", "Trimtab", "bare commands", "idle, CPU-ms per s"]]
     for name, spent_ms in sorted(ours.cpu_ms.items(), key=lambda one: -one[1]):
-        bare_ms = f"{bares.cpu_ms[name] / count:.2f}" if name in bares.cpu_ms else ""
-        costs.append([name, f"{spent_ms / count:.2f}", bare_ms, f"{idle.cpu_ms.get(name, 0.0) / idle.wall_s:.0f}"])
+        beside = f"{bares.cpu_ms[name] / count:.2f}" if name in bares.cpu_ms else ""
+        costs.append([name, f"{spent_ms / count:.2f}", beside, f"{idle.cpu_ms.get(name, 0.0) / idle.wall_s:.0f}"])
     all_ms, bare_ms = sum(ours.cpu_ms.values()) / count, sum(bares.cpu_ms.values()) / count
     idle_ms_s = sum(idle.cpu_ms.values()) / idle.wall_s
     costs.append(
