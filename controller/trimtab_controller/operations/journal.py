@@ -104,3 +104,11 @@ def _next_undo(saga: Saga[Any], done: set[str], undone: set[str]) -> Undo | Fini
 def turned_state(*, was_cancelled: bool) -> OperationState:
     """Return how a compensated operation ends."""
     return OperationState.CANCELLED if was_cancelled else OperationState.FAILED
+
+
+def end_of(position: Position, *, is_forward: bool) -> OperationState:
+    """Return how an operation ends that has nothing left to do in this direction."""
+    if is_forward:
+        return OperationState.DONE
+    failure = position.failure
+    return turned_state(was_cancelled=failure is not None and failure.code in {"cancelled", "job-cancelled"})
