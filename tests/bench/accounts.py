@@ -4,6 +4,8 @@ CPU time is what may be compared between machines and between busy hours; wall t
 """
 
 import os
+import signal
+import sys
 import time
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,6 +87,11 @@ def table(title: str, rows: Sequence[Sequence[str]]) -> str:
         ]
         lines.append("  " + "  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def clean_up_when_told_to_end() -> None:
+    """Let SIGTERM end the program as an error does, so that what it brought up goes away with it."""
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
 
 
 def load_note() -> str:

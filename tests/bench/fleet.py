@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.bench.accounts import clean_up_when_told_to_end
 from trimtab_lab.commands import own_programs
 from trimtab_lab.simulated import SimulatedLab
 
@@ -26,6 +27,7 @@ SETTINGS = {
 @contextmanager
 def simulated_fleet(hosts: int = HOSTS) -> Iterator[SimulatedLab]:
     """Bring the fleet up, ready for vms, and end it."""
+    clean_up_when_told_to_end()
     kept = os.environ.get("TRIMTAB_BENCH_FLEET", "")
     with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as temporary:
         lab = SimulatedLab(Path(kept or temporary) / "fleet", settings=SETTINGS)
