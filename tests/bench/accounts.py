@@ -4,6 +4,8 @@ CPU time is what may be compared between machines and between busy hours; wall t
 """
 
 import os
+import signal
+import sys
 import time
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +37,11 @@ class Spent:
 
     wall_s: float
     cpu_ms: Mapping[str, float]
+
+    def above(self, idle: "Spent") -> "Spent":
+        """Return what this took beyond what the same processes spend in as much time when nothing is asked of them."""
+        share = self.wall_s / idle.wall_s
+        return Spent(self.wall_s, {name: ms - share * idle.cpu_ms.get(name, 0.0) for name, ms in self.cpu_ms.items()})
 
     def control_plane_ms(self) -> float:
         return sum(spent for name, spent in self.cpu_ms.items() if name not in {"simulated hosts", "client"})
@@ -80,6 +87,11 @@ def table(title: str, rows: Sequence[Sequence[str]]) -> str:
         ]
         lines.append("  " + "  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def clean_up_when_told_to_end() -> None:
+    """Let SIGTERM end the program as an error does, so that what it brought up goes away with it."""
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
 
 
 def load_note() -> str:

@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.bench.accounts import load_note, table
+from tests.bench.accounts import clean_up_when_told_to_end, load_note, table
 from tests.bench.rest import Connection
 from trimtab_lab.commands import wait_until
 from trimtab_lab.controlplane import ControlPlane
@@ -47,6 +47,7 @@ SETTLE_S = 4.0
 @contextmanager
 def real_lab() -> Iterator[ControlPlane]:
     """Two real hosts with pools, network and image; everything is removed at the end."""
+    clean_up_when_told_to_end()
     with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as directory:
         lab = Lab.named(f"bench-{os.getpid()}", state_directory=Path(directory) / "lab")
         try:

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.bench.accounts import clean_up_when_told_to_end
 from trimtab_lab.commands import own_programs
 from trimtab_lab.simulated import SimulatedLab
 
 HOSTS = 1000
-POOL, NETWORK, IMAGE = "bench", "bench", "bench"
+POOL, NETWORK = "bench", "bench"
 IMAGE_BYTES = 64 << 10
 SETTINGS = {
     # The bench is one user; what it may ask for is not what is measured.
@@ -26,6 +27,7 @@ SETTINGS = {
 @contextmanager
 def simulated_fleet(hosts: int = HOSTS) -> Iterator[SimulatedLab]:
     """Bring the fleet up, ready for vms, and end it."""
+    clean_up_when_told_to_end()
     kept = os.environ.get("TRIMTAB_BENCH_FLEET", "")
     with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as temporary:
         lab = SimulatedLab(Path(kept or temporary) / "fleet", settings=SETTINGS)
@@ -56,13 +58,18 @@ def trimtab(lab: SimulatedLab, *arguments: str) -> str:
     return finished.stdout
 
 
+def image_of(lab: SimulatedLab) -> str:
+    """Return the image's name. What simulated hosts store ends with their process, so each gets one of its own."""
+    return f"bench-{lab.fleet_process_id}"
+
+
 def _prepare(lab: SimulatedLab, directory: Path) -> None:
     """Make pool, network and image where they are not there yet."""
     if POOL not in trimtab(lab, "pool", "list", "-o", "name").split():
         trimtab(lab, "pool", "create", POOL, "--path", "/srv/bench-vms", "--shared", "--wait")
     if NETWORK not in trimtab(lab, "network", "list", "-o", "name").split():
         trimtab(lab, "network", "create", NETWORK, "--bridge", "br0", "--wait")
-    if IMAGE not in trimtab(lab, "image", "list", "-o", "name").split():
+    if image_of(lab) not in trimtab(lab, "image", "list", "-o", "name").split():
         file = directory / "base.raw"
         file.write_bytes(bytes(IMAGE_BYTES))
-        trimtab(lab, "image", "import", IMAGE, str(file), "--format", "raw", "--pool", POOL, "--wait")
+        trimtab(lab, "image", "import", image_of(lab), str(file), "--format", "raw", "--pool", POOL, "--wait")

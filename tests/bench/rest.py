@@ -43,6 +43,8 @@ class Connection:
 
     async def send(self, method: str, path: str, body: bytes = b"", *, key: str = "") -> Any:
         """Return the answer's document. RuntimeError on any status that is no success."""
+        if self._reader is None or self._reader.at_eof():
+            await self.open()  # the server closes what was idle for some seconds
         assert self._reader is not None
         assert self._writer is not None
         head = f"{method} {path} HTTP/1.1\r\nHost: {self._place}\r\nAuthorization: Bearer {self._token}\r\n"

@@ -116,7 +116,8 @@ def _with(step: Step, fault: StepFault) -> Step:
     if fault.step != step.name:
         return step
     if fault.direction is Direction.DO:
-        return replace(step, do=fault.wrap(step.do))
+        # What the engine knows without running the step cannot misbehave: run it.
+        return replace(step, do=fault.wrap(step.do), known=None)
     return step if step.undo is None else replace(step, undo=fault.wrap(step.undo))
 
 

@@ -397,8 +397,9 @@ class FleetStory:
         db: Any = None,
         saga_of: Callable[[str], Saga[Any]] = saga_named,
         on_step: Callable[[str, str, str, float], None] | None = None,
+        shares_commits: bool = False,
     ) -> Engine:
-        """Return another driver."""
+        """Return another driver; by default one that commits each record alone, so that every boundary is seen."""
         self._engines += 1
         optional = {} if on_step is None else {"on_step": on_step}
         return Engine(
@@ -408,6 +409,7 @@ class FleetStory:
             driver=f"driver-{self._engines}",
             rng=random.Random(self._engines),
             saga_of=saga_of,
+            shares_commits=shares_commits,
             **optional,
         )
 

@@ -22,6 +22,7 @@ from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations import placement_snapshot
 from trimtab_controller.store import claims, fleet, leases, operations, placements, vms
 from trimtab_controller.store.database import Database, Session
+from trimtab_protos.errors import TrimtabError
 
 log = structlog.get_logger(__name__)
 

@@ -26,7 +26,7 @@ from trimtab_controller.agents.client import AgentClient
 from trimtab_controller.clock import Clock
 from trimtab_controller.core.lifecycle import OperationState
 from trimtab_controller.core.model import JournalEntry, Operation, OperationError
-from trimtab_controller.operations.journal import Finished, Forward, Position, Undo, fold, turned_state
+from trimtab_controller.operations.journal import Finished, Forward, Position, Recorded, Undo, end_of, fold
 from trimtab_controller.operations.registry import saga_named
 from trimtab_controller.operations.saga import Effect, Json, Saga, Step, Stopped, TookPlace, Transaction, Wait
 from trimtab_controller.store import operations as store
@@ -55,16 +55,6 @@ def _ignore(*_measured: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Recorded:
-    """What was journaled, and the operation as it goes on from there."""
-
-    operation: Operation
-    entries: tuple[JournalEntry, ...]
-    # The operation ended with the last of them.
-    end: OperationState | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Engine:
     """One driver. Thread-safe: each thread drives rows of its own; `driver` names the process and must be unique."""
 
@@ -79,6 +69,8 @@ class Engine:
     on_end: Callable[[str, str, float], None] = _ignore
     # Finds the saga of a kind; tests give sagas whose steps fail or run twice.
     saga_of: Callable[[str], Saga[Any]] = saga_named
+    # Whether steps that need no agent share the commit before them; tests that look at each record alone say no.
+    shares_commits: bool = True
 
     def drive_due(self, *, limit: int = 4, budget_s: float = BUDGET_S) -> int:
         """Claim up to `limit` due operations at a time and drive each until it waits or ends; return how many were driven."""
@@ -127,25 +119,39 @@ class Engine:
             if self.clock.boottime_s() >= until:
                 self._give_back(operation, operation.state, seconds=0.0, waiting_for="a driver")
                 return
+            if _may_turn(following) and not following.step.is_transaction:
+                operation = self._ask_for_cancel(operation)  # a transaction sees it by itself
             recorded = self._turn_round(operation, position, following) or self._perform(saga, operation, position, following)
             if recorded is None:
                 return
             entries.extend(recorded.entries)
             operation = recorded.operation
+            if recorded.failure is not None:
+                reached, failing, error = recorded.failure
+                self.on_step(operation.kind, failing.step.name, error.code, 0.0)
+                turned = self._after_error(operation, reached, failing, error)
+                if turned is None:
+                    return
+                entries.extend(turned.entries)
+                operation = turned.operation
+
+    def _ask_for_cancel(self, operation: Operation) -> Operation:
+        is_cancel_requested = self.db.read(lambda session: store.is_cancel_requested(session, operation.id))
+        return replace(operation, is_cancel_requested=is_cancel_requested)
 
     def _journal(self, operation: Operation) -> tuple[JournalEntry, ...]:
         return self.db.read(lambda session: store.journal_of(session, operation.id))
 
     # --- one step ------------------------------------------------------------------------------------------------------
 
-    def _perform(self, saga: Saga[Any], operation: Operation, position: Position, following: Forward | Undo) -> _Recorded | None:
+    def _perform(self, saga: Saga[Any], operation: Operation, position: Position, following: Forward | Undo) -> Recorded | None:
         """Run the step and record it; return the record to go on from, or None when it waits or has ended."""
         step = following.step
         direction = Direction.DO if isinstance(following, Forward) else Direction.UNDO
         started = self.clock.boottime_s()
         try:
             if step.is_transaction:
-                result: _Recorded | Wait | Stopped | TookPlace = self._run_transaction(saga, operation, position, following)
+                result: Recorded | Wait | Stopped | TookPlace = self._run_transaction(saga, operation, position, following)
             else:
                 result = self._run_effect(saga, operation, position, following)
         except store.Fenced:
@@ -178,6 +184,8 @@ class Engine:
             return self._turn_forward(operation, position, step, result)
         if isinstance(result, Stopped):
             return self._turn(operation, position, step, _cancelled())
+        for entry in result.entries[1:]:
+            self.on_step(operation.kind, entry.step, "succeeded", 0.0)
         for entry in result.entries:
             log.info("step recorded", operation_id=operation.id, step=entry.step, direction=direction.value)
             self._crash_point(f"recorded:{entry.step}")
@@ -188,7 +196,7 @@ class Engine:
 
     def _run_transaction(
         self, saga: Saga[Any], operation: Operation, position: Position, following: Forward | Undo
-    ) -> _Recorded | Wait:
+    ) -> Recorded | Wait:
         step = following.step
         is_forward = isinstance(following, Forward)
         run = step.do if is_forward else step.undo
@@ -196,7 +204,7 @@ class Engine:
         now = self.clock.now()
         params = saga.params_from_json(operation.params)
 
-        def work(session: Session) -> _Recorded | Wait:
+        def work(session: Session) -> Recorded | Wait:
             held = self._hold(session, operation, step.name, now)
             if held.is_cancel_requested and _may_turn(following):
                 raise _cancelled()
@@ -214,7 +222,7 @@ class Engine:
 
     def _run_effect(
         self, saga: Saga[Any], operation: Operation, position: Position, following: Forward | Undo
-    ) -> _Recorded | Wait | Stopped | TookPlace:
+    ) -> Recorded | Wait | Stopped | TookPlace:
         step = following.step
         is_forward = isinstance(following, Forward)
         run: Callable[[Any], Any] | None = step.do if is_forward else step.undo
@@ -250,10 +258,10 @@ class Engine:
 
     def _record_effect(
         self, saga: Saga[Any], operation: Operation, position: Position, following: Forward | Undo, result: Json | None
-    ) -> _Recorded:
+    ) -> Recorded:
         now = self.clock.now()
 
-        def work(session: Session) -> _Recorded:
+        def work(session: Session) -> Recorded:
             held = self._hold(session, operation, following.step.name, now)
             recorded = self._append(session, saga, held, position, following, result, now=now)
             return self._go_on(session, saga, position, recorded, now=now)
@@ -265,10 +273,12 @@ class Engine:
         is_cancelled = store.hold(session, operation, now=now, lease_s=DRIVER_LEASE_S, attempts=0, step=step)
         return replace(operation, attempts=0, is_cancel_requested=is_cancelled)
 
-    def _go_on(self, session: Session, saga: Saga[Any], position: Position, recorded: _Recorded, *, now: datetime) -> _Recorded:
-        """Take the steps that need no agent in the same transaction. One that waits or fails is undone alone and taken again."""
+    def _go_on(self, session: Session, saga: Saga[Any], position: Position, recorded: Recorded, *, now: datetime) -> Recorded:
+        """Take the steps that need no agent in the same transaction; one that waits is undone alone and taken again."""
         operation = recorded.operation
-        while recorded.end is None and operation.state is not OperationState.COMPENSATING and not operation.is_cancel_requested:
+        if not self.shares_commits or operation.state is OperationState.COMPENSATING or operation.is_cancel_requested:
+            return recorded
+        while recorded.end is None:
             entries = (*position.entries, *recorded.entries)
             reached = fold(saga, entries, is_compensating=False, is_forward_only=position.is_forward_only)
             following = reached.next
@@ -281,7 +291,9 @@ class Engine:
                     break
                 one = self._append(session, saga, operation, reached, following, result, now=now)
                 savepoint.commit()
-            except Exception:  # noqa: BLE001 the step is taken again by itself, and what stops it is judged there
+            except TrimtabError as error:
+                return replace(recorded, failure=(reached, following, error))
+            except Exception:  # noqa: BLE001 a defect, or the database's: taken again by itself, that is where it is judged
                 break
             finally:
                 if savepoint.is_active:
@@ -314,7 +326,7 @@ class Engine:
         result: Json | None,
         *,
         now: datetime,
-    ) -> _Recorded:
+    ) -> Recorded:
         """Journal a success and, with the last step, end the operation in the same transaction."""
         is_forward = isinstance(following, Forward)
         direction = Direction.DO if is_forward else Direction.UNDO
@@ -329,19 +341,19 @@ class Engine:
             now=now,
         )
         if not following.is_last:
-            return _Recorded(operation, (entry,))
-        state = _end_of(position, is_forward=is_forward)
+            return Recorded(operation, (entry,))
+        state = end_of(position, is_forward=is_forward)
         if is_forward:
             results = {**position.results, following.step.name: result or {}}
             store.close(session, operation, state=state, now=now, result=saga.result(results))
         else:
             store.close(session, operation, state=state, now=now, error=position.failure)
-        return _Recorded(operation, (entry,), end=state)
+        return Recorded(operation, (entry,), end=state)
 
     def _close_without_step(self, operation: Operation, position: Position, is_compensating: bool) -> None:
         """End an operation whose journal is already complete (nothing to undo, or a saga that lost its last step)."""
         now = self.clock.now()
-        state = _end_of(position, is_forward=not is_compensating)
+        state = end_of(position, is_forward=not is_compensating)
 
         def work(session: Session) -> None:
             store.hold(session, operation, now=now, lease_s=0)
@@ -352,7 +364,7 @@ class Engine:
 
     # --- turning round, waiting, giving up --------------------------------------------------------------------------------
 
-    def _turn_round(self, operation: Operation, position: Position, following: Forward | Undo) -> _Recorded | None:
+    def _turn_round(self, operation: Operation, position: Position, following: Forward | Undo) -> Recorded | None:
         """Return the operation as compensating if a cancel or the deadline asks for it now, else None."""
         if not _may_turn(following):
             return None
@@ -364,7 +376,7 @@ class Engine:
             return self._turn(operation, position, following.step, late)
         return None
 
-    def _turn(self, operation: Operation, position: Position, step: Step, error: TrimtabError) -> _Recorded:
+    def _turn(self, operation: Operation, position: Position, step: Step, error: TrimtabError) -> Recorded:
         """Journal why the step failed and go into reverse, in one transaction."""
         now = self.clock.now()
         recorded = OperationError.of(error)
@@ -385,9 +397,9 @@ class Engine:
 
         entry = self.db.write(work)
         log.info("operation turns round", operation_id=operation.id, step=step.name, code=error.code)
-        return _Recorded(replace(operation, state=OperationState.COMPENSATING, attempts=0, error=recorded), (entry,))
+        return Recorded(replace(operation, state=OperationState.COMPENSATING, attempts=0, error=recorded), (entry,))
 
-    def _turn_forward(self, operation: Operation, position: Position, step: Step, found: TookPlace) -> _Recorded:
+    def _turn_forward(self, operation: Operation, position: Position, step: Step, found: TookPlace) -> Recorded:
         """Journal that the step took place after all and go on from it."""
         now = self.clock.now()
 
@@ -408,11 +420,11 @@ class Engine:
 
         entry = self.db.write(work)
         log.info("operation goes forward again", operation_id=operation.id, step=step.name)
-        return _Recorded(replace(operation, state=OperationState.RUNNING, attempts=0, error=None), (entry,))
+        return Recorded(replace(operation, state=OperationState.RUNNING, attempts=0, error=None), (entry,))
 
     def _after_error(
         self, operation: Operation, position: Position, following: Forward | Undo, error: TrimtabError
-    ) -> _Recorded | None:
+    ) -> Recorded | None:
         """Decide by class: try again later, go into reverse, or ask for an operator."""
         may_pass = error.retryable or error.code in DECIDED_AGAIN
         attempts = operation.attempts + 1
@@ -501,14 +513,6 @@ def _may_turn(following: Forward | Undo) -> bool:
 
 def _cancelled() -> Conflict:
     return Conflict("cancelled", "cancelled by the user")
-
-
-def _end_of(position: Position, *, is_forward: bool) -> OperationState:
-    return OperationState.DONE if is_forward else turned_state(was_cancelled=_was_cancelled(position.failure))
-
-
-def _was_cancelled(failure: OperationError | None) -> bool:
-    return failure is not None and failure.code in {"cancelled", "job-cancelled"}
 
 
 def driver_name(process: str) -> str:

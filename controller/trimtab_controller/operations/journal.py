@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from trimtab_controller.core.lifecycle import OperationState
-from trimtab_controller.core.model import JournalEntry, OperationError
+from trimtab_controller.core.model import JournalEntry, Operation, OperationError
 from trimtab_controller.operations.saga import Saga, Step
-from trimtab_protos.errors import Internal
+from trimtab_protos.errors import Internal, TrimtabError
 from trimtab_protos.messages import Direction
 
 
@@ -56,6 +56,18 @@ class Position:
         return self.entries[-1].at if self.entries else None
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What was journaled, and the operation as it goes on from there."""
+
+    operation: Operation
+    entries: tuple[JournalEntry, ...]
+    # The operation ended with the last of them.
+    end: OperationState | None = None
+    # The step after them, taken in the same transaction and undone alone, and what stopped it.
+    failure: tuple[Position, Forward, TrimtabError] | None = None
+
+
 def fold(saga: Saga[Any], entries: Sequence[JournalEntry], *, is_compensating: bool, is_forward_only: bool = False) -> Position:
     """Return the position. Steps of older versions that this one retired count for nothing."""
     known = {step.name for step in saga.steps}
@@ -92,3 +104,11 @@ def _next_undo(saga: Saga[Any], done: set[str], undone: set[str]) -> Undo | Fini
 def turned_state(*, was_cancelled: bool) -> OperationState:
     """Return how a compensated operation ends."""
     return OperationState.CANCELLED if was_cancelled else OperationState.FAILED
+
+
+def end_of(position: Position, *, is_forward: bool) -> OperationState:
+    """Return how an operation ends that has nothing left to do in this direction."""
+    if is_forward:
+        return OperationState.DONE
+    failure = position.failure
+    return turned_state(was_cancelled=failure is not None and failure.code in {"cancelled", "job-cancelled"})

@@ -12,6 +12,14 @@ from trimtab_controller.store import hosts, schema, vms
 from trimtab_controller.store.rows import build, columns_of
 
 _HOST_NAME = sa.select(schema.host.c.name).where(schema.host.c.id == sa.bindparam("host_id"))
+_FIX_MACHINE = (
+    schema.vm.update()
+    .where(schema.vm.c.id == sa.bindparam("of_vm"))
+    .values(
+        machine=sa.case((schema.vm.c.machine == "", sa.bindparam("to_machine")), else_=schema.vm.c.machine),
+        cpu_model=sa.case((schema.vm.c.cpu_model == "", sa.bindparam("to_cpu_model")), else_=schema.vm.c.cpu_model),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +157,7 @@ def _claimed(session: Session, volume_ids: Collection[str]) -> frozenset[str]:
 
 def fix_machine(session: Session, vm_id: str, *, machine: str, cpu_model: str) -> None:
     """Write the concrete machine type and CPU model of a vm at its first placement; never changed afterwards."""
-    table = schema.vm
-    session.execute(table.update().where(table.c.id == vm_id, table.c.machine == "").values(machine=machine))
-    session.execute(table.update().where(table.c.id == vm_id, table.c.cpu_model == "").values(cpu_model=cpu_model))
+    session.execute(_FIX_MACHINE, {"of_vm": vm_id, "to_machine": machine, "to_cpu_model": cpu_model})
 
 
 def fix_class_baseline(session: Session, class_id: str, *, machine: str, cpu_model: str) -> None:

@@ -27,6 +27,7 @@ _table = schema.operation
 
 _INSERT = _table.insert().returning(_table)
 _BY_ID = sa.select(_table).where(_table.c.id == sa.bindparam("operation_id"))
+_IS_CANCEL_REQUESTED = sa.select(_table.c.is_cancel_requested).where(_table.c.id == sa.bindparam("operation_id"))
 _WRITE_BY_ID = _table.update().where(_table.c.id == sa.bindparam("operation_id"))
 # As literals: a list of parameters is put into the statement's text anew at each execution.
 _WRITE_LIVE = _WRITE_BY_ID.where(_table.c.state.in_([sa.literal_column(f"'{state}'") for state in _LIVE]))
@@ -224,6 +225,11 @@ def journal_of(session: Session, operation_id: str) -> tuple[JournalEntry, ...]:
         )
         for row in rows
     )
+
+
+def is_cancel_requested(session: Session, operation_id: str) -> bool:
+    """Tell whether a cancel was asked for by now."""
+    return bool(session.execute(_IS_CANCEL_REQUESTED, {"operation_id": operation_id}).scalar_one())
 
 
 def append_journal(
