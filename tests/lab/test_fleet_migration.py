@@ -19,9 +19,9 @@ from trimtab_lab.controlplane import ControlPlane
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
-SLOW = ("--bandwidth", "2")
-"""MiB/s: the 40 MiB or so that a micro guest has touched take twenty seconds."""
-LIMIT_BYTES_S = 2 << 20
+LIMIT_BYTES_S = 1 << 20
+"""The least limit there is: the 40 MiB or so that a micro guest has touched take more than half a minute."""
+LATE_PERCENT = 60
 CPU_MODEL = "Penryn"
 
 
@@ -50,11 +50,14 @@ def is_moving(fleet: Fleet, operation_id: str) -> bool:
     """Tell whether memory is being copied right now; fails where the migration ended too early to do anything to it."""
     seen = fleet.operation(operation_id)
     assert not seen["done"], f"the migration was over before anything could happen: {seen}"
-    return seen["step"] == "move" and bool((seen["progress"] or {}).get("done_bytes"))
+    progress = seen["progress"] or {}
+    assert progress.get("percent", 0) < LATE_PERCENT, f"too late for a fault: {progress}"
+    return seen["step"] == "move" and bool(progress.get("done_bytes"))
 
 
 def begin_slow_move(fleet: Fleet, name: str, target: str, *more: str) -> str:
-    operation_id = fleet.begin("vm", "migrate", name, "--to", target, *SLOW, *more)
+    limit = str(LIMIT_BYTES_S >> 20)
+    operation_id = fleet.begin("vm", "migrate", name, "--to", target, "--bandwidth", limit, *more)
     wait_until(lambda: is_moving(fleet, operation_id), "memory to be on its way")
     return operation_id
 
