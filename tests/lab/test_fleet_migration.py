@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from tests.lab.fleet_kit import Fleet, fleet_settings, wait_until
+from tests.lab.fleet_kit import HOSTS, Fleet, fleet_settings, wait_until
 from trimtab_lab.controlplane import ControlPlane
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
-SLOW = ("--bandwidth", "2")
-"""MiB/s: the 40 MiB or so that a micro guest has touched take twenty seconds."""
-LIMIT_BYTES_S = 2 << 20
+LIMIT_BYTES_S = 1 << 20
+"""The least limit there is: the 40 MiB or so that a micro guest has touched take more than half a minute."""
+LATE_BYTES = 20 << 20
 CPU_MODEL = "Penryn"
 
 
@@ -43,18 +43,21 @@ def mover(fleet: Fleet) -> Iterator[str]:
 def other_hosts(fleet: Fleet, name: str) -> tuple[str, str]:
     """Return (its host, another one)."""
     home = fleet.vm(name)["host"]
-    return home, next(host.name for host in fleet.lab.spec.hosts() if host.name != home)
+    return home, next(host for host in HOSTS if host != home)
 
 
 def is_moving(fleet: Fleet, operation_id: str) -> bool:
     """Tell whether memory is being copied right now; fails where the migration ended too early to do anything to it."""
     seen = fleet.operation(operation_id)
     assert not seen["done"], f"the migration was over before anything could happen: {seen}"
-    return seen["step"] == "move" and bool((seen["progress"] or {}).get("done_bytes"))
+    progress = seen["progress"] or {}
+    assert progress.get("done_bytes", 0) < LATE_BYTES, f"too late for a fault: {progress}"
+    return seen["step"] == "move" and bool(progress.get("done_bytes"))
 
 
 def begin_slow_move(fleet: Fleet, name: str, target: str, *more: str) -> str:
-    operation_id = fleet.begin("vm", "migrate", name, "--to", target, *SLOW, *more)
+    limit = str(LIMIT_BYTES_S >> 20)
+    operation_id = fleet.begin("vm", "migrate", name, "--to", target, "--bandwidth", limit, *more)
     wait_until(lambda: is_moving(fleet, operation_id), "memory to be on its way")
     return operation_id
 
@@ -263,8 +266,8 @@ def restart(fleet: Fleet, settings: dict[str, str]) -> None:
     log_path(fleet).write_text("")
     fleet.plane = ControlPlane(fleet.lab, settings={**fleet_settings(fleet.lab), **settings})
     fleet.plane.start()
-    for host in fleet.lab.spec.hosts():
-        fleet.wait_for_host(host.name)
+    for host in HOSTS:
+        fleet.wait_for_host(host)
 
 
 def log_path(fleet: Fleet) -> Path:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.lab.fleet_kit import Fleet, wait_until
+from tests.lab.fleet_kit import HOSTS, Fleet, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -28,7 +28,7 @@ SMALL_DISK = 1 << 20
 def files_in_pools(fleet: Fleet) -> set[str]:
     """Return every file of every pool, those of running guests' state aside."""
     listing = "find /srv/trimtab-shared /srv/trimtab-local -type f -printf '%p\\n'"
-    return {f"{host.name}:{line}" for host in fleet.lab.spec.hosts() for line in fleet.sh(host.name, listing).splitlines()}
+    return {f"{host}:{line}" for host in HOSTS for line in fleet.sh(host, listing).splitlines()}
 
 
 # --- where images come from ------------------------------------------------------------------------------------------------
@@ -94,8 +94,8 @@ def new_certificate(address: str, directory: Path) -> tuple[Path, Path]:
 
 def trust(fleet: Fleet, certificate: Path) -> None:
     """Let every host trust the mirror as an operator would: in the host's own list of CAs."""
-    for host in fleet.lab.spec.hosts():
-        with host.path_on_machine("/etc/ssl/certs/ca-certificates.crt").open("a") as bundle:
+    for host in HOSTS:
+        with fleet.lab.spec.host(host).path_on_machine("/etc/ssl/certs/ca-certificates.crt").open("a") as bundle:
             bundle.write("\n" + certificate.read_text())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.fleet_kit import Fleet, wait_until
+from tests.lab.fleet_kit import HOSTS, Fleet, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
@@ -66,7 +66,7 @@ def targets(prometheus: str) -> list[dict[str, Any]]:
 
 
 def test_every_process_of_the_fleet_is_found_and_scraped(fleet: Fleet, prometheus: str) -> None:
-    expected = CONTROLLER_PROCESSES | {host.name for host in fleet.lab.spec.hosts()}
+    expected = CONTROLLER_PROCESSES | set(HOSTS)
 
     def all_up() -> bool:
         up = {

@@ -48,6 +48,7 @@ def test_the_settings_of_the_cli_are_not_ours(tmp_path: Path, monkeypatch: pytes
         ({"lease_ttl_s": 5}, "settings"),
         ({"lease_ttl_s": 9, "lease_renew_s": 5}, "settings"),
         ({"log_level": "loud"}, "log_level"),
+        ({"image_url_networks": "10.20.0.1/16"}, "image_url_networks"),
         ({"api_certificate": "/tmp/a.pem"}, "settings"),
     ],
 )
