@@ -161,6 +161,7 @@ class ApiTls:
 def api_context(settings: Settings, *, agents: Any, nudge: Callable[[], None], heard: "HeardHosts") -> "ApiContext":
     """Return what the API is given."""
     from trimtab_controller.api.context import ApiContext, ApiSettings
+    from trimtab_controller.loops.placement_advice import Advisor
     from trimtab_controller.store.database import AsyncDatabase
 
     metrics_address = settings.advertise[0]
@@ -184,6 +185,7 @@ def api_context(settings: Settings, *, agents: Any, nudge: Callable[[], None], h
         nudge=nudge,
         heard=heard.heard,
         probes=lambda: probes(settings, heard),
+        placement=Advisor(SystemClock()),
     )
 
 

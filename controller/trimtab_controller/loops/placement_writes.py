@@ -58,7 +58,8 @@ class Answer:
 def write_answers(session: Session, answers: Sequence[Answer], batch: Batch, *, term: int, now: datetime) -> dict[str, str]:
     """Write these answers, and return what became of each by operation: `PLACED`, `REFUSED`, or `RACED` and still pending."""
     leases.assert_leader(session, term)
-    together, alone = [], []
+    together: list[Answer] = []
+    alone: list[Answer] = []
     for answer in answers:
         (together if _goes_together(answer, batch) else alone).append(answer)
     outcomes = {}

@@ -122,6 +122,20 @@ def needs_of(session: Session, vm_ids: Sequence[str]) -> dict[str, VmNeeds]:
     return needs
 
 
+def movable_ids(session: Session, host_id: str, *, limit: int) -> tuple[str, ...]:
+    """Return up to `limit` vms that run on a host, whose owners let them be moved, and that nothing is being done with."""
+    vm, claim, busy = schema.vm, schema.claim, schema.operation
+    live = sa.select(busy.c.id).where(busy.c.subject_id == vm.c.id, busy.c.ended_at.is_(None), busy.c.is_exclusive)
+    query = (
+        sa.select(vm.c.id)
+        .join(claim, sa.and_(claim.c.vm_id == vm.c.id, claim.c.host_id == host_id, claim.c.role == "home"))
+        .where(vm.c.observed_state == "running", vm.c.drain_policy == "migrate", vm.c.deleted_at.is_(None), ~live.exists())
+        .order_by(vm.c.id)
+        .limit(limit)
+    )
+    return tuple(session.scalars(query))
+
+
 def _vms(session: Session, vm_ids: Sequence[str]) -> dict[str, Vm]:
     rows = session.execute(sa.select(*columns_of(schema.vm, Vm)).where(schema.vm.c.id.in_(vm_ids)))
     return {row.id: vms.from_row(row) for row in rows}

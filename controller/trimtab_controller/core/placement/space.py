@@ -61,10 +61,9 @@ def amounts_of(request: PlacementRequest, space: SpaceNeed) -> dict[str, int]:
         amounts[MEMORY] = request.memory_mib
     for pool_id, size_bytes in space.local_bytes.items():
         amounts[local_space(pool_id)] = size_bytes
-    for kind, count in request.devices.items():
-        amounts[devices_of(kind)] = count
-    for name, amount in request.resources.items():
-        amounts[resource_named(name)] = amount
+    # None of a thing asks nothing, also where no host has it.
+    amounts.update({devices_of(kind): count for kind, count in request.devices.items() if count})
+    amounts.update({resource_named(name): amount for name, amount in request.resources.items() if amount})
     return amounts
 
 
