@@ -28,16 +28,13 @@ def test_every_suggestion_for_a_refused_vm_fits(fleet: Fleet, request: Placement
         assert len(suggestion.changes) <= 2
         trial = books.copy()
         by_id = {vm.vm_id: vm for vms in on_host.values() for vm in vms}
-        row_of_name = {host.name: host.host_id for host in books.fleet.hosts}
         for move in suggestion.moves:
-            trial.release(by_id[move.vm_id], row_of_name[move.from_host])
+            trial.release(by_id[move.vm_id], move.from_host_id)
         there = replace(suggestion.request, required_host_id=suggestion.host_id)
         assert decide(trial, there, policy=policy).chosen_host_id == suggestion.host_id
         trial.claim(there, suggestion.host_id)
         for move in suggestion.moves:
-            moved = replace(
-                by_id[move.vm_id], kind=PlacementKind.MIGRATE, required_host_id=row_of_name[move.to_host], preferred_host_id=""
-            )
-            assert decide(trial, moved, policy=policy).chosen_host_id == row_of_name[move.to_host]
-            trial.claim(moved, row_of_name[move.to_host])
+            moved = replace(by_id[move.vm_id], kind=PlacementKind.MIGRATE, required_host_id=move.to_host_id, preferred_host_id="")
+            assert decide(trial, moved, policy=policy).chosen_host_id == move.to_host_id
+            trial.claim(moved, move.to_host_id)
     assert {resource: column.tolist() for resource, column in books.free.items()} == before

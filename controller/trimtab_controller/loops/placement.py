@@ -6,7 +6,7 @@ claim refused by the database) stays pending for the next round.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import structlog
 
@@ -50,8 +50,9 @@ class PlacementLoop:
             self._answer_at_home(term, ask, batch.homes[ask.vm_id])
         to_place = [ask for ask in batch.asks if ask not in at_home and ask.vm_id in batch.needs]
         answers = self._decide(to_place, batch)
+        generations: Mapping[str, int] = {group.id: group.generation for group in batch.rows.groups.values()}
         for start in range(0, len(answers), COMMITTED_TOGETHER):
-            self._commit(term, answers[start : start + COMMITTED_TOGETHER], batch)
+            generations = self._commit(term, answers[start : start + COMMITTED_TOGETHER], batch, generations)
         self._nudger.nudge()
 
     def _decide(self, asks: Sequence[PlacementAsk], batch: Batch) -> list[Answer]:
@@ -91,14 +92,20 @@ class PlacementLoop:
                 )
             )
 
-    def _commit(self, term: int, answers: Sequence[Answer], batch: Batch) -> None:
-        """Write these answers in one transaction; one whose claim the database refuses stays pending."""
-        outcomes = self._db.write(lambda session: write_answers(session, answers, batch, term=term, now=self._clock.now()))
+    def _commit(self, term: int, answers: Sequence[Answer], batch: Batch, generations: Mapping[str, int]) -> Mapping[str, int]:
+        """Write these answers in one transaction; one whose claim the database refuses stays pending.
+
+        `generations`: of the groups, as known; returned as they are after these members joined.
+        """
+        outcomes, generations = self._db.write(
+            lambda session: write_answers(session, answers, batch, generations, term=term, now=self._clock.now())
+        )
         for answer in answers:
             outcome = outcomes[answer.ask.operation_id]
             metrics.PLACEMENTS.labels(answer.ask.kind, outcome).inc()
             if outcome == RACED:
                 log.info("placement raced", operation_id=answer.ask.operation_id, host_id=answer.decision.chosen_host_id)
+        return generations
 
     def _answer_at_home(self, term: int, ask: PlacementAsk, home: Claim) -> None:
         """A vm that holds compute already is where it is: start it there under the epoch it has."""
@@ -139,4 +146,4 @@ def _request(ask: PlacementAsk, batch: Batch) -> PlacementRequest:
     needs = batch.needs[ask.vm_id]
     source = batch.hosts.get(needs.vm.host_id)
     accelerator = source.inventory.accelerator if source and source.inventory else ""
-    return placement_snapshot.request_of(ask, needs, accelerator=accelerator)
+    return placement_snapshot.request_of(ask, needs, accelerator=accelerator, groups=batch.rows.groups)

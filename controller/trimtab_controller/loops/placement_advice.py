@@ -37,7 +37,7 @@ def _movable(session: Session, host_id: str, rows: fleet.FleetRows) -> list[Plac
     needs = fleet.needs_of(session, fleet.movable_ids(session, host_id, limit=_MOVABLE))
     asks = (_ask(one, PlacementKind.MIGRATE, to_host_id="", now=one.vm.created_at) for one in needs.values())
     return [
-        placement_snapshot.request_of(ask, one, accelerator=accelerator)
+        placement_snapshot.request_of(ask, one, accelerator=accelerator, groups=rows.groups)
         for ask, one in zip(asks, needs.values(), strict=True)
         if one.vm.host_id == host_id
     ]
@@ -70,7 +70,7 @@ class Advisor:
         needs = fleet.needs_of(session, [vm_id])[vm_id]
         snapshot = placement_snapshot.snapshot_of(rows, placement_snapshot.baselines_of(rows))
         ask = _ask(needs, kind, to_host_id=to_host_id, now=self._clock.now())
-        return rows, Books(snapshot), placement_snapshot.request_of(ask, needs, accelerator="")
+        return rows, Books(snapshot), placement_snapshot.request_of(ask, needs, accelerator="", groups=rows.groups)
 
 
 def _ask(needs: fleet.VmNeeds, kind: PlacementKind, *, to_host_id: str, now: datetime) -> PlacementAsk:

@@ -44,7 +44,9 @@ class Change:
 class Move:
     vm_id: str
     vm_name: str
+    from_host_id: str
     from_host: str
+    to_host_id: str
     to_host: str
 
 
@@ -244,5 +246,5 @@ def _moved(
         if chosen is None:
             return None
         scratch.claim(leaving, chosen.host_id)
-        moves.append(Move(vm.vm_id, vm.vm_name, host_name, chosen.host_name))
+        moves.append(Move(vm.vm_id, vm.vm_name, host_id, host_name, chosen.host_id, chosen.host_name))
     return Unblock(host_id, host_name, request, (), tuple(moves))
