@@ -6,29 +6,31 @@ claim refused by the database) stays pending for the next round.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import structlog
 
 from trimtab_controller import metrics
 from trimtab_controller.clock import Clock, mint
 from trimtab_controller.core.model import Claim, PlacementAsk
-from trimtab_controller.core.placement.engine import place
+from trimtab_controller.core.placement.books import Books
+from trimtab_controller.core.placement.engine import PolicyOf, place
 from trimtab_controller.core.placement.journal import InputDigest
 from trimtab_controller.core.placement.request import PlacementRequest
-from trimtab_controller.core.placement.verdict import KEPT_HOSTS, LISTED_HOSTS
+from trimtab_controller.core.placement.verdict import KEPT_HOSTS, LISTED_HOSTS, Decision
 from trimtab_controller.loops.placement_writes import RACED, Answer, Batch, write_answers
 from trimtab_controller.nudge import Nudger
-from trimtab_controller.operations import placement_snapshot
+from trimtab_controller.operations import placement_cures, placement_snapshot
 from trimtab_controller.store import claims, fleet, leases, operations, placements, vms
 from trimtab_controller.store.database import Database, Session
-from trimtab_protos.errors import TrimtabError
 
 log = structlog.get_logger(__name__)
 
 BATCH = 500
 # More requests than this at once are answered with short lists.
 BURST = 20
+# Refusals of one round for which a way in is searched; the others are asked about with `--dry-run`.
+SEARCHES = 5
 # Bounds how long one transaction keeps others from the database's write lock.
 COMMITTED_TOGETHER = 250
 
@@ -48,17 +50,20 @@ class PlacementLoop:
             self._answer_at_home(term, ask, batch.homes[ask.vm_id])
         to_place = [ask for ask in batch.asks if ask not in at_home and ask.vm_id in batch.needs]
         answers = self._decide(to_place, batch)
+        generations: Mapping[str, int] = {group.id: group.generation for group in batch.rows.groups.values()}
         for start in range(0, len(answers), COMMITTED_TOGETHER):
-            self._commit(term, answers[start : start + COMMITTED_TOGETHER], batch)
+            generations = self._commit(term, answers[start : start + COMMITTED_TOGETHER], batch, generations)
         self._nudger.nudge()
 
     def _decide(self, asks: Sequence[PlacementAsk], batch: Batch) -> list[Answer]:
         requests = [_request(ask, batch) for ask in asks]
         started_s = self._clock.boottime_s()
+        books, policy_of = Books(batch.snapshot), placement_snapshot.policy_of(batch.rows)
         decisions = place(
             batch.snapshot,
             requests,
-            policy_of=placement_snapshot.policy_of(batch.rows),
+            books=books,
+            policy_of=policy_of,
             # A burst of hundreds would keep a verdict on every host for every vm: the best ones say enough, the rest is asked again.
             listed_hosts=LISTED_HOSTS if len(requests) <= BURST else KEPT_HOSTS,
         )
@@ -66,20 +71,41 @@ class PlacementLoop:
         metrics.PLACEMENT_BATCH.observe(len(requests))
         by_operation, digest = {ask.operation_id: ask for ask in asks}, InputDigest(batch.snapshot)
         answers = []
-        for decision in decisions:
+        for decision in self._cured(decisions, books, policy_of, batch):
             stored = decision.as_json()
             ask = by_operation[decision.request.request_id]
             answers.append(Answer(ask, decision, mint("dec"), stored, digest.next(stored)))
         return answers
 
-    def _commit(self, term: int, answers: Sequence[Answer], batch: Batch) -> None:
-        """Write these answers in one transaction; one whose claim the database refuses stays pending."""
-        outcomes = self._db.write(lambda session: write_answers(session, answers, batch, term=term, now=self._clock.now()))
+    def _cured(self, decisions: Sequence[Decision], books: Books, policy_of: PolicyOf, batch: Batch) -> Iterator[Decision]:
+        """Yield the decisions, the first refusals with what would let them in."""
+        searches = 0
+        for decision in decisions:
+            if decision.chosen_host_id is not None or searches >= SEARCHES:
+                yield decision
+                continue
+            searches += 1
+            policy = policy_of(decision.request)
+            yield self._db.read(
+                lambda session, decision=decision, policy=policy: placement_cures.cured(  # type: ignore[misc]
+                    session, decision, books, policy=policy, rows=batch.rows
+                )
+            )
+
+    def _commit(self, term: int, answers: Sequence[Answer], batch: Batch, generations: Mapping[str, int]) -> Mapping[str, int]:
+        """Write these answers in one transaction; one whose claim the database refuses stays pending.
+
+        `generations`: of the groups, as known; returned as they are after these members joined.
+        """
+        outcomes, generations = self._db.write(
+            lambda session: write_answers(session, answers, batch, generations, term=term, now=self._clock.now())
+        )
         for answer in answers:
             outcome = outcomes[answer.ask.operation_id]
             metrics.PLACEMENTS.labels(answer.ask.kind, outcome).inc()
             if outcome == RACED:
                 log.info("placement raced", operation_id=answer.ask.operation_id, host_id=answer.decision.chosen_host_id)
+        return generations
 
     def _answer_at_home(self, term: int, ask: PlacementAsk, home: Claim) -> None:
         """A vm that holds compute already is where it is: start it there under the epoch it has."""
@@ -120,4 +146,4 @@ def _request(ask: PlacementAsk, batch: Batch) -> PlacementRequest:
     needs = batch.needs[ask.vm_id]
     source = batch.hosts.get(needs.vm.host_id)
     accelerator = source.inventory.accelerator if source and source.inventory else ""
-    return placement_snapshot.request_of(ask, needs, accelerator=accelerator)
+    return placement_snapshot.request_of(ask, needs, accelerator=accelerator, groups=batch.rows.groups)

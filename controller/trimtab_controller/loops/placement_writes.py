@@ -13,6 +13,7 @@ from typing import Any
 from trimtab_controller.core.baseline import Baseline
 from trimtab_controller.core.model import Claim, Host, PlacementAsk
 from trimtab_controller.core.placement.fleet import FleetSnapshot
+from trimtab_controller.core.placement.space import scarce_amounts
 from trimtab_controller.core.placement.verdict import Decision
 from trimtab_controller.store import (
     claims,
@@ -27,7 +28,7 @@ from trimtab_controller.store import (
 )
 from trimtab_controller.store.database import Session
 
-PLACED, REFUSED, RACED = "placed", "refused", "raced"
+PLACED, REFUSED, RACED, WITHDRAWN = "placed", "refused", "raced", "withdrawn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +56,42 @@ class Answer:
     inputs_sha256: str
 
 
-def write_answers(session: Session, answers: Sequence[Answer], batch: Batch, *, term: int, now: datetime) -> dict[str, str]:
-    """Write these answers, and return what became of each by operation: `PLACED`, `REFUSED`, or `RACED` and still pending."""
+def write_answers(
+    session: Session,
+    answers: Sequence[Answer],
+    batch: Batch,
+    generations: Mapping[str, int],
+    *,
+    term: int,
+    now: datetime,
+) -> tuple[dict[str, str], Mapping[str, int]]:
+    """Write these answers; return what became of each by operation, and the groups' generations after it.
+
+    What becomes of one is `PLACED`, `REFUSED`, or `RACED` and still pending.
+    """
     leases.assert_leader(session, term)
-    together, alone = [], []
+    together: list[Answer] = []
+    alone: list[Answer] = []
     for answer in answers:
         (together if _goes_together(answer, batch) else alone).append(answer)
-    outcomes = {}
+    outcomes = {answer.ask.operation_id: PLACED for answer in together}
     try:
         with session.begin_nested():  # undone as a whole where one is refused
             placement_commit.place_many(session, [_placed(answer, batch) for answer in together], now=now)
             _fix_baselines(session, together, batch)
-        outcomes = {answer.ask.operation_id: PLACED for answer in together}
     except claims.ClaimRefused:
         alone = [*together, *alone]
+    known = dict(generations)
     for answer in alone:
         try:
             with session.begin_nested():
-                outcomes[answer.ask.operation_id] = _write_one(session, answer, batch, now)
+                outcomes[answer.ask.operation_id] = _write_one(session, answer, batch, known, now)
+            group = answer.decision.request.group
+            if group is not None and outcomes[answer.ask.operation_id] == PLACED:
+                known[group.group_id] += 1
         except claims.ClaimRefused:
             outcomes[answer.ask.operation_id] = RACED
-    return outcomes
+    return outcomes, known
 
 
 def _goes_together(answer: Answer, batch: Batch) -> bool:
@@ -153,13 +169,25 @@ def _fix_baselines(session: Session, answers: Sequence[Answer], batch: Batch) ->
 # --- one by one --------------------------------------------------------------------------------------------------------------
 
 
-def _write_one(session: Session, answer: Answer, batch: Batch, now: datetime) -> str:
+def _write_one(session: Session, answer: Answer, batch: Batch, generations: Mapping[str, int], now: datetime) -> str:
     refusal = _refusal(answer, batch)
     if refusal:
         _refuse(session, answer, refusal, now)
         return REFUSED
-    _place(session, answer, answer.decision.chosen_host_id or "", batch, now)
-    return PLACED
+    is_answered = _place(session, answer, answer.decision.chosen_host_id or "", batch, now)
+    if is_answered:
+        _take_scarce(session, answer, generations)
+    return PLACED if is_answered else WITHDRAWN
+
+
+def _take_scarce(session: Session, answer: Answer, generations: Mapping[str, int]) -> None:
+    """Claim what is counted besides, and the place in the group."""
+    request, host_id = answer.decision.request, answer.decision.chosen_host_id or ""
+    if request.group is not None:
+        claims.join_group(session, request.group.group_id, generation=generations[request.group.group_id])
+    taken = scarce_amounts(request, answer.decision.cells)
+    if taken:
+        claims.take_stock(session, vm_id=request.vm_id, host_id=host_id, amounts=taken)
 
 
 def _refuse(session: Session, answer: Answer, refusal: str, now: datetime) -> None:
@@ -175,7 +203,8 @@ def _refuse(session: Session, answer: Answer, refusal: str, now: datetime) -> No
     operations.wake(session, answer.ask.operation_id, now)
 
 
-def _place(session: Session, answer: Answer, host_id: str, batch: Batch, now: datetime) -> None:
+def _place(session: Session, answer: Answer, host_id: str, batch: Batch, now: datetime) -> bool:
+    """Write a placement; False, and nothing is claimed, where the request was withdrawn while we decided."""
     ask = answer.ask
     vm = vms.get(session, ask.vm_id)
     epoch = vm.epoch + 1
@@ -190,15 +219,16 @@ def _place(session: Session, answer: Answer, host_id: str, batch: Batch, now: da
         now=now,
     )
     if not is_answered:
-        return  # withdrawn while we decided
+        return False
     claims.take(
         session,
         vm_id=vm.id,
         host_id=host_id,
         role="target" if ask.kind == "migrate" else "home",
         epoch=epoch,
-        vcpus=vm.vcpus,
-        memory_mib=vm.memory_mib,
+        # Pinned cpus and huge pages are claimed of their cells instead.
+        vcpus=0 if answer.decision.request.is_dedicated else vm.vcpus,
+        memory_mib=0 if answer.decision.request.page_kib else vm.memory_mib,
         operation_id=ask.operation_id,
         generation=None,
         now=now,
@@ -223,6 +253,7 @@ def _place(session: Session, answer: Answer, host_id: str, batch: Batch, now: da
         _fix_machine(session, vm.id, host_id, batch)
     _tell(session, answer, host_id, now)
     operations.wake(session, ask.operation_id, now)
+    return True
 
 
 def _record(session: Session, answer: Answer, now: datetime) -> None:

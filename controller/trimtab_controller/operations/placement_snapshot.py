@@ -5,10 +5,13 @@ from collections.abc import Callable, Mapping
 
 from trimtab_controller.core.baseline import Baseline, common_baseline
 from trimtab_controller.core.model import Host, HostClass, PlacementAsk
+from trimtab_controller.core.placement.columns import Scarce, scarce_of
 from trimtab_controller.core.placement.fleet import FleetSnapshot, HostSnapshot, NetworkReach, PoolPlace, PoolSnapshot
+from trimtab_controller.core.placement.needs import DiskNeed, GroupNeed, GroupRule, NetworkNeed, Toleration
 from trimtab_controller.core.placement.policies import BEST_FIT, POLICIES, Policy
-from trimtab_controller.core.placement.request import DiskNeed, NetworkNeed, PlacementKind, PlacementRequest
-from trimtab_controller.store.fleet import FleetRows, VmNeeds
+from trimtab_controller.core.placement.request import PlacementKind, PlacementRequest
+from trimtab_controller.core.placement.snapshot import GroupSnapshot, Stock, Taint, TaintEffect
+from trimtab_controller.store.fleet import FleetRows, GroupRow, VmNeeds
 
 
 def baselines_of(rows: FleetRows) -> dict[str, Baseline]:
@@ -42,15 +45,30 @@ def snapshot_of(rows: FleetRows, baselines: Mapping[str, Baseline]) -> FleetSnap
     """Return the fleet as of these rows."""
     pools_on, networks_on, images_on = _by_host(rows)
     hosts = [
-        _host(host, rows.classes[host.host_class_id], baselines, pools_on[host.id], networks_on[host.id], images_on[host.id])
+        _host(
+            host,
+            rows.classes[host.host_class_id],
+            baselines,
+            pools_on[host.id],
+            networks_on[host.id],
+            images_on[host.id],
+            scarce_of({name: Stock(*amounts) for name, amounts in rows.stocks.get(host.id, {}).items()}),
+        )
         for host in rows.hosts
     ]
-    return FleetSnapshot.of(hosts, [_pool(rows, pool_id) for pool_id in rows.pools])
+    groups = [
+        GroupSnapshot(group_id=group.id, members=group.members, generation=group.generation) for group in rows.groups.values()
+    ]
+    return FleetSnapshot.of(hosts, [_pool(rows, pool_id) for pool_id in rows.pools], groups=groups)
 
 
-def request_of(ask: PlacementAsk, needs: VmNeeds, *, accelerator: str) -> PlacementRequest:
-    """Return what the vm asks. `accelerator`: the source's, for a live migration."""
+def request_of(
+    ask: PlacementAsk, needs: VmNeeds, *, accelerator: str, groups: Mapping[str, GroupRow] | None = None
+) -> PlacementRequest:
+    """Return what the vm asks. `accelerator`: the source's, for a live migration; `groups`: those of the fleet's rows."""
     vm = needs.vm
+    wishes = vm.wishes
+    group = (groups or {}).get(needs.group_id)
     is_migration = ask.kind == PlacementKind.MIGRATE
     return PlacementRequest(
         request_id=ask.operation_id,
@@ -84,9 +102,21 @@ def request_of(ask: PlacementAsk, needs: VmNeeds, *, accelerator: str) -> Placem
         excluded_host_ids=(vm.host_id,) if is_migration and vm.host_id else (),
         preferred_host_id=vm.host_id if ask.kind == PlacementKind.START else "",
         image_ids=needs.image_ids,
+        is_dedicated=bool(wishes.get("dedicated", False)),
+        page_kib=int(wishes.get("hugepages_kib", 0)),
+        cell_count=int(wishes.get("numa_cells", 1)),
+        held_cells=needs.held_cells,
+        devices=wishes.get("devices", {}),
+        resources=wishes.get("resources", {}),
+        tolerations=tuple(Toleration(one["key"], one.get("value", "")) for one in wishes.get("tolerations", ())),
+        group=_group_need(group) if group is not None else None,
         priority=vm.priority,
         order=int(ask.created_at.timestamp() * 1_000_000),
     )
+
+
+def _group_need(group: GroupRow) -> GroupNeed:
+    return GroupNeed(group_id=group.id, name=group.name, rules=tuple(GroupRule.from_json(rule) for rule in group.rules))
 
 
 def policy_of(rows: FleetRows) -> Callable[[PlacementRequest], Policy]:
@@ -102,8 +132,10 @@ def _host(
     pools: Mapping[str, bool],
     networks: Mapping[str, NetworkReach],
     images: frozenset[str],
+    scarce: Scarce,
 ) -> HostSnapshot:
     inventory = host.inventory
+    cells, devices, resources = scarce
     baseline = baselines[host_class.id]
     return HostSnapshot(
         host_id=host.id,
@@ -132,6 +164,11 @@ def _host(
         networks=networks,
         image_ids=images,
         generation=host.generation,
+        taints=frozenset(Taint(one["key"], one["value"], TaintEffect(one["effect"])) for one in host.taints),
+        exclusive_project_id=host.exclusive_project_id,
+        cells=cells,
+        devices=devices,
+        resources=resources,
     )
 
 

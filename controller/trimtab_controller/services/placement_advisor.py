@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.baseline import Baseline
-from trimtab_controller.core.model import PlacementAsk, Vm
+from trimtab_controller.core.model import Vm
+from trimtab_controller.core.placement.books import Books
 from trimtab_controller.core.placement.engine import explain, explain_host
 from trimtab_controller.core.placement.fleet import FleetSnapshot
 from trimtab_controller.core.placement.request import PlacementKind
 from trimtab_controller.core.placement.verdict import Decision, HostVerdict
-from trimtab_controller.operations import placement_snapshot
+from trimtab_controller.operations import placement_cures, placement_snapshot
 from trimtab_controller.store import claims, fleet
 from trimtab_protos.errors import NoCapacity
 
@@ -43,9 +44,12 @@ def preview(session: Session, view: FleetView, vm: Vm, *, to_host_id: str) -> De
     Raises NoCapacity with the reasons by host where none fits, or where the chosen host's class can give no machine type.
     """
     needs = fleet.needs_of(session, [vm.id])[vm.id]
-    request = placement_snapshot.request_of(_ask(vm, PlacementKind.CREATE, to_host_id), needs, accelerator="")
-    decision = explain(view.snapshot, request, policy=placement_snapshot.policy_of(view.rows)(request))
+    ask = placement_cures.unasked(vm, PlacementKind.CREATE, to_host_id=to_host_id)
+    request = placement_snapshot.request_of(ask, needs, accelerator="", groups=view.rows.groups)
+    policy = placement_snapshot.policy_of(view.rows)(request)
+    decision = explain(view.snapshot, request, policy=policy)
     if decision.chosen_host_id is None:
+        decision = placement_cures.cured(session, decision, Books(view.snapshot), policy=policy, rows=view.rows)
         reasons = [verdict.sentence() for verdict in decision.refused[:REASONS_MAX]]
         raise NoCapacity("no-host-fits", decision.summary(), reasons="\n".join(reasons))
     class_id = next(host.host_class_id for host in view.rows.hosts if host.id == decision.chosen_host_id)
@@ -71,25 +75,9 @@ def verdict(session: Session, view: FleetView, vm: Vm, host_id: str) -> HostVerd
     needs = fleet.needs_of(session, [vm.id])[vm.id]
     source = next((host for host in view.rows.hosts if host.id == vm.host_id), None)
     accelerator = source.inventory.accelerator if source and source.inventory else ""
-    request = placement_snapshot.request_of(_ask(vm, kind, ""), needs, accelerator=accelerator)
+    ask = placement_cures.unasked(vm, kind)
+    request = placement_snapshot.request_of(ask, needs, accelerator=accelerator, groups=view.rows.groups)
     return explain_host(view.snapshot, request, host_id, policy=placement_snapshot.policy_of(view.rows)(request))
-
-
-def _ask(vm: Vm, kind: PlacementKind, to_host_id: str) -> PlacementAsk:
-    return PlacementAsk(
-        operation_id="",
-        vm_id=vm.id,
-        project_id=vm.project_id,
-        kind=kind.value,
-        to_host_id=to_host_id,
-        previous_host_id="",
-        state="pending",
-        chosen_host_id="",
-        epoch=0,
-        decision_id="",
-        refusal="",
-        created_at=vm.created_at,
-    )
 
 
 def _without(view: FleetView, host_id: str, *, vcpus: int, memory_mib: int) -> FleetView:

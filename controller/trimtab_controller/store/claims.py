@@ -5,7 +5,7 @@ a conditional UPDATE on counters that CHECK constraints bound, so that nothing o
 checked before an insert does (shown on PostgreSQL).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -50,6 +50,21 @@ _TAKE_SPACE = (
     .values(claimed_bytes=_space.c.claimed_bytes + sa.bindparam("more_bytes"))
 )
 
+_stock = schema.host_stock
+_TAKE_STOCK = (
+    _stock.update()
+    .where(
+        _stock.c.host_id == sa.bindparam("of_host"),
+        _stock.c.resource == sa.bindparam("of_resource"),
+        _stock.c.claimed + sa.bindparam("more") <= _stock.c.capacity,
+    )
+    .values(claimed=_stock.c.claimed + sa.bindparam("more"))
+)
+_JOIN_GROUP = (
+    schema.vm_group.update()
+    .where(schema.vm_group.c.id == sa.bindparam("of_group"), schema.vm_group.c.generation == sa.bindparam("seen_generation"))
+    .values(generation=schema.vm_group.c.generation + 1)
+)
 # For many at once: the caller counts the rows that changed.
 TAKE_MANY = _TAKE
 TAKE_SPACE_MANY = _TAKE_SPACE
@@ -136,12 +151,41 @@ def resize(session: Session, vm_id: str, *, host_id: str, vcpus: int, memory_mib
     )
 
 
+def take_stock(session: Session, *, vm_id: str, host_id: str, amounts: Mapping[str, int]) -> None:
+    """Claim of what a host counts besides vcpus and memory, by resource name; ClaimRefused where it has not so much."""
+    for resource, amount in sorted(amounts.items()):
+        asked = {"of_host": host_id, "of_resource": resource, "more": amount}
+        if getattr(session.execute(_TAKE_STOCK, asked), "rowcount", 0) != 1:
+            raise ClaimRefused(f"{host_id} {resource}")
+        row = {"vm_id": vm_id, "host_id": host_id, "resource": resource, "amount": amount}
+        session.execute(schema.claim_stock.insert(), row)
+
+
+def join_group(session: Session, group_id: str, *, generation: int) -> None:
+    """Say that a member is placed on what was known at `generation`; ClaimRefused where another was placed since."""
+    joined = session.execute(_JOIN_GROUP, {"of_group": group_id, "seen_generation": generation})
+    if getattr(joined, "rowcount", 0) != 1:
+        raise ClaimRefused(group_id)
+
+
+def _give_back_stock(session: Session, vm_id: str, host_id: str) -> None:
+    held, stock = schema.claim_stock, schema.host_stock
+    gone = held.delete().where(held.c.vm_id == vm_id, held.c.host_id == host_id).returning(held.c.resource, held.c.amount)
+    for row in session.execute(gone).all():
+        session.execute(
+            stock.update()
+            .where(stock.c.host_id == host_id, stock.c.resource == row.resource)
+            .values(claimed=stock.c.claimed - row.amount)
+        )
+
+
 def give_back(session: Session, vm_id: str, *, host_id: str = "") -> None:
     """Delete the vm's claims (on one host, or all) and lower the counters; nothing where there is none."""
     table, host = schema.claim, schema.host
     where = [table.c.vm_id == vm_id] + ([table.c.host_id == host_id] if host_id else [])
     rows = session.execute(table.delete().where(*where).returning(table.c.host_id, table.c.vcpus, table.c.memory_mib)).all()
     for row in rows:
+        _give_back_stock(session, vm_id, row.host_id)
         session.execute(
             host.update()
             .where(host.c.id == row.host_id)

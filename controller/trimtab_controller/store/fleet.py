@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -23,6 +24,17 @@ _FIX_MACHINE = (
 
 
 @dataclass(frozen=True, slots=True)
+class GroupRow:
+    """A vm group, and where its members hold capacity: host by vm (of a vm that migrates the target)."""
+
+    id: str
+    name: str
+    rules: tuple[Mapping[str, Any], ...]
+    generation: int
+    members: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class FleetRows:
     """One snapshot of everything that a placement looks at but the vms themselves."""
 
@@ -36,6 +48,9 @@ class FleetRows:
     network_reach: tuple[tuple[str, str, bool, int], ...]
     # Hosts that have a replica of an image on a local pool: (image, host).
     local_replicas: frozenset[tuple[str, str]]
+    # What is counted besides, by host and name: (capacity, claimed).
+    stocks: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+    groups: Mapping[str, GroupRow] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +69,8 @@ class VmNeeds:
     claimed_volume_ids: frozenset[str]
     networks: tuple[VmNetwork, ...]
     image_ids: tuple[str, ...]
+    group_id: str = ""
+    held_cells: tuple[int, ...] = ()
 
 
 def joined_ids(session: Session) -> frozenset[str]:
@@ -95,7 +112,30 @@ def read_rows(session: Session) -> FleetRows:
         pool_reach=_pool_reach(session),
         network_reach=_network_reach(session),
         local_replicas=frozenset((row.image_id, row.host_id) for row in session.execute(replicas)),
+        stocks=_stocks(session),
+        groups=_groups(session),
     )
+
+
+def _stocks(session: Session) -> dict[str, dict[str, tuple[int, int]]]:
+    found: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    for row in session.execute(sa.select(schema.host_stock)):
+        found[row.host_id][row.resource] = (row.capacity, row.claimed)
+    return found
+
+
+def _groups(session: Session) -> dict[str, GroupRow]:
+    group, member, claim = schema.vm_group, schema.vm_group_member, schema.claim
+    members: dict[str, dict[str, str]] = defaultdict(dict)
+    # Home before target: of a vm that migrates the target stays.
+    where = sa.select(member.c.vm_group_id, member.c.vm_id, claim.c.host_id).join(claim, claim.c.vm_id == member.c.vm_id)
+    for row in session.execute(where.order_by(claim.c.role)):
+        members[row.vm_group_id][row.vm_id] = row.host_id
+    live = sa.select(group).where(group.c.deleted_at.is_(None))
+    return {
+        row.id: GroupRow(row.id, row.name, tuple(row.rule["rules"]), row.generation, members[row.id])
+        for row in session.execute(live)
+    }
 
 
 def _pool_reach(session: Session) -> tuple[tuple[str, str, bool], ...]:
@@ -117,6 +157,7 @@ def needs_of(session: Session, vm_ids: Sequence[str]) -> dict[str, VmNeeds]:
     volumes = _volumes(session, list(found_vms))
     networks = _networks(session, {nic.network_id for owned in nics.values() for nic in owned})
     claimed = _claimed(session, [volume.id for owned in volumes.values() for volume in owned])
+    group_of, cells = _group_of(session, list(found_vms)), _held_cells(session, list(found_vms))
     needs = {}
     for vm_id, vm in found_vms.items():
         owned = volumes[vm_id]
@@ -126,8 +167,39 @@ def needs_of(session: Session, vm_ids: Sequence[str]) -> dict[str, VmNeeds]:
             claimed_volume_ids=claimed & {volume.id for volume in owned},
             networks=tuple(networks[network_id] for network_id in sorted({nic.network_id for nic in nics[vm_id]})),
             image_ids=tuple(sorted({volume.base_image_id for volume in owned if volume.base_image_id})),
+            group_id=group_of.get(vm_id, ""),
+            held_cells=cells.get(vm_id, ()),
         )
     return needs
+
+
+def _group_of(session: Session, vm_ids: Sequence[str]) -> dict[str, str]:
+    member = schema.vm_group_member
+    rows = session.execute(sa.select(member.c.vm_id, member.c.vm_group_id).where(member.c.vm_id.in_(vm_ids)))
+    return {row.vm_id: row.vm_group_id for row in rows}
+
+
+def _held_cells(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    table = schema.claim_stock
+    query = sa.select(table.c.vm_id, table.c.resource).where(table.c.vm_id.in_(vm_ids), table.c.resource.startswith("cell:"))
+    found: dict[str, set[int]] = defaultdict(set)
+    for row in session.execute(query):
+        found[row.vm_id].add(int(row.resource.split(":")[1]))
+    return {vm_id: tuple(sorted(cells)) for vm_id, cells in found.items()}
+
+
+def movable_ids(session: Session, host_id: str, *, limit: int) -> tuple[str, ...]:
+    """Return up to `limit` vms that run on a host, whose owners let them be moved, and that nothing is being done with."""
+    vm, claim, busy = schema.vm, schema.claim, schema.operation
+    live = sa.select(busy.c.id).where(busy.c.subject_id == vm.c.id, busy.c.ended_at.is_(None), busy.c.is_exclusive)
+    query = (
+        sa.select(vm.c.id)
+        .join(claim, sa.and_(claim.c.vm_id == vm.c.id, claim.c.host_id == host_id, claim.c.role == "home"))
+        .where(vm.c.observed_state == "running", vm.c.drain_policy == "migrate", vm.c.deleted_at.is_(None), ~live.exists())
+        .order_by(vm.c.id)
+        .limit(limit)
+    )
+    return tuple(session.scalars(query))
 
 
 def _vms(session: Session, vm_ids: Sequence[str]) -> dict[str, Vm]:

@@ -125,7 +125,7 @@ def decision_values(
     chosen_host_id: str,
     policy: str,
     verdicts: Mapping[str, Any],
-    inputs_sha256: str,
+    inputs_sha256: str = "",
     now: datetime,
 ) -> dict[str, Any]:
     """Return the row of a decision. `inputs_sha256`: of everything that it was decided on."""

@@ -124,6 +124,19 @@ class VerdictResource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnblockResource:
+    """What would let a refused vm in; the scheduler decided it so when it refused."""
+
+    host_id: str
+    host: str
+    # Of the request: [{field, message}].
+    changes: tuple[dict[str, str], ...]
+    # Of other vms, before it: [{vm_id, vm, from, to}].
+    moves: tuple[dict[str, str], ...]
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExplanationResource:
     """Why the vm is where it is, or why no host took it."""
 
@@ -139,6 +152,10 @@ class ExplanationResource:
     fit_count: int
     # Hosts refused, by filter.
     refused_by: dict[str, int]
+    # NUMA cells of the host, for a vm that is pinned or on huge pages.
+    cells: tuple[int, ...]
+    # Of a refusal: what would let the vm in.
+    unblocks: tuple[UnblockResource, ...]
     # A sentence about the host that was asked about; '' where none was.
     why_not: str
 
@@ -231,6 +248,8 @@ def render_decision(
         host_count=decision.host_count,
         fit_count=decision.fit_count,
         refused_by=dict(decision.refused_by),
+        cells=decision.cells,
+        unblocks=tuple(UnblockResource(**one) for one in decision.unblocks),
         why_not=why_not,
     )
 

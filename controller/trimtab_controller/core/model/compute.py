@@ -1,7 +1,7 @@
 """Vms, their nics and their claims."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -53,6 +53,8 @@ class Vm:
     created_at: datetime
     deleted_at: datetime | None
     purge_after: datetime | None
+    # What few vms ask for; see `loops/placement_snapshot.py`.
+    wishes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

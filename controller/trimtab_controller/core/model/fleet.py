@@ -49,3 +49,9 @@ class Host:
     unmanaged_memory_mib: int
     version: int
     created_at: datetime
+    # [{key, value, effect}]; what keeps vms off.
+    taints: tuple[Mapping[str, str], ...] = ()
+    # The one project whose vms may run here.
+    exclusive_project_id: str = ""
+    # As the operator wrote them: `4-15,20-31`.
+    dedicated_cpus: str = ""

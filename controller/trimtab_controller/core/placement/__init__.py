@@ -6,6 +6,7 @@
     scorers/      the wishes              policies.py  how much each wish counts     scoring.py, ranking.py  the best hosts
     standing.py   the best hosts for a shape of request, kept along instead of scanned for
     verdict.py    the answer, with a reason or a score per host
+    unblock.py    for a refusal, the smallest change that would fit          replay.py  a history, under any policy
 
 A new rule is a `Filter`, a new wish a `Scorer`; what they have to count along a batch is booked in `Books`.
 """
@@ -27,6 +28,7 @@ from trimtab_controller.core.placement.snapshot import (
     Taint,
     TaintEffect,
 )
+from trimtab_controller.core.placement.unblock import Change, Move, Unblock, unblock
 from trimtab_controller.core.placement.verdict import Decision, HostVerdict, Refusal
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "POLICIES",
     "Books",
     "CellSnapshot",
+    "Change",
     "Decision",
     "DiskNeed",
     "FleetSnapshot",
@@ -42,6 +45,7 @@ __all__ = [
     "GroupSnapshot",
     "HostSnapshot",
     "HostVerdict",
+    "Move",
     "NetworkNeed",
     "NetworkReach",
     "PlacementKind",
@@ -55,6 +59,7 @@ __all__ = [
     "Taint",
     "TaintEffect",
     "Toleration",
+    "Unblock",
     "decide",
     "explain",
     "explain_host",
@@ -62,5 +67,6 @@ __all__ = [
     "place",
     "policy_named",
     "scan",
+    "unblock",
     "why_not",
 ]

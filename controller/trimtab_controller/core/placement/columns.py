@@ -4,12 +4,12 @@ A resource is named by a string: vcpus, memory, the bytes of one local pool, the
 NUMA cell the cpus for pinning and the huge pages of each size. So books, claims and filters treat all of them alike.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from trimtab_controller.core.placement.snapshot import HostSnapshot, PoolSnapshot
+from trimtab_controller.core.placement.snapshot import CellSnapshot, HostSnapshot, PoolSnapshot, Stock
 
 Integers = npt.NDArray[np.int64]
 
@@ -40,6 +40,34 @@ def cell_cpus(cell: int) -> str:
 def cell_pages(cell: int, page_kib: int) -> str:
     """Return the name of the resource "huge pages of this size in this cell"."""
     return f"cell:{cell}:pages:{page_kib}"
+
+
+Scarce = tuple[tuple[CellSnapshot, ...], dict[str, Stock], dict[str, Stock]]
+
+
+def scarce_of(stocks: Mapping[str, Stock]) -> Scarce:
+    """Return cells, devices and resources of a host from its stocks by resource name; the reverse of what the columns are made of."""
+    devices, resources = {}, {}
+    cpus: dict[int, Stock] = {}
+    pages: dict[int, dict[int, Stock]] = {}
+    for name, stock in stocks.items():
+        match name.split(":"):
+            case ["device", kind]:
+                devices[kind] = stock
+            case ["resource", own]:
+                resources[own] = stock
+            case ["cell", cell, "cpus"]:
+                cpus[int(cell)] = stock
+            case ["cell", cell, "pages", page_kib]:
+                pages.setdefault(int(cell), {})[int(page_kib)] = stock
+            case _:
+                raise ValueError(f"{name} is no resource of a host")
+    cells = tuple(_cell(cell, cpus.get(cell, Stock(0)), pages.get(cell, {})) for cell in sorted(cpus.keys() | pages.keys()))
+    return cells, devices, resources
+
+
+def _cell(cell: int, cpus: Stock, pages: Mapping[int, Stock]) -> CellSnapshot:
+    return CellSnapshot(cell=cell, cpus_limit=cpus.limit, cpus_claimed=cpus.claimed, pages=pages)
 
 
 def column(values: Iterable[int]) -> Integers:

@@ -31,14 +31,16 @@ def place(
     *,
     policy_of: PolicyOf = by_best_fit,
     listed_hosts: int = LISTED_HOSTS,
+    books: Books | None = None,
 ) -> list[Decision]:
     """Return one decision per request, in the order in which they were made (`in_fair_order`).
 
     Every host is named in a fleet of up to `listed_hosts`; of a larger one the best, or those that came closest.
+    `books` of the same fleet are written where they are given, for who wants to ask more afterwards.
 
     The caller claims what was chosen, by conditional writes, and asks again about what such a write refused.
     """
-    books = Books(fleet)
+    books = Books(fleet) if books is None else books
     decisions = []
     for request in in_fair_order(requests):
         decision = decide(books, request, policy=policy_of(request), listed_hosts=listed_hosts)

@@ -45,6 +45,9 @@ class Toleration:
     key: str
     value: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.key}={self.value}" if self.value else self.key
+
     def covers(self, taint: Taint) -> bool:
         return self.key == taint.key and self.value in ("", taint.value)
 

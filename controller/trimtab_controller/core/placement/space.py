@@ -52,6 +52,14 @@ class SpaceNeed:
 _NO_SPACE = SpaceNeed({}, {}, ())
 
 
+def scarce_amounts(request: PlacementRequest, cells: Iterable[int]) -> dict[str, int]:
+    """Return what is taken of the stocks of a host, by resource, in these cells of it."""
+    need = CellNeed.of(request)
+    amounts = {devices_of(kind): count for kind, count in request.devices.items() if count}
+    amounts |= {resource_named(name): amount for name, amount in request.resources.items() if amount}
+    return amounts | (need.amounts(cells) if need is not None else {})
+
+
 def amounts_of(request: PlacementRequest, space: SpaceNeed) -> dict[str, int]:
     """Return what is taken on the chosen host, by resource; what is taken from single cells is `CellNeed`'s."""
     amounts: dict[str, int] = {}
@@ -61,10 +69,9 @@ def amounts_of(request: PlacementRequest, space: SpaceNeed) -> dict[str, int]:
         amounts[MEMORY] = request.memory_mib
     for pool_id, size_bytes in space.local_bytes.items():
         amounts[local_space(pool_id)] = size_bytes
-    for kind, count in request.devices.items():
-        amounts[devices_of(kind)] = count
-    for name, amount in request.resources.items():
-        amounts[resource_named(name)] = amount
+    # None of a thing asks nothing, also where no host has it.
+    amounts.update({devices_of(kind): count for kind, count in request.devices.items() if count})
+    amounts.update({resource_named(name): amount for name, amount in request.resources.items() if amount})
     return amounts
 
 

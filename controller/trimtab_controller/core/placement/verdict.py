@@ -103,6 +103,8 @@ class Decision:
     """How many hosts each filter refused, every filter counted; only filters that refused some."""
     cells: tuple[int, ...] = ()
     """NUMA cells of the chosen host, for a vm that is pinned or on huge pages."""
+    unblocks: tuple[Mapping[str, Any], ...] = ()
+    """Of a refusal: the smallest changes that would fit, as `unblock.Unblock.as_json` gives them."""
 
     @property
     def chosen_host_id(self) -> str | None:
@@ -153,16 +155,19 @@ class Decision:
             return f"no host fits {name}: the fleet has no hosts; add one with `trimtab host token create NAME`"
         shown = [verdict.sentence() for verdict in self.refused[:_SUMMARY_HOSTS]]
         if self.host_count <= _SUMMARY_HOSTS:
-            return f"no host fits {name}. {'. '.join(shown)}"
+            return f"no host fits {name}. {'. '.join(shown)}{self._cure()}"
         counts = sorted(self.refused_by.items(), key=lambda item: (-item[1], item[0]))
         told = ", ".join(f"{count} by {filter_name}" for filter_name, count in counts)
-        return f"no host of {self.host_count} fits {name}; refused: {told}. Closest: {shown[0]}"
+        return f"no host of {self.host_count} fits {name}; refused: {told}. Closest: {shown[0]}{self._cure()}"
+
+    def _cure(self) -> str:
+        return "".join(f". But {one['message']}" for one in self.unblocks[:1])
 
     def as_json(self) -> dict[str, Any]:
         """Return the stored form: compact, since it is kept for every decision. Reasons that are equal on many hosts stand once."""
         stored = _distinct(verdict.refusals for verdict in self.refused)
-        cells = {"cells": list(self.cells)} if self.cells else {}
-        return cells | {
+        seldom = {"cells": list(self.cells), "unblocks": [dict(one) for one in self.unblocks]}
+        return {name: value for name, value in seldom.items() if value} | {
             "format": _FORMAT,
             "request": self.request.as_json(),
             "policy": self.policy,
@@ -206,6 +211,7 @@ class Decision:
             fit_count=document["fit_count"],
             refused_by=document["refused_by"],
             cells=tuple(document.get("cells", ())),
+            unblocks=tuple(document.get("unblocks", ())),
         )
 
 

@@ -8,7 +8,7 @@ from trimtab_controller.core.placement.books import Trial
 from trimtab_controller.core.placement.filters.base import Filter, Reads
 from trimtab_controller.core.placement.fleet import ALL, HOST, NOWHERE, Mask, Rows
 from trimtab_controller.core.placement.needs import GroupRule, Relation
-from trimtab_controller.core.placement.verdict import Refusal
+from trimtab_controller.core.placement.verdict import Context, Refusal
 
 
 def members_by_domain(trial: Trial, rule: GroupRule) -> Counter[int]:
@@ -76,7 +76,7 @@ def _breaks_group(trial: Trial, row: int) -> tuple[Refusal, ...]:
             case _:
                 told = f"{here} has none of its members"
         message = f"group {group.name} {rule}: {told}"
-        context = {"group": group.name, "domain": rule.domain, "members": members[domain_code], "limit": rule.limit}
+        context: Context = {"group": group.name, "domain": rule.domain, "members": members[domain_code], "limit": rule.limit}
         found.append(Refusal("group", code, message, context))
     return tuple(found)
 
