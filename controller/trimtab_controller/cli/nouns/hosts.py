@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from trimtab_controller.cli import completion, humanise, options, render, resources
+from trimtab_controller.cli.nouns import plans
 from trimtab_controller.cli.nouns.host_views import COLUMNS, describe
 from trimtab_controller.cli.paths import join
 from trimtab_controller.cli.render import Column
@@ -113,6 +114,9 @@ def remove(session: Session, name: str, keep_guests: bool) -> None:
         query={"keep_guests": True} if keep_guests else None,
         sentence=lambda _: f"host {name} is no longer in the fleet",
     )
+
+
+plans.add_to(host, _name)
 
 
 @host.group()
