@@ -13,6 +13,7 @@ from trimtab_controller.clock import Clock
 from trimtab_controller.core.drift import Cure, Finding, judge
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.model import Actor, Host, Vm
+from trimtab_controller.loops.usage import Usage
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services import observations
@@ -29,8 +30,9 @@ JUDGED_PER_ROUND = 500
 
 
 class Drift:
-    def __init__(self, *, db: Database, clock: Clock, agents: AgentClient, nudger: Nudger) -> None:
+    def __init__(self, *, db: Database, clock: Clock, agents: AgentClient, nudger: Nudger, usage: Usage | None = None) -> None:
         self._db, self._clock, self._agents, self._nudger = db, clock, agents, nudger
+        self._usage = usage
         self._asked_up_to = ""
 
     def observe_hosts(self, term: int) -> None:
@@ -51,6 +53,8 @@ class Drift:
         except TrimtabError as error:
             log.info("host not observed", host_id=host.id, code=error.code)
             return
+        if self._usage is not None:
+            self._usage.note(seen, at=asked_at)
 
         def work(session: Session) -> None:
             leases.assert_leader(session, term)

@@ -6,7 +6,18 @@ from trimtab_controller.clock import Clock
 from trimtab_controller.core.model import Actor
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.store import certificates, events, fleet, host_tokens, leases, operations, placements, upkeep
+from trimtab_controller.store import (
+    certificates,
+    events,
+    fleet,
+    host_tokens,
+    leases,
+    operations,
+    placements,
+    plans,
+    upkeep,
+    usage,
+)
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import Conflict
 
@@ -15,6 +26,8 @@ BATCH = 500
 KEEP_EVENTS = timedelta(days=30)
 KEEP_OPERATIONS = timedelta(days=90)
 KEEP_DECISIONS = timedelta(days=14)
+KEEP_PLANS = timedelta(days=90)
+KEEP_USAGE = timedelta(days=8)
 KEEP_AUDIT = timedelta(days=400)
 KEEP_IDEMPOTENCY = timedelta(days=2)
 KEEP_HOST_TOKENS = timedelta(days=30)
@@ -48,6 +61,8 @@ class Upkeep:
             events.delete_before(session, now - KEEP_EVENTS, limit=BATCH)
             operations.delete_ended_before(session, now - KEEP_OPERATIONS, limit=BATCH)
             placements.delete_decisions_before(session, now - KEEP_DECISIONS, limit=BATCH)
+            plans.delete_before(session, now - KEEP_PLANS, limit=BATCH)
+            usage.delete_before(session, now - KEEP_USAGE, limit=BATCH)
             upkeep.delete_audit_before(session, now - KEEP_AUDIT, limit=BATCH)
             upkeep.delete_idempotency_before(session, now - KEEP_IDEMPOTENCY, limit=BATCH)
             host_tokens.delete_expired_before(session, now - KEEP_HOST_TOKENS, limit=BATCH)

@@ -7,6 +7,7 @@ import click
 
 from trimtab_controller.cli import completion, humanise, options, render
 from trimtab_controller.cli.errors import CommandFailed, ExitCode
+from trimtab_controller.cli.paths import join
 from trimtab_controller.cli.render import Column, Document
 from trimtab_controller.cli.session import Session
 from trimtab_controller.cli.values import PairType, SizeType
@@ -56,7 +57,7 @@ def failover() -> None:
 def check(session: Session, kinds: Sequence[str], labels: Sequence[tuple[str, str]]) -> None:
     """Tell which vms the rest of the fleet could not restart, and why. Exit code 3 where there are some."""
     given = {"by": ",".join(kinds), "selector": ",".join(f"{key}={value}" for key, value in labels)}
-    found: Document = session.client.get("failover-coverage", {key: value for key, value in given.items() if value} or None)
+    found: Document = session.client.get(join("failover-coverage"), {key: value for key, value in given.items() if value} or None)
     if session.is_machine_output:
         render.show_one(session, found, ())
     else:
@@ -93,7 +94,7 @@ def capacity() -> None:
 @click.pass_obj
 def get_capacity(session: Session, by: str | None) -> None:
     """Show what is free, used and stranded, and the largest vm that still fits."""
-    found: Document = session.client.get("capacity", {"by": by} if by else None)
+    found: Document = session.client.get(join("capacity"), {"by": by} if by else None)
     render.show_list(session, found.get("items") or [], _FIGURES, empty="the fleet has no hosts")
 
 
@@ -119,7 +120,9 @@ def fit(
     """Tell how many more vms of a shape fit. Exit code 7 where none does."""
     body: dict[str, Any] = {"vcpus": vcpus, "memory_mib": memory_mib}
     optional = {"without": list(without), "add": list(add), "keep_free_hosts": int(keep_free), "host_selector": dict(labels)}
-    found: Document = session.client.send("POST", "capacity:fit", body | {key: value for key, value in optional.items() if value})
+    found: Document = session.client.send(
+        "POST", join("capacity") + ":fit", body | {key: value for key, value in optional.items() if value}
+    )
     if session.is_machine_output:
         render.show_one(session, found, ())
     else:
