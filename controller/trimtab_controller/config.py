@@ -9,7 +9,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     metrics_port: Port = 9108
     """Of the api; engine, gateway and worker take the next three."""
     metrics_bind_address: str = "0.0.0.0"  # noqa: S104 scraped from elsewhere; figures only, no names of vms
+
+    rebalance_mode: Literal["off", "advise", "automatic"] = "off"
+    """What the leader does about uneven load: nothing, keep plans for review, or apply them too."""
 
     agent_metrics_port: Port = 9107
     """Where Prometheus is told to scrape agents."""

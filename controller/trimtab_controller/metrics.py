@@ -51,6 +51,12 @@ HOSTS = Gauge("trimtab_hosts", "Hosts by connectivity.", ["connectivity"])
 VMS = Gauge("trimtab_vms", "Vms by observed state.", ["state"])
 FLEET_VCPUS = Gauge("trimtab_fleet_vcpus", "Vcpus of the fleet: limit, claimed, unmanaged.", ["figure"])
 FLEET_MEMORY_BYTES = Gauge("trimtab_fleet_memory_bytes", "Memory of the fleet: limit, claimed, unmanaged.", ["figure"])
+FAILOVER_DOMAINS = Gauge("trimtab_failover_domains", "Failure domains by whether the rest holds their vms.", ["kind", "covered"])
+FAILOVER_UNCOVERED = Gauge("trimtab_failover_uncovered_vms", "Vms that the loss of some domain of the kind would end.", ["kind"])
+FAILOVER_PROOF_SECONDS = Histogram("trimtab_failover_proof_seconds", "Time to bring the proof up to date.", buckets=_FAST)
+FREE_VCPUS = Gauge("trimtab_capacity_free_vcpus", "Vcpus that vms may still claim: usable by the mean vm, stranded.", ["figure"])
+FREE_MEMORY_BYTES = Gauge("trimtab_capacity_free_memory_bytes", "Memory that vms may still claim: usable, stranded.", ["figure"])
+REBALANCE_PLANS = Counter("trimtab_rebalance_plans", "Rounds of the rebalancer by what came of them.", ["outcome"])
 
 # gateway
 SESSIONS = Gauge("trimtab_gateway_sessions", "Open sessions of hosts.")

@@ -21,6 +21,7 @@ from trimtab_controller.api.v1 import (
     images,
     networks,
     operations,
+    plans,
     pools,
     projects,
     system,
@@ -39,6 +40,7 @@ ROUTERS = (
     projects.router,
     users.router,
     audit.router,
+    plans.router,  # verbs of hosts are among them
     hosts.router,
     pools.router,
     networks.router,

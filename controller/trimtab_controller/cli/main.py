@@ -18,9 +18,11 @@ from trimtab_controller.cli.session import Session
 # Noun -> module under `cli/nouns` and the attribute that holds its command.
 _NOUNS: Mapping[str, str] = {
     "audit": "access:audit",
+    "capacity": "survival:capacity",
     "completion": "local:completion",
     "context": "local:context",
     "event": "operations:event",
+    "failover": "survival:failover",
     "host": "hosts:host",
     "host-class": "host_classes:host_class",
     "image": "images:image",
@@ -28,6 +30,7 @@ _NOUNS: Mapping[str, str] = {
     "network": "networks:network",
     "op": "operations:op",
     "placement": "placement:placement",
+    "plan": "plans:plan",
     "pool": "storage:pool",
     "project": "projects:project",
     "token": "access:token",

@@ -15,6 +15,7 @@ from trimtab_controller.clock import Clock
 from trimtab_controller.core.drift import Cure, Finding, Stray, judge
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.model import Actor, Host, Vm
+from trimtab_controller.loops.usage import Usage
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services import observations
@@ -42,8 +43,9 @@ class _Resume:
 
 
 class Drift:
-    def __init__(self, *, db: Database, clock: Clock, agents: AgentClient, nudger: Nudger) -> None:
+    def __init__(self, *, db: Database, clock: Clock, agents: AgentClient, nudger: Nudger, usage: Usage | None = None) -> None:
         self._db, self._clock, self._agents, self._nudger = db, clock, agents, nudger
+        self._usage = usage
         self._asked_up_to = ""
         # By host that was asked: vm -> its domain there, where that host holds nothing of it.
         self._strays: dict[str, dict[str, Stray]] = {}
@@ -72,6 +74,8 @@ class Drift:
         except TrimtabError as error:
             log.info("host not observed", host_id=host.id, code=error.code)
             return
+        if self._usage is not None:
+            self._usage.note(seen, at=asked_at)
 
         def work(session: Session) -> None:
             leases.assert_leader(session, term)

@@ -1,7 +1,7 @@
 """The engine process: leads when it can, and runs the leader's jobs while it does.
 
-A job that blocks (a host that hangs in `observe_hosts`) must not delay placement, so jobs run in three lanes, each a thread:
-`placement` (batches and redrive), `upkeep`, `drift`. Every write of a lane is fenced by the leader's term.
+A job that blocks (a host that hangs in `observe_hosts`) must not delay placement, so jobs run in lanes, each a thread:
+`placement` (batches), `redrive`, `upkeep`, `drift`, `planning`. Every write of a lane is fenced by the leader's term.
 """
 
 import threading
@@ -12,13 +12,17 @@ import structlog
 from trimtab_controller import wiring
 from trimtab_controller.clock import Clock
 from trimtab_controller.config import Settings
+from trimtab_controller.core.planning.rebalance import RebalanceMode
 from trimtab_controller.loops.drift import Drift
 from trimtab_controller.loops.fleet_figures import FleetFigures
 from trimtab_controller.loops.leader import Leader
 from trimtab_controller.loops.leader_loop import Job, run_due
 from trimtab_controller.loops.placement import PlacementLoop
+from trimtab_controller.loops.rebalance import Rebalance
 from trimtab_controller.loops.redrive import Redrive
+from trimtab_controller.loops.survival import Survival
 from trimtab_controller.loops.upkeep import Upkeep
+from trimtab_controller.loops.usage import Usage
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.engine import Engine
 
@@ -27,14 +31,17 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.05
 
 
-def lanes(engine: Engine, nudger: Nudger) -> dict[str, list[Job]]:
+def lanes(engine: Engine, nudger: Nudger, *, rebalance_mode: RebalanceMode = RebalanceMode.OFF) -> dict[str, list[Job]]:
     """Return the leader's jobs by lane, with their periods."""
     db, clock = engine.db, engine.clock
     placement = PlacementLoop(db=db, clock=clock, nudger=nudger, rng=engine.rng)
     redrive = Redrive(db=db, clock=clock, engine=engine, nudger=nudger)
     upkeep = Upkeep(db=db, clock=clock, nudger=nudger)
     figures = FleetFigures(db=db, clock=clock)
-    drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger)
+    usage = Usage(db=db, clock=clock)
+    drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger, usage=usage)
+    survival = Survival(db=db, clock=clock)
+    rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
     return {
         # A request waits half a period on average; an empty round is one indexed query.
         "placement": [Job("placement", TICK_S, placement.run)],
@@ -48,6 +55,12 @@ def lanes(engine: Engine, nudger: Nudger) -> dict[str, list[Job]]:
             Job("retain", 60.0, upkeep.retain),
         ],
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", 30.0, drift.observe_hosts)],
+        # Seconds of arithmetic on a large fleet: nothing else waits for it.
+        "planning": [
+            Job("roll up usage", 30.0, usage.flush),
+            Job("prove failover", 30.0, survival.run),
+            Job("rebalance", 600.0, rebalance.run),
+        ],
     }
 
 
@@ -58,7 +71,7 @@ def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], Non
     leader = Leader(settings, engine.db, owner=engine.driver)
     threads = [
         threading.Thread(target=_lane, args=(name, jobs, leader, engine.clock, stopping), name=f"lane-{name}", daemon=True)
-        for name, jobs in lanes(engine, nudger).items()
+        for name, jobs in lanes(engine, nudger, rebalance_mode=RebalanceMode(settings.rebalance_mode)).items()
     ]
     try:
         for thread in threads:

@@ -15,7 +15,9 @@ from trimtab_controller.store import (
     leases,
     operations,
     placements,
+    plans,
     upkeep,
+    usage,
 )
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import Conflict
@@ -25,6 +27,8 @@ BATCH = 500
 KEEP_EVENTS = timedelta(days=30)
 KEEP_OPERATIONS = timedelta(days=90)
 KEEP_DECISIONS = timedelta(days=14)
+KEEP_PLANS = timedelta(days=90)
+KEEP_USAGE = timedelta(days=8)
 KEEP_AUDIT = timedelta(days=400)
 KEEP_IDEMPOTENCY = timedelta(days=2)
 KEEP_IDLE_REPLICAS = timedelta(days=7)
@@ -75,6 +79,8 @@ class Upkeep:
             events.delete_before(session, now - KEEP_EVENTS, limit=BATCH)
             operations.delete_ended_before(session, now - KEEP_OPERATIONS, limit=BATCH)
             placements.delete_decisions_before(session, now - KEEP_DECISIONS, limit=BATCH)
+            plans.delete_before(session, now - KEEP_PLANS, limit=BATCH)
+            usage.delete_before(session, now - KEEP_USAGE, limit=BATCH)
             upkeep.delete_audit_before(session, now - KEEP_AUDIT, limit=BATCH)
             upkeep.delete_idempotency_before(session, now - KEEP_IDEMPOTENCY, limit=BATCH)
             host_tokens.delete_expired_before(session, now - KEEP_HOST_TOKENS, limit=BATCH)

@@ -38,6 +38,7 @@ from trimtab_protos.errors import Conflict, InvalidRequest
 
 KEPT = timedelta(days=90)
 _MOVED_LOOKED_BACK = timedelta(hours=24)
+_OF_HOSTS = frozenset({PlanKind.DRAIN, PlanKind.EVACUATE, PlanKind.UPGRADE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,35 +61,65 @@ class PlanView:
     steps: tuple[PlanStepRow, ...]
     """Empty until the plan is applied, and in lists."""
     host_names: Mapping[str, str]
+    is_full: bool
+    """False in lists: without the steps."""
 
 
-def make(session: Session, wish: PlanWish, *, now: datetime) -> Plan:
-    """Return the plan without storing it. NotFound for a host that there is not, InvalidRequest where the kind needs hosts."""
-    estate = read_estate(session, now=now)
-    terms = Terms(rates=read_rates(session), deadline_s=wish.deadline_s)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanInputs:
+    """Everything that a plan is made from, read in one snapshot."""
+
+    wish: PlanWish
+    estate: Estate
+    scope: tuple[str, ...]
+    terms: Terms
+    history: History
+    done: tuple[Step, ...] = ()
+    """For `undo`: the steps that were done, with the targets that they got."""
+
+
+def gather(session: Session, wish: PlanWish, *, now: datetime) -> PlanInputs:
+    """Read what the plan is made from. NotFound for a host that there is not, InvalidRequest where the kind needs hosts."""
+    return PlanInputs(
+        wish=wish,
+        estate=read_estate(session, now=now),
+        scope=_scope(session, wish),
+        terms=Terms(rates=read_rates(session), deadline_s=wish.deadline_s),
+        history=_history(session, now) if wish.kind is PlanKind.REBALANCE else History(),
+        done=_done_steps(session, wish.plan_id) if wish.kind is PlanKind.UNDO else (),
+    )
+
+
+def decide(inputs: PlanInputs) -> Plan:
+    """Return the plan. Takes seconds for a large fleet: call it where nothing waits, and in no transaction."""
+    wish, estate, terms = inputs.wish, inputs.estate, inputs.terms
     match wish.kind:
         case PlanKind.DRAIN:
-            return plan_drain(estate, _scope(session, wish), terms)
+            return plan_drain(estate, inputs.scope, terms)
         case PlanKind.UPGRADE:
-            scope = _scope(session, wish, default_all=True)
-            return plan_upgrade(estate, scope, terms)
+            return plan_upgrade(estate, inputs.scope, terms)
         case PlanKind.EVACUATE:
-            return plan_evacuate(estate, _scope(session, wish), terms)
+            return plan_evacuate(estate, inputs.scope, terms)
         case PlanKind.REBALANCE:
             policy = RebalancePolicy()
             policy = replace(policy, moves_per_hour=wish.max_moves or policy.moves_per_hour)
-            return plan_rebalance(estate, policy, terms, history=_history(session, now))
+            return plan_rebalance(estate, policy, terms, history=inputs.history)
         case PlanKind.CONSOLIDATE:
             limit = ConsolidatePolicy()
             limit = replace(limit, moves_max=wish.max_moves or limit.moves_max)
             return plan_consolidate(estate, limit, terms)
         case PlanKind.UNDO:
-            return _undo(session, wish.plan_id, estate, terms)
+            return _undo(inputs)
 
 
 def create(session: Session, wish: PlanWish, *, actor: Actor, now: datetime) -> PlanView:
+    """Make a plan and store it, open for review."""
+    return keep(session, decide(gather(session, wish, now=now)), actor=actor, now=now)
+
+
+def keep(session: Session, plan: Plan, *, actor: Actor, now: datetime) -> PlanView:
     """Store a plan, open for review."""
-    row = plans.insert(session, make(session, wish, now=now), plan_id=mint("plan"), created_by=actor.name, now=now)
+    row = plans.insert(session, plan, plan_id=mint("plan"), created_by=actor.name, now=now)
     events.append(
         session, kind="plan.created", subject_id=row.id, actor=actor.name, message=f"plan: {row.summary}"[:500], now=now
     )
@@ -181,13 +212,16 @@ def end_maintenance(session: Session, host: Host, *, actor: Actor, now: datetime
     )
 
 
-def _scope(session: Session, wish: PlanWish, *, default_all: bool = False) -> tuple[str, ...]:
+def _scope(session: Session, wish: PlanWish) -> tuple[str, ...]:
     named = [hosts_admin.find(session, name).id for name in wish.hosts]
-    live = hosts.live(session) if wish.labels or default_all else ()
-    by_label = [host.id for host in live if wish.labels and wish.labels.items() <= host.labels.items()]
-    found = tuple(dict.fromkeys([*named, *by_label]))
-    if not found and default_all and not wish.labels:
-        return tuple(host.id for host in live)
+    if wish.kind not in _OF_HOSTS:
+        if named or wish.labels:
+            raise InvalidRequest("hosts-not-taken", f"a plan of kind {wish.kind.value} is about the whole fleet; name no hosts")
+        return ()
+    is_whole_fleet = wish.kind is PlanKind.UPGRADE and not named and not wish.labels
+    live = hosts.live(session) if wish.labels or is_whole_fleet else ()
+    chosen = [host.id for host in live if wish.labels.items() <= host.labels.items()]
+    found = tuple(dict.fromkeys([*named, *chosen]))
     if not found:
         raise InvalidRequest(
             "hosts-missing", f"a plan of kind {wish.kind.value} needs hosts: name them, or a label that some have"
@@ -200,19 +234,23 @@ def _history(session: Session, now: datetime) -> History:
     return History(moved_ago_s={vm_id: (now - at).total_seconds() for vm_id, at in moved.items()})
 
 
-def _undo(session: Session, plan_id: str, estate: Estate, terms: Terms) -> Plan:
+def _done_steps(session: Session, plan_id: str) -> tuple[Step, ...]:
     row = plans.get(session, plan_id)
     if row.state not in {"applied", "incomplete", "cancelled"}:
         raise Conflict(
             "plan-state", f"plan {plan_id} is {row.state}; only one that was applied can be taken back", state=row.state
         )
     applied = Plan.from_json(row.changes)
-    done = [
+    return tuple(
         replace(applied.steps[one.position], target_host_id=one.target_host_id)
         for one in plans.steps_of(session, plan_id)
         if one.state == "done" and one.message != WAS_CORDONED
-    ]
-    steps, duration_s = timed(undo_steps(_still_there(done, estate)), terms.slots, terms.rates)
+    )
+
+
+def _undo(inputs: PlanInputs) -> Plan:
+    estate, terms = inputs.estate, inputs.terms
+    steps, duration_s = timed(undo_steps(_still_there(inputs.done, estate)), terms.slots, terms.rates)
     scope = tuple(dict.fromkeys(step.host_id for step in steps))
     return Plan(
         kind=PlanKind.UNDO,
@@ -221,7 +259,7 @@ def _undo(session: Session, plan_id: str, estate: Estate, terms: Terms) -> Plan:
         pins=pins_of(estate, steps, scope),
         peaks=peaks_of(estate, steps),
         duration_s=duration_s,
-        summary=f"undo of {plan_id}: {len(steps)} steps, about {duration_s:.0f} s",
+        summary=f"undo of {inputs.wish.plan_id}: {len(steps)} steps, about {duration_s:.0f} s",
     )
 
 
@@ -239,4 +277,5 @@ def _view(session: Session, row: PlanRow, *, with_steps: bool) -> PlanView:
     plan = Plan.from_json(row.changes)
     ids = {*plan.scope, *(step.host_id for step in plan.steps), *(step.target_host_id for step in plan.steps)} - {""}
     names = lookup.names(session, schema.host, ids if with_steps else plan.scope)
-    return PlanView(row=row, plan=plan, steps=plans.steps_of(session, row.id) if with_steps else (), host_names=names)
+    steps = plans.steps_of(session, row.id) if with_steps else ()
+    return PlanView(row=row, plan=plan, steps=steps, host_names=names, is_full=with_steps)

@@ -139,25 +139,30 @@ def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, no
     return VmView(vm=vm, volumes=(volume,), nics=nics, operation=operation, names=names), operation
 
 
-def change_labels(
+def change(
     session: Session,
     vm: Vm,
-    labels: Mapping[str, str | None],
     *,
+    labels: Mapping[str, str | None] | None,
+    drain_policy: str | None,
     expected_version: int | None,
     actor: Actor,
     now: datetime,
 ) -> Vm:
-    """Return the vm with these labels merged in; None takes a label away."""
-    merged = merge_labels(vm.labels, labels)
-    lookup.update_version(session, schema.vm, f"vm {vm.name}", vm.id, expected_version=expected_version, labels=merged)
+    """Return the vm with these labels merged in (None takes a label away) and this drain policy; None leaves as it is."""
+    values: dict[str, Any] = {}
+    if labels is not None:
+        values["labels"] = merge_labels(vm.labels, labels)
+    if drain_policy is not None:
+        values["drain_policy"] = drain_policy
+    lookup.update_version(session, schema.vm, f"vm {vm.name}", vm.id, expected_version=expected_version, **values)
     events.append(
         session,
-        kind="vm.labels_changed",
+        kind="vm.labels_changed" if drain_policy is None else "vm.changed",
         project_id=vm.project_id,
         subject_id=vm.id,
         actor=actor.name,
-        message=f"labels of vm {vm.name} changed",
+        message=f"{' and '.join(sorted(values)).replace('_', ' ')} of vm {vm.name} changed",
         now=now,
     )
     return vms.get(session, vm.id)

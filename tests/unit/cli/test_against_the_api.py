@@ -77,7 +77,8 @@ READS = [
     "vm list", "vm get web1", "vm list --deleted -l tier=web --filter state=unknown --sort-by -created_at --limit 5",
     "op list", "op list --live", "op list -A", "event list", "event list -A --after 0 --kind vm.", "event list --subject web1",
     "project list", "project get p1", "user list", "user get admin", "token list", "whoami", "version",
-    "audit list --actor admin --since 2h",
+    "audit list --actor admin --since 2h", "plan list", "plan list --filter state=open", "capacity get", "capacity get --by zone",
+    "failover check", "failover check --by host --by rack",
 ]  # fmt: skip
 
 
@@ -97,13 +98,16 @@ def test_everything_can_be_read_in_every_form(served: Served, trimtab: Trimtab) 
 
 
 CHANGES = [
+    "plan create rebalance", "plan create consolidate --max-moves 5 --dry-run", "plan create drain node1 --deadline 2h",
+    "plan create upgrade", "plan create evacuate -l rack=r1 node1", "host drain node1 --plan", "host drain node1 --no-wait",
+    "host maintenance start node2 --no-wait", "host maintenance end node2",
     "host cordon node1", "host uncordon node1", "host update node1 --label rack=r2 --host-class default",
     "host token create node9", "host-class create big --vcpu-ratio 4 --memory-reserve 2GiB --cpu-model qemu64 --policy best-fit",
     "host-class update big --memory-ratio 1.5", "host-class delete big --yes",
     "vm create web1 --image debian --vcpus 2 --vcpus-max 4 --memory 96MiB --memory-max 1GiB --disk 2GiB --pool local "
     "--network default,mac=52:54:00:12:34:56 --firmware uefi --arch x86_64 --host-class default --select rack=r2 "
     "--label tier=web --hostname web --no-start --no-wait",
-    "vm update web1 --label tier=db --unset-label old",
+    "vm update web1 --label tier=db --unset-label old", "vm update web1 --drain-policy wait",
     "vm create web2 --image debian --memory 1GiB --dry-run",
     "project create shop --vms 10 --memory 1TiB --disk unlimited", "project update shop --vcpus 8 --vms unlimited",
     "project delete shop --yes",
@@ -176,6 +180,19 @@ def test_refusals_keep_their_meaning(served: Served, trimtab: Trimtab, monkeypat
     assert trimtab("vm", "delete", "web1", "--yes").code == 9
     monkeypatch.setenv("TRIMTAB_TOKEN", "tt-unknown.secret")
     assert trimtab("vm", "list").code == 9
+
+
+def test_a_plan_is_shown_before_anything_is_changed_and_deleted(served: Served, trimtab: Trimtab) -> None:
+    shown = trimtab("plan", "create", "drain", "node1")
+    assert shown.code == 0
+    assert "cordon" in shown.out
+    identifier = trimtab("plan", "list", "-o", "name").out.strip()
+    assert identifier.startswith("plan-")
+    assert trimtab("plan", "apply", identifier, "--no-wait").out.startswith("op-")
+    assert trimtab("plan", "delete", identifier, "--yes").code == 5
+    assert trimtab("plan", "cancel", identifier).code == 0
+    fit = trimtab("capacity", "fit", "--vcpus", "4", "--memory", "16GiB", "--without", "node2")
+    assert (fit.code, "0 more vms of 4 vcpus and 16 GiB fit" in fit.out) == (7, True)
 
 
 def test_a_repeat_with_the_same_request_id_is_done_once(served: Served, trimtab: Trimtab) -> None:

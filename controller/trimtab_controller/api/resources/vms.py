@@ -80,6 +80,8 @@ class VmResource:
     shape: ShapeResource
     host_selector: dict[str, str]
     host_class: str
+    # What a drain may do with it: migrate, restart, wait.
+    drain_policy: str
     volumes: tuple[VmVolumeResource, ...]
     nics: tuple[NicResource, ...]
     # '' where it boots from a volume of its own.
@@ -195,6 +197,7 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         ),
         host_selector=dict(vm.host_selector),
         host_class=vm.host_class,
+        drain_policy=vm.drain_policy,
         volumes=tuple(
             VmVolumeResource(
                 id=one.id, name=one.name, pool=names.get(one.pool_id, ""), size_bytes=one.size_bytes, index=one.disk_index or 0

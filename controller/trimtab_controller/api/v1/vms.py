@@ -139,9 +139,11 @@ class VmBody(Body):
 
 
 class VmChanges(Body):
-    """Labels are merged in; null takes one away."""
+    """A field left out stays as it is. Labels are merged in; null takes one away."""
 
-    labels: LabelChanges
+    labels: LabelChanges | None = None
+    # What a drain may do with it.
+    drain_policy: Literal["migrate", "restart", "wait"] | None = None
 
 
 @router.get("/v1/projects/{project}/vms", response_model=ListOf[VmResource])
@@ -200,12 +202,20 @@ async def change_vm(
     body: VmChanges,
     asked: Asked,
 ) -> Response:
-    """Change labels."""
+    """Change labels, and what a drain may do with the vm."""
     owner = access.own_project
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
         vm = vm_power.find(session, name, project=owner)
-        changed = vms.change_labels(session, vm, body.labels, expected_version=asked.if_match, actor=actor, now=now)
+        changed = vms.change(
+            session,
+            vm,
+            labels=body.labels,
+            drain_policy=body.drain_policy,
+            expected_version=asked.if_match,
+            actor=actor,
+            now=now,
+        )
         view = vm_views.views(session, [changed])[0]
         resource = render_vm(view, now=now, heard=runtime.context.heard())
         return answered(resource, version=changed.version)

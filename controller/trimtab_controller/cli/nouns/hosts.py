@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from trimtab_controller.cli import completion, humanise, options, render, resources
+from trimtab_controller.cli.nouns import plans
 from trimtab_controller.cli.nouns.host_views import COLUMNS, describe
 from trimtab_controller.cli.paths import join
 from trimtab_controller.cli.render import Column
@@ -114,6 +115,9 @@ def remove(session: Session, name: str, keep_guests: bool, force: bool) -> None:
         query={key: True for key, is_given in (("keep_guests", keep_guests), ("force", force)) if is_given} or None,
         sentence=lambda _: f"host {name} is no longer in the fleet",
     )
+
+
+plans.add_to(host, _name)
 
 
 @host.group()

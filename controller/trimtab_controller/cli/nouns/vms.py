@@ -71,13 +71,20 @@ def get_vm(session: Session, name: str) -> None:
 @_name
 @click.option("--label", "labels", type=PairType("tier=web"), multiple=True, help="Set a label; repeats.")
 @click.option("--unset-label", "unset", multiple=True, metavar="KEY", help="Remove a label; repeats.")
+@click.option("--drain-policy", type=click.Choice(["migrate", "restart", "wait"]),
+              help="What a drain may do: move it live (default), also stop and start it, or leave it to you.")  # fmt: skip
 @options.changes
 @click.pass_obj
-def update(session: Session, name: str, labels: Sequence[tuple[str, str]], unset: Sequence[str]) -> None:
-    """Change a vm's labels."""
-    body = {"labels": resources.label_changes(labels, unset)}
+def update(
+    session: Session, name: str, labels: Sequence[tuple[str, str]], unset: Sequence[str], drain_policy: str | None
+) -> None:
+    """Change a vm's labels, and what a drain may do with it."""
+    body: dict[str, Any] = {} if drain_policy is None else {"drain_policy": drain_policy}
+    if labels or unset or not body:
+        body["labels"] = resources.label_changes(labels, unset)
     answer = resources.change(session, "PATCH", VM.place(session, name), body)
-    resources.show_changed(session, VM, answer, f"vm {name}: labels changed")
+    what = " and ".join(key.replace("_", " ") for key in sorted(body))
+    resources.show_changed(session, VM, answer, f"vm {name}: {what} changed")
 
 
 @vm.command()

@@ -40,6 +40,8 @@ class Vm:
     host_class: str
     ha: str
     priority: int
+    # What a drain may do with it: migrate, restart, wait.
+    drain_policy: str = "migrate"
     desired_power: DesiredPower
     host_id: str
     epoch: int

@@ -95,6 +95,11 @@ class Estate:
         by_host = {host_id: tuple(vm_ids) for host_id, vm_ids in grouped.items()}
         return cls(fleet, ordered, by_host, dict(host_versions or {}), dict(cpu_millis or {}))
 
+    def reusing(self, old: "Estate") -> "Estate":
+        """Return this estate with the old one's objects for vms that are equal, by which what is kept along knows them."""
+        known = {vm_id: old.vms[vm_id] if old.vms.get(vm_id) == vm else vm for vm_id, vm in self.vms.items()}
+        return replace(self, vms=known)
+
     def changed(self, *, vms: Iterable[VmSnapshot] = (), removed: Iterable[str] = ()) -> "Estate":
         """Return the estate after these vms came, went or changed, their claims booked; everything else stays the same objects.
 

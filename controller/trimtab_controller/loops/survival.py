@@ -1,0 +1,45 @@
+"""Keeps the failover proof and the capacity gauges along with the fleet."""
+
+from collections import Counter
+
+from trimtab_controller import metrics
+from trimtab_controller.clock import Clock
+from trimtab_controller.core.planning.capacity import figures
+from trimtab_controller.core.planning.domains import HOST, domains_of
+from trimtab_controller.core.planning.proof import FailoverProof
+from trimtab_controller.operations.estates import read_estate
+from trimtab_controller.services.survival import USUAL_LABELS
+from trimtab_controller.store.database import Database
+
+MIB = 1 << 20
+# A label of every domain would be unbounded; its kind is not.
+KINDS = (HOST, *USUAL_LABELS)
+
+
+class Survival:
+    def __init__(self, *, db: Database, clock: Clock) -> None:
+        self._db, self._clock = db, clock
+        self._proof: FailoverProof | None = None
+
+    def run(self, _term: int) -> None:
+        """Bring the proof to the fleet as it is; set every gauge, zeros included."""
+        estate = self._db.read(lambda session: read_estate(session, now=self._clock.now()))
+        began_s = self._clock.boottime_s()
+        if self._proof is None:
+            self._proof = FailoverProof(estate, domains_of(estate, KINDS))
+        else:
+            estate = estate.reusing(self._proof.estate)
+            self._proof.update(estate, domains_of(estate, KINDS))
+        metrics.FAILOVER_PROOF_SECONDS.observe(self._clock.boottime_s() - began_s)
+        results = self._proof.results()
+        counted = Counter((one.domain.kind, one.is_covered) for one in results)
+        for kind in KINDS:
+            for is_covered in (True, False):
+                metrics.FAILOVER_DOMAINS.labels(kind, str(is_covered).lower()).set(counted[kind, is_covered])
+            lost = {vm_id for one in results if one.domain.kind == kind for vm_id in one.uncovered}
+            metrics.FAILOVER_UNCOVERED.labels(kind).set(len(lost))
+        for fleet in figures(estate):
+            metrics.FREE_VCPUS.labels("usable").set(fleet.vcpus_free - fleet.stranded_vcpus)
+            metrics.FREE_VCPUS.labels("stranded").set(fleet.stranded_vcpus)
+            metrics.FREE_MEMORY_BYTES.labels("usable").set((fleet.memory_free_mib - fleet.stranded_memory_mib) * MIB)
+            metrics.FREE_MEMORY_BYTES.labels("stranded").set(fleet.stranded_memory_mib * MIB)

@@ -1,0 +1,88 @@
+"""Rolls up what guests use: CPU time that agents report, as thousandths of a core per five minutes."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from trimtab_controller.clock import Clock
+from trimtab_controller.operations.estates import BUCKET_S, CPU_MILLIS
+from trimtab_controller.store import leases, usage
+from trimtab_controller.store.database import Database, Session
+from trimtab_controller.store.usage import Rollup
+from trimtab_protos.messages import DomainObservation
+
+# Two looks that are further apart tell nothing about one bucket: a host that was away, a leader that changed.
+_APART_MAX_S = 2 * BUCKET_S
+
+
+@dataclass(slots=True)
+class _Bucket:
+    total: float = 0.0
+    peak: float = 0.0
+    samples: int = 0
+
+
+class Usage:
+    """`note` is called by the threads that ask hosts, `flush` by the leader."""
+
+    def __init__(self, *, db: Database, clock: Clock) -> None:
+        self._db, self._clock = db, clock
+        self._lock = threading.Lock()
+        self._last: dict[str, tuple[datetime, int]] = {}
+        self._buckets: dict[tuple[str, datetime], _Bucket] = {}
+
+    def note(self, seen: Sequence[DomainObservation], *, at: datetime) -> None:
+        """Take in what one host said at this instant."""
+        with self._lock:
+            for one in seen:
+                if one.vm_id and one.cpu_time_ns > 0:
+                    self._note_one(one.vm_id, one.cpu_time_ns, at)
+
+    def _note_one(self, vm_id: str, cpu_time_ns: int, at: datetime) -> None:
+        before = self._last.get(vm_id)
+        self._last[vm_id] = (at, cpu_time_ns)
+        if before is None:
+            return
+        elapsed_s = (at - before[0]).total_seconds()
+        # A guest that started anew, or elsewhere, counts from zero again.
+        if not 0 < elapsed_s <= _APART_MAX_S or cpu_time_ns < before[1]:
+            return
+        millis = (cpu_time_ns - before[1]) / elapsed_s / 1e6
+        bucket = self._buckets.setdefault((vm_id, _bucket_of(at)), _Bucket())
+        bucket.total += millis
+        bucket.peak = max(bucket.peak, millis)
+        bucket.samples += 1
+
+    def flush(self, term: int) -> None:
+        """Write the buckets that are over, and forget vms that were not seen for long."""
+        now = self._clock.now()
+        present = _bucket_of(now)
+        with self._lock:
+            over = {key: self._buckets.pop(key) for key in list(self._buckets) if key[1] < present}
+            gone = [vm_id for vm_id, (at, _) in self._last.items() if (now - at).total_seconds() > _APART_MAX_S]
+            for vm_id in gone:
+                del self._last[vm_id]
+        rollups = [
+            Rollup(
+                subject_id=vm_id,
+                metric=CPU_MILLIS,
+                bucket_s=BUCKET_S,
+                bucket_at=at,
+                mean=bucket.total / bucket.samples,
+                peak=bucket.peak,
+                samples=bucket.samples,
+            )
+            for (vm_id, at), bucket in over.items()
+        ]
+
+        def work(session: Session) -> None:
+            leases.assert_leader(session, term)
+            usage.add(session, rollups)
+
+        if rollups:
+            self._db.write(work, durable=False)
+
+
+def _bucket_of(at: datetime) -> datetime:
+    return datetime.fromtimestamp(at.timestamp() // BUCKET_S * BUCKET_S, tz=UTC)

@@ -1,0 +1,125 @@
+"""Plans, maintenance, coverage and capacity over REST."""
+
+from typing import Any
+
+from tests.api.kit import Api
+from trimtab_controller.store import schema
+
+
+async def place(api: Api, name: str, host: str, **values: Any) -> dict[str, Any]:
+    """Return a vm that runs on the host, its claim booked; hosts are up, with room."""
+    vm = await api.make_vm(name)
+    await api.end_operations()
+    host_id, now = api.ids[host], api.clock.now()
+    claim = {
+        "vm_id": vm["id"],
+        "host_id": host_id,
+        "role": "home",
+        "epoch": 1,
+        "vcpus": 1,
+        "memory_mib": 512,
+        "operation_id": "",
+        "created_at": now,
+    }
+    table = schema.host
+    limits = {"connectivity": "up", "vcpus_limit": 4, "memory_limit_mib": 4096}
+    await api.write(lambda session: session.execute(table.update().values(**limits)))
+    taken = {"vcpus_claimed": table.c.vcpus_claimed + 1, "memory_claimed_mib": table.c.memory_claimed_mib + 512}
+    await api.write(lambda session: session.execute(table.update().where(table.c.id == host_id).values(**taken)))
+    await api.write(lambda session: session.execute(schema.claim.insert().values(**claim)))
+    await api.set_vm(vm["id"], host_id=host_id, observed_state="running", **values)
+    return vm
+
+
+async def test_a_drain_is_planned_reviewed_and_applied_once(api_on_each: Api) -> None:
+    api = api_on_each
+    await place(api, "web1", "node1", drain_policy="wait")
+    made = await api.call("fleet-operator", "POST", "/v1/plans", json={"kind": "drain", "hosts": ["node1"]})
+    assert made.status_code == 201, made.text
+    plan = made.json()
+    assert (plan["kind"], plan["state"], plan["hosts"]) == ("drain", "open", ["node1"])
+    (blocker,) = plan["blockers"]
+    assert (blocker["cause"], blocker["vm"]) == ("drain-policy", "web1")
+    assert [step["kind"] for step in plan["steps"]] == ["cordon"]
+    shown = await api.call("fleet-viewer", "GET", f"/v1/plans/{plan['id']}")
+    assert shown.json() == plan
+    applied = await api.call("fleet-operator", "POST", f"/v1/plans/{plan['id']}:apply")
+    assert applied.status_code == 202, applied.text
+    assert applied.json()["operation"]["kind"] == "plan.apply"
+    assert len(api.nudges) >= 1
+    again = await api.call("fleet-operator", "POST", f"/v1/plans/{plan['id']}:apply")
+    assert (again.status_code, again.json()["code"]) == (409, "operation-in-progress")
+    cancelled = await api.call("fleet-operator", "POST", f"/v1/plans/{plan['id']}:cancel")
+    assert cancelled.json()["operation"]["is_cancel_requested"] is True
+    listed = await api.call("fleet-viewer", "GET", "/v1/plans?filter=kind=drain")
+    assert [one["id"] for one in listed.json()["items"]] == [plan["id"]]
+
+
+async def test_a_plan_is_shown_and_not_kept_where_only_validation_is_asked_for(api: Api) -> None:
+    answer = await api.call("fleet-operator", "POST", "/v1/plans?validate_only=true", json={"kind": "rebalance"})
+    assert answer.json()["summary"].startswith("no beneficial move")
+    assert await api.rows(schema.plan) == []
+
+
+async def test_a_plan_that_was_not_applied_is_deleted(api: Api) -> None:
+    plan = (await api.call("fleet-operator", "POST", "/v1/plans", json={"kind": "consolidate"})).json()
+    assert (await api.call("fleet-operator", "DELETE", f"/v1/plans/{plan['id']}")).status_code == 204
+    assert (await api.call("fleet-viewer", "GET", f"/v1/plans/{plan['id']}")).status_code == 404
+
+
+async def test_plans_are_the_fleets_and_not_a_projects(api: Api) -> None:
+    for caller in ("p1-admin", "nobody"):
+        assert (await api.call(caller, "POST", "/v1/plans", json={"kind": "rebalance"})).status_code == 403
+    assert (await api.call("fleet-viewer", "POST", "/v1/plans", json={"kind": "rebalance"})).status_code == 403
+
+
+async def test_refusals_name_the_field_and_the_cure(api: Api) -> None:
+    without_hosts = await api.call("fleet-operator", "POST", "/v1/plans", json={"kind": "drain"})
+    assert (without_hosts.status_code, without_hosts.json()["code"]) == (400, "hosts-missing")
+    unknown = await api.call("fleet-operator", "POST", "/v1/plans", json={"kind": "drain", "hosts": ["node9"]})
+    assert unknown.status_code == 404
+    undo = await api.call("fleet-operator", "POST", "/v1/plans", json={"kind": "undo"})
+    assert undo.json()["errors"][0]["field"] == "plan" or undo.json()["code"] == "plan-field"
+
+
+async def test_coverage_names_who_would_not_come_back_and_why(api: Api) -> None:
+    await place(api, "web1", "node1", ha="restart")
+    await place(api, "web2", "node2")
+    found = (await api.call("fleet-viewer", "GET", "/v1/failover-coverage?by=host")).json()
+    assert found["is_covered"] is False
+    by_name = {one["name"]: one for one in found["domains"]}
+    (lost,) = by_name["node1"]["uncovered"]
+    assert lost["vm"] == "web1"
+    assert "node2" in lost["reason"]
+    assert (by_name["node2"]["is_covered"], by_name["node2"]["unprotected_count"]) == (True, 1)
+
+
+async def test_capacity_counts_what_is_free_and_what_fits(api: Api) -> None:
+    await place(api, "web1", "node1")
+    (fleet,) = (await api.call("fleet-viewer", "GET", "/v1/capacity")).json()["items"]
+    assert (fleet["vcpus_limit"], fleet["vcpus_claimed"], fleet["vcpus_free"], fleet["vm_count"]) == (8, 1, 7, 1)
+    ask = {"vcpus": 1, "memory_mib": 1024}
+    fit = (await api.call("fleet-viewer", "POST", "/v1/capacity:fit", json=ask)).json()
+    assert (fit["count"], fit["by_host"]) == (7, {"node1": 3, "node2": 4})
+    kept = (await api.call("fleet-viewer", "POST", "/v1/capacity:fit", json={**ask, "keep_free_hosts": 1})).json()
+    assert kept["count"] == 3
+    more = (await api.call("fleet-viewer", "POST", "/v1/capacity:fit", json={**ask, "add": ["2x4c/4GiB"]})).json()
+    assert more["count"] > fit["count"]
+
+
+async def test_maintenance_holds_a_host_until_it_is_ended(api: Api) -> None:
+    await place(api, "web1", "node2")
+    started = await api.call("fleet-operator", "POST", "/v1/hosts/node1:start-maintenance")
+    assert started.status_code == 202, started.text
+    assert (await api.call("fleet-operator", "POST", "/v1/hosts/node1:start-maintenance")).status_code == 409
+    refused = await api.call("fleet-operator", "POST", "/v1/hosts/node1:uncordon")
+    assert refused.json()["code"] == "host-in-maintenance"
+    assert (await api.call("fleet-operator", "POST", "/v1/hosts/node1:end-maintenance")).status_code == 204
+    assert (await api.call("fleet-viewer", "GET", "/v1/hosts/node1")).json()["is_cordoned"] is False
+
+
+async def test_a_vm_says_what_a_drain_may_do_with_it(api: Api) -> None:
+    vm = await api.make_vm("web1")
+    changed = await api.call("p1-operator", "PATCH", "/v1/projects/p1/vms/web1", json={"drain_policy": "restart"})
+    assert changed.json()["drain_policy"] == "restart"
+    assert vm["drain_policy"] == "migrate"

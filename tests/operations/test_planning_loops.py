@@ -1,0 +1,86 @@
+"""The leader's planning: usage rolled up, the failover proof as metrics, rebalancing by itself."""
+
+from prometheus_client import REGISTRY
+
+from tests.operations.invariants import audit_invariants
+from tests.operations.kit import FleetStory
+from tests.operations.test_plans import guests_on_one_host, remember_use
+from trimtab_controller.core.planning.rebalance import RebalanceMode
+from trimtab_controller.loops.rebalance import Rebalance
+from trimtab_controller.loops.survival import Survival
+from trimtab_controller.loops.usage import Usage
+from trimtab_controller.operations.estates import BUCKET_S, read_estate
+from trimtab_controller.store import schema
+from trimtab_protos.messages import DomainObservation
+
+
+def rebalance(story: FleetStory, mode: RebalanceMode) -> Rebalance:
+    return Rebalance(db=story.db, clock=story.clock, nudger=story.nudger, mode=mode)
+
+
+def plan_states(story: FleetStory) -> list[str]:
+    table = schema.plan
+    return story.db.read(lambda session: list(session.scalars(table.select().with_only_columns(table.c.state))))
+
+
+def test_cpu_time_becomes_the_predicted_load_of_the_vm(story: FleetStory) -> None:
+    (vm,) = guests_on_one_host(story, 1)
+    usage = Usage(db=story.db, clock=story.clock)
+    for look in range(1, 2 * BUCKET_S // 30):
+        at = story.clock.now()
+        usage.note([DomainObservation(vm_id=vm.id, cpu_time_ns=look * 45 * 10**9)], at=at)
+        story.clock.advance(30)
+    usage.flush(story.term)
+    estate = story.db.read(lambda session: read_estate(session, now=story.clock.now()))
+    assert estate.vms[vm.id].load_millis == 1500, "45 s of CPU in 30 s are one and a half cores"
+
+
+def test_a_guest_that_starts_anew_does_not_count_as_if_it_had_run_backwards(story: FleetStory) -> None:
+    usage = Usage(db=story.db, clock=story.clock)
+    for cpu_time_ns in (10**12, 10**9, 2 * 10**9):
+        usage.note([DomainObservation(vm_id="vm-1", cpu_time_ns=cpu_time_ns)], at=story.clock.now())
+        story.clock.advance(10)
+    story.clock.advance(BUCKET_S)
+    usage.flush(story.term)
+    table = schema.usage_rollup
+    (mean,) = story.db.read(lambda session: list(session.scalars(table.select().with_only_columns(table.c.mean))))
+    assert mean == 100.0
+
+
+def test_the_rebalancer_is_off_advises_or_acts_as_it_was_told(story: FleetStory) -> None:
+    guests = guests_on_one_host(story, 3)
+    remember_use(story, {vm.id: 2500.0 for vm in guests})
+    rebalance(story, RebalanceMode.OFF).run(story.term)
+    assert plan_states(story) == []
+    rebalance(story, RebalanceMode.ADVISE).run(story.term)
+    rebalance(story, RebalanceMode.ADVISE).run(story.term)
+    assert plan_states(story) == ["open"], "one plan at a time"
+    story.settle()
+    assert {story.vm(vm.id).host_id for vm in guests} == {story.host_ids[0]}
+    story.db.write(lambda session: session.execute(schema.plan.delete()))
+    acting = rebalance(story, RebalanceMode.AUTOMATIC)
+    acting.run(story.term)
+    story.settle()
+    assert plan_states(story) == ["applied"]
+    assert {story.vm(vm.id).host_id for vm in guests} == set(story.host_ids)
+    acting.run(story.term)
+    assert plan_states(story) == ["applied"], "the state that it left gives no second plan"
+    assert audit_invariants(story) == []
+
+
+def test_the_proof_is_kept_along_and_told_as_metrics(story: FleetStory) -> None:
+    def uncovered() -> float | None:
+        return REGISTRY.get_sample_value("trimtab_failover_uncovered_vms", {"kind": "host"})
+
+    (vm,) = guests_on_one_host(story, 1)
+    table = schema.vm
+    story.db.write(lambda session: session.execute(table.update().where(table.c.id == vm.id).values(ha="restart")))
+    loop = Survival(db=story.db, clock=story.clock)
+    loop.run(story.term)
+    assert uncovered() == 0
+    hosts = schema.host
+    others = hosts.update().where(hosts.c.id != story.host_ids[0])
+    story.db.write(lambda session: session.execute(others.values(is_cordoned=True)))
+    loop.run(story.term)
+    assert uncovered() == 1
+    assert REGISTRY.get_sample_value("trimtab_failover_domains", {"kind": "host", "covered": "false"}) == 1
