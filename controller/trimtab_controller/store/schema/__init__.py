@@ -20,6 +20,7 @@ from trimtab_controller.store.schema.compute import (
     vm_group,
     vm_group_member,
 )
+from trimtab_controller.store.schema.failover import failover, failover_control, failover_vm, fence_path
 from trimtab_controller.store.schema.fleet import (
     host,
     host_certificate,
@@ -54,6 +55,10 @@ __all__ = [
     "decision",
     "disk_claim",
     "event",
+    "failover",
+    "failover_control",
+    "failover_vm",
+    "fence_path",
     "host",
     "host_certificate",
     "host_class",

@@ -1,0 +1,56 @@
+"""What the store keeps of failover."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FencePathRow:
+    """A power device of a host and its last readiness test (`test_power` '' : never tested)."""
+
+    host_id: str
+    position: int
+    name: str
+    agent: str
+    options: Mapping[str, str]
+    secret_file: str
+    tested_at: datetime | None
+    test_power: str
+    test_message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverRow:
+    """One loss of one host. `evidence`: its timeline, oldest first, each {at, what, proof}."""
+
+    id: str
+    host_id: str
+    state: str
+    proof: str
+    evidence: tuple[Mapping[str, Any], ...]
+    created_at: datetime
+    fenced_at: datetime | None
+    returned_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverVmRow:
+    failover_id: str
+    vm_id: str
+    operation_id: str
+    state: str
+    why: str
+    created_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverControl:
+    """What operators said. `released`, `confirmed_off`: host -> {by, reason}."""
+
+    is_paused: bool = False
+    frozen: str = ""
+    released: Mapping[str, Any]
+    confirmed_off: Mapping[str, Any]

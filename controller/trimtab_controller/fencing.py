@@ -1,0 +1,134 @@
+"""Power devices: switches a host off through Debian's fence-agents and believes only a status that was read back as off.
+
+An agent is a program that takes `key=value` lines on its standard input. Secrets are read from their file at each call and go the
+same way: never into argv, a log line or an error. Exit status of `status`: 0 on, 2 off, anything else unknown.
+"""
+
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from trimtab_protos.errors import InvalidRequest
+
+AGENT_NAME = re.compile(r"fence_[a-z0-9_]{1,40}")
+# What an operator says with `host confirm-off` is no power device: as a path it would confirm by itself.
+REFUSED_AGENTS = frozenset({"fence_ack_manual"})
+OPTION_NAME = re.compile(r"[a-z][a-z0-9_-]{0,40}")
+AGENT_DIRECTORIES = (Path("/usr/sbin"), Path("/usr/local/sbin"))
+CALL_TIMEOUT_S = 30.0
+READ_BACK_EVERY_S = 0.5
+_ON, _OFF = 0, 2
+
+
+class Power(StrEnum):
+    ON = "on"
+    OFF = "off"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FencePath:
+    """One power device of a host. `secret_file` holds the password; '' for a device without one."""
+
+    name: str
+    agent: str
+    options: Mapping[str, str]
+    secret_file: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerAnswer:
+    power: Power
+    message: str = ""
+
+
+class Fencer(Protocol):
+    def status(self, path: FencePath) -> PowerAnswer:
+        """Return whether the host has power; never changes anything."""
+
+    def switch_off(self, path: FencePath, *, timeout_s: float, may_still: Callable[[], bool]) -> PowerAnswer:
+        """Ask `may_still` once more, switch off, and return what the status then says; repeating it is harmless."""
+
+
+def check_path(path: FencePath) -> None:
+    """Raise InvalidRequest where this is no path that could ever work, naming the field."""
+    if not AGENT_NAME.fullmatch(path.agent) or path.agent in REFUSED_AGENTS:
+        raise InvalidRequest(
+            "fence-agent-invalid", f"agent: {path.agent!r} is no power device; e.g. fence_redfish", field="agent"
+        )
+    for name, value in path.options.items():
+        if not OPTION_NAME.fullmatch(name) or "\n" in value or len(value) > 400:
+            raise InvalidRequest("fence-option-invalid", f"options: {name!r} is not of the form key=value", field="options")
+        if name in {"password", "passwd", "action", "option", "passwd_script", "password_script"}:
+            raise InvalidRequest(
+                "fence-option-refused", f"options: {name} is not taken here; give the password as --secret-file", field="options"
+            )
+
+
+class FenceAgents:
+    """Runs fence-agents of this machine."""
+
+    def __init__(self, directories: tuple[Path, ...] = AGENT_DIRECTORIES) -> None:
+        self._directories = directories
+
+    def status(self, path: FencePath) -> PowerAnswer:
+        return self._call(path, "status", timeout_s=CALL_TIMEOUT_S)
+
+    def switch_off(self, path: FencePath, *, timeout_s: float, may_still: Callable[[], bool]) -> PowerAnswer:
+        deadline = time.monotonic() + timeout_s
+        if not may_still():
+            return PowerAnswer(power=Power.UNKNOWN, message="not switched off: the host renews again, or we do not lead any more")
+        told = self._call(path, "off", timeout_s=timeout_s)
+        while True:
+            seen = self._call(path, "status", timeout_s=CALL_TIMEOUT_S)
+            if seen.power is Power.OFF or time.monotonic() >= deadline:
+                break
+            time.sleep(READ_BACK_EVERY_S)  # devices take some seconds between "accepted" and "off"
+        if seen.power is Power.OFF:
+            return seen
+        return PowerAnswer(power=seen.power, message=f"told to switch off ({told.message or 'ok'}); status is {seen.power.value}")
+
+    def _call(self, path: FencePath, action: str, *, timeout_s: float) -> PowerAnswer:
+        program = self._program(path.agent)
+        if program is None:
+            return PowerAnswer(
+                power=Power.UNKNOWN, message=f"{path.agent} is not installed here; apt install {_package(path.agent)}"
+            )
+        lines = [f"{name}={value}" for name, value in sorted(path.options.items())] + [f"action={action}"]
+        if path.secret_file:
+            try:
+                lines.append(f"password={Path(path.secret_file).read_text().strip()}")
+            except OSError as error:
+                return PowerAnswer(power=Power.UNKNOWN, message=f"secret file {path.secret_file}: {error.strerror}")
+        try:
+            ended = subprocess.run(
+                [str(program)],
+                input="\n".join(lines) + "\n",
+                capture_output=True,
+                text=True,
+                timeout=max(1.0, timeout_s),
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return PowerAnswer(power=Power.UNKNOWN, message=f"{path.agent} did not answer within {timeout_s:.0f} s")
+        except OSError as error:
+            return PowerAnswer(power=Power.UNKNOWN, message=f"{path.agent}: {error.strerror}")
+        statuses = {_ON: Power.ON, _OFF: Power.OFF} if action == "status" else {}
+        power = statuses.get(ended.returncode, Power.UNKNOWN)
+        failed = power is Power.UNKNOWN and ended.returncode != 0
+        # Of an agent's words only the exit status is passed on: some print their whole input when they fail.
+        return PowerAnswer(power=power, message=f"{path.agent} ended with status {ended.returncode}" if failed else "")
+
+    def _program(self, agent: str) -> Path | None:
+        if not AGENT_NAME.fullmatch(agent):
+            return None
+        return next((found for directory in self._directories if (found := directory / agent).is_file()), None)
+
+
+def _package(_agent: str) -> str:
+    return "fence-agents"

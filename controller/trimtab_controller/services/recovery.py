@@ -1,0 +1,90 @@
+"""Failover's transactions: take a vm from its dead host, and what operators may say to failover. One transaction each."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from trimtab_controller.core.model import Actor, Host, Operation, Vm
+from trimtab_controller.fencing import FencePath, check_path
+from trimtab_controller.operations.accept import accept
+from trimtab_controller.store import claims, events, failover, operations, vms, volume_claims
+from trimtab_controller.store.database import Session
+from trimtab_protos.errors import Conflict, InvalidRequest
+
+REASON_MAX = 400
+
+
+def recover(session: Session, vm: Vm, *, because: str, now: datetime, actor: Actor) -> Operation:
+    """Supersede the vm's live operation, end its migration, raise its epoch, give its claims back, and accept vm.recover.
+
+    The caller has proof that no holder can write. From the commit on, commands of any older epoch or turn are refused.
+    """
+    operations.supersede(session, vm.id, by="its recovery", now=now)
+    row = claims.migration_of(session, vm.id)
+    if row is not None:
+        volume_claims.give_back_copies(session, row)
+        claims.end_migration(session, vm.id)
+    claims.give_back(session, vm.id)
+    epoch = max(vm.epoch, row.target_epoch if row is not None else 0) + 1
+    vms.update(session, vm.id, epoch=epoch, problem=f"it is being started elsewhere: {because}"[:1000])
+    return accept(
+        session,
+        "vm.recover",
+        subject_id=vm.id,
+        subject_name=vm.name,
+        project_id=vm.project_id,
+        params={"vm_id": vm.id, "because": because, "previous_host_id": vm.host_id},
+        actor=actor,
+        priority=1000 + vm.priority,
+        now=now,
+    )
+
+
+def set_paused(session: Session, is_paused: bool, *, actor: Actor, now: datetime) -> None:
+    failover.set_control(session, now=now, is_paused=is_paused)
+    verb = "paused" if is_paused else "resumed"
+    _tell(session, f"failover.{verb}", "failover", f"{actor.name} {verb} failover", actor, now)
+
+
+def release(session: Session, host: Host, *, reason: str, actor: Actor, now: datetime) -> None:
+    """Let a host be recovered although failover is frozen."""
+    _check_reason(reason)
+    present = failover.control(session).released
+    failover.set_control(session, now=now, released={**present, host.id: {"by": actor.name, "reason": reason}})
+    _tell(session, "failover.released", host.id, f"{actor.name} released {host.name} for recovery: {reason}", actor, now)
+
+
+def confirm_off(session: Session, host: Host, *, reason: str, actor: Actor, now: datetime) -> None:
+    """Take an operator's word that a host is off. Conflict where the host is heard from: then it is not."""
+    _check_reason(reason)
+    if host.connectivity.value in {"up", "new"}:
+        raise Conflict(
+            "host-is-heard",
+            f"{host.name} renews its lease, so it is not off; see `trimtab host get {host.name}`",
+            host_id=host.id,
+        )
+    present = failover.control(session).confirmed_off
+    failover.set_control(session, now=now, confirmed_off={**present, host.id: {"by": actor.name, "reason": reason}})
+    _tell(session, "host.confirmed_off", host.id, f"{actor.name} confirmed that {host.name} is off: {reason}", actor, now)
+
+
+def configure_fence(session: Session, host: Host, paths: Sequence[FencePath], *, actor: Actor, now: datetime) -> None:
+    """Replace a host's power devices."""
+    names = [path.name for path in paths]
+    if len(names) != len(set(names)):
+        raise InvalidRequest("fence-path-twice", "name: two power devices of one host need two names", field="name")
+    for path in paths:
+        check_path(path)
+    rows = [
+        {"name": path.name, "agent": path.agent, "options": dict(path.options), "secret_file": path.secret_file} for path in paths
+    ]
+    failover.set_fence_paths(session, host.id, rows, now=now)
+    _tell(session, "host.fence_configured", host.id, f"{actor.name} configured fencing of {host.name}: {names}", actor, now)
+
+
+def _check_reason(reason: str) -> None:
+    if not 1 <= len(reason.strip()) <= REASON_MAX:
+        raise InvalidRequest("reason-missing", f"reason: say why, in 1 to {REASON_MAX} characters", field="reason")
+
+
+def _tell(session: Session, kind: str, subject_id: str, message: str, actor: Actor, now: datetime) -> None:
+    events.append(session, kind=kind, subject_id=subject_id, actor=actor.name, message=message, now=now)
