@@ -93,6 +93,26 @@ def test_more_than_a_running_guest_can_take_is_refused_at_once_and_may_wait_for_
     assert claimed(story, vm) == (5, 1024)
 
 
+def test_a_vm_that_ended_by_itself_claims_its_new_shape_when_it_starts(story: FleetStory) -> None:
+    vm = growing_vm(story, "web1")
+    story.hypervisor(story.vm(vm.id).host_id).crash_guest(vm.id)
+    story.hear_hosts()
+    settled(story, accept_resize(story, story.vm(vm.id), vcpus=6))
+    settled(story, story.accept_power(story.vm(vm.id), "start"))
+    assert shape(story, vm) == (6, 1024, 0, 0)
+    assert claimed(story, vm) == (6, 1024)
+
+
+def test_what_a_guest_did_not_take_is_not_offered_any_more(story: FleetStory) -> None:
+    """Else it could take later what it is not claimed for."""
+    vm = growing_vm(story, "web1")
+    story.fleet.stubborn_vms.add(vm.id)
+    settled(story, accept_resize(story, vm, memory_mib=512))
+    (domain,) = [story.hypervisor(host_id).domains[vm.id] for host_id in story.running_on(vm.id)]
+    assert domain.asked_for is not None
+    assert (domain.asked_for.memory_mib, claimed(story, vm)) == (1024, (2, 1024))
+
+
 def test_a_wish_that_was_superseded_by_a_forced_stop_holds_from_the_next_start(story: FleetStory) -> None:
     vm = growing_vm(story, "web1")
     accept_resize(story, vm, vcpus=4)

@@ -46,8 +46,11 @@ from trimtab_protos.messages import (
 )
 
 CAPABILITIES = (
+    "apply-domain",
+    "cdrom",
     "console-log",
     "copy-disks",
+    "grow-volume",
     "image-iso",
     "image-qcow2",
     "image-raw",

@@ -56,6 +56,8 @@ class SimulatedDomain:
     reason: StateReason = StateReason.NONE
     is_persistent: bool = True
     is_migrating: bool = False
+    asked_for: DomainSpec | None = None
+    """What the running guest was last asked to be; `spec` is what it is."""
     starts: int = 0
     started_at_s: float = 0.0
     cpu_time_s: float = 0.0

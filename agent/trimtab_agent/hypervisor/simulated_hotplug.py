@@ -23,7 +23,7 @@ def apply(host: "SimulatedHypervisor", spec: DomainSpec, stamp: Stamp) -> Applie
         taken, left = (spec, ()) if domain.state not in ACTIVE else _ask_guest(host, domain, spec)
         if domain.state in ACTIVE:
             _change_process(host, domain, taken)
-        domain.spec = taken
+        domain.spec, domain.asked_for = taken, spec
         host.emit("defined", domain)
         return Applied(simulated_domains.observation(host, domain), left)
 

@@ -18,17 +18,21 @@ def ask_guest(
     *,
     host_id: str,
     epoch: int,
+    part: str = "",
     parts_of: Callable[[describe.VmParts], describe.VmParts] = lambda parts: parts,
     spec_of: Callable[[DomainSpec], DomainSpec] = lambda spec: spec,
 ) -> tuple[DomainObservation, tuple[ChangeLeft, ...]]:
-    """Make the vm's domain as SQL says it is, changed by `parts_of` and `spec_of`; return what is seen and what is left."""
+    """Make the vm's domain as SQL says it is, changed by `parts_of` and `spec_of`; return what is seen and what is left.
+
+    `part` tells several askings of one step apart: a repeat of one must ask for the same.
+    """
     vm_id = context.params.vm_id
 
     def read(session: Any) -> DomainSpec:
         return describe.domain_spec(session, parts_of(describe.read_vm(session, vm_id)), host_id)
 
     spec = spec_of(context.read(read))
-    return context.agents.apply_domain(host_id, context.key(subject_id=vm_id, epoch=epoch), spec)
+    return context.agents.apply_domain(host_id, context.key(subject_id=vm_id, epoch=epoch, part=part), spec)
 
 
 def may_follow(left: tuple[ChangeLeft, ...]) -> bool:

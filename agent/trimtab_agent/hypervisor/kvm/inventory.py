@@ -25,8 +25,11 @@ from trimtab_protos.errors import Conflict
 from trimtab_protos.messages import DomainSpec, Firmware, Inventory, NumaCell, PciDevice
 
 CAPABILITIES = (
+    "apply-domain",
+    "cdrom",
     "console-log",
     "copy-disks",
+    "grow-volume",
     "image-iso",
     "image-qcow2",
     "image-raw",

@@ -45,7 +45,8 @@ def run(
 ) -> str:
     """Run `qemu-img` with `arguments` inside the directory behind descriptor `directory` and return its standard output.
 
-    NoCapacity: the disk is full. InvalidRequest(image-too-costly): it went over its limits. Conflict(job-cancelled).
+    NoCapacity: the disk is full. InvalidRequest(image-too-costly): it went over its limits. Conflict(image-locked): a guest has a
+    disk open; Conflict(job-cancelled).
     `as_nobody`: the files it opens by name belong to `NOBODY`.
     """
     command = [*_wrapper(limits, as_nobody=as_nobody), "qemu-img", *arguments]
@@ -96,6 +97,8 @@ def _failure(code: int, complaint: str) -> TrimtabError:
     lowered = complaint.lower()
     if "no space left on device" in lowered or "disk quota exceeded" in lowered:
         return NoCapacity("pool-full", "the pool has no room left", detail=complaint)
+    if '" lock' in lowered:  # as in hypervisor/kvm/errors.py
+        return Conflict("image-locked", "a disk is in use by another QEMU, on this host or on another", detail=complaint)
     if signal_number in {9, 24, 25} or "file too large" in lowered or "cannot allocate memory" in lowered:
         return InvalidRequest("image-too-costly", "the image needs more work, memory or space than it may", detail=complaint)
     return Internal("image-tool-failed", f"qemu-img failed: {complaint.strip()[:300]}", exit_code=code)

@@ -72,7 +72,10 @@ def grow(volume: VolumeSpec, layout: PoolLayout) -> VolumeObservation:
         with layout.open(VOLUMES) as directory:
             size_bytes = require_growth(volume, _observe_named(volume, directory, name))
             if size_bytes != volume.size_bytes:
-                _qemu_img(["resize", "-q", "-f", volume.format.value, name, str(volume.size_bytes)], directory)
+                # A raw volume's file is as long as the volume, sparse or not.
+                limits = qemu_img.Limits(file_bytes=2 * volume.size_bytes + (1 << 40))
+                arguments = ["resize", "-q", "-f", volume.format.value, name, str(volume.size_bytes)]
+                qemu_img.run(arguments, directory=directory, limits=limits)
             return _observe(volume.volume_id, directory, name)
     except OSError as error:
         raise os_errors.from_os(error, doing=f"grow volume {volume.volume_id}") from error

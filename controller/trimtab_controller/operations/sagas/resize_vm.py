@@ -90,7 +90,7 @@ def _apply(context: Effect[Params]) -> Json | Wait:
     if left and context.params.when == When.LIVE:
         reasons = "; ".join(each.reason for each in left)
         raise Conflict("guest-refused", f"{reasons}; `--at next-stop` changes it when it is stopped")
-    return _observed(seen, left)
+    return _settle(context, seen, left)
 
 
 def _unapply(context: Effect[Params]) -> TookPlace | Wait | None:
@@ -103,20 +103,25 @@ def _unapply(context: Effect[Params]) -> TookPlace | Wait | None:
     if live_changes.may_follow(left) and context.waited_s < live_changes.PATIENCE_S:
         return Wait(live_changes.POLL_S, f"the guest: {left[0].reason}")
     # It keeps what it was given: to say that it has less would be a lie, and its claim would be too small.
-    return TookPlace(_observed(seen, left))
+    return TookPlace(_settle(context, seen, left))
 
 
-def _ask_guest(context: Effect[Params], shape: Shape) -> tuple[DomainObservation, tuple[ChangeLeft, ...]]:
+def _ask_guest(context: Effect[Params], shape: Shape, *, part: str = "") -> tuple[DomainObservation, tuple[ChangeLeft, ...]]:
     claimed = context.results["claim"]
     return live_changes.ask_guest(
         context,
         host_id=str(claimed["host_id"]),
         epoch=int(claimed["epoch"]),
+        part=part,
         spec_of=lambda spec: replace(spec, vcpus=shape.vcpus, memory_mib=shape.memory_mib),
     )
 
 
-def _observed(seen: DomainObservation, left: tuple[ChangeLeft, ...]) -> Json:
+def _settle(context: Effect[Params], seen: DomainObservation, left: tuple[ChangeLeft, ...]) -> Json:
+    """Return what the guest has; where it does not follow, stop asking: it may not take later what it is not claimed for."""
+    if left:
+        has = Shape(seen.vcpus, seen.memory_mib)
+        seen, _left = _ask_guest(context, has, part=f"settle-{has.vcpus}-{has.memory_mib}")
     return {"vcpus": seen.vcpus, "memory_mib": seen.memory_mib, "left": [each.reason for each in left]}
 
 
@@ -130,6 +135,8 @@ def _finish(context: Transaction[Params]) -> Json:
         vms.set_shape(session, vm, has, left=left_of(params.wanted, has))
         _fit_claim(context, claimed)
     elif params.when != When.NEXT_STOP or vm.observed_state in OFF:
+        # One that ended by itself holds its compute still, as much as it had: its next start claims what it needs now.
+        claims.give_back(session, vm.id)
         vms.set_shape(session, vm, wanted_of(vm, vcpus=params.vcpus, memory_mib=params.memory_mib))
     after = vms.get(session, params.vm_id)
     events.append(

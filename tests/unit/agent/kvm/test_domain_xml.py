@@ -213,3 +213,30 @@ def test_every_disk_says_its_format_and_lies_in_its_pool(name: str) -> None:
             continue  # an empty drive
         assert source is not None
         assert source.get("file", "").startswith("/srv/pools/fast/")
+
+
+def test_memory_that_was_plugged_counts_and_room_for_more_does_not() -> None:
+    spec = make.domain(memory_mib=96, memory_max_mib=224)
+    root = ElementTree.fromstring(xml_of(spec))
+    # As libvirt shows it: the device's full size is part of the total, and what the guest has taken is told beside.
+    total, target = root.find("memory"), root.find("devices/memory/target")
+    assert total is not None
+    assert target is not None
+    total.text = str(96 + 128)
+    ElementTree.SubElement(target, "current", unit="KiB").text = str(64 * 1024)
+    assert domain_facts.read(ElementTree.tostring(root, encoding="unicode")).memory_mib == 96 + 64
+
+
+@pytest.mark.parametrize(("maximum_mib", "room_mib"), [(97, 128), (224, 128), (225, 256), (96, 0)])
+def test_room_for_memory_is_whole_blocks_of_the_guests(maximum_mib: int, room_mib: int) -> None:
+    root = ElementTree.fromstring(xml_of(make.domain(memory_mib=96, memory_max_mib=maximum_mib)))
+    size = root.findtext("devices/memory/target/size")
+    assert int(size or 0) == room_mib
+    assert root.findtext("maxMemory") == (str(96 + room_mib) if room_mib else None)
+
+
+def test_a_vm_that_may_be_given_vcpus_can_give_back_all_but_its_first() -> None:
+    root = ElementTree.fromstring(xml_of(make.domain(vcpus=2, vcpus_max=3)))
+    shown = [(one.get("enabled"), one.get("hotpluggable")) for one in root.findall("vcpus/vcpu")]
+    assert shown == [("yes", "no"), ("yes", "yes"), ("no", "yes")]
+    assert ElementTree.fromstring(xml_of(make.domain(vcpus=2, vcpus_max=2))).find("vcpus") is None

@@ -10,7 +10,7 @@ from trimtab_agent.hypervisor.kvm import domain_facts
 from trimtab_agent.hypervisor.kvm.domain_xml import HostTraits, build
 from trimtab_agent.hypervisor.kvm.migration_xml import disk_targets, retarget
 from trimtab_protos.errors import Conflict
-from trimtab_protos.messages import DiskFormat, DomainSpec, Firmware
+from trimtab_protos.messages import CdromSpec, DiskFormat, DomainSpec, Firmware
 
 HOST = HostTraits(accelerator="tcg", console_log="/var/log/libvirt/qemu/x.log")
 
@@ -51,3 +51,15 @@ def test_a_disk_or_card_that_the_vm_lacks_is_not_carried_along() -> None:
 def test_disks_to_copy_go_by_libvirts_names() -> None:
     spec = make.domain(disks=(make.disk(0), make.disk(2)))
     assert disk_targets(spec, frozenset({"vol-01hdisk2"})) == ["vdc"]
+
+
+def test_the_medium_in_the_drive_is_found_by_the_targets_own_copy() -> None:
+    cdrom = CdromSpec(image_id="img-01hiso", pool_id="pool-fast", boot_order=2)
+    target = make.domain(cdrom=cdrom, pools=(make.pool("/data/vms"),))
+    moved = retarget(live(make.domain(cdrom=cdrom)), target, Stamp(epoch=2, turn=5))
+    assert "/data/vms/images/img-01hiso.iso" in domain_facts.read(moved).disk_paths
+    empty = make.domain(cdrom=CdromSpec(boot_order=2))
+    assert domain_facts.read(retarget(live(empty), empty, Stamp(epoch=2, turn=5))).disk_paths == (
+        "/srv/pools/fast/volumes/vol-01hdisk0.qcow2",
+        "/srv/pools/fast/vms/vm-01hweb/seed.iso",
+    )

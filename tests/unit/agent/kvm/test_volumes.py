@@ -157,3 +157,40 @@ def test_a_guests_qcow2_header_in_its_raw_volume_is_not_believed(layout: PoolLay
     with open(layout.volume("vol-01hdata", DiskFormat.RAW), "r+b") as file:
         file.write(b"QFI\xfb" + bytes(20) + (1 << 60).to_bytes(8, "big"))
     assert volumes.ensure(volume(format=DiskFormat.RAW), layout).size_bytes == 16 * MIB
+
+
+@pytest.mark.parametrize("format", [DiskFormat.QCOW2, DiskFormat.RAW])
+def test_a_volume_grows_keeps_its_content_and_never_shrinks(layout: PoolLayout, format: DiskFormat) -> None:
+    small = volume(format=format)
+    volumes.ensure(small, layout)
+    path = layout.volume(small.volume_id, format)
+    subprocess.run(["qemu-io", "-f", format.value, "-c", "write -P 7 0 4096", path], check=True, timeout=60, capture_output=True)
+    grown = replace(small, size_bytes=1024 * MIB)
+    for _twice in range(2):
+        assert volumes.grow(grown, layout).size_bytes == 1024 * MIB
+    subprocess.run(["qemu-io", "-f", format.value, "-c", "read -P 7 0 4096", path], check=True, timeout=60, capture_output=True)
+    with pytest.raises(InvalidRequest, match="not shrink"):
+        volumes.grow(small, layout)
+    assert volumes.observe(small.volume_id, layout).size_bytes == 1024 * MIB
+
+
+def test_a_volume_that_a_guest_has_open_elsewhere_does_not_grow(layout: PoolLayout) -> None:
+    volumes.ensure(volume(), layout)
+    path = layout.volume("vol-01hdata", DiskFormat.QCOW2)
+    opened = ["qemu-io", "-f", "qcow2", path]
+    with subprocess.Popen(opened, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as guest:
+        assert guest.stdin is not None
+        assert guest.stdout is not None
+        guest.stdin.write(b"length\n")
+        guest.stdin.flush()
+        guest.stdout.readline()  # it answers, so it has the image open
+        with pytest.raises(Conflict) as refused:
+            volumes.grow(volume(size_bytes=32 * MIB), layout)
+        assert refused.value.code == "image-locked"
+        guest.stdin.close()
+    assert volumes.grow(volume(size_bytes=32 * MIB), layout).size_bytes == 32 * MIB
+
+
+def test_a_volume_that_is_not_there_does_not_grow(layout: PoolLayout) -> None:
+    with pytest.raises(NotFound):
+        volumes.grow(volume(), layout)

@@ -149,6 +149,16 @@ def test_the_source_of_a_migration_is_excluded(make_host: MakeHost, make_request
             ("uefi-missing", "it has no UEFI firmware; install the package ovmf there"),
         ),
         (
+            {"capabilities": ("tpm",)},
+            {"capabilities": frozenset({"cdrom"})},
+            ("capability-missing", "it has no software TPM; install the package swtpm-tools there"),
+        ),
+        (
+            {"capabilities": ("cdrom", "warp-drive")},
+            {"capabilities": frozenset({"cdrom"})},
+            ("capability-missing", "its agent cannot do warp-drive"),
+        ),
+        (
             {"accelerator": "tcg"},
             {},
             ("accelerator-mismatch", "it runs guests under kvm, the running guest needs tcg"),
