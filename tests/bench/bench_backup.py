@@ -3,9 +3,8 @@
     python tests/bench/bench_backup.py [--size-gib 2] [--data-mib 1024] [--rounds 3]
 
 The source is a qcow2 image behind qemu-nbd: half of its data random, half from this machine's libraries; the change is 100 scattered
-64 KiB overwrites and 40 MiB in one piece. `nbdcopy --flush` to a raw file is the floor, durable as ours is; restic reads the same bytes where it is
-installed.
-Every restore is compared. Only ratios within one run, and CPU time, mean anything on another machine.
+64 KiB overwrites and 40 MiB in one piece. `nbdcopy --flush` to a raw file is the floor, durable as ours is; restic reads the same bytes
+where it is installed. Every restore is compared. Only ratios within one run, and CPU time, mean anything on another machine.
 """
 
 import argparse
