@@ -3,8 +3,8 @@
     python tests/bench/bench_backup.py [--size-gib 2] [--data-mib 1024] [--rounds 3]
 
 The source is a qcow2 image behind qemu-nbd: half of its data random, half from this machine's libraries; the change is 100 scattered
-64 KiB overwrites and 40 MiB in one piece. `nbdcopy` to a raw file is the floor; restic reads the same bytes where it is installed.
-Every restore is compared. Only ratios within one run, and CPU time, mean anything on another machine.
+64 KiB overwrites and 40 MiB in one piece. `nbdcopy --flush` to a raw file is the floor, durable as ours is; restic reads the same bytes
+where it is installed. Every restore is compared. Only ratios within one run, and CPU time, mean anything on another machine.
 """
 
 import argparse
@@ -123,7 +123,7 @@ class Bench:
         repository, restored, floor = work / "repository", work / "restored.raw", work / "nbdcopy.raw"
         with served(image) as path:
             uri = f"nbd+unix:///vda?socket={path}"
-            self.note("nbdcopy full", measured(["nbdcopy", uri, str(floor)])[0])
+            self.note("nbdcopy full", measured(["nbdcopy", "--flush", uri, str(floor)])[0])
             figures, told = own("full", str(repository), str(path))
             self.note("trimtab full", figures, stored_mib=folder_bytes(repository) / MIB, **told)
             self.restic(work, uri, "full")
@@ -134,7 +134,7 @@ class Bench:
             figures, told = own("increment", str(repository), str(path))
             added = folder_bytes(repository) - stored
             self.note("trimtab increment", figures, stored_mib=added / MIB, stored_by_dirty=added / told["dirty_bytes"], **told)
-            self.note("nbdcopy after the change", measured(["nbdcopy", uri, str(floor)])[0], written_mib=dirty / MIB)
+            self.note("nbdcopy after the change", measured(["nbdcopy", "--flush", uri, str(floor)])[0], written_mib=dirty / MIB)
             self.restic(work, uri, "increment")
         figures, _ = own("restore", str(repository), str(restored))
         self.note("trimtab restore", figures)

@@ -23,7 +23,7 @@ def run(lab: Lab, host: KvmHost, *arguments: str) -> Told:
     command = lab.command(host.name, [sys.executable, str(PROGRAM), *arguments])
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120, env=lab.environment(host.name), check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    told: Told = json.loads(finished.stdout)
+    told: Told = json.loads(finished.stdout.splitlines()[-1])
     return told
 
 

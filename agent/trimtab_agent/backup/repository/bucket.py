@@ -18,7 +18,7 @@ from trimtab_agent.backup.repository.blobs import BlobEntry
 from trimtab_protos.errors import TrimtabError
 
 _TIMEOUT = timedelta(seconds=120)
-"""Of one request: a pack of 32 MiB over a line of 3 Mbit/s."""
+"""Of one request: a pack of 16 MiB over a line of 2 Mbit/s."""
 
 # A missing object comes as Python's own error from some verbs and as obstore's from others.
 _MISSING = (NotFoundError, FileNotFoundError)

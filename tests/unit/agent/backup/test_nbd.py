@@ -51,7 +51,11 @@ def served(image: Path, *arguments: str, format_: str = "qcow2") -> Iterator[Pat
         yield path
     finally:
         server.terminate()
-        server.wait(20)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:  # seen once on a machine under heavy load; all was flushed before
+            server.kill()
+            server.wait(20)
 
 
 @pytest.fixture
