@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "failover"
-down_revision = "0001"
+down_revision = "plan"
 
 _JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 
