@@ -95,14 +95,19 @@ class Campaign:
         self._later: list[_Later] = []
         self._disturbed: set[str] = set()
         self._names = 0
+        # How long a process is left alone after its start: as long as the whole plane took to come up on this machine. One that is
+        # killed before it ever worked shows nothing, and a busy machine would never get any work done.
+        self._peace_s = 0.0
 
     def jobs_under_way(self) -> int:
         """Return how many migrations the hosts still work on; for the audit."""
         return sum(len(host.migrations) for host in self.fleet.hosts.values())
 
     def run(self) -> Verdict:
+        started = time.monotonic()
         self.plane.start()
         self._wait(lambda: self.plane.up_hosts() == len(self.plane.host_ids), UP_TIMEOUT_S, "every host to be up")
+        self._peace_s = time.monotonic() - started
         self.prepare()
         started = time.monotonic()
         self.disturb()
@@ -184,7 +189,12 @@ class Campaign:
         kinds += ["freeze worker", "freeze engine", "freeze gateway", "freeze agents"] * 2
         kinds += ["kill redis", "flush redis", "flush redis", "down redis"]
         what, _, kind = self.rng.choice(kinds).partition(" ")
-        free = [process for process in self.plane.named(kind) if process.name not in self._disturbed]
+        now_s = time.monotonic()
+        free = [
+            process
+            for process in self.plane.named(kind)
+            if process.name not in self._disturbed and now_s - process.started_s >= self._peace_s
+        ]
         if not free:
             return
         process = self.rng.choice(free)

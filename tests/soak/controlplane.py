@@ -45,6 +45,7 @@ class Process:
     log: Path
     running: subprocess.Popen[bytes] | None = None
     starts: int = 0
+    started_s: float = 0.0
 
     def start(self) -> None:
         with self.log.open("ab") as log:
@@ -54,6 +55,7 @@ class Process:
                 command, env=dict(self.environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         self.starts += 1
+        self.started_s = time.monotonic()
 
     def kill(self) -> None:
         """`kill -9`, whatever it was doing; a frozen one too."""
