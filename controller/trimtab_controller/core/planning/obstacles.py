@@ -28,7 +28,7 @@ def way_out(vm: VmSnapshot, estate: Estate) -> StepKind | Blocker | None:
             vm,
             Cause.BUSY,
             f"{vm.busy_with} is under way",
-            "wait until it ends, or cancel it with `trimtab operation cancel`; the plan waits for it until its deadline",
+            "wait until it ends, or cancel it with `trimtab op cancel`, then make the plan again",
         )
     match vm.drain_policy:
         case DrainPolicy.WAIT:
