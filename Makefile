@@ -32,4 +32,5 @@ stubs: ## regenerate gRPC stubs and the image that breaking changes are checked 
 
 bench: ## ratios against baselines measured in the same run
 	@ops/bootstrap.sh
-	@$(PY) tests/bench/bench_placement.py
+	@$(PY) -m tests.bench.bench_placement
+	@$(PY) -m tests.bench.bench_placement_durable

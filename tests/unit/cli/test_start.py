@@ -68,7 +68,8 @@ def test_the_command_imports_only_itself_of_the_controller() -> None:
                 for name in names
                 if not name.startswith(allowed) and name.partition(".")[0] not in sys.stdlib_module_names | {"yaml"}
             ]
-    assert found == []
+    # A replay runs the scheduler itself, and says what to install where it is not there.
+    assert set(found) == {"placement.py: trimtab_controller.replay_trace"}
 
 
 def test_vm_list_takes_a_quarter_of_a_second_at_most(program: Program, controller: FakeController) -> None:
@@ -102,7 +103,7 @@ def commands() -> dict[str, click.Command]:
 
 def test_every_noun_has_get_and_list() -> None:
     found = set(commands())
-    local = {"audit", "completion", "context", "login", "token", "version", "whoami"}
+    local = {"audit", "completion", "context", "login", "placement", "token", "version", "whoami"}
     nouns = {line.split()[0] for line in found} - local
     assert {f"{noun} {verb}" for noun in nouns for verb in ("get", "list")} <= found
 
