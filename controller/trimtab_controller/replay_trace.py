@@ -11,32 +11,40 @@ import time
 from pathlib import Path
 from typing import IO, Any, cast
 
-from trimtab_controller.core.placement.policies import POLICIES
+from trimtab_controller.core.placement.policies import policy_named
 from trimtab_controller.core.placement.replay import Fleet, TraceEvent, peak_bound, run
+from trimtab_protos.errors import InvalidRequest
 
 COLUMNS = ("t_s", "op", "vm", "cpu_millis", "memory_mib", "batch")
-POLICY_NAMES = tuple(POLICIES)
 
 
-class TraceInvalid(ValueError):
-    """A file that is no trace; says the line and what is wrong with it."""
+class ReplayRefused(ValueError):
+    """A file that is no trace (says the line and what is wrong with it), or a policy that is none."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def replay(path: Path, *, cpu_millis: int, memory_mib: int, hosts: int | None, policy: str) -> dict[str, Any]:
     """Return the report of a trace on alike hosts of this size, as JSON types.
 
     `hosts` None: as many as the trace can need, a quarter more than its peak fills if vms could be cut up; those not in use cost
-    nothing. TraceInvalid for a file that is no such trace.
+    nothing. ReplayRefused for a file that is no such trace and a policy that is none.
     """
+    try:
+        chosen = policy_named(policy)
+    except InvalidRequest as error:
+        raise ReplayRefused(error.code, error.message) from error
     events = read(path)
     size = {"cpu_millis": cpu_millis, "memory_mib": memory_mib}
     count = hosts if hosts is not None else peak_bound(events, **size) * 5 // 4 + 1
-    report = run(events, Fleet(count, cpu_millis, memory_mib, policy), **size, cpu_time_ns=time.process_time_ns)
+    report = run(events, Fleet(count, cpu_millis, memory_mib, chosen), **size, cpu_time_ns=time.process_time_ns)
     return {"trace": path.name, "policy": policy, "hosts": count, **report.as_json()}
 
 
 def read(path: Path) -> list[TraceEvent]:
-    """Return the events of a trace file, in its order. TraceInvalid where a line is none, or time runs backwards."""
+    """Return the events of a trace file, in its order. ReplayRefused where a line is none, or time runs backwards."""
     events: list[TraceEvent] = []
     with _open(path) as lines:
         reader = csv.DictReader(lines)
@@ -69,5 +77,5 @@ def _event(path: Path, line: int, row: dict[str, str]) -> TraceEvent:
     return event
 
 
-def _bad(path: Path, line: int, reason: str) -> TraceInvalid:
-    return TraceInvalid(f"{path.name}, line {line}: {reason}")
+def _bad(path: Path, line: int, reason: str) -> ReplayRefused:
+    return ReplayRefused("trace-invalid", f"{path.name}, line {line}: {reason}")

@@ -1,6 +1,6 @@
 """The scheduler against its goals, in CPU time, with a plain Python loop over the same hosts as the baseline of the same run.
 
-    python tests/bench/bench_placement.py [--quick] [--only decision sustained packing] [--seed 7]
+    python -m tests.bench.bench_placement [--quick] [--only decision sustained packing] [--seed 7]
 
 No two requests are the same object or have the same id, each sees the claims of those before it, and no answer is reused. Where a
 baseline exists both sides must choose the same hosts: a run in which they do not ends with an error. Samples of the decisions are

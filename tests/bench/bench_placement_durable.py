@@ -1,6 +1,6 @@
 """Durable placements: pending requests in the database to hosts claimed and committed, through the leader's own loop, without the API.
 
-    python tests/bench/bench_placement_durable.py [--vms 2000] [--hosts 300] [--databases sqlite postgresql]
+    python -m tests.bench.bench_placement_durable [--vms 2000] [--hosts 300] [--databases sqlite postgresql]
 
 Each vm has a boot volume on a shared pool and a nic; each batch reads the fleet, decides with reasons kept, and commits claims,
 epochs, decisions, answers and events. Reported: placements per second of wall time, and the CPU time of this process for each

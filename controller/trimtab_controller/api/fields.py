@@ -28,6 +28,13 @@ LabelValue = Annotated[str, Field(pattern=LABEL_VALUE_PATTERN)]
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64, examples=[{"tier": "web"}])]
 LabelChanges = Annotated[dict[LabelKey, LabelValue | None], Field(max_length=64, examples=[{"tier": "web", "old": None}])]
 
+# What operators count on hosts, and how much of it.
+Counts = Annotated[
+    dict[LabelKey, Annotated[int, Field(strict=True, ge=1, le=1 << 40)]], Field(max_length=16, examples=[{"licence": 1}])
+]
+
+ResourceCount = Annotated[int, Field(strict=True, ge=0, le=1 << 40, examples=[4])]
+
 Vcpus = Annotated[int, Field(strict=True, ge=1, le=1024, examples=[2])]
 MemoryMib = Annotated[int, Field(strict=True, ge=16, le=16 << 20, examples=[2048])]
 DiskBytes = Annotated[int, Field(strict=True, ge=1 << 20, le=64 * TIB, multiple_of=512, examples=[10 << 30])]

@@ -1,6 +1,6 @@
 """What administrators do with hosts and host classes; how machines join: `hosts.py`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Host, HostClass, Operation
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services.vms import merge_labels
-from trimtab_controller.store import certificates, events, hosts, hosts_read, keyset, lookup, plans, pools, schema
+from trimtab_controller.store import certificates, events, host_stocks, hosts, hosts_read, keyset, lookup, plans, pools, schema
 from trimtab_controller.store.certificates import HostCertificate
 from trimtab_protos.errors import Conflict, NotFound
 
@@ -35,6 +35,10 @@ class HostChange:
     host_class: str | None = None
     labels: Mapping[str, str | None] | None = None
     is_cordoned: bool | None = None
+    # By key: (value, effect), None takes the taint away.
+    taints: Mapping[str, tuple[str, str] | None] | None = None
+    # What the host has of what operators count; 0 takes it away.
+    resources: Mapping[str, int] | None = None
 
 
 def find(session: Session, name_or_id: str) -> Host:
@@ -103,6 +107,8 @@ def change(
     if wish.is_cordoned is not None:
         _refuse_held(session, host, wish)
         values["is_cordoned"] = wish.is_cordoned
+    if wish.taints is not None:
+        values["taints"] = _merge_taints(host.taints, wish.taints)
     host_class = None
     if wish.host_class is not None:
         host_class = find_class(session, wish.host_class)
@@ -110,6 +116,7 @@ def change(
     hosts.update(session, host.id, expected_version=expected_version, **values)
     if host_class is not None and host.inventory is not None:
         hosts.set_limits(session, host.id, host.inventory, host_class)
+    host_stocks.set_resources(session, host.id, wish.resources or {})
     what = {True: "cordoned", False: "uncordoned", None: "changed"}[wish.is_cordoned]
     events.append(
         session,
@@ -120,6 +127,12 @@ def change(
         now=now,
     )
     return get(session, host.id)
+
+
+def _merge_taints(before: Sequence[Mapping[str, str]], changes: Mapping[str, tuple[str, str] | None]) -> list[dict[str, str]]:
+    kept = [dict(taint) for taint in before if taint["key"] not in changes]
+    added = [{"key": key, "value": one[0], "effect": one[1]} for key, one in changes.items() if one is not None]
+    return sorted([*kept, *added], key=lambda taint: taint["key"])
 
 
 def remove(

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -65,6 +65,17 @@ class VmSpec:
     os: str = ""
     has_tpm: bool = False
     has_secure_boot: bool = False
+    # (key, value); the value '' stands for any.
+    tolerations: tuple[tuple[str, str], ...] = ()
+    # What operators count on hosts, by name.
+    resources: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def wishes(self) -> dict[str, Any]:
+        """What few vms ask for; only what is asked."""
+        tolerations = [{"key": key, "value": value} for key, value in self.tolerations]
+        wishes = {"tolerations": tolerations, "resources": dict(self.resources)}
+        return {name: wish for name, wish in wishes.items() if wish}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +262,7 @@ def _vm_values(spec: VmSpec, *, vm_id: str, project: Project, root: _Root, now: 
         "image_id": root.image.id if root.image else None,
         "host_selector": dict(spec.host_selector),
         "host_class": spec.host_class,
+        "wishes": spec.wishes,
         "desired_power": (DesiredPower.RUNNING if spec.start else DesiredPower.STOPPED).value,
         "observed_state": ObservedState.ABSENT.value,
         "observed_at": now,

@@ -68,7 +68,8 @@ def test_the_command_imports_only_itself_of_the_controller() -> None:
                 for name in names
                 if not name.startswith(allowed) and name.partition(".")[0] not in sys.stdlib_module_names | {"yaml"}
             ]
-    assert found == []
+    # A replay runs the scheduler itself, and says what to install where it is not there.
+    assert set(found) == {"placement.py: trimtab_controller.replay_trace"}
 
 
 def test_vm_list_takes_a_quarter_of_a_second_at_most(program: Program, controller: FakeController) -> None:
@@ -103,7 +104,7 @@ def commands() -> dict[str, click.Command]:
 def test_every_noun_has_get_and_list() -> None:
     found = set(commands())
     # Local matters, and questions about the fleet as a whole, which have no items to list.
-    local = {"audit", "capacity", "completion", "context", "failover", "login", "token", "version", "whoami"}
+    local = {"audit", "capacity", "completion", "context", "failover", "login", "placement", "token", "version", "whoami"}
     nouns = {line.split()[0] for line in found} - local
     assert {f"{noun} {verb}" for noun in nouns for verb in ("get", "list")} <= found
 

@@ -93,6 +93,8 @@ class HostResource:
     name: str
     host_class: str
     labels: dict[str, str]
+    # Keep vms off: {key, value, effect}.
+    taints: tuple[dict[str, str], ...]
     is_cordoned: bool
     # new, up, suspect, lost or fenced; since `connectivity_at`.
     connectivity: str
@@ -158,6 +160,7 @@ def render_host(view: HostView, *, now: datetime, heard: Mapping[str, datetime],
         name=host.name,
         host_class=view.host_class_name,
         labels=dict(host.labels),
+        taints=tuple(dict(taint) for taint in host.taints),
         is_cordoned=host.is_cordoned,
         connectivity=host.connectivity.value,
         connectivity_at=host.connectivity_at,

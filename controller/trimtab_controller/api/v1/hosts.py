@@ -1,14 +1,26 @@
 """Hosts, their classes, and the tokens with which machines join."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from trimtab_controller.api.fields import Body, Bool, CpuModel, HostName, LabelChanges, Name, Ref
+from trimtab_controller.api.fields import (
+    Body,
+    Bool,
+    CpuModel,
+    HostName,
+    LabelChanges,
+    LabelKey,
+    LabelValue,
+    Name,
+    Part,
+    Ref,
+    ResourceCount,
+)
 from trimtab_controller.api.mutate import NO_CONTENT, Order, accepted, answered, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
 from trimtab_controller.api.paths import NamePath
@@ -42,12 +54,30 @@ JoinTokenPath = Annotated[str, Path(pattern=r"^join-[0-9a-z]{26}$", examples=["j
 Permille = Annotated[int, Field(strict=True, ge=100, le=100_000, examples=[4000])]
 
 
+class TaintBody(Part):
+    """`refuse` keeps vms off that do not tolerate it; `avoid` places them there only where nothing else is as good."""
+
+    value: LabelValue = ""
+    effect: Literal["refuse", "avoid"] = "refuse"
+
+
 class HostChanges(Body):
-    """A field left out stays as it is."""
+    """A field left out stays as it is; taints and labels are merged in by key, null takes one away."""
 
     name: HostName | None = None
     host_class: Ref | None = None
     labels: LabelChanges | None = None
+    taints: Annotated[dict[LabelKey, TaintBody | None], Field(max_length=32)] | None = None
+    # What operators count there; 0 takes it away.
+    resources: Annotated[dict[LabelKey, ResourceCount], Field(max_length=32)] | None = None
+
+    def change(self) -> hosts_admin.HostChange:
+        taints = None
+        if self.taints is not None:
+            taints = {key: (one.value, one.effect) if one else None for key, one in self.taints.items()}
+        return hosts_admin.HostChange(
+            name=self.name, host_class=self.host_class, labels=self.labels, taints=taints, resources=self.resources
+        )
 
 
 class HostTokenBody(Body):
@@ -96,10 +126,9 @@ async def get_host(runtime: InRuntime, _access: FleetViewer, name: NamePath) -> 
 async def change_host(
     request: Request, runtime: InRuntime, access: FleetAdmin, name: NamePath, body: HostChanges, asked: Asked
 ) -> Response:
-    """Rename a host, merge labels in (null takes one away), or move it to another class."""
-    change = hosts_admin.HostChange(name=body.name, host_class=body.host_class, labels=body.labels)
+    """Rename a host, merge labels and taints in (null takes one away), say what it has, or move it to another class."""
     order = Order(request=request, access=access, wish=asked, verb="host.change", body=body)
-    return await _change(runtime, order, name, change)
+    return await _change(runtime, order, name, body.change())
 
 
 @router.post("/v1/hosts/{name}:cordon", response_model=HostResource)

@@ -13,10 +13,13 @@ from trimtab_controller.api.fields import (
     Address,
     Body,
     Bool,
+    Counts,
     CpuModelOrNone,
     DiskBytes,
     LabelChanges,
+    LabelKey,
     Labels,
+    LabelValue,
     Mac,
     MemoryMib,
     Name,
@@ -80,6 +83,13 @@ class SeedBody(Part):
         )
 
 
+class TolerationBody(Part):
+    """Taints of hosts that the vm puts up with: of this key, and of this value unless it is left out."""
+
+    key: LabelKey
+    value: LabelValue = ""
+
+
 class VmBody(Body):
     """Boots from a new clone of `image`, or from `volume`, or is installed from `iso` onto an empty disk of `disk_bytes`.
 
@@ -109,6 +119,8 @@ class VmBody(Body):
     seed: SeedBody | None = None
     start: Bool = True
     to_host: RefOrNone = ""
+    tolerations: Annotated[tuple[TolerationBody, ...], Field(max_length=32)] = ()
+    resources: Counts = Field(default_factory=dict)
 
     def spec(self) -> vms.VmSpec:
         return vms.VmSpec(
@@ -135,6 +147,8 @@ class VmBody(Body):
             os=self.os,
             has_tpm=self.tpm,
             has_secure_boot=self.secure_boot,
+            tolerations=tuple((one.key, one.value) for one in self.tolerations),
+            resources=self.resources,
         )
 
 

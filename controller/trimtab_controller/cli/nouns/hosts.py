@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from trimtab_controller.cli import completion, humanise, options, render, resources
+from trimtab_controller.cli.errors import usage
 from trimtab_controller.cli.nouns import plans
 from trimtab_controller.cli.nouns.host_views import COLUMNS, describe
 from trimtab_controller.cli.paths import join
@@ -75,8 +76,36 @@ def uncordon(session: Session, name: str) -> None:
 
 @host.command()
 @_name
+@click.argument("mark", metavar="KEY[=VALUE][:avoid]")
+@options.changes
+@click.pass_obj
+def taint(session: Session, name: str, mark: str) -> None:
+    """Keep vms off a host that do not tolerate this mark; with `:avoid` only where others are as good."""
+    pair, _, effect = mark.partition(":")
+    key, _, value = pair.partition("=")
+    body = {"taints": {key: {"value": value, "effect": effect or "refuse"}}}
+    answer = resources.change(session, "PATCH", HOST.place(session, name), body)
+    resources.show_changed(session, HOST, answer, f"host {name} is tainted {mark}; what runs there stays")
+
+
+@host.command()
+@_name
+@click.argument("key")
+@options.changes
+@click.pass_obj
+def untaint(session: Session, name: str, key: str) -> None:
+    """Take a mark off a host."""
+    answer = resources.change(session, "PATCH", HOST.place(session, name), {"taints": {key: None}})
+    resources.show_changed(session, HOST, answer, f"host {name} has no taint {key} any more")
+
+
+@host.command()
+@_name
 @click.option("--label", "labels", type=PairType("rack=r2"), multiple=True, help="Set a label; repeats.")
 @click.option("--unset-label", "unset", multiple=True, metavar="KEY", help="Remove a label; repeats.")
+@click.option(
+    "--resource", "counted", type=PairType("licence=4"), multiple=True, help="It has so much of this; 0 takes it away; repeats."
+)
 @click.option("--rename", metavar="NAME", help="A new name; the id stays.")
 @click.option("--host-class", metavar="NAME", shell_complete=completion.names_of("host-classes"), help="A class of hosts.")
 @options.changes
@@ -86,15 +115,24 @@ def update(
     name: str,
     labels: Sequence[tuple[str, str]],
     unset: Sequence[str],
+    counted: Sequence[tuple[str, str]],
     rename: str | None,
     host_class: str | None,
 ) -> None:
-    """Change a host's labels, name or class."""
+    """Change a host's labels, name or class, or say what it has of what operators count."""
     body: dict[str, Any] = {key: value for key, value in (("name", rename), ("host_class", host_class)) if value is not None}
+    if counted:
+        body["resources"] = {resource: _count(resource, text) for resource, text in counted}
     if labels or unset or not body:
         body["labels"] = resources.label_changes(labels, unset)
     answer = resources.change(session, "PATCH", HOST.place(session, name), body)
     resources.show_changed(session, HOST, answer, f"host {name}: {', '.join(sorted(body))} changed")
+
+
+def _count(resource: str, text: str) -> int:
+    if not text.isdigit():
+        raise usage(f"--resource {resource}={text}: give a whole number, for example {resource}=4")
+    return int(text)
 
 
 @host.command()

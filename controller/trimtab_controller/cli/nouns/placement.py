@@ -5,9 +5,8 @@ from pathlib import Path
 
 import click
 
-from trimtab_controller import replay_trace
 from trimtab_controller.cli import options, render
-from trimtab_controller.cli.errors import usage
+from trimtab_controller.cli.errors import CommandFailed, usage
 from trimtab_controller.cli.render import Column
 from trimtab_controller.cli.session import Session
 from trimtab_controller.cli.values import HostSize, HostSizeType
@@ -48,13 +47,24 @@ def placement() -> None:
     "--hosts", "count", type=click.IntRange(1, 1_000_000), metavar="N",
     help="How many hosts there are; left out, as many as the trace can need.",
 )  # fmt: skip
-@click.option("--policy", default="best-fit", type=click.Choice(("pack", *replay_trace.POLICY_NAMES)), show_default=True)
+@click.option(
+    "--policy", default="best-fit", metavar="NAME", show_default=True, help="pack, spread, balanced or fragmentation-aware."
+)
 @options.shown
 @click.pass_obj
 def replay(session: Session, trace: Path, size: HostSize, count: int | None, policy: str) -> None:
     """Replay a trace of creations and deletions through the scheduler and count the hosts in use over time."""
     try:
-        report = replay_trace.replay(trace, **asdict(size), hosts=count, policy=policy)
-    except replay_trace.TraceInvalid as error:
-        raise usage(str(error), code="trace-invalid") from error
+        # Here and not above: the scheduler brings numpy with it, and no other command needs that.
+        from trimtab_controller.replay_trace import ReplayRefused
+        from trimtab_controller.replay_trace import replay as replay_trace
+    except ImportError as error:
+        raise CommandFailed(
+            f"a replay runs the scheduler on this machine, which needs {error.name}; install trimtab[controller]",
+            code="scheduler-missing",
+        ) from error
+    try:
+        report = replay_trace(trace, **asdict(size), hosts=count, policy=policy)
+    except ReplayRefused as error:
+        raise usage(str(error), code=error.code) from error
     render.show_one(session, report, _COLUMNS)

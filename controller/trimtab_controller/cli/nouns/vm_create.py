@@ -41,6 +41,10 @@ _file = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, 
 @click.option("--host-class", metavar="NAME", shell_complete=completion.names_of("host-classes"), help="A class of hosts.")
 @click.option("--select", "selects", type=PairType("rack=r2"), multiple=True, help="Only hosts with this label; repeats.")
 @click.option("--to", "to_host", metavar="HOST", shell_complete=completion.names_of("hosts"), help="On this host, or not at all.")
+@click.option("--toleration", "tolerations", multiple=True, metavar="KEY[=VALUE]", help="Also on hosts with this taint; repeats.")
+@click.option(
+    "--resource", "counted", type=PairType("licence=1"), multiple=True, help="So much of what operators count; repeats."
+)
 @click.option("--label", "labels", type=PairType("tier=web"), multiple=True, help="A label; repeats.")
 @click.option("--hostname", metavar="NAME", help="By cloud-init; else the vm's name.")
 @click.option("--user-data", type=_file, metavar="FILE", help="A cloud-init user-data document.")
@@ -73,6 +77,8 @@ def create(
     host_class: str | None,
     selects: Sequence[tuple[str, str]],
     to_host: str | None,
+    tolerations: Sequence[str],
+    counted: Sequence[tuple[str, str]],
     labels: Sequence[tuple[str, str]],
     hostname: str | None,
     user_data: Path | None,
@@ -108,12 +114,25 @@ def create(
         "to_host": to_host,
         "labels": dict(labels) or None,
         "host_selector": dict(selects) or None,
+        "tolerations": [_toleration(text) for text in tolerations] or None,
+        "resources": {resource: _count(resource, text) for resource, text in counted} or None,
         "networks": [nic.as_json() for nic in nics] or None,
         "seed": _seed(hostname=hostname, user_data=user_data, network_config=network_config, ssh_keys=ssh_keys) or None,
     }
     body: dict[str, Any] = {"name": name, "vcpus": vcpus, "memory_mib": memory, "start": start}
     body.update({key: value for key, value in optional.items() if value is not None})
     _create(session, name, body)
+
+
+def _toleration(text: str) -> dict[str, str]:
+    key, _, value = text.partition("=")
+    return {"key": key, "value": value}
+
+
+def _count(resource: str, text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise usage(f"--resource {resource}={text}: give a whole number from 1 on, for example {resource}=1")
+    return int(text)
 
 
 def _create(session: Session, name: str, body: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ class Vm:
     created_at: datetime
     deleted_at: datetime | None
     purge_after: datetime | None
-    # What few vms ask for; see `loops/placement_snapshot.py`.
+    # What few vms ask for; see `operations/placement_snapshot.py`.
     wishes: Mapping[str, Any] = field(default_factory=dict)
 
 

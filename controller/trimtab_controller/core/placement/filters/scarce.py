@@ -82,7 +82,7 @@ def _lacks_cells(trial: Trial, row: int) -> tuple[Refusal, ...]:
     found += [f"{most_pages} pages"] if need.pages else []
     message = f"needs {' and '.join(asked)} {where}; the most that one has free is {', '.join(found)}"
     if not any(cell.cpus_limit for cell in own) and need.cpus:
-        message += "; no cpus are set aside there (`trimtab host update --dedicated-cpus`)"
+        message += "; no cpus are set aside for pinning there"
     context = {"cells": need.count, "cpus": need.cpus, "pages": need.pages, "most_cpus": most_cpus, "most_pages": most_pages}
     return (Refusal("cells", "cells-short", message, context),)
 
