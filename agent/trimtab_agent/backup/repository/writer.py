@@ -38,8 +38,7 @@ from trimtab_agent.backup.repository.sessions import Session, SessionKind, new_s
 from trimtab_protos.errors import AlreadyExists, Conflict, NotFound, TrimtabError, Unavailable
 
 PACK_BYTES = 16 << 20
-"""Of one pack, built in memory: one that grows and one on its way take 32 MiB, twice that on a bucket. With 32 MiB packs a backup of
-1 GiB peaked at 198 MiB, with the interpreter."""
+"""Of one pack, built in memory: one that grows and one on its way take 32 MiB, twice that on a bucket."""
 WORKERS = 2
 IN_FLIGHT_MAX = 16
 ATTACHMENT_CHUNK_BYTES = 256 * 1024
