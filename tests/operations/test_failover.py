@@ -80,9 +80,7 @@ class Story:
             self.fleet.clock.advance(1.0)
 
     def power_cut(self, host_id: str) -> None:
-        domains = self.fleet.hypervisor(host_id).domains
-        for vm_id in list(domains):
-            domains.pop(vm_id)
+        self.fleet.hypervisor(host_id).crash()
 
     def record(self, host_id: str) -> failover.FailoverRow:
         row = self.fleet.db.read(lambda session: failover.open_record(session, host_id))

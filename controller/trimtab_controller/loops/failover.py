@@ -186,7 +186,14 @@ class FailoverLoop:
                         found.append(SessionOpened(host=host_id, boot_id=host.boot_id, domains=()))
                     found.append(Renewed(host=host_id, at_s=now, boot_id=host.boot_id, is_armed=self._is_armed(host_id)))
                 case HostConnectivity.SUSPECT:
-                    found.append(Renewed(host=host_id, at_s=now - self._settings.suspect_after_s - 0.1, boot_id=host.boot_id))
+                    found.append(
+                        Renewed(
+                            host=host_id,
+                            at_s=now - self._settings.suspect_after_s - 0.1,
+                            boot_id=host.boot_id,
+                            is_armed=self._is_armed(host_id),
+                        )
+                    )
             if record.ends_granting_since_s is not None and not record.granting_ended and self._has_granting_ended(host_id, seen):
                 found.append(GrantingEnded(host=host_id, handled_s=now))
         found += [ReleaseAsked(host=host_id) for host_id in seen.control.released if host_id in self._state.hosts]
