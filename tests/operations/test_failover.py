@@ -11,7 +11,7 @@ from trimtab_controller.core.model import Vm
 from trimtab_controller.fencing import FencePath, Power, PowerAnswer
 from trimtab_controller.loops.failover import LEADERS_WINDOW_S, FailoverLoop
 from trimtab_controller.services import recovery
-from trimtab_controller.store import events, failover, hosts, leases, schema, vms
+from trimtab_controller.store import events, failover, hosts, leases, schema
 from trimtab_protos.errors import Conflict
 
 ROUNDS = 120
@@ -44,9 +44,7 @@ class Story:
     loop: FailoverLoop
 
     def kept_vm(self, name: str = "db", **wishes: object) -> Vm:
-        vm = self.fleet.running_vm(name, **wishes)
-        self.fleet.db.write(lambda session: vms.update(session, vm.id, ha="restart"))
-        return self.fleet.vm(vm.id)
+        return self.fleet.running_vm(name, ha="restart", **wishes)
 
     def arm(self, host_id: str) -> None:
         """Give the host a power device."""

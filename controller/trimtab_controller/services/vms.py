@@ -57,6 +57,10 @@ class VmSpec:
     seed: seeds.SeedWish | None
     start: bool
     to_host: str
+    ha: str = "none"
+    """`restart`: started elsewhere when its host is proven off; `none`: left alone."""
+    priority: int = 0
+    """Higher ones are restarted first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +221,8 @@ def _vm_values(spec: VmSpec, *, vm_id: str, project: Project, root: _Root, now: 
         "image_id": root.image.id if root.image else None,
         "host_selector": dict(spec.host_selector),
         "host_class": spec.host_class,
+        "ha": spec.ha,
+        "priority": spec.priority,
         "desired_power": (DesiredPower.RUNNING if spec.start else DesiredPower.STOPPED).value,
         "observed_state": ObservedState.ABSENT.value,
         "observed_at": now,

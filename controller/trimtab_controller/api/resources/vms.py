@@ -73,6 +73,9 @@ class VmResource:
     shape: ShapeResource
     host_selector: dict[str, str]
     host_class: str
+    # restart or none; higher priorities restart first.
+    ha: str
+    priority: int
     volumes: tuple[VmVolumeResource, ...]
     nics: tuple[NicResource, ...]
     # '' where it boots from a volume of its own.
@@ -163,6 +166,8 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         ),
         host_selector=dict(vm.host_selector),
         host_class=vm.host_class,
+        ha=vm.ha,
+        priority=vm.priority,
         volumes=tuple(
             VmVolumeResource(
                 id=one.id, name=one.name, pool=names.get(one.pool_id, ""), size_bytes=one.size_bytes, index=one.disk_index or 0

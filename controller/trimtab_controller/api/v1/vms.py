@@ -102,6 +102,8 @@ class VmBody(Body):
     seed: SeedBody | None = None
     start: Bool = True
     to_host: RefOrNone = ""
+    ha: Literal["restart", "none"] = "none"
+    priority: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = 0
 
     def spec(self) -> vms.VmSpec:
         return vms.VmSpec(
@@ -124,6 +126,8 @@ class VmBody(Body):
             seed=self.seed.wish() if self.seed else None,
             start=self.start,
             to_host=self.to_host,
+            ha=self.ha,
+            priority=self.priority,
         )
 
 

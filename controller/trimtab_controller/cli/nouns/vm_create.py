@@ -37,6 +37,8 @@ _file = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, 
 @click.option("--host-class", metavar="NAME", shell_complete=completion.names_of("host-classes"), help="A class of hosts.")
 @click.option("--select", "selects", type=PairType("rack=r2"), multiple=True, help="Only hosts with this label; repeats.")
 @click.option("--to", "to_host", metavar="HOST", shell_complete=completion.names_of("hosts"), help="On this host, or not at all.")
+@click.option("--ha", type=click.Choice(["restart", "none"]), help="Whether it restarts elsewhere when its host dies; else none.")
+@click.option("--priority", type=click.IntRange(-1000, 1000), help="Higher ones restart first; else 0.")
 @click.option("--label", "labels", type=PairType("tier=web"), multiple=True, help="A label; repeats.")
 @click.option("--hostname", metavar="NAME", help="By cloud-init; else the vm's name.")
 @click.option("--user-data", type=_file, metavar="FILE", help="A cloud-init user-data document.")
@@ -65,6 +67,8 @@ def create(
     host_class: str | None,
     selects: Sequence[tuple[str, str]],
     to_host: str | None,
+    ha: str | None,
+    priority: int | None,
     labels: Sequence[tuple[str, str]],
     hostname: str | None,
     user_data: Path | None,
@@ -90,6 +94,8 @@ def create(
         "cpu_model": cpu_model,
         "host_class": host_class,
         "to_host": to_host,
+        "ha": ha,
+        "priority": priority,
         "labels": dict(labels) or None,
         "host_selector": dict(selects) or None,
         "networks": [nic.as_json() for nic in nics] or None,
