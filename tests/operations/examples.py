@@ -18,6 +18,7 @@ from trimtab_controller.services import images as image_service
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services import plans as plan_service
 from trimtab_controller.services import pools as pool_service
+from trimtab_controller.services import recovery
 from trimtab_controller.services import volumes as volume_service
 from trimtab_controller.store import describe, hosts, image_replicas, images, networks, pools, reach, schema, vms, volumes
 from trimtab_controller.store.database import Session
@@ -94,6 +95,17 @@ def _power(
 def _stopped(story: FleetStory, vm: Vm) -> None:
     story.accept_power(vm, "stop", force=True)
     story.settle()
+
+
+def _recover(story: FleetStory) -> Operation:
+    """Its guest is gone for certain: its holders were proven gone before a recovery is accepted."""
+    vm = story.running_vm(_name("web"))
+    _stopped(story, vm)
+    story.wish(vm.id, DesiredPower.RUNNING)
+    present = story.vm(vm.id)
+    return story.db.write(
+        lambda session: recovery.recover(session, present, because="a test", now=story.clock.now(), actor=story.actor)
+    )
 
 
 def _paused(story: FleetStory, vm: Vm) -> None:
@@ -475,6 +487,7 @@ EXAMPLES: dict[str, Example] = {
     "vm.migrate with its disk": Example(
         kind="vm.migrate", arrange=_migrate_local, done=_moved, undone=_stayed, takes_place=frozenset({"move"})
     ),
+    "vm.recover": Example(kind="vm.recover", arrange=_recover, done=_ends_as(ObservedState.RUNNING)),
     "vm.purge": Example(kind="vm.purge", arrange=_purge, done=_purged),
     "vm.create from an ISO": Example(
         kind="vm.create", arrange=lambda story: changes.installs(story, _name("web")), done=_created, undone=_not_created

@@ -11,7 +11,7 @@ from trimtab_controller.core.model import Vm
 from trimtab_controller.fencing import FencePath, Power, PowerAnswer
 from trimtab_controller.loops.failover import LEADERS_WINDOW_S, FailoverLoop
 from trimtab_controller.services import recovery
-from trimtab_controller.store import events, failover, hosts, leases, schema, vms
+from trimtab_controller.store import events, failover, hosts, leases, schema
 from trimtab_protos.errors import Conflict
 
 ROUNDS = 120
@@ -44,9 +44,7 @@ class Story:
     loop: FailoverLoop
 
     def kept_vm(self, name: str = "db", **wishes: object) -> Vm:
-        vm = self.fleet.running_vm(name, **wishes)
-        self.fleet.db.write(lambda session: vms.update(session, vm.id, ha="restart"))
-        return self.fleet.vm(vm.id)
+        return self.fleet.running_vm(name, ha="restart", **wishes)
 
     def arm(self, host_id: str) -> None:
         """Give the host a power device."""
@@ -80,9 +78,7 @@ class Story:
             self.fleet.clock.advance(1.0)
 
     def power_cut(self, host_id: str) -> None:
-        domains = self.fleet.hypervisor(host_id).domains
-        for vm_id in list(domains):
-            domains.pop(vm_id)
+        self.fleet.hypervisor(host_id).crash()
 
     def record(self, host_id: str) -> failover.FailoverRow:
         row = self.fleet.db.read(lambda session: failover.open_record(session, host_id))

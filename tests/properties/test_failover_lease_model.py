@@ -119,7 +119,7 @@ class Search:
         core = self._feed(core, LeaderStarted(), 0)[0]
         for name in ("h1", "h2"):
             listed = (("v", 1, Seen.RUNNING),) if name == "h1" else ()
-            core = self._feed(core, Renewed(host=name, at_s=0.0), 0)[0]
+            core = self._feed(core, Renewed(host=name, at_s=0.0, is_armed=True), 0)[0]
             core = self._feed(core, SessionOpened(host=name, boot_id="b", domains=listed), 0)[0]
         return [(Small(0, 0, (), (), None, 0, False, 1, None), core)]
 
@@ -156,13 +156,13 @@ class Search:
             for name, listed in (("h1", (("v", 1, Seen.RUNNING),)), ("h2", ())):
                 if name == "h2" or renewals:
                     core = self._feed(core, SessionOpened(host=name, boot_id="b", domains=listed), now)[0]
-        core = self._feed(core, Renewed(host="h2", at_s=now * self.leader_rate), now)[0]
+        core = self._feed(core, Renewed(host="h2", at_s=now * self.leader_rate, is_armed=True), now)[0]
         for arrives, sent, gateway, ack_delay in [one for one in renewals if one[0] <= now]:
             renewals.remove((arrives, sent, gateway, ack_delay))
             if small.ends is not None and now >= small.ends[gateway]:
                 continue
             handled = max(handled, now)
-            core = self._feed(core, Renewed(host="h1", at_s=now * self.leader_rate), now)[0]
+            core = self._feed(core, Renewed(host="h1", at_s=now * self.leader_rate, is_armed=True), now)[0]
             if ack_delay >= 0:
                 acks.append((now + ack_delay, sent))
         for arrives, sent in [one for one in acks if one[0] <= now]:

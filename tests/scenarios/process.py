@@ -109,7 +109,14 @@ class EngineProcess:
             gateway_s = self.handled.get(name, NEVER_S)
             if is_new and self.world.now - gateway_s > self.world.settings.suspect_after_s / 2:
                 is_granted = name not in self.world.intents
-                renewal = Renewed(host=name, at_s=self.world.now, is_granted=is_granted, is_beacon=True, kill_s=host.kill_s)
+                renewal = Renewed(
+                    host=name,
+                    at_s=self.world.now,
+                    is_granted=is_granted,
+                    is_armed=host.warden_is_alive,
+                    is_beacon=True,
+                    kill_s=host.kill_s,
+                )
                 self.feed(renewal)
 
     # --- events in, effects out ----------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ class World:
     def _handle_renewal(self, host: SimHost, sent_s: float, boot: int) -> None:
         if not self.gateway_is_alive or host.link_is_cut or host.boot != boot:
             return
-        if not host.session_is_open:
+        if not host.session_is_open and host.agent_acts:
             self._open_session(host)
         is_granted = host.name not in self.engine.revoked and self.has_sql
         self.engine.gateway_handled(host, self.now, is_granted=is_granted)

@@ -1,7 +1,7 @@
 """The engine process: leads when it can, and runs the leader's jobs while it does.
 
 A job that blocks (a host that hangs in `observe_hosts`) must not delay placement, so jobs run in lanes, each a thread:
-`placement` (batches), `redrive`, `upkeep`, `drift`, `planning`. Every write of a lane is fenced by the leader's term.
+`placement` (batches), `failover`, `redrive`, `upkeep`, `drift`, `planning`. Every write of a lane is fenced by the leader's term.
 """
 
 import threading
@@ -13,7 +13,9 @@ from trimtab_controller import wiring
 from trimtab_controller.clock import Clock
 from trimtab_controller.config import Settings
 from trimtab_controller.core.planning.rebalance import RebalanceMode
+from trimtab_controller.fencing import FenceAgents
 from trimtab_controller.loops.drift import Drift
+from trimtab_controller.loops.failover import FailoverLoop
 from trimtab_controller.loops.fleet_figures import FleetFigures
 from trimtab_controller.loops.leader import Leader
 from trimtab_controller.loops.leader_loop import Job, run_due
@@ -42,9 +44,12 @@ def lanes(engine: Engine, nudger: Nudger, *, rebalance_mode: RebalanceMode = Reb
     drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger, usage=usage)
     survival = Survival(db=db, clock=clock)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
+    failover = FailoverLoop(engine=engine, clock=clock, fencer=FenceAgents())
     return {
         # A request waits half a period on average; an empty round is one indexed query.
         "placement": [Job("placement", TICK_S, placement.run)],
+        # Alone in its lane: nothing else may delay it, and a tick more than 3 s late counts as our own pause.
+        "failover": [Job("failover", 1.0, failover.run)],
         "redrive": [Job("redrive", 0.25, redrive.run)],
         "upkeep": [
             Job("figures", 5.0, figures.run),

@@ -9,15 +9,16 @@ A gateway's acknowledgement of a revocation counts from when we *see* it: later 
 
 import queue
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
 
 from trimtab_controller.clock import Clock, mint
-from trimtab_controller.core.failover import FailoverSettings, step
+from trimtab_controller.core.failover import FailoverSettings, steps
 from trimtab_controller.core.failover import effects as do
 from trimtab_controller.core.failover.events import (
     ConfirmedOff,
@@ -131,8 +132,7 @@ class FailoverLoop:
         seen = self._db.read(_read)
         if term != self._term:
             self._begin(term, seen)
-        for event in (*self._observe(seen), *self._answered(), Tick()):
-            self._feed(event, term, seen)
+        self._feed((*self._observe(seen), *self._answered(), Tick()), term, seen)
         self._note_frozen(term, seen.control)
         if any(vm.phase is Phase.STARTING for vm in self._state.vms.values()):
             # Recovery never waits for the queue: the engine drives what is due itself.
@@ -148,7 +148,7 @@ class FailoverLoop:
         self._term = term
         known = {host_id: self._record(host, seen) for host_id, host in seen.hosts.items()}
         self._state = State(settings=self._settings, hosts=known, is_paused=seen.control.is_paused)
-        self._feed(LeaderStarted(), term, seen)
+        self._feed([LeaderStarted()], term, seen)
         now = self._clock.boottime_s()
         # What hosts hold was recorded by the gateways when their sessions opened.
         listed = {host_id: replace(host, has_listed=True) for host_id, host in self._state.hosts.items()}
@@ -186,7 +186,14 @@ class FailoverLoop:
                         found.append(SessionOpened(host=host_id, boot_id=host.boot_id, domains=()))
                     found.append(Renewed(host=host_id, at_s=now, boot_id=host.boot_id, is_armed=self._is_armed(host_id)))
                 case HostConnectivity.SUSPECT:
-                    found.append(Renewed(host=host_id, at_s=now - self._settings.suspect_after_s - 0.1, boot_id=host.boot_id))
+                    found.append(
+                        Renewed(
+                            host=host_id,
+                            at_s=now - self._settings.suspect_after_s - 0.1,
+                            boot_id=host.boot_id,
+                            is_armed=self._is_armed(host_id),
+                        )
+                    )
             if record.ends_granting_since_s is not None and not record.granting_ended and self._has_granting_ended(host_id, seen):
                 found.append(GrantingEnded(host=host_id, handled_s=now))
         found += [ReleaseAsked(host=host_id) for host_id in seen.control.released if host_id in self._state.hosts]
@@ -261,10 +268,10 @@ class FailoverLoop:
 
     # --- what is done ------------------------------------------------------------------------------------------------------------
 
-    def _feed(self, event: Event, term: int, seen: _Seen) -> None:
-        self._state, effects = step(self._state, event, self._clock.boottime_s())
-        if isinstance(event, StartEnded):
-            self._write(term, lambda session: self._record_end(session, event))
+    def _feed(self, happened: Sequence[Event], term: int, seen: _Seen) -> None:
+        self._state, effects = steps(self._state, happened, self._clock.boottime_s())
+        for ended in [one for one in happened if isinstance(one, StartEnded)]:
+            self._write(term, partial(self._record_end, event=ended))
         for effect in effects:
             self._carry_out(effect, term, seen)
 
@@ -284,7 +291,7 @@ class FailoverLoop:
                     self._write(term, lambda session: self._revoke(session, effect.host, term))
             case do.WriteIntent():
                 # Hosts have no beacon yet: there is no second channel to close.
-                self._feed(IntentWritten(host=effect.host, at_s=NEVER_S), term, seen)
+                self._feed([IntentWritten(host=effect.host, at_s=NEVER_S)], term, seen)
             case do.ResumeGranting():
                 self._write(term, lambda session: self._forget(session, effect.host))
             case do.PowerOff():
@@ -400,7 +407,7 @@ class FailoverLoop:
                 session, present.id, vm.id, now=now, operation_id=operation.id, state="starting", why="", ended_at=None
             )
 
-    def _record_end(self, session: Session, event: StartEnded) -> None:
+    def _record_end(self, session: Session, *, event: StartEnded) -> None:
         for row in failover.open_starts(session):
             if row.vm_id == event.vm:
                 failover.write_vm(

@@ -69,6 +69,10 @@ class VmSpec:
     tolerations: tuple[tuple[str, str], ...] = ()
     # What operators count on hosts, by name.
     resources: Mapping[str, int] = field(default_factory=dict)
+    ha: str = "none"
+    """`restart`: started elsewhere when its host is proven off; `none`: left alone."""
+    priority: int = 0
+    """Higher ones are restarted first."""
 
     @property
     def wishes(self) -> dict[str, Any]:
@@ -263,6 +267,8 @@ def _vm_values(spec: VmSpec, *, vm_id: str, project: Project, root: _Root, now: 
         "host_selector": dict(spec.host_selector),
         "host_class": spec.host_class,
         "wishes": spec.wishes,
+        "ha": spec.ha,
+        "priority": spec.priority,
         "desired_power": (DesiredPower.RUNNING if spec.start else DesiredPower.STOPPED).value,
         "observed_state": ObservedState.ABSENT.value,
         "observed_at": now,

@@ -82,6 +82,9 @@ class VmResource:
     host_class: str
     # What a drain may do with it: migrate, restart, wait.
     drain_policy: str
+    # restart or none; higher priorities restart first.
+    ha: str
+    priority: int
     volumes: tuple[VmVolumeResource, ...]
     nics: tuple[NicResource, ...]
     # '' where it boots from a volume of its own.
@@ -198,6 +201,8 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         host_selector=dict(vm.host_selector),
         host_class=vm.host_class,
         drain_policy=vm.drain_policy,
+        ha=vm.ha,
+        priority=vm.priority,
         volumes=tuple(
             VmVolumeResource(
                 id=one.id, name=one.name, pool=names.get(one.pool_id, ""), size_bytes=one.size_bytes, index=one.disk_index or 0

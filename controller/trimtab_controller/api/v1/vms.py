@@ -121,6 +121,8 @@ class VmBody(Body):
     to_host: RefOrNone = ""
     tolerations: Annotated[tuple[TolerationBody, ...], Field(max_length=32)] = ()
     resources: Counts = Field(default_factory=dict)
+    ha: Literal["restart", "none"] = "none"
+    priority: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = 0
 
     def spec(self) -> vms.VmSpec:
         return vms.VmSpec(
@@ -149,6 +151,8 @@ class VmBody(Body):
             has_secure_boot=self.secure_boot,
             tolerations=tuple((one.key, one.value) for one in self.tolerations),
             resources=self.resources,
+            ha=self.ha,
+            priority=self.priority,
         )
 
 

@@ -45,6 +45,8 @@ _file = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, 
 @click.option(
     "--resource", "counted", type=PairType("licence=1"), multiple=True, help="So much of what operators count; repeats."
 )
+@click.option("--ha", type=click.Choice(["restart", "none"]), help="Whether it restarts elsewhere when its host dies; else none.")
+@click.option("--priority", type=click.IntRange(-1000, 1000), help="Higher ones restart first; else 0.")
 @click.option("--label", "labels", type=PairType("tier=web"), multiple=True, help="A label; repeats.")
 @click.option("--hostname", metavar="NAME", help="By cloud-init; else the vm's name.")
 @click.option("--user-data", type=_file, metavar="FILE", help="A cloud-init user-data document.")
@@ -79,6 +81,8 @@ def create(
     to_host: str | None,
     tolerations: Sequence[str],
     counted: Sequence[tuple[str, str]],
+    ha: str | None,
+    priority: int | None,
     labels: Sequence[tuple[str, str]],
     hostname: str | None,
     user_data: Path | None,
@@ -112,6 +116,8 @@ def create(
         "cpu_model": cpu_model,
         "host_class": host_class,
         "to_host": to_host,
+        "ha": ha,
+        "priority": priority,
         "labels": dict(labels) or None,
         "host_selector": dict(selects) or None,
         "tolerations": [_toleration(text) for text in tolerations] or None,

@@ -28,7 +28,8 @@ class Renewed:
     is_granted: bool = True
     is_lease_live: bool = True
     """The host itself holds its lease as live: it saw our acknowledgement lately."""
-    is_armed: bool = True
+    is_armed: bool = False
+    """Its warden said so with this very renewal; silence about it is a no."""
     kill_s: float = 0.0
     has_uplink: bool = True
     """The guests' network has its carrier."""

@@ -3,7 +3,7 @@
 The leader feeds it facts as events and carries out its effects; simulations do the same on a virtual clock. Same input, same output.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -40,8 +40,14 @@ from trimtab_controller.core.failover.records import Desired, Phase, State
 
 def step(state: State, event: Event, now: float) -> tuple[State, tuple[Effect, ...]]:
     """Return the next state and what is to be done, in order. `now`: seconds of the leader's CLOCK_BOOTTIME."""
+    return steps(state, (event,), now)
+
+
+def steps(state: State, events: Iterable[Event], now: float) -> tuple[State, tuple[Effect, ...]]:
+    """Take several events of one instant in order, as `step` one by one would, copying the records once: 10,000 renewals a round."""
     draft = Draft(state, now)
-    _HANDLERS[type(event)](draft, event)
+    for event in events:
+        _HANDLERS[type(event)](draft, event)
     return draft.finish(), tuple(draft.effects)
 
 
