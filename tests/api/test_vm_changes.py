@@ -110,6 +110,9 @@ async def test_an_iso_needs_a_disk_size_and_firmware_follows_the_system(api: Api
     assert refused.json()["code"] == "firmware-wrong"
     refused = await api.call("p1-operator", "POST", VMS, json=body | {"disk_bytes": GIB, "os": "win12"})
     assert refused.json()["code"] == "os-unknown"
+    # Its TPM's state is on one host: elsewhere the guest would not open its disk.
+    refused = await api.call("p1-operator", "POST", VMS, json=body | {"disk_bytes": GIB, "tpm": True, "ha": "restart"})
+    assert (refused.json()["code"], refused.json()["errors"][0]["field"]) == ("tpm-keeps-home", "ha")
     made = (await api.call("p1-operator", "POST", VMS, json=body | {"disk_bytes": GIB, "tpm": True})).json()["vm"]
     assert (made["shape"]["firmware"], made["shape"]["has_tpm"], made["cdrom"]) == ("uefi", True, "debian")
     (root,) = await api.rows(schema.volume, name="win1-root")

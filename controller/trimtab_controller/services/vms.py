@@ -283,6 +283,12 @@ def _os_values(spec: VmSpec, guest_os: GuestOs, root: _Root) -> dict[str, Any]:
     if firmware == Firmware.BIOS and (spec.has_secure_boot or guest_os.needs_uefi):
         why = "secure boot needs" if spec.has_secure_boot else f"{guest_os.name} boots only by"
         raise InvalidRequest("firmware-wrong", f"firmware: {why} uefi; leave firmware out", field="firmware")
+    if spec.has_tpm and spec.ha != "none":
+        raise InvalidRequest(
+            "tpm-keeps-home",
+            "ha: a vm with a TPM cannot restart elsewhere, its TPM's state is on its host only; use `--ha none`",
+            field="ha",
+        )
     return {
         "firmware": firmware,
         "has_secure_boot": spec.has_secure_boot,
