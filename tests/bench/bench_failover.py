@@ -66,6 +66,7 @@ def cut_host(seed: int, device: str, *, beacon: bool = False) -> tuple[Cut, Run]
 
 def say(line: str) -> None:
     sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def percentile(values: list[float], share: float) -> float:

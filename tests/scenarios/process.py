@@ -313,8 +313,8 @@ class EngineProcess:
         self._jobs.discard(("start", deed.vm, deed.epoch, host.name, boot))
         if host.boot != boot or not host.agent_acts or not host.has_lease(world.now, world.settings.lease_ttl_s):
             return
-        if host.highest_epoch.get(deed.vm, 0) > deed.epoch:
-            return
+        if host.highest_epoch.get(deed.vm, 0) > deed.epoch or (deed.vm, deed.epoch) in host.journal:
+            return  # a newer command, or a stop with a higher turn, came in between
         double = world.doubles.get(deed.vm)
         why = "the guest's process ended at once" if double is not None and double.start_fails_on(host.name) else ""
         if deed.vm in world.locked_vms:
@@ -339,6 +339,7 @@ class EngineProcess:
                 failed = StopEnded(vm=deed.vm, host=host.name, is_gone=False, why="its process does not end")
                 self.world.after(20.0, lambda: self._end(deed, failed))
             return
+        host.journal[deed.vm, deed.epoch] = StartEnded(vm=deed.vm, host=host.name, epoch=deed.epoch, is_running=False)
         if deed.vm in host.domains:
             host.domains.pop(deed.vm)
             self.world.tell("stopped", deed.vm, host.name)
