@@ -96,10 +96,7 @@ def create(
 
     trimtab vm create win1 --iso win11 --os win11 --disk 60GiB --memory 4GiB --tpm --secure-boot
     """
-    if [bool(image), bool(volume), bool(iso)].count(True) != 1:
-        raise usage("give either --image, --volume or --iso, for example --image debian", hint="trimtab image list")
-    if iso and disk is None:
-        raise usage("--iso needs --disk, the size of the disk to install onto, for example --disk 20GiB")
+    _check_source(image, volume, iso, disk=disk)
     optional: dict[str, Any] = {
         "image": image,
         "volume": volume,
@@ -128,6 +125,13 @@ def create(
     body: dict[str, Any] = {"name": name, "vcpus": vcpus, "memory_mib": memory, "start": start}
     body.update({key: value for key, value in optional.items() if value is not None})
     _create(session, name, body)
+
+
+def _check_source(image: str | None, volume: str | None, iso: str | None, *, disk: int | None) -> None:
+    if [bool(image), bool(volume), bool(iso)].count(True) != 1:
+        raise usage("give either --image, --volume or --iso, for example --image debian", hint="trimtab image list")
+    if iso and disk is None:
+        raise usage("--iso needs --disk, the size of the disk to install onto, for example --disk 20GiB")
 
 
 def _toleration(text: str) -> dict[str, str]:

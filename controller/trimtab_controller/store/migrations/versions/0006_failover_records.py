@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "failover"
-down_revision = "plan"
+revision = "0006"
+down_revision = "0005"
 
 _JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "guests"
-down_revision = "api"
+revision = "0003"
+down_revision = "0002"
 
 
 def upgrade() -> None:

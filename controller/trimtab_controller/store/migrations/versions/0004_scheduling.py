@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "sched"
-down_revision = "guests"
+revision = "0004"
+down_revision = "0003"
 
 _JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 
