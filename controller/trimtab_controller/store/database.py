@@ -175,11 +175,12 @@ class LeanSession:
     SQLAlchemy's own took a third of the CPU time of each statement and transaction.
     """
 
-    __slots__ = ("_connection", "execute", "scalars")
+    __slots__ = ("_connection", "execute", "scalar", "scalars")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.execute = connection.execute
+        self.scalar = connection.scalar
         self.scalars = connection.scalars
 
     def begin_nested(self) -> Savepoint:
