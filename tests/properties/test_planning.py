@@ -153,11 +153,21 @@ def test_a_plan_fits_the_state_it_was_made_from_and_survives_its_stored_form(mad
     assert all(position < step.position for step in plan.steps for position in step.after)
 
 
+def may_live_at_home(estate: Estate, step: Step) -> bool:
+    empty = {"vcpus_claimed": 0, "memory_claimed_mib": 0, "is_cordoned": False}
+    vm = estate.vms[step.vm_id]
+    request = replace(request_for(vm, step.kind), required_host_id=vm.host_id)
+    books = Books(with_hosts(estate, dict.fromkeys(host_ids(estate), empty)).fleet)
+    return decide(books, request, policy=BEST_FIT).chosen_host_id == vm.host_id
+
+
 @unhurried
 @given(plans(), st.randoms(use_true_random=False))
 def test_undo_restores_where_every_vm_was(made: tuple[Estate, Plan], rng: Any) -> None:
     estate, plan = made
     assume(plan.kind != "evacuate")
+    # A vm that stands where its own rules forbid it (they changed since) may leave and not come back.
+    assume(all(may_live_at_home(estate, step) for step in plan.steps if step.moves_vm))
     run = Run(estate, plan.steps)
     run.whole(rng)
     opened = with_hosts(run.estate_after(), {key: {"is_cordoned": False} for key in host_ids(estate)})

@@ -1,5 +1,6 @@
 """Every scenario file that is found: our own in `cases`, and the shared folder where there is one (TRIMTAB_SCENARIOS)."""
 
+import json
 import os
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def test_the_runner_fails_where_a_file_fails_and_where_there_is_none(tmp_path: P
     assert main(tmp_path) == 1
     (tmp_path / "power-loss.json").write_text((CASES / "power-loss.json").read_text())
     assert main(tmp_path) == 0
-    (tmp_path / "wrong.json").write_text((CASES / "power-loss.json").read_text().replace('"c": ["h1"]', '"c": ["h3"]'))
+    wrong = json.loads((CASES / "power-loss.json").read_text())
+    wrong["expected"]["end"]["running"]["c"] = ["h3"]
+    (tmp_path / "wrong.json").write_text(json.dumps(wrong))
     assert main(tmp_path) == 1
     assert "FAIL      wrong" in capsys.readouterr().out
 

@@ -209,6 +209,8 @@ def _differences(old: Estate, new: Estate) -> _Differences:
         if before is not after and before != after
     ]
     homes = {host_id for host_id, vm_ids in new.by_host.items() if vm_ids != old.by_host[host_id]}
+    # Vms are also counted whose host has left the fleet: those stand in no host's list.
+    homes.update(vm.host_id for vm_id, vm in old.vms.items() if vm_id not in new.vms)
     homes.update([vm.host_id for vm_id, vm in new.vms.items() if old.vms.get(vm_id) is not vm])
     return _Differences(
         is_other_fleet=False,

@@ -93,12 +93,11 @@ def _no_longer_fits(plan: Plan, estate: Estate) -> list[Change]:
         vm = estate.vms.get(step.vm_id)
         if vm is None or trial.host_of[step.vm_id] != step.host_id:
             continue
-        decision = trial.decide(
-            vm,
-            step.kind,
-            target_host_id=step.target_host_id if step.is_target_fixed else "",
-            excluded=() if step.is_target_fixed or plan.kind is PlanKind.UPGRADE else opened,
-        )
+        # The forecast first: another choice for an early step could take the only place of a later one.
+        decision = trial.decide(vm, step.kind, target_host_id=step.target_host_id)
+        if decision.chosen_host_id is None and not step.is_target_fixed:
+            excluded = () if plan.kind is PlanKind.UPGRADE else opened
+            decision = trial.decide(vm, step.kind, target_host_id="", excluded=excluded)
         if decision.chosen_host_id is None:
             return [Change(step.vm_id, f"vm {step.vm_name} has no place any more: {decision.summary()}")]
         trial.move(vm, step.kind, decision.chosen_host_id)
