@@ -233,9 +233,10 @@ def _convert(facts: ImageFacts, work: int, *, control: JobControl) -> None:
     )
 
     def report() -> None:
-        with contextlib.suppress(FileNotFoundError):
+        written = 0
+        with contextlib.suppress(FileNotFoundError):  # not begun yet
             written = os.stat(_STORED, dir_fd=work, follow_symlinks=False).st_blocks * 512
-            control.report(JobProgress(done_bytes=min(written, size_bytes), total_bytes=size_bytes, phase="convert"))
+        control.report(JobProgress(done_bytes=min(written, size_bytes), total_bytes=size_bytes, phase="convert"))
 
     source = f"driver={facts.format.value},file.driver=file,file.filename={_SOURCE}"
     if facts.format is DiskFormat.QCOW2:

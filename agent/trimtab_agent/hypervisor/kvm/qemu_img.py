@@ -79,16 +79,16 @@ def _communicate(
     on_tick: Callable[[], None] | None,
 ) -> tuple[str, str]:
     while True:
+        if on_tick is not None:
+            on_tick()
+        if cancelled is not None and cancelled.is_set():
+            raise Conflict("job-cancelled", "the job was cancelled")
         try:
             output, complaint = process.communicate(timeout=_POLL_S)
             return output.decode(errors="replace"), complaint.decode(errors="replace")[-_MAX_OUTPUT:]
         except subprocess.TimeoutExpired:
-            if cancelled is not None and cancelled.is_set():
-                raise Conflict("job-cancelled", "the job was cancelled") from None
             if time.monotonic() > deadline:
                 raise DeadlineExceeded("image-tool-timeout", "qemu-img did not end in time and was killed") from None
-            if on_tick is not None:
-                on_tick()
 
 
 def _failure(code: int, complaint: str) -> TrimtabError:
