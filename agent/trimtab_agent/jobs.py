@@ -7,7 +7,8 @@ and a migration that libvirt still drives is attached to. One that an earlier in
 A class of jobs runs at most `limits` at once; the others wait in the phase "queued". No job is killed with the agent.
 
 A job that failed for good is found as failed for ever. One whose error was retryable is begun anew by the next start after a start
-has told of the failure, so that no failure goes unseen.
+has told of the failure, so that no failure goes unseen. A migration is not: its peer may have died and come back meanwhile, so
+whoever asked for it first looks where the guest is, and decides.
 A migration begins (or goes on after a restart) only under a live lease, and not once another driver took over its vm.
 """
 
@@ -134,7 +135,8 @@ class Jobs:
 
         def work(connection: sqlite3.Connection) -> pb.Job | None:
             found = self._rows.find(connection, live.name)
-            if found is not None and not (found.has_failed_for_now and found.was_told):
+            may_begin_anew = found is not None and found.has_failed_for_now and found.was_told and kind is not JobKind.MIGRATION
+            if found is not None and not may_begin_anew:
                 if found.state is not JobState.RUNNING:
                     self._rows.set(connection, live.name, was_told=1)
                     return found.message()

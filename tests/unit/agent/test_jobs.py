@@ -207,6 +207,17 @@ def test_a_failure_that_may_pass_is_told_once_and_then_begun_anew(bench: Bench) 
     until_now(lambda: bench.script.calls == [b"r", b"r"])
 
 
+def test_a_migration_that_failed_never_begins_anew_by_itself(bench: Bench) -> None:
+    """Its target may have died and come back: whoever drives it looks first where the guest is."""
+    key = job_key()
+    bench.start(key, kind=JobKind.MIGRATION)
+    bench.script.end_of(b"r").set_exception(Unavailable("peer-down", "the target does not answer"))
+    failed = bench.wait(key, FAILED)
+    del bench.script.ends[b"r"]
+    assert [bench.start(key, kind=JobKind.MIGRATION) for _ in range(3)] == [failed] * 3
+    assert bench.script.calls == [b"r"]
+
+
 def test_a_defect_ends_the_job_as_failed(bench: Bench) -> None:
     key = job_key()
     bench.start(key)
