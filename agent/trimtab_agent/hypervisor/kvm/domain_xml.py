@@ -50,6 +50,9 @@ CDROM_ALIAS = "ua-cdrom"
 _SATA_CDROM_UNIT = 5
 """The last port of the chipset's SATA controller; disks take those before it."""
 _TCG_CACHE_MIB = 32
+# A vcpu that is added needs a region of the cache for itself. QEMU 7.2 ends at an assertion (tcg_region_initial_alloc) where a booted
+# guest has filled them all, which 32 MiB do not outlast: seen in the lab. Only what is used takes memory.
+_TCG_CACHE_GROWING_MIB = 256
 """QEMU would keep up to 1 GiB of translated code per guest otherwise."""
 _MEMORY_SLOTS = 16
 _MEMORY_DEVICE_SLOT = 0x1E
@@ -243,7 +246,9 @@ def _features(root: Element, domain: DomainSpec, host: HostTraits) -> None:
             SubElement(hyperv, name, state="on")
         SubElement(hyperv, "spinlocks", state="on", retries="8191")
     if host.accelerator != "kvm":
-        SubElement(SubElement(features, "tcg"), "tb-cache", unit="MiB").text = str(_TCG_CACHE_MIB)
+        SubElement(SubElement(features, "tcg"), "tb-cache", unit="MiB").text = str(
+            _TCG_CACHE_MIB if domain.vcpus == domain.vcpus_max else _TCG_CACHE_GROWING_MIB
+        )
 
 
 def _cpu(root: Element, domain: DomainSpec) -> None:
