@@ -50,9 +50,9 @@ class Program:
     environment: Mapping[str, str]
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        """Return the running process; its caller ends it."""
+        """Return the running process, interruptible wherever the tests run; its caller ends it."""
         return subprocess.Popen(
-            [sys.executable, "-m", "trimtab_controller.cli.main", *arguments],
+            ["env", "--default-signal=INT", sys.executable, "-m", "trimtab_controller.cli.main", *arguments],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
