@@ -40,15 +40,6 @@ def test_what_was_given_moves_with_the_guest(fleet: Fleet, growing: dict[str, st
     assert host["memory_mib"]["claimed"] >= 160, "its claim moved with it"
 
 
-def test_more_than_it_can_take_is_refused_with_the_command_that_works(fleet: Fleet, growing: dict[str, str]) -> None:
-    refused = fleet.trimtab("vm", "resize", "grow1", "--vcpus", "4")
-    assert refused.code == 2
-    assert "3 at most while it runs" in refused.err
-    assert "--at next-stop" in refused.err
-    waits = fleet.ok("vm", "resize", "grow1", "--vcpus", "4", "--at", "next-stop", "--wait").out
-    assert "at its next stop: 4 vcpus" in waits
-
-
 def test_a_volume_grows_under_its_guest_and_never_shrinks(fleet: Fleet, growing: dict[str, str]) -> None:
     vm = fleet.vm("grow1")
     root = vm["volumes"][0]
