@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.operations.kit import FleetStory, claims_of
+from trimtab_controller.api.context import NoSecrets
 from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState
 from trimtab_controller.core.model import Vm
 from trimtab_controller.fencing import FencePath, Power, PowerAnswer
 from trimtab_controller.loops.failover import LEADERS_WINDOW_S, FailoverLoop
-from trimtab_controller.services import recovery
+from trimtab_controller.services import fencing, recovery
 from trimtab_controller.store import events, failover, hosts, leases, schema
 from trimtab_protos.errors import Conflict
 
@@ -52,7 +53,7 @@ class Story:
         def work(session: object) -> None:
             host = hosts.get(session, host_id)  # type: ignore[arg-type]
             path = FencePath(name=f"bmc-{host_id}", agent="fence_redfish", options={"plug": host_id})
-            recovery.configure_fence(session, host, [path], actor=self.fleet.actor, now=self.fleet.clock.now())  # type: ignore[arg-type]
+            fencing.configure(session, host, [path], box=NoSecrets(), actor=self.fleet.actor, now=self.fleet.clock.now())  # type: ignore[arg-type]
 
         self.fleet.db.write(work)
 

@@ -1,10 +1,8 @@
 """Failover's transactions: take a vm from its dead host, and what operators may say to failover. One transaction each."""
 
-from collections.abc import Sequence
 from datetime import datetime
 
 from trimtab_controller.core.model import Actor, Host, Operation, Vm
-from trimtab_controller.fencing import FencePath, check_path
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.store import claims, events, failover, operations, vms, volume_claims
 from trimtab_controller.store.database import Session
@@ -65,20 +63,6 @@ def confirm_off(session: Session, host: Host, *, reason: str, actor: Actor, now:
     present = failover.control(session).confirmed_off
     failover.set_control(session, now=now, confirmed_off={**present, host.id: {"by": actor.name, "reason": reason}})
     _tell(session, "host.confirmed_off", host.id, f"{actor.name} confirmed that {host.name} is off: {reason}", actor, now)
-
-
-def configure_fence(session: Session, host: Host, paths: Sequence[FencePath], *, actor: Actor, now: datetime) -> None:
-    """Replace a host's power devices."""
-    names = [path.name for path in paths]
-    if len(names) != len(set(names)):
-        raise InvalidRequest("fence-path-twice", "name: two power devices of one host need two names", field="name")
-    for path in paths:
-        check_path(path)
-    rows = [
-        {"name": path.name, "agent": path.agent, "options": dict(path.options), "secret_file": path.secret_file} for path in paths
-    ]
-    failover.set_fence_paths(session, host.id, rows, now=now)
-    _tell(session, "host.fence_configured", host.id, f"{actor.name} configured fencing of {host.name}: {names}", actor, now)
 
 
 def _check_reason(reason: str) -> None:

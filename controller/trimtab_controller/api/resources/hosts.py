@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from trimtab_controller.api.render import etag_of
+from trimtab_controller.api.resources.failover import FencePathResource, render_path
 from trimtab_controller.core.model import HostClass
 from trimtab_controller.services.hosts import IssuedHostToken
 from trimtab_controller.services.hosts_admin import HostView
@@ -88,6 +90,26 @@ class InventoryResource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProtectionResource:
+    """What makes certain that this host's guests have ended before they start elsewhere."""
+
+    # Of the session; a renewal of an older one counts for nothing.
+    lease_number: int
+    # Since the renewal that a gateway handled last; None: none since this controller started.
+    lease_age_s: float | None
+    # The warden ends the guests named in `would_kill` when the lease ends unrenewed.
+    is_warden_armed: bool
+    # The longest it takes to; None: not measured.
+    kill_s: float | None
+    would_kill: tuple[str, ...]
+    # Whether it renews by the shared storage too; None: it has said nothing about that.
+    is_beacon_live: bool | None
+    fence_paths: tuple[FencePathResource, ...]
+    # As `warden`, `power`, `none`: the best proof that could be had of it now. Without one an operator has to confirm.
+    best_proof: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostResource:
     id: str
     name: str
@@ -102,6 +124,7 @@ class HostResource:
     # When a gateway last heard of it; None: not since this controller started.
     heard_at: datetime | None
     heard_age_s: float | None
+    boot_id: str
     agent_address: str
     migration_address: str
     vcpus: UseResource
@@ -110,6 +133,7 @@ class HostResource:
     vms_running: int
     certificates: tuple[CertificateResource, ...]
     # Only where one host is asked for.
+    protection: ProtectionResource | None
     pools: tuple[HostPoolResource, ...]
     inventory: InventoryResource | None
     inventory_at: datetime | None
@@ -152,7 +176,15 @@ class NewHostTokenResource:
     expires_at: datetime
 
 
-def render_host(view: HostView, *, now: datetime, heard: Mapping[str, datetime], is_full: bool) -> HostResource:
+def render_host(
+    view: HostView,
+    *,
+    now: datetime,
+    heard: Mapping[str, datetime],
+    is_full: bool,
+    state: Mapping[str, Any] | None = None,
+) -> HostResource:
+    """`state`: what a gateway last wrote of it, for the one host that is shown in full."""
     host = view.host
     heard_at = heard.get(host.id)
     return HostResource(
@@ -166,6 +198,7 @@ def render_host(view: HostView, *, now: datetime, heard: Mapping[str, datetime],
         connectivity_at=host.connectivity_at,
         heard_at=heard_at,
         heard_age_s=round(max(0.0, (now - heard_at).total_seconds()), 1) if heard_at else None,
+        boot_id=host.boot_id,
         agent_address=host.agent_address,
         migration_address=host.migration_address,
         vcpus=_use(host.vcpus_limit, host.vcpus_claimed, host.unmanaged_vcpus),
@@ -182,6 +215,7 @@ def render_host(view: HostView, *, now: datetime, heard: Mapping[str, datetime],
             )
             for _purpose, one in sorted(view.certificates.items())
         ),
+        protection=_protection(view, now=now, state=state or {}) if is_full else None,
         pools=tuple(
             HostPoolResource(pool=name, state=one.state, problem=one.problem, observed_at=one.observed_at)
             for name, one in view.pools.items()
@@ -191,6 +225,22 @@ def render_host(view: HostView, *, now: datetime, heard: Mapping[str, datetime],
         version=host.version,
         etag=etag_of(host.version),
         created_at=host.created_at,
+    )
+
+
+def _protection(view: HostView, *, now: datetime, state: Mapping[str, Any]) -> ProtectionResource:
+    host, paths = view.host, tuple(render_path(one) for one in view.fence_paths)
+    at_ms = state.get("at_ms")
+    best = "power" if any(path.is_ready for path in paths) else "warden" if host.is_warden_armed else "none"
+    return ProtectionResource(
+        lease_number=host.lease_number,
+        lease_age_s=round(max(0.0, now.timestamp() - at_ms / 1000), 1) if at_ms else None,
+        is_warden_armed=host.is_warden_armed,
+        kill_s=host.kill_ms / 1000 if host.kill_ms else None,
+        would_kill=view.would_kill,
+        is_beacon_live=state.get("is_beacon_live"),
+        fence_paths=paths,
+        best_proof=best,
     )
 
 

@@ -40,6 +40,7 @@ class Vm:
     host_class: str
     ha: str
     priority: int
+    start_delay_s: int = 0
     # What a drain may do with it: migrate, restart, wait.
     drain_policy: str = "migrate"
     desired_power: DesiredPower

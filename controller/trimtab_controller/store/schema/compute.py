@@ -58,6 +58,8 @@ vm = sa.Table(
     sa.Column("wishes", Json, nullable=False, server_default="{}"),
     sa.Column("ha", sa.String(16), nullable=False, server_default="none"),
     sa.Column("priority", sa.Integer(), nullable=False, server_default="0"),
+    # Seconds between the proof that its host is off and its restart elsewhere.
+    sa.Column("start_delay_s", sa.Integer(), nullable=False, server_default="0"),
     sa.Column("drain_policy", sa.String(16), nullable=False, server_default="migrate"),
     # Desired.
     sa.Column("desired_power", sa.String(16), nullable=False),
