@@ -34,6 +34,7 @@ def begin_move(draft: Draft, vm: VmRecord, target: str, *, is_live: bool = True,
         move_to=target,
         is_live_move=is_live,
         since_s=draft.now,
+        is_end_unknown=False,
         sides={},
         token="",
         fallback=vm.fallback if fallback is None else fallback,
@@ -49,7 +50,7 @@ def move_ended(draft: Draft, event: MoveEnded) -> None:
     if vm is None or vm.phase is not Phase.MOVING or event.epoch != vm.epoch:
         return
     if not event.is_proven:
-        draft.put_vm(replace(vm, sides={}, why="the end of its move is not known; both hosts are asked"))
+        draft.put_vm(replace(vm, is_end_unknown=True, sides={}, why="the end of its move is not known; both hosts are asked"))
         _ask_sides(draft, vm)
     elif event.host:
         _settle_on(draft, vm, event.host)
@@ -59,7 +60,7 @@ def move_ended(draft: Draft, event: MoveEnded) -> None:
 
 def _settle_on(draft: Draft, vm: VmRecord, host: str) -> None:
     held = tuple(holder for holder in vm.holders if holder.host == host)
-    vm = replace(vm, host=host, holders=held, phase=Phase.SETTLED, move_to="", sides={}, why="")
+    vm = replace(vm, host=host, holders=held, phase=Phase.SETTLED, move_to="", is_end_unknown=False, sides={}, why="")
     draft.put_vm(replace(vm, seen=Seen.RUNNING, seen_s=draft.now, since_s=draft.now, failed_hosts=()))
 
 
@@ -69,9 +70,13 @@ def _settle_on(draft: Draft, vm: VmRecord, host: str) -> None:
 def watch_moves(draft: Draft) -> None:
     """Keep asking about moves that lost a side, or that nobody reports on."""
     for vm in sorted(draft.vms.values(), key=lambda one: one.id):
-        is_open = vm.phase is Phase.MOVING and (len(vm.holders) == 1 or "not known" in vm.why or vm.token)
-        if is_open:
+        if vm.phase is Phase.MOVING and _has_broken(vm):
             _ask_sides(draft, vm)
+
+
+def _has_broken(vm: VmRecord) -> bool:
+    """Tell whether this move will not report its own end: one side is proven gone, nobody can tell, or a side was chosen."""
+    return len(vm.holders) == 1 or vm.is_end_unknown or bool(vm.token)
 
 
 def _ask_sides(draft: Draft, vm: VmRecord) -> None:
@@ -81,7 +86,7 @@ def _ask_sides(draft: Draft, vm: VmRecord) -> None:
 
 def observe_side(draft: Draft, vm: VmRecord, host: str, seen: Seen) -> None:
     """Take one side's word of a broken move, and decide once every remaining holder has spoken."""
-    if not (len(vm.holders) == 1 or "not known" in vm.why or vm.token):
+    if not _has_broken(vm):
         return  # the migration goes on, and its own end will be observed
     if seen in GONE:
         vm = without_holder(vm, host)
