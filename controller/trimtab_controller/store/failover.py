@@ -17,6 +17,11 @@ CONTROL = "failover"
 _SILENT = (HostConnectivity.SUSPECT.value, HostConnectivity.LOST.value, HostConnectivity.FENCED.value)
 
 
+_ENDED = ("stopped", "absent", "crashed")
+# Its owner shut it down from the inside, or an operator destroyed it by hand: not failover's to undo.
+ON_PURPOSE = ("guest_shutdown", "destroyed", "migrated")
+
+
 # --- power devices -----------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +169,9 @@ class KeptVm:
     desired_power: str
     ha: str
     observed_state: str
+    observed_reason: str
+    observed_host_id: str
+    attention: str
     has_local_disk: bool
     migrating_to: str
 
@@ -185,13 +193,37 @@ def _kept() -> sa.Select[Any]:
     )
 
 
-def kept_vms(session: Session) -> tuple[KeptVm, ...]:
-    """Return the vms at home on hosts that are not heard from, and those whose recovery waits."""
+def kept_vms(session: Session, *, also: Collection[str] = ()) -> tuple[KeptVm, ...]:
+    """Return the vms that failover has to do with now, and those of `also`.
+
+    At home on a host that is not heard from; waiting for or in recovery; migrating; ended alone on a host that lives.
+    """
+    vm, host = schema.vm, schema.host
     waiting = sa.select(schema.failover_vm.c.vm_id).where(schema.failover_vm.c.state.in_(("waiting", "starting")))
+    ended_alone = sa.and_(
+        vm.c.ha == "restart",
+        vm.c.desired_power == DesiredPower.RUNNING.value,
+        vm.c.attention == "",
+        vm.c.observed_host_id == vm.c.host_id,
+        vm.c.observed_state.in_(_ENDED),
+        vm.c.observed_reason.not_in(ON_PURPOSE),
+        host.c.connectivity == HostConnectivity.UP.value,
+    )
     concerned = sa.or_(
-        schema.host.c.connectivity.in_(_SILENT), schema.vm.c.id.in_(waiting), schema.migration.c.vm_id.is_not(None)
+        host.c.connectivity.in_(_SILENT),
+        vm.c.id.in_(waiting),
+        schema.migration.c.vm_id.is_not(None),
+        ended_alone,
+        vm.c.id.in_(also),
     )
     return tuple(KeptVm(**row._mapping) for row in session.execute(_kept().where(concerned)))
+
+
+def tombstones(session: Session, vm_ids: Collection[str]) -> frozenset[str]:
+    """Return which of these vms were ours and are deleted: their ids are never used again."""
+    vm = schema.vm
+    query = sa.select(vm.c.id).where(vm.c.id.in_(vm_ids), vm.c.deleted_at.is_not(None))
+    return frozenset(session.scalars(query)) if vm_ids else frozenset()
 
 
 def vms_at_home(session: Session, host_id: str = "") -> tuple[KeptVm, ...]:

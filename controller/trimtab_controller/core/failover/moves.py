@@ -6,7 +6,7 @@ A move has two holders from before the target is prepared until one side was obs
 from dataclasses import replace
 
 from trimtab_controller.core.failover.draft import Draft, without_holder
-from trimtab_controller.core.failover.effects import DestroyCopy, GoDown, Inspect, MoveVm, Refuse, ResumeVm
+from trimtab_controller.core.failover.effects import DestroyCopy, GoDown, Inspect, MoveVm, Refuse, ResumeVm, SettleMove
 from trimtab_controller.core.failover.events import MaintenanceAsked, MoveAsked, MoveEnded, ShutdownAsked
 from trimtab_controller.core.failover.homes import (
     choose,
@@ -64,6 +64,12 @@ def _settle_on(draft: Draft, vm: VmRecord, host: str) -> None:
     draft.put_vm(replace(vm, seen=Seen.RUNNING, seen_s=draft.now, since_s=draft.now, failed_hosts=()))
 
 
+def _settle_broken(draft: Draft, vm: VmRecord, host: str) -> None:
+    """End a move that could not tell its own end."""
+    draft.do(SettleMove(vm=vm.id, host=host, epoch=vm.epoch))
+    _settle_on(draft, vm, host)
+
+
 # --- a move whose end is not known --------------------------------------------------------------------------------------------
 
 
@@ -95,7 +101,7 @@ def observe_side(draft: Draft, vm: VmRecord, host: str, seen: Seen) -> None:
             return
         if vm.token == vm.holders[0].host and len(vm.holders) == 1:
             draft.do(ResumeVm(vm=vm.id, host=vm.token, epoch=vm.epoch))
-            _settle_on(draft, vm, vm.token)
+            _settle_broken(draft, vm, vm.token)
             return
     vm = draft.put_vm(replace(vm, sides={**vm.sides, host: seen}))
     if vm.token or any(holder.host not in vm.sides for holder in vm.holders):
@@ -109,11 +115,11 @@ def _decide(draft: Draft, vm: VmRecord) -> None:
     if len(vm.holders) == 1:
         only = vm.holders[0]
         if running:
-            _settle_on(draft, vm, only.host)
+            _settle_broken(draft, vm, only.host)
         elif only.host == vm.host and vm.sides[only.host] is Seen.PAUSED:
             draft.put_vm(replace(vm, token=only.host))
             draft.do(ResumeVm(vm=vm.id, host=only.host, epoch=vm.epoch))
-            _settle_on(draft, vm, only.host)
+            _settle_broken(draft, vm, only.host)
         else:
             # Half a copy: it never had the whole memory. It goes before the vm starts from its disks.
             draft.do(DestroyCopy(vm=vm.id, host=only.host, epoch=vm.epoch))

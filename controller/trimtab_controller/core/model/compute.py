@@ -52,6 +52,8 @@ class Vm:
     observed_at: datetime | None
     observed_addresses: tuple[str, ...]
     problem: str
+    # Failover gave it up; '' : no.
+    attention: str = ""
     version: int
     created_at: datetime
     deleted_at: datetime | None

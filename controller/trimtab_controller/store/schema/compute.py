@@ -74,6 +74,8 @@ vm = sa.Table(
     sa.Column("observed_addresses", Json, nullable=False),
     # Why it is not as desired; shown to the user.
     sa.Column("problem", sa.String(1000), nullable=False, server_default=""),
+    # Failover gave it up ('' : no); its owner's next start or stop takes that back.
+    sa.Column("attention", sa.String(32), nullable=False, server_default=""),
     version(),
     created_at(),
     deleted_at(),

@@ -12,4 +12,5 @@ def upgrade() -> None:
     op.add_column("fence_path", sa.Column("test_wanted_at", sa.DateTime(timezone=True), nullable=True))
     op.add_column("host", sa.Column("is_warden_armed", sa.Boolean(), server_default=sa.false(), nullable=False))
     op.add_column("host", sa.Column("kill_ms", sa.BigInteger(), server_default="0", nullable=False))
+    op.add_column("vm", sa.Column("attention", sa.String(length=32), server_default="", nullable=False))
     op.add_column("vm", sa.Column("start_delay_s", sa.Integer(), server_default="0", nullable=False))
