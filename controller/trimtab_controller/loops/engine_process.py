@@ -6,6 +6,7 @@ A job that blocks (a host that hangs in `observe_hosts`) must not delay placemen
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -15,7 +16,7 @@ from trimtab_controller.config import Settings
 from trimtab_controller.core.planning.rebalance import RebalanceMode
 from trimtab_controller.fencing import FenceAgents
 from trimtab_controller.loops.drift import Drift
-from trimtab_controller.loops.failover import FailoverLoop
+from trimtab_controller.loops.failover import BELIEVED, FailoverLoop
 from trimtab_controller.loops.fleet_figures import FleetFigures
 from trimtab_controller.loops.leader import Leader
 from trimtab_controller.loops.leader_loop import Job, run_due
@@ -33,7 +34,9 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.05
 
 
-def lanes(engine: Engine, nudger: Nudger, *, rebalance_mode: RebalanceMode = RebalanceMode.OFF) -> dict[str, list[Job]]:
+def lanes(
+    engine: Engine, nudger: Nudger, *, rebalance_mode: RebalanceMode = RebalanceMode.OFF, lease_ttl_s: float = 15.0
+) -> dict[str, list[Job]]:
     """Return the leader's jobs by lane, with their periods."""
     db, clock = engine.db, engine.clock
     placement = PlacementLoop(db=db, clock=clock, nudger=nudger, rng=engine.rng)
@@ -44,7 +47,8 @@ def lanes(engine: Engine, nudger: Nudger, *, rebalance_mode: RebalanceMode = Reb
     drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger, usage=usage)
     survival = Survival(db=db, clock=clock)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
-    failover = FailoverLoop(engine=engine, clock=clock, fencer=FenceAgents())
+    believed = replace(BELIEVED, lease_ttl_s=lease_ttl_s)
+    failover = FailoverLoop(engine=engine, clock=clock, fencer=FenceAgents(), settings=believed)
     return {
         # A request waits half a period on average; an empty round is one indexed query.
         "placement": [Job("placement", TICK_S, placement.run)],
@@ -76,7 +80,9 @@ def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], Non
     leader = Leader(settings, engine.db, owner=engine.driver)
     threads = [
         threading.Thread(target=_lane, args=(name, jobs, leader, engine.clock, stopping), name=f"lane-{name}", daemon=True)
-        for name, jobs in lanes(engine, nudger, rebalance_mode=RebalanceMode(settings.rebalance_mode)).items()
+        for name, jobs in lanes(
+            engine, nudger, rebalance_mode=RebalanceMode(settings.rebalance_mode), lease_ttl_s=settings.lease_ttl_s
+        ).items()
     ]
     try:
         for thread in threads:

@@ -4,7 +4,7 @@ Each round reads what gateways wrote of the hosts' silence, what gateways acknow
 operators said; feeds them to `core.failover` as events; and carries out the effects, each in a transaction under the leader's term.
 Nothing that matters lives here alone: a new leader rebuilds the core's state from SQL and gives everybody a full window.
 
-A gateway's acknowledgement of a revocation counts from when we *see* it: later than the last renewal it handled, never earlier.
+A lease is counted from its last granted renewal as its gateway tells the age of it, else from when we see that granting has ended.
 """
 
 import queue
@@ -51,9 +51,10 @@ from trimtab_controller.core.model.failover import FailoverControl, FailoverVmRo
 from trimtab_controller.fencing import FencePath, Fencer, Power
 from trimtab_controller.operations.engine import Engine
 from trimtab_controller.services import recovery
-from trimtab_controller.store import events, failover, hosts, leases, operations, vms
+from trimtab_controller.store import events, failover, host_guards, hosts, leases, operations, vms
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.failover import KeptVm
+from trimtab_controller.store.host_guards import HostGuard
 from trimtab_controller.store.leases import BeatWatch, Lease, Revocation
 
 log = structlog.get_logger(__name__)
@@ -80,6 +81,9 @@ class _Seen:
     revocations: Mapping[str, Revocation]
     gateways: tuple[Lease, ...]
     control: FailoverControl
+    guards: Mapping[str, HostGuard]
+    session_gateways: Mapping[str, str]
+    """Host -> the gateway of its newest session."""
 
 
 def _read(session: Session) -> _Seen:
@@ -98,11 +102,13 @@ def _read(session: Session) -> _Seen:
         revocations={one.host_id: one for one in leases.revocations(session)},
         gateways=leases.named(session, leases.GATEWAY_PREFIX),
         control=failover.control(session),
+        guards=host_guards.read_all(session),
+        session_gateways=hosts.session_gateways(session),
     )
 
 
 class FailoverLoop:
-    """Belongs to one thread. `is_armed` says of which hosts the warden was armed with their last renewal."""
+    """Belongs to one thread."""
 
     def __init__(
         self,
@@ -110,12 +116,11 @@ class FailoverLoop:
         engine: Engine,
         clock: Clock,
         fencer: Fencer,
-        is_armed: Callable[[str], bool] = lambda _host_id: False,
         settings: FailoverSettings = BELIEVED,
         window_s: float = LEADERS_WINDOW_S,
     ) -> None:
         self._engine, self._db, self._clock, self._fencer = engine, engine.db, clock, fencer
-        self._is_armed, self._settings, self._window_s = is_armed, settings, window_s
+        self._settings, self._window_s = settings, window_s
         self._term = 0
         self._state = State(settings=settings)
         self._watch = BeatWatch()
@@ -160,13 +165,15 @@ class FailoverLoop:
             Evidence(at_s=0.0, what=str(line["what"]), proof=Proof(line["proof"]) if line.get("proof") else None)
             for line in (row.evidence if row else ())
         )
+        guard = seen.guards.get(host.id, HostGuard())
         return HostRecord(
             id=host.id,
             standing=host.connectivity,
             boot_id=host.boot_id,
             power_paths=tuple(path.name for path in seen.paths.get(host.id, ())),
-            was_armed_at_loss=self._is_armed(host.id),
-            is_armed=self._is_armed(host.id),
+            was_armed_at_loss=guard.is_armed,
+            is_armed=guard.is_armed,
+            kill_s=guard.kill_ms / 1000,
             evidence=evidence,
             proof=Proof(row.proof) if row and row.proof else None,
             is_cordoned=host.is_cordoned,
@@ -179,23 +186,28 @@ class FailoverLoop:
         self._take_members(seen)
         found: list[Event] = []
         for host_id, host in seen.hosts.items():
-            record = self._state.hosts[host_id]
+            record, guard = self._state.hosts[host_id], seen.guards.get(host_id, HostGuard())
             match host.connectivity:
                 case HostConnectivity.UP:
                     if record.standing in {HostConnectivity.LOST, HostConnectivity.FENCED}:
                         found.append(SessionOpened(host=host_id, boot_id=host.boot_id, domains=()))
-                    found.append(Renewed(host=host_id, at_s=now, boot_id=host.boot_id, is_armed=self._is_armed(host_id)))
+                    found.append(
+                        Renewed(
+                            host=host_id, at_s=now, boot_id=host.boot_id, is_armed=guard.is_armed, kill_s=guard.kill_ms / 1000
+                        )
+                    )
                 case HostConnectivity.SUSPECT:
                     found.append(
                         Renewed(
                             host=host_id,
                             at_s=now - self._settings.suspect_after_s - 0.1,
                             boot_id=host.boot_id,
-                            is_armed=self._is_armed(host_id),
+                            is_armed=guard.is_armed,
+                            kill_s=guard.kill_ms / 1000,
                         )
                     )
             if record.ends_granting_since_s is not None and not record.granting_ended and self._has_granting_ended(host_id, seen):
-                found.append(GrantingEnded(host=host_id, handled_s=now))
+                found.append(GrantingEnded(host=host_id, handled_s=self._count_from(host_id, seen)))
         found += [ReleaseAsked(host=host_id) for host_id in seen.control.released if host_id in self._state.hosts]
         if seen.control.is_paused != self._state.is_paused:
             found.append(PauseAsked(is_on=seen.control.is_paused))
@@ -245,6 +257,23 @@ class FailoverLoop:
             if not self._watch.is_expired(gateway, now) and name not in revocation.acknowledgements:
                 return False
         return True
+
+    def _count_from(self, host_id: str, seen: _Seen) -> float:
+        """Return when the host's last renewal was granted, never too early; called once nobody grants to it any more.
+
+        What this loop noted before is only when it *saw* the host up, seconds after its last renewal: it is forgotten. A gateway
+        says how long ago it granted before it acknowledged, and we see that later still. Where the gateway of the host's newest
+        session did not say it (it died, or gave its row up), the lease is counted from now.
+        """
+        now, revocation = self._clock.boottime_s(), seen.revocations[host_id]
+        said = {name: ago_ms for name, ago_ms in revocation.acknowledgements.items() if ago_ms >= 0}
+        if said.get(seen.session_gateways.get(host_id, "")) is None:
+            return now
+        # Their clock may be slow by rho; the wait's own allowance covers ours.
+        handled_s = now - min(said.values()) / 1000 * (1 - self._settings.rate_error)
+        record = self._state.hosts[host_id]
+        self._state = replace(self._state, hosts={**self._state.hosts, host_id: replace(record, handled_s=NEVER_S)})
+        return handled_s
 
     def _ended(self, seen: _Seen) -> list[Event]:
         """Return the ends of recoveries, from their operations."""
