@@ -1,9 +1,12 @@
 """What tests and campaigns of host loss share: a lab whose guests write to a lock-free disk, and what its server saw."""
 
+import json
 import re
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from tests.lab.fleet_kit import Fleet, wait_until
 from trimtab_lab import quorum
@@ -51,6 +54,21 @@ class LossFleet(Fleet):
 
         return wait_until(find, f"{vm_id} to count on another host than {lost}", patience_s=patience_s)
 
+    def opened_s(self, connection: int) -> float:
+        """Return when a QEMU opened its guest's disk, before the guest booted."""
+        for line in self.lab.spec.quorum_log.read_text().splitlines():
+            each = json.loads(line)
+            if each["what"] == "opened" and each["connection"] == connection:
+                return float(each["at_s"])
+        raise AssertionError(f"connection {connection} was never opened")
+
+    def event_unix_s(self, kind: str, subject_id: str, *, after_unix_s: float) -> float:
+        """Return when the first such event of the subject after then was recorded."""
+        listed = self.ok("event", "list", "--subject", subject_id, "--kind", kind, "--limit", "100", "-o", "json").json()
+        events = listed["items"] if isinstance(listed, dict) else listed
+        times = [datetime.fromisoformat(each["at"]).timestamp() for each in events if each["kind"] == kind]
+        return min(at for at in times if at >= after_unix_s)
+
     def unarmed_hosts(self) -> int:
         """Return how many connected hosts said with their last heartbeat that their warden is not armed."""
         address = f"http://{self.lab.spec.ctl_address}:{GATEWAY_METRICS_PORT}/metrics"
@@ -78,3 +96,55 @@ def build(lab: Lab, *, settings: dict[str, str] | None = None) -> LossFleet:
     fleet.ok("image", "import", "micro", str(build_guest_image().qcow2), "--pool", "shared", "--wait")
     fleet.wait_until_armed()
     return fleet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """One loss of a host with a real guest on it, in seconds; `total_s` from the cut to the guest's first line elsewhere."""
+
+    kind: str
+    detect_s: float
+    """Until the host was called lost."""
+    fence_s: float
+    """From there until its lease had surely ended."""
+    place_s: float
+    """From there until the new host's QEMU opened the guest's disk."""
+    boot_s: float
+    """From there until the guest's first line."""
+    bare_boot_s: float
+    """The same part of the same guest's ordinary start before the loss."""
+
+    @property
+    def total_s(self) -> float:
+        return self.detect_s + self.fence_s + self.place_s + self.boot_s
+
+
+def measure(fleet: LossFleet, vm_id: str, kind: str, inflict: Callable[[str], None]) -> Loss:
+    """Lose the vm's home by `inflict` and return where the time went. The caller brings the host back."""
+    home = fleet.home(vm_id)
+    host_id = str(fleet.host(home)["id"])
+    bare_s = boot_s(fleet, vm_id)
+    unix_to_boottime_s = boottime_s() - time.time()
+    at_s = boottime_s()
+    inflict(home)
+    first = fleet.first_elsewhere(vm_id, home, at_s)
+    opened_s = fleet.opened_s(first.connection)
+    lost_s, fenced_s = (
+        fleet.event_unix_s(f"failover.{what}", host_id, after_unix_s=at_s - unix_to_boottime_s) + unix_to_boottime_s
+        for what in ("lost", "fenced")
+    )
+    return Loss(
+        kind=kind,
+        detect_s=lost_s - at_s,
+        fence_s=fenced_s - lost_s,
+        place_s=opened_s - fenced_s,
+        boot_s=first.at_s - opened_s,
+        bare_boot_s=bare_s,
+    )
+
+
+def boot_s(fleet: LossFleet, vm_id: str) -> float:
+    """Return the boot time of the vm's present run: from its QEMU opening the disk to its first line."""
+    connection = fleet.writes(vm_id)[-1].connection
+    first = next(each for each in fleet.writes(vm_id) if each.connection == connection)
+    return first.at_s - fleet.opened_s(connection)
