@@ -88,14 +88,14 @@ async def test_a_host_shows_its_lease_its_warden_whom_it_would_kill_and_its_devi
     await api.call("admin", "PUT", PATHS, json={"paths": [DEVICE]})
     shared = schema.pool.update().values(is_shared=True)
     await api.write(lambda session: session.execute(shared))
-    await api.write(
-        lambda session: session.execute(schema.host.update().values(is_warden_armed=True, kill_ms=2500, boot_id="b7"))
-    )
+    guard = {"host_id": api.ids["node1"], "is_armed": True, "kill_ms": 4000, "updated_at": api.clock.now()}
+    await api.write(lambda session: session.execute(schema.host_guard.insert().values(**guard)))
+    await api.write(lambda session: session.execute(schema.host.update().values(boot_id="b7")))
     host = (await api.call("fleet-viewer", "GET", "/v1/hosts/node1")).json()
     assert host["boot_id"] == "b7"
     shown = host["protection"]
     assert shown["would_kill"] == ["db"]
-    assert (shown["is_warden_armed"], shown["kill_s"], shown["best_proof"]) == (True, 2.5, "warden")
+    assert (shown["is_warden_armed"], shown["kill_s"], shown["best_proof"]) == (True, 4.0, "warden")
     assert [one["name"] for one in shown["fence_paths"]] == ["bmc"]
     (listed,) = [one for one in (await api.call("admin", "GET", "/v1/hosts")).json()["items"] if one["name"] == "node1"]
     assert listed["protection"] is None

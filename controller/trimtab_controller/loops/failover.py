@@ -4,7 +4,7 @@ Each round reads what gateways wrote of the hosts' silence, what gateways acknow
 what operators said; feeds them to `core.failover` as events; and has `Hands` carry out the effects, each in a transaction under the
 leader's term. Nothing that matters lives here alone: a new leader rebuilds the core's state from SQL and gives everybody a full window.
 
-A gateway's acknowledgement of a revocation counts from when we *see* it: later than the last renewal it handled, never earlier.
+A lease is counted from its last granted renewal as its gateway tells the age of it, else from when we see that granting has ended.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ from trimtab_controller.core.failover.events import (
     StartEnded,
     Tick,
 )
-from trimtab_controller.core.failover.records import Holder, Phase, State, VmRecord
+from trimtab_controller.core.failover.records import NEVER_S, Holder, Phase, State, VmRecord
 from trimtab_controller.core.lifecycle import ENDED_STATES, HostConnectivity, OperationState
 from trimtab_controller.core.model import Operation
 from trimtab_controller.fencing import Fencer
@@ -45,6 +45,7 @@ from trimtab_controller.operations.engine import Engine
 from trimtab_controller.store import failover, leases
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.failover import ON_PURPOSE, KeptVm
+from trimtab_controller.store.host_guards import HostGuard
 from trimtab_controller.store.leases import BeatWatch
 from trimtab_protos.errors import Conflict
 
@@ -160,7 +161,7 @@ class FailoverLoop:
         now = self._clock.boottime_s()
         found: list[Event] = []
         for host_id, host in seen.hosts.items():
-            record = self._state.hosts[host_id]
+            record, guard = self._state.hosts[host_id], seen.guards.get(host_id, HostGuard())
             if host.connectivity is HostConnectivity.UP and record.standing in _AWAY:
                 # It comes back with what it holds, or not at all: nothing is concluded from a list that we have not seen.
                 self._hands.ask_for_list(host_id, host.boot_id)
@@ -171,12 +172,12 @@ class FailoverLoop:
                         host=host_id,
                         at_s=now - silent_s[host.connectivity],
                         boot_id=host.boot_id,
-                        is_armed=host.is_warden_armed,
-                        kill_s=host.kill_ms / 1000,
+                        is_armed=guard.is_armed,
+                        kill_s=guard.kill_ms / 1000,
                     )
                 )
             if record.ends_granting_since_s is not None and not record.granting_ended and self._has_granting_ended(host_id, seen):
-                found.append(GrantingEnded(host=host_id, handled_s=now))
+                found.append(GrantingEnded(host=host_id, handled_s=self._count_from(host_id, seen)))
         return found
 
     def _take_members(self, seen: Snapshot) -> None:
@@ -208,6 +209,23 @@ class FailoverLoop:
             if not self._watch.is_expired(gateway, now) and name not in revocation.acknowledgements:
                 return False
         return True
+
+    def _count_from(self, host_id: str, seen: Snapshot) -> float:
+        """Return when the host's last renewal was granted, never too early; called once nobody grants to it any more.
+
+        What this loop noted before is only when it *saw* the host up, seconds after its last renewal: it is forgotten. A gateway
+        says how long ago it granted before it acknowledged, and we see that later still. Where the gateway of the host's newest
+        session did not say it (it died, or gave its row up), the lease is counted from now.
+        """
+        now, revocation = self._clock.boottime_s(), seen.revocations[host_id]
+        said = {name: ago_ms for name, ago_ms in revocation.acknowledgements.items() if ago_ms >= 0}
+        if said.get(seen.session_gateways.get(host_id, "")) is None:
+            return now
+        # Their clock may be slow by rho; the wait's own allowance covers ours.
+        handled_s = now - min(said.values()) / 1000 * (1 - self._settings.rate_error)
+        record = self._state.hosts[host_id]
+        self._state = replace(self._state, hosts={**self._state.hosts, host_id: replace(record, handled_s=NEVER_S)})
+        return handled_s
 
     def _ended(self, seen: Snapshot) -> list[Event]:
         """Return the ends of restarts, from their operations."""

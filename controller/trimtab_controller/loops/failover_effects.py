@@ -26,6 +26,7 @@ from trimtab_controller.operations.engine import Engine
 from trimtab_controller.services import fencing, recovery
 from trimtab_controller.store import claims, events, failover, hosts, leases, vms
 from trimtab_controller.store.database import Session
+from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError
 
 log = structlog.get_logger(__name__)
@@ -96,8 +97,9 @@ class Hands:
                 if effect.host not in seen.revocations:
                     self.write(term, lambda session: leases.revoke(session, effect.host, term=term, now=self._clock.now()))
             case do.WriteIntent():
-                # Hosts have no beacon yet: there is no second channel to close.
-                return [IntentWritten(host=effect.host, at_s=NEVER_S)]
+                # A host that renews in a pool besides has a second channel that is not closed yet: its lease proves nothing.
+                if not seen.guards.get(effect.host, HostGuard()).beacon_pool_id:
+                    return [IntentWritten(host=effect.host, at_s=NEVER_S)]
             case do.ResumeGranting():
                 self.write(term, lambda session: self._forget(session, effect.host))
             case do.PowerOff():

@@ -7,9 +7,10 @@ from trimtab_controller.core.failover.records import Desired, Evidence, Holder, 
 from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState, OperationState
 from trimtab_controller.core.model import Host, Operation
 from trimtab_controller.core.model.failover import FailoverControl, FailoverRow, FailoverVmRow, FencePathRow
-from trimtab_controller.store import failover, hosts, leases, operations
+from trimtab_controller.store import failover, host_guards, hosts, leases, operations
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.failover import KeptVm
+from trimtab_controller.store.host_guards import HostGuard
 from trimtab_controller.store.leases import Lease, Revocation
 from trimtab_protos.messages import DomainObservation, DomainState
 
@@ -40,6 +41,9 @@ class Snapshot:
     revocations: Mapping[str, Revocation]
     gateways: tuple[Lease, ...]
     control: FailoverControl
+    guards: Mapping[str, HostGuard]
+    session_gateways: Mapping[str, str]
+    """Host -> the gateway of its newest session."""
 
 
 def read(session: Session, *, also: Collection[str], operation_ids: Collection[str]) -> Snapshot:
@@ -62,12 +66,14 @@ def read(session: Session, *, also: Collection[str], operation_ids: Collection[s
         revocations={one.host_id: one for one in leases.revocations(session)},
         gateways=leases.named(session, leases.GATEWAY_PREFIX),
         control=failover.control(session),
+        guards=host_guards.read_all(session),
+        session_gateways=hosts.session_gateways(session),
     )
 
 
 def host_record(host: Host, seen: Snapshot) -> HostRecord:
     """Return a host as earlier leaders left it; its instants belong to another clock."""
-    row = seen.records.get(host.id)
+    row, guard = seen.records.get(host.id), seen.guards.get(host.id, HostGuard())
     evidence = tuple(
         Evidence(at_s=0.0, what=str(line["what"]), proof=Proof(line["proof"]) if line.get("proof") else None)
         for line in (row.evidence if row else ())
@@ -77,9 +83,9 @@ def host_record(host: Host, seen: Snapshot) -> HostRecord:
         standing=host.connectivity,
         boot_id=host.boot_id,
         power_paths=tuple(path.name for path in seen.paths.get(host.id, ())),
-        was_armed_at_loss=host.is_warden_armed,
-        is_armed=host.is_warden_armed,
-        kill_s=host.kill_ms / 1000,
+        was_armed_at_loss=guard.is_armed,
+        is_armed=guard.is_armed,
+        kill_s=guard.kill_ms / 1000,
         evidence=evidence,
         proof=Proof(row.proof) if row and row.proof else None,
         is_cordoned=host.is_cordoned,

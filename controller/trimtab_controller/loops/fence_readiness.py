@@ -17,7 +17,7 @@ from trimtab_controller.core.model import Host
 from trimtab_controller.core.model.failover import FencePathRow
 from trimtab_controller.fencing import Fencer, Power, PowerAnswer
 from trimtab_controller.services import fencing
-from trimtab_controller.store import events, failover, hosts, leases
+from trimtab_controller.store import events, failover, host_guards, hosts, leases
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import TrimtabError
 
@@ -93,4 +93,5 @@ def _unprotected(session: Session, paths: tuple[FencePathRow, ...]) -> int:
     """Return how many hosts have vms to restart and neither a device that is ready nor an armed warden."""
     ready = {path.host_id for path in paths if path.is_ready}
     homes = {vm.host_id for vm in failover.vms_at_home(session) if vm.ha == "restart"}
-    return sum(1 for host in hosts.live(session) if host.id in homes - ready and not host.is_warden_armed)
+    armed = {host_id for host_id, guard in host_guards.read_all(session).items() if guard.is_armed}
+    return sum(1 for host in hosts.live(session) if host.id in homes - ready - armed)

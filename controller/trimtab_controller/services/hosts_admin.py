@@ -12,8 +12,21 @@ from trimtab_controller.core.model import Actor, Host, HostClass, Operation
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services import fencing
 from trimtab_controller.services.vms import merge_labels
-from trimtab_controller.store import certificates, events, host_stocks, hosts, hosts_read, keyset, lookup, plans, pools, schema
+from trimtab_controller.store import (
+    certificates,
+    events,
+    host_guards,
+    host_stocks,
+    hosts,
+    hosts_read,
+    keyset,
+    lookup,
+    plans,
+    pools,
+    schema,
+)
 from trimtab_controller.store.certificates import HostCertificate
+from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos.errors import Conflict, NotFound
 
 
@@ -27,6 +40,8 @@ class HostView:
     # By pool name; only where one host is asked for.
     pools: Mapping[str, pools.PoolOnHost]
     fence_paths: tuple[fencing.FenceView, ...] = ()
+    # What its lease is counted on for; None: not asked.
+    guard: HostGuard | None = None
     # Names of the vms that its warden kills when its lease ends.
     would_kill: tuple[str, ...] = ()
 
@@ -59,6 +74,7 @@ def get(session: Session, name_or_id: str) -> HostView:
         view,
         pools=_pools_of(session, host.id),
         fence_paths=fencing.of_host(session, host),
+        guard=host_guards.read(session, host.id),
         would_kill=fencing.would_be_killed(session, host),
     )
 

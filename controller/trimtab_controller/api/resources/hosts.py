@@ -10,6 +10,7 @@ from trimtab_controller.api.resources.failover import FencePathResource, render_
 from trimtab_controller.core.model import HostClass
 from trimtab_controller.services.hosts import IssuedHostToken
 from trimtab_controller.services.hosts_admin import HostView
+from trimtab_controller.store.host_guards import HostGuard
 from trimtab_controller.store.host_tokens import HostToken
 from trimtab_protos.messages import Inventory
 
@@ -99,11 +100,13 @@ class ProtectionResource:
     lease_age_s: float | None
     # The warden ends the guests named in `would_kill` when the lease ends unrenewed.
     is_warden_armed: bool
-    # The longest it takes to; None: not measured.
-    kill_s: float | None
+    # The longest it takes to, as it measured, or what is assumed.
+    kill_s: float
     would_kill: tuple[str, ...]
-    # Whether it renews by the shared storage too; None: it has said nothing about that.
-    is_beacon_live: bool | None
+    # Why the warden is not armed, as it says; empty where it is.
+    warden_missing: tuple[str, ...]
+    # The shared pool in which it renews besides, so that it outlives the controllers; '' : in none.
+    beacon_pool: str
     fence_paths: tuple[FencePathResource, ...]
     # As `warden`, `power`, `none`: the best proof that could be had of it now. Without one an operator has to confirm.
     best_proof: str
@@ -229,16 +232,17 @@ def render_host(
 
 
 def _protection(view: HostView, *, now: datetime, state: Mapping[str, Any]) -> ProtectionResource:
-    host, paths = view.host, tuple(render_path(one) for one in view.fence_paths)
+    host, guard, paths = view.host, view.guard or HostGuard(), tuple(render_path(one) for one in view.fence_paths)
     at_ms = state.get("at_ms")
-    best = "power" if any(path.is_ready for path in paths) else "warden" if host.is_warden_armed else "none"
+    best = "power" if any(path.is_ready for path in paths) else "warden" if guard.is_armed else "none"
     return ProtectionResource(
         lease_number=host.lease_number,
         lease_age_s=round(max(0.0, now.timestamp() - at_ms / 1000), 1) if at_ms else None,
-        is_warden_armed=host.is_warden_armed,
-        kill_s=host.kill_ms / 1000 if host.kill_ms else None,
+        is_warden_armed=guard.is_armed,
+        kill_s=guard.kill_ms / 1000,
         would_kill=view.would_kill,
-        is_beacon_live=state.get("is_beacon_live"),
+        warden_missing=tuple(state.get("warden_missing") or ()),
+        beacon_pool=next((name for name, one in view.pools.items() if one.pool_id == guard.beacon_pool_id), guard.beacon_pool_id),
         fence_paths=paths,
         best_proof=best,
     )

@@ -104,11 +104,12 @@ def _protection(protection: Mapping[str, Any], moment: datetime) -> None:
     armed = "armed" if protection.get("is_warden_armed") else "NOT ARMED: only power off or an operator proves this host off"
     kill_s = protection.get("kill_s")
     victims = ", ".join(protection.get("would_kill") or []) or "no vm"
-    beacon = {True: "renews by the shared storage too", False: "not renewing", None: "unknown"}[protection.get("is_beacon_live")]
+    missing = ", ".join(protection.get("warden_missing") or [])
+    beacon = f"renews in pool {protection['beacon_pool']} too" if protection.get("beacon_pool") else "none"
     render.pairs(
         [
             ("lease", f"number {protection.get('lease_number', 0)}, renewed {humanise.ago(protection.get('lease_age_s'))}"),
-            ("warden", armed + (f", kills within {kill_s:g} s" if kill_s else "")),
+            ("warden", armed + (f" ({missing})" if missing else "") + (f", kills within {kill_s:g} s" if kill_s else "")),
             ("would kill", victims),
             ("beacon", beacon),
         ],

@@ -38,9 +38,6 @@ class Host:
     boot_id: str
     incarnation: str
     lease_number: int
-    # What its warden said with the latest acknowledged renewal; `kill_ms` 0: not measured.
-    is_warden_armed: bool = False
-    kill_ms: int = 0
     inventory: Inventory | None
     inventory_at: datetime | None
     generation: int

@@ -23,6 +23,20 @@ fence_path = sa.Table(
     created_at(),
 )
 
+# What the host's lease may be counted on for: of every renewal that was granted since, at least this much was true. A gateway that
+# hears less (not armed, slower kills, another beacon) has it recorded before it grants again.
+host_guard = sa.Table(
+    "host_guard",
+    metadata,
+    ref("host_id", "host.id", primary_key=True),
+    sa.Column("is_armed", sa.Boolean(), nullable=False),
+    sa.Column("kill_ms", sa.Integer(), nullable=False),
+    # The shared pool in which the host renews its lease as well; '': in none.
+    sa.Column("beacon_pool_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("updated_at", UtcDateTime(), nullable=False),
+    sa.CheckConstraint("kill_ms >= 0", name="kill_ms"),
+)
+
 # One loss of one host, from lost to its return: the timeline is its evidence, in order.
 failover = sa.Table(
     "failover",

@@ -56,10 +56,6 @@ host = sa.Table(
     sa.Column("boot_id", sa.String(64), nullable=False, server_default=""),
     sa.Column("incarnation", sa.String(64), nullable=False, server_default=""),
     sa.Column("lease_number", sa.BigInteger(), nullable=False, server_default="0"),
-    # What the warden said with the latest renewal that was acknowledged: whether it kills when the lease ends, and how long that
-    # takes at most. Written on change, and before a renewal that says less than this is acknowledged: failover relies on it.
-    sa.Column("is_warden_armed", sa.Boolean(), nullable=False, server_default=sa.false()),
-    sa.Column("kill_ms", sa.BigInteger(), nullable=False, server_default="0"),
     # Of the newest session; '' before the first. While that gateway lives, only it judges the host's silence.
     sa.Column("gateway_id", sa.String(40), nullable=False, server_default=""),
     sa.Column("inventory", Json),
