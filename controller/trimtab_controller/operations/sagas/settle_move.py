@@ -14,6 +14,7 @@ A crash anywhere leaves the guest where it is. The lost side is cleaned when its
 import dataclasses
 from dataclasses import dataclass
 
+from trimtab_controller.core.model import MigrationRow, Vm
 from trimtab_controller.operations import superseded, vm_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, Wait, effect, transaction
 from trimtab_controller.store import claims, describe, vms
@@ -63,7 +64,7 @@ def _find(context: Effect[Params]) -> Json | Wait:
     }
 
 
-def _vm_and_migration(session: Session, vm_id: str) -> tuple[vms.Vm, claims.MigrationRow | None]:
+def _vm_and_migration(session: Session, vm_id: str) -> tuple[Vm, MigrationRow | None]:
     return vms.get(session, vm_id), claims.migration_of(session, vm_id)
 
 
