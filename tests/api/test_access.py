@@ -78,6 +78,7 @@ async def test_matrix(api: Api, caller: Caller) -> None:
                 path = route.path_format.format(
                     project=project,
                     name="absent",
+                    snapshot="absent",
                     plan="plan-00000000000000000000000000",
                     user="fleet-viewer" if caller.name != "fleet-viewer" else "nobody",
                     token="tok-00000000000000000000000000",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.operations import examples_changes as changes
+from tests.operations import examples_snapshots as snaps
 from tests.operations.kit import GIB, FleetStory, NeverCancelled
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Operation, Vm
@@ -565,6 +566,50 @@ EXAMPLES: dict[str, Example] = {
         done=_volume_is_there,
         undone=_volume_is_there,
         takes_place=frozenset({"grow"}),
+    ),
+    "snapshot.create": Example(
+        kind="snapshot.create",
+        arrange=lambda story: snaps.creates(story, _name("web")),
+        done=snaps.created("filesystem"),
+        undone=snaps.not_created,
+    ),
+    "snapshot.create with memory": Example(
+        kind="snapshot.create",
+        arrange=lambda story: snaps.creates(story, _name("web"), has_memory=True),
+        done=snaps.created("memory"),
+        undone=snaps.not_created,
+    ),
+    "snapshot.create of a stopped vm": Example(
+        kind="snapshot.create",
+        arrange=lambda story: snaps.creates(story, _name("web"), stopped=True),
+        done=snaps.created("stopped"),
+        undone=snaps.not_created,
+    ),
+    "snapshot.delete below another": Example(
+        kind="snapshot.delete",
+        arrange=lambda story: snaps.deletes(story, _name("web")),
+        done=snaps.deleted(1, "after"),
+        undone=snaps.not_deleted,
+    ),
+    "snapshot.delete of the last": Example(
+        kind="snapshot.delete",
+        arrange=lambda story: snaps.deletes_last(story, _name("web")),
+        done=snaps.deleted(0),
+        undone=snaps.not_deleted,
+    ),
+    "snapshot.revert": Example(
+        kind="snapshot.revert",
+        arrange=lambda story: snaps.reverts(story, _name("web")),
+        done=snaps.reverted,
+        undone=snaps.not_reverted,
+        takes_place=frozenset({"off"}),
+    ),
+    "snapshot.revert with memory": Example(
+        kind="snapshot.revert",
+        arrange=lambda story: snaps.reverts(story, _name("web"), has_memory=True),
+        done=snaps.reverted,
+        undone=snaps.not_reverted,
+        takes_place=frozenset({"off"}),
     ),
     "image.import": Example(
         kind="image.import", arrange=lambda story: _import(story, is_local=False), done=_imported, undone=_not_imported

@@ -50,6 +50,8 @@ class _Facts:
         self.slots = rows(schema.slot)
         self.events = rows(schema.event)
         self.pool_hosts = rows(schema.pool_host)
+        self.layers = rows(schema.volume_layer)
+        self.snapshots = rows(schema.snapshot)
         self.network_hosts = rows(schema.network_host)
 
 
@@ -58,7 +60,7 @@ def audit_invariants(story: FleetStory) -> list[str]:
     facts = story.db.read(_Facts)
     checks = (_operations, _claims, _space, _quotas, _addresses, _migrations, _reach, _replicas)
     found = [violation for check in checks for violation in check(facts)]
-    return [*found, *_domains(facts, story), *_files(facts, story), *_guests(story)]
+    return [*found, *_domains(facts, story), *_files(facts, story), *_layers(facts, story), *_guests(story)]
 
 
 # --- SQL against itself ------------------------------------------------------------------------------------------------------
@@ -216,6 +218,27 @@ def _domains(facts: _Facts, story: FleetStory) -> Iterator[str]:
     for vm in facts.vms.values():
         if vm.deleted_at is None and vm.observed_state in RUNNING_STATES and seen[vm.id] != [vm.host_id]:
             yield f"{vm.name} is shown as {vm.observed_state} on {vm.host_id}, its domains are on {seen[vm.id]}"
+
+
+def _layers(facts: _Facts, story: FleetStory) -> Iterator[str]:
+    """Every layer of a live volume is noted, every noted one is there and lies where it is noted to lie."""
+    noted: dict[str, dict[str, str]] = defaultdict(dict)
+    for row in facts.layers:
+        noted[row.volume_id][row.id] = row.parent_layer_id
+    for volume in facts.volumes.values():
+        pool = facts.pools[volume.pool_id]
+        host_id = volume.host_id or next(iter(story.fleet.hosts))
+        store = story.fleet.store(host_id, PoolSpec(pool_id=pool.id, path=pool.path, is_shared=pool.is_shared))
+        stored = store.volumes.get(volume.id)
+        if volume.deleted_at is not None or stored is None:
+            continue
+        there = {layer_id: layer.below for layer_id, layer in stored.layers.items() if layer_id}
+        expected = {layer_id: (volume.id, below) for layer_id, below in noted[volume.id].items()}
+        if there != expected:
+            yield f"volume {volume.name} has layers {there}, SQL notes {expected}"
+    for row in facts.snapshots:
+        if row.deleted_at is None and row.state != "ready" and facts.vms[row.vm_id].deleted_at is None:
+            yield f"snapshot {row.name} is {row.state} and nobody works on it"
 
 
 def _files(facts: _Facts, story: FleetStory) -> Iterator[str]:

@@ -12,6 +12,7 @@ from trimtab_agent.hypervisor import (
     simulated_domains,
     simulated_hotplug,
     simulated_images,
+    simulated_layer_files,
     simulated_layers,
     simulated_migration,
     simulated_storage,
@@ -339,6 +340,7 @@ class SimulatedHypervisor:
     def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
         with self.fleet.changed:
             self.check_definition(domain)
+            domain = simulated_layer_files.resolve(self, domain)
             known = self.domains.get(domain.vm_id)
             if known is None:
                 known = self.domains[domain.vm_id] = SimulatedDomain(domain, stamp)

@@ -1,6 +1,7 @@
 """The files of simulated layers: what lies over what, and what a guest that starts finds. See `simulated_layers` for the verbs."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
@@ -99,3 +100,16 @@ def disks_of(host: "SimulatedHypervisor", spec: DomainSpec) -> Iterator[tuple[Di
         layer_id = active_layer(store, disk)
         layer_of(store, disk.volume_id, layer_id)
         yield disk, volume, layer_id
+
+
+def resolve(host: "SimulatedHypervisor", spec: DomainSpec) -> DomainSpec:
+    """Return the spec with the layers that its disks are on now: what a merge that ended has made of them."""
+    if not any(disk.is_merging for disk in spec.disks):
+        return spec
+    pools = {pool.pool_id: pool for pool in spec.pools}
+    stores = {disk.volume_id: host.fleet.store(host.host_id, pools[disk.pool_id]) for disk in spec.disks}
+    disks = (
+        replace(disk, layer_id=active_layer(stores[disk.volume_id], disk), is_merging=False, merge_layer_id="")
+        for disk in spec.disks
+    )
+    return replace(spec, disks=tuple(disks))

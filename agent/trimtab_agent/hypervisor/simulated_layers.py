@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from trimtab_agent.hypervisor import simulated_domains
 from trimtab_agent.hypervisor.base import JobControl, Stamp
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE, SimulatedDomain
-from trimtab_agent.hypervisor.simulated_layer_files import LAYER_BYTES, active_layer, content, disks_of, layer_of
+from trimtab_agent.hypervisor.simulated_layer_files import LAYER_BYTES, active_layer, content, disks_of, layer_of, resolve
 from trimtab_agent.hypervisor.simulation import FaultKind, PoolStore, StoredLayer, StoredVolume
 from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound, Unavailable
 from trimtab_protos.messages import (
@@ -76,7 +76,7 @@ def switch(host: "SimulatedHypervisor", spec: DomainSpec, stamp: Stamp, *, wants
         if domain is None:
             domain = host.domains[spec.vm_id] = SimulatedDomain(spec, stamp)
         is_frozen = _switch_live(host, domain, spec) and wants_freeze
-        domain.spec, domain.stamp, domain.is_persistent = spec, stamp, True
+        domain.spec, domain.stamp, domain.is_persistent = resolve(host, spec), stamp, True
         host.emit("defined", domain)
         return LayerResult(consistency="filesystem" if is_frozen else "crash")
 
@@ -109,7 +109,7 @@ def snapshot_memory(
                 raise NoCapacity("pool-full", "the pool has no room left for the memory")
             _switch_live(host, domain, spec)
             store.memories[(spec.vm_id, snapshot_id)] = domain.spec
-        domain.spec, domain.stamp = spec, stamp
+        domain.spec, domain.stamp = resolve(host, spec), stamp
         return LayerResult(consistency="memory", size_bytes=MEMORY_BYTES)
 
 
@@ -123,7 +123,7 @@ def restore_memory(
             return LayerResult(consistency="memory")
         if (spec.vm_id, snapshot_id) not in host.state_store(spec).memories:
             raise NotFound("memory-not-found", f"the memory of snapshot {snapshot_id} is not on this host")
-        domain.spec, domain.stamp = spec, stamp
+        domain.spec, domain.stamp = resolve(host, spec), stamp
         simulated_domains.start_process(host, domain)
         domain.write_console("RESTORED\n")
         domain.state, domain.reason = DomainState.RUNNING, StateReason.NONE
@@ -156,7 +156,7 @@ def merge(
         if domain is not None and domain.open_layers.get(asked.volume_id) == asked.top_layer_id:
             domain.open_layers[asked.volume_id] = asked.base_layer_id
         if domain is not None and spec is not None:
-            domain.spec, domain.stamp = spec, stamp
+            domain.spec, domain.stamp = resolve(host, spec), stamp
         host.fleet.changed.notify_all()
         return LayerResult()
 

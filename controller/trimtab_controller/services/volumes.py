@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Image, Operation, Project, Volume
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.services import images, pools, quota
+from trimtab_controller.services import images, layered, pools, quota
 from trimtab_controller.store import describe, keyset, lookup, schema, volume_claims, volumes
 from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound
 from trimtab_protos.messages import DiskFormat
@@ -80,6 +80,7 @@ def delete(
     if volume.vm_id is not None:
         name = lookup.names(session, schema.vm, [volume.vm_id]).get(volume.vm_id, volume.vm_id)
         raise Conflict("volume-attached", f"volume {volume.name} belongs to vm {name}; delete the vm first", vm=name)
+    layered.refuse(session, volume, verb="deleted")
     volumes.check_version(session, volume.id, expected_version)
     return accept(
         session,
@@ -115,6 +116,7 @@ def resize(
         )
     if volume.observed_state != "present":
         raise Conflict("volume-not-ready", f"volume {volume.name} is {volume.observed_state}, not present yet")
+    layered.refuse(session, volume, verb="resized")
     pool = describe.get_pool(session, volume.pool_id)
     volumes.check_version(session, volume.id, expected_version)
     quota.charge(session, project.id, quota.Charge(disk_bytes=size_bytes - volume.size_bytes))

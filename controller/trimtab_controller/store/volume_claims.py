@@ -13,6 +13,9 @@ from trimtab_protos.errors import Conflict
 
 _table = schema.volume
 
+# What a volume that is gone lies over no longer.
+_APART = {"parent_volume_id": None, "parent_layer_id": "", "layer_id": "", "merge_layer_id": None, "purge_after": None}
+
 _WRITE = _table.update().where(_table.c.id.in_(sa.bindparam("volume_ids", expanding=True)))
 _WRITE_NEXT_VERSION = _WRITE.values(version=_table.c.version + 1)
 
@@ -43,10 +46,13 @@ def erase(session: Session, volumes: Sequence[Volume], *, now: datetime) -> None
     """Free the space of volumes that are proven gone and leave their rows as tombstones."""
     ids = [volume.id for volume in volumes]
     claims.give_back_space(session, ids)
+    session.execute(schema.volume_layer.delete().where(schema.volume_layer.c.volume_id.in_(ids)))
     session.execute(
         _table.update()
         .where(_table.c.id.in_(ids))
-        .values(deleted_at=sa.func.coalesce(_table.c.deleted_at, now), observed_state="absent", vm_id=None, disk_index=None)
+        .values(
+            deleted_at=sa.func.coalesce(_table.c.deleted_at, now), observed_state="absent", vm_id=None, disk_index=None, **_APART
+        )
     )
 
 

@@ -1,0 +1,160 @@
+"""What snapshots promise beyond the matrix of faults: trees, refusals, moves, what a cut leaves and how it is put in order."""
+
+import pytest
+
+from tests.operations import examples_snapshots as snaps
+from tests.operations.examples import _present_volume as present_volume
+from tests.operations.examples_changes import accept_detach, accept_volume_resize, attaches
+from tests.operations.kit import GIB, FleetStory
+from trimtab_agent.hypervisor.simulation import Fault, FaultKind
+from trimtab_controller.core.lifecycle import ObservedState, OperationState
+from trimtab_controller.loops.upkeep import Upkeep
+from trimtab_controller.services import snapshots as service
+from trimtab_controller.store import describe
+from trimtab_protos.errors import AlreadyExists, Conflict
+
+
+def test_a_tree_grows_where_one_went_back_and_every_branch_is_reached(story: FleetStory) -> None:
+    vm = story.running_vm()
+    snaps.writes(story, vm, "a")
+    snaps.snapshotted(story, vm, "first")
+    snaps.writes(story, vm, "b")
+    snaps.snapshotted(story, vm, "second")
+    snaps.writes(story, vm, "c")
+    snaps.accept_revert(story, story.vm(vm.id), "first")
+    story.settle()
+    snaps.writes(story, vm, "d")
+    snaps.snapshotted(story, vm, "other")
+    shown = story.db.read(lambda session: service.views(session, story.vm(vm.id)))
+    assert [(one.snapshot.name, one.parent_name, one.is_current) for one in shown] == [
+        ("first", "", False),
+        ("second", "first", False),
+        ("other", "first", True),
+    ]
+    for name, expected in (("second", {"a", "b"}), ("other", {"a", "d"}), ("first", {"a"})):
+        snaps.accept_revert(story, story.vm(vm.id), name)
+        story.settle()
+        assert snaps.marks(story, vm.id) == expected
+    # The base of two branches stays as a file, and goes once one branch is left.
+    snaps.accept_delete(story, vm, "first")
+    story.settle()
+    for name, expected in (("second", {"a", "b"}), ("other", {"a", "d"})):
+        snaps.accept_revert(story, story.vm(vm.id), name)
+        story.settle()
+        assert snaps.marks(story, vm.id) == expected
+    snaps.accept_delete(story, vm, "second")
+    story.settle()
+    snaps.accept_delete(story, vm, "other")
+    story.settle()
+    assert snaps.marks(story, vm.id) == {"a", "d"}
+    assert snaps.layer_count(story, vm.id) == 0
+
+
+def test_a_vm_with_snapshots_moves_with_them(story: FleetStory) -> None:
+    vm = story.running_vm()
+    snaps.writes(story, vm, "a")
+    snaps.snapshotted(story, vm, "before", has_memory=True)
+    snaps.writes(story, vm, "b")
+    before = story.vm(vm.id).host_id
+    story.accept_power(story.vm(vm.id), "migrate")
+    story.settle()
+    assert story.vm(vm.id).host_id != before
+    snaps.runs_on_what_sql_says(story, vm.id)
+    snaps.accept_revert(story, story.vm(vm.id), "before")
+    story.settle()
+    assert snaps.marks(story, vm.id) == {"a"}
+    snaps.accept_delete(story, vm, "before")
+    story.settle()
+    assert snaps.layer_count(story, vm.id) == 0
+    assert snaps.marks(story, vm.id) == {"a"}
+
+
+def test_on_a_hosts_own_storage_snapshots_hold_a_vm_where_it_is_and_say_so(story: FleetStory) -> None:
+    image = story.add_image("own", story.shared)
+    vm = story.running_vm(pool=story.local, image=image)
+    accepted = snaps.accept_snapshot(story, vm, "before")
+    story.settle()
+    assert story.operation(accepted.id).state is OperationState.DONE
+    with pytest.raises(Conflict, match="vm snapshot delete") as caught:
+        story.accept_power(story.vm(vm.id), "migrate")
+    assert caught.value.code == "layers-are-local"
+    snaps.accept_delete(story, vm, "before")
+    story.settle()
+    story.accept_power(story.vm(vm.id), "migrate")
+    story.settle()
+
+
+def test_what_snapshots_forbid_is_refused_with_the_next_command(story: FleetStory) -> None:
+    vm = story.running_vm(vcpus=2, vcpus_max=4)
+    snaps.snapshotted(story, vm, "before", has_memory=True)
+    volume = story.volumes(vm.id)[0]
+    with pytest.raises(Conflict, match=f"trimtab vm snapshot delete {vm.name} before") as caught:
+        accept_volume_resize(story, volume.id, 3 * GIB)
+    assert caught.value.code == "volume-has-snapshots"
+    with pytest.raises(AlreadyExists, match="choose another name"):
+        snaps.accept_snapshot(story, vm, "before")
+    story.accept_power(story.vm(vm.id), "stop", force=True)
+    story.settle()
+    with pytest.raises(Conflict, match="--disk-only") as off:
+        snaps.accept_revert(story, story.vm(vm.id), "before")
+    assert off.value.code == "vm-not-running"
+    with pytest.raises(Conflict, match="has no memory to keep"):
+        snaps.accept_snapshot(story, story.vm(vm.id), "cold", has_memory=True)
+    snaps.accept_revert(story, story.vm(vm.id), "before", disk_only=True)
+    story.settle()
+    assert story.vm(vm.id).observed_state is ObservedState.STOPPED
+
+
+def test_a_disk_that_is_kept_cannot_be_taken_away(story: FleetStory) -> None:
+    attached = attaches(story, "web1", volume_id=present_volume(story))
+    story.settle()
+    vm = story.vm(attached.subject_id)
+    snaps.snapshotted(story, vm, "before")
+    with pytest.raises(Conflict) as caught:
+        accept_detach(story, vm, volume=story.volumes(vm.id)[1].id)
+    assert caught.value.code == "volume-has-snapshots"
+
+
+def test_a_snapshot_that_a_forced_stop_cut_short_is_put_in_order_by_upkeep(story: FleetStory) -> None:
+    vm = story.running_vm()
+    snaps.writes(story, vm, "a")
+    fault = story.fleet.plan_fault("switch_layers", Fault(FaultKind.FAIL_BEFORE), host_id=vm.host_id)
+    snaps.accept_snapshot(story, vm, "before")
+    story.settle(until=fault.met.is_set)
+    story.accept_power(story.vm(vm.id), "stop", force=True)
+    story.settle()
+    assert [one.state for one in snaps.kept(story, vm.id)] == ["making"]
+    assert snaps.marks(story, vm.id) == {"a"}, "whichever layer the guest was on, it starts with its disk as it left it"
+    upkeep = Upkeep(db=story.db, clock=story.clock, nudger=story.nudger)
+    upkeep.tidy_snapshots(story.term)
+    story.settle()
+    assert snaps.kept(story, vm.id) == ()
+    assert snaps.layer_count(story, vm.id) == 0
+    assert snaps.marks(story, vm.id) == {"a"}
+
+
+def test_a_merge_that_finds_no_room_waits_for_it_while_the_guest_runs(story: FleetStory) -> None:
+    vm = story.running_vm()
+    snaps.writes(story, vm, "a")
+    snaps.snapshotted(story, vm, "before")
+    snaps.writes(story, vm, "b")
+    fault = story.fleet.plan_fault("merge.full", Fault(FaultKind.FAIL_BEFORE), host_id=vm.host_id)
+    accepted = snaps.accept_delete(story, vm, "before")
+    story.settle()
+    assert fault.met.is_set()
+    assert story.operation(accepted.id).state is OperationState.DONE
+    assert snaps.marks(story, vm.id) == {"a", "b"}
+    assert snaps.layer_count(story, vm.id) == 0
+
+
+def test_a_memory_that_finds_no_room_leaves_the_guest_as_it_was(story: FleetStory) -> None:
+    vm = story.running_vm()
+    snaps.writes(story, vm, "made")
+    store = story.fleet.store(vm.host_id, describe.pool_spec(story.shared))
+    # Room for a layer, and for nothing more.
+    store.capacity_bytes = store.used_bytes + 200_000
+    accepted = snaps.accept_snapshot(story, vm, "before", has_memory=True)
+    story.settle()
+    ended = story.operation(accepted.id)
+    assert (ended.state, ended.error and ended.error.code) == (OperationState.FAILED, "pool-full")
+    snaps.not_created(story, ended)
