@@ -611,6 +611,33 @@ EXAMPLES: dict[str, Example] = {
         undone=snaps.not_reverted,
         takes_place=frozenset({"off"}),
     ),
+    "vm.create as a linked clone": Example(
+        kind="vm.create",
+        arrange=lambda story: snaps.is_cloned(story, _name("web"), is_linked=True),
+        done=snaps.cloned,
+        undone=snaps.not_cloned,
+    ),
+    "vm.create as a full clone": Example(
+        kind="vm.create",
+        arrange=lambda story: snaps.is_cloned(story, _name("web"), is_linked=False),
+        done=snaps.cloned,
+        undone=snaps.not_cloned,
+    ),
+    "template.create": Example(
+        kind="template.create",
+        arrange=lambda story: snaps.makes_template(story, _name("web")),
+        done=snaps.template_made,
+        undone=snaps.template_gone,
+    ),
+    "template.delete": Example(
+        kind="template.delete",
+        arrange=lambda story: snaps.deletes_template(story, _name("web")),
+        done=snaps.template_gone,
+        undone=snaps.template_made,
+    ),
+    "template.create-vms": Example(
+        kind="template.create-vms", arrange=lambda story: snaps.makes_vms(story, _name("web")), done=snaps.vms_made
+    ),
     "image.import": Example(
         kind="image.import", arrange=lambda story: _import(story, is_local=False), done=_imported, undone=_not_imported
     ),

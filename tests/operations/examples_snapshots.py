@@ -8,10 +8,12 @@ from collections.abc import Callable
 from tests.operations.kit import FleetStory
 from trimtab_agent.hypervisor import simulated_layers
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE
-from trimtab_controller.core.model import Operation, Snapshot, Vm
+from trimtab_controller.core.model import Operation, Snapshot, Template, Vm
+from trimtab_controller.services import clones, templates
 from trimtab_controller.services import snapshots as service
 from trimtab_controller.services.vm_power import Caller
 from trimtab_controller.store import describe, snapshots, vms
+from trimtab_controller.store import templates as template_store
 from trimtab_controller.store.database import Session
 
 
@@ -205,3 +207,97 @@ def _memories(story: FleetStory, vm_id: str) -> set[str]:
             store = story.fleet.store(host_id, describe.pool_spec(pool))
             found |= {snapshot_id for owner, snapshot_id in store.memories if owner == vm_id}
     return found
+
+
+# --- clones and templates --------------------------------------------------------------------------------------------------------
+
+
+def accept_clone(story: FleetStory, vm: Vm, name: str, *, is_linked: bool, snapshot: str = "") -> Operation:
+    spec = clones.CloneSpec(name=name, is_linked=is_linked, snapshot=snapshot)
+    return story.db.write(
+        lambda session: clones.clone(session, vms.get(session, vm.id), _caller(story), spec, project=story.project)[1]
+    )
+
+
+def accept_template(story: FleetStory, vm: Vm, name: str) -> Operation:
+    return story.db.write(
+        lambda session: templates.create(session, vms.get(session, vm.id), _caller(story), name=name, project=story.project)[1]
+    )
+
+
+def accept_vms(story: FleetStory, template: str, pattern: str, count: int) -> Operation:
+    spec = templates.VmsSpec(name_pattern=pattern, count=count)
+    return story.db.write(
+        lambda session: templates.create_vms(
+            session, template, spec, project=story.project, actor=story.actor, now=story.clock.now()
+        )
+    )
+
+
+def is_cloned(story: FleetStory, name: str, *, is_linked: bool) -> Operation:
+    vm = story.running_vm(name)
+    writes(story, vm, "made")
+    snapshotted(story, vm, "before")
+    writes(story, vm, "later")
+    return accept_clone(story, vm, f"{name}-clone", is_linked=is_linked, snapshot="before")
+
+
+def cloned(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert story.running_on(vm.id) == {vm.host_id}
+    assert marks(story, vm.id) == {"made"}
+    writes(story, vm, "own")
+    assert marks(story, vm.id) == {"made", "own"}
+    source = story.db.read(lambda session: vms.find(session, vm.project_id, vm.name.removesuffix("-clone")))
+    assert source is not None
+    assert marks(story, source.id) == {"made", "later"}, "the source has nothing of it"
+
+
+def not_cloned(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert story.running_on(vm.id) == frozenset()
+    assert story.db.read(lambda session: vms.find(session, vm.project_id, vm.name, with_deleted=True)) is None, "the name is free"
+
+
+def makes_template(story: FleetStory, name: str) -> Operation:
+    vm = story.running_vm(name)
+    writes(story, vm, "made")
+    return accept_template(story, vm, f"{name}-template")
+
+
+def template_of(story: FleetStory, operation: Operation) -> Template | None:
+    return story.db.read(lambda session: template_store.find(session, story.project.id, operation.subject_id))
+
+
+def template_made(story: FleetStory, operation: Operation) -> None:
+    template = template_of(story, operation)
+    assert template is not None
+    image = story.db.read(lambda session: describe.get_image(session, template.image_id))
+    assert (template.revision, image.state) == (1, "ready")
+
+
+def template_gone(story: FleetStory, operation: Operation) -> None:
+    assert template_of(story, operation) is None
+
+
+def deletes_template(story: FleetStory, name: str) -> Operation:
+    made = makes_template(story, name)
+    story.settle()
+    return story.db.write(
+        lambda session: templates.delete(
+            session, made.subject_id, revision=0, project=story.project, actor=story.actor, now=story.clock.now()
+        )
+    )
+
+
+def makes_vms(story: FleetStory, name: str) -> Operation:
+    made = makes_template(story, name)
+    story.settle()
+    return accept_vms(story, made.subject_id, f"{name}-{{n}}", 2)
+
+
+def vms_made(story: FleetStory, operation: Operation) -> None:
+    for child in operation.params["operation_ids"]:
+        vm = story.vm(story.operation(child).subject_id)
+        assert story.running_on(vm.id) == {vm.host_id}
+        assert vm.template_id == operation.subject_id

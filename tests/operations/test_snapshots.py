@@ -158,3 +158,84 @@ def test_a_memory_that_finds_no_room_leaves_the_guest_as_it_was(story: FleetStor
     ended = story.operation(accepted.id)
     assert (ended.state, ended.error and ended.error.code) == (OperationState.FAILED, "pool-full")
     snaps.not_created(story, ended)
+
+
+# --- clones and templates ------------------------------------------------------------------------------------------------------
+
+
+def test_a_linked_clone_keeps_its_base_and_lets_it_go_once_it_is_purged(story: FleetStory) -> None:
+    upkeep = Upkeep(db=story.db, clock=story.clock, nudger=story.nudger)
+    source = story.running_vm()
+    snaps.writes(story, source, "a")
+    accepted = snaps.accept_clone(story, source, "web2", is_linked=True)
+    story.settle()
+    assert story.operation(accepted.id).state is OperationState.DONE
+    clone = story.vm(accepted.subject_id)
+    snaps.writes(story, source, "b")
+    snaps.writes(story, clone, "c")
+    assert snaps.marks(story, clone.id) == {"a", "c"}
+    assert snaps.marks(story, source.id) == {"a", "b"}
+    assert clone.uuid != source.uuid
+    (base,) = snaps.kept(story, source.id)
+    with pytest.raises(Conflict) as kept:
+        snaps.accept_delete(story, source, base.name)
+    assert kept.value.code == "snapshot-has-clones"
+    with pytest.raises(Conflict) as based:
+        story.accept_power(story.vm(source.id), "delete")
+    assert based.value.code == "vm-has-clones"
+    upkeep.tidy_snapshots(story.term)
+    story.settle()
+    assert len(snaps.kept(story, source.id)) == 1, "what a clone lies over stays"
+    story.accept_power(story.vm(clone.id), "delete")
+    story.settle()
+    story.accept("vm.purge", clone.id, {"vm_id": clone.id}, name=clone.name, project_id=clone.project_id)
+    story.settle()
+    upkeep.tidy_snapshots(story.term)
+    story.settle()
+    assert snaps.kept(story, source.id) == ()
+    assert snaps.layer_count(story, source.id) == 0
+    assert snaps.marks(story, source.id) == {"a", "b"}
+
+
+def test_a_full_clone_is_on_its_own_and_its_snapshot_goes(story: FleetStory) -> None:
+    source = story.running_vm()
+    snaps.writes(story, source, "a")
+    accepted = snaps.accept_clone(story, source, "web2", is_linked=False)
+    story.settle()
+    clone = story.vm(accepted.subject_id)
+    Upkeep(db=story.db, clock=story.clock, nudger=story.nudger).tidy_snapshots(story.term)
+    story.settle()
+    assert snaps.kept(story, source.id) == ()
+    assert snaps.layer_count(story, source.id) == 0
+    assert snaps.marks(story, clone.id) == {"a"}
+    story.accept_power(story.vm(source.id), "delete")
+    story.settle()
+    assert snaps.marks(story, clone.id) == {"a"}
+
+
+def test_a_clone_of_what_cannot_be_kept_leaves_no_vm(story: FleetStory) -> None:
+    source = story.running_vm()
+    story.fleet.store(source.host_id, describe.pool_spec(story.shared)).capacity_bytes = 1
+    accepted = snaps.accept_clone(story, source, "web2", is_linked=True)
+    story.settle()
+    ended = story.operation(accepted.id)
+    assert (ended.state, ended.error and ended.error.code) == (OperationState.FAILED, "snapshot-failed")
+    snaps.not_cloned(story, ended)
+
+
+def test_twenty_vms_of_a_template_are_spread_and_followed_by_one_operation(story: FleetStory) -> None:
+    vm = story.running_vm()
+    made = snaps.accept_template(story, vm, "web")
+    story.settle()
+    parent = snaps.accept_vms(story, "web", "web-{n}", 20)
+    story.settle()
+    assert story.operation(parent.id).state is OperationState.DONE
+    homes = [story.vm(story.operation(one).subject_id).host_id for one in parent.params["operation_ids"]]
+    assert len(homes) == 20
+    assert set(homes) == set(story.host_ids), "no host has them all"
+    assert made.subject_id == parent.subject_id
+    again = snaps.accept_template(story, vm, "web")
+    story.settle()
+    template = snaps.template_of(story, again)
+    assert template is not None
+    assert template.revision == 2

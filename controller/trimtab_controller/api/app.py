@@ -26,6 +26,7 @@ from trimtab_controller.api.v1 import (
     projects,
     snapshots,
     system,
+    templates,
     users,
     vm_changes,
     vm_verbs,
@@ -48,6 +49,7 @@ ROUTERS = (
     images.router,
     volumes.router,
     snapshots.router,
+    templates.router,  # a verb of vms is among them
     vm_changes.router,
     vm_verbs.router,
     vms.router,

@@ -8,6 +8,7 @@ import click
 
 from trimtab_controller.cli import completion, options, resources
 from trimtab_controller.cli.errors import CommandFailed, usage
+from trimtab_controller.cli.nouns.templates import create_from_template
 from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, outcome
 from trimtab_controller.cli.resources import Resource
 from trimtab_controller.cli.session import Session
@@ -19,7 +20,10 @@ _file = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, 
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", required=False, default="")
+@click.option("--template", metavar="NAME[@REVISION]", help="A template; only --count, --pool, --to and --no-start go with it.")
+@click.option("--count", type=click.IntRange(1, 100), help="So many vms of the template.")
+@click.option("--name-pattern", metavar="PATTERN", default="", help="Their names, {n} the number: web-{n}.")
 @click.option("--image", metavar="NAME", shell_complete=completion.names_of("images"), help="Boot from a clone of this image.")
 @click.option("--volume", metavar="NAME", shell_complete=completion.names_of("volumes"), help="Boot from this volume instead.")
 @click.option("--iso", metavar="NAME", shell_complete=completion.names_of("images"), help="Install from this image, onto --disk.")
@@ -28,7 +32,7 @@ _file = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, 
 @click.option("--secure-boot", is_flag=True, help="UEFI that starts signed systems only.")
 @click.option("--vcpus", type=click.IntRange(1, 1024), default=1, show_default=True, help="Virtual CPUs.")
 @click.option("--vcpus-max", type=click.IntRange(1, 1024), help="So many may be added while it runs.")
-@click.option("--memory", type=MEMORY, required=True, metavar="SIZE", help="For example 96MiB, 2GiB.")
+@click.option("--memory", type=MEMORY, metavar="SIZE", help="For example 96MiB, 2GiB; not with --template.")
 @click.option("--memory-max", type=MEMORY, metavar="SIZE", help="So much may be given while it runs.")
 @click.option("--disk", type=DISK_SIZE, metavar="SIZE", help="Size of the boot disk, for example 20GiB; else the image's.")
 @click.option("--pool", metavar="NAME", shell_complete=completion.names_of("pools"), help="Where its disks live.")
@@ -60,6 +64,9 @@ _file = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, 
 def create(
     session: Session,
     name: str,
+    template: str | None,
+    count: int | None,
+    name_pattern: str,
     image: str | None,
     volume: str | None,
     iso: str | None,
@@ -68,7 +75,7 @@ def create(
     secure_boot: bool,
     vcpus: int,
     vcpus_max: int | None,
-    memory: int,
+    memory: int | None,
     memory_max: int | None,
     disk: int | None,
     pool: str | None,
@@ -94,8 +101,26 @@ def create(
 
     trimtab vm create web1 --image debian --vcpus 2 --memory 2GiB --network default
 
+    trimtab vm create --template web --count 20 --name-pattern 'web-{n}'
+
     trimtab vm create win1 --iso win11 --os win11 --disk 60GiB --memory 4GiB --tpm --secure-boot
     """
+    if template:
+        if any((image, volume, iso, memory, disk, nics, firmware)):
+            raise usage("--template brings image, shape and networks; leave those options out")
+        create_from_template(
+            session,
+            template,
+            name=name,
+            count=count,
+            name_pattern=name_pattern,
+            pool=pool,
+            to_host=to_host,
+            start=start,
+        )
+        return
+    if not name or memory is None or count or name_pattern:
+        raise usage("give a name and --memory, for example trimtab vm create web1 --image debian --memory 2GiB; or --template")
     _check_source(image, volume, iso, disk=disk)
     optional: dict[str, Any] = {
         "image": image,
