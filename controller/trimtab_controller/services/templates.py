@@ -128,6 +128,8 @@ def create_vms(session: Session, name_or_id: str, spec: VmsSpec, *, project: Pro
     made = [vms.create(session, _vm_spec(template, spec, name), project=project, actor=actor, now=now)[1] for name in names]
     for operation in made:
         vm_store.update(session, operation.subject_id, template_id=template.id)
+    if len(made) > 1:
+        templates.spread(session, template, [one.subject_id for one in made], group_id=mint("grp"), now=now)
     return accept(
         session,
         "template.create-vms",

@@ -1,5 +1,6 @@
 """Templates in SQL: a vm's settings and an image, in revisions under one name."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -7,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Template
+from trimtab_controller.core.placement.needs import Relation
 from trimtab_controller.store import lookup, schema
 from trimtab_controller.store.rows import build, columns_of
 
@@ -46,6 +48,22 @@ def of_project(session: Session, project_id: str) -> tuple[Template, ...]:
     """Return the live revisions by name, the newest first."""
     query = sa.select(*_columns).where(_table.c.project_id == project_id, _table.c.deleted_at.is_(None))
     return tuple(build(Template, row) for row in session.execute(query.order_by(_table.c.name, _table.c.revision.desc())))
+
+
+def spread(session: Session, template: Template, vm_ids: Sequence[str], *, group_id: str, now: datetime) -> None:
+    """Wish these vms onto different hosts: as a group with one soft rule, which the placement policy weighs."""
+    rule = {"relation": Relation.APART.value, "domain": "host", "is_must": False, "limit": 1}
+    group, member = schema.vm_group, schema.vm_group_member
+    session.execute(
+        group.insert().values(
+            id=group_id,
+            project_id=template.project_id,
+            name=f"{template.name[:40]}-{group_id[-12:]}",
+            rule={"rules": [rule]},
+            created_at=now,
+        )
+    )
+    session.execute(member.insert(), [{"vm_group_id": group_id, "vm_id": vm_id} for vm_id in vm_ids])
 
 
 def of_image(session: Session, image_id: str) -> Template | None:
