@@ -22,7 +22,6 @@ def counter(fleet: Fleet) -> Iterator[str]:
     """The guest that all of this is done to, on shared storage."""
     fleet.create("counter", pool="shared", index=60, to="node1")
     fleet.wait_for_ticks("counter", 3)
-    wait_until(lambda: fleet.vm("counter")["observed"].get("has_guest_agent", True), "the guest's agent")
     yield "counter"
     fleet.delete("counter")
 
@@ -43,7 +42,7 @@ def first_after(fleet: Fleet, name: str, offset: int) -> tuple[int, float]:
 
 def layers(fleet: Fleet, name: str) -> int:
     """Return how many files the vm's disk has, counted on the host."""
-    volume = fleet.vm(name)["disks"][0]["id"]
+    volume = fleet.vm(name)["volumes"][0]["id"]
     host = fleet.vm(name)["host"]
     return len(fleet.sh(host, f"ls /srv/trimtab-shared/volumes | grep '^{volume}'").split())
 

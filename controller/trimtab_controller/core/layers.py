@@ -48,7 +48,7 @@ class Work:
 
 
 def tidy(tree: Tree) -> tuple[tuple[Work, ...], Tree]:
-    """Return what is to be done, in this order, and the tree afterwards. At most one merge is of the active layer, and it is the last."""
+    """Return what is to be done, in this order, and the tree afterwards. At most one merge is of the active layer."""
     done: list[Work] = []
     while (work := next(_possible(tree), None)) is not None:
         tree = after(tree, work)
@@ -75,7 +75,7 @@ def after(tree: Tree, work: Work) -> Tree:
 
 
 def _possible(tree: Tree) -> Iterator[Work]:
-    """Yield deletions first, since they leave less to merge; merges from the bottom up, so that the active layer comes last."""
+    """Yield deletions first, since they leave less to merge; merges from the bottom up, so that the active layer moves once."""
     kept = tree.pinned | tree.clones | {tree.active}
     for layer in sorted(tree.parents):
         if layer not in kept and not tree.over(layer):
