@@ -12,7 +12,7 @@ from tests.operations import examples_changes as changes
 from tests.operations import examples_snapshots as snaps
 from tests.operations.kit import GIB, FleetStory, NeverCancelled
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
-from trimtab_controller.core.model import Operation, Vm
+from trimtab_controller.core.model import Operation, Vm, Volume
 from trimtab_controller.core.planning import PlanKind
 from trimtab_controller.core.resize import When
 from trimtab_controller.services import images as image_service
@@ -280,6 +280,31 @@ def _delete_volume(story: FleetStory) -> Operation:
             now=story.clock.now(),
         )
     )
+
+
+def _hidden_volume(story: FleetStory) -> Volume:
+    deleted = _delete_volume(story)
+    story.settle()
+    return story.db.read(lambda session: describe.get_volume(session, deleted.subject_id))
+
+
+def _undelete_volume(story: FleetStory) -> Operation:
+    volume = _hidden_volume(story)
+    return story.db.write(
+        lambda session: volume_service.undelete(
+            session, volume.name, project=story.project, expected_version=None, actor=story.actor, now=story.clock.now()
+        )
+    )
+
+
+def _purge_volume(story: FleetStory) -> Operation:
+    volume = _hidden_volume(story)
+    return story.accept("volume.purge", volume.id, {"volume_id": volume.id}, name=volume.name, project_id=volume.project_id)
+
+
+def _volume_is_purged(story: FleetStory, operation: Operation) -> None:
+    volume = story.db.read(lambda session: describe.get_volume(session, operation.subject_id))
+    assert (volume.observed_state, volume.purge_after) == ("absent", None)
 
 
 def _live_volumes(story: FleetStory) -> list[object]:
@@ -659,6 +684,8 @@ EXAMPLES: dict[str, Example] = {
         undone=_volume_is_gone,
     ),
     "volume.delete": Example(kind="volume.delete", arrange=_delete_volume, done=_volume_is_gone, undone=_volume_is_there),
+    "volume.undelete": Example(kind="volume.undelete", arrange=_undelete_volume, done=_volume_is_there, undone=_volume_is_gone),
+    "volume.purge": Example(kind="volume.purge", arrange=_purge_volume, done=_volume_is_purged, undone=_volume_is_gone),
     "pool.create": Example(
         kind="pool.create",
         arrange=lambda story: _create_pool(story, is_shared=True),

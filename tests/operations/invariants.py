@@ -112,6 +112,11 @@ def _claims(facts: _Facts) -> Iterator[str]:
             yield f"vm {vm.name} is {vm.observed_state} and holds no claim"
 
 
+def _holds_bytes(volume: Any) -> bool:
+    """A deleted volume does until it is purged."""
+    return volume.deleted_at is None or volume.purge_after is not None
+
+
 def _place(facts: _Facts, volume: Any) -> tuple[str, str, str]:
     return volume.id, volume.pool_id, "" if facts.pools[volume.pool_id].is_shared else volume.host_id
 
@@ -121,7 +126,7 @@ def _space(facts: _Facts) -> Iterator[str]:
     for row in facts.disk_claims:
         sums[(row.pool_id, row.host_id)] += row.size_bytes
         volume = facts.volumes[row.volume_id]
-        if volume.deleted_at is not None:
+        if volume.deleted_at is not None and volume.purge_after is None:
             yield f"deleted volume {volume.name} still claims space in {row.pool_id}"
         elif (row.volume_id, row.pool_id, row.host_id) != _place(facts, volume):
             yield f"volume {volume.name} claims space at {row.host_id or 'the shared pool'}, where it is not"
@@ -137,7 +142,7 @@ def _space(facts: _Facts) -> Iterator[str]:
 def _quotas(facts: _Facts) -> Iterator[str]:
     for project in facts.projects:
         own = [vm for vm in facts.vms.values() if vm.project_id == project.id and vm.purged_at is None]
-        volumes = [one for one in facts.volumes.values() if one.project_id == project.id and one.deleted_at is None]
+        volumes = [one for one in facts.volumes.values() if one.project_id == project.id and _holds_bytes(one)]
         used = (project.vms_used, project.vcpus_used, project.memory_mib_used, project.disk_bytes_used)
         there = (
             len(own),
@@ -254,7 +259,7 @@ def _files(facts: _Facts, story: FleetStory) -> Iterator[str]:
             expected = {
                 one.id: one
                 for one in facts.volumes.values()
-                if one.deleted_at is None and one.pool_id == pool.id and (pool.is_shared or one.host_id == host_id)
+                if _holds_bytes(one) and one.pool_id == pool.id and (pool.is_shared or one.host_id == host_id)
             }
             for volume_id in store.volumes:
                 volume = facts.volumes.get(volume_id)

@@ -21,6 +21,7 @@ from trimtab_controller.store import (
     upkeep,
     usage,
     vms,
+    volume_claims,
 )
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import Conflict
@@ -56,6 +57,19 @@ class Upkeep:
         for vm in self._db.read(lambda session: upkeep.vms_to_purge(session, now, limit=BATCH)):
             self._accept(
                 term, "vm.purge", subject_id=vm.id, subject_name=vm.name, project_id=vm.project_id, params={"vm_id": vm.id}
+            )
+
+    def purge_volumes(self, term: int) -> None:
+        """Accept a volume.purge for every volume that has been deleted for longer than its grace."""
+        now = self._clock.now()
+        for volume in self._db.read(lambda session: volume_claims.to_purge(session, now, limit=BATCH)):
+            self._accept(
+                term,
+                "volume.purge",
+                subject_id=volume.id,
+                subject_name=volume.name,
+                project_id=volume.project_id,
+                params={"volume_id": volume.id},
             )
 
     def tidy_snapshots(self, term: int) -> None:

@@ -149,8 +149,18 @@ def free(session: Session, volume: Volume, *, now: datetime) -> None:
     )
 
 
-def hide_unattached(session: Session, volume_id: str, *, now: datetime) -> None:
-    """Hide a volume unless a vm has it. Conflict(`volume-attached`); hidden already is fine."""
+def show_again(session: Session, volume_id: str) -> None:
+    session.execute(_WRITE_NEXT_VERSION, {"volume_ids": [volume_id], "deleted_at": None, "purge_after": None})
+
+
+def to_purge(session: Session, now: datetime, *, limit: int) -> tuple[Volume, ...]:
+    """Return the volumes that were deleted for longer than their grace."""
+    query = sa.select(*columns_of(_table, Volume)).where(_table.c.purge_after <= now).limit(limit)
+    return tuple(build(Volume, row) for row in session.execute(query))
+
+
+def hide_unattached(session: Session, volume_id: str, *, now: datetime, purge_after: datetime) -> None:
+    """Hide a volume unless a vm has it, until it is purged. Conflict(`volume-attached`); hidden already is fine."""
     row = session.execute(sa.select(_table.c.vm_id, _table.c.deleted_at).where(_table.c.id == volume_id)).one()
     changed = session.execute(
         _table.update()
@@ -159,6 +169,14 @@ def hide_unattached(session: Session, volume_id: str, *, now: datetime) -> None:
     )
     if getattr(changed, "rowcount", 0) != 1 and row.deleted_at is None:
         raise Conflict("volume-attached", "a vm has the volume; delete the vm first", vm_id=row.vm_id)
+    # Also where the previous release's code hid it, which had no grace.
+    session.execute(_WRITE, {"volume_ids": [volume_id], "purge_after": purge_after})
+
+
+def hidden_on(session: Session, host_id: str) -> tuple[Volume, ...]:
+    """Return the volumes on a host's local pools that were deleted and not purged yet."""
+    query = sa.select(*columns_of(_table, Volume)).where(_table.c.host_id == host_id, _table.c.purge_after.is_not(None))
+    return tuple(build(Volume, row) for row in session.execute(query))
 
 
 def apart_on(session: Session, host_id: str) -> tuple[Volume, ...]:

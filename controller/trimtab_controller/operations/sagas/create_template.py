@@ -2,8 +2,8 @@
 
 | step    | do                                                              | undo                                  |
 |---------|-----------------------------------------------------------------|---------------------------------------|
-| own     | (rows were inserted at acceptance); wait for the snapshot         | forget template and image              |
-| choose  | a host that reaches the pool; note where the file will be        | - the undo of `own` forgets the note   |
+| wait    | for the snapshot; the rows were inserted at acceptance            | forget template and image              |
+| choose  | a host that reaches the pool; note where the file will be        | - the undo of `wait` forgets the note  |
 | import  | the agent's job: read through all layers, write one file, hash   | cancel the job, delete the replica     |
 | finish  | record sizes, hashes and the replica                             | - last                                |
 
@@ -31,11 +31,11 @@ class Params:
     after_operation_id: str
 
 
-def _own(context: Transaction[Params]) -> Wait | None:
+def _wait(context: Transaction[Params]) -> Wait | None:
     return wait_for_snapshot(context, context.params.after_operation_id)
 
 
-def _disown(context: Transaction[Params]) -> None:
+def _forget(context: Transaction[Params]) -> None:
     templates.hide(context.session, context.params.template_id, now=context.now)
     import_image.forget(context)
 
@@ -62,8 +62,8 @@ SAGA = Saga(
     params=Params,
     result=lambda results: {"host_id": results["choose"]["host_id"], **results["import"]},
     steps=(
-        transaction("own", _own, _disown),
-        transaction("choose", import_image.choose, None, because="the undo of `own` forgets the note"),
+        transaction("wait", _wait, _forget),
+        transaction("choose", import_image.choose, None, because="the undo of `wait` forgets the note"),
         effect("import", import_image.bring, import_image.unbring, cancel=import_image.cancel_bringing),
         transaction("finish", _finish, None, because="nothing follows it"),
     ),
