@@ -36,7 +36,7 @@ class CloneBench(Bench):
                 "disk_bytes": size_gib << 30, "networks": [{"network": "default"}],
             })  # fmt: skip
             for number in range(runs + 1):
-                await self._compare(source, f"{source}-{number}", size_gib=size_gib, counts=number > 0)  # type: ignore[override]
+                await self._compare(source, f"{source}-{number}", size_gib=size_gib, counts=number > 0)
             await self._operation("POST", f"{VMS}/{source}:stop", {"force": True})
         self.api.close()
 
