@@ -36,7 +36,10 @@ _revision = click.option(
 
 @click.group()
 def template() -> None:
-    """Settings of a vm and an image of its disk, to make vms of."""
+    """Settings of a vm and an image of its disk, to make vms of.
+
+    trimtab vm create --template web --count 20 --name-pattern 'web-{n}'
+    """
 
 
 @template.command("list")
