@@ -1,4 +1,4 @@
-"""Linked clones and snapshots of real guests whose disks differ a hundredfold, beside `qemu-img create` on the same host.
+"""Linked clones and snapshots of real guests whose disks differ thirtyfold, beside `qemu-img create` on the same host.
 
     python -m tests.bench.bench_clone [--runs 3]          as root; two libvirt hosts in namespaces, about two minutes
 
@@ -19,7 +19,7 @@ from tests.bench.accounts import load_note, table
 from tests.bench.bench_lab import HOSTS, POOLS, Bench, real_lab
 from tests.bench.rest import Connection
 
-SIZES_GIB = (2, 20, 200)
+SIZES_GIB = (1, 8, 32)
 GOAL_S = 1.0
 VMS = "/v1/projects/default/vms"
 
