@@ -1,5 +1,7 @@
 """What snapshots promise beyond the matrix of faults: trees, refusals, moves, what a cut leaves and how it is put in order."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.operations import examples_snapshots as snaps
@@ -10,7 +12,7 @@ from trimtab_agent.hypervisor.simulation import Fault, FaultKind
 from trimtab_controller.core.lifecycle import ObservedState, OperationState
 from trimtab_controller.loops.upkeep import Upkeep
 from trimtab_controller.services import snapshots as service
-from trimtab_controller.store import describe
+from trimtab_controller.store import describe, host_reports
 from trimtab_protos.errors import AlreadyExists, Conflict
 
 
@@ -103,6 +105,30 @@ def test_what_snapshots_forbid_is_refused_with_the_next_command(story: FleetStor
     snaps.accept_revert(story, story.vm(vm.id), "before", disk_only=True)
     story.settle()
     assert story.vm(vm.id).observed_state is ObservedState.STOPPED
+
+
+def test_a_vm_with_layers_goes_only_where_the_agent_knows_them(story: FleetStory) -> None:
+    """An agent of an older release would let the guest write to the bottom layer."""
+    vm = story.running_vm()
+    snaps.snapshotted(story, vm, "before")
+    for host_id in story.host_ids:
+        if host_id != vm.host_id:
+            _forget_layers(story, host_id)
+    moved = story.accept_power(story.vm(vm.id), "migrate")
+    story.settle()
+    ended = story.operation(moved.id)
+    assert (ended.state, ended.error and ended.error.code) == (OperationState.FAILED, "no-host-fits")
+    _forget_layers(story, vm.host_id)
+    with pytest.raises(Conflict) as caught:
+        snaps.accept_snapshot(story, story.vm(vm.id), "another")
+    assert caught.value.code == "not-supported-here"
+
+
+def _forget_layers(story: FleetStory, host_id: str) -> None:
+    inventory = story.hypervisor(host_id).inventory()
+    known = tuple(one for one in inventory.capabilities if one != "layers")
+    older = replace(inventory, capabilities=known, digest=f"older-{host_id}")
+    story.db.write(lambda session: host_reports.store_inventory(session, host_id, older, now=story.clock.now()))
 
 
 def test_a_disk_that_is_kept_cannot_be_taken_away(story: FleetStory) -> None:

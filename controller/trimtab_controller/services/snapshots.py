@@ -47,6 +47,10 @@ def create(
             f"has_memory: vm {vm.name} is {vm.observed_state.value} and has no memory to keep; leave --memory out",
             field="has_memory",
         )
+    if not snapshots.is_known_to(session, vm.host_id):
+        raise Conflict(
+            "not-supported-here", f"the agent on the host of vm {vm.name} is of a release without snapshots; upgrade it first"
+        )
     _refuse_unfinished(session, vm)
     _check_version(session, vm, caller)
     snapshot_id = mint("snap")
