@@ -7,6 +7,7 @@ import pytest
 from tests.operations import examples_snapshots as snaps
 from tests.operations.examples import _present_volume as present_volume
 from tests.operations.examples_changes import accept_detach, accept_volume_resize, attaches
+from tests.operations.invariants import audit_invariants
 from tests.operations.kit import GIB, FleetStory
 from trimtab_agent.hypervisor.simulation import Fault, FaultKind
 from trimtab_controller.core.lifecycle import ObservedState, OperationState
@@ -184,6 +185,49 @@ def test_a_memory_that_finds_no_room_leaves_the_guest_as_it_was(story: FleetStor
     ended = story.operation(accepted.id)
     assert (ended.state, ended.error and ended.error.code) == (OperationState.FAILED, "pool-full")
     snaps.not_created(story, ended)
+
+
+def test_a_vm_with_snapshots_comes_back_with_them_or_goes_with_all_of_its_files(story: FleetStory) -> None:
+    vm = story.running_vm()
+    snaps.writes(story, vm, "a")
+    snaps.snapshotted(story, vm, "before", has_memory=True)
+    snaps.writes(story, vm, "b")
+    story.accept_power(story.vm(vm.id), "delete")
+    story.settle()
+    story.accept_power(story.vm(vm.id), "undelete")
+    story.settle()
+    story.accept_power(story.vm(vm.id), "start")
+    story.settle()
+    assert snaps.marks(story, vm.id) == {"a", "b"}
+    snaps.accept_revert(story, story.vm(vm.id), "before")
+    story.settle()
+    assert snaps.marks(story, vm.id) == {"a"}
+    story.accept_power(story.vm(vm.id), "delete")
+    story.settle()
+    story.accept("vm.purge", vm.id, {"vm_id": vm.id}, name=vm.name, project_id=vm.project_id)
+    story.settle()
+    assert audit_invariants(story) == []
+    store = story.fleet.store(story.host_ids[0], describe.pool_spec(story.shared))
+    assert (store.volumes, store.memories) == ({}, {})
+
+
+def test_a_vm_whose_host_died_is_started_elsewhere_on_its_newest_layer(story: FleetStory) -> None:
+    vm = story.running_vm()
+    snaps.writes(story, vm, "a")
+    snaps.snapshotted(story, vm, "before")
+    snaps.writes(story, vm, "b")
+    story.hypervisor(vm.host_id).crash()
+    story.hypervisor(vm.host_id).boot()
+    story.hear_hosts()
+    story.accept_power(story.vm(vm.id), "stop", force=True)
+    story.settle()
+    elsewhere = next(host_id for host_id in story.host_ids if host_id != vm.host_id)
+    started = story.accept_power(story.vm(vm.id), "start", to_host=elsewhere)
+    story.settle()
+    assert story.operation(started.id).state is OperationState.DONE, story.operation(started.id).error
+    assert story.running_on(vm.id) == {elsewhere}
+    assert snaps.marks(story, vm.id) == {"a", "b"}
+    snaps.runs_on_what_sql_says(story, vm.id)
 
 
 # --- clones and templates ------------------------------------------------------------------------------------------------------
