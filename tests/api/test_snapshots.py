@@ -36,6 +36,23 @@ async def test_a_snapshot_is_stored_with_its_layers_and_shown_in_the_tree(api_on
     assert one.json() == shown
 
 
+async def test_a_pool_whose_reserve_would_be_eaten_takes_no_snapshot(api_on_each: Api) -> None:
+    api = api_on_each
+    await api.equip()
+    await kept_vm(api)
+    table = schema.pool_space
+    await api.write(lambda session: session.execute(table.update().values(available_bytes=(5 << 30) + (256 << 20))))
+    memory = await api.call("p1-operator", "POST", f"{VMS}/web1/snapshots", json={"name": "doing", "has_memory": True})
+    assert (memory.status_code, memory.json()["code"]) == (409, "pool-full"), memory.text
+    assert "trimtab vm snapshot delete" in memory.json()["detail"]
+    disks = await api.call("p1-operator", "POST", f"{VMS}/web1/snapshots", json={"name": "before"})
+    assert disks.status_code == 202, "its disks fit"
+    await api.end_operations()
+    await api.write(lambda session: session.execute(table.update().values(available_bytes=1 << 30)))
+    nothing = await api.call("p1-operator", "POST", f"{VMS}/web1/snapshots", json={"name": "after"})
+    assert nothing.json()["code"] == "pool-full"
+
+
 REFUSED: list[tuple[str, str, dict[str, Any] | None, int, str]] = [
     ("POST", "web1/snapshots", {}, 400, "request-invalid"),
     ("POST", "web1/snapshots", {"name": "UPPER"}, 400, "request-invalid"),

@@ -11,8 +11,8 @@ from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.core.model import Operation, Snapshot, Vm, Volume
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services.vm_power import Caller
-from trimtab_controller.store import describe, lookup, operations, schema, snapshots
-from trimtab_protos.errors import AlreadyExists, Conflict, NotFound
+from trimtab_controller.store import describe, lookup, operations, schema, snapshots, volume_claims
+from trimtab_protos.errors import AlreadyExists, Conflict, NoCapacity, NotFound
 from trimtab_protos.messages import DiskFormat
 
 OFF = frozenset({ObservedState.STOPPED, ObservedState.ABSENT, ObservedState.CRASHED})
@@ -51,6 +51,7 @@ def create(
         raise Conflict(
             "not-supported-here", f"the agent on the host of vm {vm.name} is of a release without snapshots; upgrade it first"
         )
+    _require_room(session, vm, volumes, memory_bytes=vm.memory_mib << 20 if has_memory else 0)
     _refuse_unfinished(session, vm)
     _check_version(session, vm, caller)
     snapshot_id = mint("snap")
@@ -173,6 +174,23 @@ def _layered_volumes(session: Session, vm: Vm) -> tuple[Volume, ...]:
     if absent is not None:
         raise Conflict("volume-not-ready", f"volume {absent.name} is {absent.observed_state}, not present yet")
     return volumes
+
+
+def _require_room(session: Session, vm: Vm, volumes: Sequence[Volume], *, memory_bytes: int) -> None:
+    """Refuse where what a disk writes from now on would eat the pool's reserve: a snapshot lets it grow beyond what it claims."""
+    home = describe.state_volume(volumes)
+    for volume in volumes:
+        pool = describe.get_pool(session, volume.pool_id)
+        room = volume_claims.room_bytes(session, pool, volume.host_id)
+        needed = memory_bytes if home is not None and volume.id == home.id else 0
+        if room is not None and room <= needed:
+            what = f"{needed} bytes of memory beside its reserve" if needed else "more beside its reserve"
+            raise NoCapacity(
+                "pool-full",
+                f"pool {pool.name} has no room for {what}; `trimtab vm snapshot delete {vm.name} NAME` gives back what a snapshot "
+                f"keeps, `trimtab pool get {pool.name}` shows the space",
+                free_bytes=room,
+            )
 
 
 def _refuse_unfinished(session: Session, vm: Vm) -> None:

@@ -93,6 +93,16 @@ def take_place(session: Session, volume: Volume, pool: Pool, host_id: str) -> bo
     return True
 
 
+def room_bytes(session: Session, pool: Pool, host_id: str) -> int | None:
+    """Return how much is free beside the reserve at a volume's place, as it was seen last; None where nobody has seen it."""
+    table = schema.pool_space
+    place = schema.SHARED if pool.is_shared else host_id
+    row = session.execute(sa.select(table).where(table.c.pool_id == pool.id, table.c.host_id == place)).one_or_none()
+    if row is None or row.observed_at is None:
+        return None
+    return int(row.available_bytes - row.capacity_bytes * pool.reserve_permille // 1000)
+
+
 def _limit_bytes(session: Session, pool: Pool, place: str) -> int | None:
     """Return how much may be claimed at a place of the pool; None where nobody has seen it."""
     table = schema.pool_space
