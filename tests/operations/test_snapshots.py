@@ -152,12 +152,39 @@ def test_a_snapshot_that_a_forced_stop_cut_short_is_put_in_order_by_upkeep(story
     story.settle()
     assert [one.state for one in snaps.kept(story, vm.id)] == ["making"]
     assert snaps.marks(story, vm.id) == {"a"}, "whichever layer the guest was on, it starts with its disk as it left it"
+    with pytest.raises(Conflict, match="vm snapshot delete web1 before` puts it in order"):
+        snaps.accept_snapshot(story, story.vm(vm.id), "another")
     upkeep = Upkeep(db=story.db, clock=story.clock, nudger=story.nudger)
     upkeep.tidy_snapshots(story.term)
     story.settle()
     assert snaps.kept(story, vm.id) == ()
     assert snaps.layer_count(story, vm.id) == 0
     assert snaps.marks(story, vm.id) == {"a"}
+
+
+def test_a_deletion_that_a_forced_stop_cut_short_goes_on_when_it_is_asked_for_again(story: FleetStory) -> None:
+    vm = story.running_vm()
+    snaps.writes(story, vm, "a")
+    snaps.snapshotted(story, vm, "before")
+    snaps.writes(story, vm, "b")
+    snaps.snapshotted(story, vm, "after")
+    snaps.writes(story, vm, "c")
+    fault = story.fleet.plan_fault("merge_layer", Fault(FaultKind.FAIL_AFTER), host_id=vm.host_id)
+    snaps.accept_delete(story, vm, "before")
+    story.settle(until=fault.met.is_set)
+    story.accept_power(story.vm(vm.id), "stop", force=True)
+    story.settle()
+    assert snaps.marks(story, vm.id) == {"a", "b", "c"}
+    with pytest.raises(Conflict, match="was cut short while deleting"):
+        snaps.accept_delete(story, vm, "after")
+    snaps.accept_delete(story, vm, "before")
+    story.settle()
+    assert [one.name for one in snaps.kept(story, vm.id)] == ["after"]
+    assert snaps.marks(story, vm.id) == {"a", "b", "c"}
+    snaps.accept_revert(story, story.vm(vm.id), "after")
+    story.settle()
+    assert snaps.marks(story, vm.id) == {"a", "b"}
+    assert audit_invariants(story) == []
 
 
 def test_a_merge_that_finds_no_room_waits_for_it_while_the_guest_runs(story: FleetStory) -> None:

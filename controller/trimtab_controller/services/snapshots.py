@@ -110,9 +110,8 @@ def delete(session: Session, vm: Vm, caller: Caller, snapshot: Snapshot) -> Oper
             f"are purged, 24 h after `trimtab vm delete`",
             clones=names,
         )
-    others = [one for one in snapshots.of_vm(session, vm.id) if one.state != "ready" and one.id != snapshot.id]
-    if others:
-        _refuse_unfinished(session, vm)
+    # One that was cut short while it was made is no obstacle; of one that was half deleted the rows say more than there is.
+    _refuse_unfinished(session, vm, states=("deleting",), but=snapshot.id)
     _check_version(session, vm, caller)
     return _accept(session, vm, caller, "snapshot.delete", {"snapshot_id": snapshot.id})
 
@@ -193,9 +192,10 @@ def _require_room(session: Session, vm: Vm, volumes: Sequence[Volume], *, memory
             )
 
 
-def _refuse_unfinished(session: Session, vm: Vm) -> None:
+def _refuse_unfinished(session: Session, vm: Vm, *, states: Sequence[str] = ("making", "deleting"), but: str = "") -> None:
     """Layers that a cut left half way are put in order first."""
-    half = next((one for one in snapshots.of_vm(session, vm.id) if one.state != "ready"), None)
+    found = snapshots.of_vm(session, vm.id)
+    half = next((one for one in found if one.state in states and one.id != but), None)
     if half is not None and operations.live_exclusive(session, vm.id) is None:
         raise Conflict(
             "snapshot-unfinished",
