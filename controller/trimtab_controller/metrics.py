@@ -68,6 +68,7 @@ FENCE_ACTIONS = Counter("trimtab_fence_actions", "Power-offs by what was read ba
 HOSTS_WITHOUT_FENCE = Gauge(
     "trimtab_hosts_without_fence", "Hosts with vms to restart that only an operator could prove off: no ready device, no warden."
 )
+DOCTOR_FINDINGS = Gauge("trimtab_doctor_findings", "What the doctor finds, by severity and kind.", ["severity", "kind"])
 FREE_VCPUS = Gauge("trimtab_capacity_free_vcpus", "Vcpus that vms may still claim: usable by the mean vm, stranded.", ["figure"])
 FREE_MEMORY_BYTES = Gauge("trimtab_capacity_free_memory_bytes", "Memory that vms may still claim: usable, stranded.", ["figure"])
 REBALANCE_PLANS = Counter("trimtab_rebalance_plans", "Rounds of the rebalancer by what came of them.", ["outcome"])

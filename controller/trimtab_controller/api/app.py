@@ -16,6 +16,7 @@ from trimtab_controller.api.security import check_declarations
 from trimtab_controller.api.shell import Shell
 from trimtab_controller.api.v1 import (
     audit,
+    doctor,
     events,
     failover,
     hosts,
@@ -43,6 +44,7 @@ ROUTERS = (
     projects.router,
     users.router,
     audit.router,
+    doctor.router,
     plans.router,  # verbs of hosts are among them
     failover.router,  # here too
     hosts.router,

@@ -16,6 +16,7 @@ from trimtab_controller.config import Settings
 from trimtab_controller.core.failover import FailoverSettings
 from trimtab_controller.core.planning.rebalance import RebalanceMode
 from trimtab_controller.fencing import FenceAgents
+from trimtab_controller.loops.doctor import Doctor
 from trimtab_controller.loops.drift import Drift
 from trimtab_controller.loops.failover import BELIEVED, FailoverLoop
 from trimtab_controller.loops.failover_effects import no_secret
@@ -55,6 +56,7 @@ def lanes(
     usage = Usage(db=db, clock=clock)
     drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger, usage=usage)
     survival = Survival(db=db, clock=clock)
+    doctor = Doctor(db=db, clock=clock, uncovered=survival.uncovered)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
     fencer = FenceAgents()
     failover = FailoverLoop(
@@ -84,6 +86,7 @@ def lanes(
         "planning": [
             Job("roll up usage", 30.0, usage.flush),
             Job("prove failover", 30.0, survival.run),
+            Job("doctor", 30.0, doctor.run),
             Job("rebalance", 600.0, rebalance.run),
         ],
     }

@@ -4,10 +4,12 @@ from collections import Counter
 
 from trimtab_controller import metrics
 from trimtab_controller.clock import Clock
+from trimtab_controller.core.doctor.facts import UncoveredFacts
 from trimtab_controller.core.planning.capacity import figures
 from trimtab_controller.core.planning.domains import HOST, domains_of
 from trimtab_controller.core.planning.proof import FailoverProof
 from trimtab_controller.operations.estates import read_estate
+from trimtab_controller.services.doctor import uncovered_of
 from trimtab_controller.services.survival import USUAL_LABELS
 from trimtab_controller.store.database import Database
 
@@ -20,6 +22,10 @@ class Survival:
     def __init__(self, *, db: Database, clock: Clock) -> None:
         self._db, self._clock = db, clock
         self._proof: FailoverProof | None = None
+
+    def uncovered(self) -> tuple[UncoveredFacts, ...]:
+        """Return who would not come back, as of the last round; nobody before the first."""
+        return uncovered_of(self._proof.results()) if self._proof is not None else ()
 
     def run(self, _term: int) -> None:
         """Bring the proof to the fleet as it is; set every gauge, zeros included."""
