@@ -6,6 +6,7 @@ from tests.operations.invariants import audit_invariants
 from tests.operations.kit import FleetStory
 from tests.operations.test_plans import guests_on_one_host, remember_use
 from trimtab_controller.core.planning.rebalance import RebalanceMode
+from trimtab_controller.loops.doctor import Doctor
 from trimtab_controller.loops.rebalance import Rebalance
 from trimtab_controller.loops.survival import Survival
 from trimtab_controller.loops.usage import Usage
@@ -84,3 +85,31 @@ def test_the_proof_is_kept_along_and_told_as_metrics(story: FleetStory) -> None:
     loop.run(story.term)
     assert uncovered() == 1
     assert REGISTRY.get_sample_value("trimtab_failover_domains", {"kind": "host", "covered": "false"}) == 1
+
+
+def test_what_the_doctor_finds_is_told_as_metrics_and_falls_to_nothing_once_cured(story: FleetStory) -> None:
+    def findings(kind: str, severity: str = "severe") -> float | None:
+        return REGISTRY.get_sample_value("trimtab_doctor_findings", {"severity": severity, "kind": kind})
+
+    (vm,) = guests_on_one_host(story, 1)
+    vms, hosts = schema.vm, schema.host
+    story.db.write(lambda session: session.execute(vms.update().where(vms.c.id == vm.id).values(ha="restart")))
+    proof = Survival(db=story.db, clock=story.clock)
+    loop = Doctor(db=story.db, clock=story.clock, uncovered=proof.uncovered)
+    proof.run(story.term)
+    loop.run(story.term)
+    assert (findings("not-covered"), findings("host-cordoned", "notice")) == (0, 0)
+
+    def cordon(is_cordoned: bool) -> None:
+        others = hosts.update().where(hosts.c.id != story.host_ids[0]).values(is_cordoned=is_cordoned)
+        story.db.write(lambda session: session.execute(others))
+
+    cordon(True)
+    proof.run(story.term)
+    loop.run(story.term)
+    assert findings("not-covered") == 1
+    assert findings("host-cordoned", "notice") == len(story.host_ids) - 1
+    cordon(False)
+    proof.run(story.term)
+    loop.run(story.term)
+    assert (findings("not-covered"), findings("host-cordoned", "notice")) == (0, 0)

@@ -1,6 +1,7 @@
 """What the doctor looks at, of the whole fleet at once: a fixed number of queries whatever its size."""
 
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -38,12 +39,8 @@ def read(session: Session, *, now: datetime) -> FleetFacts:
 
 def _vms(session: Session) -> tuple[VmFacts, ...]:
     vm, project = schema.vm, schema.project
-    columns = [column for column in columns_of(vm, VmFacts) if column.key != "project"]
-    query = (
-        sa.select(*columns, project.c.name.label("project"))
-        .join(project, project.c.id == vm.c.project_id)
-        .where(vm.c.deleted_at.is_(None))
-    )
+    columns = [*columns_of(vm, VmFacts), project.c.name.label("project")]
+    query = sa.select(*columns).join(project, project.c.id == vm.c.project_id).where(vm.c.deleted_at.is_(None))
     return tuple(build(VmFacts, row) for row in session.execute(query))
 
 
@@ -61,9 +58,9 @@ def _certificates(session: Session) -> tuple[CertificateFacts, ...]:
 
 
 def _reach(session: Session, table: sa.Table, subject: str) -> tuple[ReachFacts, ...]:
-    columns = [table.c[subject].label("subject_id"), table.c.host_id, table.c.state, table.c.problem]
-    bridge = table.c.bridge if "bridge" in table.c else sa.literal("").label("bridge")
-    return tuple(build(ReachFacts, row) for row in session.execute(sa.select(*columns, bridge)))
+    columns: list[sa.ColumnElement[Any]] = [table.c[subject].label("subject_id"), table.c.host_id, table.c.state, table.c.problem]
+    columns.append(table.c.bridge if "bridge" in table.c else sa.literal("").label("bridge"))
+    return tuple(build(ReachFacts, row) for row in session.execute(sa.select(*columns)))
 
 
 def _snapshots(session: Session) -> tuple[SnapshotFacts, ...]:
