@@ -14,6 +14,7 @@ from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState
 from trimtab_controller.core.model import Operation, Vm
 from trimtab_controller.fencing import FencePath, Power, PowerAnswer
 from trimtab_controller.loops.failover import LEADERS_WINDOW_S, FailoverLoop
+from trimtab_controller.loops.fence_readiness import FenceReadiness
 from trimtab_controller.services import fencing, observations, recovery
 from trimtab_controller.store import claims, describe, events, failover, hosts, leases, operations, schema
 from trimtab_protos.errors import Conflict
@@ -26,11 +27,12 @@ class Device:
     """A power device at the seam: what it does to the simulated host is the test's to say."""
 
     answer: Power = Power.OFF
+    says: Power = Power.ON
     cut: Callable[[str], None] = lambda _name: None
     asked: list[str] = field(default_factory=list)
 
     def status(self, path: FencePath) -> PowerAnswer:
-        return PowerAnswer(power=Power.ON)
+        return PowerAnswer(power=self.says)
 
     def switch_off(self, path: FencePath, *, timeout_s: float, may_still: Callable[[], bool]) -> PowerAnswer:
         if not may_still():
@@ -459,3 +461,26 @@ def test_a_delayed_vm_waits_after_its_host_was_fenced(story: Story) -> None:
     story.rounds(ROUNDS, until=lambda: story.is_home_again(late))
     assert story.is_home_again(late)
     assert story.fleet.clock.boottime_s() - fenced_s >= 29
+
+
+def test_a_device_that_says_off_of_a_living_host_is_not_asked_when_the_host_is_lost(story: Story) -> None:
+    vm = story.kept_vm()
+    story.arm(vm.host_id)
+    readiness = FenceReadiness(
+        db=story.fleet.db, clock=story.fleet.clock, fencer=story.device, open_secret=lambda sealed, _place: sealed
+    )
+    story.device.says = Power.OFF
+    readiness.run(story.fleet.term)
+    (path,) = story.fleet.db.read(failover.fence_paths)
+    assert not path.is_ready
+    assert "heard from" in path.test_message
+    assert "alarm.fence-not-ready" in story.kinds()
+    story.lose(vm.host_id)
+    story.rounds(40)
+    assert story.device.asked == []
+    assert story.fleet.running_on(vm.id) == {vm.host_id}
+    story.device.says = Power.ON
+    story.fleet.clock.advance(120)
+    readiness.run(story.fleet.term)
+    assert story.fleet.db.read(failover.fence_paths)[0].is_ready
+    assert story.kinds()[-1] == "host.fence_ready"
