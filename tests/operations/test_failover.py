@@ -10,6 +10,7 @@ import pytest
 from tests.operations.kit import FleetStory, claims_of
 from trimtab_agent.hypervisor.simulation import Fault, FaultKind
 from trimtab_controller.api.context import NoSecrets
+from trimtab_controller.core.failover import effects as do
 from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState
 from trimtab_controller.core.model import Operation, Vm
 from trimtab_controller.fencing import FencePath, Power, PowerAnswer
@@ -484,3 +485,15 @@ def test_a_device_that_says_off_of_a_living_host_is_not_asked_when_the_host_is_l
     readiness.run(story.fleet.term)
     assert story.fleet.db.read(failover.fence_paths)[0].is_ready
     assert story.kinds()[-1] == "host.fence_ready"
+
+
+def test_no_vm_is_assigned_anew_while_a_holder_may_run_it_whatever_was_decided(story: Story) -> None:
+    """The decision was made on a snapshot; the rows that the assignment changes are asked once more in its own transaction."""
+    vm = story.kept_vm()
+    story.rounds(2)
+    seen = story.loop._read()
+    story.loop._hands.carry_out(
+        do.StartVm(vm=vm.id, host=vm.host_id, epoch=vm.epoch + 1, is_recovery=True), story.fleet.term, seen
+    )
+    assert [one.kind for one in story.operations(vm.id)] == ["vm.create"]
+    assert story.fleet.running_on(vm.id) == {vm.host_id}
