@@ -35,7 +35,7 @@ def make_volume(host: "SimulatedHypervisor", volume: VolumeSpec, pool: PoolSpec)
         needed = source.result.file_size_bytes if source is not None and volume.copy_image_id else NEW_VOLUME_BYTES
         if store.capacity_bytes - store.used_bytes < needed:
             raise NoCapacity("pool-full", f"pool {pool.pool_id} has no room left", pool_id=pool.pool_id)
-        store.volumes[volume.volume_id] = StoredVolume(wanted, needed)
+        store.put_volume(StoredVolume(wanted, needed))
         return observe_volume(volume.volume_id, store)
 
 
@@ -61,7 +61,7 @@ def drop_volume(host: "SimulatedHypervisor", volume_id: str, pool: PoolSpec) -> 
         users = [d.spec.vm_id for d in host.domains.values() if any(k.volume_id == volume_id for k in d.spec.disks)]
         if users:
             raise Conflict("volume-in-use", f"vm {users[0]} on this host uses volume {volume_id}", vm_id=users[0])
-        store.volumes.pop(volume_id, None)
+        store.drop_volume(volume_id)
 
 
 def observe_pool(host: "SimulatedHypervisor", pool: PoolSpec) -> PoolObservation:
