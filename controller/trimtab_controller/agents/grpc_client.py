@@ -78,13 +78,13 @@ class GrpcAgentClient:
         self._lookup = lookup
         self._connect = connect
         self._on_call = on_call
-        self._channels: OrderedDict[tuple[str, str], grpc.Channel] = OrderedDict()
+        self._lines: OrderedDict[tuple[str, str], tuple[grpc.Channel, Any]] = OrderedDict()
         self._lock = threading.Lock()
 
     def close(self) -> None:
         with self._lock:
-            channels, self._channels = list(self._channels.values()), OrderedDict()
-        for channel in channels:
+            lines, self._lines = list(self._lines.values()), OrderedDict()
+        for channel, _stub in lines:
             channel.close()
 
     def reconnect_all(self) -> None:
@@ -303,7 +303,7 @@ class GrpcAgentClient:
         return address
 
     def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
-        stub = pb_grpc.AgentServiceStub(self._channel(address))
+        stub = self._stub(address)
         started, outcome = time.monotonic(), "ok"
         try:
             return getattr(stub, verb)(request, timeout=timeout_s)
@@ -314,19 +314,21 @@ class GrpcAgentClient:
         finally:
             self._on_call(verb, outcome, time.monotonic() - started)
 
-    def _channel(self, address: AgentAddress) -> grpc.Channel:
+    def _stub(self, address: AgentAddress) -> Any:
+        """Return the stub of the host's channel. A stub has an object for each verb: made once, not for each call."""
         key = (address.host_id, address.address)
         evicted = None
         with self._lock:
-            channel = self._channels.get(key)
-            if channel is None:
-                channel = self._channels[key] = self._connect(*key)
-                if len(self._channels) > CHANNELS_MAX:
-                    _, evicted = self._channels.popitem(last=False)
-            self._channels.move_to_end(key)
+            line = self._lines.get(key)
+            if line is None:
+                channel = self._connect(*key)
+                line = self._lines[key] = (channel, pb_grpc.AgentServiceStub(channel))
+                if len(self._lines) > CHANNELS_MAX:
+                    _, (evicted, _stub) = self._lines.popitem(last=False)
+            self._lines.move_to_end(key)
         if evicted is not None:
             evicted.close()
-        return channel
+        return line[1]
 
 
 def _pool(pool: PoolSpec) -> storage_pb2.PoolSpec:
