@@ -46,7 +46,7 @@ from trimtab_controller.core.failover.records import (
     VmRecord,
 )
 from trimtab_controller.core.lifecycle import ENDED_STATES, HostConnectivity, OperationState
-from trimtab_controller.core.model import Actor, Host
+from trimtab_controller.core.model import Actor
 from trimtab_controller.core.model.failover import FailoverControl, FailoverVmRow, FencePathRow
 from trimtab_controller.fencing import FencePath, Fencer, Power
 from trimtab_controller.operations.engine import Engine
@@ -54,6 +54,7 @@ from trimtab_controller.services import recovery
 from trimtab_controller.store import events, failover, hosts, leases, operations, vms
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.failover import KeptVm
+from trimtab_controller.store.hosts import Standing
 from trimtab_controller.store.leases import BeatWatch, Lease, Revocation
 
 log = structlog.get_logger(__name__)
@@ -71,7 +72,7 @@ _SILENT = frozenset({HostConnectivity.SUSPECT, HostConnectivity.LOST, HostConnec
 class _Seen:
     """One round's view of the store, as of one snapshot."""
 
-    hosts: Mapping[str, Host]
+    hosts: Mapping[str, Standing]
     paths: Mapping[str, tuple[FencePathRow, ...]]
     vms: Mapping[str, KeptVm]
     starts: tuple[FailoverVmRow, ...]
@@ -89,7 +90,7 @@ def _read(session: Session) -> _Seen:
     starts = failover.open_starts(session)
     ended = [operations.get(session, one.operation_id) for one in starts if one.operation_id]
     return _Seen(
-        hosts={host.id: host for host in hosts.live(session)},
+        hosts={host.id: host for host in hosts.standings(session)},
         paths=paths,
         vms={vm.id: vm for vm in failover.kept_vms(session)},
         starts=starts,
@@ -154,7 +155,7 @@ class FailoverLoop:
         listed = {host_id: replace(host, has_listed=True) for host_id, host in self._state.hosts.items()}
         self._state = replace(self._state, hosts=listed, judging_from_s=now + self._window_s)
 
-    def _record(self, host: Host, seen: _Seen) -> HostRecord:
+    def _record(self, host: Standing, seen: _Seen) -> HostRecord:
         row = self._db.read(lambda session: failover.open_record(session, host.id))
         evidence = tuple(
             Evidence(at_s=0.0, what=str(line["what"]), proof=Proof(line["proof"]) if line.get("proof") else None)
@@ -209,8 +210,9 @@ class FailoverLoop:
         """Add hosts and vms that came, drop those that went, refresh what operators configured."""
         known = {host_id: self._state.hosts.get(host_id) or self._record(host, seen) for host_id, host in seen.hosts.items()}
         for host_id, host in seen.hosts.items():
-            paths = tuple(path.name for path in seen.paths.get(host_id, ()))
-            known[host_id] = replace(known[host_id], power_paths=paths, is_cordoned=host.is_cordoned, has_listed=True)
+            paths, record = tuple(path.name for path in seen.paths.get(host_id, ())), known[host_id]
+            if (record.power_paths, record.is_cordoned, record.has_listed) != (paths, host.is_cordoned, True):
+                known[host_id] = replace(record, power_paths=paths, is_cordoned=host.is_cordoned, has_listed=True)
         kept = {vm_id: vm for vm_id, vm in self._state.vms.items() if vm_id in seen.vms}
         for vm_id, row in seen.vms.items():
             if vm_id not in kept:
