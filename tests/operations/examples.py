@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.operations import examples_changes as changes
+from tests.operations import examples_snapshots as snaps
 from tests.operations.kit import GIB, FleetStory, NeverCancelled
+from trimtab_agent.hypervisor.base import Stamp
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
-from trimtab_controller.core.model import Operation, Vm
+from trimtab_controller.core.model import Operation, Vm, Volume
 from trimtab_controller.core.planning import PlanKind
 from trimtab_controller.core.resize import When
 from trimtab_controller.services import images as image_service
@@ -20,7 +22,20 @@ from trimtab_controller.services import plans as plan_service
 from trimtab_controller.services import pools as pool_service
 from trimtab_controller.services import recovery
 from trimtab_controller.services import volumes as volume_service
-from trimtab_controller.store import describe, hosts, image_replicas, images, networks, pools, reach, schema, vms, volumes
+from trimtab_controller.store import (
+    claims,
+    describe,
+    hosts,
+    image_replicas,
+    images,
+    networks,
+    operations,
+    pools,
+    reach,
+    schema,
+    vms,
+    volumes,
+)
 from trimtab_controller.store.database import Session
 from trimtab_protos.messages import DiskFormat, HostFileSource, ImageSpec
 
@@ -106,6 +121,46 @@ def _recover(story: FleetStory) -> Operation:
     return story.db.write(
         lambda session: recovery.recover(session, present, because="a test", now=story.clock.now(), actor=story.actor)
     )
+
+
+def _settle_move(story: FleetStory) -> Operation:
+    """Its target is proven gone before it was prepared; the guest runs on at the source."""
+    vm = story.running_vm(_name("web"))
+    target = next(host_id for host_id in story.host_ids if host_id != vm.host_id)
+    (made,) = story.db.read(lambda session: operations.page(session, limit=1, subject_id=vm.id))
+    values = {"operation_id": made.id, "source_host_id": vm.host_id, "target_host_id": target, "copied_volume_ids": ()}
+
+    def work(session: Session) -> Operation:
+        now = story.clock.now()
+        claims.begin_migration(session, vm_id=vm.id, epoch=vm.epoch, now=now, **values)
+        return recovery.settle_move(session, vms.get(session, vm.id), vm.host_id, now=now, actor=story.actor)
+
+    return story.db.write(work)
+
+
+def _move_settled(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert story.running_on(vm.id) == {vm.host_id}
+    assert story.db.read(lambda session: claims.migration_of(session, vm.id)) is None
+
+
+def _clean_copy(story: FleetStory) -> Operation:
+    """A stopped definition of it lies on a host where it is no more."""
+    vm = story.running_vm(_name("web"))
+    other = next(host_id for host_id in story.host_ids if host_id != vm.host_id)
+    spec = story.db.read(lambda session: describe.domain_spec(session, describe.read_vm(session, vm.id), other))
+    story.hypervisor(other).define_domain(spec, Stamp(epoch=vm.epoch, turn=1))
+    operation = story.db.write(
+        lambda session: recovery.clean_copy(session, vm, other, kill=False, now=story.clock.now(), actor=story.actor)
+    )
+    assert operation is not None
+    return operation
+
+
+def _copy_cleaned(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert vm.id not in story.hypervisor(operation.params["host_id"]).domains
+    assert story.running_on(vm.id) == {vm.host_id}
 
 
 def _paused(story: FleetStory, vm: Vm) -> None:
@@ -279,6 +334,31 @@ def _delete_volume(story: FleetStory) -> Operation:
             now=story.clock.now(),
         )
     )
+
+
+def _hidden_volume(story: FleetStory) -> Volume:
+    deleted = _delete_volume(story)
+    story.settle()
+    return story.db.read(lambda session: describe.get_volume(session, deleted.subject_id))
+
+
+def _undelete_volume(story: FleetStory) -> Operation:
+    volume = _hidden_volume(story)
+    return story.db.write(
+        lambda session: volume_service.undelete(
+            session, volume.name, project=story.project, expected_version=None, actor=story.actor, now=story.clock.now()
+        )
+    )
+
+
+def _purge_volume(story: FleetStory) -> Operation:
+    volume = _hidden_volume(story)
+    return story.accept("volume.purge", volume.id, {"volume_id": volume.id}, name=volume.name, project_id=volume.project_id)
+
+
+def _volume_is_purged(story: FleetStory, operation: Operation) -> None:
+    volume = story.db.read(lambda session: describe.get_volume(session, operation.subject_id))
+    assert (volume.observed_state, volume.purge_after) == ("absent", None)
 
 
 def _live_volumes(story: FleetStory) -> list[object]:
@@ -488,6 +568,8 @@ EXAMPLES: dict[str, Example] = {
         kind="vm.migrate", arrange=_migrate_local, done=_moved, undone=_stayed, takes_place=frozenset({"move"})
     ),
     "vm.recover": Example(kind="vm.recover", arrange=_recover, done=_ends_as(ObservedState.RUNNING)),
+    "vm.settle_move": Example(kind="vm.settle_move", arrange=_settle_move, done=_move_settled),
+    "vm.clean_copy": Example(kind="vm.clean_copy", arrange=_clean_copy, done=_copy_cleaned),
     "vm.purge": Example(kind="vm.purge", arrange=_purge, done=_purged),
     "vm.create from an ISO": Example(
         kind="vm.create", arrange=lambda story: changes.installs(story, _name("web")), done=_created, undone=_not_created
@@ -566,6 +648,77 @@ EXAMPLES: dict[str, Example] = {
         undone=_volume_is_there,
         takes_place=frozenset({"grow"}),
     ),
+    "snapshot.create": Example(
+        kind="snapshot.create",
+        arrange=lambda story: snaps.creates(story, _name("web")),
+        done=snaps.created("filesystem"),
+        undone=snaps.not_created,
+    ),
+    "snapshot.create with memory": Example(
+        kind="snapshot.create",
+        arrange=lambda story: snaps.creates(story, _name("web"), has_memory=True),
+        done=snaps.created("memory"),
+        undone=snaps.not_created,
+    ),
+    "snapshot.create of a stopped vm": Example(
+        kind="snapshot.create",
+        arrange=lambda story: snaps.creates(story, _name("web"), stopped=True),
+        done=snaps.created("stopped"),
+        undone=snaps.not_created,
+    ),
+    "snapshot.delete below another": Example(
+        kind="snapshot.delete",
+        arrange=lambda story: snaps.deletes(story, _name("web")),
+        done=snaps.deleted(1, "after"),
+        undone=snaps.not_deleted,
+    ),
+    "snapshot.delete of the last": Example(
+        kind="snapshot.delete",
+        arrange=lambda story: snaps.deletes_last(story, _name("web")),
+        done=snaps.deleted(0),
+        undone=snaps.not_deleted,
+    ),
+    "snapshot.revert": Example(
+        kind="snapshot.revert",
+        arrange=lambda story: snaps.reverts(story, _name("web")),
+        done=snaps.reverted,
+        undone=snaps.not_reverted,
+        takes_place=frozenset({"off"}),
+    ),
+    "snapshot.revert with memory": Example(
+        kind="snapshot.revert",
+        arrange=lambda story: snaps.reverts(story, _name("web"), has_memory=True),
+        done=snaps.reverted,
+        undone=snaps.not_reverted,
+        takes_place=frozenset({"off"}),
+    ),
+    "vm.create as a linked clone": Example(
+        kind="vm.create",
+        arrange=lambda story: snaps.is_cloned(story, _name("web"), is_linked=True),
+        done=snaps.cloned,
+        undone=snaps.not_cloned,
+    ),
+    "vm.create as a full clone": Example(
+        kind="vm.create",
+        arrange=lambda story: snaps.is_cloned(story, _name("web"), is_linked=False),
+        done=snaps.cloned,
+        undone=snaps.not_cloned,
+    ),
+    "template.create": Example(
+        kind="template.create",
+        arrange=lambda story: snaps.makes_template(story, _name("web")),
+        done=snaps.template_made,
+        undone=snaps.template_gone,
+    ),
+    "template.delete": Example(
+        kind="template.delete",
+        arrange=lambda story: snaps.deletes_template(story, _name("web")),
+        done=snaps.template_gone,
+        undone=snaps.template_made,
+    ),
+    "template.create-vms": Example(
+        kind="template.create-vms", arrange=lambda story: snaps.makes_vms(story, _name("web")), done=snaps.vms_made
+    ),
     "image.import": Example(
         kind="image.import", arrange=lambda story: _import(story, is_local=False), done=_imported, undone=_not_imported
     ),
@@ -587,6 +740,8 @@ EXAMPLES: dict[str, Example] = {
         undone=_volume_is_gone,
     ),
     "volume.delete": Example(kind="volume.delete", arrange=_delete_volume, done=_volume_is_gone, undone=_volume_is_there),
+    "volume.undelete": Example(kind="volume.undelete", arrange=_undelete_volume, done=_volume_is_there, undone=_volume_is_gone),
+    "volume.purge": Example(kind="volume.purge", arrange=_purge_volume, done=_volume_is_purged, undone=_volume_is_gone),
     "pool.create": Example(
         kind="pool.create",
         arrange=lambda story: _create_pool(story, is_shared=True),
