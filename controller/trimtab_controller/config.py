@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     host_token_minutes: Annotated[float, Field(gt=0, le=24 * 60)] = 15.0
     clock_skew_max_s: Annotated[float, Field(gt=0, le=60)] = 2.0
 
-    worker_threads: Annotated[int, Field(ge=1, le=256)] = 32
+    worker_threads: Annotated[int, Field(ge=1, le=256)] = 16
     upload_max_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 40
     image_url_hosts: Addresses = ()
     """Host names from which images may be imported by https; empty: import by URL is off; `*`: any public host."""
