@@ -150,6 +150,9 @@ async def test_no_mutating_route_escapes_the_trail(api: Api) -> None:
         "/v1/users/{user}/roles/{project}": {"role": "viewer"},
         "/v1/users/{user}/tokens": {},
         "/v1/projects/{project}/vms/{name}": {"labels": {}},
+        "/v1/hosts/{name}:release": {"reason": "its rack burnt"},
+        "/v1/hosts/{name}:confirm-off": {"reason": "pulled the plug"},
+        "/v1/hosts/{name}/fence-paths": {"paths": []},
         "/v1/plans": {"kind": "drain", "hosts": ["absent"]},
     }
     silent = []

@@ -55,6 +55,7 @@ BENCHES: dict[str, Callable[[], None]] = {
     "clone": in_a_process_of_its_own("bench_clone"),
     "fleet": fleet,
     "lab": lab,
+    "failover-lab": in_a_process_of_its_own("bench_failover_lab"),
 }
 
 

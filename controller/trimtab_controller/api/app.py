@@ -17,6 +17,7 @@ from trimtab_controller.api.shell import Shell
 from trimtab_controller.api.v1 import (
     audit,
     events,
+    failover,
     hosts,
     images,
     networks,
@@ -43,6 +44,7 @@ ROUTERS = (
     users.router,
     audit.router,
     plans.router,  # verbs of hosts are among them
+    failover.router,  # here too
     hosts.router,
     pools.router,
     networks.router,
