@@ -25,7 +25,9 @@ from trimtab_controller.api.v1 import (
     plans,
     pools,
     projects,
+    snapshots,
     system,
+    templates,
     users,
     vm_changes,
     vm_verbs,
@@ -48,6 +50,8 @@ ROUTERS = (
     networks.router,
     images.router,
     volumes.router,
+    snapshots.router,
+    templates.router,  # a verb of vms is among them
     vm_changes.router,
     vm_verbs.router,
     vms.router,
