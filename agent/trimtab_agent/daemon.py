@@ -4,15 +4,16 @@ import asyncio
 import fcntl
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import structlog
 
 from trimtab_agent import config, leave, metrics
-from trimtab_agent.agent import Agent, AgentParts
+from trimtab_agent.agent import Agent, AgentParts, read_boot_id
 from trimtab_agent.backup.source import BackupSource
+from trimtab_agent.beacon import Task
 from trimtab_agent.certificates import PURPOSE_AGENT, IdentityFiles, report
 from trimtab_agent.clock import SystemClock
 from trimtab_agent.config import Settings
@@ -33,6 +34,8 @@ from trimtab_protos.messages import Certificate
 log = structlog.get_logger(__name__)
 
 LIBVIRT_WAIT_S = 3.0
+BEACON_ROUNDS = 5
+"""Renewals of a beacon in one lease."""
 LEAVE_ANSWER_S = 1.0
 """Between undoing the join and ending: the answer must reach the controller first."""
 
@@ -56,7 +59,7 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
     sources = Sources(identity, gateways=lambda: config.known_gateways(settings))
     hypervisor, backups = _hypervisor(settings, sources, stack)
 
-    guard = _guard(settings, lambda vm_ids: agent.tell_killed(vm_ids))  # noqa: PLW0108 the agent is made below
+    guard = _guard(settings, lambda: agent)
 
     def certificates() -> Sequence[Certificate]:
         return (report(PURPOSE_AGENT, identity.current().certificate_pem), *libvirt.report())
@@ -124,11 +127,27 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
     await agent.stop()
 
 
-def _guard(settings: Settings, on_killed: Callable[[Sequence[str]], Awaitable[None]]) -> Guard | None:
+def _guard(settings: Settings, agent: Callable[[], Agent]) -> Guard | None:
     """Return the warden's client; None where guests are simulated and there is nothing to kill."""
     if settings.hypervisor == "simulated":
         return None
-    return Guard(runtime_dir=settings.runtime_dir, state_dir=settings.state_dir, clock=SystemClock(), on_killed=on_killed)
+
+    def beacon(pool_id: str, ttl_s: float) -> Task | None:
+        pool = next((one for one in agent().known_pools.specs() if one.pool_id == pool_id and one.is_shared), None)
+        if pool is None:
+            return None
+        return Task(
+            host_id=settings.host_id, boot_id=read_boot_id(), pool_path=pool.path, ttl_s=ttl_s, every_s=ttl_s / BEACON_ROUNDS
+        )
+
+    return Guard(
+        runtime_dir=settings.runtime_dir,
+        state_dir=settings.state_dir,
+        clock=SystemClock(),
+        on_killed=lambda vm_ids: agent().tell_killed(vm_ids),
+        beacon_pool_id=settings.beacon_pool_id,
+        beacon=beacon,
+    )
 
 
 def _hypervisor(settings: Settings, sources: Sources, stack: ExitStack) -> tuple[Hypervisor, BackupSource]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,8 @@ from trimtab_controller.core.model import Vm
 from trimtab_controller.fencing import FencePath, Power, PowerAnswer
 from trimtab_controller.loops.failover import LEADERS_WINDOW_S, FailoverLoop
 from trimtab_controller.services import recovery
-from trimtab_controller.store import events, failover, hosts, leases, schema
+from trimtab_controller.store import events, failover, host_guards, hosts, leases, schema
+from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos.errors import Conflict
 
 ROUNDS = 120
@@ -225,3 +227,77 @@ def test_a_host_that_comes_back_may_renew_again_and_its_loss_is_closed(story: St
     assert closed is not None
     assert closed.state == "returned"
     assert story.fleet.running_on(vm.id) == {story.fleet.vm(vm.id).host_id}
+
+
+def by_lease(story: Story, vm: Vm, *, ago_ms: int, guard: HostGuard) -> float:
+    """Lose the vm's host without a power device, its gateway saying that it last granted so long ago; return when that was."""
+    fleet, gateway_id = story.fleet, "gw-1"
+
+    def prepare(session: Any) -> None:
+        table = schema.host
+        session.execute(table.update().where(table.c.id == vm.host_id).values(gateway_id=gateway_id))
+        number = hosts.get(session, vm.host_id).lease_number
+        assert host_guards.write(session, vm.host_id, guard, lease_number=number, now=fleet.clock.now())
+        leases.take(
+            session, leases.GATEWAY_PREFIX + gateway_id, owner=gateway_id, seen=None, ttl_ms=15_000, now=fleet.clock.now()
+        )
+
+    fleet.db.write(prepare)
+    story.lose(vm.host_id)
+    story.rounds(10, until=lambda: bool(fleet.db.read(leases.revocations)))
+    (revocation,) = fleet.db.read(leases.revocations)
+    said_s = fleet.clock.boottime_s()
+    fleet.db.write(
+        lambda session: leases.acknowledge(
+            session, vm.host_id, number=revocation.number, gateway_id=gateway_id, granted_ago_ms=ago_ms
+        )
+    )
+    return said_s - ago_ms / 1000
+
+
+def is_fenced(story: Story, vm: Vm) -> bool:
+    return story.fleet.db.read(lambda session: hosts.get(session, vm.host_id)).connectivity is HostConnectivity.FENCED
+
+
+def test_the_lease_of_an_armed_host_is_counted_from_its_last_granted_renewal_and_then_its_vm_starts_elsewhere(
+    story: Story,
+) -> None:
+    vm = story.kept_vm()
+    granted_s = by_lease(story, vm, ago_ms=12_000, guard=HostGuard(is_armed=True))
+    story.rounds(60, until=lambda: is_fenced(story, vm))
+    assert is_fenced(story, vm)
+    took_s = story.fleet.clock.boottime_s() - granted_s
+    wait_s = story.loop.state.settings.lease_wait_s(3.0)
+    assert wait_s <= took_s <= wait_s + 3.0
+    assert story.record(vm.host_id).proof == "lease_bound"
+    story.power_cut(vm.host_id)  # as its warden did, long before
+    story.rounds(ROUNDS, until=lambda: bool(story.fleet.running_on(vm.id)))
+    assert story.fleet.running_on(vm.id) == {story.fleet.vm(vm.id).host_id} != {vm.host_id}
+
+
+def test_a_host_that_kills_slowly_is_waited_for_longer(story: Story) -> None:
+    vm = story.kept_vm()
+    granted_s = by_lease(story, vm, ago_ms=12_000, guard=HostGuard(is_armed=True, kill_ms=20_000))
+    story.rounds(60, until=lambda: is_fenced(story, vm))
+    assert story.fleet.clock.boottime_s() - granted_s >= 35.0 * 1.02
+
+
+@pytest.mark.parametrize(
+    "guard", [HostGuard(is_armed=False), HostGuard(is_armed=True, beacon_pool_id="pool-a")], ids=["not-armed", "has-a-beacon"]
+)
+def test_nothing_follows_from_a_lease_that_no_warden_ends_or_that_a_beacon_may_renew(story: Story, guard: HostGuard) -> None:
+    vm = story.kept_vm()
+    by_lease(story, vm, ago_ms=12_000, guard=guard)
+    story.rounds(120)
+    assert not is_fenced(story, vm)
+    assert story.fleet.vm(vm.id).host_id == vm.host_id
+
+
+def test_where_the_gateway_of_the_session_did_not_say_when_it_granted_the_lease_is_counted_from_the_end_of_granting(
+    story: Story,
+) -> None:
+    vm = story.kept_vm()
+    by_lease(story, vm, ago_ms=-1, guard=HostGuard(is_armed=True))
+    said_s = story.fleet.clock.boottime_s()
+    story.rounds(60, until=lambda: is_fenced(story, vm))
+    assert story.fleet.clock.boottime_s() - said_s >= story.loop.state.settings.lease_wait_s(3.0)

@@ -319,8 +319,10 @@ class FailoverLoop:
                 if effect.host not in seen.revocations:
                     self._write(term, lambda session: self._revoke(session, effect.host, term))
             case do.WriteIntent():
-                # Hosts have no beacon yet: there is no second channel to close.
-                self._feed([IntentWritten(host=effect.host, at_s=NEVER_S)], term, seen)
+                # A host without a beacon has no second channel to close. Of one that has one nothing follows from its lease: whoever
+                # counts on it must have written the intent, and nothing here writes one yet.
+                if not seen.guards.get(effect.host, HostGuard()).beacon_pool_id:
+                    self._feed([IntentWritten(host=effect.host, at_s=NEVER_S)], term, seen)
             case do.ResumeGranting():
                 self._write(term, lambda session: self._forget(session, effect.host))
             case do.PowerOff():
