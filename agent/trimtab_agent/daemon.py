@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -29,7 +30,6 @@ from trimtab_agent.systemd import RealSystemctl
 from trimtab_agent.version import agent_version
 from trimtab_agent.workers import WorkerPool
 from trimtab_protos.errors import Conflict, NotFound
-from trimtab_protos.messages import Certificate
 
 log = structlog.get_logger(__name__)
 
@@ -61,9 +61,6 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
 
     guard = _guard(settings, lambda: agent)
 
-    def certificates() -> Sequence[Certificate]:
-        return (report(PURPOSE_AGENT, identity.current().certificate_pem), *libvirt.report())
-
     def undo_join(keep_certificates: bool) -> Sequence[str]:
         try:
             if guard is not None:
@@ -74,10 +71,6 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
         loop.call_soon_threadsafe(loop.call_later, LEAVE_ANSWER_S, stopping.set)
         return undone
 
-    def install_libvirt(ca_pem: bytes, certificate_pem: bytes, key_pem: bytes) -> None:
-        libvirt.install(ca_pem=ca_pem, certificate_pem=certificate_pem, key_pem=key_pem)
-        reload_libvirtd()
-
     def on_renewed() -> None:
         if agent.session is not None:
             agent.session.resync()
@@ -86,7 +79,7 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
         identity,
         gateways=lambda: config.known_gateways(settings),
         libvirt_certificate=libvirt.certificate_pem,
-        install_libvirt=install_libvirt,
+        install_libvirt=partial(_install_libvirt, libvirt),
         on_renewed=on_renewed,
     )
     agent = Agent(
@@ -103,7 +96,7 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
             migration_address=settings.migration_address,
             gateways=config.known_gateways(settings),
             credentials=identity,
-            certificates=certificates,
+            certificates=lambda: (report(PURPOSE_AGENT, identity.current().certificate_pem), *libvirt.report()),
             leave=undo_join,
             job_limits={
                 **DEFAULT_LIMITS,
@@ -115,9 +108,8 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
         )
     )
     await agent.start()
-    renewing = [loop.create_task(renewal.run())]
-    if guard is not None:
-        renewing.append(loop.create_task(guard.run()))
+    parts = [renewal.run(), *([guard.run()] if guard is not None else [])]
+    renewing = [loop.create_task(part) for part in parts]
     if settings.metrics_address:
         stack.callback(metrics.serve(agent, settings.metrics_address))
     await stopping.wait()
@@ -125,6 +117,11 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
     for task in renewing:
         task.cancel()
     await agent.stop()
+
+
+def _install_libvirt(libvirt: LibvirtCertificates, ca_pem: bytes, certificate_pem: bytes, key_pem: bytes) -> None:
+    libvirt.install(ca_pem=ca_pem, certificate_pem=certificate_pem, key_pem=key_pem)
+    reload_libvirtd()
 
 
 def _guard(settings: Settings, agent: Callable[[], Agent]) -> Guard | None:
