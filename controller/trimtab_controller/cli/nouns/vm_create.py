@@ -149,7 +149,7 @@ def create(
         "cpu_model": cpu_model,
         "host_class": host_class,
         "to_host": to_host,
-        **{"ha": ha, "priority": priority, "start_delay_s": start_delay_s},
+        **_survival(ha, priority, start_delay_s),
         "labels": dict(labels) or None,
         "host_selector": dict(selects) or None,
         "tolerations": [_toleration(text) for text in tolerations] or None,
@@ -183,6 +183,10 @@ def _made_of_template(
         start=start,
     )
     return True
+
+
+def _survival(ha: str | None, priority: int | None, start_delay_s: int | None) -> dict[str, Any]:
+    return {"ha": ha, "priority": priority, "start_delay_s": start_delay_s}
 
 
 def _check_source(
