@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model.placement import DecisionRow, PlacementAsk
 from trimtab_controller.store import schema
+from trimtab_controller.store.many import ManyUpdate
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import NoCapacity
 
@@ -17,13 +18,26 @@ _request = schema.placement_request
 _OF_OPERATION = sa.select(_request).where(_request.c.operation_id == sa.bindparam("of_operation"))
 _SETTLE = _request.update().where(_request.c.operation_id == sa.bindparam("of_operation"), _request.c.state == "pending")
 # For many at once: the caller counts the rows that changed.
-SETTLE_MANY = _SETTLE.values(
-    state="placed",
-    chosen_host_id=sa.bindparam("new_host"),
-    epoch=sa.bindparam("new_epoch"),
-    decision_id=sa.bindparam("new_decision"),
-    refusal="",
-    decided_at=sa.bindparam("at", type_=_request.c.decided_at.type),
+SETTLE_MANY = ManyUpdate(
+    {
+        "of_operation": sa.String(),
+        "new_host": sa.String(),
+        "new_epoch": sa.BigInteger(),
+        "new_decision": sa.String(),
+        "at": _request.c.decided_at.type,
+    },
+    lambda asked: (
+        _request.update()
+        .where(_request.c.operation_id == asked["of_operation"], _request.c.state == "pending")
+        .values(
+            state="placed",
+            chosen_host_id=asked["new_host"],
+            epoch=asked["new_epoch"],
+            decision_id=asked["new_decision"],
+            refusal="",
+            decided_at=asked["at"],
+        )
+    ),
 )
 
 

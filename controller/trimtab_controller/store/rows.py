@@ -23,8 +23,9 @@ def build(target: type[T], row: sa.Row[Any] | Mapping[str, Any], **extra: Any) -
     mapping = row if isinstance(row, Mapping) else row._mapping
     values = dict(extra)
     for name, convert in _converters(typing.cast(Any, target)).items():
-        if name not in values:
-            values[name] = convert(mapping[name])
+        if name not in extra:
+            value = mapping[name]
+            values[name] = value if convert is None else convert(value)
     return target(**values)
 
 
@@ -35,10 +36,11 @@ def _converters(target: Any) -> dict[str, Any]:
 
 
 def _converter(hint: Any) -> Any:
+    """Return what makes the field's value of the column's; None where they are the same, as most are."""
     optional = isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
     inner = next(a for a in typing.get_args(hint) if a is not type(None)) if optional else hint
     if isinstance(inner, type) and issubclass(inner, StrEnum):
         return lambda value: None if value is None else inner(value)
     if typing.get_origin(inner) is tuple:
         return lambda value: tuple(value or ())
-    return lambda value: value
+    return None
