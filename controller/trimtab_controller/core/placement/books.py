@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab_controller.core.placement.fleet import ALL, FleetSnapshot, Floats, Integers, Mask, Rows
+from trimtab_controller.core.placement.fleet import ALL, FleetSnapshot, Floats, Integers, Mask, Rows, at_rows
 from trimtab_controller.core.placement.members import Members
 from trimtab_controller.core.placement.request import PlacementRequest
 from trimtab_controller.core.placement.space import CellNeed, SpaceNeed, amounts_of
@@ -138,7 +138,7 @@ class Trial:
         column = self.books.free.get(resource)
         if column is None:
             return np.full(len(self.fleet), amount <= 0)[rows]
-        fits: Mask = column[rows] >= amount
+        fits: Mask = at_rows(column, rows) >= amount
         return fits
 
     def cells_on(self, row: int) -> tuple[int, ...]:

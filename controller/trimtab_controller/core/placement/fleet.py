@@ -34,6 +34,7 @@ __all__ = [
     "PoolSnapshot",
     "RowIndex",
     "Rows",
+    "at_rows",
     "local_space",
 ]
 
@@ -44,6 +45,13 @@ RowIndex = npt.NDArray[np.intp]
 Rows = RowIndex | slice
 
 ALL = slice(None)
+
+
+def at_rows(column: npt.NDArray[Any], rows: Rows) -> npt.NDArray[Any]:
+    """Return the column at these rows. `take` gathers in half the time of an index."""
+    return column[rows] if isinstance(rows, slice) else column.take(rows)
+
+
 # As a failure domain: each host is one, whatever its labels.
 HOST = "host"
 # The domain of hosts that lack the label.
@@ -153,6 +161,26 @@ class FleetSnapshot:
     def domains(self, label: str) -> Domains:
         """Return the failure domains that this label makes; `HOST` makes each host one."""
         return self.remembered(("domains", label), lambda: self._domains(label))
+
+    def outside(self, label: str, codes: Iterable[int]) -> Mask:
+        """Return the hosts that are in a domain of the label, but in none of these. A fresh array."""
+        mask = self.remembered(("labelled", label), lambda: self.domains(label).codes != NOWHERE).copy()
+        for code in codes:
+            mask[self._rows_in(label, code)] = False
+        return mask
+
+    def inside(self, label: str, codes: Iterable[int]) -> Mask:
+        """Return the hosts that are in one of these domains of the label. A fresh array."""
+        mask = np.zeros(len(self.hosts), dtype=np.bool_)
+        for code in codes:
+            mask[self._rows_in(label, code)] = True
+        return mask
+
+    def _rows_in(self, label: str, code: int) -> Rows:
+        """Return the rows of one domain: looking up each row's code instead takes longer than all other filters together."""
+        if label == HOST:
+            return slice(code, code + 1)
+        return self.remembered(("rows", label, code), lambda: np.flatnonzero(self.domains(label).codes == code))
 
     def _domains(self, label: str) -> Domains:
         if label == HOST:

@@ -74,12 +74,10 @@ def scored_verdict(trial: Trial, row: int, policy: Policy) -> HostVerdict:
 def _shortlist(trial: Trial, scores: Scores, *, rows: npt.NDArray[np.intp], positions: npt.NDArray[np.intp]) -> Shortlist:
     """Return the hosts of `rows`, whose scores stand at `positions`."""
     hosts = [trial.fleet.hosts[row] for row in rows.tolist()]
-    return Shortlist(
-        tuple([host.host_id for host in hosts]),
-        tuple([host.name for host in hosts]),
-        six_digits(scores.totals[positions]),
-        {name: six_digits(values[positions]) for name, values in scores.parts.items()},
-    )
+    totals = six_digits(scores.totals[positions])
+    # One scorer's figure is the total.
+    parts = {name: totals if len(scores.parts) == 1 else six_digits(values[positions]) for name, values in scores.parts.items()}
+    return Shortlist(tuple([host.host_id for host in hosts]), tuple([host.name for host in hosts]), totals, parts)
 
 
 def six_digits(values: Floats) -> tuple[float, ...]:

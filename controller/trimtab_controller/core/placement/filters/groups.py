@@ -2,8 +2,6 @@
 
 from collections import Counter
 
-import numpy as np
-
 from trimtab_controller.core.placement.books import Trial
 from trimtab_controller.core.placement.filters.base import Filter, Reads
 from trimtab_controller.core.placement.fleet import ALL, HOST, NOWHERE, Mask, Rows
@@ -34,17 +32,12 @@ def _obeys_group(trial: Trial, rows: Rows = ALL) -> Mask | None:
 
 def _obeying(trial: Trial, rule: GroupRule) -> Mask:
     """Ask only about domains that hold members: where none is, the answer is the same everywhere."""
-    domains, members = trial.fleet.domains(rule.domain), members_by_domain(trial, rule)
-    # One place more than there are domains: code -1, the hosts without the label, is the last.
-    allowed = np.ones(len(domains.names) + 1, dtype=np.bool_)
+    fleet, members = trial.fleet, members_by_domain(trial, rule)
     if rule.relation is Relation.APART:
-        allowed[[code for code, count in members.items() if count >= rule.limit]] = False
-    elif members:
-        allowed[:] = False
-        allowed[[*members]] = True
-    allowed[NOWHERE] = False
-    obeying: Mask = allowed[:-1] if rule.domain == HOST else allowed[domains.codes]
-    return obeying
+        return fleet.outside(rule.domain, [code for code, count in members.items() if count >= rule.limit])
+    if members:
+        return fleet.inside(rule.domain, [code for code in members if code != NOWHERE])
+    return fleet.outside(rule.domain, ())
 
 
 def _refusal_of(rule: GroupRule, members: Counter[int], code: int) -> str | None:

@@ -6,17 +6,17 @@ On real traces packing by both resources at once holds the fewest hosts over tim
 import numpy as np
 
 from trimtab_controller.core.placement.books import Trial
-from trimtab_controller.core.placement.fleet import MEMORY, VCPUS, Floats, Rows
+from trimtab_controller.core.placement.fleet import MEMORY, VCPUS, Floats, Rows, at_rows
 from trimtab_controller.core.placement.scorers.base import Scorer
 
 
 def _shares_left(trial: Trial, rows: Rows) -> tuple[Floats, Floats]:
     """Return which shares of vcpus and memory stay free with this vm on the host. Fresh arrays: the scorers work in place."""
     shares, inverse = trial.books.free_shares, trial.fleet.inverse_limits
-    vcpus = inverse[VCPUS][rows] * -trial.request.vcpus
-    vcpus += shares[VCPUS][rows]
-    memory = inverse[MEMORY][rows] * -trial.request.memory_mib
-    memory += shares[MEMORY][rows]
+    vcpus = at_rows(inverse[VCPUS], rows) * -trial.request.vcpus
+    vcpus += at_rows(shares[VCPUS], rows)
+    memory = at_rows(inverse[MEMORY], rows) * -trial.request.memory_mib
+    memory += at_rows(shares[MEMORY], rows)
     return vcpus, memory
 
 
