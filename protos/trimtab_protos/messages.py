@@ -272,6 +272,9 @@ class DomainSpec:
     has_tpm: bool = False
     has_local_time_clock: bool = False
     has_hyperv: bool = False
+    page_kib: int = 0
+    numa_cells: tuple[int, ...] = ()
+    cpuset: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

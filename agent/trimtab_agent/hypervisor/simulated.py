@@ -58,6 +58,7 @@ CAPABILITIES = (
     "network-bridge",
     "network-isolated",
     "network-nat",
+    "numa-tuning",
     "pool-dir",
     "seed-nocloud",
     "simulated",

@@ -5,7 +5,8 @@ A job that blocks (a host that hangs in `observe_hosts`) must not delay placemen
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import structlog
 
@@ -33,8 +34,17 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.05
 
 
-def lanes(engine: Engine, nudger: Nudger, *, rebalance_mode: RebalanceMode = RebalanceMode.OFF) -> dict[str, list[Job]]:
-    """Return the leader's jobs by lane, with their periods."""
+HostStates = Callable[[], Mapping[str, Mapping[str, Any]]]
+
+
+def lanes(
+    engine: Engine,
+    nudger: Nudger,
+    *,
+    rebalance_mode: RebalanceMode = RebalanceMode.OFF,
+    host_states: HostStates = dict,
+) -> dict[str, list[Job]]:
+    """Return the leader's jobs by lane, with their periods. `host_states`: what the gateways last heard of each host."""
     db, clock = engine.db, engine.clock
     placement = PlacementLoop(db=db, clock=clock, nudger=nudger, rng=engine.rng)
     redrive = Redrive(db=db, clock=clock, engine=engine, nudger=nudger)
@@ -62,6 +72,7 @@ def lanes(engine: Engine, nudger: Nudger, *, rebalance_mode: RebalanceMode = Reb
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", 30.0, drift.observe_hosts)],
         # Seconds of arithmetic on a large fleet: nothing else waits for it.
         "planning": [
+            Job("note hosts", 30.0, lambda _term: usage.note_hosts(host_states())),
             Job("roll up usage", 30.0, usage.flush),
             Job("prove failover", 30.0, survival.run),
             Job("rebalance", 600.0, rebalance.run),
@@ -69,14 +80,15 @@ def lanes(engine: Engine, nudger: Nudger, *, rebalance_mode: RebalanceMode = Reb
     }
 
 
-def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], None]) -> None:
+def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], None], host_states: HostStates = dict) -> None:
     """Serve as the engine until `stopping` is set; `beat` tells the supervisor that the lanes still move."""
     engine = wiring.build_engine(settings, process="engine")
     nudger = wiring.build_nudger(settings)
     leader = Leader(settings, engine.db, owner=engine.driver)
+    mode = RebalanceMode(settings.rebalance_mode)
     threads = [
         threading.Thread(target=_lane, args=(name, jobs, leader, engine.clock, stopping), name=f"lane-{name}", daemon=True)
-        for name, jobs in lanes(engine, nudger, rebalance_mode=RebalanceMode(settings.rebalance_mode)).items()
+        for name, jobs in lanes(engine, nudger, rebalance_mode=mode, host_states=host_states).items()
     ]
     try:
         for thread in threads:

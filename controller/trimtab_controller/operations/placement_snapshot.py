@@ -94,7 +94,7 @@ def request_of(
         cpu_features=vm.cpu_features,
         machine=vm.machine,
         firmware=vm.firmware,
-        capabilities=("tpm",) if vm.has_tpm else (),
+        capabilities=_capabilities(needs),
         accelerator=accelerator if is_migration else "",
         host_selector=vm.host_selector,
         host_class=vm.host_class,
@@ -113,6 +113,13 @@ def request_of(
         priority=vm.priority,
         order=int(ask.created_at.timestamp() * 1_000_000),
     )
+
+
+def _capabilities(needs: VmNeeds) -> tuple[str, ...]:
+    """Return what the host's agent must be able to do for the vm."""
+    found = ("tpm",) if needs.vm.has_tpm else ()
+    wishes = needs.vm.wishes
+    return (*found, "numa-tuning") if wishes.get("dedicated") or wishes.get("hugepages_kib") else found
 
 
 def _group_need(group: GroupRow) -> GroupNeed:

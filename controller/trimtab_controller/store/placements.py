@@ -86,7 +86,7 @@ def _ask(row: sa.Row[Any]) -> PlacementAsk:
 def answer(request: PlacementAsk) -> Mapping[str, Any] | None:
     """Return {host_id, epoch, decision_id} of a placed request, None of a pending one. NoCapacity of a refused one."""
     if request.state == "refused":
-        raise NoCapacity("no-host-fits", request.refusal, decision_id=request.decision_id)
+        raise NoCapacity(request.refusal_code, request.refusal, decision_id=request.decision_id)
     if request.state == "placed":
         return {
             "host_id": request.chosen_host_id,
@@ -106,6 +106,7 @@ def settle(
     chosen_host_id: str = "",
     epoch: int = 0,
     refusal: str = "",
+    refusal_code: str = "no-host-fits",
     now: datetime,
 ) -> bool:
     """Answer a pending request; False where it was withdrawn meanwhile (then nothing may be claimed for it)."""
@@ -115,6 +116,7 @@ def settle(
         "epoch": epoch,
         "decision_id": decision_id,
         "refusal": refusal[:2000],
+        "refusal_code": refusal_code,
         "decided_at": now,
     }
     changed = session.execute(_SETTLE, {"of_operation": operation_id, **values})

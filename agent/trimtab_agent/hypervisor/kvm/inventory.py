@@ -39,6 +39,7 @@ CAPABILITIES = (
     "network-bridge",
     "network-isolated",
     "network-nat",
+    "numa-tuning",
     "pool-dir",
     "seed-nocloud",
     "volume-linked-clone",

@@ -121,6 +121,13 @@ class VmBody(Body):
     to_host: RefOrNone = ""
     tolerations: Annotated[tuple[TolerationBody, ...], Field(max_length=32)] = ()
     resources: Counts = Field(default_factory=dict)
+    # Each vcpu gets a cpu of its own, of those that hosts keep for it (`host update --dedicated-cpus`).
+    dedicated: Bool = False
+    # Huge pages behind all of its memory: 2 MiB or 1 GiB each; 0 for ordinary memory.
+    hugepages_kib: Literal[0, 2048, 1048576] = 0
+    numa_cells: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+    # A vm group of the project.
+    group: RefOrNone = ""
     ha: Literal["restart", "none"] = "none"
     priority: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = 0
 
@@ -151,6 +158,10 @@ class VmBody(Body):
             has_secure_boot=self.secure_boot,
             tolerations=tuple((one.key, one.value) for one in self.tolerations),
             resources=self.resources,
+            group=self.group,
+            is_dedicated=self.dedicated,
+            hugepages_kib=self.hugepages_kib,
+            numa_cells=self.numa_cells,
             ha=self.ha,
             priority=self.priority,
         )

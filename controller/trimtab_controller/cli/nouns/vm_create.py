@@ -45,6 +45,10 @@ _file = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, 
 @click.option(
     "--resource", "counted", type=PairType("licence=1"), multiple=True, help="So much of what operators count; repeats."
 )
+@click.option("--dedicated", is_flag=True, help="A cpu of its own for each vcpu, of those that hosts keep for it.")
+@click.option("--hugepages", type=click.Choice(["2MiB", "1GiB"]), help="Huge pages of this size behind all of its memory.")
+@click.option("--numa-cells", type=click.IntRange(1, 64), help="Take both from so many NUMA cells, in equal shares; else one.")
+@click.option("--group", metavar="NAME", shell_complete=completion.names_of("vm-groups"), help="A member of this vm group.")
 @click.option("--ha", type=click.Choice(["restart", "none"]), help="Whether it restarts elsewhere when its host dies; else none.")
 @click.option("--priority", type=click.IntRange(-1000, 1000), help="Higher ones restart first; else 0.")
 @click.option("--label", "labels", type=PairType("tier=web"), multiple=True, help="A label; repeats.")
@@ -81,6 +85,10 @@ def create(
     to_host: str | None,
     tolerations: Sequence[str],
     counted: Sequence[tuple[str, str]],
+    dedicated: bool,
+    hugepages: str | None,
+    numa_cells: int | None,
+    group: str | None,
     ha: str | None,
     priority: int | None,
     labels: Sequence[tuple[str, str]],
@@ -113,6 +121,10 @@ def create(
         "cpu_model": cpu_model,
         "host_class": host_class,
         "to_host": to_host,
+        "dedicated": dedicated or None,
+        "hugepages_kib": {"2MiB": 2048, "1GiB": 1 << 20}[hugepages] if hugepages else None,
+        "numa_cells": numa_cells,
+        "group": group,
         "ha": ha,
         "priority": priority,
         "labels": dict(labels) or None,

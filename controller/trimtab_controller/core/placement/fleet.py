@@ -118,6 +118,14 @@ class FleetSnapshot:
             },
         )
 
+    @property
+    def groups(self) -> tuple[GroupSnapshot, ...]:
+        """The vm groups as they were given, less members on hosts that are not here: for a fleet made of this one."""
+        return tuple(
+            GroupSnapshot(group_id=group_id, members={vm_id: self.hosts[row].host_id for vm_id, row in members.items()})
+            for group_id, members in self.members.items()
+        )
+
     def __len__(self) -> int:
         return len(self.hosts)
 

@@ -45,6 +45,10 @@ class CellSnapshot:
     pages: Mapping[int, Stock] = field(default_factory=dict)
     """Huge pages by size in KiB; their memory is not part of the host's `memory_limit_mib`."""
 
+    def emptied(self) -> "CellSnapshot":
+        """Return the cell as if nothing of it were claimed."""
+        return CellSnapshot(self.cell, self.cpus_limit, 0, {size: Stock(stock.limit, 0) for size, stock in self.pages.items()})
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkReach:
