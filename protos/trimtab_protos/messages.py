@@ -275,6 +275,7 @@ class DomainSpec:
     page_kib: int = 0
     numa_cells: tuple[int, ...] = ()
     cpuset: str = ""
+    host_devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ def admit(story: FleetStory, admission: str) -> None:
 
 
 def shrink(story: FleetStory) -> None:
-    """Let each host have room for one vm of `WHOLE_HOST`."""
+    """Let each host have room for one vm of `WHOLE_HOST`; a change of their class gives them their own limits back."""
     story.db.write(lambda session: session.execute(schema.host.update().values(vcpus_limit=8)))
 
 
@@ -38,8 +38,8 @@ def asked(story: FleetStory, name: str, **wishes: object) -> Operation:
 
 @pytest.mark.parametrize(("admission", "accepted"), [("any", 3), ("one-host-loss", 2)])
 def test_a_class_that_holds_to_it_keeps_room_for_the_loss_of_one_host(story: FleetStory, admission: str, accepted: int) -> None:
-    shrink(story)
     admit(story, admission)
+    shrink(story)
     ends = [asked(story, f"web{number}", ha="restart") for number in range(3)]
     assert [end.state for end in ends] == [OperationState.DONE] * accepted + [OperationState.FAILED] * (3 - accepted)
     if admission == "any":
@@ -56,8 +56,8 @@ def test_a_class_that_holds_to_it_keeps_room_for_the_loss_of_one_host(story: Fle
 
 
 def test_a_vm_that_nobody_restarts_may_not_take_the_room_that_others_need(story: FleetStory) -> None:
-    shrink(story)
     admit(story, "one-host-loss")
+    shrink(story)
     for number in range(2):
         assert asked(story, f"web{number}", ha="restart").state is OperationState.DONE
     refused = asked(story, "batch", ha="none").error
@@ -70,13 +70,14 @@ def test_what_could_not_survive_before_is_no_reason_to_refuse(story: FleetStory)
     shrink(story)
     for number in range(2):
         asked(story, f"web{number}", ha="restart")
+    admit(story, "one-host-loss")
+    shrink(story)
     for host_id in story.host_ids[2:]:
         story.db.write(
             lambda session, host_id=host_id: session.execute(  # type: ignore[misc]
                 schema.host.update().where(schema.host.c.id == host_id).values(vcpus_limit=4)
             )
         )
-    admit(story, "one-host-loss")
     _, operation = story.accept_create("small", vcpus=1, memory_mib=64)
     story.settle()
     assert story.operation(operation.id).state is OperationState.DONE

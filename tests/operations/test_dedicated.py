@@ -6,14 +6,16 @@ import pytest
 
 from tests.operations.invariants import audit_invariants
 from tests.operations.kit import FleetStory
+from tests.operations.test_plans import apply, make, set_policy
 from trimtab_controller.core.lifecycle import OperationState
 from trimtab_controller.core.model import Host, Vm
+from trimtab_controller.core.planning import Cause, PlanKind
 from trimtab_controller.operations.estates import read_estate
 from trimtab_controller.services import hosts_admin
 from trimtab_controller.services.hosts_admin import HostChange
 from trimtab_controller.store import describe, host_reports, hosts, schema
 from trimtab_protos.errors import Conflict, InvalidRequest
-from trimtab_protos.messages import DomainSpec, NumaCell
+from trimtab_protos.messages import DomainSpec, NumaCell, PciDevice
 
 PINNED = {"is_dedicated": True, "vcpus": 2, "memory_mib": 256}
 PAGES = {"hugepages_kib": 2048, "vcpus": 1, "memory_mib": 256}
@@ -107,6 +109,35 @@ def test_a_vm_on_pinned_cpus_and_huge_pages_alone_counts_as_running_in_plans(sto
     estate = story.db.read(lambda session: read_estate(session, now=story.clock.now()))
     assert estate.vms[vm.id].power.value == "running"
     assert estate.vms[vm.id].request.held_cells == (0,)
+
+
+def give_devices(story: FleetStory, number: int, *addresses: str) -> None:
+    inventory = host(story, number).inventory
+    assert inventory is not None
+    gpu = PciDevice(address="", vendor_id="0x10de", product_id="0x20b0", class_id="0x030200", driver="vfio-pci")
+    told = replace(inventory, pci_devices=tuple(replace(gpu, address=one) for one in addresses), digest=f"gpus-{number}")
+    story.db.write(lambda session: host_reports.store_inventory(session, story.host_ids[number], told, now=story.clock.now()))
+
+
+def test_each_vm_gets_a_device_of_its_own_and_a_drain_stops_it_only_where_its_owner_allows_it(story: FleetStory) -> None:
+    give_devices(story, 0, "0000:41:00.0", "0000:42:00.0")
+    first, second = (story.running_vm(f"gpu{number}", devices={"10de-20b0": 1}) for number in range(2))
+    assert first.host_id == second.host_id == story.host_ids[0]
+    assert {spec(story, first).host_devices, spec(story, second).host_devices} == {("0000:41:00.0",), ("0000:42:00.0",)}
+    with pytest.raises(Conflict, match="cannot move while it runs"):
+        story.accept_power(first, "migrate")
+    blockers = make(story, PlanKind.DRAIN, story.host_ids[0]).plan.blockers
+    assert {blocker.vm_id: blocker.cause for blocker in blockers} == {first.id: Cause.DEVICE, second.id: Cause.DEVICE}
+    assert "--drain-policy restart" in blockers[0].cure
+    give_devices(story, 1, "0000:43:00.0", "0000:44:00.0")
+    for vm in (first, second):
+        set_policy(story, vm, "restart")
+    apply(story, make(story, PlanKind.DRAIN, story.host_ids[0]))
+    story.settle()
+    assert {story.vm(vm.id).host_id for vm in (first, second)} == {story.host_ids[1]}
+    given = {spec(story, story.vm(vm.id)).host_devices for vm in (first, second)}
+    assert given == {("0000:43:00.0",), ("0000:44:00.0",)}
+    assert audit_invariants(story) == []
 
 
 def test_cpus_that_vms_hold_or_that_are_not_there_cannot_be_set_aside_or_freed(story: FleetStory) -> None:

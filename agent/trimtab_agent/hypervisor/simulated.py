@@ -51,6 +51,7 @@ CAPABILITIES = (
     "console-log",
     "copy-disks",
     "grow-volume",
+    "host-devices",
     "image-iso",
     "image-qcow2",
     "image-raw",

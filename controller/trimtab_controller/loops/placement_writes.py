@@ -189,6 +189,8 @@ def _take_scarce(session: Session, answer: Answer, generations: Mapping[str, int
     taken = scarce_amounts(request, answer.decision.cells)
     if taken:
         claims.take_stock(session, vm_id=request.vm_id, host_id=host_id, amounts=taken)
+    for kind, count in request.devices.items():
+        claims.take_devices(session, vm_id=request.vm_id, host_id=host_id, kind=kind, count=count)
 
 
 def _refuse(session: Session, answer: Answer, refusal: str, now: datetime) -> None:

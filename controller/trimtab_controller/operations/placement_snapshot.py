@@ -117,9 +117,11 @@ def request_of(
 
 def _capabilities(needs: VmNeeds) -> tuple[str, ...]:
     """Return what the host's agent must be able to do for the vm."""
-    found = ("tpm",) if needs.vm.has_tpm else ()
+    found: tuple[str, ...] = ("tpm",) if needs.vm.has_tpm else ()
     wishes = needs.vm.wishes
-    return (*found, "numa-tuning") if wishes.get("dedicated") or wishes.get("hugepages_kib") else found
+    if wishes.get("dedicated") or wishes.get("hugepages_kib"):
+        found = (*found, "numa-tuning")
+    return (*found, "host-devices") if wishes.get("devices") else found
 
 
 def _group_need(group: GroupRow) -> GroupNeed:

@@ -70,6 +70,8 @@ class VmSpec:
     tolerations: tuple[tuple[str, str], ...] = ()
     # What operators count on hosts, by name.
     resources: Mapping[str, int] = field(default_factory=dict)
+    # PCI devices of its host, by kind (`10de-20b0`).
+    devices: Mapping[str, int] = field(default_factory=dict)
     # Each vcpu gets a cpu of its own, of those that hosts keep for it.
     is_dedicated: bool = False
     # Size of the huge pages behind all of its memory, in KiB; 0: ordinary memory.
@@ -90,6 +92,7 @@ class VmSpec:
         wishes = {
             "tolerations": tolerations,
             "resources": dict(self.resources),
+            "devices": dict(self.devices),
             "dedicated": self.is_dedicated,
             "hugepages_kib": self.hugepages_kib,
             "numa_cells": self.numa_cells if self.numa_cells != 1 else 0,

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Claim, MigrationRow
+from trimtab_controller.core.placement.columns import device_row
 from trimtab_controller.store import schema
 from trimtab_controller.store.among import among
 from trimtab_controller.store.many import Asked, ManyUpdate, binds
@@ -167,11 +168,28 @@ def resize(session: Session, vm_id: str, *, host_id: str, vcpus: int, memory_mib
 def take_stock(session: Session, *, vm_id: str, host_id: str, amounts: Mapping[str, int]) -> None:
     """Claim of what a host counts besides vcpus and memory, by resource name; ClaimRefused where it has not so much."""
     for resource, amount in sorted(amounts.items()):
-        asked = {"of_host": host_id, "of_resource": resource, "more": amount}
-        if getattr(session.execute(_TAKE_STOCK, asked), "rowcount", 0) != 1:
+        if not _take_row(session, host_id, resource, amount):
             raise ClaimRefused(f"{host_id} {resource}")
         row = {"vm_id": vm_id, "host_id": host_id, "resource": resource, "amount": amount}
         session.execute(schema.claim_stock.insert(), row)
+
+
+def take_devices(session: Session, *, vm_id: str, host_id: str, kind: str, count: int) -> None:
+    """Claim so many single devices of a kind, whichever are free; ClaimRefused where there are too few."""
+    free = sa.select(_stock.c.resource).where(
+        _stock.c.host_id == host_id, _stock.c.resource.startswith(device_row(kind, "")), _stock.c.claimed < _stock.c.capacity
+    )
+    for resource in session.scalars(free.order_by(_stock.c.resource)).all():
+        if count and _take_row(session, host_id, resource, 1):
+            session.execute(schema.claim_stock.insert(), {"vm_id": vm_id, "host_id": host_id, "resource": resource, "amount": 1})
+            count -= 1
+    if count:
+        raise ClaimRefused(f"{host_id} {kind}")
+
+
+def _take_row(session: Session, host_id: str, resource: str, amount: int) -> bool:
+    asked = {"of_host": host_id, "of_resource": resource, "more": amount}
+    return getattr(session.execute(_TAKE_STOCK, asked), "rowcount", 0) == 1
 
 
 def join_group(session: Session, group_id: str, *, generation: int) -> None:

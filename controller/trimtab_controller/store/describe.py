@@ -43,6 +43,11 @@ _HELD_CELLS = sa.select(schema.claim_stock.c.resource).where(
     schema.claim_stock.c.host_id == sa.bindparam("of_host"),
     schema.claim_stock.c.resource.startswith("cell:"),
 )
+_HELD_DEVICES = sa.select(schema.claim_stock.c.resource).where(
+    schema.claim_stock.c.vm_id == sa.bindparam("of_vm"),
+    schema.claim_stock.c.host_id == sa.bindparam("of_host"),
+    schema.claim_stock.c.resource.startswith("pci:"),
+)
 _CPUS_OF_HOST = sa.select(schema.host.c.inventory, schema.host.c.dedicated_cpus).where(
     schema.host.c.id == sa.bindparam("of_host")
 )
@@ -196,7 +201,16 @@ def domain_spec(session: Session, parts: VmParts, host_id: str) -> DomainSpec:
         page_kib=page_kib,
         numa_cells=cells,
         cpuset=cpuset,
+        host_devices=_host_devices(session, vm, host_id),
     )
+
+
+def _host_devices(session: Session, vm: Vm, host_id: str) -> tuple[str, ...]:
+    """Return the addresses of the devices that the vm holds there."""
+    if not vm.wishes.get("devices"):
+        return ()
+    held = session.scalars(_HELD_DEVICES, {"of_vm": vm.id, "of_host": host_id})
+    return tuple(sorted(resource.split(":", 2)[2] for resource in held))
 
 
 def _cells(session: Session, vm: Vm, host_id: str) -> tuple[int, tuple[int, ...], str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core.placement.columns import cell_cpus, cell_pages, devices_of, resource_named
+from trimtab_controller.core.placement.columns import cell_cpus, cell_pages, device_row, devices_of, resource_named
 from trimtab_controller.store import schema
 from trimtab_protos.errors import Conflict
 from trimtab_protos.messages import Inventory
@@ -39,10 +39,14 @@ def reported(inventory: Inventory) -> dict[str, int]:
     pages = {
         cell_pages(cell.index, size): count for cell in inventory.numa_cells for size, count in cell.huge_pages.items() if count
     }
-    kinds = Counter(
-        f"{_hex(one.vendor_id)}-{_hex(one.product_id)}" for one in inventory.pci_devices if one.driver == _SET_ASIDE_DRIVER
-    )
-    return pages | {devices_of(kind): count for kind, count in kinds.items()}
+    devices = [
+        (f"{_hex(one.vendor_id)}-{_hex(one.product_id)}", one.address)
+        for one in inventory.pci_devices
+        if one.driver == _SET_ASIDE_DRIVER
+    ]
+    kinds = Counter(kind for kind, _ in devices)
+    each = {device_row(kind, address): 1 for kind, address in devices}
+    return pages | each | {devices_of(kind): count for kind, count in kinds.items()}
 
 
 def _hex(text: str) -> str:
@@ -52,7 +56,7 @@ def _hex(text: str) -> str:
 def set_reported(session: Session, host_id: str, inventory: Inventory) -> None:
     """Let the host's rows be what it reports, never below what vms hold: what they have does not vanish with a report."""
     has = reported(inventory)
-    owned = sa.or_(_table.c.resource.like("cell:%:pages:%"), _table.c.resource.like("device:%"))
+    owned = sa.or_(_table.c.resource.like("cell:%:pages:%"), _table.c.resource.like("device:%"), _table.c.resource.like("pci:%"))
     known = set(session.scalars(sa.select(_table.c.resource).where(_table.c.host_id == host_id, owned)))
     for resource in sorted(known):
         amount = has.get(resource, 0)

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from trimtab_agent.hypervisor.base import Stamp
-from trimtab_agent.hypervisor.kvm import numa_xml
+from trimtab_agent.hypervisor.kvm import hostdev_xml, numa_xml
 from trimtab_agent.hypervisor.kvm.identifiers import (
     check_cpu_word,
     check_id,
@@ -116,6 +116,7 @@ def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = 
     for nic in sorted(domain.nics, key=lambda each: each.index):
         _nic(devices, nic, domain)
     _fixed_devices(devices, host)
+    hostdev_xml.give(devices, domain)
     _plugged_memory(devices, domain)
     if domain.has_tpm:
         tpm = SubElement(devices, "tpm", model="tpm-crb")
@@ -170,6 +171,7 @@ def _check(domain: DomainSpec) -> None:
     check_range(domain.memory_mib, "memory_mib", low=16, high=_MAX_MEMORY_MIB)
     check_range(domain.memory_max_mib or domain.memory_mib, "memory_max_mib", low=domain.memory_mib, high=_MAX_MEMORY_MIB)
     numa_xml.check(domain)
+    hostdev_xml.check(domain)
     check_range(domain.spare_pcie_ports, "spare_pcie_ports", low=0, high=_MAX_SPARE_PORTS)
     if domain.has_secure_boot and domain.firmware is not Firmware.UEFI:
         raise InvalidRequest("secure-boot-needs-uefi", "secure boot needs firmware uefi", field="has_secure_boot")

@@ -30,6 +30,7 @@ CAPABILITIES = (
     "console-log",
     "copy-disks",
     "grow-volume",
+    "host-devices",
     "image-iso",
     "image-qcow2",
     "image-raw",

@@ -58,6 +58,9 @@ SshKey = Annotated[
 ]
 
 
+DeviceKind = Annotated[str, Field(pattern=r"^[0-9a-f]{4}-[0-9a-f]{4}$")]
+
+
 class NicBody(Part):
     """`mac` is chosen where it is left out; `ip` declares an address, which no other nic on the network may have."""
 
@@ -121,6 +124,10 @@ class VmBody(Body):
     to_host: RefOrNone = ""
     tolerations: Annotated[tuple[TolerationBody, ...], Field(max_length=32)] = ()
     resources: Counts = Field(default_factory=dict)
+    # PCI devices of its host, by kind: `10de-20b0`, vendor and product. It cannot move while it runs.
+    devices: Annotated[
+        dict[DeviceKind, Annotated[int, Field(strict=True, ge=1, le=16)]], Field(max_length=8, examples=[{"10de-20b0": 1}])
+    ] = Field(default_factory=dict)
     # Each vcpu gets a cpu of its own, of those that hosts keep for it (`host update --dedicated-cpus`).
     dedicated: Bool = False
     # Huge pages behind all of its memory: 2 MiB or 1 GiB each; 0 for ordinary memory.
@@ -159,6 +166,7 @@ class VmBody(Body):
             tolerations=tuple((one.key, one.value) for one in self.tolerations),
             resources=self.resources,
             group=self.group,
+            devices=self.devices,
             is_dedicated=self.dedicated,
             hugepages_kib=self.hugepages_kib,
             numa_cells=self.numa_cells,

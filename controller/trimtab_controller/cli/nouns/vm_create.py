@@ -45,6 +45,7 @@ _file = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, 
 @click.option(
     "--resource", "counted", type=PairType("licence=1"), multiple=True, help="So much of what operators count; repeats."
 )
+@click.option("--device", "devices", multiple=True, metavar="KIND[=COUNT]", help="A PCI device such as 10de-20b0; repeats.")
 @click.option("--dedicated", is_flag=True, help="A cpu of its own for each vcpu, of those that hosts keep for it.")
 @click.option("--hugepages", type=click.Choice(["2MiB", "1GiB"]), help="Huge pages of this size behind all of its memory.")
 @click.option("--numa-cells", type=click.IntRange(1, 64), help="Take both from so many NUMA cells, in equal shares; else one.")
@@ -85,6 +86,7 @@ def create(
     to_host: str | None,
     tolerations: Sequence[str],
     counted: Sequence[tuple[str, str]],
+    devices: Sequence[str],
     dedicated: bool,
     hugepages: str | None,
     numa_cells: int | None,
@@ -121,6 +123,7 @@ def create(
         "cpu_model": cpu_model,
         "host_class": host_class,
         "to_host": to_host,
+        "devices": dict(_device(text) for text in devices) or None,
         "dedicated": dedicated or None,
         "hugepages_kib": {"2MiB": 2048, "1GiB": 1 << 20}[hugepages] if hugepages else None,
         "numa_cells": numa_cells,
@@ -149,6 +152,13 @@ def _check_source(image: str | None, volume: str | None, iso: str | None, *, dis
 def _toleration(text: str) -> dict[str, str]:
     key, _, value = text.partition("=")
     return {"key": key, "value": value}
+
+
+def _device(text: str) -> tuple[str, int]:
+    kind, separator, count = text.partition("=")
+    if separator and (not count.isdigit() or not int(count)):
+        raise usage(f"--device {text}: give a whole number from 1 on, for example {kind}=1")
+    return kind, int(count) if separator else 1
 
 
 def _count(resource: str, text: str) -> int:

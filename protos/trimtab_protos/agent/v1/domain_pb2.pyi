@@ -342,6 +342,7 @@ class DomainSpec(_message.Message):
     PAGE_KIB_FIELD_NUMBER: _builtins.int
     NUMA_CELLS_FIELD_NUMBER: _builtins.int
     CPUSET_FIELD_NUMBER: _builtins.int
+    HOST_DEVICES_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     uuid: _builtins.str
     name: _builtins.str
@@ -392,6 +393,10 @@ class DomainSpec(_message.Message):
     def numa_cells(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """NUMA cells of the host that its memory comes from; none: any."""
 
+    @_builtins.property
+    def host_devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """PCI devices of the host that the guest is given, `0000:41:00.0`."""
+
     def __init__(
         self,
         *,
@@ -423,10 +428,11 @@ class DomainSpec(_message.Message):
         page_kib: _builtins.int = ...,
         numa_cells: _abc.Iterable[_builtins.int] | None = ...,
         cpuset: _builtins.str = ...,
+        host_devices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cdrom", b"cdrom", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cdrom", b"cdrom", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "cpuset", b"cpuset", "disks", b"disks", "firmware", b"firmware", "has_hyperv", b"has_hyperv", "has_local_time_clock", b"has_local_time_clock", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "nics", b"nics", "numa_cells", b"numa_cells", "page_kib", b"page_kib", "pools", b"pools", "project", b"project", "seed", b"seed", "serial_log_max_bytes", b"serial_log_max_bytes", "spare_pcie_ports", b"spare_pcie_ports", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cdrom", b"cdrom", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "cpuset", b"cpuset", "disks", b"disks", "firmware", b"firmware", "has_hyperv", b"has_hyperv", "has_local_time_clock", b"has_local_time_clock", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "host_devices", b"host_devices", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "nics", b"nics", "numa_cells", b"numa_cells", "page_kib", b"page_kib", "pools", b"pools", "project", b"project", "seed", b"seed", "serial_log_max_bytes", b"serial_log_max_bytes", "spare_pcie_ports", b"spare_pcie_ports", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -43,9 +43,20 @@ def test_on_the_target_of_a_migration_the_cells_and_cpus_are_those_claimed_there
     assert len(ElementTree.fromstring(moved).findall("numatune")) == 1
 
 
+def test_a_guest_is_given_the_devices_that_are_named() -> None:
+    root = ElementTree.fromstring(build(make.domain(host_devices=("0000:41:00.0", "0001:02:1f.7")), STAMP, HOST))
+    found = root.findall("devices/hostdev")
+    assert [device.get("managed") for device in found] == ["yes", "yes"]
+    place = found[1].find("source/address")
+    assert place is not None
+    assert place.attrib == {"domain": "0x0001", "bus": "0x02", "slot": "0x1f", "function": "0x7"}
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
+        ({"host_devices": ("41:00.0",)}, "host_devices"),
+        ({"host_devices": ("0000:41:00.0", "0000:41:00.0")}, "host_devices"),
         ({"cpuset": "4-7;rm"}, "cpuset"),
         ({"cpuset": "4 7"}, "cpuset"),
         ({"numa_cells": (-1,)}, "numa_cells"),
