@@ -76,6 +76,21 @@ async def test_rules_that_cannot_be_kept_are_refused_by_field(api: Api, rules: l
     assert answer.json()["errors"][0]["field"] == field
 
 
+async def test_a_rule_that_was_made_soft_bars_no_host_any_more(api: Api) -> None:
+    await api.equip()
+    made = await make(api)
+    for name, host in (("db1", "node1"), ("db2", "node2")):
+        await run_on(api, await api.make_vm(name, group="db"), host)
+    soft = {"rules": [APART | {"must": False}]}
+    changed = await api.call("p1-operator", "PATCH", f"{P1}/vm-groups/db", json=soft, headers={"If-Match": made.json()["etag"]})
+    assert [rule["summary"] for rule in changed.json()["rules"]] == ["should anti-affinity by host"]
+    stale = await api.call("p1-operator", "PATCH", f"{P1}/vm-groups/db", json=soft, headers={"If-Match": made.json()["etag"]})
+    assert stale.json()["code"] == "stale-etag"
+    assert [row["generation"] for row in await api.rows(schema.vm_group)] == [1], "a decision under way is made again"
+    placed = await api.call("p1-operator", "POST", f"{P1}/vms?validate_only=true", json=VM | {"group": "db"})
+    assert placed.status_code == 200, placed.text
+
+
 async def test_a_group_is_its_projects_own(api: Api) -> None:
     await make(api)
     other = await api.call("p2-operator", "POST", "/v1/projects/p2/vms", json=VM | {"group": "db"})

@@ -34,6 +34,24 @@ def create(
     return views(session, (group,), project=project)[0]
 
 
+def change(
+    session: Session,
+    name_or_id: str,
+    rules: Sequence[GroupRule],
+    *,
+    project: Project,
+    expected_version: int | None,
+    actor: Actor,
+    now: datetime,
+) -> VmGroupView:
+    """Return the group with these rules instead. Members stay where they are; the next placement of each obeys the new rules."""
+    _check(rules)
+    group = find(session, name_or_id, project=project)
+    vm_groups.set_rules(session, group, rules, expected_version=expected_version)
+    _tell(session, group, "changed", actor, now)
+    return get(session, group.id, project=project)
+
+
 def delete(
     session: Session, name_or_id: str, *, project: Project, expected_version: int | None, actor: Actor, now: datetime
 ) -> None:

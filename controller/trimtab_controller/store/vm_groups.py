@@ -65,6 +65,13 @@ def names_of(session: Session, vm_ids: Sequence[str]) -> Mapping[str, str]:
     return {row.vm_id: row.name for row in session.execute(query)}
 
 
+def set_rules(session: Session, group: VmGroup, rules: Sequence[GroupRule], *, expected_version: int | None) -> None:
+    """Write the group's rules; a placement that was decided on the old ones is decided again. Conflict `stale-etag`."""
+    rule = {"rules": [one.as_json() for one in rules]}
+    noun, raised = f"vm group {group.name}", _table.c.generation + 1
+    lookup.update_version(session, _table, noun, group.id, expected_version=expected_version, rule=rule, generation=raised)
+
+
 def delete(session: Session, group: VmGroup, *, expected_version: int | None, now: datetime) -> None:
     """Hide the group. Conflict `stale-etag`."""
     noun = f"vm group {group.name}"

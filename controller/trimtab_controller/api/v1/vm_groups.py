@@ -42,12 +42,17 @@ class GroupRuleBody(Part):
         return GroupRule(relation=Relation(self.relation), domain=self.domain, is_must=self.must, limit=self.limit)
 
 
-class VmGroupBody(Body):
-    name: Name
+class VmGroupChanges(Body):
+    """These rules instead of those that it has."""
+
     rules: Annotated[
         tuple[GroupRuleBody, ...],
         Field(min_length=1, max_length=8, examples=[[{"relation": "anti-affinity", "domain": "rack"}]]),
     ]
+
+
+class VmGroupBody(VmGroupChanges):
+    name: Name
 
 
 @router.get("/v1/projects/{project}/vm-groups", response_model=ListOf[VmGroupResource])
@@ -76,6 +81,20 @@ async def get_vm_group(runtime: InRuntime, access: ProjectViewer, name: NamePath
     owner = access.own_project
     view = await runtime.context.db.read(lambda session: vm_groups.get(session, name, project=owner))
     return json_response(dump(render_vm_group(view)), etag=etag_of(view.group.version))
+
+
+@router.patch("/v1/projects/{project}/vm-groups/{name}", response_model=VmGroupResource)
+async def change_vm_group(
+    request: Request, access: ProjectOperator, name: NamePath, body: VmGroupChanges, asked: Asked
+) -> Response:
+    """Give a vm group other rules; its members stay where they are until they are placed again."""
+    owner, rules = access.own_project, tuple(one.rule() for one in body.rules)
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        view = vm_groups.change(session, name, rules, project=owner, expected_version=asked.if_match, actor=actor, now=now)
+        return answered(render_vm_group(view), version=view.group.version)
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="vm-group.change", body=body), work)
 
 
 @router.delete("/v1/projects/{project}/vm-groups/{name}", status_code=204, response_class=Response)

@@ -1,8 +1,8 @@
 """`trimtab vm-group`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -22,6 +22,8 @@ def _created(item: Document, now: datetime) -> str:
     return humanise.since(item.get("created_at"), now)
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 VM_GROUP = Resource(
     noun="vm-group",
     collection="vm-groups",
@@ -35,6 +37,20 @@ VM_GROUP = Resource(
 )
 
 _name = click.argument("name", shell_complete=completion.names_of("vm-groups"))
+
+
+def _rules(function: F) -> F:
+    for decorator in (
+        click.option("--prefer-together", multiple=True, metavar="DOMAIN", help="As --together, where it can be had; repeats."),
+        click.option("--prefer-apart", multiple=True, metavar="DOMAIN[=LIMIT]", help="As --apart, where it can be had; repeats."),
+        click.option("--together", multiple=True, metavar="DOMAIN", help="All members in one; repeats."),
+        click.option(
+            "--apart", multiple=True, metavar="DOMAIN[=LIMIT]",
+            help="At most LIMIT members (1) in each: host, or a label of hosts such as rack; repeats.",
+        ),
+    ):  # fmt: skip
+        function = decorator(function)
+    return function
 
 
 @click.group("vm-group")
@@ -61,13 +77,7 @@ def get_vm_group(session: Session, name: str) -> None:
 
 @vm_group.command("create")
 @click.argument("name")
-@click.option(
-    "--apart", "apart", multiple=True, metavar="DOMAIN[=LIMIT]",
-    help="At most LIMIT members (1) in each: host, or a label of hosts such as rack; repeats.",
-)  # fmt: skip
-@click.option("--together", multiple=True, metavar="DOMAIN", help="All members in one; repeats.")
-@click.option("--prefer-apart", multiple=True, metavar="DOMAIN[=LIMIT]", help="As --apart, where it can be had; repeats.")
-@click.option("--prefer-together", multiple=True, metavar="DOMAIN", help="As --together, where it can be had; repeats.")
+@_rules
 @options.changes
 @click.pass_obj
 def create(
@@ -82,14 +92,28 @@ def create(
 
     trimtab vm-group create db --apart host --prefer-apart rack
     """
-    rules = [_rule(text, "anti-affinity", is_must=True) for text in apart]
-    rules += [_rule(text, "affinity", is_must=True) for text in together]
-    rules += [_rule(text, "anti-affinity", is_must=False) for text in prefer_apart]
-    rules += [_rule(text, "affinity", is_must=False) for text in prefer_together]
-    if not rules:
-        raise usage("give a rule: --apart, --together, --prefer-apart or --prefer-together, for example --apart host")
+    rules = _given(apart, together, prefer_apart, prefer_together)
     answer = resources.change(session, "POST", VM_GROUP.place(session), {"name": name, "rules": rules})
     resources.show_changed(session, VM_GROUP, answer, f"vm group {name} created")
+
+
+@vm_group.command("update")
+@_name
+@_rules
+@options.changes
+@click.pass_obj
+def update(
+    session: Session,
+    name: str,
+    apart: Sequence[str],
+    together: Sequence[str],
+    prefer_apart: Sequence[str],
+    prefer_together: Sequence[str],
+) -> None:
+    """Give a vm group these rules instead; members stay where they are until they are placed again."""
+    rules = _given(apart, together, prefer_apart, prefer_together)
+    answer = resources.change(session, "PATCH", VM_GROUP.place(session, name), {"rules": rules})
+    resources.show_changed(session, VM_GROUP, answer, f"vm group {name}: rules changed")
 
 
 @vm_group.command("delete")
@@ -114,3 +138,15 @@ def _rule(text: str, relation: str, *, is_must: bool) -> dict[str, Any]:
     if not limit.isdigit() or not int(limit):
         raise usage(f"{text}: give a whole number from 1 on, for example {domain}=2")
     return rule | {"limit": int(limit)}
+
+
+def _given(
+    apart: Sequence[str], together: Sequence[str], prefer_apart: Sequence[str], prefer_together: Sequence[str]
+) -> list[dict[str, Any]]:
+    rules = [_rule(text, "anti-affinity", is_must=True) for text in apart]
+    rules += [_rule(text, "affinity", is_must=True) for text in together]
+    rules += [_rule(text, "anti-affinity", is_must=False) for text in prefer_apart]
+    rules += [_rule(text, "affinity", is_must=False) for text in prefer_together]
+    if not rules:
+        raise usage("give a rule: --apart, --together, --prefer-apart or --prefer-together, for example --apart host")
+    return rules
