@@ -187,10 +187,12 @@ def _check(domain: DomainSpec) -> None:
 
 
 def _memory_and_cpus(root: Element, domain: DomainSpec) -> None:
+    # libvirt's <memory> counts the empty device too. A definition that goes along with a migration is not corrected as a new one is:
+    # libvirt 9.0 takes the device's size off it and refuses what is left of nothing.
+    with_room_mib = domain.memory_mib + plugged_room_mib(domain)
     if domain.memory_max_mib > domain.memory_mib:
-        room_mib = domain.memory_mib + plugged_room_mib(domain)
-        SubElement(root, "maxMemory", slots=str(_MEMORY_SLOTS), unit="MiB").text = str(room_mib)
-    SubElement(root, "memory", unit="MiB").text = str(domain.memory_mib)
+        SubElement(root, "maxMemory", slots=str(_MEMORY_SLOTS), unit="MiB").text = str(with_room_mib)
+    SubElement(root, "memory", unit="MiB").text = str(with_room_mib)
     SubElement(root, "currentMemory", unit="MiB").text = str(domain.memory_mib)
     SubElement(root, "vcpu", placement="static", current=str(domain.vcpus)).text = str(domain.vcpus_max)
     if domain.vcpus_max > domain.vcpus:
@@ -207,8 +209,8 @@ def _hotpluggable_vcpus(root: Element, domain: DomainSpec) -> None:
 
 
 def plugged_room_mib(domain: DomainSpec) -> int:
-    """Return the size of the device through which memory is plugged: whole blocks of the guest's, so that it can use all of it."""
-    room_mib = domain.memory_max_mib - domain.memory_mib
+    """Return the size of the device through which memory is plugged, 0 for none: whole blocks of the guest's, so that it can use all."""
+    room_mib = max(0, domain.memory_max_mib - domain.memory_mib)
     return -(-room_mib // GUEST_MEMORY_BLOCK_MIB) * GUEST_MEMORY_BLOCK_MIB
 
 
