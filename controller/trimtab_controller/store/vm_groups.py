@@ -1,8 +1,8 @@
 """Vm groups in SQL: rules, members. A place in a group is claimed by `claims.join_group`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -40,8 +40,15 @@ def add_member(session: Session, group_id: str, vm_id: str) -> None:
     session.execute(_member.insert(), {"vm_group_id": group_id, "vm_id": vm_id})
 
 
-def members(session: Session, group_ids: Sequence[str]) -> Mapping[str, tuple[sa.Row[Any], ...]]:
-    """Return (vm_id, name, host_id) of the live members of each group, by name."""
+@dataclass(frozen=True, slots=True)
+class Member:
+    vm_id: str
+    name: str
+    host_id: str
+
+
+def members(session: Session, group_ids: Sequence[str]) -> Mapping[str, tuple[Member, ...]]:
+    """Return the live members of each group, by name."""
     vm = schema.vm
     query = (
         sa.select(_member.c.vm_group_id, vm.c.id.label("vm_id"), vm.c.name, vm.c.host_id)
@@ -49,9 +56,9 @@ def members(session: Session, group_ids: Sequence[str]) -> Mapping[str, tuple[sa
         .where(among(_member.c.vm_group_id, group_ids), vm.c.deleted_at.is_(None))
         .order_by(vm.c.name)
     )
-    found: dict[str, list[sa.Row[Any]]] = {group_id: [] for group_id in group_ids}
+    found: dict[str, list[Member]] = {group_id: [] for group_id in group_ids}
     for row in session.execute(query):
-        found[row.vm_group_id].append(row)
+        found[row.vm_group_id].append(Member(row.vm_id, row.name, row.host_id))
     return {group_id: tuple(rows) for group_id, rows in found.items()}
 
 

@@ -8,6 +8,7 @@ import click
 
 from trimtab_controller.cli import completion, options, resources
 from trimtab_controller.cli.errors import CommandFailed, usage
+from trimtab_controller.cli.nouns import vm_wishes
 from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, outcome
 from trimtab_controller.cli.resources import Resource
 from trimtab_controller.cli.session import Session
@@ -41,15 +42,7 @@ _file = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, 
 @click.option("--host-class", metavar="NAME", shell_complete=completion.names_of("host-classes"), help="A class of hosts.")
 @click.option("--select", "selects", type=PairType("rack=r2"), multiple=True, help="Only hosts with this label; repeats.")
 @click.option("--to", "to_host", metavar="HOST", shell_complete=completion.names_of("hosts"), help="On this host, or not at all.")
-@click.option("--toleration", "tolerations", multiple=True, metavar="KEY[=VALUE]", help="Also on hosts with this taint; repeats.")
-@click.option(
-    "--resource", "counted", type=PairType("licence=1"), multiple=True, help="So much of what operators count; repeats."
-)
-@click.option("--device", "devices", multiple=True, metavar="KIND[=COUNT]", help="A PCI device such as 10de-20b0; repeats.")
-@click.option("--dedicated", is_flag=True, help="A cpu of its own for each vcpu, of those that hosts keep for it.")
-@click.option("--hugepages", type=click.Choice(["2MiB", "1GiB"]), help="Huge pages of this size behind all of its memory.")
-@click.option("--numa-cells", type=click.IntRange(1, 64), help="Take both from so many NUMA cells, in equal shares; else one.")
-@click.option("--group", metavar="NAME", shell_complete=completion.names_of("vm-groups"), help="A member of this vm group.")
+@vm_wishes.options
 @click.option("--ha", type=click.Choice(["restart", "none"]), help="Whether it restarts elsewhere when its host dies; else none.")
 @click.option("--priority", type=click.IntRange(-1000, 1000), help="Higher ones restart first; else 0.")
 @click.option("--label", "labels", type=PairType("tier=web"), multiple=True, help="A label; repeats.")
@@ -84,13 +77,6 @@ def create(
     host_class: str | None,
     selects: Sequence[tuple[str, str]],
     to_host: str | None,
-    tolerations: Sequence[str],
-    counted: Sequence[tuple[str, str]],
-    devices: Sequence[str],
-    dedicated: bool,
-    hugepages: str | None,
-    numa_cells: int | None,
-    group: str | None,
     ha: str | None,
     priority: int | None,
     labels: Sequence[tuple[str, str]],
@@ -123,19 +109,13 @@ def create(
         "cpu_model": cpu_model,
         "host_class": host_class,
         "to_host": to_host,
-        "devices": dict(_device(text) for text in devices) or None,
-        "dedicated": dedicated or None,
-        "hugepages_kib": {"2MiB": 2048, "1GiB": 1 << 20}[hugepages] if hugepages else None,
-        "numa_cells": numa_cells,
-        "group": group,
         "ha": ha,
         "priority": priority,
         "labels": dict(labels) or None,
         "host_selector": dict(selects) or None,
-        "tolerations": [_toleration(text) for text in tolerations] or None,
-        "resources": {resource: _count(resource, text) for resource, text in counted} or None,
         "networks": [nic.as_json() for nic in nics] or None,
         "seed": _seed(hostname=hostname, user_data=user_data, network_config=network_config, ssh_keys=ssh_keys) or None,
+        **vm_wishes.given(click.get_current_context()),
     }
     body: dict[str, Any] = {"name": name, "vcpus": vcpus, "memory_mib": memory, "start": start}
     body.update({key: value for key, value in optional.items() if value is not None})
@@ -147,24 +127,6 @@ def _check_source(image: str | None, volume: str | None, iso: str | None, *, dis
         raise usage("give either --image, --volume or --iso, for example --image debian", hint="trimtab image list")
     if iso and disk is None:
         raise usage("--iso needs --disk, the size of the disk to install onto, for example --disk 20GiB")
-
-
-def _toleration(text: str) -> dict[str, str]:
-    key, _, value = text.partition("=")
-    return {"key": key, "value": value}
-
-
-def _device(text: str) -> tuple[str, int]:
-    kind, separator, count = text.partition("=")
-    if separator and (not count.isdigit() or not int(count)):
-        raise usage(f"--device {text}: give a whole number from 1 on, for example {kind}=1")
-    return kind, int(count) if separator else 1
-
-
-def _count(resource: str, text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise usage(f"--resource {resource}={text}: give a whole number from 1 on, for example {resource}=1")
-    return int(text)
 
 
 def _create(session: Session, name: str, body: dict[str, Any]) -> None:

@@ -172,7 +172,7 @@ class FleetSnapshot:
 
     def outside(self, label: str, codes: Iterable[int]) -> Mask:
         """Return the hosts that are in a domain of the label, but in none of these. A fresh array."""
-        mask = self.remembered(("labelled", label), lambda: self.domains(label).codes != NOWHERE).copy()
+        mask: Mask = self.remembered(("labelled", label), lambda: self.domains(label).codes != NOWHERE).copy()
         for code in codes:
             mask[self._rows_in(label, code)] = False
         return mask
