@@ -4,7 +4,7 @@ from collections import Counter
 
 from trimtab_controller.core.placement.books import Trial
 from trimtab_controller.core.placement.filters.base import Filter, Reads
-from trimtab_controller.core.placement.fleet import ALL, HOST, NOWHERE, Mask, Rows
+from trimtab_controller.core.placement.fleet import ALL, HOST, NOWHERE, Mask, Rows, at_rows
 from trimtab_controller.core.placement.needs import GroupRule, Relation
 from trimtab_controller.core.placement.verdict import Context, Refusal
 
@@ -19,15 +19,18 @@ def members_by_domain(trial: Trial, rule: GroupRule) -> Counter[int]:
 
 def _must(trial: Trial) -> tuple[GroupRule, ...]:
     group = trial.request.group
-    return tuple(rule for rule in group.rules if rule.is_must) if group is not None else ()
+    return tuple([rule for rule in group.rules if rule.is_must]) if group is not None else ()
 
 
 def _obeys_group(trial: Trial, rows: Rows = ALL) -> Mask | None:
-    fits = None
+    fits: Mask | None = None
     for rule in _must(trial):
         mask = _obeying(trial, rule)
-        fits = mask if fits is None else fits & mask
-    return None if fits is None else fits[rows]
+        if fits is None:
+            fits = mask
+        else:
+            fits &= mask
+    return None if fits is None else at_rows(fits, rows)
 
 
 def _obeying(trial: Trial, rule: GroupRule) -> Mask:
