@@ -81,3 +81,18 @@ def test_what_could_not_survive_before_is_no_reason_to_refuse(story: FleetStory)
     _, operation = story.accept_create("small", vcpus=1, memory_mib=64)
     story.settle()
     assert story.operation(operation.id).state is OperationState.DONE
+
+
+def test_a_start_is_not_refused_when_the_next_loss_would_not_be_survived(story: FleetStory) -> None:
+    admit(story, "one-host-loss")
+    shrink(story)
+    for number in range(2):
+        assert asked(story, f"web{number}", ha="restart").state is OperationState.DONE
+    free = {story.vm(vm_id).host_id for vm_id in story.fleet_vms()} ^ set(story.host_ids)
+    story.db.write(lambda session: session.execute(schema.host.update().where(schema.host.c.id.in_(free)).values(vcpus_limit=1)))
+    vm = story.vm(min(story.fleet_vms()))
+    story.accept_power(vm, "stop", force=True)
+    story.settle()
+    start = story.accept_power(story.vm(vm.id), "start")
+    story.settle()
+    assert story.operation(start.id).state is OperationState.DONE, story.operation(start.id).error

@@ -30,9 +30,12 @@ class Gatekeeper:
         return any(known.admission == ONE_HOST_LOSS for known in rows.classes.values())
 
     def judge(self, decision: Decision, needs: VmNeeds) -> Decision:
-        """Return the decision, or a refusal where its host's class holds to what survives and this would not."""
+        """Return the decision, or a refusal where its host's class holds to what survives and this would not.
+
+        Only of new vms: the restart after a failover must not be refused because the next loss would not be survived.
+        """
         host_id = decision.chosen_host_id
-        if host_id is None or decision.request.kind is PlacementKind.MIGRATE:
+        if host_id is None or decision.request.kind is not PlacementKind.CREATE:
             return decision
         objection = self._admission.add(estates.as_placed(needs, host_id, self._rows, cells=decision.cells))
         host_class = self._class_of[host_id]
