@@ -8,10 +8,11 @@ from tests.operations.invariants import audit_invariants
 from tests.operations.kit import FleetStory
 from tests.operations.test_plans import apply, make, set_policy
 from trimtab_controller.core.lifecycle import OperationState
-from trimtab_controller.core.model import Host, Vm
+from trimtab_controller.core.model import Host, Operation, Vm
 from trimtab_controller.core.planning import Cause, PlanKind
+from trimtab_controller.core.resize import When
 from trimtab_controller.operations.estates import read_estate
-from trimtab_controller.services import hosts_admin
+from trimtab_controller.services import hosts_admin, vm_power, vm_resize
 from trimtab_controller.services.hosts_admin import HostChange
 from trimtab_controller.store import describe, host_reports, hosts, schema
 from trimtab_protos.errors import Conflict, InvalidRequest
@@ -168,3 +169,32 @@ def test_what_does_not_divide_into_cells_or_could_grow_out_of_them_is_refused(
     with pytest.raises(InvalidRequest) as refused:
         story.accept_create("db1", **wishes)
     assert refused.value.context["field"] == field
+
+
+def resize(story: FleetStory, vm: Vm, when: When, **shape: int) -> Operation:
+    caller = vm_power.Caller(actor=story.actor, expected_version=None, now=story.clock.now())
+    wanted = {"vcpus": 0, "memory_mib": 0, **shape}
+    return story.db.write(lambda session: vm_resize.resize(session, story.vm(vm.id), caller, when=when, **wanted))
+
+
+def test_cpus_of_its_own_change_at_the_next_stop_alone_and_are_claimed_anew(story: FleetStory) -> None:
+    set_aside(story, 1, "4-7")
+    vm = story.running_vm("db1", **PINNED)
+    with pytest.raises(InvalidRequest, match="--at next-stop"):
+        resize(story, vm, When.AUTO, vcpus=1)
+    resize(story, vm, When.NEXT_STOP, vcpus=4)
+    story.settle()
+    assert claimed(story) == {(vm.host_id, "cell:0:cpus"): 2}
+    for verb, wishes in (("stop", {"force": True}), ("start", {})):
+        story.accept_power(story.vm(vm.id), verb, **wishes)
+        story.settle()
+    assert claimed(story) == {(vm.host_id, "cell:0:cpus"): 4}
+    assert spec(story, story.vm(vm.id)).vcpus == 4
+    assert audit_invariants(story) == []
+
+
+def test_a_shape_that_does_not_divide_into_its_cells_never_reaches_the_leader(story: FleetStory) -> None:
+    give_pages(story, 2, 200)
+    vm = story.running_vm("db1", **PAGES)
+    with pytest.raises(InvalidRequest, match="multiple of 2"):
+        resize(story, vm, When.NEXT_STOP, memory_mib=257)

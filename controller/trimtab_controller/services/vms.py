@@ -14,9 +14,10 @@ from trimtab_controller.core.guest_os import Family, GuestOs, hardware_for
 from trimtab_controller.core.ids import domain_uuid, kind_of, mac_address
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Actor, Image, Network, Nic, Operation, Pool, Project, Role, Vm, Volume
+from trimtab_controller.core.resize import Shape
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.vm_steps import PLACEMENT_POLL_S
-from trimtab_controller.services import images, pools, quota, seeds, vm_groups, volumes
+from trimtab_controller.services import images, pools, quota, seeds, vm_cells, vm_groups, volumes
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services.authorise import require
 from trimtab_controller.services.vm_views import VmView
@@ -248,14 +249,8 @@ def _check_shape(spec: VmSpec) -> None:
 
 def _check_cells(spec: VmSpec) -> None:
     """Refuse pinned and huge-page vms that do not divide into their cells, or that could grow out of them while they run."""
-    if spec.numa_cells != 1 and not (spec.is_dedicated or spec.hugepages_kib):
-        raise InvalidRequest("cells-alone", "numa_cells: is for dedicated cpus or huge pages; leave it out", field="numa_cells")
-    if spec.is_dedicated and spec.vcpus % spec.numa_cells:
-        message = f"vcpus: {spec.vcpus} dedicated cpus do not divide into {spec.numa_cells} cells"
-        raise InvalidRequest("cells-uneven", message, field="vcpus")
-    if spec.hugepages_kib and (spec.memory_mib * 1024) % (spec.hugepages_kib * spec.numa_cells):
-        step_mib = max(1, spec.hugepages_kib * spec.numa_cells // 1024)
-        raise InvalidRequest("pages-uneven", f"memory_mib: a multiple of {step_mib} with these huge pages", field="memory_mib")
+    shape = Shape(spec.vcpus, spec.memory_mib)
+    vm_cells.check_shape(shape, is_dedicated=spec.is_dedicated, hugepages_kib=spec.hugepages_kib, numa_cells=spec.numa_cells)
     if spec.is_dedicated and spec.vcpus_max not in (None, spec.vcpus):
         raise InvalidRequest("vcpus-max", "vcpus_max: dedicated cpus are fixed while it runs; leave it out", field="vcpus_max")
     if spec.hugepages_kib and spec.memory_max_mib not in (None, spec.memory_mib):
