@@ -47,7 +47,9 @@ class Members:
 
     def _count(self, group_id: str, row: int, more: int) -> None:
         for label, counts in self._counts.get(group_id, {}).items():
-            code = int(self._fleet.domains(label).codes[row])
-            counts[code] += more
-            if not counts[code]:
+            code = self._fleet.domains(label).codes.item(row)
+            left = counts.get(code, 0) + more
+            if left:
+                counts[code] = left
+            else:
                 del counts[code]
