@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from trimtab_agent.hypervisor.base import Stamp
+from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
 from trimtab_agent.hypervisor.kvm import hostdev_xml, numa_xml
 from trimtab_agent.hypervisor.kvm.identifiers import (
     check_cpu_word,
@@ -125,7 +125,7 @@ def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = 
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def stamp_metadata(vm_id: str, *, name: str, project: str, stamp: Stamp, boot_id: str) -> str:
+def stamp_metadata(vm_id: str, *, name: str, project: str, stamp: Stamp, boot_id: str, restarts_elsewhere: bool) -> str:
     """Return the metadata element for libvirt's `setMetadata`, which puts the namespace onto it by itself."""
     element = Element("domain")
     SubElement(
@@ -135,6 +135,9 @@ def stamp_metadata(vm_id: str, *, name: str, project: str, stamp: Stamp, boot_id
         name=check_name(name, "name"),
         project=check_name(project, "project"),
     )
+    if restarts_elsewhere:
+        # Read back by an agent that starts: the warden kills these, and no others, when the host's lease has ended.
+        SubElement(element, "loss", restarts="elsewhere")
     SubElement(element, "stamp", epoch=str(stamp.epoch), turn=str(stamp.turn), boot=boot_id)
     return ElementTree.tostring(element, encoding="unicode")
 
@@ -319,7 +322,7 @@ def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str,
         rerror_policy="stop",
         discard="unmap",
     )
-    SubElement(element, "source", file=pools[disk.pool_id].volume(disk.volume_id, disk.format))
+    SubElement(element, "source", file=pools[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id))
     SubElement(element, "target", dev=target_name(disk), bus=disk.bus.value)
     if disk.is_read_only:
         SubElement(element, "readonly")
@@ -454,7 +457,14 @@ def _text(parent: Element, tag: str, text: str) -> None:
 
 def _metadata(domain: DomainSpec, stamp: Stamp, *, boot_id: str) -> Element:
     """Return the element that makes a domain ours and from which a lost journal is rebuilt."""
-    text = stamp_metadata(domain.vm_id, name=domain.name, project=domain.project, stamp=stamp, boot_id=boot_id)
+    text = stamp_metadata(
+        domain.vm_id,
+        name=domain.name,
+        project=domain.project,
+        stamp=stamp,
+        boot_id=boot_id,
+        restarts_elsewhere=restarts_elsewhere(domain),
+    )
     element = parse(text)
     for each in element.iter():
         each.tag = _ours(each.tag)

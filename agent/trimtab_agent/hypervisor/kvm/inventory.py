@@ -34,6 +34,7 @@ CAPABILITIES = (
     "image-iso",
     "image-qcow2",
     "image-raw",
+    "layers",
     "migrate",
     "migrate-auto-converge",
     "migrate-postcopy",

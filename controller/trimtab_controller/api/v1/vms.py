@@ -137,6 +137,7 @@ class VmBody(Body):
     group: RefOrNone = ""
     ha: Literal["restart", "none"] = "none"
     priority: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = 0
+    start_delay_s: Annotated[int, Field(strict=True, ge=0, le=86400, examples=[30])] = 0
 
     def spec(self) -> vms.VmSpec:
         return vms.VmSpec(
@@ -172,6 +173,7 @@ class VmBody(Body):
             numa_cells=self.numa_cells,
             ha=self.ha,
             priority=self.priority,
+            start_delay_s=self.start_delay_s,
         )
 
 
