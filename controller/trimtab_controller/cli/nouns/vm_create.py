@@ -129,8 +129,9 @@ def create(
 
     trimtab vm create win1 --iso win11 --os win11 --disk 60GiB --memory 4GiB --tpm --secure-boot
     """
-    others = (image, volume, iso, memory, disk, nics, firmware)
-    if _made_of_template(session, name, pool=pool, to_host=to_host, start=start, others=others):
+    if _made_of_template(
+        session, name, (image, volume, iso, memory, disk, nics, firmware), pool=pool, to_host=to_host, start=start
+    ):
         return
     _check_source(name, image, volume, iso, memory=memory, disk=disk)
     optional: dict[str, Any] = {
@@ -159,12 +160,15 @@ def create(
         "networks": [nic.as_json() for nic in nics] or None,
         "seed": _seed(hostname=hostname, user_data=user_data, network_config=network_config, ssh_keys=ssh_keys) or None,
     }
-    body: dict[str, Any] = {"name": name, "vcpus": vcpus, "memory_mib": memory, "start": start}
-    _create(session, name, body | {key: value for key, value in optional.items() if value is not None})
+    _create(session, name, {"name": name, "vcpus": vcpus, "memory_mib": memory, "start": start} | _given(optional))
+
+
+def _given(optional: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in optional.items() if value is not None}
 
 
 def _made_of_template(
-    session: Session, name: str, *, pool: str | None, to_host: str | None, start: bool, others: Sequence[object]
+    session: Session, name: str, others: Sequence[object], *, pool: str | None, to_host: str | None, start: bool
 ) -> bool:
     """Carry out a create that names a template; tell whether it did."""
     given = click.get_current_context().meta.get(_TEMPLATE, {})
