@@ -59,6 +59,7 @@ SLOW_DEADLINE_S = 20.0
 CHANNELS_MAX = 512
 PAGE_SIZE = 500
 _LAYER_VERBS = frozenset(method.name for method in layer_pb.DESCRIPTOR.services_by_name["LayerService"].methods)
+_Stubs = tuple[pb_grpc.AgentServiceStub, LayerServiceStub]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +85,13 @@ class GrpcAgentClient:
         self._lookup = lookup
         self._connect = connect
         self._on_call = on_call
-        self._channels: OrderedDict[tuple[str, str], grpc.Channel] = OrderedDict()
+        self._lines: OrderedDict[tuple[str, str], tuple[grpc.Channel, _Stubs]] = OrderedDict()
         self._lock = threading.Lock()
 
     def close(self) -> None:
         with self._lock:
-            channels, self._channels = list(self._channels.values()), OrderedDict()
-        for channel in channels:
+            lines, self._lines = list(self._lines.values()), OrderedDict()
+        for channel, _stubs in lines:
             channel.close()
 
     def reconnect_all(self) -> None:
@@ -344,8 +345,8 @@ class GrpcAgentClient:
         return address
 
     def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
-        channel = self._channel(address)
-        stub = LayerServiceStub(channel) if verb in _LAYER_VERBS else pb_grpc.AgentServiceStub(channel)
+        agents, layers = self._stubs(address)
+        stub: Any = layers if verb in _LAYER_VERBS else agents
         started, outcome = time.monotonic(), "ok"
         try:
             return getattr(stub, verb)(request, timeout=timeout_s)
@@ -356,19 +357,21 @@ class GrpcAgentClient:
         finally:
             self._on_call(verb, outcome, time.monotonic() - started)
 
-    def _channel(self, address: AgentAddress) -> grpc.Channel:
+    def _stubs(self, address: AgentAddress) -> _Stubs:
+        """Return the stubs of the host's channel. A stub has an object for each verb: made once, not for each call."""
         key = (address.host_id, address.address)
         evicted = None
         with self._lock:
-            channel = self._channels.get(key)
-            if channel is None:
-                channel = self._channels[key] = self._connect(*key)
-                if len(self._channels) > CHANNELS_MAX:
-                    _, evicted = self._channels.popitem(last=False)
-            self._channels.move_to_end(key)
+            line = self._lines.get(key)
+            if line is None:
+                channel = self._connect(*key)
+                line = self._lines[key] = (channel, (pb_grpc.AgentServiceStub(channel), LayerServiceStub(channel)))
+                if len(self._lines) > CHANNELS_MAX:
+                    _, (evicted, _stubs) = self._lines.popitem(last=False)
+            self._lines.move_to_end(key)
         if evicted is not None:
             evicted.close()
-        return channel
+        return line[1]
 
 
 def _pool(pool: PoolSpec) -> storage_pb2.PoolSpec:
