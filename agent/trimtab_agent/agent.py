@@ -9,6 +9,7 @@ import contextlib
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -23,10 +24,12 @@ from trimtab_agent.backup.source import BackupSource
 from trimtab_agent.certificates import CredentialSource
 from trimtab_agent.clock import Clock, SystemClock
 from trimtab_agent.commands import Commands
+from trimtab_agent.guard import NO_WARDEN, Warden
 from trimtab_agent.hypervisor.base import DomainChange, Hypervisor, Stamp
 from trimtab_agent.inventory import InventoryReader
 from trimtab_agent.jobs import DEFAULT_LIMITS, JobKind, Jobs
 from trimtab_agent.journal import JournalFile
+from trimtab_agent.layers import LayerServicer, layer_runners
 from trimtab_agent.lease import Lease, LeaseState
 from trimtab_agent.observer import KnownPools, Observer
 from trimtab_agent.outbox import ItemKind, Outbox
@@ -43,6 +46,7 @@ from trimtab_protos.agent.v1.agent_service_pb2_grpc import (
     add_ReplicaServiceServicer_to_server,
 )
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import add_BackupServiceServicer_to_server
+from trimtab_protos.agent.v1.layer_service_pb2_grpc import add_LayerServiceServicer_to_server
 from trimtab_protos.codec import to_proto
 from trimtab_protos.controller.v1 import gateway_service_pb2
 from trimtab_protos.errors import Internal, TrimtabError, Unavailable
@@ -96,6 +100,7 @@ class AgentParts:
     on_gateways: Callable[[Sequence[str]], None] = lambda _addresses: None
     on_ca_bundle: Callable[[str], None] = lambda _sha256: None
     """Told the SHA-256 of the CA bundle in force at each Welcome."""
+    warden: Warden = NO_WARDEN
     is_load_free: bool = False
     """See `Observer`."""
     has_own_connections: bool = False
@@ -111,7 +116,7 @@ class Agent:
         self.replay = Replay(parts.journal, parts.host_id, boot_id=parts.boot_id, clock=parts.clock, lease=self.lease_state)
         self.outbox = Outbox(parts.journal, parts.host_id)
         self.repositories = Repositories(parts.clock, holder=parts.host_id)
-        runners = dict(job_runners(parts.hypervisor))
+        runners = {**job_runners(parts.hypervisor), **layer_runners(parts.hypervisor)}
         if parts.backups is not None:
             runners |= backup_runners(self.repositories, parts.backups, parts.clock)
         self.jobs = Jobs(
@@ -140,6 +145,7 @@ class Agent:
             watch=parts.watch,
             clock=parts.clock,
             is_load_free=parts.is_load_free,
+            on_domains=parts.warden.listed,
         )
         self.commands = Commands(self.replay)
         self.offers = Offers(parts.clock)
@@ -197,6 +203,7 @@ class Agent:
         server = grpc.aio.server(options=tls.server_options())
         add_AgentServiceServicer_to_server(self._agent_servicer(), server)
         add_ReplicaServiceServicer_to_server(self._replica_servicer(), server)
+        add_LayerServiceServicer_to_server(self._layer_servicer(), server)
         if self.parts.backups is not None:
             add_BackupServiceServicer_to_server(self._backup_servicer(), server)
         self._health = health.aio.HealthServicer()
@@ -228,6 +235,16 @@ class Agent:
             incarnation=self.incarnation,
             agent_address=lambda: self.parts.agent_address or self.address,
             leave=self.parts.leave,
+            warden=self.parts.warden,
+            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
+        )
+
+    def _layer_servicer(self) -> LayerServicer:
+        return LayerServicer(
+            self.parts.hypervisor,
+            commands=self.commands,
+            jobs=self.jobs,
+            pools=self.parts.pools,
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
 
@@ -265,6 +282,7 @@ class Agent:
             clock=self.parts.clock,
             rng=self.parts.rng,
             on_welcome=self._on_welcome,
+            warden=self.parts.warden,
         )
 
     def _dial(self, address: str) -> grpc.aio.Channel:
@@ -279,8 +297,16 @@ class Agent:
     # What happens beside calls.
 
     def on_change(self, change: DomainChange) -> None:
+        self.parts.warden.seen(change.domain)
         event = gateway_service_pb2.DomainEvent(domain=to_proto(change.domain, domain_pb2.DomainObservation), kind=change.kind)
         self.outbox.add(ItemKind.DOMAIN_EVENT, event.SerializeToString())
+
+    async def tell_killed(self, vm_ids: Sequence[str]) -> None:
+        """Report guests that the warden killed; returns when the report cannot be lost any more."""
+        for vm_id in vm_ids:
+            seen = await edge.in_pool(self.parts.pools.query, partial(self.parts.hypervisor.observe_domain, vm_id))
+            event = gateway_service_pb2.DomainEvent(domain=to_proto(seen, domain_pb2.DomainObservation), kind="killed-by-warden")
+            await edge.wait(self.outbox.add(ItemKind.DOMAIN_EVENT, event.SerializeToString()))
 
     def _on_welcome(
         self, pools: Sequence[PoolSpec], networks: Sequence[NetworkSpec], ca_bundle_sha256: str, gateways: Sequence[str]

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from trimtab_agent.hypervisor.base import Stamp
+from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
+from trimtab_agent.hypervisor.kvm import hostdev_xml, numa_xml
 from trimtab_agent.hypervisor.kvm.identifiers import (
     check_cpu_word,
     check_id,
@@ -96,6 +97,7 @@ def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = 
     _text(root, "uuid", check_uuid(domain.uuid))
     SubElement(root, "metadata").append(_metadata(domain, stamp, boot_id=boot_id))
     _memory_and_cpus(root, domain)
+    numa_xml.place(root, domain)
     _firmware(root, domain)
     _features(root, domain, host)
     _cpu(root, domain)
@@ -114,6 +116,7 @@ def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = 
     for nic in sorted(domain.nics, key=lambda each: each.index):
         _nic(devices, nic, domain)
     _fixed_devices(devices, host)
+    hostdev_xml.give(devices, domain)
     _plugged_memory(devices, domain)
     if domain.has_tpm:
         tpm = SubElement(devices, "tpm", model="tpm-crb")
@@ -122,7 +125,7 @@ def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = 
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def stamp_metadata(vm_id: str, *, name: str, project: str, stamp: Stamp, boot_id: str) -> str:
+def stamp_metadata(vm_id: str, *, name: str, project: str, stamp: Stamp, boot_id: str, restarts_elsewhere: bool) -> str:
     """Return the metadata element for libvirt's `setMetadata`, which puts the namespace onto it by itself."""
     element = Element("domain")
     SubElement(
@@ -132,6 +135,9 @@ def stamp_metadata(vm_id: str, *, name: str, project: str, stamp: Stamp, boot_id
         name=check_name(name, "name"),
         project=check_name(project, "project"),
     )
+    if restarts_elsewhere:
+        # Read back by an agent that starts: the warden kills these, and no others, when the host's lease has ended.
+        SubElement(element, "loss", restarts="elsewhere")
     SubElement(element, "stamp", epoch=str(stamp.epoch), turn=str(stamp.turn), boot=boot_id)
     return ElementTree.tostring(element, encoding="unicode")
 
@@ -167,6 +173,8 @@ def _check(domain: DomainSpec) -> None:
     check_range(domain.vcpus, "vcpus", low=1, high=domain.vcpus_max)
     check_range(domain.memory_mib, "memory_mib", low=16, high=_MAX_MEMORY_MIB)
     check_range(domain.memory_max_mib or domain.memory_mib, "memory_max_mib", low=domain.memory_mib, high=_MAX_MEMORY_MIB)
+    numa_xml.check(domain)
+    hostdev_xml.check(domain)
     check_range(domain.spare_pcie_ports, "spare_pcie_ports", low=0, high=_MAX_SPARE_PORTS)
     if domain.has_secure_boot and domain.firmware is not Firmware.UEFI:
         raise InvalidRequest("secure-boot-needs-uefi", "secure boot needs firmware uefi", field="has_secure_boot")
@@ -314,7 +322,7 @@ def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str,
         rerror_policy="stop",
         discard="unmap",
     )
-    SubElement(element, "source", file=pools[disk.pool_id].volume(disk.volume_id, disk.format))
+    SubElement(element, "source", file=pools[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id))
     SubElement(element, "target", dev=target_name(disk), bus=disk.bus.value)
     if disk.is_read_only:
         SubElement(element, "readonly")
@@ -449,7 +457,14 @@ def _text(parent: Element, tag: str, text: str) -> None:
 
 def _metadata(domain: DomainSpec, stamp: Stamp, *, boot_id: str) -> Element:
     """Return the element that makes a domain ours and from which a lost journal is rebuilt."""
-    text = stamp_metadata(domain.vm_id, name=domain.name, project=domain.project, stamp=stamp, boot_id=boot_id)
+    text = stamp_metadata(
+        domain.vm_id,
+        name=domain.name,
+        project=domain.project,
+        stamp=stamp,
+        boot_id=boot_id,
+        restarts_elsewhere=restarts_elsewhere(domain),
+    )
     element = parse(text)
     for each in element.iter():
         each.tag = _ours(each.tag)

@@ -181,6 +181,9 @@ class DiskSpec(_message.Message):
     IS_READ_ONLY_FIELD_NUMBER: _builtins.int
     IOPS_LIMIT_FIELD_NUMBER: _builtins.int
     BANDWIDTH_LIMIT_BYTES_S_FIELD_NUMBER: _builtins.int
+    LAYER_ID_FIELD_NUMBER: _builtins.int
+    IS_MERGING_FIELD_NUMBER: _builtins.int
+    MERGE_LAYER_ID_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     pool_id: _builtins.str
     format: _storage_pb2.DiskFormat.ValueType
@@ -192,6 +195,11 @@ class DiskSpec(_message.Message):
     iops_limit: _builtins.int
     """Reads and writes together; 0: no limit."""
     bandwidth_limit_bytes_s: _builtins.int
+    layer_id: _builtins.str
+    """Layer that the guest writes to; empty: the bottom one."""
+    is_merging: _builtins.bool
+    """While that layer is being merged into `merge_layer_id`: where its file is gone, the other one is written to."""
+    merge_layer_id: _builtins.str
     def __init__(
         self,
         *,
@@ -204,10 +212,13 @@ class DiskSpec(_message.Message):
         is_read_only: _builtins.bool = ...,
         iops_limit: _builtins.int = ...,
         bandwidth_limit_bytes_s: _builtins.int = ...,
+        layer_id: _builtins.str = ...,
+        is_merging: _builtins.bool = ...,
+        merge_layer_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_s", b"bandwidth_limit_bytes_s", "boot_order", b"boot_order", "bus", b"bus", "format", b"format", "index", b"index", "iops_limit", b"iops_limit", "is_read_only", b"is_read_only", "pool_id", b"pool_id", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_s", b"bandwidth_limit_bytes_s", "boot_order", b"boot_order", "bus", b"bus", "format", b"format", "index", b"index", "iops_limit", b"iops_limit", "is_merging", b"is_merging", "is_read_only", b"is_read_only", "layer_id", b"layer_id", "merge_layer_id", b"merge_layer_id", "pool_id", b"pool_id", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -339,6 +350,11 @@ class DomainSpec(_message.Message):
     HAS_TPM_FIELD_NUMBER: _builtins.int
     HAS_LOCAL_TIME_CLOCK_FIELD_NUMBER: _builtins.int
     HAS_HYPERV_FIELD_NUMBER: _builtins.int
+    IS_KEPT_FIELD_NUMBER: _builtins.int
+    PAGE_KIB_FIELD_NUMBER: _builtins.int
+    NUMA_CELLS_FIELD_NUMBER: _builtins.int
+    CPUSET_FIELD_NUMBER: _builtins.int
+    HOST_DEVICES_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     uuid: _builtins.str
     name: _builtins.str
@@ -363,6 +379,12 @@ class DomainSpec(_message.Message):
     """The guest takes its hardware clock for local time, as Windows does."""
     has_hyperv: _builtins.bool
     """Hyper-V enlightenments, where guests run under KVM."""
+    is_kept: _builtins.bool
+    """Its owner wants it to go on elsewhere when its host dies (ha=restart)."""
+    page_kib: _builtins.int
+    """Size of the huge pages behind all of its memory, in KiB; 0: ordinary memory."""
+    cpuset: _builtins.str
+    """Cpus of the host that its vcpus run on, `4-7,12`; empty: any."""
     @_builtins.property
     def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -380,6 +402,14 @@ class DomainSpec(_message.Message):
     @_builtins.property
     def cdrom(self) -> Global___CdromSpec:
         """Absent: the vm has no drive."""
+
+    @_builtins.property
+    def numa_cells(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """NUMA cells of the host that its memory comes from; none: any."""
+
+    @_builtins.property
+    def host_devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """PCI devices of the host that the guest is given, `0000:41:00.0`."""
 
     def __init__(
         self,
@@ -409,10 +439,15 @@ class DomainSpec(_message.Message):
         has_tpm: _builtins.bool = ...,
         has_local_time_clock: _builtins.bool = ...,
         has_hyperv: _builtins.bool = ...,
+        is_kept: _builtins.bool = ...,
+        page_kib: _builtins.int = ...,
+        numa_cells: _abc.Iterable[_builtins.int] | None = ...,
+        cpuset: _builtins.str = ...,
+        host_devices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cdrom", b"cdrom", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cdrom", b"cdrom", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "disks", b"disks", "firmware", b"firmware", "has_hyperv", b"has_hyperv", "has_local_time_clock", b"has_local_time_clock", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "nics", b"nics", "pools", b"pools", "project", b"project", "seed", b"seed", "serial_log_max_bytes", b"serial_log_max_bytes", "spare_pcie_ports", b"spare_pcie_ports", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cdrom", b"cdrom", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "cpuset", b"cpuset", "disks", b"disks", "firmware", b"firmware", "has_hyperv", b"has_hyperv", "has_local_time_clock", b"has_local_time_clock", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "host_devices", b"host_devices", "is_kept", b"is_kept", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "nics", b"nics", "numa_cells", b"numa_cells", "page_kib", b"page_kib", "pools", b"pools", "project", b"project", "seed", b"seed", "serial_log_max_bytes", b"serial_log_max_bytes", "spare_pcie_ports", b"spare_pcie_ports", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,6 +523,7 @@ class DomainObservation(_message.Message):
     IS_MIGRATING_FIELD_NUMBER: _builtins.int
     STARTS_FIELD_NUMBER: _builtins.int
     RSS_MIB_FIELD_NUMBER: _builtins.int
+    RESTARTS_ELSEWHERE_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """Empty for an unmanaged domain."""
     uuid: _builtins.str
@@ -509,6 +545,8 @@ class DomainObservation(_message.Message):
     starts: _builtins.int
     """Monotonic count of this domain's starts seen by the agent; tells a reboot from a restart."""
     rss_mib: _builtins.int
+    restarts_elsewhere: _builtins.bool
+    """Kept, and every disk that it writes to is on shared storage: another host may start it once this host's lease has ended."""
     @_builtins.property
     def macs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -535,10 +573,11 @@ class DomainObservation(_message.Message):
         is_migrating: _builtins.bool = ...,
         starts: _builtins.int = ...,
         rss_mib: _builtins.int = ...,
+        restarts_elsewhere: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_time_ns", b"cpu_time_ns", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "has_guest_agent", b"has_guest_agent", "is_migrating", b"is_migrating", "is_persistent", b"is_persistent", "macs", b"macs", "memory_mib", b"memory_mib", "name", b"name", "observed_at_ms", b"observed_at_ms", "reason", b"reason", "rss_mib", b"rss_mib", "starts", b"starts", "state", b"state", "turn", b"turn", "uuid", b"uuid", "vcpus", b"vcpus", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_time_ns", b"cpu_time_ns", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "has_guest_agent", b"has_guest_agent", "is_migrating", b"is_migrating", "is_persistent", b"is_persistent", "macs", b"macs", "memory_mib", b"memory_mib", "name", b"name", "observed_at_ms", b"observed_at_ms", "reason", b"reason", "restarts_elsewhere", b"restarts_elsewhere", "rss_mib", b"rss_mib", "starts", b"starts", "state", b"state", "turn", b"turn", "uuid", b"uuid", "vcpus", b"vcpus", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
