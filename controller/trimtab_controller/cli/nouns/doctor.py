@@ -26,6 +26,9 @@ def doctor(session: Session) -> None:
     findings = found.get("findings") or []
     if session.is_machine_output:
         render.show_one(session, found, ())
+    elif session.output == "name":
+        for one in findings:
+            render.write_line(str(one.get("subject")))
     else:
         render.show_list(session, findings, _FINDINGS, empty="nothing hurts")
     if not found.get("is_healthy"):
