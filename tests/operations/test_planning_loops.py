@@ -117,3 +117,15 @@ def test_the_proof_is_kept_along_and_told_as_metrics(story: FleetStory) -> None:
     loop.run(story.term)
     assert uncovered() == 1
     assert REGISTRY.get_sample_value("trimtab_failover_domains", {"kind": "host", "covered": "false"}) == 1
+
+
+def test_what_the_doctor_finds_is_a_metric_until_it_is_cured(story: FleetStory) -> None:
+    def cordoned() -> float | None:
+        return REGISTRY.get_sample_value("trimtab_doctor_findings", {"severity": "notice", "kind": "host-cordoned"})
+
+    loop = Survival(db=story.db, clock=story.clock)
+    for is_cordoned, found in ((True, len(story.host_ids)), (False, None)):
+        values = {"is_cordoned": is_cordoned}
+        story.db.write(lambda session, values=values: session.execute(schema.host.update().values(**values)))
+        loop.run(story.term)
+        assert cordoned() == found

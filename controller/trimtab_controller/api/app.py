@@ -16,6 +16,7 @@ from trimtab_controller.api.security import check_declarations
 from trimtab_controller.api.shell import Shell
 from trimtab_controller.api.v1 import (
     audit,
+    doctor,
     events,
     failover,
     hosts,
@@ -42,6 +43,7 @@ from trimtab_protos.errors import TrimtabError
 ROUTERS = (
     docs.router,
     system.router,
+    doctor.router,
     projects.router,
     users.router,
     audit.router,

@@ -21,6 +21,7 @@ _NOUNS: Mapping[str, str] = {
     "capacity": "survival:capacity",
     "completion": "local:completion",
     "context": "local:context",
+    "doctor": "doctor:doctor",
     "drill": "drills:drill",
     "event": "operations:event",
     "failover": "failover:failover",

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,6 +200,21 @@ def test_a_plan_is_shown_before_anything_is_changed_and_deleted(served: Served, 
     assert trimtab("plan", "cancel", identifier).code == 0
     fit = trimtab("capacity", "fit", "--vcpus", "4", "--memory", "16GiB", "--without", "node2")
     assert (fit.code, "0 more vms of 4 vcpus and 16 GiB fit" in fit.out) == (7, True)
+
+
+def test_the_doctor_tells_notices_quietly_and_warnings_with_an_exit_code(
+    served: Served, trimtab: Trimtab, sqlite_url: str
+) -> None:
+    assert trimtab("host", "cordon", "node1").code == 0
+    for output in ("table", "wide", "json", "yaml", "name"):
+        found = trimtab("doctor", "-o", output)
+        assert (found.code, found.err) == (0, ""), output
+        assert "host node1" in found.out
+    assert "trimtab host uncordon node1" in trimtab("doctor").out
+    with sqlite3.connect(sqlite_url.removeprefix("sqlite:///")) as database:
+        database.execute("UPDATE host SET connectivity = 'lost' WHERE name = 'node1'")
+    lost = trimtab("doctor", "-o", "json")
+    assert (lost.code, json.loads(lost.out)["findings"][0]["kind"]) == (3, "host-lost")
 
 
 def test_a_repeat_with_the_same_request_id_is_done_once(served: Served, trimtab: Trimtab) -> None:
