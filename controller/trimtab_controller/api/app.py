@@ -16,12 +16,14 @@ from trimtab_controller.api.security import check_declarations
 from trimtab_controller.api.shell import Shell
 from trimtab_controller.api.v1 import (
     audit,
+    doctor,
     events,
     failover,
     hosts,
     images,
     networks,
     operations,
+    placement,
     plans,
     pools,
     projects,
@@ -30,6 +32,7 @@ from trimtab_controller.api.v1 import (
     templates,
     users,
     vm_changes,
+    vm_groups,
     vm_verbs,
     vms,
     volumes,
@@ -40,6 +43,7 @@ from trimtab_protos.errors import TrimtabError
 ROUTERS = (
     docs.router,
     system.router,
+    doctor.router,
     projects.router,
     users.router,
     audit.router,
@@ -55,6 +59,8 @@ ROUTERS = (
     vm_changes.router,
     vm_verbs.router,
     vms.router,
+    vm_groups.router,
+    placement.router,
     operations.router,
     events.router,
 )

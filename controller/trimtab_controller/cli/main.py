@@ -21,6 +21,7 @@ _NOUNS: Mapping[str, str] = {
     "capacity": "survival:capacity",
     "completion": "local:completion",
     "context": "local:context",
+    "doctor": "doctor:doctor",
     "drill": "drills:drill",
     "event": "operations:event",
     "failover": "failover:failover",
@@ -40,6 +41,7 @@ _NOUNS: Mapping[str, str] = {
     "user": "access:user",
     "version": "local:version",
     "vm": "vms:vm",
+    "vm-group": "vm_groups:vm_group",
     "volume": "storage:volume",
     "whoami": "access:whoami",
 }

@@ -1,0 +1,58 @@
+"""Everything that will hurt: the fleet's rows and its failover proof, put before the checks of `core/doctor`."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.doctor import examine
+from trimtab_controller.core.doctor.model import Finding, FleetFacts, UncoveredFacts
+from trimtab_controller.core.planning import Estate
+from trimtab_controller.core.planning.domains import Domain
+from trimtab_controller.core.planning.proof import FailoverProof
+from trimtab_controller.operations.estates import read_estate
+from trimtab_controller.services import survival
+from trimtab_controller.store import doctor_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """What one transaction read."""
+
+    rows: FleetFacts
+    estate: Estate
+
+
+def read(session: Session, *, now: datetime) -> Patient:
+    return Patient(doctor_rows.read(session, now), read_estate(session, now=now))
+
+
+def diagnose(patient: Patient) -> tuple[Finding, ...]:
+    """Return the findings, the worst first. Takes seconds for a large fleet: call it on a thread."""
+    uncovered = [
+        UncoveredFacts(vm=lost.vm, domain=_place(one.proof.domain), reason=lost.reason)
+        for one in survival.coverage(patient.estate)
+        for lost in one.uncovered
+    ]
+    return examine(replace(patient.rows, uncovered=tuple(uncovered)))
+
+
+def diagnose_with(patient: Patient, proof: FailoverProof) -> tuple[Finding, ...]:
+    """As `diagnose`, by a proof that is at hand and kept up: reasons are left out, since nobody reads them."""
+    uncovered = [
+        UncoveredFacts(vm=proof.estate.vms[vm_id].name, domain=_place(one.domain), reason="")
+        for one in proof.results()
+        for vm_id in one.uncovered
+    ]
+    return examine(replace(patient.rows, uncovered=tuple(uncovered)))
+
+
+def _place(domain: Domain) -> str:
+    return f"{domain.kind} {domain.value}"
+
+
+def counted(findings: Iterable[Finding]) -> Counter[tuple[str, str]]:
+    """Return how many there are by severity and kind: the metric's labels, both bounded."""
+    return Counter((one.severity.value, one.kind) for one in findings)
