@@ -15,6 +15,7 @@ from trimtab_controller.beats import PERIOD_S, beat_from_thread, beat_of_process
 from trimtab_controller.clock import SystemClock
 from trimtab_controller.config import PROCESSES, Settings, join_host_port
 from trimtab_controller.pki import FleetPki
+from trimtab_controller.secret_box import SecretBox
 
 if TYPE_CHECKING:
     from trimtab_controller.api.context import ApiContext
@@ -75,9 +76,11 @@ def _run_worker(settings: Settings, beat: Callable[[], None]) -> None:
 
 def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
     import uvicorn
+    import uvloop
 
     from trimtab_controller import wiring
     from trimtab_controller.api.app import create_app
+    from trimtab_controller.bounded_head import BoundedHead
     from trimtab_controller.request_metrics import measured
     from trimtab_controller.rpc.heard import HeardHosts
     from trimtab_controller.rpc.state_answers import GatewayAsker
@@ -93,6 +96,7 @@ def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
             measured(create_app(context)),
             host=settings.bind_address,
             port=settings.api_port,
+            http=BoundedHead,
             ssl_context_factory=lambda _config, _default: tls.context,
             log_config=None,
             access_log=False,
@@ -104,7 +108,7 @@ def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     signal.signal(signal.SIGINT, lambda _number, _frame: None)
     try:
-        asyncio.run(_serve_api(server, tls, settings, beat))
+        uvloop.run(_serve_api(server, tls, settings, beat))
     finally:
         heard.stop()
         asker.close()
@@ -187,6 +191,8 @@ def api_context(settings: Settings, *, agents: Any, nudge: Callable[[], None], h
         ca_bundle_pem=FleetPki(settings.pki_dir).bundle_pem,
         nudge=nudge,
         heard=heard.heard,
+        secrets=SecretBox(settings.pki_dir),
+        host_states=heard.states,
         probes=lambda: probes(settings, heard),
     )
 

@@ -18,6 +18,7 @@ from trimtab_controller.api.app import create_app
 from trimtab_controller.api.context import ApiContext, ApiSettings
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Role
+from trimtab_controller.secret_box import SecretBox
 from trimtab_controller.services import identity, projects, tokens
 from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store import host_reports, hosts, image_replicas, images, networks, pools, schema
@@ -44,6 +45,7 @@ INVENTORY = Inventory(
     cpus=4,
     memory_mib=8192,
     machines=("pc-q35-7.2",),
+    capabilities=("layers",),
     digest="d1",
 )
 ROOT = Actor(name="test", roles={"": Role.ADMIN})
@@ -272,6 +274,7 @@ def build_app(url: str, directory: Path, **settings: Any) -> Api:
             join_place=lambda: JoinPlace(api_url="https://192.0.2.1:8443", ca_fingerprint="sha256:aa"),
             ca_bundle_pem=lambda: "-----BEGIN CERTIFICATE-----\n",
             nudge=lambda: nudges.append(1),
+            secrets=SecretBox(directory),
         )
     )
     return Api(app=app, db=db, clock=clock, consoles=consoles, uploads_dir=chosen["uploads_dir"], nudges=nudges)

@@ -142,10 +142,17 @@ async def test_no_mutating_route_escapes_the_trail(api: Api) -> None:
         "/v1/projects/{project}/volumes": {"name": "web1-root", "size_bytes": 1 << 20},
         "/v1/projects/{project}/volumes/{name}:resize": {"size_bytes": 1 << 20},
         "/v1/projects/{project}/vms": VM,
+        "/v1/projects/{project}/vms/{name}:clone": {"name": "web2"},
+        "/v1/projects/{project}/vms/{name}/snapshots": {"name": "before"},
+        "/v1/projects/{project}/templates": {"name": "web", "from_vm": "absent"},
+        "/v1/projects/{project}/templates/{template}:create-vms": {"name_pattern": "web-{n}"},
         "/v1/projects/{project}": {"quotas": {}},
         "/v1/users/{user}/roles/{project}": {"role": "viewer"},
         "/v1/users/{user}/tokens": {},
         "/v1/projects/{project}/vms/{name}": {"labels": {}},
+        "/v1/hosts/{name}:release": {"reason": "its rack burnt"},
+        "/v1/hosts/{name}:confirm-off": {"reason": "pulled the plug"},
+        "/v1/hosts/{name}/fence-paths": {"paths": []},
         "/v1/plans": {"kind": "drain", "hosts": ["absent"]},
     }
     silent = []
@@ -153,6 +160,8 @@ async def test_no_mutating_route_escapes_the_trail(api: Api) -> None:
         path = route.path_format.format(
             project="p1",
             name="absent",
+            snapshot="absent",
+            template="absent",
             user="absent",
             token="tok-" + "0" * 26,
             operation="op-" + "0" * 26,

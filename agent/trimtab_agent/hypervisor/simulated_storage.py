@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from trimtab_agent.hypervisor import simulated_layer_files
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.simulation import PoolStore, StoredImage, StoredVolume
 from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound
@@ -21,6 +22,9 @@ OBSERVE_HANG_S = 2.0
 def make_volume(host: "SimulatedHypervisor", volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
     check_id(volume.volume_id, "volume_id")
     store = host.open_store(pool)
+    if volume.layer_id or volume.base_volume_id or volume.copy_volume_id:
+        with host.fleet.lock:
+            return simulated_layer_files.make(store, volume, pool)
     with host.fleet.lock:
         source_id = volume.base_image_id or volume.copy_image_id
         source = store.images.get(source_id)
@@ -35,7 +39,7 @@ def make_volume(host: "SimulatedHypervisor", volume: VolumeSpec, pool: PoolSpec)
         needed = source.result.file_size_bytes if source is not None and volume.copy_image_id else NEW_VOLUME_BYTES
         if store.capacity_bytes - store.used_bytes < needed:
             raise NoCapacity("pool-full", f"pool {pool.pool_id} has no room left", pool_id=pool.pool_id)
-        store.volumes[volume.volume_id] = StoredVolume(wanted, needed)
+        store.put_volume(StoredVolume(wanted, needed))
         return observe_volume(volume.volume_id, store)
 
 
@@ -61,7 +65,10 @@ def drop_volume(host: "SimulatedHypervisor", volume_id: str, pool: PoolSpec) -> 
         users = [d.spec.vm_id for d in host.domains.values() if any(k.volume_id == volume_id for k in d.spec.disks)]
         if users:
             raise Conflict("volume-in-use", f"vm {users[0]} on this host uses volume {volume_id}", vm_id=users[0])
-        store.volumes.pop(volume_id, None)
+        clones = simulated_layer_files.clones_of(store, volume_id)
+        if clones:
+            raise Conflict("volume-in-use", f"volume {clones[0]} is a linked clone of volume {volume_id}", volume_id=clones[0])
+        store.drop_volume(volume_id)
 
 
 def observe_pool(host: "SimulatedHypervisor", pool: PoolSpec) -> PoolObservation:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from trimtab_agent.clock import Clock, SystemClock
 from trimtab_protos.errors import DeadlineExceeded, TrimtabError, Unavailable
-from trimtab_protos.messages import ImageResult, ImageSpec, PoolSpec, VolumeSpec
+from trimtab_protos.messages import DomainSpec, ImageResult, ImageSpec, PoolSpec, VolumeSpec
 
 if TYPE_CHECKING:
     from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
@@ -59,11 +59,22 @@ class OracleEntry:
 
 
 @dataclass(slots=True)
+class StoredLayer:
+    """One file of a volume; '' is the id of the bottom one."""
+
+    below: tuple[str, str] | None = None
+    """(volume id, layer id) that it lies over; None: nothing, or an image."""
+    marks: set[str] = field(default_factory=set)
+    """What guests wrote here: the content, as far as a simulation has one."""
+
+
+@dataclass(slots=True)
 class StoredVolume:
     spec: VolumeSpec
     allocated_bytes: int
     writer: tuple[str, str] | None = None
     """(host id, vm id) of the guest that has it open."""
+    layers: dict[str, StoredLayer] = field(default_factory=lambda: {"": StoredLayer()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +94,37 @@ class PoolStore:
     markers: dict[str, str] = field(default_factory=dict)
     state_files: set[str] = field(default_factory=set)
     """Ids of vms whose seed and NVRAM lie here."""
+    memories: dict[tuple[str, str], DomainSpec] = field(default_factory=dict)
+    """(vm id, snapshot id) → the guest as it was saved."""
     is_hung: bool = False
+    promised_bytes: int = 0
+    """What its volumes may still grow by. Kept with every change: a thousand hosts look at a shared pool with thousands of volumes."""
+    _allocated_bytes: int = 0
 
     @property
     def used_bytes(self) -> int:
-        volumes = sum(volume.allocated_bytes for volume in self.volumes.values())
-        return volumes + sum(image.result.file_size_bytes for image in self.images.values())
+        return self._allocated_bytes + sum(image.result.file_size_bytes for image in self.images.values())
 
-    @property
-    def promised_bytes(self) -> int:
-        return sum(max(0, volume.spec.size_bytes - volume.allocated_bytes) for volume in self.volumes.values())
+    def put_volume(self, volume: StoredVolume) -> None:
+        """Store it in the place of what there was under its id."""
+        self.drop_volume(volume.spec.volume_id)
+        self.volumes[volume.spec.volume_id] = volume
+        self._count(volume, 1)
+
+    def allocate(self, volume: StoredVolume, more_bytes: int) -> None:
+        """Let one of its volumes take more of the pool, or less."""
+        self._count(volume, -1)
+        volume.allocated_bytes += more_bytes
+        self._count(volume, 1)
+
+    def drop_volume(self, volume_id: str) -> None:
+        volume = self.volumes.pop(volume_id, None)
+        if volume is not None:
+            self._count(volume, -1)
+
+    def _count(self, volume: StoredVolume, sign: int) -> None:
+        self._allocated_bytes += sign * volume.allocated_bytes
+        self.promised_bytes += sign * max(0, volume.spec.size_bytes - volume.allocated_bytes)
 
 
 class SimulatedFleet:

@@ -18,6 +18,8 @@ from trimtab_controller.agents.client import Job
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
 from trimtab_protos.agent.v1 import command_pb2, domain_pb2, storage_pb2
+from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
+from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceStub
 from trimtab_protos.codec import enum_number, from_proto, to_proto
 from trimtab_protos.errors import Unavailable
 from trimtab_protos.messages import (
@@ -33,6 +35,8 @@ from trimtab_protos.messages import (
     Inventory,
     JobProgress,
     JobState,
+    LayerMerge,
+    LayerResult,
     MigrationOptions,
     MigrationResult,
     MigrationSide,
@@ -44,6 +48,7 @@ from trimtab_protos.messages import (
     UploadSource,
     UrlSource,
     VolumeObservation,
+    VolumeSource,
     VolumeSpec,
 )
 from trimtab_protos.status import from_detail, from_rpc_error
@@ -53,6 +58,8 @@ DEADLINE_S = 10.0
 SLOW_DEADLINE_S = 20.0
 CHANNELS_MAX = 512
 PAGE_SIZE = 500
+_LAYER_VERBS = frozenset(method.name for method in layer_pb.DESCRIPTOR.services_by_name["LayerService"].methods)
+_Stubs = tuple[pb_grpc.AgentServiceStub, LayerServiceStub]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +85,13 @@ class GrpcAgentClient:
         self._lookup = lookup
         self._connect = connect
         self._on_call = on_call
-        self._channels: OrderedDict[tuple[str, str], grpc.Channel] = OrderedDict()
+        self._lines: OrderedDict[tuple[str, str], tuple[grpc.Channel, _Stubs]] = OrderedDict()
         self._lock = threading.Lock()
 
     def close(self) -> None:
         with self._lock:
-            channels, self._channels = list(self._channels.values()), OrderedDict()
-        for channel in channels:
+            lines, self._lines = list(self._lines.values()), OrderedDict()
+        for channel, _stubs in lines:
             channel.close()
 
     def reconnect_all(self) -> None:
@@ -161,6 +168,8 @@ class GrpcAgentClient:
                 request.host_file.CopyFrom(to_proto(source, storage_pb2.HostFileSource))
             case PeerSource():
                 request.peer.CopyFrom(to_proto(source, storage_pb2.PeerSource))
+            case VolumeSource():
+                request.volume.CopyFrom(to_proto(source, storage_pb2.VolumeSource))
         return _job(self._command(host_id, "StartImageImport", request, key).job)
 
     def offer_image(
@@ -271,6 +280,39 @@ class GrpcAgentClient:
         )
         return from_proto(self._command(host_id, "SettleMigration", request, key).domain, DomainObservation)
 
+    # --- layers --------------------------------------------------------------------------------------------------------
+
+    def switch_layers(self, host_id: str, key: CommandKey, domain: DomainSpec, *, wants_freeze: bool) -> LayerResult:
+        request = layer_pb.SwitchLayersRequest(domain=_domain(domain), wants_freeze=wants_freeze)
+        response = self._command(host_id, "SwitchLayers", request, key, timeout_s=SLOW_DEADLINE_S)
+        return from_proto(response.result, LayerResult)
+
+    def delete_layer(self, host_id: str, key: CommandKey, volume_id: str, layer_id: str, pool: PoolSpec) -> None:
+        request = layer_pb.DeleteLayerRequest(volume_id=volume_id, layer_id=layer_id, pool=_pool(pool))
+        self._command(host_id, "DeleteLayer", request, key)
+
+    def delete_memory(self, host_id: str, key: CommandKey, vm_id: str, snapshot_id: str, pool: PoolSpec) -> None:
+        request = layer_pb.DeleteMemoryRequest(vm_id=vm_id, snapshot_id=snapshot_id, pool=_pool(pool))
+        self._command(host_id, "DeleteMemory", request, key)
+
+    def start_memory_snapshot(self, host_id: str, key: CommandKey, domain: DomainSpec, snapshot_id: str) -> Job:
+        request = layer_pb.StartMemorySnapshotRequest(domain=_domain(domain), snapshot_id=snapshot_id)
+        return _job(self._command(host_id, "StartMemorySnapshot", request, key).job)
+
+    def start_memory_restore(self, host_id: str, key: CommandKey, domain: DomainSpec, snapshot_id: str) -> Job:
+        request = layer_pb.StartMemoryRestoreRequest(domain=_domain(domain), snapshot_id=snapshot_id)
+        return _job(self._command(host_id, "StartMemoryRestore", request, key).job)
+
+    def start_merge(self, host_id: str, key: CommandKey, merge: LayerMerge, pool: PoolSpec, domain: DomainSpec | None) -> Job:
+        request = layer_pb.StartMergeRequest(merge=to_proto(merge, storage_pb2.LayerMerge), pool=_pool(pool))
+        if domain is not None:
+            request.domain.CopyFrom(_domain(domain))
+        return _job(self._command(host_id, "StartMerge", request, key).job)
+
+    def start_volume_copy(self, host_id: str, key: CommandKey, volume: VolumeSpec, pool: PoolSpec) -> Job:
+        request = layer_pb.StartVolumeCopyRequest(volume=_volume(volume), pool=_pool(pool))
+        return _job(self._command(host_id, "StartVolumeCopy", request, key).job)
+
     # --- jobs and membership -------------------------------------------------------------------------------------------
 
     def get_job(self, host_id: str, key: CommandKey) -> Job:
@@ -303,7 +345,8 @@ class GrpcAgentClient:
         return address
 
     def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
-        stub = pb_grpc.AgentServiceStub(self._channel(address))
+        agents, layers = self._stubs(address)
+        stub: Any = layers if verb in _LAYER_VERBS else agents
         started, outcome = time.monotonic(), "ok"
         try:
             return getattr(stub, verb)(request, timeout=timeout_s)
@@ -314,19 +357,21 @@ class GrpcAgentClient:
         finally:
             self._on_call(verb, outcome, time.monotonic() - started)
 
-    def _channel(self, address: AgentAddress) -> grpc.Channel:
+    def _stubs(self, address: AgentAddress) -> _Stubs:
+        """Return the stubs of the host's channel. A stub has an object for each verb: made once, not for each call."""
         key = (address.host_id, address.address)
         evicted = None
         with self._lock:
-            channel = self._channels.get(key)
-            if channel is None:
-                channel = self._channels[key] = self._connect(*key)
-                if len(self._channels) > CHANNELS_MAX:
-                    _, evicted = self._channels.popitem(last=False)
-            self._channels.move_to_end(key)
+            line = self._lines.get(key)
+            if line is None:
+                channel = self._connect(*key)
+                line = self._lines[key] = (channel, (pb_grpc.AgentServiceStub(channel), LayerServiceStub(channel)))
+                if len(self._lines) > CHANNELS_MAX:
+                    _, (evicted, _stubs) = self._lines.popitem(last=False)
+            self._lines.move_to_end(key)
         if evicted is not None:
             evicted.close()
-        return channel
+        return line[1]
 
 
 def _pool(pool: PoolSpec) -> storage_pb2.PoolSpec:
@@ -357,4 +402,5 @@ def _job(job: pb.Job) -> Job:
         error=from_detail(job.error) if job.HasField("error") else None,
         image=from_proto(job.image, ImageResult) if result == "image" else None,
         migration=from_proto(job.migration, MigrationResult) if result == "migration" else None,
+        layers=from_proto(job.layers, LayerResult) if result == "layers" else None,
     )

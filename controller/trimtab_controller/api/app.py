@@ -17,6 +17,7 @@ from trimtab_controller.api.shell import Shell
 from trimtab_controller.api.v1 import (
     audit,
     events,
+    failover,
     hosts,
     images,
     networks,
@@ -24,7 +25,9 @@ from trimtab_controller.api.v1 import (
     plans,
     pools,
     projects,
+    snapshots,
     system,
+    templates,
     users,
     vm_changes,
     vm_verbs,
@@ -41,11 +44,14 @@ ROUTERS = (
     users.router,
     audit.router,
     plans.router,  # verbs of hosts are among them
+    failover.router,  # here too
     hosts.router,
     pools.router,
     networks.router,
     images.router,
     volumes.router,
+    snapshots.router,
+    templates.router,  # a verb of vms is among them
     vm_changes.router,
     vm_verbs.router,
     vms.router,

@@ -34,6 +34,7 @@ KINDS = frozenset(
         "dec",
         "tmpl",
         "snap",
+        "lay",
         "ckpt",
         "hc",
         "up",

@@ -1,7 +1,7 @@
 """The engine process: leads when it can, and runs the leader's jobs while it does.
 
 A job that blocks (a host that hangs in `observe_hosts`) must not delay placement, so jobs run in lanes, each a thread:
-`placement` (batches), `failover`, `redrive`, `upkeep`, `drift`, `planning`. Every write of a lane is fenced by the leader's term.
+`placement` (batches), `failover`, `fencing`, `redrive`, `upkeep`, `drift`, `planning`. Every write of a lane is fenced by the leader's term.
 """
 
 import threading
@@ -13,10 +13,13 @@ import structlog
 from trimtab_controller import wiring
 from trimtab_controller.clock import Clock
 from trimtab_controller.config import Settings
+from trimtab_controller.core.failover import FailoverSettings
 from trimtab_controller.core.planning.rebalance import RebalanceMode
 from trimtab_controller.fencing import FenceAgents
 from trimtab_controller.loops.drift import Drift
 from trimtab_controller.loops.failover import BELIEVED, FailoverLoop
+from trimtab_controller.loops.failover_effects import no_secret
+from trimtab_controller.loops.fence_readiness import FenceReadiness
 from trimtab_controller.loops.fleet_figures import FleetFigures
 from trimtab_controller.loops.leader import Leader
 from trimtab_controller.loops.leader_loop import Job, run_due
@@ -28,16 +31,26 @@ from trimtab_controller.loops.upkeep import Upkeep
 from trimtab_controller.loops.usage import Usage
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.engine import Engine
+from trimtab_controller.secret_box import SecretBox
 
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.05
+# Under load a placement round takes a fifth of its lane's time: the rounds get larger instead of more.
+PLACEMENT_REST = 4.0
+# A lane looks at least so often whether it leads.
+LOOK_S = 0.25
 
 
 def lanes(
-    engine: Engine, nudger: Nudger, *, rebalance_mode: RebalanceMode = RebalanceMode.OFF, lease_ttl_s: float = 15.0
+    engine: Engine,
+    nudger: Nudger,
+    *,
+    rebalance_mode: RebalanceMode = RebalanceMode.OFF,
+    failover_settings: FailoverSettings = BELIEVED,
+    open_secret: Callable[[str, str], str] = no_secret,
 ) -> dict[str, list[Job]]:
-    """Return the leader's jobs by lane, with their periods."""
+    """Return the leader's jobs by lane, with their periods. `open_secret`: sealed secret of a power device, its place -> secret."""
     db, clock = engine.db, engine.clock
     placement = PlacementLoop(db=db, clock=clock, nudger=nudger, rng=engine.rng)
     redrive = Redrive(db=db, clock=clock, engine=engine, nudger=nudger)
@@ -47,19 +60,26 @@ def lanes(
     drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger, usage=usage)
     survival = Survival(db=db, clock=clock)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
-    believed = replace(BELIEVED, lease_ttl_s=lease_ttl_s)
-    failover = FailoverLoop(engine=engine, clock=clock, fencer=FenceAgents(), settings=believed)
+    fencer = FenceAgents()
+    failover = FailoverLoop(
+        engine=engine, clock=clock, fencer=fencer, settings=failover_settings, open_secret=open_secret, nudger=nudger
+    )
+    readiness = FenceReadiness(db=db, clock=clock, fencer=fencer, open_secret=open_secret)
     return {
-        # A request waits half a period on average; an empty round is one indexed query.
-        "placement": [Job("placement", TICK_S, placement.run)],
+        # A request waits half a period on average; an empty round is one indexed query. One that answers reads the whole fleet.
+        "placement": [Job("placement", TICK_S, placement.run, rest=PLACEMENT_REST)],
         # Alone in its lane: nothing else may delay it, and a tick more than 3 s late counts as our own pause.
         "failover": [Job("failover", 1.0, failover.run)],
+        # A device may take half a minute to answer.
+        "fencing": [Job("test fences", 1.0, readiness.run)],
         "redrive": [Job("redrive", 0.25, redrive.run)],
         "upkeep": [
             Job("figures", 5.0, figures.run),
             Job("prepare hosts", 1.0, upkeep.prepare_hosts),
             Job("seal audit", 5.0, upkeep.seal_audit),
             Job("purge", 30.0, upkeep.purge),
+            Job("purge volumes", 30.0, upkeep.purge_volumes),
+            Job("tidy snapshots", 10.0, upkeep.tidy_snapshots),
             Job("evict images", 300.0, upkeep.evict_images),
             Job("retain", 60.0, upkeep.retain),
         ],
@@ -73,16 +93,27 @@ def lanes(
     }
 
 
+def failover_settings(settings: Settings) -> FailoverSettings:
+    """Return failover's numbers for this fleet: what is waited for is the lease that hosts are really given."""
+    return replace(BELIEVED, lease_ttl_s=settings.lease_ttl_s, renew_every_s=settings.heartbeat_s)
+
+
 def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], None]) -> None:
     """Serve as the engine until `stopping` is set; `beat` tells the supervisor that the lanes still move."""
     engine = wiring.build_engine(settings, process="engine")
     nudger = wiring.build_nudger(settings)
+    box = SecretBox(settings.pki_dir)
     leader = Leader(settings, engine.db, owner=engine.driver)
+    jobs_by_lane = lanes(
+        engine,
+        nudger,
+        rebalance_mode=RebalanceMode(settings.rebalance_mode),
+        failover_settings=failover_settings(settings),
+        open_secret=lambda sealed, place: box.open(sealed, place=place),
+    )
     threads = [
         threading.Thread(target=_lane, args=(name, jobs, leader, engine.clock, stopping), name=f"lane-{name}", daemon=True)
-        for name, jobs in lanes(
-            engine, nudger, rebalance_mode=RebalanceMode(settings.rebalance_mode), lease_ttl_s=settings.lease_ttl_s
-        ).items()
+        for name, jobs in jobs_by_lane.items()
     ]
     try:
         for thread in threads:
@@ -100,8 +131,10 @@ def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], Non
 
 
 def _lane(name: str, jobs: Sequence[Job], leader: Leader, clock: Clock, stopping: threading.Event) -> None:
-    while not stopping.wait(TICK_S):
-        term = leader.term()
+    pause_s = TICK_S
+    while not stopping.wait(pause_s):
+        term, pause_s = leader.term(), LOOK_S
         if term is not None:
             run_due(jobs, term, clock)
+            pause_s = min(LOOK_S, max(TICK_S, min(job.due_in_s(clock) for job in jobs)))
     log.info("lane ended", lane=name)

@@ -85,6 +85,8 @@ class VmResource:
     # restart or none; higher priorities restart first.
     ha: str
     priority: int
+    # Seconds between the proof that its host is off and its restart.
+    start_delay_s: int
     volumes: tuple[VmVolumeResource, ...]
     nics: tuple[NicResource, ...]
     # '' where it boots from a volume of its own.
@@ -203,6 +205,7 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         drain_policy=vm.drain_policy,
         ha=vm.ha,
         priority=vm.priority,
+        start_delay_s=vm.start_delay_s,
         volumes=tuple(
             VmVolumeResource(
                 id=one.id, name=one.name, pool=names.get(one.pool_id, ""), size_bytes=one.size_bytes, index=one.disk_index or 0

@@ -123,6 +123,7 @@ class VmBody(Body):
     resources: Counts = Field(default_factory=dict)
     ha: Literal["restart", "none"] = "none"
     priority: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = 0
+    start_delay_s: Annotated[int, Field(strict=True, ge=0, le=86400, examples=[30])] = 0
 
     def spec(self) -> vms.VmSpec:
         return vms.VmSpec(
@@ -153,6 +154,7 @@ class VmBody(Body):
             resources=self.resources,
             ha=self.ha,
             priority=self.priority,
+            start_delay_s=self.start_delay_s,
         )
 
 
@@ -193,7 +195,8 @@ async def create_vm(request: Request, runtime: InRuntime, access: ProjectOperato
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
         view, operation = vms.create(session, spec, project=owner, actor=actor, now=now)
         placed_on = _preview(session, fleet, view.vm, operation) if fleet is not None else _NOWHERE
-        return accepted(_answer(runtime, view, operation, project=owner, placed_on=placed_on))
+        answer = _answer(runtime, view, operation, project=owner, placed_on=placed_on)
+        return accepted(answer, is_due=False)  # the leader places it first
 
     order = Order(request=request, access=access, wish=asked, verb="vm.create", body=body, name=body.name)
     return await mutate(order, work)

@@ -58,6 +58,8 @@ vm = sa.Table(
     sa.Column("wishes", Json, nullable=False, server_default="{}"),
     sa.Column("ha", sa.String(16), nullable=False, server_default="none"),
     sa.Column("priority", sa.Integer(), nullable=False, server_default="0"),
+    # Seconds between the proof that its host is off and its restart elsewhere.
+    sa.Column("start_delay_s", sa.Integer(), nullable=False, server_default="0"),
     sa.Column("drain_policy", sa.String(16), nullable=False, server_default="migrate"),
     # Desired.
     sa.Column("desired_power", sa.String(16), nullable=False),
@@ -72,9 +74,13 @@ vm = sa.Table(
     sa.Column("observed_addresses", Json, nullable=False),
     # Why it is not as desired; shown to the user.
     sa.Column("problem", sa.String(1000), nullable=False, server_default=""),
+    # Failover gave it up ('' : no); its owner's next start or stop takes that back.
+    sa.Column("attention", sa.String(32), nullable=False, server_default=""),
     version(),
     created_at(),
     deleted_at(),
+    # The snapshot that what it writes now began from; '' for none.
+    sa.Column("current_snapshot_id", sa.String(40), nullable=False, server_default=""),
     # Files are removed after this instant; until then `undelete` brings the vm back.
     sa.Column("purge_after", UtcDateTime()),
     sa.Column("purged_at", UtcDateTime()),
@@ -226,7 +232,18 @@ snapshot = sa.Table(
     sa.Column("volumes", Json, nullable=False),
     created_at(),
     deleted_at(),
+    sa.Column("state", sa.String(16), nullable=False, server_default="ready"),  # making, ready, deleting
+    # crash, filesystem, memory, stopped; '' while it is made. The note says why it is less than was wished.
+    sa.Column("consistency", sa.String(16), nullable=False, server_default=""),
+    sa.Column("note", sa.String(500), nullable=False, server_default=""),
+    # Kept only until what is made from it (a clone, a template) is there.
+    sa.Column("is_temporary", sa.Boolean(), nullable=False, server_default=sa.false()),
+    # The vm's shape then: a memory fits no other.
+    sa.Column("vcpus", sa.Integer(), nullable=False, server_default="0"),
+    sa.Column("memory_mib", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("memory_bytes", sa.BigInteger(), nullable=False, server_default="0"),
 )
+sa.Index("ix_snapshot_vm_id", snapshot.c.vm_id)
 unique_among_live("uq_snapshot_name_live", snapshot.c.vm_id, snapshot.c.name)
 
 checkpoint = sa.Table(
