@@ -14,6 +14,7 @@ What it does not cover: a machine that is paused as a whole. That needs a hardwa
 import argparse
 import contextlib
 import json
+import math
 import os
 import selectors
 import signal
@@ -128,7 +129,8 @@ class Warden:
     def kill_ms(self) -> int:
         """K: from the end of the lease to no process left, at the worst of the last minutes; a restart of this process included."""
         restart_s = self._watchdog_s + SUPERVISORS_RESTART_S + self._startup_s if self._watchdog_s else 0.0
-        return int((restart_s + self._late.get() + self._kill.get() + self._reset.takes_s) * 1000)
+        worst_s = restart_s + self._late.get() + self._kill.get() + self._reset.takes_s
+        return math.ceil(worst_s * 1000)
 
     # --- what it does ----------------------------------------------------------------------------------------------------------
 
