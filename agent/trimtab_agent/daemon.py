@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -98,25 +98,24 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
             credentials=identity,
             certificates=lambda: (report(PURPOSE_AGENT, identity.current().certificate_pem), *libvirt.report()),
             leave=undo_join,
-            job_limits={
-                **DEFAULT_LIMITS,
-                JobKind.IMPORT: settings.imports_at_once,
-                JobKind.MIGRATION: settings.migrations_at_once,
-            },
+            job_limits=_job_limits(settings),
             on_gateways=lambda addresses: config.remember_gateways(settings, tuple(addresses)),
             on_ca_bundle=renewal.bundle_told,
         )
     )
-    await agent.start()
-    parts = [renewal.run(), *([guard.run()] if guard is not None else [])]
-    renewing = [loop.create_task(part) for part in parts]
     if settings.metrics_address:
         stack.callback(metrics.serve(agent, settings.metrics_address))
+    await agent.start()
+    beside = [loop.create_task(part) for part in (renewal.run(), *([guard.run()] if guard is not None else []))]
     await stopping.wait()
     log.info("agent stops", host_id=settings.host_id)
-    for task in renewing:
+    for task in beside:
         task.cancel()
     await agent.stop()
+
+
+def _job_limits(settings: Settings) -> Mapping[JobKind, int]:
+    return {**DEFAULT_LIMITS, JobKind.IMPORT: settings.imports_at_once, JobKind.MIGRATION: settings.migrations_at_once}
 
 
 def _install_libvirt(libvirt: LibvirtCertificates, ca_pem: bytes, certificate_pem: bytes, key_pem: bytes) -> None:

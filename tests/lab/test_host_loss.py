@@ -36,6 +36,7 @@ def comes_back_elsewhere(losses: LossFleet, vm_id: str, home: str, at_s: float) 
     """Wait for the vm elsewhere, check that its former home had stopped writing before, and return the seconds it took."""
     first = losses.first_elsewhere(vm_id, home, at_s)
     assert losses.double_runs() == []
+    assert losses.overlap(vm_id, home, first) == ""
     former = [each for each in losses.writes(vm_id) if each.host == home and each.at_s < first.at_s]
     assert first.counter >= former[-1].counter, "what the guest had written before is there"
     assert first.epoch > former[-1].epoch
