@@ -195,6 +195,7 @@ def api_context(settings: Settings, *, agents: Any, nudge: Callable[[], None], h
             image_url_hosts=settings.image_url_hosts,
             image_url_networks=settings.image_url_networks,
             agent_metrics_port=settings.agent_metrics_port,
+            lease_ttl_s=settings.lease_ttl_s,
             controller_targets={name: join_host_port(metrics_address, settings.metrics_port_of(name)) for name in PROCESSES},
         ),
         join_place=lambda: installation.join_place(settings),

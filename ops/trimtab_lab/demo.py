@@ -38,6 +38,8 @@ class Demo:
     def run(self) -> None:
         self.say("Three real libvirt hosts and the control plane start (namespaces on this machine; guests run under TCG or KVM)")
         self.lab.up(hosts=HOSTS, has_lock_free_disk=True)
+        if not self.lab.spec.has_lock_free_disk:
+            raise LabError("the demo of an older release is still up; end it with `make down`, then try again")
         self.plane.start()
         self.plane.join_hosts()
         self.wait_for_hosts()

@@ -64,7 +64,9 @@ class LossFleet(Fleet):
 
     def event_unix_s(self, kind: str, subject_id: str, *, after_unix_s: float) -> float:
         """Return when the first such event of the subject after then was recorded."""
-        listed = self.ok("event", "list", "--subject", subject_id, "--kind", kind, "--limit", "100", "-o", "json").json()
+        listed = self.ok(
+            "event", "list", "--all-projects", "--subject", subject_id, "--kind", kind, "--limit", "100", "-o", "json"
+        ).json()
         events = listed["items"] if isinstance(listed, dict) else listed
         times = [datetime.fromisoformat(each["at"]).timestamp() for each in events if each["kind"] == kind]
         return min(at for at in times if at >= after_unix_s)

@@ -47,6 +47,8 @@ class ApiSettings:
     image_url_hosts: tuple[str, ...] = ()
     image_url_networks: tuple[str, ...] = ()
     agent_metrics_port: int = 9107
+    # Of hosts' leases: what failover waits for where nothing else proves a host off.
+    lease_ttl_s: float = 15.0
     # Process name -> ADDRESS:PORT of its metrics, for Prometheus.
     controller_targets: Mapping[str, str] = field(default_factory=dict)
     tail_poll_s: float = 0.25

@@ -22,6 +22,7 @@ _NOUNS: Mapping[str, str] = {
     "completion": "local:completion",
     "context": "local:context",
     "doctor": "doctor:doctor",
+    "drill": "drills:drill",
     "event": "operations:event",
     "failover": "failover:failover",
     "fence": "fence:fence",

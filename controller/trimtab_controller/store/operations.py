@@ -234,6 +234,13 @@ def raise_turn(session: Session, subject_id: str) -> int:
     return int(raised)
 
 
+def raise_turn_to(session: Session, subject_id: str, at_least: int) -> None:
+    """Bring the subject's turn to at least this; it never falls."""
+    value = raise_turn(session, subject_id)
+    if value < at_least:
+        session.execute(schema.turn.update().where(schema.turn.c.subject_id == subject_id).values(value=at_least))
+
+
 def journal_of(session: Session, operation_id: str) -> tuple[JournalEntry, ...]:
     """Return the journal, oldest first."""
     rows = session.execute(_JOURNAL, {"operation_id": operation_id})

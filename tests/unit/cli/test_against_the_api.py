@@ -80,7 +80,7 @@ READS = [
     "project list", "project get p1", "user list", "user get admin", "token list", "whoami", "version",
     "audit list --actor admin --since 2h", "plan list", "plan list --filter state=open", "capacity get", "capacity get --by zone",
     "failover check", "failover check --by host --by rack", "failover list", "failover list --filter state=lost", "failover status",
-    "fence list", "fence get node1",
+    "fence list", "fence get node1", "drill host-loss node1", "drill host-loss node1 --boot-time 20s",
 ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def _keep_for_template(ctx: click.Context, parameter: click.Parameter, value: ob
 
 
 def _template_options(function: F) -> F:
-    """Add what only vms of a template take; `_made_of_template` reads it, so that it is no parameter of every create."""
+    """Add what only vms of a template take; `_of_template` reads it, so that it is no parameter of every create."""
     kept: dict[str, Any] = {"expose_value": False, "callback": _keep_for_template}
     for option in (
         click.option("--name-pattern", metavar="PATTERN", help="Their names, {n} the number: web-{n}.", **kept),
@@ -125,10 +125,9 @@ def create(
 
     trimtab vm create win1 --iso win11 --os win11 --disk 60GiB --memory 4GiB --tpm --secure-boot
     """
-    others = (image, volume, iso, memory, disk, nics, firmware)
-    if _made_of_template(session, name, pool=pool, to_host=to_host, start=start, others=others):
-        return
     _check_source(name, image, volume, iso, memory=memory, disk=disk)
+    if _of_template(session, name, (image, volume, iso, memory, disk, nics, firmware), pool=pool, to_host=to_host, start=start):
+        return
     optional: dict[str, Any] = {
         "image": image,
         "volume": volume,
@@ -145,21 +144,22 @@ def create(
         "cpu_model": cpu_model,
         "host_class": host_class,
         "to_host": to_host,
-        "ha": ha,
-        "priority": priority,
-        "start_delay_s": start_delay_s,
+        **{"ha": ha, "priority": priority, "start_delay_s": start_delay_s},
         "labels": dict(labels) or None,
         "host_selector": dict(selects) or None,
         "networks": [nic.as_json() for nic in nics] or None,
         "seed": _seed(hostname=hostname, user_data=user_data, network_config=network_config, ssh_keys=ssh_keys) or None,
         **vm_wishes.given(click.get_current_context()),
     }
-    body: dict[str, Any] = {"name": name, "vcpus": vcpus, "memory_mib": memory, "start": start}
-    _create(session, name, body | {key: value for key, value in optional.items() if value is not None})
+    _create(session, name, {"name": name, "vcpus": vcpus, "memory_mib": memory, "start": start} | _given(optional))
 
 
-def _made_of_template(
-    session: Session, name: str, *, pool: str | None, to_host: str | None, start: bool, others: Sequence[object]
+def _given(optional: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in optional.items() if value is not None}
+
+
+def _of_template(
+    session: Session, name: str, others: Sequence[object], *, pool: str | None, to_host: str | None, start: bool
 ) -> bool:
     """Carry out a create that names a template; tell whether it did."""
     given = click.get_current_context().meta.get(_TEMPLATE, {})
@@ -185,6 +185,8 @@ def _made_of_template(
 def _check_source(
     name: str, image: str | None, volume: str | None, iso: str | None, *, memory: int | None, disk: int | None
 ) -> None:
+    if _TEMPLATE in click.get_current_context().meta:
+        return
     if not name or memory is None:
         raise usage("give a name and --memory, for example trimtab vm create web1 --image debian --memory 2GiB")
     if [bool(image), bool(volume), bool(iso)].count(True) != 1:
