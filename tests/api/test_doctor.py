@@ -56,3 +56,7 @@ async def test_a_vm_with_a_problem_is_told_unless_an_operation_is_at_it(api: Api
     assert [(one["kind"], one["subject"], one["message"]) for one in told["findings"]] == [
         ("vm-problem", "vm p1/web1", "its disk is full")
     ]
+    await api.write(lambda session: session.execute(schema.operation.update().values(state="needs_attention")))
+    (parked, _problem) = (await ask(api))["findings"]
+    (operation,) = await api.rows(schema.operation)
+    assert (parked["kind"], parked["cure"]) == ("operation-needs-attention", f"trimtab op retry {operation['id']}")

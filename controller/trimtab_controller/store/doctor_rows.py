@@ -6,8 +6,16 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core.doctor.model import CertificateFacts, FenceFacts, FleetFacts, HostFacts, PoolFacts, VmFacts
-from trimtab_controller.core.lifecycle import LIVE_STATES
+from trimtab_controller.core.doctor.model import (
+    CertificateFacts,
+    FenceFacts,
+    FleetFacts,
+    HostFacts,
+    OperationFacts,
+    PoolFacts,
+    VmFacts,
+)
+from trimtab_controller.core.lifecycle import LIVE_STATES, OperationState
 from trimtab_controller.store import schema
 
 _LIVE = tuple(state.value for state in LIVE_STATES)
@@ -15,7 +23,15 @@ _LIVE = tuple(state.value for state in LIVE_STATES)
 
 def read(session: Session, now: datetime) -> FleetFacts:
     """Return the fleet as it is in this transaction, without the failover proof, which others work out."""
-    return FleetFacts(now=now, hosts=_hosts(session), pools=_pools(session), vms=_vms(session))
+    return FleetFacts(
+        now=now, hosts=_hosts(session), pools=_pools(session), vms=_vms(session), parked_operations=_parked(session)
+    )
+
+
+def _parked(session: Session) -> tuple[OperationFacts, ...]:
+    table = schema.operation
+    query = sa.select(table.c.id, table.c.kind).where(table.c.state == OperationState.NEEDS_ATTENTION.value)
+    return tuple(OperationFacts(id=row.id, kind=row.kind) for row in session.execute(query))
 
 
 def _hosts(session: Session) -> tuple[HostFacts, ...]:

@@ -12,6 +12,7 @@ from trimtab_controller.core.doctor.model import (
     FenceFacts,
     FleetFacts,
     HostFacts,
+    OperationFacts,
     PoolFacts,
     Severity,
     UncoveredFacts,
@@ -166,6 +167,11 @@ def test_an_uncovered_vm_is_told_with_the_domain_that_takes_it() -> None:
     lost = UncoveredFacts(vm="db1", domain="rack r2", reason="no host has 64 GiB")
     (found,) = examine(replace(HEALTHY, uncovered=(lost,)))
     assert found.message == "would not come back after the loss of rack r2: no host has 64 GiB"
+
+
+def test_an_operation_that_nobody_drives_is_critical() -> None:
+    (found,) = examine(replace(HEALTHY, parked_operations=(OperationFacts(id="op-1", kind="migrate_vm"),)))
+    assert (found.severity, found.subject) == (Severity.CRITICAL, "operation op-1")
 
 
 def test_the_worst_comes_first_and_every_finding_names_a_command() -> None:

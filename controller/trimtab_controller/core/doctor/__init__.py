@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trimtab_controller.core.doctor import certificates, fences, hosts, pools, vms
+from trimtab_controller.core.doctor import certificates, fences, hosts, operations, pools, vms
 from trimtab_controller.core.doctor.model import Check, Finding, FleetFacts, Severity
 
 CHECKS: tuple[Check, ...] = (
@@ -18,6 +18,7 @@ CHECKS: tuple[Check, ...] = (
     vms.stuck,
     vms.uncovered,
     fences.untested,
+    operations.parked,
 )
 _RANK = {severity: rank for rank, severity in enumerate(Severity)}
 

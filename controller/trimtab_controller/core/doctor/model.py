@@ -102,6 +102,12 @@ class UncoveredFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OperationFacts:
+    id: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetFacts:
     """One snapshot, read in one transaction."""
 
@@ -110,6 +116,8 @@ class FleetFacts:
     pools: tuple[PoolFacts, ...] = ()
     vms: tuple[VmFacts, ...] = ()
     uncovered: tuple[UncoveredFacts, ...] = ()
+    parked_operations: tuple[OperationFacts, ...] = ()
+    """In `needs_attention`."""
 
 
 Check = Callable[[FleetFacts], tuple[Finding, ...]]
