@@ -44,6 +44,7 @@ def backup_runners(repositories: Repositories, source: BackupSource, clock: Cloc
                 disks=[DiskToBackUp(disk.name, disk.volume_id, disk.generation) for disk in asked.disks],
                 wants_freeze=asked.wants_freeze,
                 needs_filesystem=asked.needs_filesystem,
+                notes=dict(asked.notes),
             )
             progress = _Progress(control, clock, phase="copying", bandwidth_bytes_s=asked.bandwidth_mib_s << 20)
             return summary_of(run_backup(repository, source, wanted, on_progress=progress))

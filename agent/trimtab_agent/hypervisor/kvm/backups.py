@@ -3,6 +3,8 @@
     begin: end what an earlier agent left ── freeze ── backupBegin (job and checkpoint in one transaction) ── thaw
     end:   abortJob, the normal end of a pull job
 
+A stopped one is read by `cold_backups`, without starting anything.
+
 A freeze is always followed by a thaw. libvirt waits 30 s for a lock when a second job is begun, so it is asked first. A checkpoint whose
 bitmap is missing or marked in use (QEMU was killed) is refused by libvirt at once: then all disks are read in full and its leftovers
 dropped.
@@ -11,6 +13,7 @@ dropped.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from trimtab_agent.hypervisor.kvm.backup_xml import (
     disk_files,
     socket_of_job,
 )
+from trimtab_agent.hypervisor.kvm.cold_backups import stopped_instant
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domains import require
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
@@ -68,12 +72,16 @@ class Backups:
         socket = self._socket_dir / f"trimtab-{check_id(vm_id, 'vm_id')}-backup.sock"
         with self._connection.use("look at the domain") as connection:
             domain = require(connection, vm_id)
-            if not domain.isActive():
-                raise Conflict("vm-not-running", "only a running vm is backed up; start it first", vm_id=vm_id)
-            self._end_leftover(domain, socket)
+            is_running = bool(domain.isActive())
+            if is_running:
+                self._end_leftover(domain, socket)
             definition = domain.XMLDesc(0)
             stored = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
             present = {found.getName() for found in domain.listAllCheckpoints()}
+        if not is_running:
+            with stopped_instant(wishes, disk_files(definition), present, socket) as instant:
+                yield replace(instant, attachments={"domain.xml": stored.encode()})
+            return
         pulled, denied = _to_pull(wishes, disk_files(definition), present)
         others = [target for target in all_targets(definition) if target not in {disk.name for disk in pulled}]
         consistency, notes, denied_now = self._begin(vm_id, pulled, others, socket, checkpoint, wants_freeze=wants_freeze)
