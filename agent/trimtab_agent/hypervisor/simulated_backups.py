@@ -102,7 +102,7 @@ class SimulatedBackups:
     @contextlib.contextmanager
     def serve(self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool) -> Iterator[Instant]:
         if self._hypervisor is not None:
-            self._look_at(self._hypervisor, vm_id)
+            self._take(self._hypervisor, vm_id)
         elif self._auto_disk_bytes and vm_id not in self.vms:
             self.vms[vm_id] = SimulatedVm({wish.name: SimulatedDisk(bytearray(self._auto_disk_bytes)) for wish in wishes})
         vm = self._vm(vm_id)
@@ -160,7 +160,13 @@ class SimulatedBackups:
             self._hypervisor.fleet.disk_contents[volume.volume_id] = content
         return written
 
-    def _look_at(self, hypervisor: "SimulatedHypervisor", vm_id: str) -> None:
+    def look_at(self, vm_id: str) -> SimulatedVm:
+        """Return the vm as it is now, for a test that writes to its disks."""
+        if self._hypervisor is not None:
+            self._take(self._hypervisor, vm_id)
+        return self._vm(vm_id)
+
+    def _take(self, hypervisor: "SimulatedHypervisor", vm_id: str) -> None:
         """Take the domain as it is now; checkpoints and faults of its disks stay, unless a disk became another volume."""
         domain = hypervisor.domains.get(vm_id)
         if domain is None:

@@ -6,24 +6,20 @@ leave the outcome unknown: send again under the same key, or observe.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from trimtab_protos.errors import TrimtabError
+from trimtab_controller.agents.backups import BackupAgents
+from trimtab_controller.agents.jobs import Job
 from trimtab_protos.messages import (
     ChangeLeft,
     CommandKey,
     DiskFormat,
     DomainObservation,
     DomainSpec,
-    ImageResult,
     ImageSource,
     ImageSpec,
     Inventory,
-    JobProgress,
-    JobState,
     MigrationOptions,
-    MigrationResult,
     MigrationSide,
     NetworkSpec,
     PoolObservation,
@@ -34,18 +30,7 @@ from trimtab_protos.messages import (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A long piece of work as the agent tells it."""
-
-    state: JobState
-    progress: JobProgress
-    error: TrimtabError | None = None
-    image: ImageResult | None = None
-    migration: MigrationResult | None = None
-
-
-class AgentClient(Protocol):
+class AgentClient(BackupAgents, Protocol):
     """Thread-safe; every call has a deadline (10 s unless a verb's own work bounds it otherwise)."""
 
     def get_inventory(self, host_id: str) -> Inventory: ...
@@ -145,3 +130,6 @@ class AgentClient(Protocol):
     def cancel_job(self, host_id: str, key: CommandKey) -> Job: ...
 
     def leave_fleet(self, host_id: str, key: CommandKey) -> tuple[str, ...]: ...
+
+
+__all__ = ["AgentClient", "Job"]

@@ -14,10 +14,11 @@ from typing import Any
 
 import grpc
 
-from trimtab_controller.agents.client import Job
+from trimtab_controller.agents.backups import BackupVerbs
+from trimtab_controller.agents.jobs import Job, job_of
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
-from trimtab_protos.agent.v1 import command_pb2, domain_pb2, storage_pb2
+from trimtab_protos.agent.v1 import backup_service_pb2_grpc, command_pb2, domain_pb2, storage_pb2
 from trimtab_protos.codec import enum_number, from_proto, to_proto
 from trimtab_protos.errors import Unavailable
 from trimtab_protos.messages import (
@@ -27,14 +28,10 @@ from trimtab_protos.messages import (
     DomainObservation,
     DomainSpec,
     HostFileSource,
-    ImageResult,
     ImageSource,
     ImageSpec,
     Inventory,
-    JobProgress,
-    JobState,
     MigrationOptions,
-    MigrationResult,
     MigrationSide,
     NetworkSpec,
     PeerSource,
@@ -46,7 +43,7 @@ from trimtab_protos.messages import (
     VolumeObservation,
     VolumeSpec,
 )
-from trimtab_protos.status import from_detail, from_rpc_error
+from trimtab_protos.status import from_rpc_error
 
 DEADLINE_S = 10.0
 # Reading everything of a host, or making a large file system answer.
@@ -65,18 +62,26 @@ class AgentAddress:
     lease_number: int
 
 
-class GrpcAgentClient:
-    """Thread-safe. `lookup` reads the host's row; `connect` opens a channel to (host_id, address)."""
+def _no_vault(_sealed: str, _owner: str) -> str:
+    raise Unavailable("fleet-secret-missing", "this process was given no vault, so it can open no repository's key")
+
+
+class GrpcAgentClient(BackupVerbs):
+    """Thread-safe. `lookup` reads the host's row; `connect` opens a channel to (host_id, address); `open_seal` opens what was sealed
+    for a row (see `vault.py`).
+    """
 
     def __init__(
         self,
         *,
         lookup: Callable[[str], AgentAddress],
         connect: Callable[[str, str], grpc.Channel],
+        open_seal: Callable[[str, str], str] = _no_vault,
         on_call: Callable[[str, str, float], None] = lambda _verb, _outcome, _seconds: None,
     ) -> None:
         self._lookup = lookup
         self._connect = connect
+        self._open_seal = open_seal
         self._on_call = on_call
         self._channels: OrderedDict[tuple[str, str], grpc.Channel] = OrderedDict()
         self._lock = threading.Lock()
@@ -161,7 +166,7 @@ class GrpcAgentClient:
                 request.host_file.CopyFrom(to_proto(source, storage_pb2.HostFileSource))
             case PeerSource():
                 request.peer.CopyFrom(to_proto(source, storage_pb2.PeerSource))
-        return _job(self._command(host_id, "StartImageImport", request, key).job)
+        return job_of(self._command(host_id, "StartImageImport", request, key).job)
 
     def offer_image(
         self,
@@ -252,7 +257,7 @@ class GrpcAgentClient:
             next_epoch=next_epoch,
             target_domain=_domain(target_domain),
         )
-        return _job(self._command(host_id, "StartMigration", request, key).job)
+        return job_of(self._command(host_id, "StartMigration", request, key).job)
 
     def settle_migration(
         self,
@@ -275,10 +280,10 @@ class GrpcAgentClient:
 
     def get_job(self, host_id: str, key: CommandKey) -> Job:
         request = pb.GetJobRequest(operation_id=key.operation_id, step=key.step, direction=_direction(key))
-        return _job(self._call(host_id, "GetJob", request).job)
+        return job_of(self._call(host_id, "GetJob", request).job)
 
     def cancel_job(self, host_id: str, key: CommandKey) -> Job:
-        return _job(self._command(host_id, "CancelJob", pb.CancelJobRequest(), key).job)
+        return job_of(self._command(host_id, "CancelJob", pb.CancelJobRequest(), key).job)
 
     def leave_fleet(self, host_id: str, key: CommandKey) -> tuple[str, ...]:
         response = self._command(host_id, "LeaveFleet", pb.LeaveFleetRequest(), key, timeout_s=SLOW_DEADLINE_S)
@@ -286,15 +291,23 @@ class GrpcAgentClient:
 
     # --- the wire ------------------------------------------------------------------------------------------------------
 
-    def _command(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = DEADLINE_S) -> Any:
+    def _command(
+        self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = DEADLINE_S, stub: Any = None
+    ) -> Any:
         """Send a mutating verb under `key`, stamped with the host's incarnation and lease as last committed."""
         address = self._address(host_id)
         stamped = replace(key, incarnation=address.incarnation, lease_number=address.lease_number)
         request.key.CopyFrom(to_proto(stamped, command_pb2.CommandKey))
-        return self._send(address, verb, request, timeout_s)
+        return self._send(address, verb, request, timeout_s, stub or pb_grpc.AgentServiceStub)
 
     def _call(self, host_id: str, verb: str, request: Any, *, timeout_s: float = DEADLINE_S) -> Any:
-        return self._send(self._address(host_id), verb, request, timeout_s)
+        return self._send(self._address(host_id), verb, request, timeout_s, pb_grpc.AgentServiceStub)
+
+    def _command_backups(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = DEADLINE_S) -> Any:
+        return self._command(host_id, verb, request, key, timeout_s=timeout_s, stub=backup_service_pb2_grpc.BackupServiceStub)
+
+    def _call_backups(self, host_id: str, verb: str, request: Any, *, timeout_s: float) -> Any:
+        return self._send(self._address(host_id), verb, request, timeout_s, backup_service_pb2_grpc.BackupServiceStub)
 
     def _address(self, host_id: str) -> AgentAddress:
         address = self._lookup(host_id)
@@ -302,8 +315,8 @@ class GrpcAgentClient:
             raise Unavailable("host-has-no-agent", f"host {host_id} never connected", host_id=host_id)
         return address
 
-    def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
-        stub = pb_grpc.AgentServiceStub(self._channel(address))
+    def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float, stub_class: Any) -> Any:
+        stub = stub_class(self._channel(address))
         started, outcome = time.monotonic(), "ok"
         try:
             return getattr(stub, verb)(request, timeout=timeout_s)
@@ -347,14 +360,3 @@ def _format(value: DiskFormat) -> Any:
 
 def _direction(key: CommandKey) -> Any:
     return enum_number(command_pb2.Direction.DESCRIPTOR, key.direction)
-
-
-def _job(job: pb.Job) -> Job:
-    result = job.WhichOneof("result")
-    return Job(
-        state=JobState[command_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_")],
-        progress=from_proto(job.progress, JobProgress),
-        error=from_detail(job.error) if job.HasField("error") else None,
-        image=from_proto(job.image, ImageResult) if result == "image" else None,
-        migration=from_proto(job.migration, MigrationResult) if result == "migration" else None,
-    )
