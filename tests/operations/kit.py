@@ -81,9 +81,7 @@ class FleetStory:
         self.agents = SimulatedAgents(workshop, directory, self.clock)
         self.directory = directory
         self.vault = Vault(directory / "fleet.secret")
-        self.client = client_over(
-            self.wire, self._lookup, open_seal=lambda sealed, owner: self.vault.open(sealed, owner=owner)
-        )
+        self.client = client_over(self.wire, self._lookup, open_seal=lambda sealed, owner: self.vault.open(sealed, owner=owner))
         self.nudger = Nudger(lambda: None)
         self.actor = Actor(name="user:alice", user_id="user-alice", request_id="req-1", roles={"": Role.ADMIN})
         self.held: list[Fault] = []

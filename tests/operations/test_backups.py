@@ -1,24 +1,16 @@
 """Backups through every layer but libvirt: a repository is made, a vm backed up, changed, backed up, deleted, restored elsewhere."""
 
-import pytest
-
 from tests.operations.backup_kit import (
-    accept_backup,
-    accept_repo,
     accept_restore,
-    backup_of,
     content_of,
     made_backup,
     ready_repo,
-    repo_spec,
     write_to,
 )
 from tests.operations.invariants import audit_invariants
-from tests.operations.kit import MIB, FleetStory
+from tests.operations.kit import FleetStory
 from trimtab_controller.core.lifecycle import OperationState
-from trimtab_controller.services import backup_repos as repo_service
-from trimtab_controller.store import backup_repos, backups
-from trimtab_protos.errors import Conflict, PermissionDenied
+from trimtab_controller.store import backups
 
 
 def test_a_vm_that_was_backed_up_changed_and_deleted_comes_back_on_another_host_as_it_was(story: FleetStory) -> None:

@@ -16,6 +16,8 @@ from trimtab_controller.api.security import check_declarations
 from trimtab_controller.api.shell import Shell
 from trimtab_controller.api.v1 import (
     audit,
+    backup_repos,
+    backups,
     events,
     hosts,
     images,
@@ -46,6 +48,8 @@ ROUTERS = (
     networks.router,
     images.router,
     volumes.router,
+    backup_repos.router,
+    backups.router,
     vm_changes.router,
     vm_verbs.router,
     vms.router,

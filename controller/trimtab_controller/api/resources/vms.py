@@ -85,6 +85,8 @@ class VmResource:
     # restart or none; higher priorities restart first.
     ha: str
     priority: int
+    # '' for none.
+    backup_policy: str
     volumes: tuple[VmVolumeResource, ...]
     nics: tuple[NicResource, ...]
     # '' where it boots from a volume of its own.
@@ -203,6 +205,7 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         drain_policy=vm.drain_policy,
         ha=vm.ha,
         priority=vm.priority,
+        backup_policy=names.get(vm.backup_policy_id, ""),
         volumes=tuple(
             VmVolumeResource(
                 id=one.id, name=one.name, pool=names.get(one.pool_id, ""), size_bytes=one.size_bytes, index=one.disk_index or 0
