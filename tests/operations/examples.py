@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tests.operations import examples_backups as backup
 from tests.operations import examples_changes as changes
 from tests.operations.kit import GIB, FleetStory, NeverCancelled
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
@@ -606,5 +607,32 @@ EXAMPLES: dict[str, Example] = {
     "host.remove": Example(kind="host.remove", arrange=_remove_host, done=_host_is_gone, undone=_host_stays),
     "host.remove with a guest": Example(
         kind="host.remove", arrange=_remove_host_with_guest, done=_host_is_gone, undone=_host_stays
+    ),
+    "backup_repo.create": Example(
+        kind="backup_repo.create",
+        arrange=backup.creates_repo,
+        done=backup.repo_is("ready"),
+        undone=backup.repo_is("failed"),
+    ),
+    "backup_repo.rebuild": Example(kind="backup_repo.rebuild", arrange=backup.rebuilds, done=backup.is_listed_again),
+    "backup.run": Example(
+        kind="backup.run",
+        arrange=backup.runs,
+        done=backup.backup_is("ready"),
+        undone=backup.backup_is("failed"),
+        takes_place=frozenset({"copy"}),
+    ),
+    "backup.run of a stopped vm": Example(
+        kind="backup.run",
+        arrange=backup.runs_of_stopped,
+        done=backup.backup_is("ready"),
+        undone=backup.backup_is("failed"),
+        takes_place=frozenset({"copy"}),
+    ),
+    "backup.verify": Example(kind="backup.verify", arrange=backup.verifies, done=backup.level_is(1), undone=backup.level_is(0)),
+    "backup.prune": Example(kind="backup.prune", arrange=backup.deletes, done=backup.is_forgotten),
+    "vm.restore": Example(kind="vm.restore", arrange=backup.restores, done=backup.is_restored, undone=_not_created),
+    "vm.restore to another pool, not started": Example(
+        kind="vm.restore", arrange=backup.restores_stopped, done=backup.is_restored, undone=_not_created
     ),
 }

@@ -1,7 +1,7 @@
 """The engine process: leads when it can, and runs the leader's jobs while it does.
 
 A job that blocks (a host that hangs in `observe_hosts`) must not delay placement, so jobs run in lanes, each a thread:
-`placement` (batches), `failover`, `redrive`, `upkeep`, `drift`, `planning`. Every write of a lane is fenced by the leader's term.
+`placement` (batches), `failover`, `redrive`, `upkeep`, `drift`, `planning`, `backups`. Every write of a lane is fenced by the leader's term.
 """
 
 import threading
@@ -14,6 +14,7 @@ from trimtab_controller.clock import Clock
 from trimtab_controller.config import Settings
 from trimtab_controller.core.planning.rebalance import RebalanceMode
 from trimtab_controller.fencing import FenceAgents
+from trimtab_controller.loops.backups import BackupLoop
 from trimtab_controller.loops.drift import Drift
 from trimtab_controller.loops.failover import FailoverLoop
 from trimtab_controller.loops.fleet_figures import FleetFigures
@@ -44,6 +45,7 @@ def lanes(engine: Engine, nudger: Nudger, *, rebalance_mode: RebalanceMode = Reb
     drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger, usage=usage)
     survival = Survival(db=db, clock=clock)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
+    backups = BackupLoop(db=db, clock=clock, nudger=nudger)
     failover = FailoverLoop(engine=engine, clock=clock, fencer=FenceAgents())
     return {
         # A request waits half a period on average; an empty round is one indexed query.
@@ -58,6 +60,12 @@ def lanes(engine: Engine, nudger: Nudger, *, rebalance_mode: RebalanceMode = Reb
             Job("purge", 30.0, upkeep.purge),
             Job("evict images", 300.0, upkeep.evict_images),
             Job("retain", 60.0, upkeep.retain),
+        ],
+        "backups": [
+            Job("ask for backups", 5.0, backups.ask),
+            Job("verify backups", 15.0, backups.verify),
+            Job("retain backups", 60.0, backups.retain),
+            Job("measure backups", 30.0, backups.measure),
         ],
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", 30.0, drift.observe_hosts)],
         # Seconds of arithmetic on a large fleet: nothing else waits for it.

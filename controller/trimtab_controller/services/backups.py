@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint
-from trimtab_controller.core.model import Actor, Backup, BackupPolicy, Operation, Project, Vm
+from trimtab_controller.core.model import Actor, Backup, BackupPolicy, BackupRepo, Operation, Project, Vm
 from trimtab_controller.operations import backup_steps
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.background import admit_backup
@@ -122,6 +122,20 @@ def forget(session: Session, gone: Sequence[Backup], *, actor: Actor, now: datet
         subject_name=repo.name,
         project_id="",
         params={"repo_id": repo.id, "forget": [[one.vm_id, one.id] for one in gone], "is_dry_run": False},
+        actor=actor,
+        now=now,
+    )
+
+
+def prune_repo(session: Session, repo: BackupRepo, *, actor: Actor, now: datetime) -> Operation:
+    """Accept the removal of what no listed backup needs."""
+    return accept(
+        session,
+        "backup.prune",
+        subject_id=repo.id,
+        subject_name=repo.name,
+        project_id="",
+        params={"repo_id": repo.id, "forget": [], "is_dry_run": False},
         actor=actor,
         now=now,
     )

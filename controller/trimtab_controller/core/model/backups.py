@@ -64,6 +64,7 @@ class BackupPolicy:
             weekly=self.keep_weekly,
             monthly=self.keep_monthly,
             yearly=self.keep_yearly,
+            needs_proof=self.verify != "none",
         )
 
 

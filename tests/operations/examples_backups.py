@@ -1,0 +1,139 @@
+"""One valid operation of every kind that concerns backups. See `examples.py`."""
+
+import itertools
+from collections.abc import Callable
+
+from tests.operations.backup_kit import (
+    accept_backup,
+    accept_repo,
+    accept_restore,
+    backup_of,
+    content_of,
+    made_backup,
+    ready_repo,
+    repo_spec,
+    write_to,
+)
+from tests.operations.kit import FleetStory
+from trimtab_controller.core.model import Backup, Operation
+from trimtab_controller.services import backup_repos as repo_service
+from trimtab_controller.services import backups as backup_service
+from trimtab_controller.store import backup_repos, backups
+
+_numbers = itertools.count(1)
+Check = Callable[[FleetStory, Operation], None]
+
+
+def name(noun: str) -> str:
+    return f"{noun}{next(_numbers)}"
+
+
+def _backed_up(story: FleetStory) -> Backup:
+    """Return a backup of a vm of its own, with something on its disk."""
+    ready_repo(story)
+    vm = story.running_vm(name("db"))
+    write_to(story, vm.id, 0, vm.id.encode())
+    return made_backup(story, vm)
+
+
+def creates_repo(story: FleetStory) -> Operation:
+    return accept_repo(story, repo_spec(story, name("repo")))
+
+
+def repo_is(state: str) -> Check:
+    def check(story: FleetStory, operation: Operation) -> None:
+        repo = story.db.read(lambda session: backup_repos.get(session, operation.subject_id))
+        assert repo.state == state
+        assert bool(repo.problem) == (state == "failed")
+
+    return check
+
+
+def runs(story: FleetStory) -> Operation:
+    ready_repo(story)
+    return accept_backup(story, story.running_vm(name("db")))
+
+
+def runs_of_stopped(story: FleetStory) -> Operation:
+    ready_repo(story)
+    vm = story.running_vm(name("db"))
+    story.accept_power(vm, "stop", force=True)
+    story.settle()
+    return accept_backup(story, story.vm(vm.id))
+
+
+def backup_is(state: str) -> Check:
+    def check(story: FleetStory, operation: Operation) -> None:
+        backup = backup_of(story, operation)
+        assert backup.state == state
+        assert bool(backup.problem) == (state == "failed")
+        assert bool(backup.manifest) == (state == "ready")
+
+    return check
+
+
+def verifies(story: FleetStory) -> Operation:
+    backup = _backed_up(story)
+    return story.db.write(
+        lambda session: backup_service.verify(session, backup.id, project=story.project, actor=story.actor, now=story.clock.now())
+    )
+
+
+def level_is(level: int) -> Check:
+    def check(story: FleetStory, operation: Operation) -> None:
+        backup = backup_of(story, operation)
+        assert (backup.state, backup.level, backup.verified_at is not None) == ("ready", level, level > 0)
+
+    return check
+
+
+def deletes(story: FleetStory) -> Operation:
+    backup = _backed_up(story)
+    operation = story.db.write(
+        lambda session: backup_service.delete(session, backup.id, project=story.project, actor=story.actor, now=story.clock.now())
+    )
+    assert operation is not None
+    return operation
+
+
+def is_forgotten(story: FleetStory, operation: Operation) -> None:
+    ((_vm_id, backup_id),) = operation.params["forget"]
+    assert story.db.read(lambda session: backups.get(session, backup_id)).deleted_at is not None
+    host_id = story.host_ids[0]
+    listed, unreadable = story.client.list_backups(host_id, operation.subject_id)
+    assert backup_id not in {one.backup_id for one in listed}
+    assert unreadable == ()
+
+
+def rebuilds(story: FleetStory) -> Operation:
+    """The rows are lost; the repository is not."""
+    backup = _backed_up(story)
+
+    def work(session: object) -> Operation:
+        backups.hide(session, [backup.id], now=story.clock.now())  # type: ignore[arg-type]
+        repo = backup_repos.get(session, backup.repo_id)  # type: ignore[arg-type]
+        return repo_service.rebuild(session, repo.name, actor=story.actor, now=story.clock.now())  # type: ignore[arg-type]
+
+    return story.db.write(work)
+
+
+def is_listed_again(story: FleetStory, operation: Operation) -> None:
+    found = story.db.read(lambda session: backups.of_repo(session, operation.subject_id))
+    assert operation.result is not None
+    assert len([one for one in found if one.state == "ready"]) == operation.result["listed"]
+    assert all(one.manifest["settings"]["vm"] for one in found)
+
+
+def restores(story: FleetStory) -> Operation:
+    return accept_restore(story, _backed_up(story), name("again"))
+
+
+def restores_stopped(story: FleetStory) -> Operation:
+    return accept_restore(story, _backed_up(story), name("again"), start=False, pools={"shared": "local"})
+
+
+def is_restored(story: FleetStory, operation: Operation) -> None:
+    backup = story.db.read(lambda session: backups.get(session, str(operation.params["backup_id"])))
+    assert content_of(story, operation.subject_id).startswith(backup.vm_id.encode())
+    vm = story.vm(operation.subject_id)
+    assert story.running_on(vm.id) == ({vm.host_id} if operation.params["start"] else frozenset())
