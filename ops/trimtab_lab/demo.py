@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimtab_lab.controlplane import ControlPlane
+from trimtab_lab.demo_backup import show_backup
 from trimtab_lab.errors import LabError
 from trimtab_lab.guest import build_guest_image
 from trimtab_lab.hosts import Lab
@@ -18,6 +19,7 @@ HOSTS = 3
 GUESTS = ("web1", "web2", "web3", "web4", "db1", "db2")
 # db1 lives on a local disk, which a live migration has to copy; the others on storage that all hosts see.
 LOCAL_GUEST, SHARED_GUEST = "db1", "web1"
+BACKED_UP_GUEST = "db2"
 TICK = re.compile(r"tick (\d+) ")
 BOOT_TIMEOUT_S = 300.0
 POLL_S = 1.0
@@ -43,6 +45,7 @@ class Demo:
         self.migrate(SHARED_GUEST, "on shared storage: only memory moves")
         self.migrate(LOCAL_GUEST, "on a local disk: the disk is copied along")
         self.stop_start_delete()
+        show_backup(self, BACKED_UP_GUEST, key_file=self.lab.spec.state_directory / "backup-main.key")
         self.show_metrics()
         self.farewell()
 
