@@ -17,6 +17,7 @@ from tests.operations.backup_kit import (
 from tests.operations.kit import FleetStory
 from trimtab_controller.core.model import Backup, Operation
 from trimtab_controller.services import backup_repos as repo_service
+from trimtab_controller.services import backup_restore
 from trimtab_controller.services import backups as backup_service
 from trimtab_controller.store import backup_repos, backups
 
@@ -74,9 +75,7 @@ def backup_is(state: str) -> Check:
 
 def verifies(story: FleetStory) -> Operation:
     backup = _backed_up(story)
-    return story.db.write(
-        lambda session: backup_service.verify(session, backup.id, project=story.project, actor=story.actor, now=story.clock.now())
-    )
+    return story.db.write(lambda session: backup_service.accept_verify(session, backup, actor=story.actor, now=story.clock.now()))
 
 
 def level_is(level: int) -> Check:
@@ -85,6 +84,22 @@ def level_is(level: int) -> Check:
         assert (backup.state, backup.level, backup.verified_at is not None) == ("ready", level, level > 0)
 
     return check
+
+
+def boots(story: FleetStory) -> Operation:
+    backup = _backed_up(story)
+    return story.db.write(
+        lambda session: backup_restore.boot_test(
+            session, backup, project=story.project, pattern="", timeout_s=60, actor=story.actor, now=story.clock.now()
+        )
+    )
+
+
+def has_booted(story: FleetStory, operation: Operation) -> None:
+    backup = backup_of(story, operation)
+    assert (backup.level, backup.booted_at is not None, backup.problem) == (3, True, "")
+    assert story.running_on(operation.subject_id) == frozenset()
+    assert story.vm(operation.subject_id).deleted_at is not None, "nothing is left of the vm that was booted"
 
 
 def deletes(story: FleetStory) -> Operation:

@@ -12,7 +12,7 @@ from trimtab_agent.backup.source import DiskWish, Instant, ServedDisk, common
 from trimtab_agent.clock import Clock
 from trimtab_agent.hypervisor.kvm.domain_xml import target_name
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE
-from trimtab_protos.errors import Conflict, NotFound, Unavailable
+from trimtab_protos.errors import Conflict, NotFound, TrimtabError, Unavailable
 from trimtab_protos.messages import PoolSpec, VolumeSpec
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class SimulatedBackups:
         self.vms: dict[str, SimulatedVm] = {}
         self.volumes: dict[str, bytes] = {}
         """What was restored, by volume."""
+        self.fails_with: TrimtabError | None = None
+        """Raised once a backup has begun, as by a storage that fills up."""
 
     @contextlib.contextmanager
     def serve(self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool) -> Iterator[Instant]:
@@ -110,6 +112,8 @@ class SimulatedBackups:
             raise Conflict("vm-busy", "another job of this domain is under way, such as a migration")
         vm.is_busy = True
         try:
+            if self.fails_with is not None:
+                raise self.fails_with
             served = [_serve(vm.disks[wish.name], wish) for wish in wishes]
             if not vm.is_running:
                 yield Instant(

@@ -5,8 +5,8 @@
 Every round looks at rows only; what it accepts are operations like anybody else's.
 """
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
@@ -16,8 +16,8 @@ from trimtab_controller.core.model import Actor, Backup, BackupPolicy, Vm
 from trimtab_controller.core.retention import Candidate, Proof, judge
 from trimtab_controller.core.schedule import parse_schedule
 from trimtab_controller.nudge import Nudger
-from trimtab_controller.services import backup_status, backups
-from trimtab_controller.store import backup_repos, leases, operations, vms
+from trimtab_controller.services import backup_restore, backup_status, backups
+from trimtab_controller.store import backup_repos, identity, leases, operations, vms
 from trimtab_controller.store import backups as backup_store
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import TrimtabError
@@ -31,6 +31,7 @@ RETRY = timedelta(minutes=2)
 PRUNE_EVERY = timedelta(hours=6)
 KEEP_FAILED = timedelta(days=7)
 BATCH = 200
+BOOT_TIMEOUT_S = 600
 
 
 class BackupLoop:
@@ -59,11 +60,17 @@ class BackupLoop:
             leases.assert_leader(session, term)
             policies, found = _with_policies(session)
             wanting = {vm.id for vm in found if _wants_proof(policies.get(vm.backup_policy_id))}
-            unproven = [one for some in backup_store.of_vms(session, wanting).values() for one in some[-1:] if _is_new(one)]
+            unproven = [one for one in _newest(session, wanting) if _is_new(one)]
             for backup in unproven:
                 if not operations.page(session, limit=1, subject_id=backup.id, kind="backup.verify", is_done=False):
                     backups.accept_verify(session, backup, actor=SYSTEM, now=now)
-            return len(unproven)
+            by_id = {vm.id: policies[vm.backup_policy_id] for vm in found}
+            # One after the other: each takes the room of a vm.
+            is_free = not operations.page(session, limit=1, kind="backup.boot", is_done=False)
+            unbooted = [one for one in _newest(session, wanting) if by_id[one.vm_id].verify == "boot" and _is_bootable(one)]
+            for backup in unbooted[: 1 if is_free else 0]:
+                self._boot(session, backup, now)
+            return len(unproven) + len(unbooted)
 
         if self._db.write(work):
             self._nudger.nudge()
@@ -123,6 +130,20 @@ class BackupLoop:
             metrics.BACKUP_REPO_BYTES.labels(repo.name, "kept").set(repo.kept_bytes)
             metrics.BACKUP_DEDUP_RATIO.labels(repo.name).set(size_bytes / stored_bytes if stored_bytes else 0.0)
 
+    def _boot(self, session: Session, backup: Backup, now: datetime) -> None:
+        project = identity.find_project(session, backup.project_id)
+        if project is None or self._not_before.get(backup.id, now) > now:
+            return
+        # Once: a test that was refused or told that the guest does not come up is repeated by hand, or with the next backup.
+        self._not_before[backup.id] = datetime.max.replace(tzinfo=UTC)
+        try:
+            with session.begin_nested():
+                backup_restore.boot_test(
+                    session, backup, project=project, pattern="", timeout_s=BOOT_TIMEOUT_S, actor=SYSTEM, now=now
+                )
+        except TrimtabError as error:
+            log.warning("boot test not accepted", backup_id=backup.id, code=error.code, error=error.message)
+
     def _ask_one(self, term: int, vm: Vm, now: datetime) -> bool:
         def work(session: Session) -> None:
             leases.assert_leader(session, term)
@@ -152,6 +173,14 @@ def _is_due(policy: BackupPolicy, vm: Vm, now: datetime) -> bool:
         return True
     schedule = parse_schedule(policy.schedule, zone=policy.zone, jitter_s=policy.jitter_s)
     return schedule.next_after(vm.backup_asked_at, subject_id=vm.id) <= now
+
+
+def _newest(session: Session, vm_ids: Collection[str]) -> list[Backup]:
+    return [some[-1] for some in backup_store.of_vms(session, vm_ids).values() if some]
+
+
+def _is_bootable(backup: Backup) -> bool:
+    return backup.state == "ready" and backup.level == 1
 
 
 def _wants_proof(policy: BackupPolicy | None) -> bool:

@@ -1,5 +1,6 @@
 """A backup becomes a vm again: rows with a new identity from the settings in its manifest, and the operation that fills its disks."""
 
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class RestoreSpec:
     # '' keeps the model of the backup, `auto` lets placement choose anew: for hosts with other hardware.
     cpu_model: str = ""
     start: bool = True
+    # A boot test has none: it can meet nobody.
+    has_nics: bool = True
 
 
 def restore(
@@ -45,6 +48,37 @@ def restore(
 ) -> tuple[VmView, Operation]:
     """Insert the vm and accept its restore. Raises whatever refuses it, by field: a name that is taken, a pool that is not here."""
     backup = backup_service.listed(session, backup_id, project=project)
+    vm_id, operation = _accept(session, "vm.restore", backup, spec, {"start": spec.start}, project=project, actor=actor, now=now)
+    return read(session, vm_id), operation
+
+
+def boot_test(
+    session: Session, backup: Backup, *, project: Project, pattern: str, timeout_s: int, actor: Actor, now: datetime
+) -> Operation:
+    """Accept that the backup is restored to a vm without a network, and has to show a sign of life there."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InvalidRequest(
+            "pattern-malformed", f"boot_pattern: no regular expression: {error}; for example `login:`", field="boot_pattern"
+        ) from error
+    spec = RestoreSpec(name=f"boot-test-{mint('bk')[-10:]}", networks={}, cpu_model="auto", has_nics=False)
+    params = {"pattern": pattern, "timeout_s": timeout_s}
+    return _accept(session, "backup.boot", backup, spec, params, project=project, actor=actor, now=now)[1]
+
+
+def _accept(
+    session: Session,
+    kind: str,
+    backup: Backup,
+    spec: RestoreSpec,
+    params: Mapping[str, Any],
+    *,
+    project: Project,
+    actor: Actor,
+    now: datetime,
+) -> tuple[str, Operation]:
+    """Insert the vm with its disks and ask for a place; return its id with the operation that fills them."""
     if backup.state == "damaged":
         raise Conflict(
             "backup-damaged",
@@ -63,17 +97,11 @@ def restore(
     disks = _insert_volumes(session, backup, spec, settings, vm_id=vm_id, project=project, now=now)
     operation = accept(
         session,
-        "vm.restore",
+        kind,
         subject_id=vm_id,
         subject_name=spec.name,
         project_id=project.id,
-        params={
-            "vm_id": vm_id,
-            "backup_id": backup.id,
-            "disks": disks,
-            "start": spec.start,
-            "to_host_id": to_host_id,
-        },
+        params={"vm_id": vm_id, "backup_id": backup.id, "disks": disks, "to_host_id": to_host_id, **params},
         actor=actor,
         now=now,
         first_run=now + timedelta(seconds=PLACEMENT_POLL_S),
@@ -88,7 +116,7 @@ def restore(
         previous_host_id="",
         now=now,
     )
-    return read(session, vm_id), operation
+    return vm_id, operation
 
 
 def settings_of(backup: Backup) -> Mapping[str, Any]:
@@ -122,10 +150,10 @@ def _insert_vm(
             field=f"networks[{one['network']}]",
             model=str(one["model"]),
         )
-        for i, one in enumerate(settings["nics"])
+        for i, one in enumerate(settings["nics"] if spec.has_nics else ())
     )
     quota.charge(session, project.id, quota.Charge(vms=1, vcpus=int(saved["vcpus"]), memory_mib=int(saved["memory_mib"])))
-    macs = {str(one["mac"]): plan.nic.mac for one, plan in zip(settings["nics"], planned, strict=True)}
+    macs = {str(one["mac"]): plan.nic.mac for one, plan in zip(settings["nics"] if planned else (), planned, strict=True)}
     host_class = str(saved["host_class"])
     vms.insert(
         session,
@@ -153,7 +181,7 @@ def _insert_vm(
         host_selector=dict(saved["host_selector"]),
         host_class=host_class if host_class and hosts.find_class(session, host_class) else "",
         wishes=dict(saved["wishes"]),
-        ha=saved["ha"],
+        ha=saved["ha"] if spec.has_nics else "none",
         priority=saved["priority"],
         drain_policy=saved["drain_policy"],
         seed=_seed(settings["seed"], vm_id=vm_id, vm_name=spec.name, macs=macs),

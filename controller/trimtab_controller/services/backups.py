@@ -78,12 +78,6 @@ def _wishes(spec: RunSpec, policy: BackupPolicy | None) -> dict[str, object]:
     }
 
 
-def verify(session: Session, backup_id: str, *, project: Project, actor: Actor, now: datetime) -> Operation:
-    """Accept that everything that a backup needs is read and checked."""
-    backup = listed(session, backup_id, project=project)
-    return accept_verify(session, backup, actor=actor, now=now)
-
-
 def accept_verify(session: Session, backup: Backup, *, actor: Actor, now: datetime) -> Operation:
     backup_steps.require_ready(session, backup.repo_id)
     return accept(

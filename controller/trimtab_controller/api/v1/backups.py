@@ -76,6 +76,13 @@ class BackupBody(Body):
     verify: Proof | None = None
 
 
+class VerifyBody(Body):
+    # Restore it to a vm without a network and wait for its guest agent, or for the pattern on its serial port.
+    boot: Bool = False
+    boot_pattern: Annotated[str, Field(pattern=r"^[ -~]*$", max_length=200, examples=["login:"])] = ""
+    boot_timeout_s: Annotated[int, Field(strict=True, ge=1, le=3600, examples=[300])] = 300
+
+
 class RestoreBody(Body):
     """A new vm of this name. Pools and networks keep their names unless they are renamed here."""
 
@@ -216,15 +223,27 @@ async def get_backup(runtime: InRuntime, access: ProjectViewer, name: NamePath) 
 
 
 @router.post("/v1/projects/{project}/backups/{name}:verify", status_code=202, response_model=OperationAnswer)
-async def verify_backup(request: Request, access: ProjectOperator, name: NamePath, asked: Asked) -> Response:
-    """Read everything that a backup needs and check it."""
+async def verify_backup(request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: VerifyBody) -> Response:
+    """Read everything that a backup needs and check it; with `boot` restore it and wait for its guest to come up."""
     owner = access.own_project
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
-        operation = backups.verify(session, name, project=owner, actor=actor, now=now)
+        backup = backups.listed(session, name, project=owner)
+        if body.boot:
+            operation = backup_restore.boot_test(
+                session,
+                backup,
+                project=owner,
+                pattern=body.boot_pattern,
+                timeout_s=body.boot_timeout_s,
+                actor=actor,
+                now=now,
+            )
+        else:
+            operation = backups.accept_verify(session, backup, actor=actor, now=now)
         return accepted(OperationAnswer(operation=render(operation, project_name=owner.name)))
 
-    return await mutate(Order(request=request, access=access, wish=asked, verb="backup.verify"), work)
+    return await mutate(Order(request=request, access=access, wish=asked, verb="backup.verify", body=body), work)
 
 
 @router.post("/v1/projects/{project}/backups/{name}:hold", response_model=BackupResource)

@@ -207,7 +207,7 @@ _COUNT = click.IntRange(0, 10_000)
 @click.option("--keep-weekly", type=_COUNT, help="The newest of so many weeks stays.")
 @click.option("--keep-monthly", type=_COUNT, help="The newest of so many months stays.")
 @click.option("--keep-yearly", type=_COUNT, help="The newest of so many years stays; without any --keep all stay.")
-@click.option("--verify", type=click.Choice(["none", "read"]), help="What is done after each backup.")
+@click.option("--verify", type=click.Choice(["none", "read", "boot"]), help="What is done after each backup.")
 @click.option("--needs-filesystem", is_flag=True, default=None, help="Fail where the guest's file systems were not frozen.")
 @click.option("--bandwidth", "bandwidth_mib_s", type=click.IntRange(0, 1_000_000), metavar="MIB/S", help="Read a second at most.")
 @click.option(
@@ -284,14 +284,23 @@ def get_backup(session: Session, backup_id: str) -> None:
 
 @backup.command()
 @_backup_id
+@click.option("--boot", is_flag=True, help="Restore it to a vm without a network and wait for its guest to come up.")
+@click.option("--boot-pattern", metavar="REGEX", help="What its serial port shall show; else the guest agent has to answer.")
+@click.option("--boot-timeout", "boot_timeout_s", type=DurationType(maximum="1h", example="5m"), help="How long it may take.")
 @options.runs
 @click.pass_obj
-def verify(session: Session, backup_id: str) -> None:
-    """Read everything that a backup needs and check it."""
+def verify(session: Session, backup_id: str, boot: bool, boot_pattern: str | None, boot_timeout_s: int | None) -> None:
+    """Read everything that a backup needs and check it; with --boot see it come up.
+
+    \b
+    trimtab backup verify bk-… --boot --boot-pattern "login:"
+    """
+    wish = {"boot": boot or None, "boot_pattern": boot_pattern, "boot_timeout_s": boot_timeout_s}
     resources.run(
         session,
         "POST",
         BACKUP.place(session, backup_id, verb="verify"),
+        {key: value for key, value in wish.items() if value is not None},
         reread=lambda: resources.read(session, BACKUP, backup_id),
         sentence=lambda item: (
             f"{item.get('id')} is {item.get('state')}, {item.get('level')}{': ' + item['problem'] if item.get('problem') else ''}"

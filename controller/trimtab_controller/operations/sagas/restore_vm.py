@@ -10,15 +10,13 @@
 | finish        | record what was seen; the backup was restored and compared: level 2     | - last                                      |
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trimtab_controller.core.lifecycle import ObservedState
-from trimtab_controller.core.model import Backup, Volume
-from trimtab_controller.operations import backup_steps, vm_steps
-from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, Transaction, Wait, effect, transaction
-from trimtab_controller.store import backups, describe, events, placements, vms, volume_claims
-from trimtab_protos.messages import CommandKey, Direction
+from trimtab_controller.operations import restore_steps, vm_steps
+from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
+from trimtab_controller.store import backups, events, placements, vms, volume_claims
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,72 +36,6 @@ def _own(_context: Transaction[Params]) -> None:
 def _disown(context: Transaction[Params]) -> None:
     placements.withdraw(context.session, context.operation.id)
     vm_steps.erase_vm(context)
-
-
-def _fill(context: Effect[Params]) -> Json | Wait:
-    host_id = vm_steps.chosen_host(context.results)
-    backup: Backup = context.read(lambda session: backups.get(session, context.params.backup_id))
-    backup_steps.open_on(context, host_id, backup.repo_id)
-    disks = context.read(lambda session: describe.read_disks(session, context.params.vm_id))
-    written = 0
-    for volume, key in _jobs(context, disks.volumes):
-        job = context.agents.start_restore(
-            host_id,
-            key,
-            repo_id=backup.repo_id,
-            vm_id=backup.vm_id,
-            backup_id=backup.id,
-            disk=context.params.disks[volume.id],
-            volume=describe.volume_spec(volume, {}),
-            pool=describe.pool_spec(disks.pools[volume.pool_id]),
-        )
-        done = backup_steps.follow(job, f"disk {context.params.disks[volume.id]}", lambda job: _written(job.restore))
-        if isinstance(done, Wait):
-            return done
-        written += int(done["written_bytes"])
-    return {"volume_ids": [volume.id for volume in disks.volumes], "written_bytes": written, "host_id": host_id}
-
-
-def _written(restored: object) -> Json:
-    return {"written_bytes": getattr(restored, "written_bytes", 0)}
-
-
-def _jobs(context: Effect[Params], volumes: tuple[Volume, ...]) -> Iterator[tuple[Volume, CommandKey]]:
-    epoch = int(context.results["place"]["epoch"])
-    for volume in volumes:
-        if volume.id in context.params.disks:
-            yield (
-                volume,
-                context.key(subject_id=context.params.vm_id, epoch=epoch, part=f"fill-{volume.id}", direction=Direction.DO),
-            )
-
-
-def _end_jobs(context: Effect[Params], volumes: tuple[Volume, ...]) -> Wait | None:
-    """Cancel every job; return what to wait for. What a job has filled already is deleted by the undo."""
-    waiting = None
-    for _volume, key in _jobs(context, volumes):
-        ended = backup_steps.end_job(context, vm_steps.chosen_host(context.results), key)
-        if isinstance(ended, Wait):
-            waiting = ended
-    return waiting
-
-
-def _cancel_fill(context: Effect[Params]) -> Wait | Stopped:
-    disks = context.read(lambda session: describe.read_disks(session, context.params.vm_id))
-    return _end_jobs(context, disks.volumes) or Stopped()
-
-
-def _empty(context: Effect[Params]) -> Wait | None:
-    if "place" not in context.results:
-        return None
-    disks = context.read(lambda session: describe.read_disks(session, context.params.vm_id))
-    if (waiting := _end_jobs(context, disks.volumes)) is not None:
-        return waiting
-    host_id, epoch = vm_steps.chosen_host(context.results), int(context.results["place"]["epoch"])
-    for volume in disks.volumes:
-        key = context.key(subject_id=context.params.vm_id, epoch=epoch, part=volume.id)
-        context.agents.delete_volume(host_id, key, volume.id, volume.format, describe.pool_spec(disks.pools[volume.pool_id]))
-    return None
 
 
 def _power_on(context: Effect[Params]) -> Json:
@@ -148,7 +80,7 @@ SAGA = Saga(
     steps=(
         transaction("own", _own, _disown),
         vm_steps.place("create"),
-        effect("make_volumes", _fill, _empty, cancel=_cancel_fill),
+        effect("make_volumes", restore_steps.fill, restore_steps.empty, cancel=restore_steps.cancel_fill),
         effect("define", vm_steps.define, vm_steps.undefine_everywhere),
         effect("power_on", _power_on, None, because="the undo of `define` kills"),
         transaction("finish", _finish, None, because="nothing follows it"),
