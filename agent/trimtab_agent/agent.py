@@ -9,6 +9,7 @@ import contextlib
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -23,6 +24,7 @@ from trimtab_agent.backup.source import BackupSource
 from trimtab_agent.certificates import CredentialSource
 from trimtab_agent.clock import Clock, SystemClock
 from trimtab_agent.commands import Commands
+from trimtab_agent.guard import NO_WARDEN, Warden
 from trimtab_agent.hypervisor.base import DomainChange, Hypervisor, Stamp
 from trimtab_agent.inventory import InventoryReader
 from trimtab_agent.jobs import DEFAULT_LIMITS, JobKind, Jobs
@@ -96,6 +98,7 @@ class AgentParts:
     on_gateways: Callable[[Sequence[str]], None] = lambda _addresses: None
     on_ca_bundle: Callable[[str], None] = lambda _sha256: None
     """Told the SHA-256 of the CA bundle in force at each Welcome."""
+    warden: Warden = NO_WARDEN
     is_load_free: bool = False
     """See `Observer`."""
     has_own_connections: bool = False
@@ -140,6 +143,7 @@ class Agent:
             watch=parts.watch,
             clock=parts.clock,
             is_load_free=parts.is_load_free,
+            on_domains=parts.warden.listed,
         )
         self.commands = Commands(self.replay)
         self.offers = Offers(parts.clock)
@@ -228,6 +232,7 @@ class Agent:
             incarnation=self.incarnation,
             agent_address=lambda: self.parts.agent_address or self.address,
             leave=self.parts.leave,
+            warden=self.parts.warden,
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
 
@@ -265,6 +270,7 @@ class Agent:
             clock=self.parts.clock,
             rng=self.parts.rng,
             on_welcome=self._on_welcome,
+            warden=self.parts.warden,
         )
 
     def _dial(self, address: str) -> grpc.aio.Channel:
@@ -279,8 +285,16 @@ class Agent:
     # What happens beside calls.
 
     def on_change(self, change: DomainChange) -> None:
+        self.parts.warden.seen(change.domain)
         event = gateway_service_pb2.DomainEvent(domain=to_proto(change.domain, domain_pb2.DomainObservation), kind=change.kind)
         self.outbox.add(ItemKind.DOMAIN_EVENT, event.SerializeToString())
+
+    async def tell_killed(self, vm_ids: Sequence[str]) -> None:
+        """Report guests that the warden killed; returns when the report cannot be lost any more."""
+        for vm_id in vm_ids:
+            seen = await edge.in_pool(self.parts.pools.query, partial(self.parts.hypervisor.observe_domain, vm_id))
+            event = gateway_service_pb2.DomainEvent(domain=to_proto(seen, domain_pb2.DomainObservation), kind="killed-by-warden")
+            await edge.wait(self.outbox.add(ItemKind.DOMAIN_EVENT, event.SerializeToString()))
 
     def _on_welcome(
         self, pools: Sequence[PoolSpec], networks: Sequence[NetworkSpec], ca_bundle_sha256: str, gateways: Sequence[str]

@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from trimtab_agent import config, leave, metrics
 from trimtab_agent.agent import Agent, AgentParts
 from trimtab_agent.backup.source import BackupSource
 from trimtab_agent.certificates import PURPOSE_AGENT, IdentityFiles, report
+from trimtab_agent.clock import SystemClock
 from trimtab_agent.config import Settings
+from trimtab_agent.guard import NO_WARDEN, Guard
 from trimtab_agent.hypervisor.base import Hypervisor
 from trimtab_agent.jobs import DEFAULT_LIMITS, JobKind
 from trimtab_agent.journal import open_or_replace
@@ -54,11 +56,15 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
     sources = Sources(identity, gateways=lambda: config.known_gateways(settings))
     hypervisor, backups = _hypervisor(settings, sources, stack)
 
+    guard = _guard(settings, lambda vm_ids: agent.tell_killed(vm_ids))  # noqa: PLW0108 the agent is made below
+
     def certificates() -> Sequence[Certificate]:
         return (report(PURPOSE_AGENT, identity.current().certificate_pem), *libvirt.report())
 
     def undo_join(keep_certificates: bool) -> Sequence[str]:
         try:
+            if guard is not None:
+                guard.stand_down()
             undone = leave.leave(RealSystemctl(), keep_certificates=keep_certificates, release=lambda: _release_domains(settings))
         except NotFound:
             undone = ()  # an earlier call did it and its answer was lost
@@ -85,6 +91,7 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
             host_id=settings.host_id,
             hypervisor=hypervisor,
             backups=backups,
+            warden=guard or NO_WARDEN,
             journal=journal,
             pools=host_pools(),
             watch=WorkerPool("watch", threads=4),
@@ -105,13 +112,23 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
         )
     )
     await agent.start()
-    renewing = loop.create_task(renewal.run())
+    renewing = [loop.create_task(renewal.run())]
+    if guard is not None:
+        renewing.append(loop.create_task(guard.run()))
     if settings.metrics_address:
         stack.callback(metrics.serve(agent, settings.metrics_address))
     await stopping.wait()
     log.info("agent stops", host_id=settings.host_id)
-    renewing.cancel()
+    for task in renewing:
+        task.cancel()
     await agent.stop()
+
+
+def _guard(settings: Settings, on_killed: Callable[[Sequence[str]], Awaitable[None]]) -> Guard | None:
+    """Return the warden's client; None where guests are simulated and there is nothing to kill."""
+    if settings.hypervisor == "simulated":
+        return None
+    return Guard(runtime_dir=settings.runtime_dir, state_dir=settings.state_dir, clock=SystemClock(), on_killed=on_killed)
 
 
 def _hypervisor(settings: Settings, sources: Sources, stack: ExitStack) -> tuple[Hypervisor, BackupSource]:

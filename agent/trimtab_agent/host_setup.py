@@ -21,6 +21,7 @@ KEEPALIVE_COUNT = 3
 """libvirt to libvirt: a peer that was cut off is noticed after 20 s at most, so that a migration to it fails soon."""
 SOCKET_ATTEMPTS = 5
 AGENT_UNIT = "trimtab-agent.service"
+WARDEN_UNIT = "trimtab-warden.service"
 SYSTEM_UNIT_DIRECTORIES = ("etc/systemd/system", "lib/systemd/system", "usr/lib/systemd/system")
 
 UNIT = """\
@@ -42,6 +43,37 @@ TimeoutStopSec=30
 RuntimeDirectory=trimtab
 RuntimeDirectoryPreserve=yes
 LimitNOFILE=65536
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+WARDEN_UNIT_TEXT = """\
+[Unit]
+Description=Trimtab warden: ends guests that may start elsewhere when this host's lease has ended
+Documentation=man:trimtab-warden(8)
+ConditionPathExists={configuration}
+# It guards while the agent is stopped, broken or upgraded, so nothing of the agent's takes it along.
+Before=trimtab-agent.service
+
+[Service]
+Type=notify
+NotifyAccess=all
+ExecStart={program} --state-dir {state}
+# The successor arms before this one leaves: an upgrade never leaves the guests unguarded.
+ExecReload=/bin/kill -HUP $MAINPID
+Restart=always
+RestartSec=100ms
+StartLimitIntervalSec=0
+# A warden that hangs is killed and started again well within the time that the controller allows for killing guests.
+WatchdogSec=1
+WatchdogSignal=SIGKILL
+KillMode=mixed
+OOMScoreAdjust=-1000
+LimitMEMLOCK=infinity
+LimitRTPRIO=99
+RuntimeDirectory=trimtab
+RuntimeDirectoryPreserve=yes
 
 [Install]
 WantedBy=multi-user.target
@@ -76,7 +108,13 @@ class HostSetup:
         found.append(self._block("etc/libvirt/qemu.conf", self.qemu_settings(), "migrations use TLS"))
         found += self._listening()
         found += self._guests_at_boot()
-        found.append(self._agent_unit())
+        warden = WARDEN_UNIT_TEXT.format(
+            configuration=self._configuration, program=own_program("trimtab-warden"), state=self._configuration.parent
+        )
+        found.append(self._own_unit(WARDEN_UNIT, warden))
+        found.append(
+            self._own_unit(AGENT_UNIT, UNIT.format(configuration=self._configuration, program=own_program("trimtab-agent")))
+        )
         return found
 
     def libvirtd_settings(self) -> Mapping[str, str]:
@@ -184,10 +222,9 @@ class HostSetup:
             ),
         ]
 
-    def _agent_unit(self) -> Change:
-        path = self._root / SYSTEM_UNIT_DIRECTORIES[0] / AGENT_UNIT
-        content = UNIT.format(configuration=self._configuration, program=own_program()).encode()
-        is_packaged = any((self._root / directory / AGENT_UNIT).exists() for directory in SYSTEM_UNIT_DIRECTORIES[1:])
+    def _own_unit(self, unit: str, text: str) -> Change:
+        path, content = self._root / SYSTEM_UNIT_DIRECTORIES[0] / unit, text.encode()
+        is_packaged = any((self._root / directory / unit).exists() for directory in SYSTEM_UNIT_DIRECTORIES[1:])
 
         def apply() -> None:
             if not is_packaged:
@@ -195,14 +232,14 @@ class HostSetup:
                 path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
                 write_file(path, content, mode=0o644)
                 self._systemctl.run("daemon-reload", "")
-            self._undo.remember_unit(AGENT_UNIT, enablement="disabled")
-            self._systemctl.set_enablement(AGENT_UNIT, "enabled")
+            self._undo.remember_unit(unit, enablement="disabled")
+            self._systemctl.set_enablement(unit, "enabled")
 
         return Change(
-            what=f"enable and start {AGENT_UNIT}" + ("" if is_packaged else f", made as {self._shown(path)}"),
+            what=f"enable and start {unit}" + ("" if is_packaged else f", made as {self._shown(path)}"),
             is_done=lambda: (
                 (is_packaged or (path.exists() and path.read_bytes() == content))
-                and self._systemctl.enablement(AGENT_UNIT) == "enabled"
+                and self._systemctl.enablement(unit) == "enabled"
             ),
             apply=apply,
         )
@@ -237,9 +274,9 @@ def restart_libvirtd(systemctl: Systemctl) -> None:
     systemctl.run("start", "libvirtd.service")
 
 
-def own_program() -> Path:
-    """Return the path of `trimtab-agent` beside this interpreter."""
-    return Path(sys.executable).with_name("trimtab-agent")
+def own_program(name: str) -> Path:
+    """Return the path of a program of ours beside this interpreter."""
+    return Path(sys.executable).with_name(name)
 
 
 def _setting(text: str, name: str, *, default: int) -> int:

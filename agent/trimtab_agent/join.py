@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from trimtab_agent import config
 from trimtab_agent.certificates import IdentityFiles, new_agent_request, new_libvirt_request, write_file
-from trimtab_agent.host_setup import AGENT_UNIT, HostSetup, restart_libvirtd
+from trimtab_agent.host_setup import AGENT_UNIT, WARDEN_UNIT, HostSetup, restart_libvirtd
 from trimtab_agent.libvirt_tls import LibvirtCertificates
 from trimtab_agent.systemd import Systemctl
 from trimtab_agent.undo import UndoLog
@@ -212,6 +212,7 @@ class Joiner:
             self._tell("libvirtd restarted (guests went on running)")
         if self._is_cut_short():
             self._write_configuration()
+        self._systemctl.run("start", WARDEN_UNIT)
         self._systemctl.run("start", AGENT_UNIT)
 
     def _write_configuration(self) -> None:

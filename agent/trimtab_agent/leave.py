@@ -15,7 +15,15 @@ from trimtab_protos.errors import NotFound, TrimtabError
 
 log = structlog.get_logger(__name__)
 
-STATE_FILES = ("join.json", "gateways.json", "journal.db", "journal.db-wal", "journal.db-shm", "agent.lock")
+STATE_FILES = (
+    "join.json",
+    "gateways.json",
+    "journal.db",
+    "journal.db-wal",
+    "journal.db-shm",
+    "agent.lock",
+    "warden-killed.jsonl",
+)
 
 
 def leave(

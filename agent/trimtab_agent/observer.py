@@ -66,10 +66,12 @@ class Observer:
         watch: WorkerPool,
         clock: Clock,
         is_load_free: bool = False,
+        on_domains: Callable[[Sequence[DomainObservation]], None] = lambda _domains: None,
     ) -> None:
         """`watch` is for pools alone, so that a hung one takes no thread that answers questions.
 
         `is_load_free`: load is a sum in memory (simulated hosts) and not worth a thread's wake-up.
+        `on_domains`: told every whole list of domains, in the thread that listed them.
         """
         self._hypervisor = hypervisor
         self._reader = inventory
@@ -78,6 +80,7 @@ class Observer:
         self._watch = watch
         self._clock = clock
         self._is_load_free = is_load_free
+        self._on_domains = on_domains
         self._lock = threading.Lock()
         self._under_way: set[str] = set()
         self._load = HostLoad()
@@ -142,6 +145,7 @@ class Observer:
         """List the domains anew. Blocks; raises where the hypervisor does not answer."""
         self._refresh_load()
         self._domains = self._hypervisor.list_domains()
+        self._on_domains(self._domains)
         return self._domains
 
     def _refresh_load(self) -> None:

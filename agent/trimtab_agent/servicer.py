@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from trimtab_agent import edge
 from trimtab_agent.commands import Commands, key_of
+from trimtab_agent.guard import NO_WARDEN, Warden
 from trimtab_agent.hypervisor.base import Hypervisor, Stamp
 from trimtab_agent.inventory import InventoryReader
 from trimtab_agent.jobs import JobKind, Jobs
@@ -86,6 +87,7 @@ class AgentServicer(AgentServiceServicer):
         incarnation: str,
         agent_address: Callable[[], str],
         leave: Callable[[bool], Sequence[str]],
+        warden: Warden = NO_WARDEN,
         authorise: Callable[[tls.AuthContext], None] = tls.require_controller,
     ) -> None:
         """`leave` undoes the join and lets the agent end itself after the answer; it gets whether to keep certificates."""
@@ -99,6 +101,7 @@ class AgentServicer(AgentServiceServicer):
         self._incarnation = incarnation
         self._agent_address = agent_address
         self._leave = leave
+        self._warden = warden
         self._authorise = authorise
 
     # Reads.
@@ -293,6 +296,7 @@ class AgentServicer(AgentServiceServicer):
         _require_subject(request.key, domain.vm_id)
 
         def act(_key: CommandKey, stamp: Stamp) -> pb.DefineDomainResponse:
+            self._warden.expect(domain, stamp.epoch)
             return pb.DefineDomainResponse(domain=_observation(self._hypervisor.define_domain(domain, stamp)))
 
         return await self._commands.run(request, pb.DefineDomainResponse, act, pool=self._pools.mutate, needs_lease=True)
@@ -304,6 +308,7 @@ class AgentServicer(AgentServiceServicer):
         _require_subject(request.key, domain.vm_id)
 
         def act(_key: CommandKey, stamp: Stamp) -> pb.ApplyDomainResponse:
+            self._warden.expect(domain, stamp.epoch)
             applied = self._hypervisor.apply_domain(domain, stamp)
             left = [to_proto(each, domain_pb2.ChangeLeft) for each in applied.left]
             return pb.ApplyDomainResponse(domain=_observation(applied.domain), left=left)
@@ -353,7 +358,8 @@ class AgentServicer(AgentServiceServicer):
         _require_subject(request.key, domain.vm_id)
         copied = tuple(from_proto(volume, VolumeSpec) for volume in request.copied_volumes)
 
-        def act(_key: CommandKey, _stamp: Stamp) -> pb.PrepareMigrationResponse:
+        def act(_key: CommandKey, stamp: Stamp) -> pb.PrepareMigrationResponse:
+            self._warden.expect(domain, stamp.epoch)
             libvirt_uri, migration_uri = self._hypervisor.prepare_migration(domain, copied, request.source_host_id)
             return pb.PrepareMigrationResponse(libvirt_uri=libvirt_uri, migration_uri=migration_uri)
 

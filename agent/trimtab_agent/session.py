@@ -19,6 +19,7 @@ import structlog
 
 from trimtab_agent import edge
 from trimtab_agent.clock import Clock
+from trimtab_agent.guard import NO_WARDEN, Warden
 from trimtab_agent.jobs import Jobs
 from trimtab_agent.lease import Lease
 from trimtab_agent.observer import KnownPools, Observer
@@ -97,6 +98,7 @@ class Session:
         clock: Clock,
         rng: random.Random,
         on_welcome: WelcomeListener,
+        warden: Warden = NO_WARDEN,
     ) -> None:
         """`dial` makes a channel with the credentials in force; it is called for every session."""
         self._identity = identity
@@ -112,6 +114,7 @@ class Session:
         self._clock = clock
         self._rng = rng
         self._on_welcome = on_welcome
+        self._warden = warden
         self._sequence = 0
         self._sent_digest = ""
         self._was_up_at_hello = False
@@ -286,6 +289,8 @@ class Session:
         self._sequence += 1
         now_s = self._clock.boottime_s()
         self._lease.sent(self._sequence, at_boottime=now_s)
+        warden = self._warden.report
+        self._warden.told(self._sequence, is_armed=warden.is_armed)
         inventory = self._observer.inventory
         is_new = inventory is not None and inventory.digest != self._sent_digest
         if inventory is not None and is_new:
@@ -299,8 +304,11 @@ class Session:
             pools=[to_proto(pool, storage_pb2.PoolObservation) for pool in self._observer.pools()],
             inventory=_inventory_message(inventory) if is_new else None,
             is_hypervisor_up=self._observer.is_hypervisor_up,
-            # The warden reports through here once there is one: never armed, so recovery of this host needs power fencing.
-            is_warden_armed=False,
+            is_warden_armed=warden.is_armed,
+            kill_ms=warden.kill_ms,
+            clock_rate_ppm=warden.clock_rate_ppm,
+            warden_missing=warden.missing,
+            warden_vm_ids=warden.vm_ids,
         )
 
     async def _read(self, stream: "_Stream", ttl_s: float) -> None:
@@ -325,8 +333,11 @@ class Session:
         if sent_at is not None:
             self.last_heartbeat_s = now_s - sent_at
         self.last_ack_boottime = now_s
-        self._lease.acknowledged(ack.sequence, number=ack.lease_number, is_granted=ack.is_granted, ttl_s=ttl_s)
+        self._warden.heard(ack.sequence)
+        is_extended = self._lease.acknowledged(ack.sequence, number=ack.lease_number, is_granted=ack.is_granted, ttl_s=ttl_s)
         after = self._lease.current(now=now_s)
+        if is_extended:
+            self._warden.renewed(after.expires_at_boottime)
         if (before.number, before.is_live) != (after.number, after.is_live):
             log.info("lease changed", number=after.number, is_live=after.is_live)
 

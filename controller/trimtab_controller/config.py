@@ -74,8 +74,11 @@ class Settings(BaseSettings):
     lease_renew_s: Annotated[float, Field(ge=0.1, le=100)] = 5.0
     """How often gateways and the leader renew their own rows."""
     heartbeat_s: Annotated[float, Field(ge=0.1, le=60)] = 3.0
-    lost_after_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
-    """Silence after which a suspect host is called lost; no word about its guests."""
+    suspect_after_s: Annotated[float, Field(ge=0.5, le=300)] = 6.0
+    """Silence of two heartbeats, after which a host is suspect."""
+    lost_after_s: Annotated[float, Field(ge=1, le=3600)] = 9.5
+    """Silence after which a suspect host is called lost; no word about its guests. By more than one heartbeat longer than
+    `suspect_after_s`, so that hosts which were cut off at one instant are all suspect before the first is lost."""
 
     agent_certificate_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 72.0
     controller_certificate_days: Annotated[float, Field(gt=0, le=365)] = 30.0
@@ -127,6 +130,8 @@ class Settings(BaseSettings):
             raise ValueError("lease_ttl_s must be at least three times heartbeat_s: two lost beats must not end a lease")
         if not self.lease_renew_s * 2 < self.lease_ttl_s:
             raise ValueError("lease_ttl_s must be more than twice lease_renew_s: one lost renewal must not end it")
+        if not self.suspect_after_s + self.heartbeat_s < self.lost_after_s:
+            raise ValueError("lost_after_s must be more than suspect_after_s and one heartbeat_s together")
         if (self.api_certificate is None) != (self.api_key is None):
             raise ValueError("api_certificate and api_key go together")
         return self

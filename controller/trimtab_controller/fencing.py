@@ -8,7 +8,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,9 @@ AGENT_NAME = re.compile(r"fence_[a-z0-9_]{1,40}")
 REFUSED_AGENTS = frozenset({"fence_ack_manual"})
 OPTION_NAME = re.compile(r"[a-z][a-z0-9_-]{0,40}")
 AGENT_DIRECTORIES = (Path("/usr/sbin"), Path("/usr/local/sbin"))
+SECRET_MAX = 400
+# Programs to run, scripts to ask, files to write the whole conversation to.
+_OF_THIS_MACHINE = ("_path", "_script", "_file")
 CALL_TIMEOUT_S = 30.0
 READ_BACK_EVERY_S = 0.5
 _ON, _OFF = 0, 2
@@ -33,12 +36,13 @@ class Power(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FencePath:
-    """One power device of a host. `secret_file` holds the password; '' for a device without one."""
+    """One power device of a host. Its password is `secret`, or what `secret_file` holds; '' for a device without one."""
 
     name: str
     agent: str
     options: Mapping[str, str]
     secret_file: str = ""
+    secret: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +68,20 @@ def check_path(path: FencePath) -> None:
     for name, value in path.options.items():
         if not OPTION_NAME.fullmatch(name) or "\n" in value or len(value) > 400:
             raise InvalidRequest("fence-option-invalid", f"options: {name!r} is not of the form key=value", field="options")
-        if name in {"password", "passwd", "action", "option", "passwd_script", "password_script"}:
+        if name in {"password", "passwd", "action", "option"}:
             raise InvalidRequest(
                 "fence-option-refused", f"options: {name} is not taken here; give the password as --secret-file", field="options"
             )
+        if name.startswith("debug") or name.replace("-", "_").endswith(_OF_THIS_MACHINE):
+            raise InvalidRequest(
+                "fence-option-refused",
+                f"options: {name} names a file or program of the controller's machine, which no request may choose",
+                field="options",
+            )
+    if not path.secret.isprintable() or len(path.secret) > SECRET_MAX:
+        raise InvalidRequest(
+            "fence-secret-invalid", f"secret: one line of at most {SECRET_MAX} printable characters", field="secret"
+        )
 
 
 class FenceAgents:
@@ -100,7 +114,9 @@ class FenceAgents:
                 power=Power.UNKNOWN, message=f"{path.agent} is not installed here; apt install {_package(path.agent)}"
             )
         lines = [f"{name}={value}" for name, value in sorted(path.options.items())] + [f"action={action}"]
-        if path.secret_file:
+        if path.secret:
+            lines.append(f"password={path.secret}")
+        elif path.secret_file:
             try:
                 lines.append(f"password={Path(path.secret_file).read_text().strip()}")
             except OSError as error:

@@ -54,6 +54,20 @@ FLEET_MEMORY_BYTES = Gauge("trimtab_fleet_memory_bytes", "Memory of the fleet: l
 FAILOVER_DOMAINS = Gauge("trimtab_failover_domains", "Failure domains by whether the rest holds their vms.", ["kind", "covered"])
 FAILOVER_UNCOVERED = Gauge("trimtab_failover_uncovered_vms", "Vms that the loss of some domain of the kind would end.", ["kind"])
 FAILOVER_PROOF_SECONDS = Histogram("trimtab_failover_proof_seconds", "Time to bring the proof up to date.", buckets=_FAST)
+FAILOVER_FROZEN = Gauge(
+    "trimtab_failover_frozen", "1 while failover stands still: by the circuit breaker, by an operator.", ["by"]
+)
+FAILOVERS = Counter("trimtab_failovers", "Losses of hosts by what came of them: lost, fenced, returned.", ["state", "proof"])
+FAILOVER_SECONDS = Histogram(
+    "trimtab_failover_seconds", "From the loss of a host: to its fence, to a vm that runs elsewhere.", ["until"], buckets=_SLOW
+)
+FAILOVER_VMS = Gauge("trimtab_failover_vms", "Vms of lost hosts: waiting, starting.", ["state"])
+FENCE_TESTS = Counter("trimtab_fence_tests", "Readiness tests of power devices by the answer.", ["power"])
+FENCE_PATHS = Gauge("trimtab_fence_paths", "Power devices by their last readiness test: ready, failed, untested.", ["state"])
+FENCE_ACTIONS = Counter("trimtab_fence_actions", "Power-offs by what was read back: on, off, unknown.", ["power"])
+HOSTS_WITHOUT_FENCE = Gauge(
+    "trimtab_hosts_without_fence", "Hosts with vms to restart that only an operator could prove off: no ready device, no warden."
+)
 FREE_VCPUS = Gauge("trimtab_capacity_free_vcpus", "Vcpus that vms may still claim: usable by the mean vm, stranded.", ["figure"])
 FREE_MEMORY_BYTES = Gauge("trimtab_capacity_free_memory_bytes", "Memory that vms may still claim: usable, stranded.", ["figure"])
 REBALANCE_PLANS = Counter("trimtab_rebalance_plans", "Rounds of the rebalancer by what came of them.", ["outcome"])

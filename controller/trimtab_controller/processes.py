@@ -15,6 +15,7 @@ from trimtab_controller.beats import PERIOD_S, beat_from_thread, beat_of_process
 from trimtab_controller.clock import SystemClock
 from trimtab_controller.config import PROCESSES, Settings, join_host_port
 from trimtab_controller.pki import FleetPki
+from trimtab_controller.secret_box import SecretBox
 
 if TYPE_CHECKING:
     from trimtab_controller.api.context import ApiContext
@@ -189,6 +190,8 @@ def api_context(settings: Settings, *, agents: Any, nudge: Callable[[], None], h
         ca_bundle_pem=FleetPki(settings.pki_dir).bundle_pem,
         nudge=nudge,
         heard=heard.heard,
+        secrets=SecretBox(settings.pki_dir),
+        host_states=heard.states,
         probes=lambda: probes(settings, heard),
     )
 

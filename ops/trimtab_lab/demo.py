@@ -8,7 +8,9 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from trimtab_lab import quorum
 from trimtab_lab.controlplane import ControlPlane
 from trimtab_lab.demo_backup import show_backup
 from trimtab_lab.errors import LabError
@@ -20,6 +22,8 @@ GUESTS = ("web1", "web2", "web3", "web4", "db1", "db2")
 # db1 lives on a local disk, which a live migration has to copy; the others on storage that all hosts see.
 LOCAL_GUEST, SHARED_GUEST = "db1", "web1"
 BACKED_UP_GUEST = "db2"
+KEPT_GUESTS = ("web1", "web3", "web4")
+"""Created with `--ha restart`: they go on elsewhere when their host dies."""
 TICK = re.compile(r"tick (\d+) ")
 BOOT_TIMEOUT_S = 300.0
 POLL_S = 1.0
@@ -35,7 +39,7 @@ class Demo:
 
     def run(self) -> None:
         self.say("Three real libvirt hosts and the control plane start (namespaces on this machine; guests run under TCG or KVM)")
-        self.lab.up(hosts=HOSTS)
+        self.lab.up(hosts=HOSTS, has_lock_free_disk=True)
         self.plane.start()
         self.plane.join_hosts()
         self.wait_for_hosts()
@@ -46,6 +50,7 @@ class Demo:
         self.migrate(LOCAL_GUEST, "on a local disk: the disk is copied along")
         self.stop_start_delete()
         show_backup(self, BACKED_UP_GUEST, key_file=self.lab.spec.state_directory / "backup-main.key")
+        self.lose_a_host()
         self.show_metrics()
         self.farewell()
 
@@ -64,7 +69,8 @@ class Demo:
             pool = "local" if name == LOCAL_GUEST else "shared"
             self.trimtab(
                 "vm", "create", name, "--image", "micro", "--vcpus", "1", "--memory", "96MiB",
-                "--pool", pool, "--network", f"default,ip={address}", "--no-wait",
+                "--pool", pool, "--network", f"default,ip={address}", *(("--ha", "restart") if name in KEPT_GUESTS else ()),
+                "--no-wait",
             )  # fmt: skip
         for name in GUESTS:
             self.wait_for_vm(name)
@@ -91,6 +97,64 @@ class Demo:
         self.wait_for_ticks(name, at_least=counted + 1)
         self.trimtab("vm", "delete", name, "--yes", "--wait")
         self.trimtab("vm", "list")
+
+    def lose_a_host(self) -> None:
+        """Cut one host's power and show its kept guests counting on elsewhere, by the expiry of its lease alone."""
+        home = self.home_of(SHARED_GUEST)
+        kept = [name for name in KEPT_GUESTS if self.home_of(name) == home]
+        self.wait_for_wardens()
+        self.say(f"The power of {home} is cut; {', '.join(kept)} shall go on elsewhere, with no power device: by its lease alone")
+        counted = {name: self.wait_for_ticks(name, at_least=1) for name in kept}
+        vm_ids = {name: self.vm(name)["id"] for name in kept}
+        cut_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+        print(f"$ trimtab-lab crash {home}", flush=True)
+        self.lab.crash(home)
+        for name in kept:
+            first = self.wait_for_writer(vm_ids[name], home, cut_s)
+            self.figures[name] = f"{first.at_s - cut_s:.1f} s"
+            print(
+                f"    {name} counts on at {first.host}: {first.counter} (it had said {counted[name]} before the cut), "
+                f"{self.figures[name]} after the cut",
+                flush=True,
+            )
+        wrong = quorum.judge(quorum.writes(self.lab.spec.quorum_log))
+        if wrong:
+            raise LabError(f"a guest ran twice: {wrong[0]}")
+        self.trimtab("vm", "list", "-o", "wide")
+        self.trimtab("host", "list")
+        seconds = ", ".join(f"{name} {took}" for name, took in self.figures.items())
+        self.say(
+            f"From the cut to counting elsewhere: {seconds}; one writer to each disk at any time, by the log of their server"
+        )
+        print(f"$ trimtab-lab boot {home}", flush=True)
+        self.lab.boot(home)
+        self.wait_for_hosts()
+        self.trimtab("host", "list")
+
+    def home_of(self, name: str) -> str:
+        """Return the name of the host that the guest's disk was last written from."""
+        return quorum.writes(self.lab.spec.quorum_log, str(self.vm(name)["id"]))[-1].host
+
+    def vm(self, name: str) -> dict[str, Any]:
+        return dict(json.loads(self.trimtab("vm", "get", name, "-o", "json", quiet=True)))
+
+    def wait_for_wardens(self) -> None:
+        """Wait until every host has said that its warden is armed: only then its lease alone is enough."""
+        deadline = time.monotonic() + BOOT_TIMEOUT_S
+        while not re.search(r"^trimtab_gateway_hosts_without_warden 0", self.plane.scrape(), re.MULTILINE):
+            if time.monotonic() > deadline:
+                raise LabError("a host's warden is not armed; see /var/log/trimtab/trimtab-warden.log inside it")
+            time.sleep(POLL_S)
+
+    def wait_for_writer(self, vm_id: str, lost: str, after_s: float) -> quorum.Write:
+        deadline = time.monotonic() + BOOT_TIMEOUT_S
+        while True:
+            for each in quorum.writes(self.lab.spec.quorum_log, vm_id):
+                if each.at_s > after_s and each.host != lost:
+                    return each
+            if time.monotonic() > deadline:
+                raise LabError(f"{vm_id} does not count elsewhere; see `trimtab event list`")
+            time.sleep(POLL_S / 4)
 
     def show_metrics(self) -> None:
         self.say("Three figures from the metrics, as Prometheus would scrape them")

@@ -13,7 +13,7 @@ import uuid
 from dataclasses import asdict
 from pathlib import Path
 
-from trimtab_lab import cgroups
+from trimtab_lab import cgroups, quorum
 from trimtab_lab.commands import write_atomically
 from trimtab_lab.hostinit import BootSpec
 from trimtab_lab.networks import NAMESPACE_DIRECTORY
@@ -131,6 +131,11 @@ def _write_boot_spec(host: HostSpec, agent_command: list[str]) -> Path:
     binds = {inside: str(host.path_on_machine(inside)) for inside in OWN_DIRECTORIES}
     binds[SHARED_DIRECTORY] = str(host.lab.shared_mount)
     binds["/run/trimtab-lab"] = str(host.init_directory)
+    if host.lab.has_lock_free_disk:
+        wrapper = host.init_directory / "bin" / "qemu-system-x86_64"
+        write_atomically(wrapper, quorum.qemu_wrapper(), mode=0o755)
+        binds[quorum.REAL_QEMU_IN_HOST] = quorum.QEMU
+        binds[quorum.QEMU] = str(wrapper)
     if Path("/usr/bin/systemctl").exists():
         binds["/usr/bin/systemctl"] = str(host.init_directory / "bin" / "systemctl")
     spec = BootSpec(

@@ -117,9 +117,16 @@ def definitions(agent_command: list[str]) -> list[ServiceDefinition]:
         ServiceDefinition("virtlockd", lambda: ["/usr/sbin/virtlockd"], notifies=True),
         ServiceDefinition("libvirtd", libvirtd_command, notifies=True),
         ServiceDefinition("trimtab-agent", lambda: agent("run"), condition=AGENT_CONFIGURATION, stops_group=True),
-        ServiceDefinition("trimtab-warden", lambda: agent("warden"), condition=AGENT_CONFIGURATION, stops_group=True),
+        ServiceDefinition(
+            "trimtab-warden", warden_command, condition=AGENT_CONFIGURATION, notifies=True, watchdog_s=1.0, restart_after_s=0.1
+        ),
         ServiceDefinition("trimtab-beacon", lambda: agent("beacon"), condition=AGENT_CONFIGURATION, stops_group=True),
     ]
+
+
+def warden_command() -> list[str]:
+    """As the unit says it, with this interpreter; what the kernel refuses it, it tells."""
+    return [sys.executable, "-m", "trimtab_agent.warden", "--state-dir", str(AGENT_CONFIGURATION.parent)]
 
 
 def libvirtd_command() -> list[str]:

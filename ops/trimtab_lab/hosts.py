@@ -91,17 +91,22 @@ class Lab:
 
     # -- the whole lab -------------------------------------------------------------------------------------------
 
-    def up(self, *, hosts: int) -> None:
-        """Brings up that many hosts, all at once; those that run are left alone, crashed ones boot. Never shrinks."""
+    def up(self, *, hosts: int, has_lock_free_disk: bool = False) -> None:
+        """Brings up that many hosts, all at once; those that run are left alone, crashed ones boot. Never shrinks.
+
+        `has_lock_free_disk`: see quorum.py; decided at the first call, and no host can be added to such a lab.
+        """
         if not 1 <= hosts <= MAX_HOSTS:
             raise LabError(f"hosts {hosts}: 1 to {MAX_HOSTS}, for example 3")
         if os.geteuid() != 0:
             raise LabError("the lab makes namespaces, mounts and bridges: run it as root")
         self.spec.state_directory.mkdir(parents=True, exist_ok=True, mode=0o755)
         with self._exclusively():
-            self._choose_addresses(hosts)
+            self._choose_addresses(hosts, has_lock_free_disk=has_lock_free_disk)
             create_ctl_groups(self.spec)
             storage.mount_shared(self.spec)
+            if self.spec.has_lock_free_disk:
+                storage.serve_lock_free_disks(self.spec)
             self._boot_all([host for host in self.spec.hosts() if self.init_process_id(host.name) is None])
 
     def down(self, *, keep_state: bool = False) -> None:
@@ -238,13 +243,19 @@ class Lab:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _choose_addresses(self, hosts: int) -> None:
+    def _choose_addresses(self, hosts: int, *, has_lock_free_disk: bool) -> None:
         record = self.spec.state_directory / "lab.json"
         if not record.exists() and any(each.name != "lab.lock" for each in self.spec.state_directory.iterdir()):
             raise LabError(f"{self.spec.state_directory} is not empty and holds no lab; choose another --state-dir")
         with networks.allocation_lock():
             network = self.spec.network or networks.choose_network()
-            self.spec = replace(self.spec, network=network, host_count=max(hosts, self.spec.host_count))
+            is_new = not record.exists()
+            self.spec = replace(
+                self.spec,
+                network=network,
+                host_count=max(hosts, self.spec.host_count),
+                has_lock_free_disk=has_lock_free_disk if is_new else self.spec.has_lock_free_disk,
+            )
             write_atomically(record, self.spec.to_json())
             networks.build_fabric(self.spec)
 

@@ -50,6 +50,8 @@ class LabSpec:
     network: int
     """Second octet of the lab's addresses."""
     host_count: int
+    has_lock_free_disk: bool = False
+    """See quorum.py; decided at the first `up`."""
 
     @property
     def tag(self) -> str:
@@ -104,6 +106,11 @@ class LabSpec:
         return self.state_directory / "shared"
 
     @property
+    def quorum_log(self) -> Path:
+        """Every write to the guests' lock-free disks, in order."""
+        return self.state_directory / "log" / "quorum.jsonl"
+
+    @property
     def log_directory(self) -> Path:
         return self.state_directory / "log"
 
@@ -137,6 +144,7 @@ class LabSpec:
             state_directory=Path(fields["state_directory"]),
             network=int(fields["network"]),
             host_count=int(fields["host_count"]),
+            has_lock_free_disk=bool(fields.get("has_lock_free_disk", False)),
         )
 
 

@@ -8,11 +8,12 @@ lets them.
 
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab_lab.commands import mount_points, run, wait_until, write_atomically
-from trimtab_lab.ctl import start_in_ctl
+from trimtab_lab.ctl import running_process_id, start_in_ctl
 from trimtab_lab.errors import LabError
 from trimtab_lab.specs import LabSpec
 
@@ -92,6 +93,22 @@ def nbd_disk(lab: LabSpec, name: str, *, size_mib: int) -> NbdDisk:
         if not wait_until(lambda: _answers(disk), timeout_s=10, interval_s=0.1):
             raise LabError(f"qemu-nbd does not serve {disk.uri}; see {lab.log_directory}")
     return disk
+
+
+def serve_lock_free_disks(lab: LabSpec) -> None:
+    """Serves every guest its lock-free disk (quorum.py), into every host; must run before guests start. Idempotent."""
+    if running_process_id(lab, "quorum") is not None:
+        return
+    lab.log_directory.mkdir(exist_ok=True)
+    sockets = []
+    for host in lab.hosts():
+        host.init_directory.mkdir(parents=True, exist_ok=True)
+        sockets.append(f"{host.name}={host.init_directory / 'quorum.sock'}")
+    command = [sys.executable, "-m", "trimtab_lab.quorum", str(lab.quorum_log), *sockets]
+    start_in_ctl(lab, command, log_name="quorum", in_namespace=False)
+    last = lab.hosts()[-1].init_directory / "quorum.sock"
+    if not wait_until(last.exists, timeout_s=10):
+        raise LabError(f"the server of lock-free disks did not start; see {lab.log_directory / 'quorum.log'}")
 
 
 def _answers(disk: NbdDisk) -> bool:

@@ -35,6 +35,9 @@ class ServiceDefinition:
     """Its children die with it (KillMode=control-group); libvirtd must not take guests along."""
     environment: Mapping[str, str] = field(default_factory=dict)
     reload_signal: signal.Signals = signal.SIGHUP
+    watchdog_s: float = 0.0
+    """It says WATCHDOG=1 at least so often, or is killed (WatchdogSec); 0: nobody watches."""
+    restart_after_s: float = RESTART_AFTER_S
 
 
 @dataclass(slots=True)
@@ -51,6 +54,8 @@ class Service:
     due_s: float | None = None
     """When to restart (backoff) or to kill (stopping), on the monotonic clock."""
     notify_socket: socket.socket | None = None
+    fed_s: float = 0.0
+    """When it last fed its watchdog."""
 
     @property
     def is_settled(self) -> bool:
@@ -103,6 +108,10 @@ class Supervisor:
         """Does what is due: restarts after the backoff, kills what ignored SIGTERM."""
         now_s = time.monotonic()
         for service in self.services.values():
+            watchdog_s = service.definition.watchdog_s
+            if watchdog_s and service.state == "running" and now_s - service.fed_s > watchdog_s:
+                self._signal(service, signal.SIGKILL)
+                service.fed_s = now_s  # it is dying; not again before it had the time
             if service.due_s is None or service.due_s > now_s:
                 continue
             service.due_s = None
@@ -114,6 +123,11 @@ class Supervisor:
     def next_due_s(self) -> float | None:
         """Seconds until `tick` has something to do."""
         due = [service.due_s for service in self.services.values() if service.due_s is not None]
+        due += [
+            service.fed_s + service.definition.watchdog_s + 0.01
+            for service in self.services.values()
+            if service.definition.watchdog_s and service.state == "running"
+        ]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def read_notification(self, service: Service) -> None:
@@ -121,7 +135,13 @@ class Supervisor:
             return
         with contextlib.suppress(BlockingIOError):
             message = service.notify_socket.recv(4096)
-            if b"READY=1" in message.split(b"\n") and service.state == "starting":
+            words = message.split(b"\n")
+            service.fed_s = time.monotonic()
+            successor = [int(word[8:]) for word in words if word.startswith(b"MAINPID=")]
+            if successor:
+                # A successor that took over from inside; its predecessor ends as an orphan of ours.
+                service.process_id = successor[0]
+            if b"READY=1" in words and service.state == "starting":
                 service.state = "running"
 
     def open_notify_sockets(self) -> dict[str, socket.socket]:
@@ -140,6 +160,8 @@ class Supervisor:
         environment = self._environment | dict(definition.environment)
         if definition.notifies:
             environment["NOTIFY_SOCKET"] = str(NOTIFY_DIRECTORY / definition.name)
+        if definition.watchdog_s:
+            environment["WATCHDOG_USEC"] = str(int(definition.watchdog_s * 1e6))
         log = str(self._log_directory / f"{definition.name}.log")
         command = definition.command()
         service.due_s = None
@@ -160,7 +182,7 @@ class Supervisor:
         except OSError as error:
             with Path(log).open("a") as file:
                 file.write(f"cannot start {command[0]}: {error}\n")
-            service.state, service.due_s = "backoff", time.monotonic() + RESTART_AFTER_S
+            service.state, service.due_s = "backoff", time.monotonic() + definition.restart_after_s
             return
         service.starts += 1
         service.state = "starting" if definition.notifies else "running"
@@ -178,7 +200,7 @@ class Supervisor:
         elif was_stopping:
             self._spawn(service)
         else:
-            service.state, service.due_s = "backoff", time.monotonic() + RESTART_AFTER_S
+            service.state, service.due_s = "backoff", time.monotonic() + service.definition.restart_after_s
 
     def _signal(self, service: Service, number: signal.Signals) -> None:
         if service.process_id is None:

@@ -272,6 +272,7 @@ class DomainSpec:
     has_tpm: bool = False
     has_local_time_clock: bool = False
     has_hyperv: bool = False
+    is_kept: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +296,7 @@ class DomainObservation:
     is_migrating: bool = False
     starts: int = 0
     rss_mib: int = 0
+    restarts_elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from trimtab_controller.api.app import create_app
 from trimtab_controller.api.context import ApiContext, ApiSettings
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Role
+from trimtab_controller.secret_box import SecretBox
 from trimtab_controller.services import identity, projects, tokens
 from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store import host_reports, hosts, image_replicas, images, networks, pools, schema
@@ -274,6 +275,7 @@ def build_app(url: str, directory: Path, **settings: Any) -> Api:
             vault=Vault(directory / "fleet.secret"),
             ca_bundle_pem=lambda: "-----BEGIN CERTIFICATE-----\n",
             nudge=lambda: nudges.append(1),
+            secrets=SecretBox(directory),
         )
     )
     return Api(app=app, db=db, clock=clock, consoles=consoles, uploads_dir=chosen["uploads_dir"], nudges=nudges)

@@ -79,6 +79,7 @@ async def test_matrix(api: Api, caller: Caller) -> None:
                     project=project,
                     name="absent",
                     plan="plan-00000000000000000000000000",
+                    failover="fo-00000000000000000000000000",
                     user="fleet-viewer" if caller.name != "fleet-viewer" else "nobody",
                     token="tok-00000000000000000000000000",
                     operation=operations[project],

@@ -146,12 +146,15 @@ async def test_no_mutating_route_escapes_the_trail(api: Api) -> None:
         "/v1/users/{user}/roles/{project}": {"role": "viewer"},
         "/v1/users/{user}/tokens": {},
         "/v1/projects/{project}/vms/{name}": {"labels": {}},
-        "/v1/plans": {"kind": "rebalance"},
         "/v1/backup-repos": {"name": "main", "url": "file:///srv/backup", "host": "absent"},
         "/v1/backup-repos/{name}:confirm": {"key": "ttk1-wrong"},
         "/v1/projects/{project}/backup-policies": {"name": "nightly", "schedule": "0 2 * * *"},
         "/v1/projects/{project}/backups": {"vm": "absent"},
         "/v1/projects/{project}/backups/{name}:restore": {"name": "db2"},
+        "/v1/hosts/{name}:release": {"reason": "its rack burnt"},
+        "/v1/hosts/{name}:confirm-off": {"reason": "pulled the plug"},
+        "/v1/hosts/{name}/fence-paths": {"paths": []},
+        "/v1/plans": {"kind": "drain", "hosts": ["absent"]},
     }
     silent = []
     for route, method in routes:

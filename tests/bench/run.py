@@ -54,6 +54,7 @@ BENCHES: dict[str, Callable[[], None]] = {
     "backup": in_a_process_of_its_own("bench_backup"),
     "fleet": fleet,
     "lab": lab,
+    "failover-lab": in_a_process_of_its_own("bench_failover_lab"),
 }
 
 

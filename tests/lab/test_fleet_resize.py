@@ -40,6 +40,28 @@ def test_what_was_given_moves_with_the_guest(fleet: Fleet, growing: dict[str, st
     assert host["memory_mib"]["claimed"] >= 160, "its claim moved with it"
 
 
+def test_more_than_it_can_take_is_refused_with_the_command_that_works(fleet: Fleet, growing: dict[str, str]) -> None:
+    refused = fleet.trimtab("vm", "resize", "grow1", "--vcpus", "4")
+    assert refused.code == 2
+    assert "3 at most while it runs" in refused.err
+    assert "--at next-stop" in refused.err
+    waits = fleet.ok("vm", "resize", "grow1", "--vcpus", "4", "--at", "next-stop", "--wait").out
+    assert "at its next stop: 4 vcpus" in waits
+
+
+def test_what_a_guest_keeps_waits_for_its_stop_and_is_so_afterwards(fleet: Fleet, growing: dict[str, str]) -> None:
+    said = fleet.ok("vm", "resize", "grow1", "--vcpus", "1", "--memory", "96MiB", "--wait").out
+    shape = fleet.vm("grow1")["shape"]
+    seen = online_cpus(fleet.lab, growing["host"], growing["id"])
+    assert shape["vcpus"] == seen, "what is shown is what the guest has"
+    assert (shape["next_vcpus"] == 1) == (seen != 1)
+    assert ("at its next stop" in said) == bool(shape["next_vcpus"] or shape["next_memory_mib"])
+    fleet.ok("vm", "stop", "grow1", "--wait")
+    fleet.ok("vm", "start", "grow1", "--wait")
+    shape = fleet.vm("grow1")["shape"]
+    assert (shape["vcpus"], shape["memory_mib"], shape["next_vcpus"], shape["next_memory_mib"]) == (1, 96, 0, 0)
+
+
 def test_a_volume_grows_under_its_guest_and_never_shrinks(fleet: Fleet, growing: dict[str, str]) -> None:
     vm = fleet.vm("grow1")
     root = vm["volumes"][0]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.contract.kvm_fixture import KvmHost
-from tests.lab.guest_view import disk_mib, has_card, memory_mib, online_cpus
+from tests.lab.guest_view import disk_mib, guest_says, has_card, memory_mib, online_cpus
 from tests.lab.kvm_guests import MIB, Migration, cleaned, spec_of, start, two_hosts, until, wait_for_tick
 from trimtab_agent.hypervisor.base import Applied, Stamp
 from trimtab_lab.hosts import Lab
@@ -100,6 +100,28 @@ def test_a_guest_that_is_asked_for_a_vcpu_either_gives_it_or_is_said_to_keep_it_
         more = replace(spec, vcpus=applied.domain.vcpus, memory_mib=160)
         assert apply_until_done(node1, more).domain.memory_mib == 160
         wait_for_tick(node1, spec.vm_id, tick + 2)
+
+
+def test_a_running_guest_is_as_fast_as_its_volume_may_be(lab: Lab, node1: KvmHost) -> None:
+    spec = spec_of(node1, "limit", node1.local_pool)
+    with cleaned(spec, node1):
+        start(node1, spec)
+        wait_for_tick(node1, spec.vm_id, 1)
+        now = "cut -d' ' -f1 /proc/uptime"
+        disk = f"/dev/$(basename $(dirname $(grep -lx {spec.disks[0].volume_id} /sys/block/*/serial)))"
+        read = f"sync; echo 3 >/proc/sys/vm/drop_caches; {now}; dd if={disk} of=/dev/null bs=64k count=64 2>/dev/null && {now}"
+
+        def takes_s() -> float:
+            """Time 4 MiB by the guest's own clock; its cache is dropped first."""
+            began, ended = guest_says(lab, "node1", spec.vm_id, read).split()
+            return float(ended) - float(began)
+
+        until(lambda: online_cpus(lab, "node1", spec.vm_id) == 1, what="the guest agent", deadline_s=120)
+        limited = replace(spec, disks=(replace(spec.disks[0], bandwidth_limit_bytes_s=MIB // 2),))
+        assert apply(node1, limited).left == ()
+        assert takes_s() > 5, "4 MiB at half a MiB a second"
+        assert apply(node1, spec).left == ()
+        assert takes_s() < 5
 
 
 def test_disks_and_cards_come_go_and_grow_under_a_running_guest(lab: Lab, node1: KvmHost) -> None:

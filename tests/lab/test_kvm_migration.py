@@ -186,7 +186,7 @@ def test_a_move_that_loses_its_peer_or_its_libvirtd_leaves_the_guest_where_it_wa
 
 
 def test_a_uefi_guest_moves_with_its_variables(node1: KvmHost, node2: KvmHost) -> None:
-    spec = spec_of(node1, "uefi", node1.local_pool, firmware=Firmware.UEFI, memory_mib=256, memory_max_mib=384, vcpus_max=2)
+    spec = spec_of(node1, "uefi", node1.local_pool, firmware=Firmware.UEFI, memory_mib=256, memory_max_mib=512, vcpus_max=2)
     with cleaned(spec, node1, node2):
         start(node1, spec)
         wait_for_tick(node1, spec.vm_id, 2)

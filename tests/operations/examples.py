@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tests.operations import examples_backups as backup
 from tests.operations import examples_changes as changes
 from tests.operations.kit import GIB, FleetStory, NeverCancelled
+from trimtab_agent.hypervisor.base import Stamp
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Operation, Vm
 from trimtab_controller.core.planning import PlanKind
@@ -21,7 +22,20 @@ from trimtab_controller.services import plans as plan_service
 from trimtab_controller.services import pools as pool_service
 from trimtab_controller.services import recovery
 from trimtab_controller.services import volumes as volume_service
-from trimtab_controller.store import describe, hosts, image_replicas, images, networks, pools, reach, schema, vms, volumes
+from trimtab_controller.store import (
+    claims,
+    describe,
+    hosts,
+    image_replicas,
+    images,
+    networks,
+    operations,
+    pools,
+    reach,
+    schema,
+    vms,
+    volumes,
+)
 from trimtab_controller.store.database import Session
 from trimtab_protos.messages import DiskFormat, HostFileSource, ImageSpec
 
@@ -107,6 +121,46 @@ def _recover(story: FleetStory) -> Operation:
     return story.db.write(
         lambda session: recovery.recover(session, present, because="a test", now=story.clock.now(), actor=story.actor)
     )
+
+
+def _settle_move(story: FleetStory) -> Operation:
+    """Its target is proven gone before it was prepared; the guest runs on at the source."""
+    vm = story.running_vm(_name("web"))
+    target = next(host_id for host_id in story.host_ids if host_id != vm.host_id)
+    (made,) = story.db.read(lambda session: operations.page(session, limit=1, subject_id=vm.id))
+    values = {"operation_id": made.id, "source_host_id": vm.host_id, "target_host_id": target, "copied_volume_ids": ()}
+
+    def work(session: Session) -> Operation:
+        now = story.clock.now()
+        claims.begin_migration(session, vm_id=vm.id, epoch=vm.epoch, now=now, **values)
+        return recovery.settle_move(session, vms.get(session, vm.id), vm.host_id, now=now, actor=story.actor)
+
+    return story.db.write(work)
+
+
+def _move_settled(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert story.running_on(vm.id) == {vm.host_id}
+    assert story.db.read(lambda session: claims.migration_of(session, vm.id)) is None
+
+
+def _clean_copy(story: FleetStory) -> Operation:
+    """A stopped definition of it lies on a host where it is no more."""
+    vm = story.running_vm(_name("web"))
+    other = next(host_id for host_id in story.host_ids if host_id != vm.host_id)
+    spec = story.db.read(lambda session: describe.domain_spec(session, describe.read_vm(session, vm.id), other))
+    story.hypervisor(other).define_domain(spec, Stamp(epoch=vm.epoch, turn=1))
+    operation = story.db.write(
+        lambda session: recovery.clean_copy(session, vm, other, kill=False, now=story.clock.now(), actor=story.actor)
+    )
+    assert operation is not None
+    return operation
+
+
+def _copy_cleaned(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert vm.id not in story.hypervisor(operation.params["host_id"]).domains
+    assert story.running_on(vm.id) == {vm.host_id}
 
 
 def _paused(story: FleetStory, vm: Vm) -> None:
@@ -489,6 +543,8 @@ EXAMPLES: dict[str, Example] = {
         kind="vm.migrate", arrange=_migrate_local, done=_moved, undone=_stayed, takes_place=frozenset({"move"})
     ),
     "vm.recover": Example(kind="vm.recover", arrange=_recover, done=_ends_as(ObservedState.RUNNING)),
+    "vm.settle_move": Example(kind="vm.settle_move", arrange=_settle_move, done=_move_settled),
+    "vm.clean_copy": Example(kind="vm.clean_copy", arrange=_clean_copy, done=_copy_cleaned),
     "vm.purge": Example(kind="vm.purge", arrange=_purge, done=_purged),
     "vm.create from an ISO": Example(
         kind="vm.create", arrange=lambda story: changes.installs(story, _name("web")), done=_created, undone=_not_created

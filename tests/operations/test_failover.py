@@ -1,17 +1,21 @@
 """A host dies, and its vms live: the leader's loop on a real store, real engine and real agents over simulated hosts."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from tests.operations.kit import FleetStory, claims_of
+from trimtab_agent.hypervisor.simulation import Fault, FaultKind
+from trimtab_controller.api.context import NoSecrets
 from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState
-from trimtab_controller.core.model import Vm
+from trimtab_controller.core.model import Operation, Vm
 from trimtab_controller.fencing import FencePath, Power, PowerAnswer
 from trimtab_controller.loops.failover import LEADERS_WINDOW_S, FailoverLoop
-from trimtab_controller.services import recovery
-from trimtab_controller.store import events, failover, hosts, leases, schema
+from trimtab_controller.services import fencing, observations, recovery
+from trimtab_controller.store import claims, describe, events, failover, hosts, leases, operations, schema
 from trimtab_protos.errors import Conflict
 
 ROUNDS = 120
@@ -37,6 +41,15 @@ class Device:
         return PowerAnswer(power=self.answer, message="" if self.answer is Power.OFF else "no answer")
 
 
+class AtOnce(Executor):
+    """Asks agents in the loop's own thread: in virtual time an answer must not come rounds later."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
 @dataclass
 class Story:
     fleet: FleetStory
@@ -52,7 +65,7 @@ class Story:
         def work(session: object) -> None:
             host = hosts.get(session, host_id)  # type: ignore[arg-type]
             path = FencePath(name=f"bmc-{host_id}", agent="fence_redfish", options={"plug": host_id})
-            recovery.configure_fence(session, host, [path], actor=self.fleet.actor, now=self.fleet.clock.now())  # type: ignore[arg-type]
+            fencing.configure(session, host, [path], box=NoSecrets(), actor=self.fleet.actor, now=self.fleet.clock.now())  # type: ignore[arg-type]
 
         self.fleet.db.write(work)
 
@@ -80,10 +93,43 @@ class Story:
     def power_cut(self, host_id: str) -> None:
         self.fleet.hypervisor(host_id).crash()
 
+    def is_home_again(self, vm: Vm) -> bool:
+        """Tell whether the vm runs, on another host than it did."""
+        after = self.fleet.vm(vm.id)
+        is_elsewhere = after.host_id != vm.host_id and self.fleet.running_on(vm.id) == {after.host_id}
+        return is_elsewhere and after.observed_state is ObservedState.RUNNING
+
+    def hear(self) -> None:
+        """Let every host that answers say what it holds, as its agent's events would."""
+
+        def work(session: Any) -> None:
+            for host_id, hypervisor in self.fleet.fleet.hosts.items():
+                if hypervisor.is_up():
+                    seen = hypervisor.list_domains()
+                    observations.record_all(session, host_id, seen, self.fleet.clock.now(), is_complete=True)
+
+        self.fleet.db.write(work)
+
+    def return_of(self, host_id: str) -> None:
+        """The host opens a session again."""
+        self.hear()
+        self.silence(host_id, HostConnectivity.UP)
+
+    def confirm_off(self, host_id: str) -> None:
+        def work(session: Any) -> None:
+            host, now = hosts.get(session, host_id), self.fleet.clock.now()
+            recovery.confirm_off(session, host, reason="pulled the plug", actor=self.fleet.actor, now=now)
+
+        self.fleet.db.write(work)
+
     def record(self, host_id: str) -> failover.FailoverRow:
         row = self.fleet.db.read(lambda session: failover.open_record(session, host_id))
         assert row is not None
         return row
+
+    def operations(self, vm_id: str) -> list[Operation]:
+        """Return all operations on the vm, oldest first."""
+        return list(reversed(self.fleet.db.read(lambda session: operations.page(session, limit=100, subject_id=vm_id))))
 
     def kinds(self) -> list[str]:
         return [one.kind for one in self.fleet.db.read(lambda session: events.page_after(session, 0, limit=1000))]
@@ -93,7 +139,7 @@ class Story:
 def story(new_story: Callable[..., FleetStory]) -> Iterator[Story]:
     fleet = new_story(host_count=5)
     device = Device()
-    loop = FailoverLoop(engine=fleet.engine, clock=fleet.clock, fencer=device)
+    loop = FailoverLoop(engine=fleet.engine, clock=fleet.clock, fencer=device, askers=AtOnce())
     made = Story(fleet, device, loop)
     device.cut = made.power_cut
     yield made
@@ -111,7 +157,7 @@ def test_the_vm_of_a_dead_host_runs_elsewhere_after_its_power_was_read_back_off(
     assert claims_of(story.fleet, vm.id) == {after.host_id: "home"}
     record = story.record(vm.host_id)
     assert (record.state, record.proof) == ("fenced", "power_off")
-    assert [line["proof"] for line in record.evidence] == ["", "power_off"]
+    assert [line["proof"] for line in record.evidence] == ["", "", "power_off"], "suspected, lost, fenced"
     story.rounds(5)
     rows = story.fleet.db.read(lambda session: failover.vms_of(session, record.id))
     assert [(row.vm_id, row.state) for row in rows] == [(vm.id, "running")]
@@ -199,7 +245,7 @@ def test_a_leader_that_dies_after_the_fence_is_followed_by_one_that_starts_the_v
     story.rounds(
         ROUNDS, until=lambda: story.fleet.db.read(lambda session: hosts.get(session, vm.host_id)).connectivity.value == "fenced"
     )
-    second = FailoverLoop(engine=story.fleet.new_engine(), clock=story.fleet.clock, fencer=story.device)
+    second = FailoverLoop(engine=story.fleet.new_engine(), clock=story.fleet.clock, fencer=story.device, askers=AtOnce())
     first, story.loop = story.loop, second
     first.close()
     story.rounds(ROUNDS, until=lambda: bool(story.fleet.running_on(vm.id)))
@@ -218,6 +264,7 @@ def test_a_host_that_comes_back_may_renew_again_and_its_loss_is_closed(story: St
     story.rounds(ROUNDS, until=lambda: story.fleet.vm(vm.id).host_id != vm.host_id and bool(story.fleet.running_on(vm.id)))
     record = story.record(vm.host_id)
     assert [one.host_id for one in story.fleet.db.read(leases.revocations)] == [vm.host_id]
+    story.fleet.hypervisor(vm.host_id).boot()
     story.silence(vm.host_id, HostConnectivity.UP)
     story.rounds(5)
     assert story.fleet.db.read(leases.revocations) == ()
@@ -225,3 +272,190 @@ def test_a_host_that_comes_back_may_renew_again_and_its_loss_is_closed(story: St
     assert closed is not None
     assert closed.state == "returned"
     assert story.fleet.running_on(vm.id) == {story.fleet.vm(vm.id).host_id}
+
+
+# --- the return of the dead ----------------------------------------------------------------------------------------------------
+
+
+def test_what_a_moved_vm_left_behind_goes_once_its_new_home_is_seen_to_run_it(story: Story) -> None:
+    vm = story.kept_vm()
+    story.arm(vm.host_id)
+    story.lose(vm.host_id)
+    story.rounds(ROUNDS, until=lambda: story.is_home_again(vm))
+    old = story.fleet.hypervisor(vm.host_id)
+    old.boot()
+    assert vm.id in old.domains, "the machine came back with the definition"
+    story.return_of(vm.host_id)
+    story.rounds(ROUNDS, until=lambda: vm.id not in old.domains)
+    assert vm.id not in old.domains
+    assert story.fleet.running_on(vm.id) == {story.fleet.vm(vm.id).host_id}
+    cleaned = [one for one in story.operations(vm.id) if one.kind == "vm.clean_copy"]
+    assert [(one.state.value, one.params["kill"]) for one in cleaned] == [("done", False)]
+
+
+def test_a_copy_that_ran_on_although_an_operator_called_its_host_off_is_destroyed_at_its_return(story: Story) -> None:
+    vm = story.kept_vm()
+    story.lose(vm.host_id)
+    for volume in story.fleet.fleet.store(vm.host_id, describe.pool_spec(story.fleet.shared)).volumes.values():
+        volume.writer = None  # storage that knows no locks
+    story.confirm_off(vm.host_id)
+    story.rounds(ROUNDS, until=lambda: len(story.fleet.running_on(vm.id)) == 2)
+    after = story.fleet.vm(vm.id)
+    assert after.host_id != vm.host_id, "the operator was wrong"
+    story.rounds(5)
+    story.return_of(vm.host_id)
+    story.rounds(ROUNDS, until=lambda: story.fleet.running_on(vm.id) == {after.host_id})
+    story.rounds(10)
+    assert story.fleet.running_on(vm.id) == {after.host_id}
+    assert "alarm.stale-copy" in story.kinds()
+
+
+def test_a_host_that_was_only_silent_keeps_its_running_vms(story: Story) -> None:
+    vm = story.kept_vm()
+    story.lose(vm.host_id)
+    story.rounds(20)
+    story.return_of(vm.host_id)
+    story.rounds(60)
+    assert story.fleet.running_on(vm.id) == {vm.host_id}
+    assert [one.kind for one in story.operations(vm.id)] == ["vm.create"]
+
+
+def test_a_host_that_comes_back_in_the_moment_of_its_fencing_loses_no_vm(story: Story) -> None:
+    vm = story.kept_vm()
+    story.arm(vm.host_id)
+    # The device says off and did nothing, and the host renews before that is recorded.
+    story.device.cut = lambda host_id: story.silence(host_id, HostConnectivity.UP)
+    story.lose(vm.host_id)
+    story.rounds(40)
+    assert story.fleet.running_on(vm.id) == {vm.host_id}
+    assert [one.kind for one in story.operations(vm.id)] == ["vm.create"]
+
+
+# --- migrations -----------------------------------------------------------------------------------------------------------------
+
+
+def begin_move(story: Story) -> tuple[Vm, str, Fault]:
+    """Return a vm whose memory is being copied, the target, and what holds the copy."""
+    vm = story.kept_vm()
+    copying = story.fleet.hold("migrate.copying", Fault(FaultKind.HANG))
+    story.fleet.accept_power(vm, "migrate")
+    story.fleet.settle(until=copying.met.is_set)
+    row = story.fleet.db.read(lambda session: claims.migration_of(session, vm.id))
+    assert row is not None
+    return vm, row.target_host_id, copying
+
+
+def test_a_vm_goes_on_at_its_source_when_the_target_of_its_migration_dies(story: Story) -> None:
+    vm, target, copying = begin_move(story)
+    story.arm(target)
+    story.device.cut = lambda host_id: (story.power_cut(host_id), copying.released.set())
+    story.lose(target)
+    story.rounds(ROUNDS, until=lambda: story.fleet.db.read(lambda session: claims.migration_of(session, vm.id)) is None)
+    story.rounds(3)
+    after = story.fleet.vm(vm.id)
+    assert story.fleet.running_on(vm.id) == {vm.host_id} == {after.host_id}
+    assert claims_of(story.fleet, vm.id) == {vm.host_id: "home"}
+    assert after.epoch > vm.epoch
+    assert [one.state.value for one in story.operations(vm.id) if one.kind == "vm.settle_move"] == ["done"]
+    assert len([one for one in story.fleet.fleet.oracle if one.event == "start"]) == 1, "its memory was never lost"
+
+
+def test_a_vm_starts_anew_when_its_source_dies_after_the_half_copy_is_gone(story: Story) -> None:
+    vm, target, copying = begin_move(story)
+    story.arm(vm.host_id)
+    story.device.cut = lambda host_id: (story.power_cut(host_id), copying.released.set())
+    story.lose(vm.host_id)
+    story.rounds(ROUNDS, until=lambda: story.is_home_again(vm))
+    assert story.is_home_again(vm)
+    after = story.fleet.vm(vm.id)
+    assert claims_of(story.fleet, vm.id) == {after.host_id: "home"}
+    assert story.fleet.db.read(lambda session: claims.migration_of(session, vm.id)) is None
+    kinds = [one.kind for one in story.operations(vm.id)]
+    assert kinds.count("vm.recover") == 1
+    if after.host_id != target:
+        assert vm.id not in story.fleet.hypervisor(target).domains
+
+
+# --- guests that end alone ------------------------------------------------------------------------------------------------------
+
+
+def crash(story: Story, vm: Vm) -> None:
+    story.fleet.hypervisor(story.fleet.vm(vm.id).host_id).crash_guest(vm.id)
+    story.hear()
+
+
+def test_a_guest_that_crashes_alone_starts_again_on_its_own_host(story: Story) -> None:
+    vm = story.kept_vm()
+    story.rounds(int(LEADERS_WINDOW_S) + 4)
+    crash(story, vm)
+    assert story.fleet.running_on(vm.id) == frozenset()
+    story.rounds(30, until=lambda: bool(story.fleet.running_on(vm.id)))
+    assert story.fleet.running_on(vm.id) == {vm.host_id}
+    assert story.fleet.vm(vm.id).epoch > vm.epoch
+
+
+def test_a_guest_without_ha_or_ended_on_purpose_stays_off(story: Story) -> None:
+    loose, kept = story.fleet.running_vm("loose"), story.kept_vm()
+    story.rounds(int(LEADERS_WINDOW_S) + 4)
+    story.fleet.hypervisor(loose.host_id).crash_guest(loose.id)
+    story.fleet.hypervisor(kept.host_id).stop_by_hand(kept.id)
+    story.hear()
+    story.rounds(40)
+    assert story.fleet.running_on(loose.id) == story.fleet.running_on(kept.id) == frozenset()
+
+
+def test_a_guest_that_keeps_crashing_is_left_to_its_owner_until_he_starts_it(story: Story) -> None:
+    vm = story.kept_vm()
+    story.rounds(int(LEADERS_WINDOW_S) + 4)
+    for _crash in range(5):
+        crash(story, vm)
+        story.rounds(60, until=lambda: story.fleet.vm(vm.id).observed_state is ObservedState.RUNNING)
+    after = story.fleet.vm(vm.id)
+    assert after.attention == "failover"
+    assert "crashed 5 times" in after.problem
+    assert story.fleet.running_on(vm.id) == frozenset()
+    story.rounds(60)
+    assert story.fleet.running_on(vm.id) == frozenset()
+    story.fleet.accept_power(story.fleet.vm(vm.id), "start")
+    story.fleet.settle()
+    assert story.fleet.vm(vm.id).attention == ""
+    assert len(story.fleet.running_on(vm.id)) == 1
+
+
+def test_a_vm_whose_image_is_marked_corrupt_is_not_started_again_and_again(story: Story) -> None:
+    vm = story.kept_vm()
+    story.arm(vm.host_id)
+    corrupt = Conflict("image-corrupt", "could not start the domain: a disk's image is marked corrupt")
+    for host_id in story.fleet.host_ids:
+        story.fleet.fleet.plan_fault("change_power", Fault(FaultKind.FAIL_BEFORE, error=corrupt), host_id=host_id)
+    story.lose(vm.host_id)
+    story.rounds(ROUNDS, until=lambda: bool(story.fleet.vm(vm.id).attention))
+    assert "marked corrupt" in story.fleet.vm(vm.id).problem
+    story.rounds(30)
+    assert story.fleet.running_on(vm.id) == frozenset()
+    assert [one.kind for one in story.operations(vm.id)].count("vm.recover") == 1
+
+
+def test_a_vm_on_local_disks_says_what_is_lost_with_its_host(story: Story) -> None:
+    vm = story.kept_vm(pool=story.fleet.local)
+    story.arm(vm.host_id)
+    story.lose(vm.host_id)
+    story.confirm_off(vm.host_id)
+    story.rounds(40)
+    problem = story.fleet.vm(vm.id).problem
+    assert "its disks lie on" in problem
+    assert "backup restore" in problem
+    assert story.fleet.vm(vm.id).host_id == vm.host_id
+
+
+def test_a_delayed_vm_waits_after_its_host_was_fenced(story: Story) -> None:
+    late, early = story.kept_vm("late", start_delay_s=30), story.kept_vm("early")
+    story.rounds(1)
+    for vm in (late, early):
+        story.arm(vm.host_id)
+    story.lose(late.host_id)
+    story.rounds(ROUNDS, until=lambda: "failover.fenced" in story.kinds())
+    fenced_s = story.fleet.clock.boottime_s()
+    story.rounds(ROUNDS, until=lambda: story.is_home_again(late))
+    assert story.is_home_again(late)
+    assert story.fleet.clock.boottime_s() - fenced_s >= 29

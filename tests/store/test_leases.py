@@ -274,16 +274,12 @@ def host_id(database: Database) -> str:
 
 def test_a_revocation_is_acknowledged_by_number(database: Database, host_id: str) -> None:
     first = database.write(lambda session: leases.revoke(session, host_id, term=4, now=NOW))
-    database.write(
-        lambda session: leases.acknowledge(session, host_id, number=first.number, gateway_id="gw-1", last_handled_unix_ms=7)
-    )
+    database.write(lambda session: leases.acknowledge(session, host_id, number=first.number, gateway_id="gw-1", granted_ago_ms=7))
     assert database.read(leases.revocations)[0].acknowledgements == {"gw-1": 7}
     again = database.write(lambda session: leases.revoke(session, host_id, term=5, now=NOW))
     assert (again.number, dict(again.acknowledgements)) == (first.number + 1, {})
     # An acknowledgement of the old one says nothing about the new one.
-    database.write(
-        lambda session: leases.acknowledge(session, host_id, number=first.number, gateway_id="gw-1", last_handled_unix_ms=9)
-    )
+    database.write(lambda session: leases.acknowledge(session, host_id, number=first.number, gateway_id="gw-1", granted_ago_ms=9))
     assert database.read(leases.revocations)[0].acknowledgements == {}
 
 
@@ -292,7 +288,7 @@ def test_two_gateways_that_acknowledge_at_once_are_both_recorded(database: Datab
 
     def acknowledge(gateway_id: str) -> None:
         database.write(
-            lambda session: leases.acknowledge(session, host_id, number=number, gateway_id=gateway_id, last_handled_unix_ms=1)
+            lambda session: leases.acknowledge(session, host_id, number=number, gateway_id=gateway_id, granted_ago_ms=1)
         )
 
     threads = [threading.Thread(target=acknowledge, args=(f"gw-{n}",)) for n in range(4)]

@@ -60,6 +60,12 @@ class DomainChange:
     domain: DomainObservation
 
 
+def restarts_elsewhere(domain: DomainSpec) -> bool:
+    """Tell whether another host may start this vm: it is kept, and every disk that it writes to is on shared storage."""
+    shared = {pool.pool_id for pool in domain.pools if pool.is_shared}
+    return domain.is_kept and all(disk.pool_id in shared for disk in domain.disks if not disk.is_read_only)
+
+
 class JobControl(Protocol):
     """How a long verb reports and learns that it shall end."""
 

@@ -6,7 +6,7 @@ Functions of this module are called with the fleet's lock held.
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, assert_never
 
-from trimtab_agent.hypervisor.base import Stamp
+from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
 from trimtab_agent.hypervisor.kvm.identifiers import domain_name
 from trimtab_agent.hypervisor.simulation import StoredVolume
 from trimtab_agent.hypervisor.statistics import BlockStatistics, DomainStatistics, NicStatistics
@@ -223,6 +223,7 @@ def observation(host: "SimulatedHypervisor", domain: SimulatedDomain) -> DomainO
         is_migrating=domain.is_migrating,
         starts=domain.starts,
         rss_mib=spec.memory_mib if is_active else 0,
+        restarts_elsewhere=restarts_elsewhere(spec),
     )
 
 

@@ -19,6 +19,7 @@ from trimtab_controller.api.v1 import (
     backup_repos,
     backups,
     events,
+    failover,
     hosts,
     images,
     networks,
@@ -43,6 +44,7 @@ ROUTERS = (
     users.router,
     audit.router,
     plans.router,  # verbs of hosts are among them
+    failover.router,  # here too
     hosts.router,
     pools.router,
     networks.router,

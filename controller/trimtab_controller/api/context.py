@@ -4,13 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from trimtab_controller.clock import Clock
+from trimtab_controller.services.fencing import Seals
 from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store.database import AsyncDatabase
 from trimtab_controller.store.disk_reserve import KEEP_FREE_BYTES
 from trimtab_controller.vault import Vault
+from trimtab_protos.errors import Unavailable
 
 
 class AgentReader(Protocol):
@@ -61,6 +63,19 @@ def _nothing_heard() -> Mapping[str, datetime]:
     return {}
 
 
+def _no_states() -> Mapping[str, Mapping[str, Any]]:
+    return {}
+
+
+class NoSecrets:
+    """Stands where no key is: refuses."""
+
+    def seal(self, secret: str, *, place: str) -> str:
+        if secret:
+            raise Unavailable("secrets-not-kept", f"this process has no key to keep the secret of {place} with")
+        return ""
+
+
 def _no_probes() -> Mapping[str, str]:
     return {}
 
@@ -81,5 +96,9 @@ class ApiContext:
     nudge: Callable[[], None] = _no_nudge
     # Host id -> when a gateway last heard of it: an observation of a connected host is as old as that.
     heard: Callable[[], Mapping[str, datetime]] = _nothing_heard
+    # Encrypts what operators give that must not lie in rows as it is.
+    secrets: Seals = field(default_factory=NoSecrets)
+    # Host id -> its state as a gateway last wrote it; see `rpc/host_states.py`.
+    host_states: Callable[[], Mapping[str, Mapping[str, Any]]] = _no_states
     # Component -> "ok" or what is wrong, of those that SQL does not know of (worker, redis).
     probes: Callable[[], Mapping[str, str]] = _no_probes

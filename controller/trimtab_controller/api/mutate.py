@@ -3,10 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Header, Query, Request
 from sqlalchemy.orm import Session
@@ -62,6 +62,7 @@ class Order:
 
 
 Work = Callable[[Session, Actor, datetime], Answer]
+Prepared = TypeVar("Prepared")
 
 
 async def mutate(order: Order, work: Work) -> Response:
@@ -87,6 +88,18 @@ async def mutate(order: Order, work: Work) -> Response:
     if answer.status == 204:
         return Response(status_code=204)
     return json_response(answer.body, status=answer.status, etag=answer.etag)
+
+
+async def prepared(order: Order, inputs: Awaitable[Prepared]) -> Prepared:
+    """Return what a mutation works out before its transaction; a refusal there leaves the trail that one within it would."""
+    runtime: Runtime = order.request.app.state.runtime
+    try:
+        return await inputs
+    except TrimtabError as error:
+        mutation = _mutation(order, runtime.context.clock.now())
+        order.request.state.request_id = mutation.actor.request_id
+        await _record_refusal(runtime, mutation, error)
+        raise
 
 
 def answered(resource: object, *, status: int = 200, version: int | None = None, stored: object | None = None) -> Answer:

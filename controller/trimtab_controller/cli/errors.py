@@ -95,9 +95,10 @@ class CommandFailed(Exception):
         for one in self.fields:
             example = one.get("example")
             tail = f" (for example {example})" if example not in {None, ""} else ""
-            line = f"  {one.get('field', '?')}: {one.get('message', '')}{tail}"
-            if line.strip() not in self.message:
-                lines.append(line)
+            said = str(one.get("message", ""))
+            if not tail and said and said in self.message:
+                continue
+            lines.append(f"  {one.get('field', '?')}: {said}{tail}")
         # One a line: what each host lacks.
         lines += [f"  {reason}" for reason in str(self.context.get("reasons", "")).splitlines() if reason not in self.message]
         trace = [f"code: {self.code}"]

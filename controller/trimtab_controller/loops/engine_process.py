@@ -1,22 +1,27 @@
 """The engine process: leads when it can, and runs the leader's jobs while it does.
 
 A job that blocks (a host that hangs in `observe_hosts`) must not delay placement, so jobs run in lanes, each a thread:
-`placement` (batches), `failover`, `redrive`, `upkeep`, `drift`, `planning`, `backups`. Every write of a lane is fenced by the leader's term.
+`placement` (batches), `failover`, `fencing`, `redrive`, `upkeep`, `drift`, `planning`, `backups`. Every write of a lane is fenced by
+the leader's term.
 """
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import structlog
 
 from trimtab_controller import wiring
 from trimtab_controller.clock import Clock
 from trimtab_controller.config import Settings
+from trimtab_controller.core.failover import FailoverSettings
 from trimtab_controller.core.planning.rebalance import RebalanceMode
 from trimtab_controller.fencing import FenceAgents
 from trimtab_controller.loops.backups import BackupLoop
 from trimtab_controller.loops.drift import Drift
-from trimtab_controller.loops.failover import FailoverLoop
+from trimtab_controller.loops.failover import BELIEVED, FailoverLoop
+from trimtab_controller.loops.failover_effects import no_secret
+from trimtab_controller.loops.fence_readiness import FenceReadiness
 from trimtab_controller.loops.fleet_figures import FleetFigures
 from trimtab_controller.loops.leader import Leader
 from trimtab_controller.loops.leader_loop import Job, run_due
@@ -28,14 +33,22 @@ from trimtab_controller.loops.upkeep import Upkeep
 from trimtab_controller.loops.usage import Usage
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.engine import Engine
+from trimtab_controller.secret_box import SecretBox
 
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.05
 
 
-def lanes(engine: Engine, nudger: Nudger, *, rebalance_mode: RebalanceMode = RebalanceMode.OFF) -> dict[str, list[Job]]:
-    """Return the leader's jobs by lane, with their periods."""
+def lanes(
+    engine: Engine,
+    nudger: Nudger,
+    *,
+    rebalance_mode: RebalanceMode = RebalanceMode.OFF,
+    failover_settings: FailoverSettings = BELIEVED,
+    open_secret: Callable[[str, str], str] = no_secret,
+) -> dict[str, list[Job]]:
+    """Return the leader's jobs by lane, with their periods. `open_secret`: sealed secret of a power device, its place -> secret."""
     db, clock = engine.db, engine.clock
     placement = PlacementLoop(db=db, clock=clock, nudger=nudger, rng=engine.rng)
     redrive = Redrive(db=db, clock=clock, engine=engine, nudger=nudger)
@@ -46,12 +59,18 @@ def lanes(engine: Engine, nudger: Nudger, *, rebalance_mode: RebalanceMode = Reb
     survival = Survival(db=db, clock=clock)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
     backups = BackupLoop(db=db, clock=clock, nudger=nudger)
-    failover = FailoverLoop(engine=engine, clock=clock, fencer=FenceAgents())
+    fencer = FenceAgents()
+    failover = FailoverLoop(
+        engine=engine, clock=clock, fencer=fencer, settings=failover_settings, open_secret=open_secret, nudger=nudger
+    )
+    readiness = FenceReadiness(db=db, clock=clock, fencer=fencer, open_secret=open_secret)
     return {
         # A request waits half a period on average; an empty round is one indexed query.
         "placement": [Job("placement", TICK_S, placement.run)],
         # Alone in its lane: nothing else may delay it, and a tick more than 3 s late counts as our own pause.
         "failover": [Job("failover", 1.0, failover.run)],
+        # A device may take half a minute to answer.
+        "fencing": [Job("test fences", 1.0, readiness.run)],
         "redrive": [Job("redrive", 0.25, redrive.run)],
         "upkeep": [
             Job("figures", 5.0, figures.run),
@@ -77,14 +96,27 @@ def lanes(engine: Engine, nudger: Nudger, *, rebalance_mode: RebalanceMode = Reb
     }
 
 
+def failover_settings(settings: Settings) -> FailoverSettings:
+    """Return failover's numbers for this fleet: what is waited for is the lease that hosts are really given."""
+    return replace(BELIEVED, lease_ttl_s=settings.lease_ttl_s, renew_every_s=settings.heartbeat_s)
+
+
 def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], None]) -> None:
     """Serve as the engine until `stopping` is set; `beat` tells the supervisor that the lanes still move."""
     engine = wiring.build_engine(settings, process="engine")
     nudger = wiring.build_nudger(settings)
+    box = SecretBox(settings.pki_dir)
     leader = Leader(settings, engine.db, owner=engine.driver)
+    jobs_by_lane = lanes(
+        engine,
+        nudger,
+        rebalance_mode=RebalanceMode(settings.rebalance_mode),
+        failover_settings=failover_settings(settings),
+        open_secret=lambda sealed, place: box.open(sealed, place=place),
+    )
     threads = [
         threading.Thread(target=_lane, args=(name, jobs, leader, engine.clock, stopping), name=f"lane-{name}", daemon=True)
-        for name, jobs in lanes(engine, nudger, rebalance_mode=RebalanceMode(settings.rebalance_mode)).items()
+        for name, jobs in jobs_by_lane.items()
     ]
     try:
         for thread in threads:

@@ -1,108 +1,69 @@
 """The leader's failover loop: observe → the pure core decides → enqueue. Driven by the engine itself; Redis may be down.
 
-Each round reads what gateways wrote of the hosts' silence, what gateways acknowledged, what power devices answered and what
-operators said; feeds them to `core.failover` as events; and carries out the effects, each in a transaction under the leader's term.
-Nothing that matters lives here alone: a new leader rebuilds the core's state from SQL and gives everybody a full window.
+Each round reads what gateways wrote of the hosts' silence, what gateways acknowledged, what power devices and agents answered and
+what operators said; feeds them to `core.failover` as events; and has `Hands` carry out the effects, each in a transaction under the
+leader's term. Nothing that matters lives here alone: a new leader rebuilds the core's state from SQL and gives everybody a full window.
 
-A gateway's acknowledgement of a revocation counts from when we *see* it: later than the last renewal it handled, never earlier.
+A lease is counted from its last granted renewal as its gateway tells the age of it, else from when we see that granting has ended.
 """
 
-import queue
-import random
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import structlog
 
-from trimtab_controller.clock import Clock, mint
+from trimtab_controller import metrics
+from trimtab_controller.clock import Clock
 from trimtab_controller.core.failover import FailoverSettings, steps
 from trimtab_controller.core.failover import effects as do
 from trimtab_controller.core.failover.events import (
     ConfirmedOff,
     Event,
     GrantingEnded,
-    IntentWritten,
     LeaderStarted,
+    MarkedCorrupt,
+    Observed,
     PauseAsked,
-    PowerAnswered,
     ReleaseAsked,
     Renewed,
     SessionOpened,
     StartEnded,
     Tick,
 )
-from trimtab_controller.core.failover.records import (
-    NEVER_S,
-    Desired,
-    Evidence,
-    Holder,
-    HostRecord,
-    Phase,
-    Proof,
-    State,
-    VmRecord,
-)
+from trimtab_controller.core.failover.records import NEVER_S, Holder, Phase, State, VmRecord
 from trimtab_controller.core.lifecycle import ENDED_STATES, HostConnectivity, OperationState
-from trimtab_controller.core.model import Actor, Host
-from trimtab_controller.core.model.failover import FailoverControl, FailoverVmRow, FencePathRow
-from trimtab_controller.fencing import FencePath, Fencer, Power
+from trimtab_controller.core.model import Operation
+from trimtab_controller.fencing import Fencer
+from trimtab_controller.loops import failover_reading as reading
+from trimtab_controller.loops.failover_effects import Hands, no_secret
+from trimtab_controller.loops.failover_reading import Snapshot
+from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.engine import Engine
-from trimtab_controller.services import recovery
-from trimtab_controller.store import events, failover, hosts, leases, operations, vms
+from trimtab_controller.store import failover, leases
 from trimtab_controller.store.database import Session
-from trimtab_controller.store.failover import KeptVm
-from trimtab_controller.store.leases import BeatWatch, Lease, Revocation
+from trimtab_controller.store.failover import ON_PURPOSE, KeptVm
+from trimtab_controller.store.host_guards import HostGuard
+from trimtab_controller.store.leases import BeatWatch
+from trimtab_protos.errors import Conflict
 
 log = structlog.get_logger(__name__)
 
-SYSTEM = Actor(name="system:failover")
-DEVICES_AT_ONCE = 8
 # Gateways judge silence themselves, with windows of their own; what they wrote is believed after so long here.
 BELIEVED = FailoverSettings(suspect_after_s=1.5, lost_after_s=2.5)
 LEADERS_WINDOW_S = 10.0
 """A new leader judges nobody for so long, whatever the last one wrote."""
-_SILENT = frozenset({HostConnectivity.SUSPECT, HostConnectivity.LOST, HostConnectivity.FENCED})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
-    """One round's view of the store, as of one snapshot."""
-
-    hosts: Mapping[str, Host]
-    paths: Mapping[str, tuple[FencePathRow, ...]]
-    vms: Mapping[str, KeptVm]
-    starts: tuple[FailoverVmRow, ...]
-    operations: Mapping[str, OperationState]
-    errors: Mapping[str, str]
-    revocations: Mapping[str, Revocation]
-    gateways: tuple[Lease, ...]
-    control: FailoverControl
-
-
-def _read(session: Session) -> _Seen:
-    paths: dict[str, tuple[FencePathRow, ...]] = {}
-    for path in failover.fence_paths(session):
-        paths[path.host_id] = (*paths.get(path.host_id, ()), path)
-    starts = failover.open_starts(session)
-    ended = [operations.get(session, one.operation_id) for one in starts if one.operation_id]
-    return _Seen(
-        hosts={host.id: host for host in hosts.live(session)},
-        paths=paths,
-        vms={vm.id: vm for vm in failover.kept_vms(session)},
-        starts=starts,
-        operations={one.id: one.state for one in ended},
-        errors={one.id: one.error.message for one in ended if one.error is not None},
-        revocations={one.host_id: one for one in leases.revocations(session)},
-        gateways=leases.named(session, leases.GATEWAY_PREFIX),
-        control=failover.control(session),
-    )
+WATCHED_S = 120.0
+"""So long the vms that a returning host listed are looked after: their leftovers there go once they are seen running at home."""
+WHY_EVERY_S = 5.0
+_AWAY = frozenset({HostConnectivity.LOST, HostConnectivity.FENCED})
+_OFF = frozenset({"stopped", "absent", "crashed"})
 
 
 class FailoverLoop:
-    """Belongs to one thread. `is_armed` says of which hosts the warden was armed with their last renewal."""
+    """Belongs to one thread. `open_secret`: sealed secret of a power device, its place -> secret."""
 
     def __init__(
         self,
@@ -110,18 +71,31 @@ class FailoverLoop:
         engine: Engine,
         clock: Clock,
         fencer: Fencer,
-        is_armed: Callable[[str], bool] = lambda _host_id: False,
         settings: FailoverSettings = BELIEVED,
         window_s: float = LEADERS_WINDOW_S,
+        open_secret: Callable[[str, str], str] = no_secret,
+        nudger: Nudger | None = None,
+        askers: Executor | None = None,
     ) -> None:
-        self._engine, self._db, self._clock, self._fencer = engine, engine.db, clock, fencer
-        self._is_armed, self._settings, self._window_s = is_armed, settings, window_s
+        self._engine, self._db, self._clock, self._nudger = engine, engine.db, clock, nudger
+        self._settings, self._window_s = settings, window_s
+        self._hands = Hands(
+            engine=engine,
+            clock=clock,
+            fencer=fencer,
+            power_timeout_s=settings.power_timeout_s,
+            open_secret=open_secret,
+            askers=askers,
+        )
         self._term = 0
         self._state = State(settings=settings)
         self._watch = BeatWatch()
-        self._answers: queue.SimpleQueue[PowerAnswered] = queue.SimpleQueue()
-        self._devices = ThreadPoolExecutor(DEVICES_AT_ONCE, thread_name_prefix="fence")
-        self._rng = random.Random()
+        # Lines of each host's timeline that are recorded already.
+        self._told: dict[str, int] = {}
+        # Vm -> when and with which reason it was told to wait.
+        self._told_why: dict[str, tuple[float, str]] = {}
+        # Vms that hosts listed lately, until when.
+        self._watched: dict[str, float] = {}
 
     @property
     def state(self) -> State:
@@ -129,24 +103,40 @@ class FailoverLoop:
 
     def run(self, term: int) -> None:
         """One round; about once a second, while this process leads under `term`."""
-        seen = self._db.read(_read)
+        answers = self._hands.answered()
+        now = self._clock.boottime_s()
+        for opened in [one for one in answers if isinstance(one, SessionOpened)]:
+            self._watched |= {vm_id: now + WATCHED_S for vm_id, _epoch, _seen in opened.domains}
+        seen = self._read()
         if term != self._term:
             self._begin(term, seen)
-        self._feed((*self._observe(seen), *self._answered(), Tick()), term, seen)
-        self._note_frozen(term, seen.control)
-        if any(vm.phase is Phase.STARTING for vm in self._state.vms.values()):
+        self._feed((*self._observe(seen), *answers, Tick()), term, seen)
+        self._note_frozen(term, seen)
+        self._note_waiting(term, seen)
+        self._measure()
+        if now < self._hands.drives_until_s or any(vm.phase is Phase.STARTING for vm in self._state.vms.values()):
             # Recovery never waits for the queue: the engine drives what is due itself.
             self._engine.drive_due()
 
     def close(self) -> None:
-        self._devices.shutdown(wait=False, cancel_futures=True)
+        self._hands.close()
 
     # --- what there is -----------------------------------------------------------------------------------------------------------
 
-    def _begin(self, term: int, seen: _Seen) -> None:
+    def _read(self) -> Snapshot:
+        now = self._clock.boottime_s()
+        left = {vm_id for host in self._state.hosts.values() for vm_id in host.leftovers}
+        self._watched = {vm_id: until for vm_id, until in self._watched.items() if until > now or vm_id in left}
+        wanted = frozenset(self._hands.restarts.values())
+        return self._db.read(lambda session: reading.read(session, also=tuple(self._watched), operation_ids=wanted))
+
+    def _begin(self, term: int, seen: Snapshot) -> None:
         """Rebuild the state from what earlier leaders made durable, and give everybody a full window."""
         self._term = term
-        known = {host_id: self._record(host, seen) for host_id, host in seen.hosts.items()}
+        self._told_why.clear()
+        self._hands.restarts = {vm_id: one.id for vm_id, one in seen.live.items() if one.kind == reading.RESTART}
+        known = {host_id: reading.host_record(host, seen) for host_id, host in seen.hosts.items()}
+        self._told = {host_id: len(record.evidence) for host_id, record in known.items()}
         self._state = State(settings=self._settings, hosts=known, is_paused=seen.control.is_paused)
         self._feed([LeaderStarted()], term, seen)
         now = self._clock.boottime_s()
@@ -154,48 +144,10 @@ class FailoverLoop:
         listed = {host_id: replace(host, has_listed=True) for host_id, host in self._state.hosts.items()}
         self._state = replace(self._state, hosts=listed, judging_from_s=now + self._window_s)
 
-    def _record(self, host: Host, seen: _Seen) -> HostRecord:
-        row = self._db.read(lambda session: failover.open_record(session, host.id))
-        evidence = tuple(
-            Evidence(at_s=0.0, what=str(line["what"]), proof=Proof(line["proof"]) if line.get("proof") else None)
-            for line in (row.evidence if row else ())
-        )
-        return HostRecord(
-            id=host.id,
-            standing=host.connectivity,
-            boot_id=host.boot_id,
-            power_paths=tuple(path.name for path in seen.paths.get(host.id, ())),
-            was_armed_at_loss=self._is_armed(host.id),
-            is_armed=self._is_armed(host.id),
-            evidence=evidence,
-            proof=Proof(row.proof) if row and row.proof else None,
-            is_cordoned=host.is_cordoned,
-            has_listed=True,
-        )
-
-    def _observe(self, seen: _Seen) -> list[Event]:
+    def _observe(self, seen: Snapshot) -> list[Event]:
         """Return what changed in the world since the last round, as events."""
-        now = self._clock.boottime_s()
         self._take_members(seen)
-        found: list[Event] = []
-        for host_id, host in seen.hosts.items():
-            record = self._state.hosts[host_id]
-            match host.connectivity:
-                case HostConnectivity.UP:
-                    if record.standing in {HostConnectivity.LOST, HostConnectivity.FENCED}:
-                        found.append(SessionOpened(host=host_id, boot_id=host.boot_id, domains=()))
-                    found.append(Renewed(host=host_id, at_s=now, boot_id=host.boot_id, is_armed=self._is_armed(host_id)))
-                case HostConnectivity.SUSPECT:
-                    found.append(
-                        Renewed(
-                            host=host_id,
-                            at_s=now - self._settings.suspect_after_s - 0.1,
-                            boot_id=host.boot_id,
-                            is_armed=self._is_armed(host_id),
-                        )
-                    )
-            if record.ends_granting_since_s is not None and not record.granting_ended and self._has_granting_ended(host_id, seen):
-                found.append(GrantingEnded(host=host_id, handled_s=now))
+        found = self._heard(seen)
         found += [ReleaseAsked(host=host_id) for host_id in seen.control.released if host_id in self._state.hosts]
         if seen.control.is_paused != self._state.is_paused:
             found.append(PauseAsked(is_on=seen.control.is_paused))
@@ -203,38 +155,50 @@ class FailoverLoop:
             known = self._state.hosts.get(host_id)
             if known is not None and known.standing in {HostConnectivity.SUSPECT, HostConnectivity.LOST}:
                 found.append(ConfirmedOff(host=host_id, by=str(words["by"]), reason=str(words["reason"])))
-        return found + self._ended(seen)
+        return found + self._ended(seen) + self._ended_alone(seen)
 
-    def _take_members(self, seen: _Seen) -> None:
-        """Add hosts and vms that came, drop those that went, refresh what operators configured."""
-        known = {host_id: self._state.hosts.get(host_id) or self._record(host, seen) for host_id, host in seen.hosts.items()}
+    def _heard(self, seen: Snapshot) -> list[Event]:
+        now = self._clock.boottime_s()
+        found: list[Event] = []
         for host_id, host in seen.hosts.items():
+            record, guard = self._state.hosts[host_id], seen.guards.get(host_id, HostGuard())
+            if host.connectivity is HostConnectivity.UP and record.standing in _AWAY:
+                # It comes back with what it holds, or not at all: nothing is concluded from a list that we have not seen.
+                self._hands.ask_for_list(host_id, host.boot_id)
+            silent_s = {HostConnectivity.UP: 0.0, HostConnectivity.SUSPECT: self._settings.suspect_after_s + 0.1}
+            if host.connectivity in silent_s:
+                found.append(
+                    Renewed(
+                        host=host_id,
+                        at_s=now - silent_s[host.connectivity],
+                        boot_id=host.boot_id,
+                        is_armed=guard.is_armed,
+                        kill_s=guard.kill_ms / 1000,
+                    )
+                )
+            if record.ends_granting_since_s is not None and not record.granting_ended and self._has_granting_ended(host_id, seen):
+                found.append(GrantingEnded(host=host_id, handled_s=self._count_from(host_id, seen)))
+        return found
+
+    def _take_members(self, seen: Snapshot) -> None:
+        """Add hosts and vms that came, drop those that went, refresh what operators and owners changed."""
+        now = self._clock.boottime_s()
+        hosts = {}
+        for host_id, host in seen.hosts.items():
+            record = self._state.hosts.get(host_id) or reading.host_record(host, seen)
             paths = tuple(path.name for path in seen.paths.get(host_id, ()))
-            known[host_id] = replace(known[host_id], power_paths=paths, is_cordoned=host.is_cordoned, has_listed=True)
-        kept = {vm_id: vm for vm_id, vm in self._state.vms.items() if vm_id in seen.vms}
+            hosts[host_id] = replace(record, power_paths=paths, is_cordoned=host.is_cordoned, has_listed=True)
+        vms = {}
         for vm_id, row in seen.vms.items():
-            if vm_id not in kept:
-                kept[vm_id] = self._vm(row, seen)
-            kept[vm_id] = replace(kept[vm_id], desired=_desired(row), priority=row.priority)
-        self._state = replace(self._state, hosts=known, vms=kept)
+            known = self._state.vms.get(vm_id)
+            vm = reading.vm_record(row, seen, now_s=now) if known is None else _refreshed(known, row, seen, now)
+            is_given_up = bool(row.attention) or vm.phase is not Phase.NEEDS_ATTENTION
+            # Its owner took it up again: what failover thought of it is over.
+            vm = vm if is_given_up else reading.vm_record(row, seen, now_s=now)
+            vms[vm_id] = replace(vm, desired=reading.desired(row), priority=row.priority, start_delay_s=row.start_delay_s)
+        self._state = replace(self._state, hosts=hosts, vms=vms, tombstones=seen.tombstones)
 
-    def _vm(self, row: KeptVm, seen: _Seen) -> VmRecord:
-        """Return the vm as held by its home and the target of its migration, or as its recovery left it."""
-        vm = VmRecord(id=row.id, host=row.host_id, epoch=row.epoch, is_local=row.has_local_disk, priority=row.priority)
-        start = next((one for one in seen.starts if one.vm_id == row.id), None)
-        if start is not None:
-            holder = Holder(host=row.host_id, epoch=row.epoch)
-            return replace(vm, phase=Phase.STARTING, holders=(holder,), since_s=self._clock.boottime_s())
-        holders = [Holder(host=row.host_id, epoch=row.epoch)]
-        if row.migrating_to and row.migrating_to != row.host_id:
-            holders.append(Holder(host=row.migrating_to, epoch=row.epoch + 1))
-        home = seen.hosts.get(row.host_id)
-        if home is not None and home.connectivity is HostConnectivity.FENCED and len(holders) == 1 and not row.has_local_disk:
-            # The last leader fenced its host and died before it began the recovery.
-            return replace(vm, phase=Phase.RECOVERING, why="waits for a home: its host was fenced")
-        return replace(vm, holders=tuple(holders), phase=Phase.MOVING if len(holders) > 1 else Phase.SETTLED)
-
-    def _has_granting_ended(self, host_id: str, seen: _Seen) -> bool:
+    def _has_granting_ended(self, host_id: str, seen: Snapshot) -> bool:
         """Tell whether each gateway has acknowledged the revocation, or let its own lease end before our eyes."""
         revocation = seen.revocations.get(host_id)
         if revocation is None:
@@ -246,193 +210,175 @@ class FailoverLoop:
                 return False
         return True
 
-    def _ended(self, seen: _Seen) -> list[Event]:
-        """Return the ends of recoveries, from their operations."""
+    def _count_from(self, host_id: str, seen: Snapshot) -> float:
+        """Return when the host's last renewal was granted, never too early; called once nobody grants to it any more.
+
+        What this loop noted before is only when it *saw* the host up, seconds after its last renewal: it is forgotten. A gateway
+        says how long ago it granted before it acknowledged, and we see that later still. Where the gateway of the host's newest
+        session did not say it (it died, or gave its row up), the lease is counted from now.
+        """
+        now, revocation = self._clock.boottime_s(), seen.revocations[host_id]
+        said = {name: ago_ms for name, ago_ms in revocation.acknowledgements.items() if ago_ms >= 0}
+        if said.get(seen.session_gateways.get(host_id, "")) is None:
+            return now
+        # Their clock may be slow by rho; the wait's own allowance covers ours.
+        handled_s = now - min(said.values()) / 1000 * (1 - self._settings.rate_error)
+        record = self._state.hosts[host_id]
+        self._state = replace(self._state, hosts={**self._state.hosts, host_id: replace(record, handled_s=NEVER_S)})
+        return handled_s
+
+    def _ended(self, seen: Snapshot) -> list[Event]:
+        """Return the ends of restarts, from their operations."""
         found: list[Event] = []
-        for start in seen.starts:
-            state, vm = seen.operations.get(start.operation_id), self._state.vms.get(start.vm_id)
-            if state is None or state not in ENDED_STATES or vm is None or vm.phase is not Phase.STARTING:
+        begun = {start.vm_id: start.operation_id for start in seen.starts} | self._hands.restarts
+        for vm_id, operation_id in begun.items():
+            operation, vm = seen.operations.get(operation_id), self._state.vms.get(vm_id)
+            if operation is None or operation.state not in ENDED_STATES:
                 continue
-            why = seen.errors.get(start.operation_id, "")
-            ended = StartEnded(
-                vm=vm.id, host=vm.host, epoch=vm.epoch, is_running=state is OperationState.DONE, why=why or state.value
-            )
-            found.append(ended)
+            self._hands.restarts.pop(vm_id, None)
+            if vm is None or vm.phase is not Phase.STARTING:
+                continue
+            found += _end_of(operation, vm)
         return found
 
-    def _answered(self) -> list[Event]:
+    def _ended_alone(self, seen: Snapshot) -> list[Event]:
+        """Return the guests that their living host says have ended while nobody was working on them."""
         found: list[Event] = []
-        while not self._answers.empty():
-            found.append(self._answers.get())
+        for vm_id, row in seen.vms.items():
+            vm, host = self._state.vms[vm_id], seen.hosts.get(row.host_id)
+            is_off = row.observed_state in _OFF and row.observed_host_id == row.host_id and row.observed_reason not in ON_PURPOSE
+            is_idle = vm.phase is Phase.SETTLED and bool(vm.holders) and vm_id not in seen.live
+            if is_off and is_idle and host is not None and host.connectivity is HostConnectivity.UP:
+                seen_as = reading.seen_of(row)
+                found.append(Observed(vm=vm_id, host=row.host_id, epoch=row.epoch, seen=seen_as, was_crash=True))
         return found
 
     # --- what is done ------------------------------------------------------------------------------------------------------------
 
-    def _feed(self, happened: Sequence[Event], term: int, seen: _Seen) -> None:
-        self._state, effects = steps(self._state, happened, self._clock.boottime_s())
+    def _feed(self, happened: Sequence[Event], term: int, seen: Snapshot) -> None:
+        now = self._clock.boottime_s()
+        self._state, effects = steps(self._state, happened, now)
         for ended in [one for one in happened if isinstance(one, StartEnded)]:
-            self._write(term, partial(self._record_end, event=ended))
+            self._hands.write(term, partial(self._record_end, event=ended))
         for effect in effects:
-            self._carry_out(effect, term, seen)
+            if isinstance(effect, do.SetStanding):
+                self._stand(effect, term)
+            else:
+                more = self._hands.carry_out(effect, term, seen)
+                if more:
+                    self._feed(more, term, seen)
+            if isinstance(effect, do.StartVm) and effect.vm not in self._hands.restarts:
+                self._forget(effect.vm)
+            if isinstance(effect, do.StartVm | do.SettleMove | do.DestroyCopy | do.RemoveLeftover) and self._nudger is not None:
+                self._nudger.nudge()
+        self._note_evidence(term)
 
-    def _write(self, term: int, work: Callable[[Session], Any]) -> None:
-        def fenced(session: Session) -> None:
-            leases.assert_leader(session, term)
-            work(session)
-
-        self._db.write(fenced)
-
-    def _carry_out(self, effect: do.Effect, term: int, seen: _Seen) -> None:
-        match effect:
-            case do.SetStanding():
-                self._write(term, lambda session: self._record_standing(session, effect))
-            case do.EndGranting():
-                if effect.host not in seen.revocations:
-                    self._write(term, lambda session: self._revoke(session, effect.host, term))
-            case do.WriteIntent():
-                # Hosts have no beacon yet: there is no second channel to close.
-                self._feed([IntentWritten(host=effect.host, at_s=NEVER_S)], term, seen)
-            case do.ResumeGranting():
-                self._write(term, lambda session: self._forget(session, effect.host))
-            case do.PowerOff():
-                self._switch_off(effect, term, seen)
-            case do.StartVm():
-                self._write(term, lambda session: self._recover(session, effect))
-            case do.Alarm():
-                self._write(term, lambda session: self._alarm(session, effect))
-            case do.Refuse():
-                log.info("refused", subject=effect.subject, code=effect.code, message=effect.message)
-            case _:
-                # Moves, stops and copies of live hosts are the sagas' own until drains and moves come through here.
-                log.info("left to an operator", effect=type(effect).__name__, vm=getattr(effect, "vm", ""))
-
-    def _record_standing(self, session: Session, effect: do.SetStanding) -> None:
-        now = self._clock.now()
-        present = failover.open_record(session, effect.host)
-        old = list(present.evidence) if present else []
-        lines = [
-            {"at": now.isoformat(), "what": one.what, "proof": one.proof.value if one.proof else ""}
-            for one in effect.evidence[-1:]
-        ]
-        host = hosts.get(session, effect.host)
-        match effect.standing:
-            case HostConnectivity.LOST:
-                failover.write_record(
-                    session, effect.host, failover_id=mint("fo"), now=now, state="lost", evidence=[*old, *lines]
-                )
-            case HostConnectivity.FENCED:
-                proof = effect.proof.value if effect.proof else ""
-                failover.set_fenced(session, effect.host, now=now)
-                failover.write_record(
-                    session,
-                    effect.host,
-                    failover_id=mint("fo"),
-                    now=now,
-                    state="fenced",
-                    proof=proof,
-                    evidence=[*old, *lines],
-                    fenced_at=now,
-                )
-            case HostConnectivity.UP if present is not None:
-                failover.write_record(
-                    session,
-                    effect.host,
-                    failover_id=present.id,
-                    now=now,
-                    state="returned",
-                    evidence=[*old, *lines],
-                    returned_at=now,
-                )
-            case _:
-                return
-        kind = f"failover.{effect.standing.value}"
-        self._tell(session, kind, effect.host, f"{host.name}: {effect.evidence[-1].what}")
-
-    def _revoke(self, session: Session, host_id: str, term: int) -> None:
-        leases.revoke(session, host_id, term=term, now=self._clock.now())
-
-    def _forget(self, session: Session, host_id: str) -> None:
-        """Let a host that came back renew, and forget what operators said of its loss."""
-        leases.lift_revocation(session, host_id)
-        said = failover.control(session)
-        if host_id in said.released or host_id in said.confirmed_off:
-            failover.set_control(
-                session,
-                now=self._clock.now(),
-                released={key: value for key, value in said.released.items() if key != host_id},
-                confirmed_off={key: value for key, value in said.confirmed_off.items() if key != host_id},
-            )
-
-    def _switch_off(self, effect: do.PowerOff, term: int, seen: _Seen) -> None:
-        row = next((path for path in seen.paths.get(effect.host, ()) if path.name == effect.path), None)
-        if row is None:
+    def _stand(self, effect: do.SetStanding, term: int) -> None:
+        told = min(self._told.get(effect.host, 0), len(effect.evidence))
+        if effect.standing is HostConnectivity.SUSPECT:
+            told = 0  # a new story begins
+        now, lines = self._clock.boottime_s(), effect.evidence[told:]
+        try:
+            self._hands.write(term, partial(self._hands.record_standing, effect=effect, lines=lines, now_s=now))
+        except Conflict as conflict:
+            if conflict.code != "host-came-back":
+                raise
+            log.info("host came back in the last moment", host_id=effect.host)
+            for vm_id in [one.id for one in self._state.vms.values() if one.host == effect.host]:
+                self._forget(vm_id)
             return
-        path = FencePath(name=row.name, agent=row.agent, options=row.options, secret_file=row.secret_file)
-        log.info("switching a host off", host_id=effect.host, path=effect.path, number=effect.number)
+        if effect.standing is not HostConnectivity.SUSPECT:
+            self._told[effect.host] = len(effect.evidence)
+        else:
+            self._told[effect.host] = 0
 
-        def work() -> None:
-            message = ""
-            is_off = False
-            try:
-                answer = self._fencer.switch_off(
-                    path, timeout_s=self._settings.power_timeout_s / 2, may_still=lambda: self._may_still(effect.host, term)
-                )
-                is_off, message = answer.power is Power.OFF, answer.message
-            except Exception as error:
-                log.exception("power device failed", host_id=effect.host, path=effect.path)
-                message = type(error).__name__
-            self._answers.put(
-                PowerAnswered(host=effect.host, path=effect.path, number=effect.number, is_off=is_off, message=message)
-            )
+    def _forget(self, vm_id: str) -> None:
+        """Drop what we think of a vm: the store knew better; the next round reads it anew."""
+        self._state = replace(self._state, vms={key: vm for key, vm in self._state.vms.items() if key != vm_id})
 
-        self._devices.submit(work)
-
-    def _may_still(self, host_id: str, term: int) -> bool:
-        """Check our own lease and the host's silence once more, immediately before the power action."""
-
-        def work(session: Session) -> bool:
-            leases.assert_leader(session, term)
-            return hosts.get(session, host_id).connectivity is HostConnectivity.LOST
-
-        return self._db.write(work)
-
-    def _recover(self, session: Session, effect: do.StartVm) -> None:
-        now, vm = self._clock.now(), vms.get(session, effect.vm)
-        host_id = vm.host_id
-        present = failover.open_record(session, host_id)
-        because = f"its host was fenced ({present.proof})" if present and present.proof else "its host lost it"
-        operation = recovery.recover(session, vm, because=because, now=now, actor=SYSTEM)
-        if present is not None:
-            failover.write_vm(
-                session, present.id, vm.id, now=now, operation_id=operation.id, state="starting", why="", ended_at=None
-            )
+    def _note_evidence(self, term: int) -> None:
+        """Record lines that came without a change of standing: a power device that failed, an answer that came late."""
+        now = self._clock.boottime_s()
+        for host_id, host in self._state.hosts.items():
+            told = self._told.get(host_id, 0)
+            if host.standing in _AWAY and len(host.evidence) > told:
+                lines = host.evidence[told:]
+                self._hands.write(term, partial(self._hands.record_notes, host_id=host_id, lines=lines, now_s=now))
+                self._told[host_id] = len(host.evidence)
 
     def _record_end(self, session: Session, *, event: StartEnded) -> None:
+        now = self._clock.now()
         for row in failover.open_starts(session):
-            if row.vm_id == event.vm:
-                failover.write_vm(
-                    session,
-                    row.failover_id,
-                    row.vm_id,
-                    now=self._clock.now(),
-                    state="running" if event.is_running else "failed",
-                    why=event.why[:1000] if not event.is_running else "",
-                    ended_at=self._clock.now(),
-                )
+            if row.vm_id != event.vm:
+                continue
+            if event.is_running:
+                metrics.FAILOVER_SECONDS.labels("running").observe((now - row.created_at).total_seconds())
+            failover.write_vm(
+                session,
+                row.failover_id,
+                row.vm_id,
+                now=now,
+                state="running" if event.is_running else "failed",
+                why=event.why[:1000] if not event.is_running else "",
+                ended_at=now,
+            )
 
-    def _alarm(self, session: Session, effect: do.Alarm) -> None:
-        self._tell(session, f"alarm.{effect.code}", effect.subject, effect.message)
+    def _note_waiting(self, term: int, seen: Snapshot) -> None:
+        """Record why vms of lost hosts wait, at most every few seconds each: reasons may count seconds."""
+        now = self._clock.boottime_s()
+        waits = {
+            vm.id: vm for vm in self._state.vms.values() if vm.why and (vm.phase is Phase.RECOVERING or _is_stranded(vm, seen))
+        }
+        self._told_why = {vm_id: told for vm_id, told in self._told_why.items() if vm_id in waits}
+        for vm_id, vm in waits.items():
+            at, why = self._told_why.get(vm_id, (float("-inf"), ""))
+            if vm.why != why and now - at >= WHY_EVERY_S and vm.host in seen.records:
+                self._told_why[vm_id] = (now, vm.why)
+                self._hands.write(term, partial(self._hands.record_waiting, host_id=vm.host, vm=vm))
 
-    def _note_frozen(self, term: int, control: FailoverControl) -> None:
-        if control.frozen != self._state.frozen[:500]:
-            frozen = self._state.frozen[:500]
-            self._write(term, lambda session: failover.set_control(session, now=self._clock.now(), frozen=frozen))
+    def _note_frozen(self, term: int, seen: Snapshot) -> None:
+        frozen = self._state.frozen[:500]
+        if seen.control.frozen != frozen:
+            now = self._clock.now()
+            self._hands.write(term, lambda session: failover.set_control(session, now=now, frozen=frozen))
 
-    def _tell(self, session: Session, kind: str, subject_id: str, message: str) -> None:
-        events.append(session, kind=kind, subject_id=subject_id, actor=SYSTEM.name, message=message, now=self._clock.now())
+    def _measure(self) -> None:
+        metrics.FAILOVER_FROZEN.labels("breaker").set(bool(self._state.frozen))
+        metrics.FAILOVER_FROZEN.labels("operator").set(self._state.is_paused)
+        phases = Counter(vm.phase for vm in self._state.vms.values())
+        metrics.FAILOVER_VMS.labels("waiting").set(phases[Phase.RECOVERING])
+        metrics.FAILOVER_VMS.labels("starting").set(phases[Phase.STARTING])
 
 
-def _desired(row: KeptVm) -> Desired:
-    if row.ha != "restart":
-        return Desired.IGNORED
-    return Desired.RUNNING if row.desired_power == "running" else Desired.DISABLED
+def _refreshed(vm: VmRecord, row: KeptVm, seen: Snapshot, now_s: float) -> VmRecord:
+    """Return the vm as the store has it by now, where failover itself has nothing in hand with it."""
+    home = seen.hosts.get(row.host_id)
+    is_alive = home is not None and home.connectivity is HostConnectivity.UP
+    is_idle = vm.phase is Phase.SETTLED and not row.migrating_to and is_alive
+    if not is_idle or not vm.holders:
+        return vm
+    return replace(
+        vm,
+        host=row.host_id,
+        epoch=row.epoch,
+        holders=(Holder(host=row.host_id, epoch=row.epoch),),
+        is_local=row.has_local_disk,
+        seen=reading.seen_of(row),
+        seen_s=now_s,
+    )
+
+
+def _is_stranded(vm: VmRecord, seen: Snapshot) -> bool:
+    """Tell whether nothing can be done for a vm whose host is proven off: its disks were there alone."""
+    home = seen.hosts.get(vm.host)
+    return vm.is_local and vm.is_kept and home is not None and home.connectivity is HostConnectivity.FENCED
+
+
+def _end_of(operation: Operation, vm: VmRecord) -> list[Event]:
+    is_running = operation.state is OperationState.DONE
+    error = operation.error
+    found: list[Event] = []
+    if error is not None and error.code == "image-corrupt":
+        found.append(MarkedCorrupt(vm=vm.id))
+    why = error.message if error is not None else operation.state.value
+    return [*found, StartEnded(vm=vm.id, host=vm.host, epoch=vm.epoch, is_running=is_running, why="" if is_running else why)]

@@ -1,4 +1,4 @@
-"""Asks many hosts the same at once, within the time that one step of a driver may take."""
+"""Asks many hosts, or two, the same at once, within the time that one step of a driver may take."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -25,6 +25,13 @@ def ask_each(hosts: Sequence[UpHost], ask: Callable[[UpHost], T]) -> Mapping[str
         return {host_id: future.result() if future.done() else _late() for host_id, future in futures.items()}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def ask_both(ask: Callable[[str], T], one_host_id: str, other_host_id: str) -> tuple[T, T]:
+    """Return what two hosts answer to the same, asked at once. Raises what either raises; each call has its own deadline."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ask-both") as pool:
+        other = pool.submit(ask, other_host_id)
+        return ask(one_host_id), other.result()
 
 
 def _caught(ask: Callable[[UpHost], T], host: UpHost) -> T | TrimtabError:

@@ -146,9 +146,12 @@ class Gateway:
         self._progress_written[operation_id] = now_s
         return True
 
-    def last_granted_unix_ms(self, host_id: str) -> int:
+    def granted_ago_ms(self, host_id: str) -> int:
+        """Return how long ago this gateway last granted the host a renewal, by our own clock; -1: it never did."""
         state = self.states.get(host_id)
-        return state.granted_unix_ms if state else 0
+        if state is None or state.granted_boottime_s is None:
+            return -1
+        return int((self.clock.boottime_s() - state.granted_boottime_s) * 1000)
 
     # --- certificates --------------------------------------------------------------------------------------------------------
 

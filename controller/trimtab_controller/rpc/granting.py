@@ -2,7 +2,7 @@
 
 The engine may start a vm elsewhere once every gateway has acknowledged a revocation or has lost its row. So a gateway grants
 only while its last renewal, counted from before it was sent, is younger than the ttl; it stops for a revoked host first and
-acknowledges afterwards, with the time at which it last handled a renewal of that host.
+acknowledges afterwards, with how long ago it last granted that host a renewal: an age, since no two machines share a clock.
 """
 
 import asyncio
@@ -101,20 +101,19 @@ class GrantingRight:
         ttl_ms = int(self._ttl_s * 1000)
         return leases.take(session, self._name, owner=self.gateway_id, seen=seen, ttl_ms=ttl_ms, now=now, context=self._context)
 
-    async def learn_revocations(self, last_handled_unix_ms: Callable[[str], int]) -> None:
+    async def learn_revocations(self, granted_ago_ms: Callable[[str], int]) -> None:
         """Read the committed revocations, stop granting to those hosts, then acknowledge what is new."""
         known = await self._in_thread(lambda: self._database.read(leases.revocations))
         self._revoked = {one.host_id: one.number for one in known}
         fresh = {one.host_id: one.number for one in known if self.gateway_id not in one.acknowledgements}
         if not fresh:
             return
-        handled = {host: last_handled_unix_ms(host) for host in fresh}
+        # No grant can follow: the host is in `_revoked`, and we are in the loop's thread.
+        ago_ms = {host: granted_ago_ms(host) for host in fresh}
 
         def acknowledge(session: Session) -> None:
             for host_id, number in sorted(fresh.items()):
-                leases.acknowledge(
-                    session, host_id, number=number, gateway_id=self.gateway_id, last_handled_unix_ms=handled[host_id]
-                )
+                leases.acknowledge(session, host_id, number=number, gateway_id=self.gateway_id, granted_ago_ms=ago_ms[host_id])
 
         await self._in_thread(lambda: self._database.write(acknowledge))
         log.info("revocations acknowledged", host_ids=sorted(fresh))

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from trimtab_controller import metrics
 from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos.controller.v1 import gateway_service_pb2 as pb
 
 log = structlog.get_logger(__name__)
@@ -38,8 +39,14 @@ class HostState:
     connectivity: HostConnectivity
     heard_boottime_s: float
     heard_unix_ms: int
-    granted_unix_ms: int = 0
-    """When a renewal was last granted; what a revocation is acknowledged with."""
+    granted_boottime_s: float | None = None
+    """When a renewal was last granted; its age is what a revocation is acknowledged with."""
+    guards: tuple[HostGuard, ...] = (HostGuard(),)
+    """What the lease is counted on for, as recorded; several while a record is under way or its outcome is unknown."""
+    is_recording_guard: bool = False
+    clock_rate_ppm: int = 0
+    warden_missing: tuple[str, ...] = ()
+    warden_vm_ids: tuple[str, ...] = ()
     skew_ms: int = 0
     is_hypervisor_up: bool = True
     is_warden_armed: bool = False
@@ -61,6 +68,10 @@ class HostState:
                 "is_hypervisor_up": self.is_hypervisor_up,
                 "is_warden_armed": self.is_warden_armed,
                 "kill_ms": self.kill_ms,
+                "clock_rate_ppm": self.clock_rate_ppm,
+                "warden_missing": self.warden_missing,
+                "warden_vm_ids": self.warden_vm_ids,
+                "beacon_pool_id": self.guards[-1].beacon_pool_id,
                 "load": {
                     "cpu_used_permille": load.cpu_used_permille,
                     "cpu_steal_permille": load.cpu_steal_permille,

@@ -23,7 +23,8 @@ from trimtab_controller.services import outbox as outbox_service
 from trimtab_controller.services import sessions
 from trimtab_controller.services.job_updates import JobUpdate
 from trimtab_controller.services.sessions import Opened, Opening
-from trimtab_controller.store import host_reports
+from trimtab_controller.store import host_guards, host_reports
+from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos.agent.v1 import agent_service_pb2, command_pb2, domain_pb2, inventory_pb2, storage_pb2
 from trimtab_protos.codec import from_proto, to_proto
 from trimtab_protos.controller.v1 import gateway_service_pb2 as pb
@@ -154,6 +155,7 @@ class HostSession:
             heard_unix_ms=_unix_ms(clock.now().timestamp()),
             inventory_digest=hello.inventory.digest,
             is_hypervisor_up=hello.HasField("inventory"),
+            guards=(opened.guard,),
         )
         self._gateway.enter(self)
         log.info("session opened", host_id=self.host_id, host=opened.name, lease_number=opened.lease_number)
@@ -181,9 +183,12 @@ class HostSession:
         state.is_warden_armed = beat.is_warden_armed
         state.kill_ms = beat.kill_ms
         state.load.CopyFrom(beat.load)
-        is_granted = gateway.right.may_grant(self.host_id)
+        state.clock_rate_ppm = beat.clock_rate_ppm
+        state.warden_missing = tuple(beat.warden_missing)
+        state.warden_vm_ids = tuple(beat.warden_vm_ids)
+        is_granted = self._may_count_on(state, beat) and gateway.right.may_grant(self.host_id)
         if is_granted:
-            state.granted_unix_ms = now_ms
+            state.granted_boottime_s = gateway.clock.boottime_s()
         (_GRANTED if is_granted else _REFUSED).inc()
         await self._send(
             pb.SessionResponse(
@@ -196,6 +201,32 @@ class HostSession:
         if beat.HasField("inventory") and beat.inventory.digest != state.inventory_digest:
             state.inventory_digest = beat.inventory.digest
             self._start(self._commit_inventory(beat.inventory))
+
+    def _may_count_on(self, state: HostState, beat: pb.Heartbeat) -> bool:
+        """Tell whether what is recorded of the host's warden covers this renewal; where it changed, begin to record it.
+
+        A renewal that says less than the record is granted only after the record says so too: whoever counts on the lease after
+        our own end reads the record.
+        """
+        heard = HostGuard.heard(is_armed=beat.is_warden_armed, kill_ms=beat.kill_ms, beacon_pool_id=beat.beacon_pool_id)
+        if state.guards != (heard,) and not state.is_recording_guard:
+            state.is_recording_guard = True
+            state.guards = (*state.guards, heard)
+            self._start(self._record_guard(state, heard))
+        return all(guard.covers(heard) for guard in state.guards)
+
+    async def _record_guard(self, state: HostState, heard: HostGuard) -> None:
+        now = self._gateway.clock.now()
+        try:
+            is_written = await self._gateway.committer.commit(
+                lambda session: host_guards.write(session, self.host_id, heard, lease_number=state.lease_number, now=now)
+            )
+        finally:
+            state.is_recording_guard = False
+        if not is_written:
+            return  # a newer session speaks for the host
+        state.guards = (heard,)
+        log.info("host guard recorded", host_id=self.host_id, is_armed=heard.is_armed, kill_ms=heard.kill_ms)
 
     async def _commit_inventory(self, message: inventory_pb2.Inventory) -> None:
         inventory, now = from_proto(message, Inventory), self._gateway.clock.now()

@@ -84,7 +84,7 @@ class Watch:
     async def learn(self) -> None:
         """Stop for revoked hosts, and end sessions whose certificates were revoked."""
         gateway = self._gateway
-        await gateway.right.learn_revocations(gateway.last_granted_unix_ms)
+        await gateway.right.learn_revocations(gateway.granted_ago_ms)
         now = gateway.clock.now()
         revoked = await asyncio.to_thread(gateway.database.read, lambda session: certificates.revoked_serials(session, now))
         for session in [one for one in gateway.sessions.values() if one.peer.serial in revoked]:
@@ -131,7 +131,7 @@ class Watch:
         now_s, settings = self._gateway.clock.boottime_s(), self._gateway.settings
         for state in list(self._gateway.states.values()):
             silent_s = now_s - state.heard_boottime_s
-            to = _judgement(state.connectivity, silent_s, suspect_s=settings.lease_ttl_s, lost_s=settings.lost_after_s)
+            to = _judgement(state.connectivity, silent_s, suspect_s=settings.suspect_after_s, lost_s=settings.lost_after_s)
             if to is not None and not state.is_changing:
                 state.is_changing = True
                 task = asyncio.create_task(self._change(state, to))
@@ -170,7 +170,7 @@ class Watch:
         self._orphans = {host_id: self._since(host, now_s) for host_id, host in orphans.items()}
         for host_id, host in orphans.items():
             silent_s = now_s - self._orphans[host_id][1]
-            to = _judgement(host.connectivity, silent_s, suspect_s=settings.lease_ttl_s, lost_s=settings.lost_after_s)
+            to = _judgement(host.connectivity, silent_s, suspect_s=settings.suspect_after_s, lost_s=settings.lost_after_s)
             if to in {HostConnectivity.SUSPECT, HostConnectivity.LOST}:
                 await gateway.committer.commit(_suspicion(host, to, gateway.clock.now()))
                 log.info("host connectivity", host_id=host_id, connectivity=to.value, last_gateway_id=host.gateway_id)

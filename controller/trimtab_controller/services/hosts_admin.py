@@ -1,7 +1,7 @@
 """What administrators do with hosts and host classes; how machines join: `hosts.py`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -10,9 +10,23 @@ from sqlalchemy.orm import Session
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Host, HostClass, Operation
 from trimtab_controller.operations.accept import accept
+from trimtab_controller.services import fencing
 from trimtab_controller.services.vms import merge_labels
-from trimtab_controller.store import certificates, events, host_stocks, hosts, hosts_read, keyset, lookup, plans, pools, schema
+from trimtab_controller.store import (
+    certificates,
+    events,
+    host_guards,
+    host_stocks,
+    hosts,
+    hosts_read,
+    keyset,
+    lookup,
+    plans,
+    pools,
+    schema,
+)
 from trimtab_controller.store.certificates import HostCertificate
+from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos.errors import Conflict, NotFound
 
 
@@ -25,6 +39,11 @@ class HostView:
     certificates: Mapping[str, HostCertificate]
     # By pool name; only where one host is asked for.
     pools: Mapping[str, pools.PoolOnHost]
+    fence_paths: tuple[fencing.FenceView, ...] = ()
+    # What its lease is counted on for; None: not asked.
+    guard: HostGuard | None = None
+    # Names of the vms that its warden kills when its lease ends.
+    would_kill: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +70,12 @@ def find(session: Session, name_or_id: str) -> Host:
 def get(session: Session, name_or_id: str) -> HostView:
     host = find(session, name_or_id)
     view = views(session, (host,))[0]
-    return HostView(
-        host=host,
-        host_class_name=view.host_class_name,
-        counts=view.counts,
-        certificates=view.certificates,
+    return replace(
+        view,
         pools=_pools_of(session, host.id),
+        fence_paths=fencing.of_host(session, host),
+        guard=host_guards.read(session, host.id),
+        would_kill=fencing.would_be_killed(session, host),
     )
 
 

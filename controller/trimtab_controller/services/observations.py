@@ -43,7 +43,7 @@ def record_all(
         drift = _drift_of(host_id, observation, holding)
         if drift:
             _note_drift(session, host_id, observation, holding, drift, now=now)
-        elif holding is not None and not _is_other_sides_matter(observation, holding):
+        elif holding is not None and not _is_other_sides_matter(host_id, observation, holding):
             if _is_unchanged(host_id, observation, holding):
                 unchanged.append(vm_id)
             else:
@@ -66,9 +66,11 @@ def _drift_of(host_id: str, observation: DomainObservation, holding: Holding | N
     return ""
 
 
-def _is_other_sides_matter(observation: DomainObservation, holding: Holding) -> bool:
+def _is_other_sides_matter(host_id: str, observation: DomainObservation, holding: Holding) -> bool:
     if holding.is_deleted:
         return observation.state is not DomainState.ABSENT
+    if holding.known_epoch(host_id) is None:
+        return True  # it holds nothing: a migration's source that tells, after the move, that its side is gone
     is_one_sided = observation.state in _ONE_SIDED or observation.reason is StateReason.MIGRATED
     return len(holding.claims) > 1 and is_one_sided
 

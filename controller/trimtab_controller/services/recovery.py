@@ -1,10 +1,10 @@
 """Failover's transactions: take a vm from its dead host, and what operators may say to failover. One transaction each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from trimtab_controller.core.model import Actor, Host, Operation, Vm
-from trimtab_controller.fencing import FencePath, check_path
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.store import claims, events, failover, operations, vms, volume_claims
 from trimtab_controller.store.database import Session
@@ -13,8 +13,10 @@ from trimtab_protos.errors import Conflict, InvalidRequest
 REASON_MAX = 400
 
 
-def recover(session: Session, vm: Vm, *, because: str, now: datetime, actor: Actor) -> Operation:
+def recover(session: Session, vm: Vm, *, because: str, now: datetime, actor: Actor, to_host_id: str = "") -> Operation:
     """Supersede the vm's live operation, end its migration, raise its epoch, give its claims back, and accept vm.recover.
+
+    `to_host_id`: only there.
 
     The caller has proof that no holder can write. From the commit on, commands of any older epoch or turn are refused.
     """
@@ -32,7 +34,38 @@ def recover(session: Session, vm: Vm, *, because: str, now: datetime, actor: Act
         subject_id=vm.id,
         subject_name=vm.name,
         project_id=vm.project_id,
-        params={"vm_id": vm.id, "because": because, "previous_host_id": vm.host_id},
+        params={"vm_id": vm.id, "because": because, "previous_host_id": vm.host_id, "to_host_id": to_host_id},
+        actor=actor,
+        priority=1000 + vm.priority,
+        now=now,
+    )
+
+
+def settle_move(session: Session, vm: Vm, host_id: str, *, now: datetime, actor: Actor) -> Operation:
+    """Supersede a migration whose other side is proven gone; accept vm.settle_move, which makes this host the vm's home.
+
+    Its record, claims of both sides included, stays until the guest was seen there.
+    """
+    operations.supersede(session, vm.id, by="the end of its broken move", now=now)
+    return _accept_own(session, "vm.settle_move", vm, {"vm_id": vm.id, "host_id": host_id}, now=now, actor=actor)
+
+
+def clean_copy(session: Session, vm: Vm, host_id: str, *, kill: bool, now: datetime, actor: Actor) -> Operation | None:
+    """Accept the removal of what a host holds of a vm that lives elsewhere; None where that is under way already."""
+    params = {"vm_id": vm.id, "host_id": host_id, "kill": kill}
+    if any(one.kind == "vm.clean_copy" and one.params == params for one in operations.live_of(session, vm.id)):
+        return None
+    return _accept_own(session, "vm.clean_copy", vm, params, now=now, actor=actor)
+
+
+def _accept_own(session: Session, kind: str, vm: Vm, params: Mapping[str, Any], *, now: datetime, actor: Actor) -> Operation:
+    return accept(
+        session,
+        kind,
+        subject_id=vm.id,
+        subject_name=vm.name,
+        project_id=vm.project_id,
+        params=params,
         actor=actor,
         priority=1000 + vm.priority,
         now=now,
@@ -65,20 +98,6 @@ def confirm_off(session: Session, host: Host, *, reason: str, actor: Actor, now:
     present = failover.control(session).confirmed_off
     failover.set_control(session, now=now, confirmed_off={**present, host.id: {"by": actor.name, "reason": reason}})
     _tell(session, "host.confirmed_off", host.id, f"{actor.name} confirmed that {host.name} is off: {reason}", actor, now)
-
-
-def configure_fence(session: Session, host: Host, paths: Sequence[FencePath], *, actor: Actor, now: datetime) -> None:
-    """Replace a host's power devices."""
-    names = [path.name for path in paths]
-    if len(names) != len(set(names)):
-        raise InvalidRequest("fence-path-twice", "name: two power devices of one host need two names", field="name")
-    for path in paths:
-        check_path(path)
-    rows = [
-        {"name": path.name, "agent": path.agent, "options": dict(path.options), "secret_file": path.secret_file} for path in paths
-    ]
-    failover.set_fence_paths(session, host.id, rows, now=now)
-    _tell(session, "host.fence_configured", host.id, f"{actor.name} configured fencing of {host.name}: {names}", actor, now)
 
 
 def _check_reason(reason: str) -> None:

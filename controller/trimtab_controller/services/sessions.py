@@ -1,7 +1,7 @@
 """What a gateway commits about a host: the start of its session, its renewals of certificates, and whether it is heard from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from trimtab_controller import pki
@@ -9,8 +9,9 @@ from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.model import Host
 from trimtab_controller.services import observations
 from trimtab_controller.services.hosts import SignedPair, record_certificates
-from trimtab_controller.store import certificates, events, host_reports, hosts
+from trimtab_controller.store import certificates, events, host_guards, host_reports, hosts
 from trimtab_controller.store.database import Session
+from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos.errors import PermissionDenied
 from trimtab_protos.messages import DomainObservation, Inventory, NetworkSpec, PoolSpec
 
@@ -37,6 +38,8 @@ class Opened:
     name: str
     pools: tuple[PoolSpec, ...]
     networks: tuple[NetworkSpec, ...]
+    guard: HostGuard = field(default_factory=HostGuard)
+    """What the host's lease was last counted on for."""
 
 
 def open_session(session: Session, opening: Opening, now: datetime) -> Opened:
@@ -80,6 +83,7 @@ def open_session(session: Session, opening: Opening, now: datetime) -> Opened:
         name=before.name,
         pools=host_reports.pool_specs_of(session, opening.host_id),
         networks=host_reports.network_specs_of(session, opening.host_id),
+        guard=host_guards.read(session, opening.host_id),
     )
 
 

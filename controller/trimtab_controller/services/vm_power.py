@@ -132,7 +132,7 @@ def _accept(
     desired: DesiredPower | None = None,
     supersedes: bool = False,
 ) -> Operation:
-    values = {"desired_power": desired.value} if desired is not None else {}
+    values = {"desired_power": desired.value, "attention": ""} if desired is not None else {}
     if values or caller.expected_version is not None:
         lookup.update_version(session, schema.vm, f"vm {vm.name}", vm.id, expected_version=caller.expected_version, **values)
     operation_id = mint("op")

@@ -73,6 +73,8 @@ class VmSpec:
     """`restart`: started elsewhere when its host is proven off; `none`: left alone."""
     priority: int = 0
     """Higher ones are restarted first."""
+    start_delay_s: int = 0
+    """Seconds between the proof that its host is off and its restart."""
 
     @property
     def wishes(self) -> dict[str, Any]:
@@ -273,6 +275,7 @@ def _vm_values(spec: VmSpec, *, vm_id: str, project: Project, root: _Root, now: 
         "wishes": spec.wishes,
         "ha": spec.ha,
         "priority": spec.priority,
+        "start_delay_s": spec.start_delay_s,
         "desired_power": (DesiredPower.RUNNING if spec.start else DesiredPower.STOPPED).value,
         "observed_state": ObservedState.ABSENT.value,
         "observed_at": now,

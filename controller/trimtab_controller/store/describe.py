@@ -183,6 +183,7 @@ def domain_spec(session: Session, parts: VmParts, host_id: str) -> DomainSpec:
         has_tpm=vm.has_tpm,
         has_local_time_clock=guest_os.takes_local_time(vm.os_family),
         has_hyperv=guest_os.has_enlightenments(vm.os_family),
+        is_kept=vm.ha == "restart",
     )
 
 

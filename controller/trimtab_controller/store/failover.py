@@ -1,6 +1,6 @@
 """Failover in SQL: power devices, the record of each loss, operators' words, and the rows that the leader's loop decides on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,11 +10,16 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.lifecycle import DesiredPower, HostConnectivity
 from trimtab_controller.core.model.failover import FailoverControl, FailoverRow, FailoverVmRow, FencePathRow
-from trimtab_controller.store import schema
+from trimtab_controller.store import keyset, schema
 from trimtab_controller.store.rows import build
 
 CONTROL = "failover"
 _SILENT = (HostConnectivity.SUSPECT.value, HostConnectivity.LOST.value, HostConnectivity.FENCED.value)
+
+
+_ENDED = ("stopped", "absent", "crashed")
+# Its owner shut it down from the inside, or an operator destroyed it by hand: not failover's to undo.
+ON_PURPOSE = ("guest_shutdown", "destroyed", "migrated")
 
 
 # --- power devices -----------------------------------------------------------------------------------------------------------
@@ -29,11 +34,19 @@ def fence_paths(session: Session, host_id: str = "") -> tuple[FencePathRow, ...]
 
 
 def set_fence_paths(session: Session, host_id: str, paths: Sequence[Mapping[str, Any]], *, now: datetime) -> None:
-    """Replace a host's power devices; their tests are forgotten with them."""
+    """Replace a host's power devices; their tests are forgotten with them, and new ones are wanted."""
     table = schema.fence_path
     session.execute(table.delete().where(table.c.host_id == host_id))
     for position, path in enumerate(paths):
-        session.execute(table.insert().values(host_id=host_id, position=position, created_at=now, **path))
+        values = {"host_id": host_id, "position": position, "test_wanted_at": now, "created_at": now}
+        session.execute(table.insert().values(**values, **path))
+
+
+def want_tests(session: Session, host_id: str, *, now: datetime) -> None:
+    """Ask the leader to test the power devices of a host ('' : of all) at its next round."""
+    table = schema.fence_path
+    wanted = table.update().values(test_wanted_at=now)
+    session.execute(wanted.where(table.c.host_id == host_id) if host_id else wanted)
 
 
 def record_test(session: Session, host_id: str, name: str, *, power: str, message: str, now: datetime) -> None:
@@ -80,14 +93,6 @@ def get_record(session: Session, failover_id: str) -> FailoverRow | None:
     return build(FailoverRow, row) if row else None
 
 
-def records(session: Session, *, limit: int, after_id: str = "") -> tuple[FailoverRow, ...]:
-    """Return losses, the newest first."""
-    table = schema.failover
-    query = sa.select(table).order_by(table.c.id.desc()).limit(limit)
-    rows = session.execute(query.where(table.c.id < after_id) if after_id else query)
-    return tuple(build(FailoverRow, row) for row in rows)
-
-
 def write_record(session: Session, host_id: str, *, failover_id: str, now: datetime, **values: Any) -> str:
     """Insert or change the record of the host's present loss; return its id."""
     table = schema.failover
@@ -97,6 +102,34 @@ def write_record(session: Session, host_id: str, *, failover_id: str, now: datet
         return failover_id
     session.execute(table.update().where(table.c.id == present.id).values(**values))
     return present.id
+
+
+def page(session: Session, page: keyset.Page) -> tuple[tuple[FailoverRow, ...], tuple[str, str] | None]:
+    table = schema.failover
+    filters = {"state": keyset.equals(table.c.state), "host": keyset.named(table.c.host_id, schema.host)}
+    found = keyset.fetch(session, sa.select(table), table, page, filters=filters)
+    return tuple(build(FailoverRow, row) for row in found.rows), found.next_after
+
+
+def open_records(session: Session) -> tuple[FailoverRow, ...]:
+    """Return the losses of hosts that are not back."""
+    table = schema.failover
+    rows = session.execute(sa.select(table).where(table.c.state != "returned").order_by(table.c.id))
+    return tuple(build(FailoverRow, row) for row in rows)
+
+
+def count_vms(session: Session, failover_ids: Collection[str]) -> Mapping[str, Mapping[str, int]]:
+    """Return for each loss how many of its vms are in each state."""
+    table = schema.failover_vm
+    query = (
+        sa.select(table.c.failover_id, table.c.state, sa.func.count())
+        .where(table.c.failover_id.in_(failover_ids))
+        .group_by(table.c.failover_id, table.c.state)
+    )
+    found: dict[str, dict[str, int]] = {failover_id: {} for failover_id in failover_ids}
+    for failover_id, state, count in session.execute(query):
+        found[failover_id][state] = count
+    return found
 
 
 def vms_of(session: Session, failover_id: str) -> tuple[FailoverVmRow, ...]:
@@ -128,44 +161,74 @@ class KeptVm:
     """A vm that failover keeps running, with what decides where it may go."""
 
     id: str
+    name: str
     host_id: str
     epoch: int
     priority: int
+    start_delay_s: int
     desired_power: str
     ha: str
+    observed_state: str
+    observed_reason: str
+    observed_host_id: str
+    attention: str
     has_local_disk: bool
     migrating_to: str
 
 
-def kept_vms(session: Session) -> tuple[KeptVm, ...]:
-    """Return the vms at home on hosts that are not heard from, and those whose recovery waits."""
-    vm, host, volume, pool, migration = schema.vm, schema.host, schema.volume, schema.pool, schema.migration
+def _kept() -> sa.Select[Any]:
+    vm, volume, pool, migration = schema.vm, schema.volume, schema.pool, schema.migration
     local = (
         sa.select(volume.c.id)
         .join(pool, pool.c.id == volume.c.pool_id)
         .where(volume.c.vm_id == vm.c.id, volume.c.deleted_at.is_(None), pool.c.is_shared.is_(False))
         .exists()
     )
-    waiting = sa.select(schema.failover_vm.c.vm_id).where(schema.failover_vm.c.state.in_(("waiting", "starting")))
-    query = (
-        sa.select(
-            vm.c.id,
-            vm.c.host_id,
-            vm.c.epoch,
-            vm.c.priority,
-            vm.c.desired_power,
-            vm.c.ha,
-            local.label("has_local_disk"),
-            sa.func.coalesce(migration.c.target_host_id, "").label("migrating_to"),
-        )
-        .select_from(vm.join(host, host.c.id == vm.c.host_id).outerjoin(migration, migration.c.vm_id == vm.c.id))
-        .where(
-            vm.c.deleted_at.is_(None),
-            vm.c.desired_power != DesiredPower.DELETED.value,
-            sa.or_(host.c.connectivity.in_(_SILENT), vm.c.id.in_(waiting), migration.c.vm_id.is_not(None)),
-        )
+    columns = [vm.c[name] for name in KeptVm.__dataclass_fields__ if name in vm.c]
+    return (
+        sa.select(*columns, local.label("has_local_disk"), sa.func.coalesce(migration.c.target_host_id, "").label("migrating_to"))
+        .select_from(vm.join(schema.host, schema.host.c.id == vm.c.host_id).outerjoin(migration, migration.c.vm_id == vm.c.id))
+        .where(vm.c.deleted_at.is_(None), vm.c.desired_power != DesiredPower.DELETED.value)
         .order_by(vm.c.id)
     )
+
+
+def kept_vms(session: Session, *, also: Collection[str] = ()) -> tuple[KeptVm, ...]:
+    """Return the vms that failover has to do with now, and those of `also`.
+
+    At home on a host that is not heard from; waiting for or in recovery; migrating; ended alone on a host that lives.
+    """
+    vm, host = schema.vm, schema.host
+    waiting = sa.select(schema.failover_vm.c.vm_id).where(schema.failover_vm.c.state.in_(("waiting", "starting")))
+    ended_alone = sa.and_(
+        vm.c.ha == "restart",
+        vm.c.desired_power == DesiredPower.RUNNING.value,
+        vm.c.attention == "",
+        vm.c.observed_host_id == vm.c.host_id,
+        vm.c.observed_state.in_(_ENDED),
+        vm.c.observed_reason.not_in(ON_PURPOSE),
+        host.c.connectivity == HostConnectivity.UP.value,
+    )
+    concerned = sa.or_(
+        host.c.connectivity.in_(_SILENT),
+        vm.c.id.in_(waiting),
+        schema.migration.c.vm_id.is_not(None),
+        ended_alone,
+        vm.c.id.in_(also),
+    )
+    return tuple(KeptVm(**row._mapping) for row in session.execute(_kept().where(concerned)))
+
+
+def tombstones(session: Session, vm_ids: Collection[str]) -> frozenset[str]:
+    """Return which of these vms were ours and are deleted: their ids are never used again."""
+    vm = schema.vm
+    query = sa.select(vm.c.id).where(vm.c.id.in_(vm_ids), vm.c.deleted_at.is_not(None))
+    return frozenset(session.scalars(query)) if vm_ids else frozenset()
+
+
+def vms_at_home(session: Session, host_id: str = "") -> tuple[KeptVm, ...]:
+    """Return the vms whose home is this host ('' : any), wherever they may be on their way to."""
+    query = _kept().where(schema.vm.c.host_id == host_id) if host_id else _kept()
     return tuple(KeptVm(**row._mapping) for row in session.execute(query))
 
 

@@ -257,6 +257,12 @@ def heard(session: Session) -> tuple[Heard, ...]:
     )
 
 
+def session_gateways(session: Session) -> Mapping[str, str]:
+    """Return the gateway of each live host's newest session."""
+    query = sa.select(_table.c.id, _table.c.gateway_id).where(_table.c.deleted_at.is_(None))
+    return {row.id: row.gateway_id for row in session.execute(query)}
+
+
 # --- classes and limits --------------------------------------------------------------------------------------------------
 
 

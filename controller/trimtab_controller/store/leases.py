@@ -137,7 +137,8 @@ def assert_leader(session: Session, term: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revocation:
-    """The end of granting to a host. `acknowledgements`: per gateway, when it last handled a renewal (Unix ms; 0: never)."""
+    """The end of granting to a host. `acknowledgements`: per gateway, how long before it said so it had last
+    granted a renewal (ms by its own clock; -1: never)."""
 
     host_id: str
     number: int
@@ -174,7 +175,7 @@ def revocations(session: Session) -> tuple[Revocation, ...]:
     return tuple(build(Revocation, row) for row in session.execute(sa.select(schema.lease_revocation)))
 
 
-def acknowledge(session: Session, host_id: str, *, number: int, gateway_id: str, last_handled_unix_ms: int) -> None:
+def acknowledge(session: Session, host_id: str, *, number: int, gateway_id: str, granted_ago_ms: int) -> None:
     """Record that a gateway has stopped granting to the host; the caller stopped before it says so here."""
     table = schema.lease_revocation
     known = _revocation(session, host_id)
@@ -183,7 +184,7 @@ def acknowledge(session: Session, host_id: str, *, number: int, gateway_id: str,
     session.execute(
         table.update()
         .where(table.c.host_id == host_id)
-        .values(acknowledgements={**known.acknowledgements, gateway_id: last_handled_unix_ms})
+        .values(acknowledgements={**known.acknowledgements, gateway_id: granted_ago_ms})
     )
 
 

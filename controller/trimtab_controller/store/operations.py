@@ -129,6 +129,12 @@ def get(session: Session, operation_id: str) -> Operation:
     return from_row(row)
 
 
+def live_of(session: Session, subject_id: str) -> tuple[Operation, ...]:
+    """Return the operations on the subject that have not ended, exclusive or not."""
+    query = sa.select(_table).where(_table.c.subject_id == subject_id, _table.c.state.in_(_LIVE))
+    return tuple(from_row(row) for row in session.execute(query))
+
+
 def live_exclusive(session: Session, subject_id: str) -> Operation | None:
     """Return the operation that locks the subject, if there is one (one that needs attention still does)."""
     states = (*_LIVE, OperationState.NEEDS_ATTENTION.value)

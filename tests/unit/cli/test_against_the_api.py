@@ -78,7 +78,8 @@ READS = [
     "op list", "op list --live", "op list -A", "event list", "event list -A --after 0 --kind vm.", "event list --subject web1",
     "project list", "project get p1", "user list", "user get admin", "token list", "whoami", "version",
     "audit list --actor admin --since 2h", "plan list", "plan list --filter state=open", "capacity get", "capacity get --by zone",
-    "failover check", "failover check --by host --by rack",
+    "failover check", "failover check --by host --by rack", "failover list", "failover list --filter state=lost", "failover status",
+    "fence list", "fence get node1",
 ]  # fmt: skip
 
 
@@ -119,6 +120,11 @@ CHANGES = [
     "volume create disk1 --size 1GiB --pool local --format raw --no-wait",
     "image import remote https://images.example.org/a.qcow2 --pool local --no-wait --sha256 " + "0" * 64,
     "image import onhost disk.raw --on-host node1 --pool local --no-wait",
+    "failover pause", "failover resume", "failover release node1 --reason fire --yes",
+    "fence config node1 --agent fence_redfish --address 192.0.2.31 --user root --option ssl_insecure=1",
+    "fence config node1 --agent fence_apc --name pdu --address 192.0.2.9 --port 23 --plug 7 --order 1",
+    "fence test node1 --dry-run", "fence test --all --dry-run", "fence remove node1 pdu --yes",
+    "vm create db --image debian --memory 1GiB --pool local --ha restart --priority 10 --start-delay 30s --no-wait",
     "host remove node2 --keep-guests --yes --no-wait", "host remove node1 --force --keep-guests --yes --no-wait",
 ]  # fmt: skip
 

@@ -307,7 +307,15 @@ async def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     """A founded fleet with a running gateway and no hosts; on SQLite unless the test says otherwise."""
     url = request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url")
     redis_url = f"unix://{tmp_path}/no-redis.sock"
-    settings = config.load(data_dir=tmp_path / "fleet", advertise="127.0.0.1", database_url=url, redis_url=redis_url)
+    # Longer windows than a fleet has: these tests tell the edges apart by whole seconds.
+    settings = config.load(
+        data_dir=tmp_path / "fleet",
+        advertise="127.0.0.1",
+        database_url=url,
+        redis_url=redis_url,
+        suspect_after_s=15.0,
+        lost_after_s=60.0,
+    )
     clock = ShiftedClock()
     installation.found(settings, clock, {})
     database = Database(settings.effective_database_url)

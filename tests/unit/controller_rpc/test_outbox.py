@@ -165,6 +165,17 @@ async def test_during_a_migration_both_holders_are_believed_and_neither_hides_th
     assert drifts(fleet, "vm-1") == []
 
 
+async def test_a_source_that_tells_late_that_its_side_is_gone_does_not_hide_the_guest_at_its_new_home(fleet: Fleet) -> None:
+    source, target = await fleet.member("node1"), await fleet.member("node2")
+    insert_vm(fleet, "vm-1", host_id=target.host_id, epoch=2, claims=[(target.host_id, "home", 2)])
+    await target.open(domains=[domain("vm-1", epoch=2)])
+    on_source, _welcome = await source.open()
+    await on_source.put(event(1, domain("vm-1", "ABSENT", epoch=0)))
+    vm = vm_of(fleet, "vm-1")
+    assert (vm.observed_state.value, vm.observed_host_id) == ("running", target.host_id)
+    assert drifts(fleet, "vm-1") == []
+
+
 # --- jobs --------------------------------------------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,8 @@ class DomainFacts:
     networks: tuple[str, ...]
     """libvirt networks that its cards are on."""
     nvram_path: str
+    restarts_elsewhere: bool
+    """Its definition said that another host may start it when this one is lost."""
     has_guest_agent: bool
     """The guest's agent has its end of the channel open; known of a running domain only."""
 
@@ -52,6 +54,7 @@ def read(xml: str) -> DomainFacts:
     libvirt_name = root.findtext("name") or ""
     vm = root.find(f"metadata/{{{METADATA_NAMESPACE}}}domain/{{{METADATA_NAMESPACE}}}vm")
     stamp = root.find(f"metadata/{{{METADATA_NAMESPACE}}}domain/{{{METADATA_NAMESPACE}}}stamp")
+    loss = root.find(f"metadata/{{{METADATA_NAMESPACE}}}domain/{{{METADATA_NAMESPACE}}}loss")
     vm_id = vm.get("id", "") if vm is not None else ""
     # Both must agree: a clone that somebody made with `virt-clone` carries our metadata under another name, and is not ours.
     is_ours = vm is not None and vm_id_of(libvirt_name) == vm_id
@@ -72,6 +75,7 @@ def read(xml: str) -> DomainFacts:
         disk_paths=tuple(_disk_paths(root)),
         networks=tuple(source.get("network", "") for source in root.findall("devices/interface[@type='network']/source")),
         nvram_path=root.findtext("os/nvram") or "",
+        restarts_elsewhere=is_ours and loss is not None and loss.get("restarts") == "elsewhere",
         has_guest_agent=channel is not None and channel.get("state") == "connected",
     )
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from trimtab_agent.hypervisor.base import Stamp
+from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
 from trimtab_agent.hypervisor.kvm.identifiers import (
     check_cpu_word,
     check_id,
@@ -122,7 +122,7 @@ def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = 
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def stamp_metadata(vm_id: str, *, name: str, project: str, stamp: Stamp, boot_id: str) -> str:
+def stamp_metadata(vm_id: str, *, name: str, project: str, stamp: Stamp, boot_id: str, restarts_elsewhere: bool) -> str:
     """Return the metadata element for libvirt's `setMetadata`, which puts the namespace onto it by itself."""
     element = Element("domain")
     SubElement(
@@ -132,6 +132,9 @@ def stamp_metadata(vm_id: str, *, name: str, project: str, stamp: Stamp, boot_id
         name=check_name(name, "name"),
         project=check_name(project, "project"),
     )
+    if restarts_elsewhere:
+        # Read back by an agent that starts: the warden kills these, and no others, when the host's lease has ended.
+        SubElement(element, "loss", restarts="elsewhere")
     SubElement(element, "stamp", epoch=str(stamp.epoch), turn=str(stamp.turn), boot=boot_id)
     return ElementTree.tostring(element, encoding="unicode")
 
@@ -182,10 +185,12 @@ def _check(domain: DomainSpec) -> None:
 
 
 def _memory_and_cpus(root: Element, domain: DomainSpec) -> None:
+    # libvirt's <memory> counts the empty device too. A definition that goes along with a migration is not corrected as a new one is:
+    # libvirt 9.0 takes the device's size off it and refuses what is left of nothing.
+    with_room_mib = domain.memory_mib + plugged_room_mib(domain)
     if domain.memory_max_mib > domain.memory_mib:
-        room_mib = domain.memory_mib + plugged_room_mib(domain)
-        SubElement(root, "maxMemory", slots=str(_MEMORY_SLOTS), unit="MiB").text = str(room_mib)
-    SubElement(root, "memory", unit="MiB").text = str(domain.memory_mib)
+        SubElement(root, "maxMemory", slots=str(_MEMORY_SLOTS), unit="MiB").text = str(with_room_mib)
+    SubElement(root, "memory", unit="MiB").text = str(with_room_mib)
     SubElement(root, "currentMemory", unit="MiB").text = str(domain.memory_mib)
     SubElement(root, "vcpu", placement="static", current=str(domain.vcpus)).text = str(domain.vcpus_max)
     if domain.vcpus_max > domain.vcpus:
@@ -202,8 +207,8 @@ def _hotpluggable_vcpus(root: Element, domain: DomainSpec) -> None:
 
 
 def plugged_room_mib(domain: DomainSpec) -> int:
-    """Return the size of the device through which memory is plugged: whole blocks of the guest's, so that it can use all of it."""
-    room_mib = domain.memory_max_mib - domain.memory_mib
+    """Return the size of the device through which memory is plugged, 0 for none: whole blocks of the guest's, so that it can use all."""
+    room_mib = max(0, domain.memory_max_mib - domain.memory_mib)
     return -(-room_mib // GUEST_MEMORY_BLOCK_MIB) * GUEST_MEMORY_BLOCK_MIB
 
 
@@ -447,7 +452,14 @@ def _text(parent: Element, tag: str, text: str) -> None:
 
 def _metadata(domain: DomainSpec, stamp: Stamp, *, boot_id: str) -> Element:
     """Return the element that makes a domain ours and from which a lost journal is rebuilt."""
-    text = stamp_metadata(domain.vm_id, name=domain.name, project=domain.project, stamp=stamp, boot_id=boot_id)
+    text = stamp_metadata(
+        domain.vm_id,
+        name=domain.name,
+        project=domain.project,
+        stamp=stamp,
+        boot_id=boot_id,
+        restarts_elsewhere=restarts_elsewhere(domain),
+    )
     element = parse(text)
     for each in element.iter():
         each.tag = _ours(each.tag)

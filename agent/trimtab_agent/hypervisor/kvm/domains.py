@@ -185,7 +185,14 @@ def write_stamp(domain: Any, facts: DomainFacts, stamp: Stamp, *, boot_id: str) 
     """Keep the stamp in the domain's metadata, running and stored."""
     flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG if domain.isPersistent() else 0
     flags |= libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0
-    text = stamp_metadata(facts.vm_id, name=facts.name, project=facts.project, stamp=stamp, boot_id=boot_id)
+    text = stamp_metadata(
+        facts.vm_id,
+        name=facts.name,
+        project=facts.project,
+        stamp=stamp,
+        boot_id=boot_id,
+        restarts_elsewhere=facts.restarts_elsewhere,
+    )
     domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, METADATA_PREFIX, METADATA_NAMESPACE, flags)
 
 

@@ -59,6 +59,8 @@ _BY_CODE: dict[int, tuple[type[TrimtabError], str, str]] = {
 _BY_TEXT: tuple[tuple[str, type[TrimtabError], str, str], ...] = (
     # QEMU: 'Failed to get "write" lock', 'Failed to get shared "write" lock': another QEMU, here or elsewhere, has it open.
     ('" lock', Conflict, "image-locked", "a disk is in use by another QEMU, on this host or on another"),
+    # QEMU: 'qcow2: Image is corrupt; cannot be opened read/write'.
+    ("image is corrupt", Conflict, "image-corrupt", "a disk's image is marked corrupt; writing to it could destroy the rest"),
     ("no space left on device", NoCapacity, "pool-full", "the pool has no room left"),
     ("cannot allocate memory", NoCapacity, "host-out-of-memory", "the host has no memory left for it"),
     ("already exists with uuid", AlreadyExists, "domain-exists", "another domain has this name or UUID"),

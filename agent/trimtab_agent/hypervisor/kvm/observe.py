@@ -87,6 +87,7 @@ class Observer:
             is_migrating=operation is not None,
             starts=starts,
             rss_mib=_resident_mib(domain.name()) if is_active else 0,
+            restarts_elsewhere=facts.restarts_elsewhere,
         )
 
     def _migration_operation(self, domain: Any, uuid: str) -> int | None:

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from trimtab_controller.api.render import etag_of
+from trimtab_controller.api.resources.failover import FencePathResource, render_path
 from trimtab_controller.core.model import HostClass
 from trimtab_controller.services.hosts import IssuedHostToken
 from trimtab_controller.services.hosts_admin import HostView
+from trimtab_controller.store.host_guards import HostGuard
 from trimtab_controller.store.host_tokens import HostToken
 from trimtab_protos.messages import Inventory
 
@@ -88,6 +91,28 @@ class InventoryResource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProtectionResource:
+    """What makes certain that this host's guests have ended before they start elsewhere."""
+
+    # Of the session; a renewal of an older one counts for nothing.
+    lease_number: int
+    # Since the renewal that a gateway handled last; None: none since this controller started.
+    lease_age_s: float | None
+    # The warden ends the guests named in `would_kill` when the lease ends unrenewed.
+    is_warden_armed: bool
+    # The longest it takes to, as it measured, or what is assumed.
+    kill_s: float
+    would_kill: tuple[str, ...]
+    # Why the warden is not armed, as it says; empty where it is.
+    warden_missing: tuple[str, ...]
+    # The shared pool in which it renews besides, so that it outlives the controllers; '' : in none.
+    beacon_pool: str
+    fence_paths: tuple[FencePathResource, ...]
+    # As `warden`, `power`, `none`: the best proof that could be had of it now. Without one an operator has to confirm.
+    best_proof: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostResource:
     id: str
     name: str
@@ -102,6 +127,7 @@ class HostResource:
     # When a gateway last heard of it; None: not since this controller started.
     heard_at: datetime | None
     heard_age_s: float | None
+    boot_id: str
     agent_address: str
     migration_address: str
     vcpus: UseResource
@@ -110,6 +136,7 @@ class HostResource:
     vms_running: int
     certificates: tuple[CertificateResource, ...]
     # Only where one host is asked for.
+    protection: ProtectionResource | None
     pools: tuple[HostPoolResource, ...]
     inventory: InventoryResource | None
     inventory_at: datetime | None
@@ -152,7 +179,15 @@ class NewHostTokenResource:
     expires_at: datetime
 
 
-def render_host(view: HostView, *, now: datetime, heard: Mapping[str, datetime], is_full: bool) -> HostResource:
+def render_host(
+    view: HostView,
+    *,
+    now: datetime,
+    heard: Mapping[str, datetime],
+    is_full: bool,
+    state: Mapping[str, Any] | None = None,
+) -> HostResource:
+    """`state`: what a gateway last wrote of it, for the one host that is shown in full."""
     host = view.host
     heard_at = heard.get(host.id)
     return HostResource(
@@ -166,6 +201,7 @@ def render_host(view: HostView, *, now: datetime, heard: Mapping[str, datetime],
         connectivity_at=host.connectivity_at,
         heard_at=heard_at,
         heard_age_s=round(max(0.0, (now - heard_at).total_seconds()), 1) if heard_at else None,
+        boot_id=host.boot_id,
         agent_address=host.agent_address,
         migration_address=host.migration_address,
         vcpus=_use(host.vcpus_limit, host.vcpus_claimed, host.unmanaged_vcpus),
@@ -182,6 +218,7 @@ def render_host(view: HostView, *, now: datetime, heard: Mapping[str, datetime],
             )
             for _purpose, one in sorted(view.certificates.items())
         ),
+        protection=_protection(view, now=now, state=state or {}) if is_full else None,
         pools=tuple(
             HostPoolResource(pool=name, state=one.state, problem=one.problem, observed_at=one.observed_at)
             for name, one in view.pools.items()
@@ -191,6 +228,23 @@ def render_host(view: HostView, *, now: datetime, heard: Mapping[str, datetime],
         version=host.version,
         etag=etag_of(host.version),
         created_at=host.created_at,
+    )
+
+
+def _protection(view: HostView, *, now: datetime, state: Mapping[str, Any]) -> ProtectionResource:
+    host, guard, paths = view.host, view.guard or HostGuard(), tuple(render_path(one) for one in view.fence_paths)
+    at_ms = state.get("at_ms")
+    best = "power" if any(path.is_ready for path in paths) else "warden" if guard.is_armed else "none"
+    return ProtectionResource(
+        lease_number=host.lease_number,
+        lease_age_s=round(max(0.0, now.timestamp() - at_ms / 1000), 1) if at_ms else None,
+        is_warden_armed=guard.is_armed,
+        kill_s=guard.kill_ms / 1000,
+        would_kill=view.would_kill,
+        warden_missing=tuple(state.get("warden_missing") or ()),
+        beacon_pool=next((name for name, one in view.pools.items() if one.pool_id == guard.beacon_pool_id), guard.beacon_pool_id),
+        fence_paths=paths,
+        best_proof=best,
     )
 
 

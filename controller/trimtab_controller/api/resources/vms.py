@@ -87,6 +87,8 @@ class VmResource:
     priority: int
     # '' for none.
     backup_policy: str
+    # Seconds between the proof that its host is off and its restart.
+    start_delay_s: int
     volumes: tuple[VmVolumeResource, ...]
     nics: tuple[NicResource, ...]
     # '' where it boots from a volume of its own.
@@ -206,6 +208,7 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         ha=vm.ha,
         priority=vm.priority,
         backup_policy=names.get(vm.backup_policy_id, ""),
+        start_delay_s=vm.start_delay_s,
         volumes=tuple(
             VmVolumeResource(
                 id=one.id, name=one.name, pool=names.get(one.pool_id, ""), size_bytes=one.size_bytes, index=one.disk_index or 0

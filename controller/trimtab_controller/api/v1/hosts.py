@@ -173,7 +173,9 @@ async def _change(runtime: Runtime, order: Order, name: str, change: hosts_admin
 
 
 def _shown(runtime: Runtime, view: hosts_admin.HostView) -> HostResource:
-    return render_host(view, now=runtime.context.clock.now(), heard=runtime.context.heard(), is_full=True)
+    context = runtime.context
+    state = context.host_states().get(view.host.id)
+    return render_host(view, now=context.clock.now(), heard=context.heard(), is_full=True, state=state)
 
 
 # --- join tokens -----------------------------------------------------------------------------------------------------------

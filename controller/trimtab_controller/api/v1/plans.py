@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from trimtab_controller.api.fields import LABEL_KEY_PATTERN, Body, HostName, Labels, MemoryMib, Vcpus
 from trimtab_controller.api.lists import PAGE_SIZE, FilterText, PageSize, PageToken, SelectorText, parse, parse_pairs
-from trimtab_controller.api.mutate import NO_CONTENT, Order, accepted, answered, mutate
+from trimtab_controller.api.mutate import NO_CONTENT, Order, accepted, answered, mutate, prepared
 from trimtab_controller.api.params import Asked, InRuntime
 from trimtab_controller.api.paths import NamePath
 from trimtab_controller.api.render import dump, dump_list, json_response
@@ -101,14 +101,15 @@ async def list_plans(
 async def create_plan(request: Request, runtime: InRuntime, access: FleetOperator, body: PlanBody, asked: Asked) -> Response:
     """Make a plan and keep it for review; with validate_only it is shown and not kept."""
     wish, now = body.wish(), runtime.context.clock.now()
-    inputs = await runtime.context.db.read(lambda session: plans.gather(session, wish, now=now))
+    order = Order(request=request, access=access, wish=asked, verb="plan.create", body=body)
+    inputs = await prepared(order, runtime.context.db.read(lambda session: plans.gather(session, wish, now=now)))
     # Seconds for a large fleet: not on the event loop, and in no transaction.
     plan = await asyncio.to_thread(plans.decide, inputs)
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
         return answered(render_plan(plans.keep(session, plan, actor=actor, now=now)), status=201)
 
-    return await mutate(Order(request=request, access=access, wish=asked, verb="plan.create", body=body), work)
+    return await mutate(order, work)
 
 
 @router.get("/v1/plans/{plan}", response_model=PlanResource)

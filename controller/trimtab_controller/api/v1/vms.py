@@ -123,6 +123,7 @@ class VmBody(Body):
     resources: Counts = Field(default_factory=dict)
     ha: Literal["restart", "none"] = "none"
     priority: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = 0
+    start_delay_s: Annotated[int, Field(strict=True, ge=0, le=86400, examples=[30])] = 0
 
     def spec(self) -> vms.VmSpec:
         return vms.VmSpec(
@@ -153,6 +154,7 @@ class VmBody(Body):
             resources=self.resources,
             ha=self.ha,
             priority=self.priority,
+            start_delay_s=self.start_delay_s,
         )
 
 

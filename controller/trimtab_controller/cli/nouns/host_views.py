@@ -72,6 +72,7 @@ def describe(item: Document) -> None:
             ("heard of", _heard(item, moment)),
             ("class", str(item.get("host_class", ""))),
             ("labels", render.as_text(item.get("labels"))),
+            ("boot id", str(item.get("boot_id") or "")),
             ("agent", str(item.get("agent_address", ""))),
             ("migration", str(item.get("migration_address", ""))),
             ("vms", f"{item.get('vms', 0)} ({item.get('vms_running', 0)} running)"),
@@ -82,6 +83,7 @@ def describe(item: Document) -> None:
     render.heading("capacity")
     uses = (("vcpus", item.get("vcpus") or {}, str), ("memory", item.get("memory_mib") or {}, humanise.mib))
     render.pairs([(title, _use(use, show)) for title, use, show in uses], indent="  ")
+    _protection(item.get("protection") or {}, moment)
     _certificates(item.get("certificates") or [], moment)
     _pools(item.get("pools") or [], moment)
     _capabilities(inventory, item, moment)
@@ -92,6 +94,41 @@ def _use(use: Mapping[str, Any], show: Any) -> str:
     unmanaged = use.get("unmanaged") or 0
     more = f", of it {show(unmanaged)} unmanaged" if unmanaged else ""
     return f"{humanise.bar(taken, limit)}  {show(taken)} of {show(limit)} used, {show(use.get('free') or 0)} free{more}"
+
+
+def _protection(protection: Mapping[str, Any], moment: datetime) -> None:
+    """Print what would prove the host off, should it fall silent, and whom its warden would end."""
+    if not protection:
+        return
+    render.heading("protection")
+    armed = "armed" if protection.get("is_warden_armed") else "NOT ARMED: only power off or an operator proves this host off"
+    kill_s = protection.get("kill_s")
+    victims = ", ".join(protection.get("would_kill") or []) or "no vm"
+    missing = ", ".join(protection.get("warden_missing") or [])
+    beacon = f"renews in pool {protection['beacon_pool']} too" if protection.get("beacon_pool") else "none"
+    render.pairs(
+        [
+            ("lease", f"number {protection.get('lease_number', 0)}, renewed {humanise.ago(protection.get('lease_age_s'))}"),
+            ("warden", armed + (f" ({missing})" if missing else "") + (f", kills within {kill_s:g} s" if kill_s else "")),
+            ("would kill", victims),
+            ("beacon", beacon),
+        ],
+        indent="  ",
+    )
+    rows = [
+        [
+            str(one.get("order", "")),
+            str(one.get("name", "")),
+            str(one.get("agent", "")),
+            str(one.get("power") or "unknown"),
+            "ready" if one.get("is_ready") else "NOT READY",
+            humanise.since(one.get("tested_at"), moment) or "never",
+            humanise.plain(one.get("message") or ""),
+        ]
+        for one in protection.get("fence_paths") or []
+    ]
+    if rows:
+        render.table(["ORDER", "DEVICE", "AGENT", "POWER", "STATE", "TESTED", "MESSAGE"], rows)
 
 
 def _certificates(certificates: Sequence[Mapping[str, Any]], moment: datetime) -> None:

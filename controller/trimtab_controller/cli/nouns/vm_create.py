@@ -11,7 +11,7 @@ from trimtab_controller.cli.errors import CommandFailed, usage
 from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, outcome
 from trimtab_controller.cli.resources import Resource
 from trimtab_controller.cli.session import Session
-from trimtab_controller.cli.values import DISK_SIZE, MEMORY, NicType, NicWish, PairType
+from trimtab_controller.cli.values import DISK_SIZE, MEMORY, DurationType, NicType, NicWish, PairType
 
 # The controller's bound of one cloud-init document.
 _SEED_BYTES_MAX = 64 << 10
@@ -47,6 +47,12 @@ _file = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, 
 )
 @click.option("--ha", type=click.Choice(["restart", "none"]), help="Whether it restarts elsewhere when its host dies; else none.")
 @click.option("--priority", type=click.IntRange(-1000, 1000), help="Higher ones restart first; else 0.")
+@click.option(
+    "--start-delay",
+    "start_delay_s",
+    type=DurationType(maximum="1d", example="30s"),
+    help="Restart it so long after its host was proven off; else 0s.",
+)
 @click.option("--label", "labels", type=PairType("tier=web"), multiple=True, help="A label; repeats.")
 @click.option("--hostname", metavar="NAME", help="By cloud-init; else the vm's name.")
 @click.option("--user-data", type=_file, metavar="FILE", help="A cloud-init user-data document.")
@@ -83,6 +89,7 @@ def create(
     counted: Sequence[tuple[str, str]],
     ha: str | None,
     priority: int | None,
+    start_delay_s: int | None,
     labels: Sequence[tuple[str, str]],
     hostname: str | None,
     user_data: Path | None,
@@ -115,6 +122,7 @@ def create(
         "to_host": to_host,
         "ha": ha,
         "priority": priority,
+        "start_delay_s": start_delay_s,
         "labels": dict(labels) or None,
         "host_selector": dict(selects) or None,
         "tolerations": [_toleration(text) for text in tolerations] or None,

@@ -102,6 +102,15 @@ class ResumeVm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SettleMove:
+    """Record that this side of a broken move is the vm's home: every other holder is proven gone."""
+
+    vm: str
+    host: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inspect:
     """Ask this host what it holds of the vm; answer with Observed."""
 
@@ -145,6 +154,7 @@ Effect = (
     | RemoveLeftover
     | MoveVm
     | ResumeVm
+    | SettleMove
     | Inspect
     | GoDown
     | Alarm

@@ -25,7 +25,7 @@ def start_ended(draft: Draft, event: StartEnded) -> None:
         draft.put_vm(replace(vm, restarts=0, relocations=0, failed_hosts=()))
         return
     vm = replace(without_holder(vm, event.host), seen=Seen.ABSENT, seen_s=draft.now)
-    if vm.desired is not Desired.RUNNING:
+    if vm.desired is not Desired.RUNNING or vm.is_corrupt:
         orphan(draft, replace(vm, phase=Phase.SETTLED), because=event.why)
     elif vm.restarts < vm.max_restart:
         start(draft, replace(vm, restarts=vm.restarts + 1), event.host)

@@ -6,7 +6,7 @@ A move has two holders from before the target is prepared until one side was obs
 from dataclasses import replace
 
 from trimtab_controller.core.failover.draft import Draft, without_holder
-from trimtab_controller.core.failover.effects import DestroyCopy, GoDown, Inspect, MoveVm, Refuse, ResumeVm
+from trimtab_controller.core.failover.effects import DestroyCopy, GoDown, Inspect, MoveVm, Refuse, ResumeVm, SettleMove
 from trimtab_controller.core.failover.events import MaintenanceAsked, MoveAsked, MoveEnded, ShutdownAsked
 from trimtab_controller.core.failover.homes import (
     choose,
@@ -34,6 +34,7 @@ def begin_move(draft: Draft, vm: VmRecord, target: str, *, is_live: bool = True,
         move_to=target,
         is_live_move=is_live,
         since_s=draft.now,
+        is_end_unknown=False,
         sides={},
         token="",
         fallback=vm.fallback if fallback is None else fallback,
@@ -49,7 +50,7 @@ def move_ended(draft: Draft, event: MoveEnded) -> None:
     if vm is None or vm.phase is not Phase.MOVING or event.epoch != vm.epoch:
         return
     if not event.is_proven:
-        draft.put_vm(replace(vm, sides={}, why="the end of its move is not known; both hosts are asked"))
+        draft.put_vm(replace(vm, is_end_unknown=True, sides={}, why="the end of its move is not known; both hosts are asked"))
         _ask_sides(draft, vm)
     elif event.host:
         _settle_on(draft, vm, event.host)
@@ -59,8 +60,14 @@ def move_ended(draft: Draft, event: MoveEnded) -> None:
 
 def _settle_on(draft: Draft, vm: VmRecord, host: str) -> None:
     held = tuple(holder for holder in vm.holders if holder.host == host)
-    vm = replace(vm, host=host, holders=held, phase=Phase.SETTLED, move_to="", sides={}, why="")
+    vm = replace(vm, host=host, holders=held, phase=Phase.SETTLED, move_to="", is_end_unknown=False, sides={}, why="")
     draft.put_vm(replace(vm, seen=Seen.RUNNING, seen_s=draft.now, since_s=draft.now, failed_hosts=()))
+
+
+def _settle_broken(draft: Draft, vm: VmRecord, host: str) -> None:
+    """End a move that could not tell its own end."""
+    draft.do(SettleMove(vm=vm.id, host=host, epoch=vm.epoch))
+    _settle_on(draft, vm, host)
 
 
 # --- a move whose end is not known --------------------------------------------------------------------------------------------
@@ -69,9 +76,13 @@ def _settle_on(draft: Draft, vm: VmRecord, host: str) -> None:
 def watch_moves(draft: Draft) -> None:
     """Keep asking about moves that lost a side, or that nobody reports on."""
     for vm in sorted(draft.vms.values(), key=lambda one: one.id):
-        is_open = vm.phase is Phase.MOVING and (len(vm.holders) == 1 or "not known" in vm.why or vm.token)
-        if is_open:
+        if vm.phase is Phase.MOVING and _has_broken(vm):
             _ask_sides(draft, vm)
+
+
+def _has_broken(vm: VmRecord) -> bool:
+    """Tell whether this move will not report its own end: one side is proven gone, nobody can tell, or a side was chosen."""
+    return len(vm.holders) == 1 or vm.is_end_unknown or bool(vm.token)
 
 
 def _ask_sides(draft: Draft, vm: VmRecord) -> None:
@@ -81,7 +92,7 @@ def _ask_sides(draft: Draft, vm: VmRecord) -> None:
 
 def observe_side(draft: Draft, vm: VmRecord, host: str, seen: Seen) -> None:
     """Take one side's word of a broken move, and decide once every remaining holder has spoken."""
-    if not (len(vm.holders) == 1 or "not known" in vm.why or vm.token):
+    if not _has_broken(vm):
         return  # the migration goes on, and its own end will be observed
     if seen in GONE:
         vm = without_holder(vm, host)
@@ -90,7 +101,7 @@ def observe_side(draft: Draft, vm: VmRecord, host: str, seen: Seen) -> None:
             return
         if vm.token == vm.holders[0].host and len(vm.holders) == 1:
             draft.do(ResumeVm(vm=vm.id, host=vm.token, epoch=vm.epoch))
-            _settle_on(draft, vm, vm.token)
+            _settle_broken(draft, vm, vm.token)
             return
     vm = draft.put_vm(replace(vm, sides={**vm.sides, host: seen}))
     if vm.token or any(holder.host not in vm.sides for holder in vm.holders):
@@ -104,11 +115,11 @@ def _decide(draft: Draft, vm: VmRecord) -> None:
     if len(vm.holders) == 1:
         only = vm.holders[0]
         if running:
-            _settle_on(draft, vm, only.host)
+            _settle_broken(draft, vm, only.host)
         elif only.host == vm.host and vm.sides[only.host] is Seen.PAUSED:
             draft.put_vm(replace(vm, token=only.host))
             draft.do(ResumeVm(vm=vm.id, host=only.host, epoch=vm.epoch))
-            _settle_on(draft, vm, only.host)
+            _settle_broken(draft, vm, only.host)
         else:
             # Half a copy: it never had the whole memory. It goes before the vm starts from its disks.
             draft.do(DestroyCopy(vm=vm.id, host=only.host, epoch=vm.epoch))

@@ -169,7 +169,7 @@ class VmRecord:
     group: str = ""
     group_order: int = 0
     start_delay_s: float = 0.0
-    """After the vms of lower order in its group."""
+    """After the vms of lower order in its group; without a group after the proof that its host is off."""
     cpus: float = 0.0
     memory_bytes: int = 0
     host: str = ""
@@ -193,6 +193,8 @@ class VmRecord:
     is_live_move: bool = True
     fallback: str = ""
     """Where it was before a drain; it goes back there when the host is free again."""
+    is_end_unknown: bool = False
+    """Nobody could tell how its move ended: both hosts are asked until one side is proven."""
     sides: Mapping[str, Seen] = field(default_factory=dict)
     """During a move whose end is not known: what each holder said since."""
     token: str = ""

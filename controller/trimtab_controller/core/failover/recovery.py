@@ -63,7 +63,7 @@ def _lost_with(host_id: str) -> str:
 def orphan(draft: Draft, vm: VmRecord, *, because: str, is_recovery: bool = True) -> None:
     """Decide about a vm that nobody holds any more."""
     host = draft.hosts.get(vm.host)
-    vm = replace(vm, move_to="", sides={}, token="")
+    vm = replace(vm, move_to="", is_end_unknown=False, sides={}, token="")
     if vm.desired is Desired.DELETED:
         bury(draft, vm)
     elif vm.phase is Phase.NEEDS_ATTENTION or not vm.is_kept:
@@ -81,7 +81,7 @@ def orphan(draft: Draft, vm: VmRecord, *, because: str, is_recovery: bool = True
                 vm,
                 phase=Phase.RECOVERING,
                 since_s=draft.now,
-                not_before_s=NEVER_S,
+                not_before_s=draft.now + vm.start_delay_s if is_recovery and vm.start_delay_s and not vm.group else NEVER_S,
                 recoveries=vm.recoveries + is_recovery,
                 why=f"waits for a home: {because}",
             )

@@ -40,6 +40,7 @@ class Vm:
     host_class: str
     ha: str
     priority: int
+    start_delay_s: int = 0
     # What a drain may do with it: migrate, restart, wait.
     drain_policy: str = "migrate"
     desired_power: DesiredPower
@@ -51,6 +52,8 @@ class Vm:
     observed_at: datetime | None
     observed_addresses: tuple[str, ...]
     problem: str
+    # Failover gave it up; '' : no.
+    attention: str = ""
     version: int
     created_at: datetime
     deleted_at: datetime | None

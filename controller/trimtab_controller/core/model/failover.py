@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FencePathRow:
-    """A power device of a host and its last readiness test (`test_power` '' : never tested)."""
+    """A power device of a host and its last readiness test (`test_power` '' : never tested; a message is what is wrong)."""
 
     host_id: str
     position: int
@@ -16,9 +16,21 @@ class FencePathRow:
     agent: str
     options: Mapping[str, str]
     secret_file: str
+    secret: str
+    test_wanted_at: datetime | None
     tested_at: datetime | None
     test_power: str
     test_message: str
+
+    @property
+    def is_test_due(self) -> bool:
+        """Somebody asked for a test after the last one."""
+        return self.test_wanted_at is not None and (self.tested_at is None or self.tested_at < self.test_wanted_at)
+
+    @property
+    def is_ready(self) -> bool:
+        """The device answered the last test, and nothing contradicted it."""
+        return self.tested_at is not None and self.test_power in {"on", "off"} and not self.test_message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

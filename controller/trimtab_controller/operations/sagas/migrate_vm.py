@@ -24,6 +24,7 @@ from typing import Any
 from trimtab_controller.core import migration as core
 from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.operations import vm_steps
+from trimtab_controller.operations.fan_out import ask_both
 from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, TookPlace, Transaction, Wait, effect, transaction
 from trimtab_controller.store import claims, describe, events, fleet, vms, volume_claims
 from trimtab_protos.errors import Conflict, NotFound
@@ -84,10 +85,12 @@ def _move_of(context: Effect[Params]) -> _Move:
 def _check(context: Effect[Params]) -> Json:
     """Ask both hosts, fresh, for what would make libvirt refuse or the guest break, and name every reason at once."""
     move = _move_of(context)
-    source_seen = context.agents.get_domain(move.source_host_id, context.params.vm_id)
-    target_seen = context.agents.get_domain(move.target_host_id, context.params.vm_id)
-    target = context.agents.get_inventory(move.target_host_id)
-    source = context.agents.get_inventory(move.source_host_id)
+    agents, vm_id = context.agents, context.params.vm_id
+    (source, source_seen), (target, target_seen) = ask_both(
+        lambda host_id: (agents.get_inventory(host_id), agents.get_domain(host_id, vm_id)),
+        move.source_host_id,
+        move.target_host_id,
+    )
     problems = core.refusals(move.target_domain, source=source, target=target, source_seen=source_seen, target_seen=target_seen)
     if problems:
         raise Conflict("migration-refused", "; ".join(problems), host_id=move.target_host_id)
@@ -163,9 +166,8 @@ def _settle_outcome(context: Effect[Params], move: _Move, job: Any) -> Json | Wa
 
 def _observe_both(context: Effect[Params], move: _Move) -> core.Outcome:
     """Return where the guest is; an unreachable host raises Unavailable and the row waits: unknown stays unknown."""
-    vm_id = context.params.vm_id
-    source = context.agents.get_domain(move.source_host_id, vm_id)
-    target = context.agents.get_domain(move.target_host_id, vm_id)
+    agents, vm_id = context.agents, context.params.vm_id
+    source, target = ask_both(lambda host_id: agents.get_domain(host_id, vm_id), move.source_host_id, move.target_host_id)
     return core.outcome(source=source, target=target)
 
 

@@ -31,6 +31,8 @@ class Params:
     vm_id: str
     because: str
     previous_host_id: str = ""
+    # A guest that ended alone starts on its own host first; without room there it fails, and failover looks further.
+    to_host_id: str = ""
 
 
 def _own(_context: Transaction[Params]) -> None:
@@ -41,6 +43,8 @@ def _place(context: Transaction[Params]) -> Json | Wait:
     try:
         found = _PLACE.do(context)
     except NoCapacity as full:
+        if context.params.to_host_id:
+            raise
         # It waits as long as it takes: a vm that should run is never given up for want of room.
         placements.withdraw(context.session, context.operation.id)
         vms.update(context.session, context.params.vm_id, problem=f"waits for a host: {full.message}"[:1000])

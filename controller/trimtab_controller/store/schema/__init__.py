@@ -20,7 +20,7 @@ from trimtab_controller.store.schema.compute import (
     vm_group,
     vm_group_member,
 )
-from trimtab_controller.store.schema.failover import failover, failover_control, failover_vm, fence_path
+from trimtab_controller.store.schema.failover import failover, failover_control, failover_vm, fence_path, host_guard
 from trimtab_controller.store.schema.fleet import (
     host,
     host_certificate,
@@ -64,6 +64,7 @@ __all__ = [
     "host",
     "host_certificate",
     "host_class",
+    "host_guard",
     "host_maintenance",
     "host_part",
     "host_stock",

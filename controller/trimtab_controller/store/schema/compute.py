@@ -58,6 +58,8 @@ vm = sa.Table(
     sa.Column("wishes", Json, nullable=False, server_default="{}"),
     sa.Column("ha", sa.String(16), nullable=False, server_default="none"),
     sa.Column("priority", sa.Integer(), nullable=False, server_default="0"),
+    # Seconds between the proof that its host is off and its restart elsewhere.
+    sa.Column("start_delay_s", sa.Integer(), nullable=False, server_default="0"),
     sa.Column("drain_policy", sa.String(16), nullable=False, server_default="migrate"),
     # '' for none; and when its policy last asked for a backup (or was given): the schedule counts from there.
     sa.Column("backup_policy_id", sa.String(40), nullable=False, server_default=""),
@@ -75,6 +77,8 @@ vm = sa.Table(
     sa.Column("observed_addresses", Json, nullable=False),
     # Why it is not as desired; shown to the user.
     sa.Column("problem", sa.String(1000), nullable=False, server_default=""),
+    # Failover gave it up ('' : no); its owner's next start or stop takes that back.
+    sa.Column("attention", sa.String(32), nullable=False, server_default=""),
     version(),
     created_at(),
     deleted_at(),

@@ -339,6 +339,7 @@ class DomainSpec(_message.Message):
     HAS_TPM_FIELD_NUMBER: _builtins.int
     HAS_LOCAL_TIME_CLOCK_FIELD_NUMBER: _builtins.int
     HAS_HYPERV_FIELD_NUMBER: _builtins.int
+    IS_KEPT_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     uuid: _builtins.str
     name: _builtins.str
@@ -363,6 +364,8 @@ class DomainSpec(_message.Message):
     """The guest takes its hardware clock for local time, as Windows does."""
     has_hyperv: _builtins.bool
     """Hyper-V enlightenments, where guests run under KVM."""
+    is_kept: _builtins.bool
+    """Its owner wants it to go on elsewhere when its host dies (ha=restart)."""
     @_builtins.property
     def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -409,10 +412,11 @@ class DomainSpec(_message.Message):
         has_tpm: _builtins.bool = ...,
         has_local_time_clock: _builtins.bool = ...,
         has_hyperv: _builtins.bool = ...,
+        is_kept: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cdrom", b"cdrom", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cdrom", b"cdrom", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "disks", b"disks", "firmware", b"firmware", "has_hyperv", b"has_hyperv", "has_local_time_clock", b"has_local_time_clock", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "nics", b"nics", "pools", b"pools", "project", b"project", "seed", b"seed", "serial_log_max_bytes", b"serial_log_max_bytes", "spare_pcie_ports", b"spare_pcie_ports", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cdrom", b"cdrom", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "disks", b"disks", "firmware", b"firmware", "has_hyperv", b"has_hyperv", "has_local_time_clock", b"has_local_time_clock", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "is_kept", b"is_kept", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "nics", b"nics", "pools", b"pools", "project", b"project", "seed", b"seed", "serial_log_max_bytes", b"serial_log_max_bytes", "spare_pcie_ports", b"spare_pcie_ports", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,6 +492,7 @@ class DomainObservation(_message.Message):
     IS_MIGRATING_FIELD_NUMBER: _builtins.int
     STARTS_FIELD_NUMBER: _builtins.int
     RSS_MIB_FIELD_NUMBER: _builtins.int
+    RESTARTS_ELSEWHERE_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """Empty for an unmanaged domain."""
     uuid: _builtins.str
@@ -509,6 +514,8 @@ class DomainObservation(_message.Message):
     starts: _builtins.int
     """Monotonic count of this domain's starts seen by the agent; tells a reboot from a restart."""
     rss_mib: _builtins.int
+    restarts_elsewhere: _builtins.bool
+    """Kept, and every disk that it writes to is on shared storage: another host may start it once this host's lease has ended."""
     @_builtins.property
     def macs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -535,10 +542,11 @@ class DomainObservation(_message.Message):
         is_migrating: _builtins.bool = ...,
         starts: _builtins.int = ...,
         rss_mib: _builtins.int = ...,
+        restarts_elsewhere: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_time_ns", b"cpu_time_ns", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "has_guest_agent", b"has_guest_agent", "is_migrating", b"is_migrating", "is_persistent", b"is_persistent", "macs", b"macs", "memory_mib", b"memory_mib", "name", b"name", "observed_at_ms", b"observed_at_ms", "reason", b"reason", "rss_mib", b"rss_mib", "starts", b"starts", "state", b"state", "turn", b"turn", "uuid", b"uuid", "vcpus", b"vcpus", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_time_ns", b"cpu_time_ns", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "has_guest_agent", b"has_guest_agent", "is_migrating", b"is_migrating", "is_persistent", b"is_persistent", "macs", b"macs", "memory_mib", b"memory_mib", "name", b"name", "observed_at_ms", b"observed_at_ms", "reason", b"reason", "restarts_elsewhere", b"restarts_elsewhere", "rss_mib", b"rss_mib", "starts", b"starts", "state", b"state", "turn", b"turn", "uuid", b"uuid", "vcpus", b"vcpus", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -110,6 +110,10 @@ class Heartbeat(_message.Message):
     KILL_MS_FIELD_NUMBER: _builtins.int
     INVENTORY_FIELD_NUMBER: _builtins.int
     IS_HYPERVISOR_UP_FIELD_NUMBER: _builtins.int
+    CLOCK_RATE_PPM_FIELD_NUMBER: _builtins.int
+    WARDEN_MISSING_FIELD_NUMBER: _builtins.int
+    WARDEN_VM_IDS_FIELD_NUMBER: _builtins.int
+    BEACON_POOL_ID_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     sent_boottime_ms: _builtins.int
     """CLOCK_BOOTTIME of the host when sent, milliseconds."""
@@ -122,6 +126,10 @@ class Heartbeat(_message.Message):
     """Worst measured time to kill a guest."""
     is_hypervisor_up: _builtins.bool
     """False where libvirt does not answer; its domains are then unknown, not absent."""
+    clock_rate_ppm: _builtins.int
+    """Millionths by which the clock of leases is fast against the machine's bare oscillator."""
+    beacon_pool_id: _builtins.str
+    """The shared pool in which this host renews its lease as well; a fence intent must be written there. Empty: in none."""
     @_builtins.property
     def load(self) -> Global___HostLoad: ...
     @_builtins.property
@@ -129,6 +137,14 @@ class Heartbeat(_message.Message):
     @_builtins.property
     def inventory(self) -> _inventory_pb2.Inventory:
         """Set when the inventory changed since the last one sent."""
+
+    @_builtins.property
+    def warden_missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Rights that the kernel did not give the warden, in words."""
+
+    @_builtins.property
+    def warden_vm_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Vms that the warden would kill now."""
 
     def __init__(
         self,
@@ -143,10 +159,14 @@ class Heartbeat(_message.Message):
         kill_ms: _builtins.int = ...,
         inventory: _inventory_pb2.Inventory | None = ...,
         is_hypervisor_up: _builtins.bool = ...,
+        clock_rate_ppm: _builtins.int = ...,
+        warden_missing: _abc.Iterable[_builtins.str] | None = ...,
+        warden_vm_ids: _abc.Iterable[_builtins.str] | None = ...,
+        beacon_pool_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory", "is_hypervisor_up", b"is_hypervisor_up", "is_warden_armed", b"is_warden_armed", "kill_ms", b"kill_ms", "lease_number", b"lease_number", "load", b"load", "pools", b"pools", "sent_boottime_ms", b"sent_boottime_ms", "sent_unix_ms", b"sent_unix_ms", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beacon_pool_id", b"beacon_pool_id", "clock_rate_ppm", b"clock_rate_ppm", "inventory", b"inventory", "is_hypervisor_up", b"is_hypervisor_up", "is_warden_armed", b"is_warden_armed", "kill_ms", b"kill_ms", "lease_number", b"lease_number", "load", b"load", "pools", b"pools", "sent_boottime_ms", b"sent_boottime_ms", "sent_unix_ms", b"sent_unix_ms", "sequence", b"sequence", "warden_missing", b"warden_missing", "warden_vm_ids", b"warden_vm_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

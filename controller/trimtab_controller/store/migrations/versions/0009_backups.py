@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0009"
-down_revision = "0006"
+down_revision = "0008"
 
 _JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 

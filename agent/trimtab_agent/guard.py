@@ -1,0 +1,334 @@
+"""The agent's side of the warden: which guests may start elsewhere, the lease that covers them, and whether the warden is armed.
+
+    a vm that is kept is defined here ─► on the list, and the warden has said so, before anything may start it
+    lease renewed ─► handed over     warden answers ─► "armed" in the next heartbeat     it does not ─► "not armed"
+
+The controller counts on a lease only where the warden was armed with it. So while any heartbeat that may have been counted said
+"armed", nothing is defined that the warden does not know, and where the warden is silent at the end of the lease the agent kills
+in its place. A list may name more than what runs here: a guest is looked for when it is killed.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from trimtab_agent import warden_guests, warden_state
+from trimtab_agent.clock import Clock
+from trimtab_agent.hypervisor.base import restarts_elsewhere
+from trimtab_agent.warden_guests import Guest
+from trimtab_agent.warden_state import HandOver
+from trimtab_protos.errors import TrimtabError, Unavailable
+from trimtab_protos.messages import DomainObservation, DomainSpec, DomainState
+
+log = structlog.get_logger(__name__)
+
+HAND_OVER_EVERY_S = 1.0
+ANSWER_TIMEOUT_S = 2.0
+"""A warden that has not answered for so long is not armed. It answers within a millisecond."""
+RECONNECT_S = 0.2
+STAND_IN_AFTER_S = 1.0
+"""After the end of the lease: how long the warden is left to do its work before the agent does it."""
+EXPECTED_S = 120.0
+"""How long a vm stays on the list that was announced and is not in the hypervisor's list yet."""
+
+
+class Warden(Protocol):
+    """What session and servicer know of the warden."""
+
+    @property
+    def report(self) -> "WardenReport": ...
+
+    def told(self, sequence: int, *, is_armed: bool) -> None:
+        """A heartbeat that says so is about to leave."""
+
+    def heard(self, sequence: int) -> None:
+        """The controller has handled that heartbeat."""
+
+    def renewed(self, deadline_s: float) -> None:
+        """The lease ends then, by CLOCK_BOOTTIME."""
+
+    def expect(self, domain: DomainSpec, epoch: int) -> None:
+        """Put a vm that is about to be defined here on the list; blocks for the warden's word. Unavailable: it gave none."""
+
+    def listed(self, domains: Iterable[DomainObservation]) -> None:
+        """The hypervisor listed all its domains. From any thread."""
+
+    def seen(self, domain: DomainObservation) -> None:
+        """One domain changed. From any thread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WardenReport:
+    """What the heartbeat says of the warden."""
+
+    is_armed: bool = False
+    kill_ms: int = 0
+    clock_rate_ppm: int = 0
+    missing: tuple[str, ...] = ()
+    """Rights that the kernel did not give, in words."""
+    vm_ids: tuple[str, ...] = ()
+    """Whom it would kill now."""
+
+
+class NoWarden:
+    """Of a host without one: simulated hosts, and tests. Never armed, so such a host is recovered only after power fencing."""
+
+    report = WardenReport()
+
+    def told(self, sequence: int, *, is_armed: bool) -> None: ...
+
+    def heard(self, sequence: int) -> None: ...
+
+    def renewed(self, deadline_s: float) -> None: ...
+
+    def expect(self, domain: DomainSpec, epoch: int) -> None: ...
+
+    def listed(self, domains: Iterable[DomainObservation]) -> None: ...
+
+    def seen(self, domain: DomainObservation) -> None: ...
+
+
+NO_WARDEN = NoWarden()
+
+
+class Guard:
+    """Lives on the agent's event loop; `expect`, `listed` and `seen` may be called from any thread."""
+
+    def __init__(
+        self, *, runtime_dir: Path, state_dir: Path, clock: Clock, on_killed: Callable[[Sequence[str]], Awaitable[None]]
+    ) -> None:
+        """`on_killed` is told the vms that were killed, again until it returns without an error."""
+        self._runtime_dir = runtime_dir
+        self._killed_path = state_dir / warden_state.KILLED_NAME
+        self._clock = clock
+        self._on_killed = on_killed
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._guests: dict[str, tuple[Guest, float]] = {}
+        self._is_known = False
+        left = warden_state.read(runtime_dir)
+        # A lease that a former agent of this boot handed over runs on.
+        self._deadline_s = left.deadline_s if left is not None else 0.0
+        self._sequence = 0
+        self._changed_at = 0
+        self._answer: dict[str, Any] = {}
+        self._answered_s = float("-inf")
+        self._waiting: dict[int, concurrent.futures.Future[None]] = {}
+        self._wake = asyncio.Event()
+        self._promises: dict[int, bool] = {}
+        self._promised = 0
+        """Newest heartbeat that said "armed" and may have been counted; 0: the controller knows that none holds."""
+        self._has_stood_in = False
+
+    # --- what heartbeats say ---------------------------------------------------------------------------------------------------
+
+    @property
+    def report(self) -> WardenReport:
+        answer, is_fresh = self._answer, self._is_fresh()
+        return WardenReport(
+            is_armed=is_fresh and bool(answer.get("armed")) and int(answer["seq"]) >= self._changed_at,
+            kill_ms=int(answer.get("kill_ms", 0)),
+            clock_rate_ppm=int(answer.get("rate_ppm", 0)),
+            missing=tuple(str(word) for word in answer.get("missing", ())),
+            vm_ids=tuple(str(vm_id) for vm_id in answer.get("guests", ())) if is_fresh else (),
+        )
+
+    def _is_fresh(self) -> bool:
+        return self._is_known and self._clock.boottime_s() - self._answered_s <= ANSWER_TIMEOUT_S
+
+    def told(self, sequence: int, *, is_armed: bool) -> None:
+        self._promises[sequence] = is_armed
+        if is_armed:
+            self._promised = sequence
+        while len(self._promises) > 256:
+            del self._promises[next(iter(self._promises))]
+
+    def heard(self, sequence: int) -> None:
+        # Heartbeats are handled in order: one that said "not armed" takes back every earlier word.
+        if self._promises.pop(sequence, True) is False and sequence > self._promised:
+            self._promised = 0
+
+    # --- lease and list --------------------------------------------------------------------------------------------------------
+
+    def renewed(self, deadline_s: float) -> None:
+        if deadline_s > self._deadline_s:
+            self._deadline_s = deadline_s
+            self._has_stood_in = False
+            self._wake.set()
+
+    def expect(self, domain: DomainSpec, epoch: int) -> None:
+        if not restarts_elsewhere(domain):
+            self._forget(domain.vm_id)
+            return
+        guest = Guest(domain.vm_id, domain.uuid, epoch)
+        with self._lock:
+            known = self._guests.get(domain.vm_id)
+            self._guests[domain.vm_id] = (guest, self._clock.boottime_s())
+        if known is not None and known[0].uuid == guest.uuid and self.report.is_armed:
+            return
+        answered: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._loop.call_soon_threadsafe(self._announce, answered)
+        try:
+            answered.result(ANSWER_TIMEOUT_S)
+        except concurrent.futures.TimeoutError as error:
+            if self._promised:
+                raise Unavailable(
+                    "warden-silent",
+                    f"{domain.vm_id} is not defined: this host's warden does not answer, and its lease is still counted on; "
+                    "see `systemctl status trimtab-warden`",
+                    vm_id=domain.vm_id,
+                ) from error
+
+    def listed(self, domains: Iterable[DomainObservation]) -> None:
+        """Take the hypervisor's whole list: what is neither in it nor expected leaves ours."""
+        now_s = self._clock.boottime_s()
+        found = {seen.vm_id: _guest(seen) for seen in domains if seen.vm_id and seen.restarts_elsewhere}
+        with self._lock:
+            expected = {vm_id: entry for vm_id, entry in self._guests.items() if now_s - entry[1] < EXPECTED_S}
+            self._guests = {**{vm_id: (guest, float("-inf")) for vm_id, guest in found.items()}, **expected}
+        self._is_known = True
+        self._touch()
+
+    def seen(self, domain: DomainObservation) -> None:
+        """Take one domain's change; an absent one leaves the list with the next whole list."""
+        if domain.vm_id and domain.restarts_elsewhere and domain.state is not DomainState.ABSENT:
+            with self._lock:
+                self._guests.setdefault(domain.vm_id, (_guest(domain), float("-inf")))
+            self._touch()
+
+    def stand_down(self) -> None:
+        """Clear the list: the host leaves its fleet, and its guests go on as nobody's."""
+        with self._lock:
+            self._guests = {}
+        self._touch()
+
+    def _forget(self, vm_id: str) -> None:
+        with self._lock:
+            gone = self._guests.pop(vm_id, None)
+        if gone is not None:
+            self._touch()
+
+    def _touch(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the agent is stopping
+            self._loop.call_soon_threadsafe(self._announce, None)
+
+    def _announce(self, answered: "concurrent.futures.Future[None] | None") -> None:
+        self._changed_at = self._sequence + 1
+        if answered is not None:
+            self._waiting[self._changed_at] = answered
+        self._wake.set()
+
+    # --- the connection --------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep the warden informed until cancelled, and stand in for it where it is silent."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_connected())
+            group.create_task(self._watch())
+
+    async def _keep_connected(self) -> None:
+        was_connected = True
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(
+                    str(self._runtime_dir / warden_state.SOCKET_NAME), limit=warden_state.LINE_MAX_BYTES
+                )
+            except OSError as error:
+                if was_connected:
+                    log.warning("warden is not there", error=str(error))
+                was_connected = False
+                await asyncio.sleep(RECONNECT_S)
+                continue
+            was_connected = True
+            try:
+                await self._converse(reader, writer)
+            except (OSError, TimeoutError, ValueError) as error:
+                log.warning("warden is silent", error=str(error) or type(error).__name__)
+            finally:
+                writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            self._wake.clear()
+            if self._is_known:
+                handed = self._next()
+                warden_state.write(self._runtime_dir, handed)
+                writer.write(handed.as_line())
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    line = await reader.readline()
+                if not line:
+                    raise OSError("it closed the connection")
+                self._take(json.loads(line))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HAND_OVER_EVERY_S):
+                    await self._wake.wait()
+
+    def _next(self) -> HandOver:
+        self._sequence += 1
+        with self._lock:
+            guests = tuple(guest for _vm_id, (guest, _since_s) in sorted(self._guests.items()))
+        return HandOver(self._sequence, self._deadline_s, guests)
+
+    def _take(self, answer: dict[str, Any]) -> None:
+        was_armed = bool(self._answer.get("armed"))
+        self._answer, self._answered_s = answer, self._clock.boottime_s()
+        if answer.get("armed") and not was_armed:
+            log.info("warden is armed", pid=answer.get("pid"), missing=answer.get("missing"), kill_ms=answer.get("kill_ms"))
+        for sequence in [number for number in self._waiting if number <= int(answer["seq"]) and answer.get("armed")]:
+            waiting = self._waiting.pop(sequence)
+            if not waiting.done():
+                waiting.set_result(None)
+
+    # --- standing in, and reporting ------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(HAND_OVER_EVERY_S / 2)
+            overdue_s = self._clock.boottime_s() - self._deadline_s
+            is_over = self._deadline_s > 0 and overdue_s > STAND_IN_AFTER_S
+            if is_over and self._promised and not self._has_stood_in and not self._is_fresh():
+                with self._lock:
+                    guests = [guest for guest, _since_s in self._guests.values()]
+                log.error("the lease ended and the warden is silent: killing in its place", guests=len(guests))
+                self._has_stood_in = await asyncio.to_thread(_kill, guests, self._killed_path, self._deadline_s)
+            try:
+                await self._report_killed()
+            except (OSError, TrimtabError, KeyError) as error:
+                log.warning("killed guests not reported yet", error=str(error))
+
+    async def _report_killed(self) -> None:
+        lines = warden_state.take_killed(self._killed_path)
+        if lines:
+            log.warning("guests were killed at the end of the lease", vm_ids=[line["vm_id"] for line in lines])
+            await self._on_killed([str(line["vm_id"]) for line in lines])
+            warden_state.forget_killed(self._killed_path)
+
+
+def _guest(seen: DomainObservation) -> Guest:
+    return Guest(seen.vm_id, seen.uuid, seen.epoch)
+
+
+def _kill(guests: Sequence[Guest], killed_path: Path, deadline_s: float) -> bool:
+    """Kill what runs of these; True once nothing does."""
+    held = warden_guests.find(guests)
+    for each in held:
+        each.kill()
+    deadline = warden_guests.boottime_s() + ANSWER_TIMEOUT_S
+    while any(not each.has_ended for each in held) and warden_guests.boottime_s() < deadline:
+        threading.Event().wait(0.02)
+    ended = [each.guest for each in held if each.has_ended]
+    for each in held:
+        each.close()
+    if ended:
+        now_s = warden_guests.boottime_s()
+        lines = [{"vm_id": one.vm_id, "epoch": one.epoch, "boottime_s": now_s, "deadline_s": deadline_s} for one in ended]
+        warden_state.append_killed(killed_path, lines)
+    return len(ended) == len(held)

@@ -1,0 +1,154 @@
+"""What the failover loop reads of the store in one snapshot, and what records of the pure core that makes."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from trimtab_controller.core.failover.records import Desired, Evidence, Holder, HostRecord, Phase, Proof, Seen, VmRecord
+from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState, OperationState
+from trimtab_controller.core.model import Host, Operation
+from trimtab_controller.core.model.failover import FailoverControl, FailoverRow, FailoverVmRow, FencePathRow
+from trimtab_controller.store import failover, host_guards, hosts, leases, operations
+from trimtab_controller.store.database import Session
+from trimtab_controller.store.failover import KeptVm
+from trimtab_controller.store.host_guards import HostGuard
+from trimtab_controller.store.leases import Lease, Revocation
+from trimtab_protos.messages import DomainObservation, DomainState
+
+_SEEN_BY_STATE = {
+    ObservedState.RUNNING: Seen.RUNNING,
+    ObservedState.STOPPING: Seen.RUNNING,
+    ObservedState.PAUSED: Seen.PAUSED,
+    ObservedState.INCOMING: Seen.INCOMING,
+    ObservedState.STOPPED: Seen.STOPPED,
+    ObservedState.CRASHED: Seen.STOPPED,
+    ObservedState.ABSENT: Seen.ABSENT,
+}
+RESTART = "vm.recover"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """One round's view of the store. `live`: the exclusive operation of each vm that has one; `ended`: of open restarts."""
+
+    hosts: Mapping[str, Host]
+    paths: Mapping[str, tuple[FencePathRow, ...]]
+    vms: Mapping[str, KeptVm]
+    tombstones: frozenset[str]
+    starts: tuple[FailoverVmRow, ...]
+    operations: Mapping[str, Operation]
+    live: Mapping[str, Operation]
+    records: Mapping[str, FailoverRow]
+    revocations: Mapping[str, Revocation]
+    gateways: tuple[Lease, ...]
+    control: FailoverControl
+    guards: Mapping[str, HostGuard]
+    session_gateways: Mapping[str, str]
+    """Host -> the gateway of its newest session."""
+
+
+def read(session: Session, *, also: Collection[str], operation_ids: Collection[str]) -> Snapshot:
+    """`also`: vms that hosts listed lately; `operation_ids`: restarts whose end is waited for."""
+    paths: dict[str, tuple[FencePathRow, ...]] = {}
+    for path in failover.fence_paths(session):
+        paths[path.host_id] = (*paths.get(path.host_id, ()), path)
+    starts = failover.open_starts(session)
+    wanted = {one.operation_id for one in starts if one.operation_id} | set(operation_ids)
+    kept = failover.kept_vms(session, also=also)
+    return Snapshot(
+        hosts={host.id: host for host in hosts.live(session)},
+        paths=paths,
+        vms={vm.id: vm for vm in kept},
+        tombstones=failover.tombstones(session, also),
+        starts=starts,
+        operations={one: operations.get(session, one) for one in wanted},
+        live=operations.live_by_subject(session, [vm.id for vm in kept]),
+        records={row.host_id: row for row in failover.open_records(session)},
+        revocations={one.host_id: one for one in leases.revocations(session)},
+        gateways=leases.named(session, leases.GATEWAY_PREFIX),
+        control=failover.control(session),
+        guards=host_guards.read_all(session),
+        session_gateways=hosts.session_gateways(session),
+    )
+
+
+def host_record(host: Host, seen: Snapshot) -> HostRecord:
+    """Return a host as earlier leaders left it; its instants belong to another clock."""
+    row, guard = seen.records.get(host.id), seen.guards.get(host.id, HostGuard())
+    evidence = tuple(
+        Evidence(at_s=0.0, what=str(line["what"]), proof=Proof(line["proof"]) if line.get("proof") else None)
+        for line in (row.evidence if row else ())
+    )
+    return HostRecord(
+        id=host.id,
+        standing=host.connectivity,
+        boot_id=host.boot_id,
+        power_paths=tuple(path.name for path in seen.paths.get(host.id, ())),
+        was_armed_at_loss=guard.is_armed,
+        is_armed=guard.is_armed,
+        kill_s=guard.kill_ms / 1000,
+        evidence=evidence,
+        proof=Proof(row.proof) if row and row.proof else None,
+        is_cordoned=host.is_cordoned,
+        has_listed=True,
+    )
+
+
+def vm_record(row: KeptVm, seen: Snapshot, *, now_s: float) -> VmRecord:
+    """Return a vm as held by its home and the target of its migration, or as its recovery left it."""
+    own = operations_hold(row, seen)
+    vm = VmRecord(
+        id=row.id,
+        host=row.host_id,
+        epoch=row.epoch,
+        is_local=row.has_local_disk,
+        priority=row.priority,
+        start_delay_s=row.start_delay_s,
+        desired=desired(row),
+        seen=seen_of(row),
+        seen_s=now_s,
+    )
+    home = Holder(host=row.host_id, epoch=row.epoch)
+    if own:
+        return replace(vm, phase=Phase.STARTING, holders=(home,), since_s=now_s, seen=Seen.UNKNOWN)
+    holders = [home]
+    if row.migrating_to and row.migrating_to != row.host_id:
+        holders.append(Holder(host=row.migrating_to, epoch=row.epoch + 1))
+    left = tuple(one for one in holders if not _is_fenced(one.host, seen) or row.has_local_disk)
+    if row.attention:
+        return replace(vm, phase=Phase.NEEDS_ATTENTION, holders=left)
+    if not left:
+        # The last leader fenced its host and died before it began the recovery.
+        return replace(vm, phase=Phase.RECOVERING, since_s=now_s, why="waits for a home: its host was fenced")
+    return replace(vm, holders=left, phase=Phase.MOVING if len(holders) > 1 else Phase.SETTLED, since_s=now_s)
+
+
+def operations_hold(row: KeptVm, seen: Snapshot) -> bool:
+    """Tell whether a restart of the vm is under way, by whichever leader."""
+    live = seen.live.get(row.id)
+    is_restarting = live is not None and live.kind == RESTART and live.state is not OperationState.NEEDS_ATTENTION
+    return is_restarting or any(one.vm_id == row.id for one in seen.starts)
+
+
+def _is_fenced(host_id: str, seen: Snapshot) -> bool:
+    host = seen.hosts.get(host_id)
+    return host is not None and host.connectivity is HostConnectivity.FENCED
+
+
+def desired(row: KeptVm) -> Desired:
+    if row.ha != "restart":
+        return Desired.IGNORED
+    return Desired.RUNNING if row.desired_power == "running" else Desired.DISABLED
+
+
+def seen_of(row: KeptVm) -> Seen:
+    """Return what was last proven of the vm at its home."""
+    if row.observed_host_id != row.host_id:
+        return Seen.UNKNOWN
+    return _SEEN_BY_STATE.get(ObservedState(row.observed_state), Seen.UNKNOWN)
+
+
+def seen_from(observation: DomainObservation) -> Seen:
+    """Return an agent's answer in the core's words."""
+    if observation.state is DomainState.ABSENT:
+        return Seen.ABSENT
+    return _SEEN_BY_STATE[ObservedState(observation.state.value)]

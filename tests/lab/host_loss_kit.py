@@ -1,0 +1,150 @@
+"""What tests and campaigns of host loss share: a lab whose guests write to a lock-free disk, and what its server saw."""
+
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from tests.lab.fleet_kit import Fleet, wait_until
+from trimtab_lab import quorum
+from trimtab_lab.controlplane import FIRST_METRICS_PORT, ControlPlane
+from trimtab_lab.guest import build_guest_image
+from trimtab_lab.hosts import Lab
+from trimtab_lab.quorum import Write
+
+GATEWAY_METRICS_PORT = FIRST_METRICS_PORT + 2
+LEASE_S, KILL_S = 15.0, 3.0
+GOAL_MAX_S = 45.0
+"""From the cut to the guest counting elsewhere, by lease alone; the median's goal is 25 s."""
+
+
+def boottime_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(slots=True)
+class LossFleet(Fleet):
+    """A fleet whose guests write to lock-free disks."""
+
+    def keep(self, name: str, *, to: str, pool: str = "shared", ha: str = "restart") -> str:
+        """Create a vm on that host, wait until it counts, and return its id."""
+        self.ok("vm", "create", name, "--image", "micro", "--memory", "96MiB", "--pool", pool, "--ha", ha, "--to", to, "--wait")
+        vm_id = str(self.vm(name)["id"])
+        wait_until(lambda: self.writes(vm_id), f"{name} to count")
+        return vm_id
+
+    def writes(self, vm_id: str = "") -> list[Write]:
+        return quorum.writes(self.lab.spec.quorum_log, vm_id)
+
+    def home(self, vm_id: str) -> str:
+        """Return the host on which the vm counted last, by its disk's server."""
+        return self.writes(vm_id)[-1].host
+
+    def double_runs(self) -> list[str]:
+        return quorum.judge(self.writes())
+
+    def first_elsewhere(self, vm_id: str, lost: str, after_s: float, *, patience_s: float = 90.0) -> Write:
+        """Wait for the vm to count on another host than `lost`, and return its first line there."""
+
+        def find() -> Write | None:
+            return next((each for each in self.writes(vm_id) if each.at_s > after_s and each.host != lost), None)
+
+        return wait_until(find, f"{vm_id} to count on another host than {lost}", patience_s=patience_s)
+
+    def opened_s(self, connection: int) -> float:
+        """Return when a QEMU opened its guest's disk, before the guest booted."""
+        for line in self.lab.spec.quorum_log.read_text().splitlines():
+            each = json.loads(line)
+            if each["what"] == "opened" and each["connection"] == connection:
+                return float(each["at_s"])
+        raise AssertionError(f"connection {connection} was never opened")
+
+    def event_unix_s(self, kind: str, subject_id: str, *, after_unix_s: float) -> float:
+        """Return when the first such event of the subject after then was recorded."""
+        listed = self.ok("event", "list", "--subject", subject_id, "--kind", kind, "--limit", "100", "-o", "json").json()
+        events = listed["items"] if isinstance(listed, dict) else listed
+        times = [datetime.fromisoformat(each["at"]).timestamp() for each in events if each["kind"] == kind]
+        return min(at for at in times if at >= after_unix_s)
+
+    def unarmed_hosts(self) -> int:
+        """Return how many connected hosts said with their last heartbeat that their warden is not armed."""
+        address = f"http://{self.lab.spec.ctl_address}:{GATEWAY_METRICS_PORT}/metrics"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(address, timeout=5) as answer:
+            found = re.search(r"^trimtab_gateway_hosts_without_warden (\S+)", answer.read().decode(), re.MULTILINE)
+        return int(float(found[1])) if found else -1
+
+    def wait_until_armed(self) -> None:
+        """Wait until every host is up and its warden armed."""
+        wait_until(lambda: self.ok("host", "list", "-o", "json").out.count('"up"') >= 3, "three hosts to be up")
+        wait_until(lambda: self.unarmed_hosts() == 0, "every warden to be armed")
+
+
+def build(lab: Lab, *, settings: dict[str, str] | None = None) -> LossFleet:
+    """Bring up three hosts with wardens, a shared pool that is lock-free for guests, a local one, and the guest's image."""
+    lab.up(hosts=3, has_lock_free_disk=True)
+    plane = ControlPlane(lab, settings=settings)
+    plane.start()
+    plane.join_hosts()
+    fleet = LossFleet(lab, plane)
+    wait_until(lambda: fleet.ok("host", "list", "-o", "json").out.count('"up"') >= 3, "three hosts to be up")
+    fleet.ok("pool", "create", "shared", "--path", "/srv/trimtab-shared", "--shared")
+    fleet.ok("pool", "create", "local", "--path", "/srv/trimtab-local")
+    fleet.ok("image", "import", "micro", str(build_guest_image().qcow2), "--pool", "shared", "--wait")
+    fleet.wait_until_armed()
+    return fleet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """One loss of a host with a real guest on it, in seconds; `total_s` from the cut to the guest's first line elsewhere."""
+
+    kind: str
+    detect_s: float
+    """Until the host was called lost."""
+    fence_s: float
+    """From there until its lease had surely ended."""
+    place_s: float
+    """From there until the new host's QEMU opened the guest's disk."""
+    boot_s: float
+    """From there until the guest's first line."""
+    bare_boot_s: float
+    """The same part of the same guest's ordinary start before the loss."""
+
+    @property
+    def total_s(self) -> float:
+        return self.detect_s + self.fence_s + self.place_s + self.boot_s
+
+
+def measure(fleet: LossFleet, vm_id: str, kind: str, inflict: Callable[[str], None]) -> Loss:
+    """Lose the vm's home by `inflict` and return where the time went. The caller brings the host back."""
+    home = fleet.home(vm_id)
+    host_id = str(fleet.host(home)["id"])
+    bare_s = boot_s(fleet, vm_id)
+    unix_to_boottime_s = boottime_s() - time.time()
+    at_s = boottime_s()
+    inflict(home)
+    first = fleet.first_elsewhere(vm_id, home, at_s)
+    opened_s = fleet.opened_s(first.connection)
+    lost_s, fenced_s = (
+        fleet.event_unix_s(f"failover.{what}", host_id, after_unix_s=at_s - unix_to_boottime_s) + unix_to_boottime_s
+        for what in ("lost", "fenced")
+    )
+    return Loss(
+        kind=kind,
+        detect_s=lost_s - at_s,
+        fence_s=fenced_s - lost_s,
+        place_s=opened_s - fenced_s,
+        boot_s=first.at_s - opened_s,
+        bare_boot_s=bare_s,
+    )
+
+
+def boot_s(fleet: LossFleet, vm_id: str) -> float:
+    """Return the boot time of the vm's present run: from its QEMU opening the disk to its first line."""
+    connection = fleet.writes(vm_id)[-1].connection
+    first = next(each for each in fleet.writes(vm_id) if each.connection == connection)
+    return first.at_s - fleet.opened_s(connection)

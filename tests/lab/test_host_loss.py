@@ -1,0 +1,119 @@
+"""A host is lost with real guests on it: each counts on elsewhere, and at any time one QEMU wrote. By lease alone: no power device.
+
+The disks are lock-free, so a second run would be seen in their server's log. One lab; each test leaves every host up and armed.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import host_loss_kit as kit
+from tests.lab.fleet_kit import wait_until
+from tests.lab.host_loss_kit import LossFleet, boottime_s
+from trimtab_lab.hosts import Lab
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LossFleet]:
+    lab = Lab.named(f"loss-{os.getpid()}", state_directory=tmp_path_factory.mktemp("loss"))
+    try:
+        yield kit.build(lab)
+    finally:
+        lab.down()
+
+
+@pytest.fixture(scope="module")
+def kept(losses: LossFleet) -> str:
+    """A vm that is kept; where it lives changes with every test."""
+    return losses.keep("kept", to="node1")
+
+
+def comes_back_elsewhere(losses: LossFleet, vm_id: str, home: str, at_s: float) -> float:
+    """Wait for the vm elsewhere, check that its former home had stopped writing before, and return the seconds it took."""
+    first = losses.first_elsewhere(vm_id, home, at_s)
+    assert losses.double_runs() == []
+    former = [each for each in losses.writes(vm_id) if each.host == home and each.at_s < first.at_s]
+    assert first.counter >= former[-1].counter, "what the guest had written before is there"
+    assert first.epoch > former[-1].epoch
+    return first.at_s - at_s
+
+
+def test_a_kept_guest_counts_on_elsewhere_after_a_power_cut_and_one_that_is_not_kept_does_not(
+    losses: LossFleet, kept: str
+) -> None:
+    losses.keep("left", to="node1", ha="none")
+    home, at_s = losses.home(kept), boottime_s()
+    losses.lab.crash(home)
+    assert comes_back_elsewhere(losses, kept, home, at_s) <= kit.GOAL_MAX_S
+    assert {each.host for each in losses.writes(str(losses.vm("left")["id"]))} == {"node1"}
+    losses.lab.boot(home)
+    losses.wait_until_armed()
+    losses.delete("left")
+
+
+def test_the_warden_of_a_host_that_was_cut_off_kills_what_may_start_elsewhere_and_nothing_else(
+    losses: LossFleet, kept: str
+) -> None:
+    home = losses.home(kept)
+    local = losses.keep("local", to=home, pool="local")
+    unkept = losses.keep("unkept", to=home, ha="none")
+    at_s = boottime_s()
+    losses.lab.cut(home)
+    assert comes_back_elsewhere(losses, kept, home, at_s) <= kit.GOAL_MAX_S
+    last = [each for each in losses.writes(kept) if each.host == home][-1]
+    assert last.at_s - at_s <= kit.LEASE_S + kit.KILL_S
+    moved_s = boottime_s()
+    for spared in (local, unkept):
+        wait_until(lambda vm_id=spared: losses.writes(vm_id)[-1].at_s > moved_s, f"{spared} to count on where it is")
+    losses.lab.heal(home)
+    losses.wait_until_armed()
+    assert losses.runs_on(kept) == [losses.home(kept)], "the host that came back started nothing"
+    wait_until(
+        lambda: "killed" in losses.lab.run(home, ["cat", "/var/log/trimtab/trimtab-agent.log"]).stdout, "the agent to report it"
+    )
+    losses.delete("local", "unkept")
+
+
+def test_a_frozen_agent_does_not_keep_the_warden_from_its_work(losses: LossFleet, kept: str) -> None:
+    home, at_s = losses.home(kept), boottime_s()
+    losses.lab.freeze(home)
+    try:
+        comes_back_elsewhere(losses, kept, home, at_s)
+    finally:
+        losses.lab.thaw(home)
+    losses.wait_until_armed()
+    assert losses.double_runs() == []
+
+
+def test_with_agent_and_warden_both_frozen_the_warden_is_started_anew_and_does_its_work(losses: LossFleet, kept: str) -> None:
+    home, at_s = losses.home(kept), boottime_s()
+    frozen = losses.lab.signal_service(home, "trimtab-warden", signal.SIGSTOP)
+    losses.lab.freeze(home)
+    try:
+        comes_back_elsewhere(losses, kept, home, at_s)
+        assert losses.lab.service_process_id(home, "trimtab-warden") != frozen
+    finally:
+        losses.lab.thaw(home)
+    losses.wait_until_armed()
+
+
+def test_a_host_whose_warden_is_not_armed_is_never_recovered_by_lease_alone(losses: LossFleet, kept: str) -> None:
+    home = losses.home(kept)
+    losses.lab.run(home, ["systemctl", "stop", "trimtab-warden"])
+    wait_until(lambda: losses.unarmed_hosts() == 1, "the host to say that its warden is not armed")
+    at_s = boottime_s()
+    losses.lab.cut(home)
+    try:
+        losses.wait_for_host(home, "lost")
+        far_beyond_s = at_s + 2 * (kit.LEASE_S + kit.KILL_S)
+        wait_until(lambda: losses.writes(kept)[-1].at_s > far_beyond_s, "the guest to count on where it is", patience_s=90)
+        assert {each.host for each in losses.writes(kept) if each.at_s > at_s} == {home}
+    finally:
+        losses.lab.heal(home)
+        losses.lab.run(home, ["systemctl", "start", "trimtab-warden"])
+    losses.wait_until_armed()
+    assert losses.double_runs() == []

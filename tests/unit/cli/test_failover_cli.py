@@ -1,0 +1,105 @@
+"""`failover`, `fence`, `host confirm-off`: what is sent, what is shown, and how they end."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.unit.cli.conftest import Trimtab
+from tests.unit.cli.fake_controller import Answer, FakeController, page
+
+PATHS = "/v1/hosts/node2/fence-paths"
+PATH: dict[str, Any] = {
+    "host": "node2", "name": "redfish", "order": 1, "agent": "fence_redfish", "options": {"ip": "192.0.2.31"}, "has_secret": True,
+    "power": "on", "is_ready": True, "message": "", "tested_at": "2026-01-01T00:00:00+00:00", "is_test_due": False,
+}  # fmt: skip
+LOSS: dict[str, Any] = {
+    "id": "fo-01", "host": "node2", "host_id": "host-2", "state": "fenced", "proof": "power_off",
+    "created_at": "2026-01-01T00:00:04+00:00", "fenced_at": "2026-01-01T00:00:06+00:00", "returned_at": None, "vms": {"running": 1},
+    "timeline": [
+        {"at": "2026-01-01T00:00:00+00:00", "what": "no renewal for 6.1 s", "proof": "", "vm": ""},
+        {"at": "2026-01-01T00:00:06+00:00", "what": "switched off by bmc", "proof": "power_off", "vm": ""},
+        {"at": "2026-01-01T00:00:11.500+00:00", "what": "db: runs on node3, 5.0 s later", "proof": "", "vm": "db"},
+    ],
+    "outcomes": [
+        {"vm": "db", "vm_id": "vm-1", "state": "running", "why": "", "host": "node3", "operation": "op-1",
+         "started_at": "2026-01-01T00:00:06+00:00", "ended_at": "2026-01-01T00:00:11+00:00", "seconds": 5.0},
+    ],
+}  # fmt: skip
+
+
+def test_a_secret_goes_from_its_file_into_the_body_and_nowhere_else(
+    trimtab: Trimtab, controller: FakeController, tmp_path: Path
+) -> None:
+    controller.on("GET", PATHS, Answer({"items": [PATH]}))
+    controller.on("PUT", PATHS, Answer({"items": [PATH]}))
+    secret = tmp_path / "bmc.pass"
+    secret.write_text("hunter2\n")
+    line = "fence config node2 --agent fence_ipmilan --address 192.0.2.32 --user root --order 1 --secret-file"
+    found = trimtab(*line.split(), str(secret))
+    assert found.code == 0, found.err
+    assert "hunter2" not in found.out + found.err
+    sent = controller.asked("PUT", PATHS)[0]
+    assert sent.document == {
+        "paths": [
+            {
+                "name": "ipmilan",
+                "agent": "fence_ipmilan",
+                "options": {"ip": "192.0.2.32", "username": "root"},
+                "secret": "hunter2",
+            },
+            {"name": "redfish", "agent": "fence_redfish", "options": {"ip": "192.0.2.31"}},
+        ]
+    }
+    assert "hunter2" not in sent.path
+
+
+def test_a_test_waits_for_the_leader_and_ends_with_3_where_a_device_cannot_be_relied_on(
+    trimtab: Trimtab, controller: FakeController
+) -> None:
+    due = PATH | {"is_test_due": True, "is_ready": False, "tested_at": None, "power": ""}
+    controller.on("POST", "/v1/hosts/node2:test-fence", Answer({"items": [due]}, status=202))
+    controller.on("GET", PATHS, Answer({"items": [due]}), Answer({"items": [PATH]}))
+    good = trimtab("fence", "test", "node2")
+    assert (good.code, good.err) == (0, "")
+    assert "ready" in good.out
+    bad = PATH | {"is_ready": False, "power": "unknown", "message": "it did not answer within 30 s"}
+    controller.on("POST", "/v1/fence-paths:test", Answer({"items": [bad]}, status=202))
+    found = trimtab("fence", "test", "--all")
+    assert found.code == 3
+    assert "node2 redfish: it did not answer within 30 s" in found.err
+
+
+def test_a_loss_is_shown_as_a_timeline_and_found_by_its_hosts_name(trimtab: Trimtab, controller: FakeController) -> None:
+    controller.on("GET", "/v1/failovers", page(LOSS))
+    controller.on("GET", "/v1/failovers/fo-01", Answer(LOSS))
+    found = trimtab("failover", "get", "node2")
+    assert found.code == 0, found.err
+    assert controller.asked("GET", "/v1/failovers")[0].query["filter"] == "host=node2"
+    assert "+6.0" in found.out
+    assert "+11.5" in found.out
+    assert "db: runs on node3, 5.0 s later" in found.out
+
+
+def test_status_says_why_failover_stands_still(trimtab: Trimtab, controller: FakeController) -> None:
+    status = {
+        "is_active": False, "is_paused": False, "frozen": "2 of 5 hosts are lost at once", "silent": [], "released": [],
+        "confirmed_off": [{"host": "node2", "by": "ann", "reason": "pulled the plug"}],
+        "waiting": [{"vm": "db", "why": "no host can take it"}], "failovers": [LOSS],
+    }  # fmt: skip
+    controller.on("GET", "/v1/failover", Answer(status))
+    found = trimtab("failover", "status")
+    assert "FROZEN: 2 of 5 hosts are lost at once" in found.out
+    assert "host node2 is confirmed off by ann: pulled the plug" in found.out
+    assert "vm db waits: no host can take it" in found.out
+
+
+def test_confirm_off_and_release_ask_and_send_their_reason(trimtab: Trimtab, controller: FakeController) -> None:
+    for verb, arguments in (("confirm-off", ("host", "confirm-off")), ("release", ("failover", "release"))):
+        path = f"/v1/hosts/node2:{verb}"
+        controller.on("POST", path, Answer(None, status=204))
+        refused = trimtab(*arguments, "node2", "--reason", "pulled the plug")
+        assert refused.code == 2
+        assert "add --yes" in refused.err
+        assert controller.asked("POST", path) == []
+        said = trimtab(*arguments, "node2", "--reason", "pulled the plug", "--yes")
+        assert said.code == 0, said.err
+        assert controller.asked("POST", path)[0].document == {"reason": "pulled the plug"}
