@@ -183,6 +183,7 @@ def _insert_vm(
         wishes=dict(saved["wishes"]),
         ha=saved["ha"] if spec.has_nics else "none",
         priority=saved["priority"],
+        start_delay_s=int(saved.get("start_delay_s", 0)),
         drain_policy=saved["drain_policy"],
         seed=_seed(settings["seed"], vm_id=vm_id, vm_name=spec.name, macs=macs),
         desired_power=(DesiredPower.RUNNING if spec.start else DesiredPower.STOPPED).value,

@@ -33,6 +33,7 @@ _VM_FIELDS = (
     "host_class",
     "ha",
     "priority",
+    "start_delay_s",
     "drain_policy",
     "wishes",
 )
