@@ -289,3 +289,15 @@ def test_a_held_backup_stays_whatever_the_policy_says(story: FleetStory) -> None
                 session, held.id, project=story.project, actor=story.actor, now=story.clock.now()
             )
         )
+
+
+def test_uefi_variables_come_back_beside_the_disk_that_a_vm_boots_from(story: FleetStory) -> None:
+    ready_repo(story)
+    vm = story.running_vm("db", firmware="uefi")
+    backup = made_backup(story, vm)
+    restored = accept_restore(story, backup, "db2")
+    story.settle()
+    again = story.vm(restored.subject_id)
+    source: Any = story.agents.agent(again.host_id).parts.backups
+    assert source.nvrams == {again.id: vm.id.encode()}
+    assert again.firmware == "uefi"

@@ -10,6 +10,9 @@ from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_protos.messages import PoolSpec, VolumeSpec
 
+NVRAM = "nvram.fd"
+"""The attachment with the UEFI variables of a vm that boots by UEFI."""
+
 
 class DiskContent(Protocol):
     """One disk as it was at the instant; `NbdClient` is one."""
@@ -88,3 +91,6 @@ class BackupSource(Protocol):
 
         Conflict: a domain of this host uses it, or it reads back differently. NoCapacity: the pool is full.
         """
+
+    def restore_nvram(self, vm_id: str, pool: PoolSpec, content: bytes) -> None:
+        """Put the UEFI variables of a vm that is to be defined into its pool. Idempotent."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trimtab_agent.backup.nbd import ALLOCATION, DIRTY, HOLE, ZERO, Extent
 from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
-from trimtab_agent.backup.source import DiskWish, Instant, ServedDisk, common
+from trimtab_agent.backup.source import NVRAM, DiskWish, Instant, ServedDisk, common
 from trimtab_agent.clock import Clock
 from trimtab_agent.hypervisor.kvm.domain_xml import target_name
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE
@@ -98,6 +98,8 @@ class SimulatedBackups:
         self.vms: dict[str, SimulatedVm] = {}
         self.volumes: dict[str, bytes] = {}
         """What was restored, by volume."""
+        self.nvrams: dict[str, bytes] = {}
+        """UEFI variables that were restored, by vm."""
         self.fails_with: TrimtabError | None = None
         """Raised once a backup has begun, as by a storage that fills up."""
 
@@ -120,7 +122,7 @@ class SimulatedBackups:
                     self._clock.now_ms(),
                     Consistency.FILESYSTEM,
                     served,
-                    {"domain.xml": b"<domain/>"},
+                    {"domain.xml": b"<domain/>", NVRAM: vm_id.encode()},
                     checkpoint=common(served, wishes),
                 )
                 return
@@ -129,7 +131,7 @@ class SimulatedBackups:
             is_frozen = wants_freeze and vm.has_guest_agent
             notes = {} if is_frozen or not wants_freeze else {"downgrade": "the guest has no agent"}
             consistency = Consistency.FILESYSTEM if is_frozen else Consistency.CRASH
-            yield Instant(self._clock.now_ms(), consistency, served, {"domain.xml": b"<domain/>"}, notes)
+            yield Instant(self._clock.now_ms(), consistency, served, {"domain.xml": b"<domain/>", NVRAM: vm_id.encode()}, notes)
         finally:
             vm.is_busy = False
 
@@ -163,6 +165,9 @@ class SimulatedBackups:
         if self._hypervisor is not None:
             self._hypervisor.fleet.disk_contents[volume.volume_id] = content
         return written
+
+    def restore_nvram(self, vm_id: str, pool: PoolSpec, content: bytes) -> None:  # noqa: ARG002 - one place for all
+        self.nvrams[vm_id] = content
 
     def look_at(self, vm_id: str) -> SimulatedVm:
         """Return the vm as it is now, for a test that writes to its disks."""

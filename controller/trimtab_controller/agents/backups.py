@@ -68,6 +68,7 @@ class BackupAgents(Protocol):
         disk: str,
         volume: VolumeSpec,
         pool: PoolSpec,
+        state_for_vm_id: str = "",
     ) -> Job: ...
 
     def start_verify(self, host_id: str, key: CommandKey, *, repo_id: str, vm_id: str, backup_id: str) -> Job: ...
@@ -130,6 +131,7 @@ class BackupVerbs:
         disk: str,
         volume: VolumeSpec,
         pool: PoolSpec,
+        state_for_vm_id: str = "",
     ) -> Job:
         request = pb.StartRestoreRequest(
             repository=repo_id,
@@ -138,6 +140,7 @@ class BackupVerbs:
             disk=disk,
             volume=to_proto(volume, storage_pb2.VolumeSpec),
             pool=to_proto(pool, storage_pb2.PoolSpec),
+            state_for_vm_id=state_for_vm_id,
         )
         return job_of(self._command_backups(host_id, "StartRestore", request, key).job)
 

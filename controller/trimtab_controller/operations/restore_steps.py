@@ -15,7 +15,7 @@ def fill(context: Effect[Any]) -> Json | Wait:
     backup: Backup = context.read(lambda session: backups.get(session, context.params.backup_id))
     backup_steps.open_on(context, host_id, backup.repo_id)
     disks = context.read(lambda session: describe.read_disks(session, context.params.vm_id))
-    written = 0
+    home, written = describe.state_volume(disks.volumes), 0
     for volume, key in _jobs(context, disks.volumes):
         job = context.agents.start_restore(
             host_id,
@@ -26,6 +26,8 @@ def fill(context: Effect[Any]) -> Json | Wait:
             disk=context.params.disks[volume.id],
             volume=describe.volume_spec(volume, {}),
             pool=describe.pool_spec(disks.pools[volume.pool_id]),
+            # Its UEFI variables lie beside the disk that it boots from.
+            state_for_vm_id=context.params.vm_id if home is not None and volume.id == home.id else "",
         )
         done = backup_steps.follow(job, f"disk {context.params.disks[volume.id]}", lambda job: _written(job.restore))
         if isinstance(done, Wait):
@@ -69,6 +71,7 @@ def empty(context: Effect[Any]) -> Wait | None:
     disks = context.read(lambda session: describe.read_disks(session, context.params.vm_id))
     if (waiting := _end_jobs(context, disks.volumes)) is not None:
         return waiting
+    vm_steps.undefine_everywhere(context)  # nothing is defined yet; the UEFI variables go with it
     host_id, epoch = vm_steps.chosen_host(context.results), int(context.results["place"]["epoch"])
     for volume in disks.volumes:
         key = context.key(subject_id=context.params.vm_id, epoch=epoch, part=volume.id)

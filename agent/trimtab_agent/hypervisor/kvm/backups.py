@@ -24,8 +24,8 @@ from trimtab_agent.backup.nbd import ALLOCATION, NbdClient
 from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_agent.backup.restoring import restore_disk
-from trimtab_agent.backup.source import DiskWish, Instant, ServedDisk
-from trimtab_agent.hypervisor.kvm import volumes
+from trimtab_agent.backup.source import NVRAM, DiskWish, Instant, ServedDisk
+from trimtab_agent.hypervisor.kvm import state_files, volumes
 from trimtab_agent.hypervisor.kvm.backup_xml import (
     PulledDisk,
     all_targets,
@@ -33,6 +33,7 @@ from trimtab_agent.hypervisor.kvm.backup_xml import (
     bitmap_name,
     checkpoint_xml,
     disk_files,
+    nvram_file,
     socket_of_job,
 )
 from trimtab_agent.hypervisor.kvm.cold_backups import stopped_instant
@@ -80,7 +81,7 @@ class Backups:
             present = {found.getName() for found in domain.listAllCheckpoints()}
         if not is_running:
             with stopped_instant(wishes, disk_files(definition), present, socket) as instant:
-                yield replace(instant, attachments={"domain.xml": stored.encode()})
+                yield replace(instant, attachments=_attachments(stored))
             return
         pulled, denied = _to_pull(wishes, disk_files(definition), present)
         others = [target for target in all_targets(definition) if target not in {disk.name for disk in pulled}]
@@ -90,7 +91,7 @@ class Backups:
         try:
             with contextlib.ExitStack() as stack:
                 served = [_open(stack, socket, disk, denied.get(disk.name, "")) for disk in pulled]
-                yield Instant(created_ms, consistency, served, {"domain.xml": stored.encode()}, notes)
+                yield Instant(created_ms, consistency, served, _attachments(stored), notes)
         finally:
             self._end(vm_id)
 
@@ -128,6 +129,10 @@ class Backups:
             with contextlib.suppress(TrimtabError):
                 volumes.delete(volume.volume_id, layout)
             raise
+
+    def restore_nvram(self, vm_id: str, pool: PoolSpec, content: bytes) -> None:
+        """See `BackupSource.restore_nvram`."""
+        state_files.restore_nvram(vm_id, pool, content)
 
     def _begin(
         self,
@@ -184,6 +189,18 @@ class Backups:
             raise Conflict("vm-busy", "another job of this domain is under way, such as a migration; try again when it has ended")
         log.info("ending a backup job that an earlier agent left", domain=domain.name())
         domain.abortJob()
+
+
+def _attachments(stored: str) -> Mapping[str, bytes]:
+    """Return the definition and, of a vm that boots by UEFI, its variables: QEMU writes them through to their file."""
+    found = {"domain.xml": stored.encode()}
+    file = nvram_file(stored)
+    if file:
+        try:
+            found[NVRAM] = Path(file).read_bytes()
+        except FileNotFoundError:
+            log.warning("no UEFI variables to back up", file=file)
+    return found
 
 
 def _to_pull(

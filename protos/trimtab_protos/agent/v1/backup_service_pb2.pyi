@@ -320,10 +320,15 @@ class StartRestoreRequest(_message.Message):
     DISK_FIELD_NUMBER: _builtins.int
     VOLUME_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
+    STATE_FOR_VM_ID_FIELD_NUMBER: _builtins.int
     repository: _builtins.str
     vm_id: _builtins.str
     backup_id: _builtins.str
     disk: _builtins.str
+    state_for_vm_id: _builtins.str
+    """The vm whose UEFI variables are put beside the volume, where the backup has them; empty for a disk alone. They go with
+    UndefineDomain.
+    """
     @_builtins.property
     def key(self) -> _command_pb2.CommandKey: ...
     @_builtins.property
@@ -340,10 +345,11 @@ class StartRestoreRequest(_message.Message):
         disk: _builtins.str = ...,
         volume: _storage_pb2.VolumeSpec | None = ...,
         pool: _storage_pb2.PoolSpec | None = ...,
+        state_for_vm_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "pool", b"pool", "volume", b"volume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "disk", b"disk", "key", b"key", "pool", b"pool", "repository", b"repository", "vm_id", b"vm_id", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "disk", b"disk", "key", b"key", "pool", b"pool", "repository", b"repository", "state_for_vm_id", b"state_for_vm_id", "vm_id", b"vm_id", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
