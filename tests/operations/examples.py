@@ -688,6 +688,7 @@ EXAMPLES: dict[str, Example] = {
     "backup.verify": Example(kind="backup.verify", arrange=backup.verifies, done=backup.level_is(1), undone=backup.level_is(0)),
     "backup.boot": Example(kind="backup.boot", arrange=backup.boots, done=backup.has_booted, undone=_not_created),
     "backup.prune": Example(kind="backup.prune", arrange=backup.deletes, done=backup.is_forgotten),
+    "vm.replace": Example(kind="vm.replace", arrange=backup.replaces, done=backup.is_as_it_was, undone=backup.kept_its_disk),
     "vm.restore": Example(kind="vm.restore", arrange=backup.restores, done=backup.is_restored, undone=_not_created),
     "vm.restore to another pool, not started": Example(
         kind="vm.restore", arrange=backup.restores_stopped, done=backup.is_restored, undone=_not_created

@@ -19,7 +19,7 @@ from trimtab_controller.core.model import Backup, Operation
 from trimtab_controller.services import backup_repos as repo_service
 from trimtab_controller.services import backup_restore
 from trimtab_controller.services import backups as backup_service
-from trimtab_controller.store import backup_repos, backups
+from trimtab_controller.store import backup_repos, backups, vms
 
 _numbers = itertools.count(1)
 Check = Callable[[FleetStory, Operation], None]
@@ -152,3 +152,36 @@ def is_restored(story: FleetStory, operation: Operation) -> None:
     assert content_of(story, operation.subject_id).startswith(backup.vm_id.encode())
     vm = story.vm(operation.subject_id)
     assert story.running_on(vm.id) == ({vm.host_id} if operation.params["start"] else frozenset())
+
+
+def replaces(story: FleetStory) -> Operation:
+    """The vm went on after its backup; what it wrote since is to go."""
+    backup = _backed_up(story)
+    write_to(story, backup.vm_id, 0, b"what nobody wants to keep any more")
+    story.accept_power(story.vm(backup.vm_id), "stop", force=True)
+    story.settle()
+    return story.db.write(
+        lambda session: backup_restore.replace(
+            session,
+            backup.id,
+            vms.get(session, backup.vm_id),
+            project=story.project,
+            actor=story.actor,
+            now=story.clock.now(),
+        )
+    )
+
+
+def is_as_it_was(story: FleetStory, operation: Operation) -> None:
+    (volume,) = story.volumes(operation.subject_id)
+    assert content_of(story, operation.subject_id).startswith(operation.subject_id.encode())
+    assert volume.id in operation.params["replaced"]
+    vm = story.vm(operation.subject_id)
+    (disk,) = story.hypervisor(vm.host_id).domains[vm.id].spec.disks
+    assert (disk.volume_id, volume.name) == (volume.id, f"{vm.name}-root")
+
+
+def kept_its_disk(story: FleetStory, operation: Operation) -> None:
+    (volume,) = story.volumes(operation.subject_id)
+    assert volume.id in operation.params["replaced"].values()
+    assert content_of(story, operation.subject_id).startswith(b"what nobody wants")

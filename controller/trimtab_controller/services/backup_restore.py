@@ -13,15 +13,16 @@ from sqlalchemy.orm import Session
 from trimtab_controller.clock import mint
 from trimtab_controller.core.ids import domain_uuid
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
-from trimtab_controller.core.model import Actor, Backup, Operation, Pool, Project, Volume
+from trimtab_controller.core.model import Actor, Backup, Operation, Pool, Project, Vm, Volume
 from trimtab_controller.operations import backup_steps
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.vm_steps import PLACEMENT_POLL_S
 from trimtab_controller.services import backups as backup_service
 from trimtab_controller.services import pools, quota
+from trimtab_controller.services.vm_power import OFF
 from trimtab_controller.services.vm_views import VmView, read
 from trimtab_controller.services.vms import NicWish, insert_nic, plan_nic, resolve_host
-from trimtab_controller.store import hosts, placements, vms
+from trimtab_controller.store import backup_settings, describe, hosts, placements, vms
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
 from trimtab_protos.messages import DiskBus, DiskFormat
@@ -52,6 +53,54 @@ def restore(
     return read(session, vm_id), operation
 
 
+def replace(session: Session, backup_id: str, vm: Vm, *, project: Project, actor: Actor, now: datetime) -> Operation:
+    """Accept that a stopped vm goes back to what a backup of it holds. Conflict where it runs, or has other disks by now."""
+    backup = backup_service.listed(session, backup_id, project=project)
+    _refuse_damaged(backup)
+    if backup.vm_id != vm.id:
+        raise Conflict(
+            "backup-of-another-vm",
+            f"backup {backup.id} is of vm {backup.vm_name}, not of {vm.name}; make a new vm of it: "
+            f"`trimtab backup restore {backup.id} --as NAME`",
+        )
+    if vm.observed_state not in OFF or vm.desired_power is not DesiredPower.STOPPED:
+        raise Conflict(
+            "vm-not-stopped",
+            f"vm {vm.name} is {vm.observed_state.value}; what it has on its disks now would be lost under its hands: "
+            f"`trimtab vm stop {vm.name}` first",
+            state=vm.observed_state.value,
+        )
+    if not vm.host_id:
+        raise Conflict("vm-not-placed", f"vm {vm.name} is on no host; restore the backup to a new vm")
+    backup_steps.require_reach(backup_steps.require_ready(session, backup.repo_id), vm.host_id)
+    sizes = disk_sizes(backup)
+    olds = {backup_settings.disk_name(one): one for one in describe.volumes_of(session, vm.id) if not one.is_read_only}
+    if olds.keys() != sizes.keys():
+        raise Conflict(
+            "disks-differ",
+            f"vm {vm.name} has the disks {', '.join(sorted(olds))}, backup {backup.id} has {', '.join(sorted(sizes))}; make a new vm "
+            f"of it: `trimtab backup restore {backup.id} --as NAME`",
+        )
+    quota.charge(session, project.id, quota.Charge(disk_bytes=sum(sizes.values())))
+    replaced, disks = {}, {}
+    for disk, old in olds.items():
+        pool = describe.get_pool(session, old.pool_id)
+        new = insert_volume(
+            session, f"{old.name}-back", pool=pool, size_bytes=sizes[disk], project=project, now=now, is_deleted_with_vm=False
+        )
+        replaced[new.id], disks[new.id] = old.id, disk
+    return accept(
+        session,
+        "vm.replace",
+        subject_id=vm.id,
+        subject_name=vm.name,
+        project_id=project.id,
+        params={"vm_id": vm.id, "backup_id": backup.id, "replaced": replaced, "disks": disks},
+        actor=actor,
+        now=now,
+    )
+
+
 def boot_test(
     session: Session, backup: Backup, *, project: Project, pattern: str, timeout_s: int, actor: Actor, now: datetime
 ) -> Operation:
@@ -79,12 +128,7 @@ def _accept(
     now: datetime,
 ) -> tuple[str, Operation]:
     """Insert the vm with its disks and ask for a place; return its id with the operation that fills them."""
-    if backup.state == "damaged":
-        raise Conflict(
-            "backup-damaged",
-            f"backup {backup.id} cannot be restored whole: {backup.problem}; take another one: "
-            f"`trimtab backup list --vm {backup.vm_name}`",
-        )
+    _refuse_damaged(backup)
     settings = settings_of(backup)
     repo = backup_steps.require_ready(session, backup.repo_id)
     to_host_id = resolve_host(session, spec.to_host, actor=actor)
@@ -117,6 +161,15 @@ def _accept(
         now=now,
     )
     return vm_id, operation
+
+
+def _refuse_damaged(backup: Backup) -> None:
+    if backup.state == "damaged":
+        raise Conflict(
+            "backup-damaged",
+            f"backup {backup.id} cannot be restored whole: {backup.problem}; take another one: "
+            f"`trimtab backup list --vm {backup.vm_name}`",
+        )
 
 
 def settings_of(backup: Backup) -> Mapping[str, Any]:

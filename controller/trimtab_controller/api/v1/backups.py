@@ -76,6 +76,10 @@ class BackupBody(Body):
     verify: Proof | None = None
 
 
+class ReplaceBody(Body):
+    vm: Ref
+
+
 class VerifyBody(Body):
     # Restore it to a vm without a network and wait for its guest agent, or for the pattern on its serial port.
     boot: Bool = False
@@ -284,6 +288,20 @@ async def restore_backup(
         )
 
     order = Order(request=request, access=access, wish=asked, verb="backup.restore", body=body, name=body.name)
+    return await mutate(order, work)
+
+
+@router.post("/v1/projects/{project}/backups/{name}:replace", status_code=202, response_model=OperationAnswer)
+async def replace_vm(request: Request, access: ProjectOperator, name: NamePath, body: ReplaceBody, asked: Asked) -> Response:
+    """Take a stopped vm back to what a backup of it holds; what it has on its disks now is lost."""
+    owner = access.own_project
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        vm = vm_power.find(session, body.vm, project=owner)
+        operation = backup_restore.replace(session, name, vm, project=owner, actor=actor, now=now)
+        return accepted(OperationAnswer(operation=render(operation, project_name=owner.name)))
+
+    order = Order(request=request, access=access, wish=asked, verb="backup.replace", body=body, name=body.vm)
     return await mutate(order, work)
 
 

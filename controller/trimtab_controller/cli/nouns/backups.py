@@ -311,29 +311,47 @@ def verify(session: Session, backup_id: str, boot: bool, boot_pattern: str | Non
 
 @backup.command()
 @_backup_id
-@click.option("--as", "name", metavar="NAME", required=True, help="The new vm's name.")
+@click.option("--as", "name", metavar="NAME", help="The new vm's name.")
+@click.option(
+    "--replace", metavar="VM", shell_complete=completion.names_of("vms"), help="Take this stopped vm back to it instead."
+)
 @click.option("--to", "to_host", metavar="HOST", shell_complete=completion.names_of("hosts"), help="On this host, or not at all.")
 @click.option("--pool", "pools", type=PairType("local=fast"), multiple=True, help="Its pool there = a pool here; repeats.")
 @click.option("--network", "networks", type=PairType("lan=lan2"), multiple=True, help="Its network there = one here; repeats.")
 @click.option("--cpu-model", metavar="MODEL", help="`auto` for hosts with other hardware; else as it was.")
 @click.option("--no-start", is_flag=True, help="Leave it stopped.")
+@options.destroys
 @options.runs
 @click.pass_obj
 def restore(
     session: Session,
     backup_id: str,
-    name: str,
+    name: str | None,
+    replace: str | None,
     to_host: str | None,
     pools: Sequence[tuple[str, str]],
     networks: Sequence[tuple[str, str]],
     cpu_model: str | None,
     no_start: bool,
 ) -> None:
-    """Make a new vm of a backup, with an identity of its own.
+    """Make a new vm of a backup, with an identity of its own, or take a stopped vm back to it.
 
     \b
     trimtab backup restore bk-… --as db2 --to node3
+    trimtab backup restore bk-… --replace db --yes
     """
+    if (name is None) == (replace is None):
+        raise usage("give --as NAME for a new vm, or --replace VM for the one that was backed up")
+    if replace is not None:
+        session.confirm(f"Replace the disks of vm {replace} by those of {backup_id}? What is on them now is lost.")
+        resources.run(
+            session,
+            "POST",
+            BACKUP.place(session, backup_id, verb="replace"),
+            {"vm": replace},
+            sentence=lambda _: f"vm {replace} is as it was in {backup_id}; start it with `trimtab vm start {replace}`",
+        )
+        return
     body: dict[str, Any] = {"name": name}
     body |= {key: value for key, value in {"to_host": to_host, "cpu_model": cpu_model}.items() if value}
     body |= {key: dict(pairs) for key, pairs in {"pools": pools, "networks": networks}.items() if pairs}
