@@ -29,6 +29,7 @@ from trimtab_agent.hypervisor.base import DomainChange, Hypervisor, Stamp
 from trimtab_agent.inventory import InventoryReader
 from trimtab_agent.jobs import DEFAULT_LIMITS, JobKind, Jobs
 from trimtab_agent.journal import JournalFile
+from trimtab_agent.layers import LayerServicer, layer_runners
 from trimtab_agent.lease import Lease, LeaseState
 from trimtab_agent.observer import KnownPools, Observer
 from trimtab_agent.outbox import ItemKind, Outbox
@@ -45,6 +46,7 @@ from trimtab_protos.agent.v1.agent_service_pb2_grpc import (
     add_ReplicaServiceServicer_to_server,
 )
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import add_BackupServiceServicer_to_server
+from trimtab_protos.agent.v1.layer_service_pb2_grpc import add_LayerServiceServicer_to_server
 from trimtab_protos.codec import to_proto
 from trimtab_protos.controller.v1 import gateway_service_pb2
 from trimtab_protos.errors import Internal, TrimtabError, Unavailable
@@ -114,7 +116,7 @@ class Agent:
         self.replay = Replay(parts.journal, parts.host_id, boot_id=parts.boot_id, clock=parts.clock, lease=self.lease_state)
         self.outbox = Outbox(parts.journal, parts.host_id)
         self.repositories = Repositories(parts.clock, holder=parts.host_id)
-        runners = dict(job_runners(parts.hypervisor))
+        runners = {**job_runners(parts.hypervisor), **layer_runners(parts.hypervisor)}
         if parts.backups is not None:
             runners |= backup_runners(self.repositories, parts.backups, parts.clock)
         self.jobs = Jobs(
@@ -201,6 +203,7 @@ class Agent:
         server = grpc.aio.server(options=tls.server_options())
         add_AgentServiceServicer_to_server(self._agent_servicer(), server)
         add_ReplicaServiceServicer_to_server(self._replica_servicer(), server)
+        add_LayerServiceServicer_to_server(self._layer_servicer(), server)
         if self.parts.backups is not None:
             add_BackupServiceServicer_to_server(self._backup_servicer(), server)
         self._health = health.aio.HealthServicer()
@@ -233,6 +236,15 @@ class Agent:
             agent_address=lambda: self.parts.agent_address or self.address,
             leave=self.parts.leave,
             warden=self.parts.warden,
+            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
+        )
+
+    def _layer_servicer(self) -> LayerServicer:
+        return LayerServicer(
+            self.parts.hypervisor,
+            commands=self.commands,
+            jobs=self.jobs,
+            pools=self.parts.pools,
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
 

@@ -15,13 +15,14 @@ from trimtab_protos.messages import (
     ImageResult,
     JobProgress,
     JobState,
+    LayerResult,
     MigrationResult,
     PruneResult,
     RestoreResult,
     VerifyResult,
 )
 
-JobResult = ImageResult | MigrationResult | BackupSummary | RestoreResult | VerifyResult | PruneResult
+JobResult = ImageResult | MigrationResult | BackupSummary | RestoreResult | VerifyResult | PruneResult | LayerResult
 JobName = tuple[str, str, str]
 """Operation, step, direction."""
 
@@ -157,6 +158,8 @@ def job_message(
             message.verify.CopyFrom(to_proto(result, backup_pb2.VerifyResult))
         case PruneResult():
             message.prune.CopyFrom(to_proto(result, backup_pb2.PruneResult))
+        case LayerResult():
+            message.layers.CopyFrom(to_proto(result, storage_pb2.LayerResult))
         case None:
             pass
     return message

@@ -9,7 +9,8 @@ A class of jobs runs at most `limits` at once; the others wait in the phase "que
 A job that failed for good is found as failed for ever. One whose error was retryable is begun anew by the next start after a start
 has told of the failure, so that no failure goes unseen. A migration is not: its peer may have died and come back meanwhile, so
 whoever asked for it first looks where the guest is, and decides.
-A migration begins (or goes on after a restart) only under a live lease, and not once another driver took over its vm.
+A migration, and what saves or restores a memory, begins (or goes on after a restart) only under a live lease, and not once another
+driver took over its vm.
 """
 
 import sqlite3
@@ -52,6 +53,10 @@ class JobKind(StrEnum):
     RESTORE = "restore"
     UPKEEP = "upkeep"
     """Verification and pruning of a repository."""
+    LAYERS = "layers"
+    """Merging layers and copying volumes."""
+    MEMORY = "memory"
+    """Saving a guest's memory and starting it from there."""
 
 
 DEFAULT_LIMITS: Mapping[JobKind, int] = {
@@ -60,7 +65,12 @@ DEFAULT_LIMITS: Mapping[JobKind, int] = {
     JobKind.BACKUP: 2,
     JobKind.RESTORE: 2,
     JobKind.UPKEEP: 1,
+    JobKind.LAYERS: 2,
+    JobKind.MEMORY: 2,
 }
+
+
+_UNDER_LEASE = frozenset({JobKind.MIGRATION, JobKind.MEMORY})
 
 
 class Runner(Protocol):
@@ -322,7 +332,7 @@ class Jobs:
 
     def _run_to_end(self, live: _Live) -> None:
         try:
-            if live.kind is JobKind.MIGRATION:
+            if live.kind in _UNDER_LEASE:
                 self._wait_for_right(live)
             _refuse_cancelled(live)
             live.report(JobProgress(phase="starting"))

@@ -18,6 +18,7 @@ from trimtab_protos.messages import (
     PoolSpec,
     UploadSource,
     UrlSource,
+    VolumeSource,
 )
 
 
@@ -53,5 +54,7 @@ def source_of(request: pb.StartImageImportRequest) -> ImageSource:
             return from_proto(request.host_file, HostFileSource)
         case "peer":
             return from_proto(request.peer, PeerSource)
+        case "volume":
+            return from_proto(request.volume, VolumeSource)
         case _:
             raise InvalidRequest("source-missing", "the import names no source", field="source")

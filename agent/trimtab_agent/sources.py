@@ -23,7 +23,7 @@ from trimtab_protos.agent.v1.agent_service_pb2_grpc import ReplicaServiceStub
 from trimtab_protos.controller.v1 import gateway_service_pb2
 from trimtab_protos.controller.v1.gateway_service_pb2_grpc import GatewayServiceStub
 from trimtab_protos.errors import Conflict, InvalidRequest, NotFound, TrimtabError, Unavailable
-from trimtab_protos.messages import HostFileSource, ImageSource, PeerSource, PoolSpec, UploadSource, UrlSource
+from trimtab_protos.messages import HostFileSource, ImageSource, PeerSource, PoolSpec, UploadSource, UrlSource, VolumeSource
 
 BLOCK_BYTES = 1 << 20
 STREAM_TIMEOUT_S = 6 * 3600.0
@@ -54,6 +54,8 @@ class Sources:
                 return _until_cancelled(read_url(source), control)
             case HostFileSource():
                 return _until_cancelled(_read_host_file(source, pool), control)
+            case VolumeSource():
+                raise InvalidRequest("source-not-read", "a volume is converted where it is, never read as a stream")
             case _:
                 assert_never(source)
 

@@ -135,6 +135,11 @@ class VolumeSpec:
     base_image_format: DiskFormat | None = None
     copy_image_id: str = ""
     generation: int = 1
+    layer_id: str = ""
+    base_volume_id: str = ""
+    base_layer_id: str = ""
+    copy_volume_id: str = ""
+    copy_layer_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +198,38 @@ class PeerSource:
     virtual_size_bytes: int
 
 
-ImageSource = UploadSource | UrlSource | HostFileSource | PeerSource
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeSource:
+    volume_id: str
+    layer_id: str = ""
+
+
+ImageSource = UploadSource | UrlSource | HostFileSource | PeerSource | VolumeSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRef:
+    volume_id: str
+    layer_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerMerge:
+    volume_id: str
+    pool_id: str
+    top_layer_id: str
+    base_layer_id: str = ""
+    children: tuple[LayerRef, ...] = ()
+    vm_id: str = ""
+    keeps_running: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerResult:
+    consistency: str = ""
+    note: str = ""
+    size_bytes: int = 0
+    paused_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +243,9 @@ class DiskSpec:
     is_read_only: bool = False
     iops_limit: int = 0
     bandwidth_limit_bytes_s: int = 0
+    layer_id: str = ""
+    is_merging: bool = False
+    merge_layer_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

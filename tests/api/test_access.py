@@ -78,6 +78,8 @@ async def test_matrix(api: Api, caller: Caller) -> None:
                 path = route.path_format.format(
                     project=project,
                     name="absent",
+                    snapshot="absent",
+                    template="absent",
                     plan="plan-00000000000000000000000000",
                     failover="fo-00000000000000000000000000",
                     user="fleet-viewer" if caller.name != "fleet-viewer" else "nobody",

@@ -52,6 +52,7 @@ BENCHES: dict[str, Callable[[], None]] = {
     "planning": in_a_process_of_its_own("bench_planning"),
     "failover": in_a_process_of_its_own("bench_failover"),
     "backup": in_a_process_of_its_own("bench_backup"),
+    "clone": in_a_process_of_its_own("bench_clone"),
     "fleet": fleet,
     "lab": lab,
     "failover-lab": in_a_process_of_its_own("bench_failover_lab"),

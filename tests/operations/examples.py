@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from tests.operations import examples_backups as backup
 from tests.operations import examples_changes as changes
+from tests.operations import examples_snapshots as snaps
 from tests.operations.kit import GIB, FleetStory, NeverCancelled
 from trimtab_agent.hypervisor.base import Stamp
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
-from trimtab_controller.core.model import Operation, Vm
+from trimtab_controller.core.model import Operation, Vm, Volume
 from trimtab_controller.core.planning import PlanKind
 from trimtab_controller.core.resize import When
 from trimtab_controller.services import images as image_service
@@ -336,6 +337,31 @@ def _delete_volume(story: FleetStory) -> Operation:
     )
 
 
+def _hidden_volume(story: FleetStory) -> Volume:
+    deleted = _delete_volume(story)
+    story.settle()
+    return story.db.read(lambda session: describe.get_volume(session, deleted.subject_id))
+
+
+def _undelete_volume(story: FleetStory) -> Operation:
+    volume = _hidden_volume(story)
+    return story.db.write(
+        lambda session: volume_service.undelete(
+            session, volume.name, project=story.project, expected_version=None, actor=story.actor, now=story.clock.now()
+        )
+    )
+
+
+def _purge_volume(story: FleetStory) -> Operation:
+    volume = _hidden_volume(story)
+    return story.accept("volume.purge", volume.id, {"volume_id": volume.id}, name=volume.name, project_id=volume.project_id)
+
+
+def _volume_is_purged(story: FleetStory, operation: Operation) -> None:
+    volume = story.db.read(lambda session: describe.get_volume(session, operation.subject_id))
+    assert (volume.observed_state, volume.purge_after) == ("absent", None)
+
+
 def _live_volumes(story: FleetStory) -> list[object]:
     def read(session: Session) -> list[object]:
         table = schema.volume
@@ -623,6 +649,77 @@ EXAMPLES: dict[str, Example] = {
         undone=_volume_is_there,
         takes_place=frozenset({"grow"}),
     ),
+    "snapshot.create": Example(
+        kind="snapshot.create",
+        arrange=lambda story: snaps.creates(story, _name("web")),
+        done=snaps.created("filesystem"),
+        undone=snaps.not_created,
+    ),
+    "snapshot.create with memory": Example(
+        kind="snapshot.create",
+        arrange=lambda story: snaps.creates(story, _name("web"), has_memory=True),
+        done=snaps.created("memory"),
+        undone=snaps.not_created,
+    ),
+    "snapshot.create of a stopped vm": Example(
+        kind="snapshot.create",
+        arrange=lambda story: snaps.creates(story, _name("web"), stopped=True),
+        done=snaps.created("stopped"),
+        undone=snaps.not_created,
+    ),
+    "snapshot.delete below another": Example(
+        kind="snapshot.delete",
+        arrange=lambda story: snaps.deletes(story, _name("web")),
+        done=snaps.deleted(1, "after"),
+        undone=snaps.not_deleted,
+    ),
+    "snapshot.delete of the last": Example(
+        kind="snapshot.delete",
+        arrange=lambda story: snaps.deletes_last(story, _name("web")),
+        done=snaps.deleted(0),
+        undone=snaps.not_deleted,
+    ),
+    "snapshot.revert": Example(
+        kind="snapshot.revert",
+        arrange=lambda story: snaps.reverts(story, _name("web")),
+        done=snaps.reverted,
+        undone=snaps.not_reverted,
+        takes_place=frozenset({"off"}),
+    ),
+    "snapshot.revert with memory": Example(
+        kind="snapshot.revert",
+        arrange=lambda story: snaps.reverts(story, _name("web"), has_memory=True),
+        done=snaps.reverted,
+        undone=snaps.not_reverted,
+        takes_place=frozenset({"off"}),
+    ),
+    "vm.create as a linked clone": Example(
+        kind="vm.create",
+        arrange=lambda story: snaps.is_cloned(story, _name("web"), is_linked=True),
+        done=snaps.cloned,
+        undone=snaps.not_cloned,
+    ),
+    "vm.create as a full clone": Example(
+        kind="vm.create",
+        arrange=lambda story: snaps.is_cloned(story, _name("web"), is_linked=False),
+        done=snaps.cloned,
+        undone=snaps.not_cloned,
+    ),
+    "template.create": Example(
+        kind="template.create",
+        arrange=lambda story: snaps.makes_template(story, _name("web")),
+        done=snaps.template_made,
+        undone=snaps.template_gone,
+    ),
+    "template.delete": Example(
+        kind="template.delete",
+        arrange=lambda story: snaps.deletes_template(story, _name("web")),
+        done=snaps.template_gone,
+        undone=snaps.template_made,
+    ),
+    "template.create-vms": Example(
+        kind="template.create-vms", arrange=lambda story: snaps.makes_vms(story, _name("web")), done=snaps.vms_made
+    ),
     "image.import": Example(
         kind="image.import", arrange=lambda story: _import(story, is_local=False), done=_imported, undone=_not_imported
     ),
@@ -644,6 +741,8 @@ EXAMPLES: dict[str, Example] = {
         undone=_volume_is_gone,
     ),
     "volume.delete": Example(kind="volume.delete", arrange=_delete_volume, done=_volume_is_gone, undone=_volume_is_there),
+    "volume.undelete": Example(kind="volume.undelete", arrange=_undelete_volume, done=_volume_is_there, undone=_volume_is_gone),
+    "volume.purge": Example(kind="volume.purge", arrange=_purge_volume, done=_volume_is_purged, undone=_volume_is_gone),
     "pool.create": Example(
         kind="pool.create",
         arrange=lambda story: _create_pool(story, is_shared=True),

@@ -50,6 +50,8 @@ class _Facts:
         self.slots = rows(schema.slot)
         self.events = rows(schema.event)
         self.pool_hosts = rows(schema.pool_host)
+        self.layers = rows(schema.volume_layer)
+        self.snapshots = rows(schema.snapshot)
         self.network_hosts = rows(schema.network_host)
 
 
@@ -58,7 +60,7 @@ def audit_invariants(story: FleetStory) -> list[str]:
     facts = story.db.read(_Facts)
     checks = (_operations, _claims, _space, _quotas, _addresses, _migrations, _reach, _replicas)
     found = [violation for check in checks for violation in check(facts)]
-    return [*found, *_domains(facts, story), *_files(facts, story), *_guests(story)]
+    return [*found, *_domains(facts, story), *_files(facts, story), *_layers(facts, story), *_guests(story)]
 
 
 # --- SQL against itself ------------------------------------------------------------------------------------------------------
@@ -110,6 +112,11 @@ def _claims(facts: _Facts) -> Iterator[str]:
             yield f"vm {vm.name} is {vm.observed_state} and holds no claim"
 
 
+def _holds_bytes(volume: Any) -> bool:
+    """A deleted volume does until it is purged."""
+    return volume.deleted_at is None or volume.purge_after is not None
+
+
 def _place(facts: _Facts, volume: Any) -> tuple[str, str, str]:
     return volume.id, volume.pool_id, "" if facts.pools[volume.pool_id].is_shared else volume.host_id
 
@@ -119,7 +126,7 @@ def _space(facts: _Facts) -> Iterator[str]:
     for row in facts.disk_claims:
         sums[(row.pool_id, row.host_id)] += row.size_bytes
         volume = facts.volumes[row.volume_id]
-        if volume.deleted_at is not None:
+        if volume.deleted_at is not None and volume.purge_after is None:
             yield f"deleted volume {volume.name} still claims space in {row.pool_id}"
         elif (row.volume_id, row.pool_id, row.host_id) != _place(facts, volume):
             yield f"volume {volume.name} claims space at {row.host_id or 'the shared pool'}, where it is not"
@@ -135,7 +142,7 @@ def _space(facts: _Facts) -> Iterator[str]:
 def _quotas(facts: _Facts) -> Iterator[str]:
     for project in facts.projects:
         own = [vm for vm in facts.vms.values() if vm.project_id == project.id and vm.purged_at is None]
-        volumes = [one for one in facts.volumes.values() if one.project_id == project.id and one.deleted_at is None]
+        volumes = [one for one in facts.volumes.values() if one.project_id == project.id and _holds_bytes(one)]
         used = (project.vms_used, project.vcpus_used, project.memory_mib_used, project.disk_bytes_used)
         there = (
             len(own),
@@ -218,6 +225,27 @@ def _domains(facts: _Facts, story: FleetStory) -> Iterator[str]:
             yield f"{vm.name} is shown as {vm.observed_state} on {vm.host_id}, its domains are on {seen[vm.id]}"
 
 
+def _layers(facts: _Facts, story: FleetStory) -> Iterator[str]:
+    """Every layer of a live volume is noted, every noted one is there and lies where it is noted to lie."""
+    noted: dict[str, dict[str, str]] = defaultdict(dict)
+    for row in facts.layers:
+        noted[row.volume_id][row.id] = row.parent_layer_id
+    for volume in facts.volumes.values():
+        pool = facts.pools[volume.pool_id]
+        host_id = volume.host_id or next(iter(story.fleet.hosts))
+        store = story.fleet.store(host_id, PoolSpec(pool_id=pool.id, path=pool.path, is_shared=pool.is_shared))
+        stored = store.volumes.get(volume.id)
+        if volume.deleted_at is not None or stored is None:
+            continue
+        there = {layer_id: layer.below for layer_id, layer in stored.layers.items() if layer_id}
+        expected = {layer_id: (volume.id, below) for layer_id, below in noted[volume.id].items()}
+        if there != expected:
+            yield f"volume {volume.name} has layers {there}, SQL notes {expected}"
+    for row in facts.snapshots:
+        if row.deleted_at is None and row.state != "ready" and facts.vms[row.vm_id].deleted_at is None:
+            yield f"snapshot {row.name} is {row.state} and nobody works on it"
+
+
 def _files(facts: _Facts, story: FleetStory) -> Iterator[str]:
     """Every file has a live row, every row its file."""
     released = {row.id for row in facts.vms.values() if row.observed_reason == "released"}
@@ -231,7 +259,7 @@ def _files(facts: _Facts, story: FleetStory) -> Iterator[str]:
             expected = {
                 one.id: one
                 for one in facts.volumes.values()
-                if one.deleted_at is None and one.pool_id == pool.id and (pool.is_shared or one.host_id == host_id)
+                if _holds_bytes(one) and one.pool_id == pool.id and (pool.is_shared or one.host_id == host_id)
             }
             for volume_id in store.volumes:
                 volume = facts.volumes.get(volume_id)

@@ -82,8 +82,10 @@ def test_a_deleted_vm_whose_disks_are_shared_can_be_brought_back_after_its_host_
 def test_a_volume_whose_deletion_waits_for_the_host_is_given_back_once(story: FleetStory) -> None:
     before = used(story)
     volume_id = make_volume(story, "disk1", story.host_ids[0])
+    story.accept("volume.delete", volume_id, {"volume_id": volume_id}, project_id=story.project.id)
+    story.settle()
     story.wire.cut_hosts.add(story.host_ids[0])
-    deletion = story.accept("volume.delete", volume_id, {"volume_id": volume_id}, project_id=story.project.id)
+    deletion = story.accept("volume.purge", volume_id, {"volume_id": volume_id}, project_id=story.project.id)
     story.settle()
     assert story.operation(deletion.id).state is OperationState.NEEDS_ATTENTION
     ended = remove(story, "node1", force=True)

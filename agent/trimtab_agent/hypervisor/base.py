@@ -24,6 +24,8 @@ from trimtab_protos.messages import (
     ImageSpec,
     Inventory,
     JobProgress,
+    LayerMerge,
+    LayerResult,
     MigrationOptions,
     MigrationResult,
     MigrationSide,
@@ -191,3 +193,35 @@ class Hypervisor(Protocol):
     ) -> DomainObservation:
         """KEEP: persist the domain with the stamp. REMOVE: undefine leftovers and delete the copied volumes listed.
         Conflict: REMOVE where the domain still runs, KEEP where it is absent."""
+
+    # Layers: what snapshots and clones are made of. A volume is a stack of files; a guest writes to one and reads through the rest.
+
+    def switch_layers(self, domain: DomainSpec, stamp: Stamp, *, wants_freeze: bool) -> LayerResult:
+        """Let the domain write to the layers of the spec (all disks at one instant where it runs), and define it so.
+
+        Conflict (`layer-unexpected`): the guest writes to a layer that the new one is not laid over."""
+
+    def snapshot_memory(self, domain: DomainSpec, stamp: Stamp, snapshot_id: str, control: JobControl) -> LayerResult:
+        """Save the running guest's memory and switch layers at the same instant; the guest runs on meanwhile.
+
+        NoCapacity: no room for the memory; the guest runs on in its old layers. Conflict: it does not run."""
+
+    def restore_memory(self, domain: DomainSpec, stamp: Stamp, snapshot_id: str, control: JobControl) -> LayerResult:
+        """Start the stopped domain from a saved memory. NotFound: no such memory; Conflict: its hardware has changed since."""
+
+    def merge_layer(
+        self, merge: LayerMerge, pool: PoolSpec, domain: DomainSpec | None, stamp: Stamp, control: JobControl
+    ) -> LayerResult:
+        """Merge a layer into the one below, under the running guest of this host too, and remove its file.
+
+        At every instant either the upper layer's file is there and complete, or the lower one is. NoCapacity: the pool is full, and
+        nothing has changed for the guest."""
+
+    def copy_volume(self, volume: VolumeSpec, pool: PoolSpec, control: JobControl) -> LayerResult:
+        """Make an independent volume of a layer seen through all below it; nothing half-made stays behind."""
+
+    def delete_layer(self, volume_id: str, layer_id: str, pool: PoolSpec) -> None:
+        """Remove a layer. Conflict (`layer-in-use`): another lies over it, or a domain of this host uses it."""
+
+    def delete_memory(self, vm_id: str, snapshot_id: str, pool: PoolSpec) -> None:
+        """Remove the saved memory of a snapshot."""

@@ -12,6 +12,8 @@ from trimtab_agent.hypervisor import (
     simulated_domains,
     simulated_hotplug,
     simulated_images,
+    simulated_layer_files,
+    simulated_layers,
     simulated_migration,
     simulated_storage,
 )
@@ -31,6 +33,9 @@ from trimtab_protos.messages import (
     ImageSource,
     ImageSpec,
     Inventory,
+    JobProgress,
+    LayerMerge,
+    LayerResult,
     MigrationOptions,
     MigrationResult,
     MigrationSide,
@@ -54,6 +59,7 @@ CAPABILITIES = (
     "image-iso",
     "image-qcow2",
     "image-raw",
+    "layers",
     "migrate",
     "network-bridge",
     "network-isolated",
@@ -334,6 +340,7 @@ class SimulatedHypervisor:
     def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
         with self.fleet.changed:
             self.check_definition(domain)
+            domain = simulated_layer_files.resolve(self, domain)
             known = self.domains.get(domain.vm_id)
             if known is None:
                 known = self.domains[domain.vm_id] = SimulatedDomain(domain, stamp)
@@ -361,7 +368,10 @@ class SimulatedHypervisor:
             self.prepared.pop(vm_id, None)
             if not keep_state_files:
                 for pool in pools:
-                    self.open_store(pool).state_files.discard(vm_id)
+                    store = self.open_store(pool)
+                    store.state_files.discard(vm_id)
+                    for key in [key for key in store.memories if key[0] == vm_id]:
+                        del store.memories[key]
 
     @verb
     def change_power(self, vm_id: str, action: PowerAction, stamp: Stamp) -> DomainObservation:
@@ -407,6 +417,39 @@ class SimulatedHypervisor:
         self, vm_id: str, side: MigrationSide, domain: DomainSpec, removed_volumes: Sequence[VolumeSpec], stamp: Stamp
     ) -> DomainObservation:
         return simulated_migration.settle(self, vm_id, side, domain=domain, removed_volumes=removed_volumes, stamp=stamp)
+
+    # Layers.
+
+    @verb
+    def switch_layers(self, domain: DomainSpec, stamp: Stamp, *, wants_freeze: bool) -> LayerResult:
+        return simulated_layers.switch(self, domain, stamp, wants_freeze=wants_freeze)
+
+    @verb
+    def snapshot_memory(self, domain: DomainSpec, stamp: Stamp, snapshot_id: str, control: JobControl) -> LayerResult:
+        return simulated_layers.snapshot_memory(self, domain, stamp, snapshot_id, control)
+
+    @verb
+    def restore_memory(self, domain: DomainSpec, stamp: Stamp, snapshot_id: str, control: JobControl) -> LayerResult:
+        return simulated_layers.restore_memory(self, domain, stamp, snapshot_id, control)
+
+    @verb
+    def merge_layer(
+        self, merge: LayerMerge, pool: PoolSpec, domain: DomainSpec | None, stamp: Stamp, control: JobControl
+    ) -> LayerResult:
+        return simulated_layers.merge(self, merge, pool, domain, stamp, control)
+
+    @verb
+    def copy_volume(self, volume: VolumeSpec, pool: PoolSpec, control: JobControl) -> LayerResult:
+        control.report(JobProgress(phase="copying"))
+        return LayerResult(size_bytes=simulated_storage.make_volume(self, volume, pool).size_bytes)
+
+    @verb
+    def delete_layer(self, volume_id: str, layer_id: str, pool: PoolSpec) -> None:
+        simulated_layers.delete(self, volume_id, layer_id, pool)
+
+    @verb
+    def delete_memory(self, vm_id: str, snapshot_id: str, pool: PoolSpec) -> None:
+        simulated_layers.delete_memory(self, vm_id, snapshot_id, pool)
 
     # Parts that several verbs share; the caller holds the fleet's lock.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
 from trimtab_agent.hypervisor.kvm.identifiers import domain_name
+from trimtab_agent.hypervisor.simulated_layer_files import disks_of
 from trimtab_agent.hypervisor.simulation import StoredVolume
 from trimtab_agent.hypervisor.statistics import BlockStatistics, DomainStatistics, NicStatistics
 from trimtab_protos.errors import Conflict, NoCapacity, NotFound
@@ -64,6 +65,8 @@ class SimulatedDomain:
     console: bytearray = field(default_factory=bytearray)
     console_base: int = 0
     """Bytes of the log that rotation has dropped: offsets go on counting them."""
+    open_layers: dict[str, str] = field(default_factory=dict)
+    """Volume id → the layer that the process writes to."""
 
     def write_console(self, text: str) -> None:
         self.console += text.encode()
@@ -162,6 +165,7 @@ def start_process(host: "SimulatedHypervisor", domain: SimulatedDomain) -> None:
     for volume in volumes:
         if volume.writer not in {None, writer}:
             raise Conflict("image-locked", f"volume {volume.spec.volume_id} is in use by another QEMU")
+    domain.open_layers = {disk.volume_id: layer_id for disk, _volume, layer_id in disks_of(host, domain.spec)}
     for volume in volumes:
         volume.writer = writer
     domain.starts += 1

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from trimtab_agent.hypervisor import simulated_domains, simulated_storage
+from trimtab_agent.hypervisor import simulated_domains, simulated_layer_files, simulated_storage
 from trimtab_agent.hypervisor.base import Applied, Stamp
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE, SimulatedDomain
 from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def apply(host: "SimulatedHypervisor", spec: DomainSpec, stamp: Stamp) -> Applied:
     with host.fleet.changed:
         host.check_definition(spec)
+        spec = simulated_layer_files.resolve(host, spec)
         domain = host.domains.get(spec.vm_id)
         if domain is None:
             domain = host.domains[spec.vm_id] = SimulatedDomain(spec, stamp)

@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from trimtab_agent.hypervisor import simulated_layer_files
 from trimtab_agent.hypervisor.base import JobControl
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
-from trimtab_agent.hypervisor.simulation import StoredImage
+from trimtab_agent.hypervisor.simulation import PoolStore, StoredImage
 from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound, Unavailable
 from trimtab_protos.messages import (
     DiskFormat,
@@ -20,6 +22,7 @@ from trimtab_protos.messages import (
     PoolSpec,
     UploadSource,
     UrlSource,
+    VolumeSource,
 )
 
 if TYPE_CHECKING:
@@ -40,8 +43,25 @@ def bring(
         if image.source_sha256 and known.result.source_sha256 != image.source_sha256:
             raise Conflict("image-differs", f"pool {pool.pool_id} has another image {image.image_id}")
         return known.result
+    if isinstance(source, VolumeSource):
+        blocks_of_volume = simulated_layer_files.content_of(store, source)
+        image = replace(image, format=DiskFormat.RAW)
+        content = _Content(image, control)
+        return _store(host, store, image, pool, source, content, content.checked(blocks_of_volume))
     content = _Content(image, control)
     blocks = content.checked(_blocks(host, image, pool, source=source, control=control))
+    return _store(host, store, image, pool, source, content, blocks)
+
+
+def _store(
+    host: "SimulatedHypervisor",
+    store: PoolStore,
+    image: ImageSpec,
+    pool: PoolSpec,
+    source: ImageSource,
+    content: "_Content",
+    blocks: Iterator[bytes],
+) -> ImageResult:
     path, digest, size = host.fleet.keep_content(blocks)
     _check_digest(image, source, digest)
     virtual_size_bytes = content.virtual_size_bytes(size)
@@ -120,7 +140,7 @@ def _blocks(
     match source:
         case PeerSource():
             return _peer_blocks(host, image, source)
-        case UploadSource() | UrlSource() | HostFileSource():
+        case UploadSource() | UrlSource() | HostFileSource() | VolumeSource():
             return iter((made_up_content(image.format, seed=repr(source)),))
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from trimtab_agent.hypervisor import simulated_layer_files
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.simulation import PoolStore, StoredImage, StoredVolume
 from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound
@@ -21,6 +22,9 @@ OBSERVE_HANG_S = 2.0
 def make_volume(host: "SimulatedHypervisor", volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
     check_id(volume.volume_id, "volume_id")
     store = host.open_store(pool)
+    if volume.layer_id or volume.base_volume_id or volume.copy_volume_id:
+        with host.fleet.lock:
+            return simulated_layer_files.make(store, volume, pool)
     with host.fleet.lock:
         source_id = volume.base_image_id or volume.copy_image_id
         source = store.images.get(source_id)
@@ -61,6 +65,9 @@ def drop_volume(host: "SimulatedHypervisor", volume_id: str, pool: PoolSpec) -> 
         users = [d.spec.vm_id for d in host.domains.values() if any(k.volume_id == volume_id for k in d.spec.disks)]
         if users:
             raise Conflict("volume-in-use", f"vm {users[0]} on this host uses volume {volume_id}", vm_id=users[0])
+        clones = simulated_layer_files.clones_of(store, volume_id)
+        if clones:
+            raise Conflict("volume-in-use", f"volume {clones[0]} is a linked clone of volume {volume_id}", volume_id=clones[0])
         store.volumes.pop(volume_id, None)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from trimtab_agent.clock import Clock, SystemClock
 from trimtab_protos.errors import DeadlineExceeded, TrimtabError, Unavailable
-from trimtab_protos.messages import ImageResult, ImageSpec, PoolSpec, VolumeSpec
+from trimtab_protos.messages import DomainSpec, ImageResult, ImageSpec, PoolSpec, VolumeSpec
 
 if TYPE_CHECKING:
     from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
@@ -59,11 +59,22 @@ class OracleEntry:
 
 
 @dataclass(slots=True)
+class StoredLayer:
+    """One file of a volume; '' is the id of the bottom one."""
+
+    below: tuple[str, str] | None = None
+    """(volume id, layer id) that it lies over; None: nothing, or an image."""
+    marks: set[str] = field(default_factory=set)
+    """What guests wrote here: the content, as far as a simulation has one."""
+
+
+@dataclass(slots=True)
 class StoredVolume:
     spec: VolumeSpec
     allocated_bytes: int
     writer: tuple[str, str] | None = None
     """(host id, vm id) of the guest that has it open."""
+    layers: dict[str, StoredLayer] = field(default_factory=lambda: {"": StoredLayer()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +94,8 @@ class PoolStore:
     markers: dict[str, str] = field(default_factory=dict)
     state_files: set[str] = field(default_factory=set)
     """Ids of vms whose seed and NVRAM lie here."""
+    memories: dict[tuple[str, str], DomainSpec] = field(default_factory=dict)
+    """(vm id, snapshot id) → the guest as it was saved."""
     is_hung: bool = False
 
     @property

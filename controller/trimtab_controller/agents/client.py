@@ -19,6 +19,8 @@ from trimtab_protos.messages import (
     ImageSource,
     ImageSpec,
     Inventory,
+    LayerMerge,
+    LayerResult,
     MigrationOptions,
     MigrationSide,
     NetworkSpec,
@@ -124,6 +126,20 @@ class AgentClient(BackupAgents, Protocol):
         domain: DomainSpec,
         removed_volumes: Sequence[VolumeSpec],
     ) -> DomainObservation: ...
+
+    def switch_layers(self, host_id: str, key: CommandKey, domain: DomainSpec, *, wants_freeze: bool) -> LayerResult: ...
+
+    def delete_layer(self, host_id: str, key: CommandKey, volume_id: str, layer_id: str, pool: PoolSpec) -> None: ...
+
+    def delete_memory(self, host_id: str, key: CommandKey, vm_id: str, snapshot_id: str, pool: PoolSpec) -> None: ...
+
+    def start_memory_snapshot(self, host_id: str, key: CommandKey, domain: DomainSpec, snapshot_id: str) -> Job: ...
+
+    def start_memory_restore(self, host_id: str, key: CommandKey, domain: DomainSpec, snapshot_id: str) -> Job: ...
+
+    def start_merge(self, host_id: str, key: CommandKey, merge: LayerMerge, pool: PoolSpec, domain: DomainSpec | None) -> Job: ...
+
+    def start_volume_copy(self, host_id: str, key: CommandKey, volume: VolumeSpec, pool: PoolSpec) -> Job: ...
 
     def get_job(self, host_id: str, key: CommandKey) -> Job: ...
 

@@ -19,6 +19,8 @@ from trimtab_controller.agents.jobs import Job, job_of
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
 from trimtab_protos.agent.v1 import backup_service_pb2_grpc, command_pb2, domain_pb2, storage_pb2
+from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
+from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceStub
 from trimtab_protos.codec import enum_number, from_proto, to_proto
 from trimtab_protos.errors import Unavailable
 from trimtab_protos.messages import (
@@ -31,6 +33,8 @@ from trimtab_protos.messages import (
     ImageSource,
     ImageSpec,
     Inventory,
+    LayerMerge,
+    LayerResult,
     MigrationOptions,
     MigrationSide,
     NetworkSpec,
@@ -41,6 +45,7 @@ from trimtab_protos.messages import (
     UploadSource,
     UrlSource,
     VolumeObservation,
+    VolumeSource,
     VolumeSpec,
 )
 from trimtab_protos.status import from_rpc_error
@@ -50,6 +55,7 @@ DEADLINE_S = 10.0
 SLOW_DEADLINE_S = 20.0
 CHANNELS_MAX = 512
 PAGE_SIZE = 500
+_LAYER_VERBS = frozenset(method.name for method in layer_pb.DESCRIPTOR.services_by_name["LayerService"].methods)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +172,8 @@ class GrpcAgentClient(BackupVerbs):
                 request.host_file.CopyFrom(to_proto(source, storage_pb2.HostFileSource))
             case PeerSource():
                 request.peer.CopyFrom(to_proto(source, storage_pb2.PeerSource))
+            case VolumeSource():
+                request.volume.CopyFrom(to_proto(source, storage_pb2.VolumeSource))
         return job_of(self._command(host_id, "StartImageImport", request, key).job)
 
     def offer_image(
@@ -276,6 +284,39 @@ class GrpcAgentClient(BackupVerbs):
         )
         return from_proto(self._command(host_id, "SettleMigration", request, key).domain, DomainObservation)
 
+    # --- layers --------------------------------------------------------------------------------------------------------
+
+    def switch_layers(self, host_id: str, key: CommandKey, domain: DomainSpec, *, wants_freeze: bool) -> LayerResult:
+        request = layer_pb.SwitchLayersRequest(domain=_domain(domain), wants_freeze=wants_freeze)
+        response = self._command(host_id, "SwitchLayers", request, key, timeout_s=SLOW_DEADLINE_S)
+        return from_proto(response.result, LayerResult)
+
+    def delete_layer(self, host_id: str, key: CommandKey, volume_id: str, layer_id: str, pool: PoolSpec) -> None:
+        request = layer_pb.DeleteLayerRequest(volume_id=volume_id, layer_id=layer_id, pool=_pool(pool))
+        self._command(host_id, "DeleteLayer", request, key)
+
+    def delete_memory(self, host_id: str, key: CommandKey, vm_id: str, snapshot_id: str, pool: PoolSpec) -> None:
+        request = layer_pb.DeleteMemoryRequest(vm_id=vm_id, snapshot_id=snapshot_id, pool=_pool(pool))
+        self._command(host_id, "DeleteMemory", request, key)
+
+    def start_memory_snapshot(self, host_id: str, key: CommandKey, domain: DomainSpec, snapshot_id: str) -> Job:
+        request = layer_pb.StartMemorySnapshotRequest(domain=_domain(domain), snapshot_id=snapshot_id)
+        return job_of(self._command(host_id, "StartMemorySnapshot", request, key).job)
+
+    def start_memory_restore(self, host_id: str, key: CommandKey, domain: DomainSpec, snapshot_id: str) -> Job:
+        request = layer_pb.StartMemoryRestoreRequest(domain=_domain(domain), snapshot_id=snapshot_id)
+        return job_of(self._command(host_id, "StartMemoryRestore", request, key).job)
+
+    def start_merge(self, host_id: str, key: CommandKey, merge: LayerMerge, pool: PoolSpec, domain: DomainSpec | None) -> Job:
+        request = layer_pb.StartMergeRequest(merge=to_proto(merge, storage_pb2.LayerMerge), pool=_pool(pool))
+        if domain is not None:
+            request.domain.CopyFrom(_domain(domain))
+        return job_of(self._command(host_id, "StartMerge", request, key).job)
+
+    def start_volume_copy(self, host_id: str, key: CommandKey, volume: VolumeSpec, pool: PoolSpec) -> Job:
+        request = layer_pb.StartVolumeCopyRequest(volume=_volume(volume), pool=_pool(pool))
+        return job_of(self._command(host_id, "StartVolumeCopy", request, key).job)
+
     # --- jobs and membership -------------------------------------------------------------------------------------------
 
     def get_job(self, host_id: str, key: CommandKey) -> Job:
@@ -298,10 +339,10 @@ class GrpcAgentClient(BackupVerbs):
         address = self._address(host_id)
         stamped = replace(key, incarnation=address.incarnation, lease_number=address.lease_number)
         request.key.CopyFrom(to_proto(stamped, command_pb2.CommandKey))
-        return self._send(address, verb, request, timeout_s, stub or pb_grpc.AgentServiceStub)
+        return self._send(address, verb, request, timeout_s, stub)
 
     def _call(self, host_id: str, verb: str, request: Any, *, timeout_s: float = DEADLINE_S) -> Any:
-        return self._send(self._address(host_id), verb, request, timeout_s, pb_grpc.AgentServiceStub)
+        return self._send(self._address(host_id), verb, request, timeout_s, None)
 
     def _command_backups(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = DEADLINE_S) -> Any:
         return self._command(host_id, verb, request, key, timeout_s=timeout_s, stub=backup_service_pb2_grpc.BackupServiceStub)
@@ -316,7 +357,8 @@ class GrpcAgentClient(BackupVerbs):
         return address
 
     def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float, stub_class: Any) -> Any:
-        stub = stub_class(self._channel(address))
+        of_agent = LayerServiceStub if verb in _LAYER_VERBS else pb_grpc.AgentServiceStub
+        stub = (stub_class or of_agent)(self._channel(address))
         started, outcome = time.monotonic(), "ok"
         try:
             return getattr(stub, verb)(request, timeout=timeout_s)

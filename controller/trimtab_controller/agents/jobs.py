@@ -11,6 +11,7 @@ from trimtab_protos.messages import (
     ImageResult,
     JobProgress,
     JobState,
+    LayerResult,
     MigrationResult,
     PruneResult,
     RestoreResult,
@@ -32,6 +33,7 @@ class Job:
     restore: RestoreResult | None = None
     verify: VerifyResult | None = None
     prune: PruneResult | None = None
+    layers: LayerResult | None = None
 
 
 def job_of(job: pb.Job) -> Job:
@@ -45,5 +47,6 @@ def job_of(job: pb.Job) -> Job:
         backup=from_proto(job.backup, BackupSummary) if result == "backup" else None,
         restore=from_proto(job.restore, RestoreResult) if result == "restore" else None,
         verify=from_proto(job.verify, VerifyResult) if result == "verify" else None,
+        layers=from_proto(job.layers, LayerResult) if result == "layers" else None,
         prune=from_proto(job.prune, PruneResult) if result == "prune" else None,
     )

@@ -27,7 +27,9 @@ from trimtab_controller.api.v1 import (
     plans,
     pools,
     projects,
+    snapshots,
     system,
+    templates,
     users,
     vm_changes,
     vm_verbs,
@@ -52,6 +54,8 @@ ROUTERS = (
     volumes.router,
     backup_repos.router,
     backups.router,
+    snapshots.router,
+    templates.router,  # a verb of vms is among them
     vm_changes.router,
     vm_verbs.router,
     vms.router,

@@ -35,6 +35,7 @@ _NOUNS: Mapping[str, str] = {
     "plan": "plans:plan",
     "pool": "storage:pool",
     "project": "projects:project",
+    "template": "templates:template",
     "token": "access:token",
     "user": "access:user",
     "version": "local:version",

@@ -36,6 +36,7 @@ KINDS = frozenset(
         "dec",
         "tmpl",
         "snap",
+        "lay",
         "ckpt",
         "hc",
         "up",

@@ -77,6 +77,8 @@ def lanes(
             Job("prepare hosts", 1.0, upkeep.prepare_hosts),
             Job("seal audit", 5.0, upkeep.seal_audit),
             Job("purge", 30.0, upkeep.purge),
+            Job("purge volumes", 30.0, upkeep.purge_volumes),
+            Job("tidy snapshots", 10.0, upkeep.tidy_snapshots),
             Job("evict images", 300.0, upkeep.evict_images),
             Job("retain", 60.0, upkeep.retain),
         ],

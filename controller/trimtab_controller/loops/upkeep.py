@@ -1,6 +1,7 @@
 """Small periodic jobs of the leader: prepare hosts, purge deleted vms, clean up images, delete what is past its retention."""
 
 from datetime import timedelta
+from functools import partial
 
 from trimtab_controller.clock import Clock
 from trimtab_controller.core.model import Actor
@@ -16,8 +17,11 @@ from trimtab_controller.store import (
     operations,
     placements,
     plans,
+    snapshots,
     upkeep,
     usage,
+    vms,
+    volume_claims,
 )
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import Conflict
@@ -53,6 +57,32 @@ class Upkeep:
         for vm in self._db.read(lambda session: upkeep.vms_to_purge(session, now, limit=BATCH)):
             self._accept(
                 term, "vm.purge", subject_id=vm.id, subject_name=vm.name, project_id=vm.project_id, params={"vm_id": vm.id}
+            )
+
+    def purge_volumes(self, term: int) -> None:
+        """Accept a volume.purge for every volume that has been deleted for longer than its grace."""
+        now = self._clock.now()
+        for volume in self._db.read(lambda session: volume_claims.to_purge(session, now, limit=BATCH)):
+            self._accept(
+                term,
+                "volume.purge",
+                subject_id=volume.id,
+                subject_name=volume.name,
+                project_id=volume.project_id,
+                params={"volume_id": volume.id},
+            )
+
+    def tidy_snapshots(self, term: int) -> None:
+        """Accept a snapshot.delete for every snapshot that was cut short, or that nothing is made of any more."""
+        for snapshot in self._db.read(lambda session: snapshots.unfinished(session, limit=BATCH)):
+            vm = self._db.read(partial(vms.get, vm_id=snapshot.vm_id))
+            self._accept(
+                term,
+                "snapshot.delete",
+                subject_id=vm.id,
+                subject_name=vm.name,
+                project_id=vm.project_id,
+                params={"vm_id": vm.id, "snapshot_id": snapshot.id},
             )
 
     def evict_images(self, term: int) -> None:

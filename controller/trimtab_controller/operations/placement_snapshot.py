@@ -94,7 +94,7 @@ def request_of(
         cpu_features=vm.cpu_features,
         machine=vm.machine,
         firmware=vm.firmware,
-        capabilities=("tpm",) if vm.has_tpm else (),
+        capabilities=_capabilities(needs),
         accelerator=accelerator if is_migration else "",
         host_selector=vm.host_selector,
         host_class=vm.host_class,
@@ -113,6 +113,13 @@ def request_of(
         priority=vm.priority,
         order=int(ask.created_at.timestamp() * 1_000_000),
     )
+
+
+def _capabilities(needs: VmNeeds) -> tuple[str, ...]:
+    """An agent that knows no layers would let the guest write to the bottom one: what a snapshot keeps would be lost."""
+    has_layers = any(volume.layer_id or volume.parent_volume_id for volume in needs.volumes)
+    wanted = (("tpm", needs.vm.has_tpm), ("layers", has_layers))
+    return tuple(name for name, is_wanted in wanted if is_wanted)
 
 
 def _group_need(group: GroupRow) -> GroupNeed:

@@ -9,7 +9,7 @@ from typing import Any
 
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.operations.saga import Effect, Json, Step, Transaction, Wait, effect, transaction
-from trimtab_controller.store import claims, describe, fleet, image_replicas, placements, vms, volume_claims
+from trimtab_controller.store import claims, describe, fleet, image_replicas, placements, snapshots, vms, volume_claims
 from trimtab_protos.errors import Conflict, Internal, NotFound, Unavailable
 from trimtab_protos.messages import (
     DomainObservation,
@@ -314,6 +314,7 @@ def erase_vm(context: Transaction[Any]) -> None:
     own = [volume for volume in parts.volumes if volume.is_deleted_with_vm]
     volume_claims.erase(session, own, now=context.now)
     volume_claims.detach(session, [volume.id for volume in parts.volumes if not volume.is_deleted_with_vm])
+    snapshots.forget_all(session, vm_id, now=context.now)
     vms.delete_nics(session, vm_id)
     vms.charge_project(session, parts.vm, disk_bytes=sum(volume.size_bytes for volume in own), sign=-1)
     vms.update(

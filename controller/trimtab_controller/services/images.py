@@ -12,7 +12,7 @@ from trimtab_controller.core.model import Actor, Image, ImageReplica, Operation,
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services import pools
 from trimtab_controller.services.authorise import require
-from trimtab_controller.store import hosts, images, keyset, lookup, schema
+from trimtab_controller.store import hosts, images, keyset, lookup, schema, templates
 from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
 
 ANY_HOST = "*"
@@ -140,6 +140,14 @@ def delete(
         raise Conflict(
             "image-in-use",
             f"image {image.name} is the base of volumes {', '.join(clones)} (those of a deleted vm count until it is purged)",
+            image=image.name,
+        )
+    template = templates.of_image(session, image.id)
+    if template is not None:
+        raise Conflict(
+            "image-in-use",
+            f"image {image.name} belongs to template {template.name}, revision {template.revision}; "
+            f"`trimtab template delete {template.name} --revision {template.revision}` removes both",
             image=image.name,
         )
     images.check_version(session, image.id, expected_version)

@@ -1,7 +1,7 @@
 """The documents of a cloud-init NoCloud seed, made from typed fields by a YAML dumper, never by pasting text."""
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,48 @@ def documents(wish: SeedWish | None, *, vm_id: str, vm_name: str, nics: Sequence
         _check_yaml(wish.network_config, "seed.network_config")
     network_yaml = wish.network_config or (_network_yaml(nics) if has_addresses else "")
     return {"meta_yaml": _dump(meta), "user_yaml": wish.user_data or "#cloud-config\n{}\n", "network_yaml": network_yaml}
+
+
+def for_clone(documents: Mapping[str, str], *, vm_id: str, vm_name: str, nics: Sequence[Nic]) -> dict[str, str]:
+    """Return the seed of a clone: what its source was told, under another identity.
+
+    The new instance-id makes cloud-init draw new ssh host keys and set the hostname; the machine-id, which it leaves alone, is
+    drawn anew before anything else runs. Addresses were the source's own: every nic asks by DHCP.
+    """
+    meta = yaml.safe_load(documents.get("meta_yaml") or "{}") or {}
+    meta |= {"instance-id": vm_id, "local-hostname": vm_name}
+    had_addresses = bool(documents.get("network_yaml"))
+    return {
+        "meta_yaml": _dump(meta),
+        "user_yaml": _with_new_machine_id(documents.get("user_yaml") or "#cloud-config\n{}\n"),
+        "network_yaml": _network_yaml(nics) if had_addresses else "",
+    }
+
+
+def of_template(settings: Mapping[str, Any]) -> SeedWish:
+    """Return what a vm of a template is told: what the one that it was made of was told, and to take another identity."""
+    meta = yaml.safe_load(settings.get("meta_yaml") or "{}") or {}
+    user_data = _with_new_machine_id(settings.get("user_yaml") or "#cloud-config\n{}\n")
+    return SeedWish(user_data=user_data, ssh_keys=tuple(meta.get("public-keys", ())))
+
+
+def _with_new_machine_id(user_data: str) -> str:
+    """Return the user-data with a boot command that runs once per instance; a script is left as it is."""
+    if not user_data.startswith("#cloud-config"):
+        return user_data
+    document = yaml.safe_load(user_data) or {}
+    commands = [one for one in document.get("bootcmd") or [] if one != _NEW_MACHINE_ID]
+    return "#cloud-config\n" + _dump({**document, "bootcmd": [_NEW_MACHINE_ID, *commands], "ssh_deletekeys": True})
+
+
+_NEW_MACHINE_ID = [
+    "cloud-init-per",
+    "instance",
+    "trimtab-machine-id",
+    "sh",
+    "-c",
+    "rm -f /etc/machine-id /var/lib/dbus/machine-id && systemd-machine-id-setup",
+]
 
 
 def _network_yaml(nics: Sequence[Nic]) -> str:

@@ -7,7 +7,7 @@ from trimtab_controller.core.guest_os import Family, Hardware, hardware_for
 from trimtab_controller.core.model import Operation, Project, Vm, Volume
 from trimtab_controller.core.resize import OFF
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.services import images, volumes
+from trimtab_controller.services import images, layered, volumes
 from trimtab_controller.services.vm_power import Caller
 from trimtab_controller.services.vms import NicWish, insert_nic, plan_nic
 from trimtab_controller.store import describe, lookup, networks, reach, schema, vms
@@ -74,6 +74,7 @@ def detach_volume(session: Session, vm: Vm, caller: Caller, *, volume: str, proj
         raise Conflict(
             "volume-boots", f"volume: vm {vm.name} boots from {found.name}; it can only be deleted with the vm", field="volume"
         )
+    layered.refuse(session, found, verb="taken from its vm")
     return _accept(session, vm, caller, "vm.detach", volume_id=found.id)
 
 

@@ -11,8 +11,9 @@ from trimtab_controller.clock import mint
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Actor, Operation, Project, Vm
 from trimtab_controller.operations.accept import accept
+from trimtab_controller.services import layered
 from trimtab_controller.services.vms import resolve_host
-from trimtab_controller.store import lookup, operations, schema, vms
+from trimtab_controller.store import describe, lookup, operations, schema, vms
 from trimtab_protos.errors import AlreadyExists, Conflict, NotFound
 
 OFF = frozenset({ObservedState.STOPPED, ObservedState.ABSENT, ObservedState.CRASHED})
@@ -84,6 +85,9 @@ def migrate(session: Session, vm: Vm, caller: Caller, spec: MigrateSpec) -> Oper
     to_host_id = resolve_host(session, spec.to_host, actor=caller.actor)
     if to_host_id and to_host_id == vm.host_id:
         raise Conflict("vm-is-there", f"vm {vm.name} is on host {spec.to_host} already")
+    why = layered.why_local(session, describe.read_vm(session, vm.id).local_volumes, vm_name=vm.name)
+    if why:
+        raise Conflict("layers-are-local", why)
     params = {
         "to_host_id": to_host_id,
         "bandwidth_mib_s": spec.bandwidth_mib_s,
@@ -95,7 +99,8 @@ def migrate(session: Session, vm: Vm, caller: Caller, spec: MigrateSpec) -> Oper
 
 
 def delete(session: Session, vm: Vm, caller: Caller) -> Operation:
-    """Accept the deletion, whatever else was under way."""
+    """Accept the deletion, whatever else was under way. Conflict while other vms are linked clones of this one."""
+    layered.refuse_base(session, vm)
     return _accept(session, vm, caller, "vm.delete", {}, desired=DesiredPower.DELETED, supersedes=True)
 
 

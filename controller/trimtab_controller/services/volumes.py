@@ -8,9 +8,9 @@ from sqlalchemy.orm import Session
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Image, Operation, Project, Volume
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.services import images, pools, quota
+from trimtab_controller.services import images, layered, pools, quota
 from trimtab_controller.store import describe, keyset, lookup, schema, volume_claims, volumes
-from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound
+from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NoCapacity, NotFound
 from trimtab_protos.messages import DiskFormat
 
 SECTOR_BYTES = 512
@@ -75,15 +75,44 @@ def create(session: Session, spec: VolumeSpec, *, project: Project, actor: Actor
 def delete(
     session: Session, name_or_id: str, *, project: Project, expected_version: int | None, actor: Actor, now: datetime
 ) -> Operation:
-    """Accept the removal of a volume that no vm has. Conflict names the vm."""
+    """Accept the removal of a volume that no vm has; it is hidden for 24 h first. Conflict names the vm."""
     volume = find(session, name_or_id, project=project)
     if volume.vm_id is not None:
         name = lookup.names(session, schema.vm, [volume.vm_id]).get(volume.vm_id, volume.vm_id)
         raise Conflict("volume-attached", f"volume {volume.name} belongs to vm {name}; delete the vm first", vm=name)
+    layered.refuse(session, volume, verb="deleted")
     volumes.check_version(session, volume.id, expected_version)
     return accept(
         session,
         "volume.delete",
+        subject_id=volume.id,
+        subject_name=volume.name,
+        project_id=project.id,
+        params={"volume_id": volume.id},
+        actor=actor,
+        now=now,
+    )
+
+
+def undelete(
+    session: Session, name_or_id: str, *, project: Project, expected_version: int | None, actor: Actor, now: datetime
+) -> Operation:
+    """Accept the return of a deleted volume. Conflict past its grace, AlreadyExists where its name was given away."""
+    volume = volumes.find_deleted(session, project.id, name_or_id)
+    if volume is None:
+        found = find(session, name_or_id, project=project)
+        raise Conflict("volume-not-deleted", f"volume {found.name} is not deleted")
+    if volume.purge_after is None or volume.purge_after <= now:
+        raise Conflict("volume-purged", f"volume {volume.name} is past its 24 h; its bytes are gone")
+    if volumes.find(session, project.id, volume.name) is not None:
+        raise AlreadyExists(
+            "volume-exists", f"another volume is called {volume.name} now; delete that one first", name=volume.name
+        )
+    if expected_version is not None and volume.version != expected_version:
+        raise Conflict("stale-etag", f"volume {volume.name} changed since you read it; read it again, then decide")
+    return accept(
+        session,
+        "volume.undelete",
         subject_id=volume.id,
         subject_name=volume.name,
         project_id=project.id,
@@ -115,6 +144,7 @@ def resize(
         )
     if volume.observed_state != "present":
         raise Conflict("volume-not-ready", f"volume {volume.name} is {volume.observed_state}, not present yet")
+    layered.refuse(session, volume, verb="resized")
     pool = describe.get_pool(session, volume.pool_id)
     volumes.check_version(session, volume.id, expected_version)
     quota.charge(session, project.id, quota.Charge(disk_bytes=size_bytes - volume.size_bytes))

@@ -131,6 +131,22 @@ def volume_spec(volume: Volume, images: Mapping[str, Image]) -> VolumeSpec:
         base_image_id=base.id if base else "",
         base_image_format=stored_format(base) if base else None,
         generation=volume.generation,
+        base_volume_id=volume.parent_volume_id or "",
+        base_layer_id=volume.parent_layer_id,
+    )
+
+
+def layer_spec(volume: Volume, layer_id: str, *, over: str) -> VolumeSpec:
+    """Return an empty layer of the volume over one that it has."""
+    return VolumeSpec(
+        volume_id=volume.id,
+        pool_id=volume.pool_id,
+        format=volume.format,
+        size_bytes=volume.size_bytes,
+        generation=volume.generation,
+        layer_id=layer_id,
+        base_volume_id=volume.id,
+        base_layer_id=over,
     )
 
 
@@ -213,6 +229,9 @@ def _disk(volume: Volume) -> DiskSpec:
         bus=volume.bus,
         boot_order=volume.boot_order,
         is_read_only=volume.is_read_only,
+        layer_id=volume.layer_id,
+        is_merging=volume.merge_layer_id is not None,
+        merge_layer_id=volume.merge_layer_id or "",
         iops_limit=volume.iops_limit,
         bandwidth_limit_bytes_s=volume.bandwidth_limit_mib_s << 20,
     )

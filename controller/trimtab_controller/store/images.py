@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from trimtab_controller.core.model import Image, ImageReplica
 from trimtab_controller.store import keyset, lookup, schema
 from trimtab_controller.store.rows import build, columns_of
+from trimtab_controller.store.volumes import holds_bytes
 
 _table = schema.image
 
@@ -90,10 +91,10 @@ def replicas_of(session: Session, image_ids: Sequence[str]) -> dict[str, tuple[I
 def dependants(session: Session, image_id: str, *, limit: int = 5) -> tuple[str, ...]:
     """Return the names of volumes that are linked clones of the image, and of vms that have it in their drive.
 
-    Those of a deleted vm count until it is purged.
+    Deleted ones count until they are purged.
     """
     table, vm = schema.volume, schema.vm
-    clones = sa.select(table.c.name).where(table.c.base_image_id == image_id, table.c.deleted_at.is_(None))
+    clones = sa.select(table.c.name).where(table.c.base_image_id == image_id, holds_bytes())
     drives = sa.select(vm.c.name).where(vm.c.cdrom_image_id == image_id, vm.c.purged_at.is_(None))
     found = list(session.scalars(clones.order_by(table.c.name).limit(limit)))
     return tuple(found + [f"{name}'s CD-ROM" for name in session.scalars(drives.order_by(vm.c.name).limit(limit))])

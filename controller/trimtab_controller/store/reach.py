@@ -262,6 +262,8 @@ def release_everything(session: Session, host_id: str, *, now: datetime) -> tupl
         )
     for volume in volume_claims.apart_on(session, host_id):
         volume_claims.release(session, volume, now=now)
+    for volume in volume_claims.hidden_on(session, host_id):
+        volume_claims.free(session, volume, now=now)
     for image_id in _only_images(session, host_id):
         hide_image(session, image_id, now=now)
         session.execute(schema.image_replica.delete().where(schema.image_replica.c.image_id == image_id))

@@ -13,6 +13,9 @@ from trimtab_protos.errors import Conflict
 
 _table = schema.volume
 
+# What a volume that is gone lies over no longer.
+_APART = {"parent_volume_id": None, "parent_layer_id": "", "layer_id": "", "merge_layer_id": None, "purge_after": None}
+
 _WRITE = _table.update().where(_table.c.id.in_(sa.bindparam("volume_ids", expanding=True)))
 _WRITE_NEXT_VERSION = _WRITE.values(version=_table.c.version + 1)
 
@@ -43,10 +46,13 @@ def erase(session: Session, volumes: Sequence[Volume], *, now: datetime) -> None
     """Free the space of volumes that are proven gone and leave their rows as tombstones."""
     ids = [volume.id for volume in volumes]
     claims.give_back_space(session, ids)
+    session.execute(schema.volume_layer.delete().where(schema.volume_layer.c.volume_id.in_(ids)))
     session.execute(
         _table.update()
         .where(_table.c.id.in_(ids))
-        .values(deleted_at=sa.func.coalesce(_table.c.deleted_at, now), observed_state="absent", vm_id=None, disk_index=None)
+        .values(
+            deleted_at=sa.func.coalesce(_table.c.deleted_at, now), observed_state="absent", vm_id=None, disk_index=None, **_APART
+        )
     )
 
 
@@ -85,6 +91,16 @@ def take_place(session: Session, volume: Volume, pool: Pool, host_id: str) -> bo
     if not pool.is_shared:
         bind(session, [volume.id], host_id)
     return True
+
+
+def room_bytes(session: Session, pool: Pool, host_id: str) -> int | None:
+    """Return how much is free beside the reserve at a volume's place, as it was seen last; None where nobody has seen it."""
+    table = schema.pool_space
+    place = schema.SHARED if pool.is_shared else host_id
+    row = session.execute(sa.select(table).where(table.c.pool_id == pool.id, table.c.host_id == place)).one_or_none()
+    if row is None or row.observed_at is None:
+        return None
+    return int(row.available_bytes - row.capacity_bytes * pool.reserve_permille // 1000)
 
 
 def _limit_bytes(session: Session, pool: Pool, place: str) -> int | None:
@@ -143,8 +159,18 @@ def free(session: Session, volume: Volume, *, now: datetime) -> None:
     )
 
 
-def hide_unattached(session: Session, volume_id: str, *, now: datetime) -> None:
-    """Hide a volume unless a vm has it. Conflict(`volume-attached`); hidden already is fine."""
+def show_again(session: Session, volume_id: str) -> None:
+    session.execute(_WRITE_NEXT_VERSION, {"volume_ids": [volume_id], "deleted_at": None, "purge_after": None})
+
+
+def to_purge(session: Session, now: datetime, *, limit: int) -> tuple[Volume, ...]:
+    """Return the volumes that were deleted for longer than their grace."""
+    query = sa.select(*columns_of(_table, Volume)).where(_table.c.purge_after <= now).limit(limit)
+    return tuple(build(Volume, row) for row in session.execute(query))
+
+
+def hide_unattached(session: Session, volume_id: str, *, now: datetime, purge_after: datetime) -> None:
+    """Hide a volume unless a vm has it, until it is purged. Conflict(`volume-attached`); hidden already is fine."""
     row = session.execute(sa.select(_table.c.vm_id, _table.c.deleted_at).where(_table.c.id == volume_id)).one()
     changed = session.execute(
         _table.update()
@@ -153,6 +179,14 @@ def hide_unattached(session: Session, volume_id: str, *, now: datetime) -> None:
     )
     if getattr(changed, "rowcount", 0) != 1 and row.deleted_at is None:
         raise Conflict("volume-attached", "a vm has the volume; delete the vm first", vm_id=row.vm_id)
+    # Also where the previous release's code hid it, which had no grace.
+    session.execute(_WRITE, {"volume_ids": [volume_id], "purge_after": purge_after})
+
+
+def hidden_on(session: Session, host_id: str) -> tuple[Volume, ...]:
+    """Return the volumes on a host's local pools that were deleted and not purged yet."""
+    query = sa.select(*columns_of(_table, Volume)).where(_table.c.host_id == host_id, _table.c.purge_after.is_not(None))
+    return tuple(build(Volume, row) for row in session.execute(query))
 
 
 def apart_on(session: Session, host_id: str) -> tuple[Volume, ...]:

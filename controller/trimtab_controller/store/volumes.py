@@ -33,6 +33,27 @@ def find(session: Session, project_id: str, name_or_id: str) -> Volume | None:
     return lookup.find(session, _table, Volume, name_or_id, project_ids=(project_id,))
 
 
+def holds_bytes() -> sa.ColumnElement[bool]:
+    """Return the condition that a volume is live, or deleted and not purged yet."""
+    return sa.or_(_table.c.deleted_at.is_(None), _table.c.purge_after.is_not(None))
+
+
+def find_deleted(session: Session, project_id: str, name_or_id: str) -> Volume | None:
+    """Return the volume of this name or id that was deleted last and is not purged."""
+    query = (
+        sa.select(*columns_of(_table, Volume))
+        .where(
+            _table.c.project_id == project_id,
+            _table.c.purge_after.is_not(None),
+            sa.or_(_table.c.name == name_or_id, _table.c.id == name_or_id),
+        )
+        .order_by(_table.c.deleted_at.desc())
+        .limit(1)
+    )
+    row = session.execute(query).one_or_none()
+    return build(Volume, row) if row else None
+
+
 def page(session: Session, page: keyset.Page, *, project_id: str) -> tuple[tuple[Volume, ...], tuple[str, str] | None]:
     query = sa.select(*columns_of(_table, Volume)).where(_table.c.deleted_at.is_(None), _table.c.project_id == project_id)
     found = keyset.fetch(session, query, _table, page, filters=FILTERS)

@@ -131,6 +131,20 @@ VERBS = {
     "vm delete web1 --yes": ("DELETE", f"{VMS}/web1", None),
     "host remove node1 --yes": ("DELETE", "/v1/hosts/node1", None),
     "image delete debian --yes": ("DELETE", "/v1/projects/default/images/debian", None),
+    "volume undelete data": ("POST", "/v1/projects/default/volumes/data:undelete", None),
+    "vm snapshot create web1 before --memory": ("POST", f"{VMS}/web1/snapshots", {"name": "before", "has_memory": True}),
+    "vm snapshot revert web1 before --disk-only --yes": ("POST", f"{VMS}/web1/snapshots/before:revert", {"disk_only": True}),
+    "vm snapshot delete web1 before --yes": ("DELETE", f"{VMS}/web1/snapshots/before", None),
+    "vm clone web1 web2 --linked --snapshot before --no-start": (
+        "POST", f"{VMS}/web1:clone", {"name": "web2", "linked": True, "start": False, "snapshot": "before"}
+    ),
+    "template create web --from web1": ("POST", "/v1/projects/default/templates", {"name": "web", "from_vm": "web1"}),
+    "template delete web --revision 2 --yes": ("DELETE", "/v1/projects/default/templates/web", None),
+    "vm create --template web@2 --count 20 --name-pattern web-{n}": (
+        "POST",
+        "/v1/projects/default/templates/web:create-vms",
+        {"name_pattern": "web-{n}", "count": 20, "start": True, "revision": 2},
+    ),
     "volume delete data --yes": ("DELETE", "/v1/projects/default/volumes/data", None),
     "pool delete fast --yes": ("DELETE", "/v1/pools/fast", None),
     "network delete front --yes": ("DELETE", "/v1/projects/default/networks/front", None),

@@ -150,7 +150,7 @@ class Backups:
         with self._connection.use("begin the backup", changes=True) as connection:
             domain = require(connection, vm_id)
             notes: dict[str, str] = {}
-            is_frozen = wants_freeze and _freeze(domain, notes)
+            is_frozen = wants_freeze and freeze(domain, notes)
             began = time.monotonic()
             denied: dict[str, str] = {}
             try:
@@ -166,7 +166,7 @@ class Backups:
                     domain.backupBegin(backup_xml(full, socket=str(socket), others=others), marked, 0)
             finally:
                 if is_frozen:
-                    _thaw(domain)
+                    thaw(domain)
                     notes["frozen_ms"] = str(int((time.monotonic() - began) * 1000))
         return Consistency.FILESYSTEM if is_frozen else Consistency.CRASH, notes, denied
 
@@ -229,18 +229,18 @@ def _open(stack: contextlib.ExitStack, socket: Path, disk: PulledDisk, denied: s
     return ServedDisk(disk.name, client, bitmap, denied)
 
 
-def _freeze(domain: Any, notes: dict[str, str]) -> bool:
+def freeze(domain: Any, notes: dict[str, str]) -> bool:
     try:
         domain.fsFreeze()
     except libvirt.libvirtError as error:
         notes["downgrade"] = f"the guest's filesystems were not frozen: {error.get_error_message()}"
         # It may have frozen some and then answered too late.
-        _thaw(domain)
+        thaw(domain)
         return False
     return True
 
 
-def _thaw(domain: Any) -> None:
+def thaw(domain: Any) -> None:
     try:
         domain.fsThaw()
     except libvirt.libvirtError as error:

@@ -317,7 +317,7 @@ def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str,
         rerror_policy="stop",
         discard="unmap",
     )
-    SubElement(element, "source", file=pools[disk.pool_id].volume(disk.volume_id, disk.format))
+    SubElement(element, "source", file=pools[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id))
     SubElement(element, "target", dev=target_name(disk), bus=disk.bus.value)
     if disk.is_read_only:
         SubElement(element, "readonly")

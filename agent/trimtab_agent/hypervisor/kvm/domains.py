@@ -11,7 +11,7 @@ from typing import Any
 import libvirt
 
 from trimtab_agent.hypervisor.base import Stamp
-from trimtab_agent.hypervisor.kvm import console, domain_facts, domain_xml, errors, state_files, volumes
+from trimtab_agent.hypervisor.kvm import console, domain_facts, domain_xml, errors, layer_files, state_files, volumes
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_facts import DomainFacts
 from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, METADATA_PREFIX, HostTraits, stamp_metadata
@@ -101,6 +101,7 @@ class Domains:
 
     def define_locked(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
         """`define` for a caller that holds the vm's lock."""
+        domain = layer_files.resolve(domain)
         # Built first: a spec that cannot be expressed must leave no files.
         self._build(domain, stamp, boot_id="")
         state_files.ensure(domain)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
-from trimtab_agent.hypervisor.kvm import accel_probe, domain_facts, images, volumes
+from trimtab_agent.hypervisor.kvm import accel_probe, domain_facts, images, layer_files, volumes
 from trimtab_agent.hypervisor.kvm.backups import Backups
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
@@ -16,12 +16,14 @@ from trimtab_agent.hypervisor.kvm.hotplug import Hotplug
 from trimtab_agent.hypervisor.kvm.housekeeping import Housekeeping
 from trimtab_agent.hypervisor.kvm.identifiers import vm_id_of
 from trimtab_agent.hypervisor.kvm.inventory import InventoryReader, read_boot_id
+from trimtab_agent.hypervisor.kvm.layers import Layers
 from trimtab_agent.hypervisor.kvm.migration import Migrations
 from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
 from trimtab_agent.hypervisor.kvm.pools import Pools
 from trimtab_agent.hypervisor.kvm.power import Power
 from trimtab_protos.messages import (
+    DiskFormat,
     DomainObservation,
     DomainSpec,
     HostLoad,
@@ -29,6 +31,8 @@ from trimtab_protos.messages import (
     ImageSource,
     ImageSpec,
     Inventory,
+    LayerMerge,
+    LayerResult,
     MigrationOptions,
     MigrationResult,
     MigrationSide,
@@ -78,6 +82,7 @@ class KvmHypervisor:
             self._inventory,
             boot_id=boot_id,
         )
+        self._layers = Layers(self._connection, self._domains, self._networks, boot_id=boot_id)
         self.backups = Backups(self._connection, refuse_if_used=self._domains.refuse_if_used)
         """What backups copy from; apart from the verbs, since a backup is read for as long as its block is open."""
         self._housekeeping = Housekeeping(self._connection, self._observer, self._logs)
@@ -151,6 +156,7 @@ class KvmHypervisor:
     def delete_volume(self, volume_id: str, pool: PoolSpec) -> None:
         layout = self._pools.require_responsive(pool)
         self._domains.refuse_if_used(volumes.names_of(volume_id, layout), f"volume {volume_id}")
+        volumes.refuse_if_below(volume_id, layout)
         volumes.delete(volume_id, layout)
 
     def import_image(self, image: ImageSpec, pool: PoolSpec, source: ImageSource, control: JobControl) -> ImageResult:
@@ -226,6 +232,42 @@ class KvmHypervisor:
     ) -> DomainObservation:
         self._require_responsive(domain.pools)
         return self._migrations.settle(vm_id, side, domain, removed_volumes, stamp)
+
+    # --- layers ------------------------------------------------------------------------------------------------------------
+
+    def switch_layers(self, domain: DomainSpec, stamp: Stamp, *, wants_freeze: bool) -> LayerResult:
+        self._require_responsive(domain.pools)
+        for network in domain.networks:
+            self._networks.ensure(network)
+        return self._layers.switch(domain, stamp, wants_freeze=wants_freeze)
+
+    def snapshot_memory(self, domain: DomainSpec, stamp: Stamp, snapshot_id: str, control: JobControl) -> LayerResult:
+        self._require_responsive(domain.pools)
+        return self._layers.save_memory(domain, stamp, snapshot_id, control)
+
+    def restore_memory(self, domain: DomainSpec, stamp: Stamp, snapshot_id: str, control: JobControl) -> LayerResult:
+        self._require_responsive(domain.pools)
+        return self._layers.restore_memory(domain, stamp, snapshot_id, control)
+
+    def merge_layer(
+        self, merge: LayerMerge, pool: PoolSpec, domain: DomainSpec | None, stamp: Stamp, control: JobControl
+    ) -> LayerResult:
+        self._pools.require_responsive(pool)
+        return self._layers.merge(merge, pool, domain, stamp, control)
+
+    def copy_volume(self, volume: VolumeSpec, pool: PoolSpec, control: JobControl) -> LayerResult:
+        self._pools.require_responsive(pool)
+        return self._layers.copy(volume, pool, control)
+
+    def delete_layer(self, volume_id: str, layer_id: str, pool: PoolSpec) -> None:
+        layout = self._pools.require_responsive(pool)
+        path = layout.volume(volume_id, DiskFormat.QCOW2, layer_id)
+        self._domains.refuse_if_used((path,), f"layer {layer_id} of volume {volume_id}")
+        layer_files.delete(volume_id, layer_id, layout)
+
+    def delete_memory(self, vm_id: str, snapshot_id: str, pool: PoolSpec) -> None:
+        self._pools.require_responsive(pool)
+        layer_files.delete_memory(vm_id, snapshot_id, pool)
 
     def _require_responsive(self, pools: Sequence[PoolSpec]) -> None:
         """Fail before a vm's lock is taken: who holds it must not hang with the storage."""

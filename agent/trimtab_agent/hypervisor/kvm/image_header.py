@@ -8,6 +8,7 @@ Layout: docs/interop/qcow2.rst of QEMU. All numbers there are big-endian.
 
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -23,6 +24,7 @@ _MIN_CLUSTER_BITS, _MAX_CLUSTER_BITS = 9, 21
 _MAX_L1_BYTES = 32 << 20
 _MAX_REFCOUNT_TABLE_BYTES = 8 << 20
 _SECTOR = 512
+_MAX_BACKING_NAME = 1023
 
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = 1, 2, 4, 8, 16
 _KNOWN_INCOMPATIBLE = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED_L2
@@ -165,6 +167,17 @@ def read_qcow2(file: BinaryIO, size_bytes: int, *, is_ours: bool = False) -> Qco
         cluster_bytes=cluster_bytes,
         backing_file=_backing_file(header, backing_offset, backing_length, cluster_bytes),
     )
+
+
+def qcow2_backing_file(read: Callable[[int, int], bytes]) -> str:
+    """Return the path that a qcow2 file of ours lies over, "" for none; `read` takes length and offset. Two small reads."""
+    start = read(20, 0)
+    if len(start) < 20 or start[:4] != QCOW2_MAGIC:
+        raise _refused("image-truncated", "its header is cut short")
+    offset, length = struct.unpack_from(">QI", start, 8)
+    if not offset:
+        return ""
+    return read(min(length, _MAX_BACKING_NAME), offset).decode(errors="replace")
 
 
 def qcow2_virtual_size(start: bytes) -> int:

@@ -33,6 +33,7 @@ CAPABILITIES = (
     "image-iso",
     "image-qcow2",
     "image-raw",
+    "layers",
     "migrate",
     "migrate-auto-converge",
     "migrate-postcopy",

@@ -22,7 +22,7 @@ import libvirt
 import structlog
 
 from trimtab_agent.hypervisor.base import JobControl, Stamp
-from trimtab_agent.hypervisor.kvm import domain_facts, domain_xml, errors, state_files, volumes
+from trimtab_agent.hypervisor.kvm import domain_facts, domain_xml, errors, layer_files, state_files, volumes
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
@@ -201,6 +201,7 @@ class Migrations:
         options: MigrationOptions,
     ) -> tuple[dict[str, Any], int]:
         live_xml = domain.XMLDesc(_LIVE_XML)
+        target = layer_files.resolve(target)
         # A running guest keeps its acceleration, whatever a probe would say today.
         host = HostTraits(accelerator=domain_facts.read(live_xml).accelerator, console_log=self._logs.path_of(target.vm_id))
         parameters: dict[str, Any] = {

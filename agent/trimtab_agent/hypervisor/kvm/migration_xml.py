@@ -24,7 +24,9 @@ def retarget(live_xml: str, target: DomainSpec, stamp: Stamp) -> str:
     _stamp(root, stamp)
     layouts = {pool.pool_id: PoolLayout.of(pool) for pool in target.pools}
     paths = {_CDROM: iso_path(target.cdrom, layouts)} if target.cdrom is not None and target.cdrom.image_id else {}
-    paths |= {target_name(disk): layouts[disk.pool_id].volume(disk.volume_id, disk.format) for disk in target.disks}
+    paths |= {
+        target_name(disk): layouts[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id) for disk in target.disks
+    }
     for disk in root.findall("devices/disk"):
         _move_disk(disk, paths, target)
     nvram = root.find("os/nvram")

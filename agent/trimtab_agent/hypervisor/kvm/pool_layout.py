@@ -1,8 +1,8 @@
 """Where things are inside a directory pool. Paths come from ids only; no component may be a symbolic link.
 
-    <path>/volumes/<volume_id>.<raw|qcow2>
+    <path>/volumes/<volume_id>.<raw|qcow2>        its bottom layer, and <volume_id>.<layer_id>.qcow2 each that lies over it
     <path>/images/<image_id>.<qcow2|raw|iso>      with <image_id>.json beside it: what the import proved
-    <path>/vms/<vm_id>/{seed.iso,nvram.fd}
+    <path>/vms/<vm_id>/{seed.iso,nvram.fd}        and <snapshot_id>.mem, the memory of a snapshot
     <path>/import/                                where operators put files to import
     <path>/.trimtab-<marker>                      proof that a pool is shared
 
@@ -51,14 +51,17 @@ class PoolLayout:
             raise InvalidRequest("pool-kind-unknown", f"this host knows no pools of kind {pool.kind}", field="kind")
         return cls(pool_id=pool.pool_id, path=_check_path(pool.path))
 
-    def volume(self, volume_id: str, format: DiskFormat) -> str:
-        return str(self.path / VOLUMES / volume_name(volume_id, format))
+    def volume(self, volume_id: str, format: DiskFormat, layer_id: str = "") -> str:
+        return str(self.path / VOLUMES / volume_name(volume_id, format, layer_id))
 
     def image(self, image_id: str, format: DiskFormat) -> str:
         return str(self.path / IMAGES / image_name(image_id, format))
 
     def seed(self, vm_id: str) -> str:
         return str(self.path / VMS / check_id(vm_id, "vm_id") / SEED_FILE)
+
+    def memory(self, vm_id: str, snapshot_id: str) -> str:
+        return str(self.path / VMS / check_id(vm_id, "vm_id") / memory_name(snapshot_id))
 
     def nvram(self, vm_id: str) -> str:
         return str(self.path / VMS / check_id(vm_id, "vm_id") / NVRAM_FILE)
@@ -134,10 +137,18 @@ class PoolLayout:
                     raise
 
 
-def volume_name(volume_id: str, format: DiskFormat) -> str:
+def volume_name(volume_id: str, format: DiskFormat, layer_id: str = "") -> str:
     if format not in VOLUME_FORMATS:
         raise InvalidRequest("volume-format", f"a volume is raw or qcow2, not {format}", field="format")
-    return f"{check_id(volume_id, 'volume_id')}.{format.value}"
+    if not layer_id:
+        return f"{check_id(volume_id, 'volume_id')}.{format.value}"
+    if format is not DiskFormat.QCOW2:
+        raise InvalidRequest("layer-format", "only a qcow2 volume has layers", field="layer_id")
+    return f"{check_id(volume_id, 'volume_id')}.{check_id(layer_id, 'layer_id')}.{format.value}"
+
+
+def memory_name(snapshot_id: str) -> str:
+    return f"{check_id(snapshot_id, 'snapshot_id')}.mem"
 
 
 def image_name(image_id: str, format: DiskFormat) -> str:

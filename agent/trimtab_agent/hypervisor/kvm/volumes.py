@@ -7,11 +7,14 @@ all. Its format is what its name says and is never probed: a guest can write any
 import contextlib
 import os
 import secrets
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from trimtab_agent.hypervisor.kvm import os_errors, qemu_img
-from trimtab_agent.hypervisor.kvm.image_header import qcow2_virtual_size, read_qcow2
+from trimtab_agent.hypervisor.kvm.identifiers import check_id
+from trimtab_agent.hypervisor.kvm.image_header import qcow2_backing_file, qcow2_virtual_size
 from trimtab_agent.hypervisor.kvm.pool_layout import (
     IMAGES,
     VOLUME_FORMATS,
@@ -32,9 +35,17 @@ _COPY_FLOOR_BYTES_S = 4 << 20
 """A pool slower than this is broken; bounds how long a copy may take."""
 
 
-def ensure(volume: VolumeSpec, layout: PoolLayout) -> VolumeObservation:
-    """Make the volume exist. See `Hypervisor.ensure_volume`."""
-    name = volume_name(volume.volume_id, volume.format)
+@dataclass(frozen=True, slots=True)
+class CopyWatch:
+    """How a copy that takes long reports (bytes written so far) and learns that it shall end."""
+
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    on_bytes: Callable[[int], None] = lambda _written: None
+
+
+def ensure(volume: VolumeSpec, layout: PoolLayout, *, watch: CopyWatch | None = None) -> VolumeObservation:
+    """Make the volume, or a layer of it, exist. See `Hypervisor.ensure_volume`. `watch` follows a copy that takes long."""
+    name = volume_name(volume.volume_id, volume.format, volume.layer_id)
     _check_size(volume)
     try:
         with layout.open(VOLUMES) as directory:
@@ -45,7 +56,7 @@ def ensure(volume: VolumeSpec, layout: PoolLayout) -> VolumeObservation:
                     )
             if regular_file(directory, name) is None:
                 with contextlib.suppress(AlreadyExists):  # made meanwhile; compared like any other below
-                    _create(volume, layout, directory, name)
+                    _create(volume, layout, directory, name, watch)
             _compare(volume, layout, directory, name)
             return _observe(volume.volume_id, directory, name)
     except OSError as error:
@@ -59,7 +70,8 @@ def observe(volume_id: str, layout: PoolLayout) -> VolumeObservation:
             for format in VOLUME_FORMATS:
                 name = volume_name(volume_id, format)
                 if regular_file(directory, name):
-                    return _observe(volume_id, directory, name)
+                    seen = _observe(volume_id, directory, name)
+                    return replace(seen, allocated_bytes=_allocated_bytes(directory, _names_of(directory, volume_id)))
     except OSError as error:
         raise os_errors.from_os(error, doing=f"look at volume {volume_id}") from error
     return VolumeObservation(volume_id=volume_id, is_present=False)
@@ -102,31 +114,73 @@ def _observe_named(volume: VolumeSpec, directory: int, name: str) -> VolumeObser
 
 
 def delete(volume_id: str, layout: PoolLayout) -> None:
-    """Remove the volume's file; the caller has made sure that no domain uses it."""
+    """Remove the volume's files, every layer; the caller has made sure that no domain uses them."""
     try:
         with layout.open(VOLUMES) as directory:
-            for format in VOLUME_FORMATS:
+            for name in _names_of(directory, volume_id):
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(volume_name(volume_id, format), dir_fd=directory)
+                    os.unlink(name, dir_fd=directory)
             sync_directory(directory)
     except OSError as error:
         raise os_errors.from_os(error, doing=f"remove volume {volume_id}") from error
 
 
 def names_of(volume_id: str, layout: PoolLayout) -> tuple[str, ...]:
-    """Return every path that the volume may have, whatever its format."""
-    return tuple(layout.volume(volume_id, format) for format in VOLUME_FORMATS)
+    """Return every path that the volume may have, whatever its format, and those of its layers."""
+    bottoms = [layout.volume(volume_id, format) for format in VOLUME_FORMATS]
+    with layout.open(VOLUMES) as directory:
+        found = [str(layout.path / VOLUMES / name) for name in _names_of(directory, volume_id)]
+    return tuple(dict.fromkeys([*bottoms, *found]))
+
+
+def _allocated_bytes(directory: int, names: Sequence[str]) -> int:
+    total = 0
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            total += os.stat(name, dir_fd=directory, follow_symlinks=False).st_blocks * _SECTOR
+    return total
+
+
+def _names_of(directory: int, volume_id: str) -> list[str]:
+    """Return the names of the volume's files, its layers over the bottom one first."""
+    start = f"{check_id(volume_id, 'volume_id')}."
+    names = [name for name in _whole_names(directory) if name.startswith(start)]
+    return sorted(names, key=lambda name: name.count("."), reverse=True)
 
 
 def promised_bytes(layout: PoolLayout) -> int:
     """Return how much the pool's volumes may still grow: virtual size minus what is allocated."""
     promised = 0
     with layout.open(VOLUMES) as directory:
+        frozen = frozen_names(directory)
         for name in _whole_names(directory):
+            # A layer that another lies over does not grow any more.
+            if name in frozen:
+                continue
             with contextlib.suppress(FileNotFoundError, InvalidRequest):
                 found = os.stat(name, dir_fd=directory, follow_symlinks=False)
                 promised += max(0, _virtual_size(directory, name) - found.st_blocks * _SECTOR)
     return promised
+
+
+def refuse_if_below(volume_id: str, layout: PoolLayout) -> None:
+    """Raise Conflict where another volume of this pool is a linked clone of this one."""
+    with layout.open(VOLUMES) as directory:
+        own = frozenset(_names_of(directory, volume_id))
+        for name in _whole_names(directory):
+            with contextlib.suppress(FileNotFoundError, InvalidRequest):
+                if name not in own and os.path.basename(backing_file(directory, name)) in own:
+                    clone = name.partition(".")[0]
+                    raise Conflict("volume-in-use", f"volume {clone} is a linked clone of volume {volume_id}", volume_id=clone)
+
+
+def frozen_names(directory: int) -> frozenset[str]:
+    """Return the names of the files that others lie over."""
+    found = set()
+    for name in _whole_names(directory):
+        with contextlib.suppress(FileNotFoundError, InvalidRequest):
+            found.add(os.path.basename(backing_file(directory, name)))
+    return frozenset(found)
 
 
 def clones_of(image_id: str, layout: PoolLayout) -> tuple[str, ...]:
@@ -136,7 +190,7 @@ def clones_of(image_id: str, layout: PoolLayout) -> tuple[str, ...]:
     with layout.open(VOLUMES) as directory:
         for name in _whole_names(directory):
             with contextlib.suppress(FileNotFoundError, InvalidRequest):
-                if _backing_file(directory, name) in images:
+                if backing_file(directory, name) in images:
                     clones.append(name.partition(".")[0])
     return tuple(clones)
 
@@ -148,7 +202,7 @@ def _whole_names(directory: int) -> Iterator[str]:
                 yield entry.name
 
 
-def _create(volume: VolumeSpec, layout: PoolLayout, directory: int, name: str) -> None:
+def _create(volume: VolumeSpec, layout: PoolLayout, directory: int, name: str, watch: "CopyWatch | None") -> None:
     _remove_leftovers(directory, volume.volume_id)
     temporary = f".{volume.volume_id}.{secrets.token_hex(6)}.part"
     # Made by us with O_EXCL before qemu-img sees the name: it must never follow a link that somebody put there.
@@ -156,6 +210,10 @@ def _create(volume: VolumeSpec, layout: PoolLayout, directory: int, name: str) -
     try:
         if volume.copy_image_id:
             _copy_image(volume, layout, directory, temporary)
+        elif volume.copy_volume_id:
+            _copy_layer(volume, layout, directory, temporary, watch or CopyWatch())
+        elif volume.base_volume_id:
+            _lay_over(volume, layout, directory, temporary)
         elif volume.base_image_id:
             _clone_image(volume, layout, directory, temporary)
         elif volume.format is DiskFormat.RAW:
@@ -213,14 +271,44 @@ def _copy_image(volume: VolumeSpec, layout: PoolLayout, directory: int, temporar
         _qemu_img(["resize", "-q", "-f", target, temporary, str(size_bytes)], directory)
 
 
+def _lay_over(volume: VolumeSpec, layout: PoolLayout, directory: int, temporary: str) -> None:
+    """Make an empty layer: what is read from it is what lies below."""
+    base = layout.volume(volume.base_volume_id, DiskFormat.QCOW2, volume.base_layer_id)
+    size_bytes = _size_over_base(volume, _layer_bytes(directory, os.path.basename(base)))
+    _qemu_img(["create", "-q", "-u", "-f", "qcow2", "-b", base, "-F", "qcow2", temporary, str(size_bytes)], directory)
+
+
+def _copy_layer(volume: VolumeSpec, layout: PoolLayout, directory: int, temporary: str, watch: "CopyWatch") -> None:
+    source = layout.volume(volume.copy_volume_id, DiskFormat.QCOW2, volume.copy_layer_id)
+    source_bytes = _layer_bytes(directory, os.path.basename(source))
+    size_bytes = _size_over_base(volume, source_bytes)
+    limits = qemu_img.Limits(timeout_s=60 + source_bytes / _COPY_FLOOR_BYTES_S, cpu_s=60 + source_bytes // (16 << 20))
+
+    def tick() -> None:
+        watch.on_bytes(os.stat(temporary, dir_fd=directory, follow_symlinks=False).st_blocks * _SECTOR)
+
+    target = volume.format.value
+    arguments = ["convert", "-q", "-f", "qcow2", "-O", target, source, temporary]
+    qemu_img.run(arguments, directory=directory, limits=limits, cancelled=watch.cancelled, on_tick=tick)
+    if size_bytes > source_bytes:
+        _qemu_img(["resize", "-q", "-f", target, temporary, str(size_bytes)], directory)
+
+
+def _layer_bytes(directory: int, name: str) -> int:
+    if regular_file(directory, name) is None:
+        raise NotFound("layer-not-found", f"the layer {name} is not in this pool on this host")
+    return _virtual_size(directory, name)
+
+
 def _qemu_img(arguments: list[str], directory: int) -> None:
     qemu_img.run(arguments, directory=directory, limits=qemu_img.Limits())
 
 
 def _check_size(volume: VolumeSpec) -> None:
-    has_source = bool(volume.base_image_id or volume.copy_image_id)
-    if volume.base_image_id and volume.copy_image_id:
-        raise InvalidRequest("volume-sources", "a volume is a clone or a copy of an image, not both", field="copy_image_id")
+    sources = [volume.base_image_id, volume.copy_image_id, volume.base_volume_id, volume.copy_volume_id]
+    has_source = any(sources)
+    if sum(map(bool, sources)) > 1:
+        raise InvalidRequest("volume-sources", "a volume is a clone or a copy of one thing only", field="copy_image_id")
     if volume.size_bytes % _SECTOR or not (0 if has_source else _SECTOR) <= volume.size_bytes <= _MAX_VOLUME_BYTES:
         raise InvalidRequest(
             "volume-size",
@@ -265,7 +353,9 @@ def _compare(volume: VolumeSpec, layout: PoolLayout, directory: int, name: str) 
             size_bytes=size_bytes,
         )
     wanted = {layout.image(volume.base_image_id, format) for format in DiskFormat} if volume.base_image_id else {""}
-    if _backing_file(directory, name) not in wanted:
+    if volume.base_volume_id:
+        wanted = {layout.volume(volume.base_volume_id, DiskFormat.QCOW2, volume.base_layer_id)}
+    if backing_file(directory, name) not in wanted:
         raise Conflict("volume-differs", f"volume {volume.volume_id} exists with another base image")
 
 
@@ -287,11 +377,12 @@ def _virtual_size(directory: int, name: str) -> int:
         return qcow2_virtual_size(os.pread(descriptor, 32, 0))
 
 
-def _backing_file(directory: int, name: str) -> str:
+def backing_file(directory: int, name: str) -> str:
+    """Return the path that the file's header says it lies over; "" for none."""
     if not name.endswith(".qcow2"):
         return ""
-    with _opened(directory, name) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as file:
-        return read_qcow2(file, os.fstat(descriptor).st_size, is_ours=True).backing_file
+    with _opened(directory, name) as descriptor:
+        return qcow2_backing_file(lambda length, offset: os.pread(descriptor, length, offset))
 
 
 @contextlib.contextmanager

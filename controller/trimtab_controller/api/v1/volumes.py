@@ -93,6 +93,18 @@ async def resize_volume(
     return await mutate(Order(request=request, access=access, wish=asked, verb="volume.resize", body=body), work)
 
 
+@router.post("/v1/projects/{project}/volumes/{name}:undelete", status_code=202, response_model=OperationAnswer)
+async def undelete_volume(request: Request, access: ProjectOperator, name: NamePath, asked: Asked) -> Response:
+    """Bring a deleted volume back within 24 h."""
+    owner = access.own_project
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        operation = volumes.undelete(session, name, project=owner, expected_version=asked.if_match, actor=actor, now=now)
+        return accepted(OperationAnswer(operation=render(operation, project_name=owner.name)))
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="volume.undelete"), work)
+
+
 @router.post("/v1/projects/{project}/volumes/{name}:limit", status_code=202, response_model=OperationAnswer)
 async def limit_volume(
     request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: VolumeLimitBody
@@ -118,7 +130,7 @@ async def limit_volume(
 
 @router.delete("/v1/projects/{project}/volumes/{name}", status_code=202, response_model=OperationAnswer)
 async def delete_volume(request: Request, access: ProjectOperator, name: NamePath, asked: Asked) -> Response:
-    """Remove a volume that no vm has."""
+    """Hide a volume that no vm has; `:undelete` brings it back within 24 h, then its bytes go."""
     owner = access.own_project
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:

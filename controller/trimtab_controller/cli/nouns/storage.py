@@ -278,6 +278,19 @@ def _limited(item: Mapping[str, Any]) -> str:
 @options.runs
 @click.pass_obj
 def delete_volume(session: Session, name: str) -> None:
-    """Delete a volume that no vm has."""
+    """Delete a volume that no vm has; `undelete` brings it back for 24 h."""
     session.confirm(f"Delete volume {name} of project {session.project}?")
-    resources.run(session, "DELETE", VOLUME.place(session, name), sentence=lambda _: f"volume {name} deleted")
+    sentence = f"volume {name} deleted; for 24 h: trimtab volume undelete {name}"
+    resources.run(session, "DELETE", VOLUME.place(session, name), sentence=lambda _: sentence)
+
+
+@volume.command("undelete")
+@click.argument("name")
+@options.runs
+@click.pass_obj
+def undelete_volume(session: Session, name: str) -> None:
+    """Bring a deleted volume back.
+
+    trimtab volume undelete data1
+    """
+    resources.run(session, "POST", VOLUME.place(session, name, verb="undelete"), sentence=lambda _: f"volume {name} is back")

@@ -1,13 +1,14 @@
 """`trimtab vm create`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from trimtab_controller.cli import completion, options, resources
 from trimtab_controller.cli.errors import CommandFailed, usage
+from trimtab_controller.cli.nouns.templates import create_from_template
 from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, outcome
 from trimtab_controller.cli.resources import Resource
 from trimtab_controller.cli.session import Session
@@ -15,11 +16,36 @@ from trimtab_controller.cli.values import DISK_SIZE, MEMORY, DurationType, NicTy
 
 # The controller's bound of one cloud-init document.
 _SEED_BYTES_MAX = 64 << 10
+_TEMPLATE = "trimtab.template"
+F = TypeVar("F", bound=Callable[..., Any])
 _file = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, path_type=Path)
 
 
+def _keep_for_template(ctx: click.Context, parameter: click.Parameter, value: object) -> None:
+    if value is not None:
+        ctx.meta.setdefault(_TEMPLATE, {})[str(parameter.name)] = value
+
+
+def _template_options(function: F) -> F:
+    """Add what only vms of a template take; `_made_of_template` reads it, so that it is no parameter of every create."""
+    kept: dict[str, Any] = {"expose_value": False, "callback": _keep_for_template}
+    for option in (
+        click.option("--name-pattern", metavar="PATTERN", help="Their names, {n} the number: web-{n}.", **kept),
+        click.option("--count", type=click.IntRange(1, 100), help="So many vms of the template.", **kept),
+        click.option(
+            "--template",
+            metavar="NAME[@REVISION]",
+            help="A template; of the rest --pool, --to and --no-start go with it.",
+            **kept,
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 @click.command()
-@click.argument("name")
+@click.argument("name", required=False, default="")
+@_template_options
 @click.option("--image", metavar="NAME", shell_complete=completion.names_of("images"), help="Boot from a clone of this image.")
 @click.option("--volume", metavar="NAME", shell_complete=completion.names_of("volumes"), help="Boot from this volume instead.")
 @click.option("--iso", metavar="NAME", shell_complete=completion.names_of("images"), help="Install from this image, onto --disk.")
@@ -28,7 +54,7 @@ _file = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, 
 @click.option("--secure-boot", is_flag=True, help="UEFI that starts signed systems only.")
 @click.option("--vcpus", type=click.IntRange(1, 1024), default=1, show_default=True, help="Virtual CPUs.")
 @click.option("--vcpus-max", type=click.IntRange(1, 1024), help="So many may be added while it runs.")
-@click.option("--memory", type=MEMORY, required=True, metavar="SIZE", help="For example 96MiB, 2GiB.")
+@click.option("--memory", type=MEMORY, metavar="SIZE", help="For example 96MiB, 2GiB; not with --template.")
 @click.option("--memory-max", type=MEMORY, metavar="SIZE", help="So much may be given while it runs.")
 @click.option("--disk", type=DISK_SIZE, metavar="SIZE", help="Size of the boot disk, for example 20GiB; else the image's.")
 @click.option("--pool", metavar="NAME", shell_complete=completion.names_of("pools"), help="Where its disks live.")
@@ -74,7 +100,7 @@ def create(
     secure_boot: bool,
     vcpus: int,
     vcpus_max: int | None,
-    memory: int,
+    memory: int | None,
     memory_max: int | None,
     disk: int | None,
     pool: str | None,
@@ -103,7 +129,10 @@ def create(
 
     trimtab vm create win1 --iso win11 --os win11 --disk 60GiB --memory 4GiB --tpm --secure-boot
     """
-    _check_source(image, volume, iso, disk=disk)
+    others = (image, volume, iso, memory, disk, nics, firmware)
+    if _made_of_template(session, name, pool=pool, to_host=to_host, start=start, others=others):
+        return
+    _check_source(name, image, volume, iso, memory=memory, disk=disk)
     optional: dict[str, Any] = {
         "image": image,
         "volume": volume,
@@ -131,11 +160,38 @@ def create(
         "seed": _seed(hostname=hostname, user_data=user_data, network_config=network_config, ssh_keys=ssh_keys) or None,
     }
     body: dict[str, Any] = {"name": name, "vcpus": vcpus, "memory_mib": memory, "start": start}
-    body.update({key: value for key, value in optional.items() if value is not None})
-    _create(session, name, body)
+    _create(session, name, body | {key: value for key, value in optional.items() if value is not None})
 
 
-def _check_source(image: str | None, volume: str | None, iso: str | None, *, disk: int | None) -> None:
+def _made_of_template(
+    session: Session, name: str, *, pool: str | None, to_host: str | None, start: bool, others: Sequence[object]
+) -> bool:
+    """Carry out a create that names a template; tell whether it did."""
+    given = click.get_current_context().meta.get(_TEMPLATE, {})
+    if "template" not in given:
+        if given:
+            raise usage(f"--{next(iter(given)).replace('_', '-')} goes with --template, for example --template web")
+        return False
+    if any(others):
+        raise usage("--template brings image, shape and networks; leave those options out")
+    create_from_template(
+        session,
+        given["template"],
+        name=name,
+        count=given.get("count"),
+        name_pattern=given.get("name_pattern", ""),
+        pool=pool,
+        to_host=to_host,
+        start=start,
+    )
+    return True
+
+
+def _check_source(
+    name: str, image: str | None, volume: str | None, iso: str | None, *, memory: int | None, disk: int | None
+) -> None:
+    if not name or memory is None:
+        raise usage("give a name and --memory, for example trimtab vm create web1 --image debian --memory 2GiB")
     if [bool(image), bool(volume), bool(iso)].count(True) != 1:
         raise usage("give either --image, --volume or --iso, for example --image debian", hint="trimtab image list")
     if iso and disk is None:

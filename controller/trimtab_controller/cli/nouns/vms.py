@@ -7,6 +7,8 @@ import click
 
 from trimtab_controller.cli import completion, options, resources
 from trimtab_controller.cli.errors import CommandFailed, usage
+from trimtab_controller.cli.nouns.snapshots import snapshot
+from trimtab_controller.cli.nouns.templates import clone
 from trimtab_controller.cli.nouns.vm_changes import attach, cdrom, detach, resize
 from trimtab_controller.cli.nouns.vm_create import create
 from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, outcome, show_decision
@@ -44,6 +46,8 @@ vm.add_command(resize)
 vm.add_command(attach)
 vm.add_command(detach)
 vm.add_command(cdrom)
+vm.add_command(snapshot)
+vm.add_command(clone)
 
 
 @vm.command("list")

@@ -6,7 +6,7 @@ from trimtab_controller.core.model.fleet import Host, HostClass
 from trimtab_controller.core.model.identity import Actor, Project, Role, Token, User
 from trimtab_controller.core.model.operations import Event, JournalEntry, Operation, OperationError
 from trimtab_controller.core.model.placement import DecisionRow, Maintenance, PlacementAsk, PlanRow, PlanStepRow
-from trimtab_controller.core.model.storage import Image, ImageReplica, Network, Pool, PoolSpace, Volume
+from trimtab_controller.core.model.storage import Image, ImageReplica, Network, Pool, PoolSpace, Snapshot, Template, Volume
 
 __all__ = [
     "Actor",
@@ -34,6 +34,8 @@ __all__ = [
     "PoolSpace",
     "Project",
     "Role",
+    "Snapshot",
+    "Template",
     "Token",
     "User",
     "Vm",

@@ -58,6 +58,9 @@ class Vm:
     created_at: datetime
     deleted_at: datetime | None
     purge_after: datetime | None
+    # The snapshot that what it writes now began from; '' for none.
+    current_snapshot_id: str = ""
+    template_id: str | None = None
     # What few vms ask for; see `operations/placement_snapshot.py`.
     wishes: Mapping[str, Any] = field(default_factory=dict)
     # '' for none; the policy's schedule counts from when it asked last.

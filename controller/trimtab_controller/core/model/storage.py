@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from trimtab_protos.messages import DiskBus, DiskFormat, PoolKind
 
@@ -82,6 +83,14 @@ class Volume:
     deleted_at: datetime | None
     iops_limit: int = 0
     bandwidth_limit_mib_s: int = 0
+    # The layer that its vm writes to; '' is the bottom one.
+    layer_id: str = ""
+    # While that one is being merged: the layer it goes into, which is written to once the other's file is gone.
+    merge_layer_id: str | None = None
+    # What the bottom layer of a linked clone lies over.
+    parent_volume_id: str | None = None
+    parent_layer_id: str = ""
+    purge_after: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,3 +106,39 @@ class Network:
     has_dhcp: bool
     version: int
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    id: str
+    vm_id: str
+    name: str
+    parent_id: str | None
+    # making, ready, deleting; one that is not ready while nothing works on it was cut short, and is deleted.
+    state: str
+    has_memory: bool
+    # crash, filesystem, memory, stopped; '' while it is made.
+    consistency: str
+    note: str
+    # Kept only until what is made from it is there.
+    is_temporary: bool
+    vcpus: int
+    memory_mib: int
+    memory_bytes: int
+    # [{volume_id, layer_id, size_bytes}]
+    volumes: tuple[Mapping[str, Any], ...]
+    created_at: datetime
+    deleted_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    id: str
+    project_id: str
+    name: str
+    revision: int
+    image_id: str
+    settings: Mapping[str, Any]
+    version: int
+    created_at: datetime
+    deleted_at: datetime | None

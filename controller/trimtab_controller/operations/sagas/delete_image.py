@@ -11,9 +11,10 @@ A host that has a replica and does not answer is waited for: bytes that nobody k
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
-from trimtab_controller.store import describe, image_replicas, images, reach
+from trimtab_controller.store import describe, image_replicas, images, reach, templates
 from trimtab_protos.errors import Conflict, Unavailable
 
 
@@ -27,10 +28,13 @@ def _own(context: Transaction[Params]) -> None:
     clones = images.dependants(context.session, context.params.image_id)
     if clones:
         raise Conflict("image-in-use", f"the image is the base of volumes {', '.join(clones)}")
+    template = templates.of_image(context.session, context.params.image_id)
+    if template is not None:
+        raise Conflict("image-in-use", f"the image belongs to template {template.name}")
     reach.hide_image(context.session, context.params.image_id, now=context.now)
 
 
-def _remove(context: Effect[Params]) -> Json:
+def remove_replicas(context: Effect[Any]) -> Json:
     image = context.read(partial(describe.get_image, image_id=context.params.image_id))
     removed = []
     for replica in context.read(partial(image_replicas.of_image, image_id=image.id)):
@@ -55,7 +59,7 @@ SAGA = Saga(
     params=Params,
     steps=(
         transaction("own", _own, None, because="from here on only forward", pivot=True),
-        effect("remove", _remove, None, because="past the pivot"),
+        effect("remove", remove_replicas, None, because="past the pivot"),
         transaction("finish", _finish, None, because="nothing follows it"),
     ),
 )

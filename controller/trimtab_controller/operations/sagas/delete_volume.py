@@ -1,19 +1,17 @@
-"""volume.delete: a volume that belongs to no vm goes for good.
+"""volume.delete: a volume that belongs to no vm is hidden for 24 h, then purged (`volume.purge`).
 
-| step   | do                                                   | undo                          |
-|--------|------------------------------------------------------|-------------------------------|
-| own    | refuse if a vm has it, else hide it (pivot)           | - from here on only forward   |
-| wipe   | delete its bytes                                      | - deleted bytes are gone      |
-| erase  | free space and quota                                  | - last                        |
+| step   | do                                                              | undo                         |
+|--------|-----------------------------------------------------------------|------------------------------|
+| hide   | refuse if a vm has it, else hide it, its bytes, space and quota stay | - `volume undelete` shows it |
 """
 
 from dataclasses import dataclass
-from functools import partial
+from datetime import timedelta
 
-from trimtab_controller.core.model import Volume
-from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
-from trimtab_controller.store import describe, fleet, hosts, volume_claims
-from trimtab_protos.errors import Unavailable
+from trimtab_controller.operations.saga import Saga, Transaction, transaction
+from trimtab_controller.store import describe, events, volume_claims
+
+HIDDEN_FOR = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,36 +19,27 @@ class Params:
     volume_id: str
 
 
-def _own(context: Transaction[Params]) -> None:
-    volume_claims.hide_unattached(context.session, context.params.volume_id, now=context.now)
-
-
-def _wipe(context: Effect[Params]) -> Json:
-    volume: Volume = context.read(partial(describe.get_volume, volume_id=context.params.volume_id))
-    pool = context.read(partial(describe.get_pool, pool_id=volume.pool_id))
-    if not pool.is_shared and not volume.host_id:
-        return {"host_id": ""}  # its making never came that far
-    if not pool.is_shared and not context.read(partial(hosts.is_live, host_id=volume.host_id)):
-        return {"host_id": ""}  # its host left the fleet, and the bytes with it
-    host_id = context.read(partial(fleet.host_for_volume, pool=pool, volume=volume))
-    if not host_id:
-        raise Unavailable("volume-unreachable", f"no host that is up reaches volume {volume.name} in pool {pool.name}")
-    key = context.key(subject_id=volume.id)
-    context.agents.delete_volume(host_id, key, volume.id, volume.format, describe.pool_spec(pool))
-    return {"host_id": host_id}
-
-
-def _erase(context: Transaction[Params]) -> None:
-    volume_claims.free(context.session, describe.get_volume(context.session, context.params.volume_id), now=context.now)
+def _hide(context: Transaction[Params]) -> None:
+    session, volume_id = context.session, context.params.volume_id
+    volume_claims.hide_unattached(session, volume_id, now=context.now, purge_after=context.now + HIDDEN_FOR)
+    volume = describe.get_volume(session, volume_id)
+    events.append(
+        session,
+        kind="volume.deleted",
+        project_id=volume.project_id,
+        subject_id=volume.id,
+        operation_id=context.operation.id,
+        actor=context.operation.actor,
+        message=f"volume {volume.name} deleted; `trimtab volume undelete {volume.name}` brings it back within 24 h",
+        now=context.now,
+    )
 
 
 SAGA = Saga(
     name="volume.delete",
-    version=1,
+    version=2,
     params=Params,
-    steps=(
-        transaction("own", _own, None, because="from here on only forward", pivot=True),
-        effect("wipe", _wipe, None, because="deleted bytes are gone"),
-        transaction("erase", _erase, None, because="nothing follows it"),
-    ),
+    steps=(transaction("hide", _hide, None, because="`volume undelete` shows it again"),),
+    # Of version 1, which deleted the bytes at once.
+    retired=frozenset({"own", "wipe", "erase"}),
 )

@@ -26,6 +26,7 @@ from trimtab_protos.messages import (
     JobState,
     UploadSource,
     UrlSource,
+    VolumeSource,
 )
 
 # Of the source and of the virtual size: a few kilobytes of qcow2 can claim exabytes.
@@ -37,7 +38,7 @@ POLL_S = 5.0
 class Params:
     image_id: str
     pool_id: str
-    # {upload_id, size_bytes} or {url, sha256, allowed_networks?} or {host_id, file_name}
+    # {volume_id, layer_id, host_id?}, {upload_id, size_bytes} or {url, sha256, allowed_networks?} or {host_id, file_name}
     source: Mapping[str, Any]
 
 
@@ -45,12 +46,12 @@ def _own(_context: Transaction[Params]) -> None:
     """The row was inserted when the request was accepted, so that the name was taken at once."""
 
 
-def _disown(context: Transaction[Params]) -> None:
+def forget(context: Transaction[Any]) -> None:
     reach.fail_image(context.session, context.params.image_id, now=context.now)
     image_replicas.remove(context.session, context.params.image_id)
 
 
-def _choose(context: Transaction[Params]) -> Json:
+def choose(context: Transaction[Any]) -> Json:
     pool = describe.get_pool(context.session, context.params.pool_id)
     reaching = reach.ready_hosts if pool.is_shared else reach.hosts_by_space
     named = context.params.source.get("host_id")
@@ -69,7 +70,7 @@ def _choose(context: Transaction[Params]) -> Json:
     return {"host_id": chosen, "place": place}
 
 
-def _import(context: Effect[Params]) -> Json | Wait:
+def bring(context: Effect[Any]) -> Json | Wait:
     image = context.read(lambda session: describe.get_image(session, context.params.image_id))
     pool = context.read(lambda session: describe.get_pool(session, context.params.pool_id))
     spec = ImageSpec(
@@ -101,7 +102,7 @@ def _follow(job: Job) -> Json | Wait:
             raise job.error or Internal("import-failed", f"the import ended as {job.state.value}")
 
 
-def _cancel_import(context: Effect[Params]) -> Json | Wait | Stopped:
+def cancel_bringing(context: Effect[Any]) -> Json | Wait | Stopped:
     """An import that finished before the cancel reached it has taken place."""
     job = _cancel_job(context)
     if job is None or job.state in {JobState.CANCELLED, JobState.FAILED}:
@@ -109,7 +110,7 @@ def _cancel_import(context: Effect[Params]) -> Json | Wait | Stopped:
     return _follow(job)
 
 
-def _unimport(context: Effect[Params]) -> Json | Wait:
+def unbring(context: Effect[Any]) -> Json | Wait:
     chosen = context.results.get("choose")
     if chosen is None:
         return {}
@@ -123,12 +124,12 @@ def _unimport(context: Effect[Params]) -> Json | Wait:
     return {}
 
 
-def _job_key(context: Effect[Params]) -> CommandKey:
+def _job_key(context: Effect[Any]) -> CommandKey:
     """The job's key is that of `do`, also when the undo asks about it."""
     return context.key(subject_id=context.params.image_id, direction=Direction.DO)
 
 
-def _cancel_job(context: Effect[Params]) -> Job | None:
+def _cancel_job(context: Effect[Any]) -> Job | None:
     try:
         return context.agents.cancel_job(str(context.results["choose"]["host_id"]), _job_key(context))
     except NotFound:
@@ -140,10 +141,12 @@ def _source(source: Mapping[str, Any]) -> ImageSource:
         return UploadSource(upload_id=source["upload_id"], size_bytes=source["size_bytes"])
     if "url" in source:
         return UrlSource(url=source["url"], allowed_networks=tuple(source.get("allowed_networks", ())))
+    if "volume_id" in source:
+        return VolumeSource(volume_id=source["volume_id"], layer_id=source["layer_id"])
     return HostFileSource(file_name=source["file_name"])
 
 
-def _finish(context: Transaction[Params]) -> None:
+def record(context: Transaction[Any]) -> None:
     params = context.params
     reach.finish_image(context.session, params.image_id, **context.results["import"])
     image_replicas.add(
@@ -161,9 +164,9 @@ SAGA = Saga(
     params=Params,
     result=lambda results: {"host_id": results["choose"]["host_id"], **results["import"]},
     steps=(
-        transaction("own", _own, _disown),
-        transaction("choose", _choose, None, because="the undo of `own` forgets the note"),
-        effect("import", _import, _unimport, cancel=_cancel_import),
-        transaction("finish", _finish, None, because="nothing follows it"),
+        transaction("own", _own, forget),
+        transaction("choose", choose, None, because="the undo of `own` forgets the note"),
+        effect("import", bring, unbring, cancel=cancel_bringing),
+        transaction("finish", record, None, because="nothing follows it"),
     ),
 )

@@ -92,6 +92,11 @@ def _check(context: Effect[Params]) -> Json:
         move.target_host_id,
     )
     problems = core.refusals(move.target_domain, source=source, target=target, source_seen=source_seen, target_seen=target_seen)
+    problems += tuple(
+        f"volume {volume.name} has layers on its host's own storage; merge them with `trimtab vm snapshot delete`"
+        for volume in move.parts.local_volumes
+        if volume.layer_id or volume.parent_volume_id is not None
+    )
     if problems:
         raise Conflict("migration-refused", "; ".join(problems), host_id=move.target_host_id)
     return {"source_host_id": move.source_host_id, "target_host_id": move.target_host_id}

@@ -43,6 +43,7 @@ from trimtab_controller.store.schema.storage import (
     pool_space,
     upload,
     volume,
+    volume_layer,
 )
 
 __all__ = [
@@ -103,4 +104,5 @@ __all__ = [
     "vm_group",
     "vm_group_member",
     "volume",
+    "volume_layer",
 ]

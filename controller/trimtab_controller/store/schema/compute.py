@@ -82,6 +82,8 @@ vm = sa.Table(
     version(),
     created_at(),
     deleted_at(),
+    # The snapshot that what it writes now began from; '' for none.
+    sa.Column("current_snapshot_id", sa.String(40), nullable=False, server_default=""),
     # Files are removed after this instant; until then `undelete` brings the vm back.
     sa.Column("purge_after", UtcDateTime()),
     sa.Column("purged_at", UtcDateTime()),
@@ -233,7 +235,18 @@ snapshot = sa.Table(
     sa.Column("volumes", Json, nullable=False),
     created_at(),
     deleted_at(),
+    sa.Column("state", sa.String(16), nullable=False, server_default="ready"),  # making, ready, deleting
+    # crash, filesystem, memory, stopped; '' while it is made. The note says why it is less than was wished.
+    sa.Column("consistency", sa.String(16), nullable=False, server_default=""),
+    sa.Column("note", sa.String(500), nullable=False, server_default=""),
+    # Kept only until what is made from it (a clone, a template) is there.
+    sa.Column("is_temporary", sa.Boolean(), nullable=False, server_default=sa.false()),
+    # The vm's shape then: a memory fits no other.
+    sa.Column("vcpus", sa.Integer(), nullable=False, server_default="0"),
+    sa.Column("memory_mib", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("memory_bytes", sa.BigInteger(), nullable=False, server_default="0"),
 )
+sa.Index("ix_snapshot_vm_id", snapshot.c.vm_id)
 unique_among_live("uq_snapshot_name_live", snapshot.c.vm_id, snapshot.c.name)
 
 checkpoint = sa.Table(

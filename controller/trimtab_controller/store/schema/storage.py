@@ -108,7 +108,12 @@ volume = sa.Table(
     sa.Column("format", sa.String(16), nullable=False),
     sa.Column("size_bytes", sa.BigInteger(), nullable=False),
     sa.Column("base_image_id", sa.String(40), sa.ForeignKey("image.id")),
+    # What the bottom layer of a linked clone lies over.
     sa.Column("parent_volume_id", sa.String(40), sa.ForeignKey("volume.id")),
+    sa.Column("parent_layer_id", sa.String(40), nullable=False, server_default=""),
+    # The layer that its vm writes to ('': the bottom one), and while that is being merged the one that it goes into.
+    sa.Column("layer_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("merge_layer_id", sa.String(40)),
     # Grows when content goes back in time (revert, restore): old checkpoints and bitmaps die with it.
     sa.Column("generation", sa.BigInteger(), nullable=False, server_default="1"),
     # absent until the agent proved it.
@@ -127,6 +132,8 @@ volume = sa.Table(
     version(),
     created_at(),
     deleted_at(),
+    # Its bytes are removed after this instant; until then `undelete` brings a volume that was apart back.
+    sa.Column("purge_after", UtcDateTime()),
     sa.CheckConstraint("format IN ('raw', 'qcow2')", name="format"),
     sa.CheckConstraint("size_bytes > 0", name="size"),
     sa.CheckConstraint("observed_state IN ('absent', 'present', 'unknown')", name="observed_state"),
@@ -134,6 +141,19 @@ volume = sa.Table(
 unique_among_live("uq_volume_name_live", volume.c.project_id, volume.c.name)
 sa.Index("uq_volume_vm_disk", volume.c.vm_id, volume.c.disk_index, unique=True)
 sa.Index("ix_volume_base_image_id", volume.c.base_image_id)
+
+sa.Index("ix_volume_parent_volume_id", volume.c.parent_volume_id)
+
+# The layers of a volume over its bottom one, each with what it lies over ('': the bottom one).
+volume_layer = sa.Table(
+    "volume_layer",
+    metadata,
+    id_column(),
+    ref("volume_id", "volume.id"),
+    sa.Column("parent_layer_id", sa.String(40), nullable=False, server_default=""),
+    created_at(),
+)
+sa.Index("ix_volume_layer_volume_id", volume_layer.c.volume_id)
 
 upload = sa.Table(
     "upload",

@@ -616,6 +616,7 @@ class StartImageImportRequest(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     HOST_FILE_FIELD_NUMBER: _builtins.int
     PEER_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def key(self) -> _command_pb2.CommandKey: ...
     @_builtins.property
@@ -630,6 +631,8 @@ class StartImageImportRequest(_message.Message):
     def host_file(self) -> _storage_pb2.HostFileSource: ...
     @_builtins.property
     def peer(self) -> _storage_pb2.PeerSource: ...
+    @_builtins.property
+    def volume(self) -> _storage_pb2.VolumeSource: ...
     def __init__(
         self,
         *,
@@ -640,12 +643,13 @@ class StartImageImportRequest(_message.Message):
         url: _storage_pb2.UrlSource | None = ...,
         host_file: _storage_pb2.HostFileSource | None = ...,
         peer: _storage_pb2.PeerSource | None = ...,
+        volume: _storage_pb2.VolumeSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["host_file", b"host_file", "image", b"image", "key", b"key", "peer", b"peer", "pool", b"pool", "source", b"source", "upload", b"upload", "url", b"url"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host_file", b"host_file", "image", b"image", "key", b"key", "peer", b"peer", "pool", b"pool", "source", b"source", "upload", b"upload", "url", b"url", "volume", b"volume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_file", b"host_file", "image", b"image", "key", b"key", "peer", b"peer", "pool", b"pool", "source", b"source", "upload", b"upload", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_file", b"host_file", "image", b"image", "key", b"key", "peer", b"peer", "pool", b"pool", "source", b"source", "upload", b"upload", "url", b"url", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["upload", "url", "host_file", "peer"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["upload", "url", "host_file", "peer", "volume"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
@@ -1288,6 +1292,7 @@ class Job(_message.Message):
     RESTORE_FIELD_NUMBER: _builtins.int
     VERIFY_FIELD_NUMBER: _builtins.int
     PRUNE_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     SUBJECT_ID_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
@@ -1313,6 +1318,8 @@ class Job(_message.Message):
     def verify(self) -> _backup_pb2.VerifyResult: ...
     @_builtins.property
     def prune(self) -> _backup_pb2.PruneResult: ...
+    @_builtins.property
+    def layers(self) -> _storage_pb2.LayerResult: ...
     def __init__(
         self,
         *,
@@ -1328,14 +1335,15 @@ class Job(_message.Message):
         restore: _backup_pb2.RestoreResult | None = ...,
         verify: _backup_pb2.VerifyResult | None = ...,
         prune: _backup_pb2.PruneResult | None = ...,
+        layers: _storage_pb2.LayerResult | None = ...,
         sequence: _builtins.int = ...,
         subject_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "error", b"error", "image", b"image", "migration", b"migration", "progress", b"progress", "prune", b"prune", "restore", b"restore", "result", b"result", "verify", b"verify"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "error", b"error", "image", b"image", "layers", b"layers", "migration", b"migration", "progress", b"progress", "prune", b"prune", "restore", b"restore", "result", b"result", "verify", b"verify"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "direction", b"direction", "error", b"error", "image", b"image", "migration", b"migration", "operation_id", b"operation_id", "progress", b"progress", "prune", b"prune", "restore", b"restore", "result", b"result", "sequence", b"sequence", "state", b"state", "step", b"step", "subject_id", b"subject_id", "verify", b"verify"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "direction", b"direction", "error", b"error", "image", b"image", "layers", b"layers", "migration", b"migration", "operation_id", b"operation_id", "progress", b"progress", "prune", b"prune", "restore", b"restore", "result", b"result", "sequence", b"sequence", "state", b"state", "step", b"step", "subject_id", b"subject_id", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["image", "migration", "backup", "restore", "verify", "prune"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["image", "migration", "backup", "restore", "verify", "prune", "layers"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

@@ -181,6 +181,9 @@ class DiskSpec(_message.Message):
     IS_READ_ONLY_FIELD_NUMBER: _builtins.int
     IOPS_LIMIT_FIELD_NUMBER: _builtins.int
     BANDWIDTH_LIMIT_BYTES_S_FIELD_NUMBER: _builtins.int
+    LAYER_ID_FIELD_NUMBER: _builtins.int
+    IS_MERGING_FIELD_NUMBER: _builtins.int
+    MERGE_LAYER_ID_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     pool_id: _builtins.str
     format: _storage_pb2.DiskFormat.ValueType
@@ -192,6 +195,11 @@ class DiskSpec(_message.Message):
     iops_limit: _builtins.int
     """Reads and writes together; 0: no limit."""
     bandwidth_limit_bytes_s: _builtins.int
+    layer_id: _builtins.str
+    """Layer that the guest writes to; empty: the bottom one."""
+    is_merging: _builtins.bool
+    """While that layer is being merged into `merge_layer_id`: where its file is gone, the other one is written to."""
+    merge_layer_id: _builtins.str
     def __init__(
         self,
         *,
@@ -204,10 +212,13 @@ class DiskSpec(_message.Message):
         is_read_only: _builtins.bool = ...,
         iops_limit: _builtins.int = ...,
         bandwidth_limit_bytes_s: _builtins.int = ...,
+        layer_id: _builtins.str = ...,
+        is_merging: _builtins.bool = ...,
+        merge_layer_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_s", b"bandwidth_limit_bytes_s", "boot_order", b"boot_order", "bus", b"bus", "format", b"format", "index", b"index", "iops_limit", b"iops_limit", "is_read_only", b"is_read_only", "pool_id", b"pool_id", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_s", b"bandwidth_limit_bytes_s", "boot_order", b"boot_order", "bus", b"bus", "format", b"format", "index", b"index", "iops_limit", b"iops_limit", "is_merging", b"is_merging", "is_read_only", b"is_read_only", "layer_id", b"layer_id", "merge_layer_id", b"merge_layer_id", "pool_id", b"pool_id", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

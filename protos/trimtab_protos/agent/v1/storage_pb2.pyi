@@ -142,6 +142,11 @@ class VolumeSpec(_message.Message):
     BASE_IMAGE_FORMAT_FIELD_NUMBER: _builtins.int
     COPY_IMAGE_ID_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    LAYER_ID_FIELD_NUMBER: _builtins.int
+    BASE_VOLUME_ID_FIELD_NUMBER: _builtins.int
+    BASE_LAYER_ID_FIELD_NUMBER: _builtins.int
+    COPY_VOLUME_ID_FIELD_NUMBER: _builtins.int
+    COPY_LAYER_ID_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     pool_id: _builtins.str
     format: Global___DiskFormat.ValueType
@@ -152,6 +157,14 @@ class VolumeSpec(_message.Message):
     copy_image_id: _builtins.str
     """Image whose content is copied into an independent volume; empty for an empty one."""
     generation: _builtins.int
+    layer_id: _builtins.str
+    """Layer of the volume that is meant; empty: its bottom one, which every volume has."""
+    base_volume_id: _builtins.str
+    """Layer that this one is laid over, of this volume or of the one that a linked clone was made from; empty: none."""
+    base_layer_id: _builtins.str
+    copy_volume_id: _builtins.str
+    """Layer whose content, seen through all that is below it, is copied into an independent volume."""
+    copy_layer_id: _builtins.str
     def __init__(
         self,
         *,
@@ -163,10 +176,15 @@ class VolumeSpec(_message.Message):
         base_image_format: Global___DiskFormat.ValueType = ...,
         copy_image_id: _builtins.str = ...,
         generation: _builtins.int = ...,
+        layer_id: _builtins.str = ...,
+        base_volume_id: _builtins.str = ...,
+        base_layer_id: _builtins.str = ...,
+        copy_volume_id: _builtins.str = ...,
+        copy_layer_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_image_format", b"base_image_format", "base_image_id", b"base_image_id", "copy_image_id", b"copy_image_id", "format", b"format", "generation", b"generation", "pool_id", b"pool_id", "size_bytes", b"size_bytes", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_image_format", b"base_image_format", "base_image_id", b"base_image_id", "base_layer_id", b"base_layer_id", "base_volume_id", b"base_volume_id", "copy_image_id", b"copy_image_id", "copy_layer_id", b"copy_layer_id", "copy_volume_id", b"copy_volume_id", "format", b"format", "generation", b"generation", "layer_id", b"layer_id", "pool_id", b"pool_id", "size_bytes", b"size_bytes", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -389,3 +407,127 @@ class PeerSource(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PeerSource: _TypeAlias = PeerSource  # noqa: Y015
+
+@_typing.final
+class VolumeSource(_message.Message):
+    """VolumeSource is a layer of a volume in the image's own pool, seen through all that is below it. Nobody writes to it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    LAYER_ID_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    layer_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        layer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layer_id", b"layer_id", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeSource: _TypeAlias = VolumeSource  # noqa: Y015
+
+@_typing.final
+class LayerRef(_message.Message):
+    """LayerRef names one layer; an empty layer is the bottom one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    LAYER_ID_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    layer_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        layer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layer_id", b"layer_id", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerRef: _TypeAlias = LayerRef  # noqa: Y015
+
+@_typing.final
+class LayerMerge(_message.Message):
+    """LayerMerge moves what a layer holds into the one below it; the upper one is gone afterwards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    TOP_LAYER_ID_FIELD_NUMBER: _builtins.int
+    BASE_LAYER_ID_FIELD_NUMBER: _builtins.int
+    CHILDREN_FIELD_NUMBER: _builtins.int
+    VM_ID_FIELD_NUMBER: _builtins.int
+    KEEPS_RUNNING_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    pool_id: _builtins.str
+    top_layer_id: _builtins.str
+    base_layer_id: _builtins.str
+    vm_id: _builtins.str
+    """Vm that may have the volume open; empty: none."""
+    keeps_running: _builtins.bool
+    """The vm is not paused by its user: it runs when this ends."""
+    @_builtins.property
+    def children(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerRef]:
+        """Layers laid over the upper one; they lie over the lower one afterwards."""
+
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        pool_id: _builtins.str = ...,
+        top_layer_id: _builtins.str = ...,
+        base_layer_id: _builtins.str = ...,
+        children: _abc.Iterable[Global___LayerRef] | None = ...,
+        vm_id: _builtins.str = ...,
+        keeps_running: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_layer_id", b"base_layer_id", "children", b"children", "keeps_running", b"keeps_running", "pool_id", b"pool_id", "top_layer_id", b"top_layer_id", "vm_id", b"vm_id", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerMerge: _TypeAlias = LayerMerge  # noqa: Y015
+
+@_typing.final
+class LayerResult(_message.Message):
+    """LayerResult is what work on layers came to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PAUSED_MS_FIELD_NUMBER: _builtins.int
+    consistency: _builtins.str
+    """crash, filesystem or memory; empty where no instant was fixed."""
+    note: _builtins.str
+    """For people: why the consistency is less than was wished."""
+    size_bytes: _builtins.int
+    paused_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        consistency: _builtins.str = ...,
+        note: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        paused_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "note", b"note", "paused_ms", b"paused_ms", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerResult: _TypeAlias = LayerResult  # noqa: Y015

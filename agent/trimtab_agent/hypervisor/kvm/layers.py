@@ -1,0 +1,353 @@
+"""Snapshots of domains as layers: libvirt lays new files over a guest's disks, saves its memory, merges layers while it runs.
+
+libvirt is told to remember nothing of it (NO_METADATA): its snapshot metadata forbids a live migration, and it cannot revert to an
+external snapshot anyway (9.0: `revert to external snapshot not supported yet`). Which layers there are, and which one a guest is on,
+stands in the controller's rows; here only files and what QEMU has open are looked at.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
+
+import libvirt
+import structlog
+
+from trimtab_agent.hypervisor.base import JobControl, Stamp
+from trimtab_agent.hypervisor.kvm import domain_facts, layer_files, volumes
+from trimtab_agent.hypervisor.kvm.backups import freeze, thaw
+from trimtab_agent.hypervisor.kvm.connection import Connection
+from trimtab_agent.hypervisor.kvm.domain_xml import state_layout
+from trimtab_agent.hypervisor.kvm.domains import Domains, find, require, write_stamp
+from trimtab_agent.hypervisor.kvm.identifiers import check_id
+from trimtab_agent.hypervisor.kvm.migration_xml import retarget
+from trimtab_agent.hypervisor.kvm.networks import Networks
+from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
+from trimtab_agent.hypervisor.kvm.xml_tree import parse
+from trimtab_protos.errors import Conflict, Internal, NoCapacity, NotFound, Unavailable
+from trimtab_protos.messages import DiskFormat, DomainSpec, JobProgress, LayerMerge, LayerResult, PoolSpec, VolumeSpec
+
+log = structlog.get_logger(__name__)
+
+_POLL_S = 0.05
+_REPORT_EVERY_S = 1.0
+_FULL_BELOW_BYTES = 1 << 20
+"""A file system with less than this is full, whatever else QEMU may say about a merge that failed."""
+_SNAPSHOT_FLAGS = (
+    libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Disk:
+    """One disk of a running domain, by libvirt's name, with the files that QEMU has open: what it writes to comes first."""
+
+    target: str
+    chain: tuple[str, ...]
+
+
+class Layers:
+    """Switches, saves, restores and merges. Thread-safe."""
+
+    def __init__(self, connection: Connection, domains: Domains, networks: Networks, *, boot_id: str) -> None:
+        self._connection = connection
+        self._domains = domains
+        self._networks = networks
+        self._boot_id = boot_id
+
+    def switch(self, spec: DomainSpec, stamp: Stamp, *, wants_freeze: bool) -> LayerResult:
+        """See `Hypervisor.switch_layers`."""
+        result = LayerResult(consistency="crash")
+        with self._domains.locks.hold(check_id(spec.vm_id, "vm_id")):
+            with self._connection.use(f"switch layers of {spec.vm_id}", changes=True) as connection:
+                domain = find(connection, spec.vm_id)
+                if domain is not None and domain.isActive():
+                    result = self._switch_live(domain, spec, wants_freeze=wants_freeze)
+            self._domains.define_locked(spec, stamp)
+        return result
+
+    def _switch_live(self, domain: Any, spec: DomainSpec, *, wants_freeze: bool) -> LayerResult:
+        new = _to_switch(domain, spec)
+        if not new:
+            return LayerResult(consistency="crash")
+        notes: dict[str, str] = {}
+        has_agent = domain_facts.read(domain.XMLDesc(0)).has_guest_agent
+        is_frozen = wants_freeze and has_agent and freeze(domain, notes)
+        began = time.monotonic()
+        try:
+            flags = _SNAPSHOT_FLAGS | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+            domain.snapshotCreateXML(_snapshot_xml(domain, new), flags)
+        finally:
+            if is_frozen:
+                thaw(domain)
+        paused_ms = int((time.monotonic() - began) * 1000)
+        if is_frozen:
+            return LayerResult(consistency="filesystem", paused_ms=paused_ms)
+        note = notes.get("downgrade", "the guest has no agent that answers" if wants_freeze else "")
+        return LayerResult(consistency="crash", note=note)
+
+    # --- memory ----------------------------------------------------------------------------------------------------------
+
+    def save_memory(self, spec: DomainSpec, stamp: Stamp, snapshot_id: str, control: JobControl) -> LayerResult:
+        """See `Hypervisor.snapshot_memory`."""
+        path = state_layout(spec).memory(spec.vm_id, snapshot_id)
+        with self._domains.locks.hold(check_id(spec.vm_id, "vm_id")):
+            with self._connection.use(f"save the memory of {spec.vm_id}", changes=True) as connection:
+                domain = require(connection, spec.vm_id)
+                if not domain.isActive():
+                    raise Conflict("wrong-domain-state", f"{spec.vm_id} does not run and has no memory to save")
+                new = _to_switch(domain, spec)
+                if new:
+                    xml = _snapshot_xml(domain, new, memory=path)
+                    flags = _SNAPSHOT_FLAGS | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
+                    with self._followed(spec.vm_id, control, phase="saving memory"):
+                        _save(domain, xml, flags, path, is_cancelled=control.cancelled.is_set)
+                elif not os.path.exists(path):
+                    raise Conflict("memory-missing", f"the layers of {spec.vm_id} were switched without saving its memory")
+            self._domains.define_locked(spec, stamp)
+        return LayerResult(consistency="memory", size_bytes=os.stat(path).st_blocks * 512)
+
+    def restore_memory(self, spec: DomainSpec, stamp: Stamp, snapshot_id: str, control: JobControl) -> LayerResult:
+        """See `Hypervisor.restore_memory`."""
+        path = state_layout(spec).memory(spec.vm_id, snapshot_id)
+        with (
+            self._domains.locks.hold(check_id(spec.vm_id, "vm_id")),
+            self._connection.use(f"restore the memory of {spec.vm_id}", changes=True) as connection,
+        ):
+            domain = require(connection, spec.vm_id)
+            if domain.isActive():
+                return LayerResult(consistency="memory")
+            if not os.path.exists(path):
+                raise NotFound("memory-not-found", f"the memory of snapshot {snapshot_id} is not on this host")
+            facts = domain_facts.read(domain.XMLDesc(0))
+            for network in facts.networks:
+                self._networks.start(connection, network)
+            # Before the guest runs: after a crash it tells that this host may hold its state.
+            write_stamp(domain, facts, stamp, boot_id=self._boot_id)
+            saved = connection.saveImageGetXMLDesc(path, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
+            control.report(JobProgress(phase="restoring memory", total_bytes=os.stat(path).st_size))
+            connection.restoreFlags(path, retarget(saved, spec, stamp), libvirt.VIR_DOMAIN_SAVE_RUNNING)
+            domain = require(connection, spec.vm_id)
+            write_stamp(domain, domain_facts.read(domain.XMLDesc(0)), stamp, boot_id=self._boot_id)
+        return LayerResult(consistency="memory")
+
+    @contextlib.contextmanager
+    def _followed(self, vm_id: str, control: JobControl, *, phase: str) -> Iterator[None]:
+        """Report libvirt's job of the domain, and abort it where a cancel is asked for, while the block runs."""
+        ended = threading.Event()
+
+        def follow() -> None:
+            with self._connection.use(f"follow the job of {vm_id}") as connection:
+                domain = require(connection, vm_id)
+                while not ended.wait(_REPORT_EVERY_S):
+                    with contextlib.suppress(libvirt.libvirtError):
+                        if control.cancelled.is_set():
+                            domain.abortJob()
+                        seen = domain.jobStats(0)
+                        done, total = int(seen.get("data_processed", 0)), int(seen.get("data_total", 0))
+                        control.report(JobProgress(done_bytes=done, total_bytes=max(done, total), phase=phase))
+
+        thread = threading.Thread(target=follow, name=f"follow-{vm_id}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    # --- merging ---------------------------------------------------------------------------------------------------------
+
+    def merge(self, merge: LayerMerge, pool: PoolSpec, spec: DomainSpec | None, stamp: Stamp, control: JobControl) -> LayerResult:
+        """See `Hypervisor.merge_layer`."""
+        layout = PoolLayout.of(pool)
+        paused_ms = 0
+        with self._domains.locks.hold(merge.vm_id or merge.volume_id):
+            with self._connection.use(f"merge layers of {merge.volume_id}", changes=True) as connection:
+                domain = find(connection, merge.vm_id) if merge.vm_id else None
+                disk = _disks(domain).get(f"ua-{merge.volume_id}") if domain is not None and domain.isActive() else None
+                base = layout.volume(merge.volume_id, DiskFormat.QCOW2, merge.base_layer_id)
+                if disk is not None and base in disk.chain:
+                    paused_ms = _merge_live(domain, disk, merge, layout, control)
+                else:
+                    _commit(merge, layout, control)
+                layer_files.lay_children_over(merge, merge.children, layout)
+                layer_files.unlink_merged(merge, layout)
+                if disk is not None and merge.keeps_running:
+                    _run_on(domain)
+            if spec is not None and domain is not None:
+                self._domains.define_locked(spec, stamp)
+        return LayerResult(paused_ms=paused_ms)
+
+    def copy(self, volume: VolumeSpec, pool: PoolSpec, control: JobControl) -> LayerResult:
+        """See `Hypervisor.copy_volume`."""
+
+        def report(written: int) -> None:
+            control.report(JobProgress(done_bytes=written, total_bytes=max(volume.size_bytes, written), phase="copying"))
+
+        watch = volumes.CopyWatch(cancelled=control.cancelled, on_bytes=report)
+        seen = volumes.ensure(volume, PoolLayout.of(pool), watch=watch)
+        return LayerResult(size_bytes=seen.size_bytes)
+
+
+# --- what QEMU has open ------------------------------------------------------------------------------------------------------
+
+
+def _disks(domain: Any) -> Mapping[str, _Disk]:
+    """Return the running domain's disks by alias."""
+    found = {}
+    for element in parse(domain.XMLDesc(0)).findall("devices/disk"):
+        alias, target = element.find("alias"), element.find("target")
+        if alias is not None and target is not None:
+            found[alias.get("name", "")] = _Disk(target.get("dev", ""), tuple(_chain(element)))
+    return found
+
+
+def _chain(disk: Element) -> Iterator[str]:
+    element: Element | None = disk
+    while element is not None:
+        source = element.find("source")
+        if source is None:
+            return
+        yield source.get("file", "")
+        element = element.find("backingStore")
+
+
+def _to_switch(domain: Any, spec: DomainSpec) -> dict[str, str]:
+    """Return target → the new layer's path of each disk that is not on it yet. Conflict where it would not lie over the present one."""
+    layouts = {pool.pool_id: PoolLayout.of(pool) for pool in spec.pools}
+    disks = _disks(domain)
+    wanted = {}
+    for disk in layer_files.resolve(spec).disks:
+        live = disks.get(f"ua-{disk.volume_id}")
+        layout = layouts[disk.pool_id]
+        path = layout.volume(disk.volume_id, disk.format, disk.layer_id)
+        if live is None or live.chain[:1] == (path,):
+            continue
+        if not disk.layer_id or layer_files.below(layout, disk.volume_id, disk.layer_id) != live.chain[0]:
+            raise Conflict("layer-unexpected", f"the guest is on another layer of volume {disk.volume_id} than was thought")
+        wanted[live.target] = path
+    return wanted
+
+
+def _snapshot_xml(domain: Any, new: Mapping[str, str], *, memory: str = "") -> str:
+    root = Element("domainsnapshot")
+    if memory:
+        SubElement(root, "memory", snapshot="external", file=memory)
+    table = SubElement(root, "disks")
+    for disk in _disks(domain).values():
+        if disk.target not in new:
+            SubElement(table, "disk", name=disk.target, snapshot="no")
+            continue
+        element = SubElement(table, "disk", name=disk.target, snapshot="external", type="file")
+        SubElement(element, "driver", type="qcow2")
+        SubElement(element, "source", file=new[disk.target])
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _save(domain: Any, xml: str, flags: int, path: str, *, is_cancelled: Callable[[], bool]) -> None:
+    try:
+        domain.snapshotCreateXML(xml, flags)
+    except libvirt.libvirtError as error:
+        # Half a memory is worth nothing, and would fill the pool.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        if is_cancelled():
+            raise Conflict("job-cancelled", "saving the memory was cancelled") from error
+        raise
+
+
+# --- merging under a running guest -------------------------------------------------------------------------------------------
+
+
+def _merge_live(domain: Any, disk: _Disk, merge: LayerMerge, layout: PoolLayout, control: JobControl) -> int:
+    """Let QEMU merge; return for how many milliseconds the guest was held still."""
+    top = layout.volume(merge.volume_id, DiskFormat.QCOW2, merge.top_layer_id)
+    base = layout.volume(merge.volume_id, DiskFormat.QCOW2, merge.base_layer_id)
+    if top not in disk.chain:
+        return 0  # merged before; its file is all that is left
+    is_active = disk.chain[0] == top
+    if not _job(domain, disk.target):
+        domain.blockCommit(disk.target, base, top, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if is_active else 0)
+    _await_job(domain, disk.target, control, until_ready=is_active)
+    if not is_active:
+        _require_merged(domain, merge, layout, top)
+        return 0
+    if not _job(domain, disk.target):
+        _require_merged(domain, merge, layout, top)
+    return _pivot(domain, disk, merge, layout, top)
+
+
+def _commit(merge: LayerMerge, layout: PoolLayout, control: JobControl) -> None:
+    control.report(JobProgress(phase="merging"))
+    try:
+        layer_files.commit(merge, layout, volumes.CopyWatch(cancelled=control.cancelled))
+    except NoCapacity as error:
+        raise Unavailable("pool-full", f"the merge of volume {merge.volume_id} waits for space in its pool") from error
+
+
+def _pivot(domain: Any, disk: _Disk, merge: LayerMerge, layout: PoolLayout, top: str) -> int:
+    """Let the guest write to the lower layer alone, and remove the upper one before it writes anything more."""
+    began = time.monotonic()
+    is_running = domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+    if is_running:
+        domain.suspend()
+    try:
+        domain.blockJobAbort(disk.target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+        _require_merged(domain, merge, layout, top)
+        layer_files.unlink_merged(merge, layout)
+    finally:
+        if is_running:
+            _run_on(domain)
+    return int((time.monotonic() - began) * 1000)
+
+
+def _await_job(domain: Any, target: str, control: JobControl, *, until_ready: bool) -> None:
+    wait = threading.Event()
+    while job := _job(domain, target):
+        done, total = int(job.get("cur", 0)), int(job.get("end", 0))
+        control.report(JobProgress(done_bytes=done, total_bytes=total, phase="merging"))
+        if until_ready and _is_ready(domain, target):
+            return
+        if control.cancelled.is_set():
+            domain.blockJobAbort(target, 0)
+            raise Conflict("job-cancelled", "the merge was cancelled; the layers are as they were")
+        wait.wait(_POLL_S)
+
+
+def _job(domain: Any, target: str) -> Mapping[str, Any]:
+    found = domain.blockJobInfo(target, 0)
+    return found if isinstance(found, dict) else {}
+
+
+def _is_ready(domain: Any, target: str) -> bool:
+    """Tell whether QEMU keeps both layers equal; the numbers of the job are equal for an instant before that already."""
+    for disk in parse(domain.XMLDesc(0)).findall("devices/disk"):
+        name, mirror = disk.find("target"), disk.find("mirror")
+        if name is not None and name.get("dev") == target:
+            return mirror is not None and mirror.get("ready") == "yes"
+    return False
+
+
+def _require_merged(domain: Any, merge: LayerMerge, layout: PoolLayout, top: str) -> None:
+    """Raise what ended the job where the guest is still on the upper layer."""
+    disk = _disks(domain).get(f"ua-{merge.volume_id}")
+    if disk is None or top not in disk.chain:
+        return
+    space = os.statvfs(layout.path)
+    if space.f_bavail * space.f_frsize < _FULL_BELOW_BYTES:
+        # Retryable: what was begun must be finished once there is room.
+        raise Unavailable("pool-full", f"the merge of volume {merge.volume_id} waits for space in pool {layout.pool_id}")
+    raise Internal("merge-failed", f"QEMU ended the merge of volume {merge.volume_id} before it was whole; see the domain's log")
+
+
+def _run_on(domain: Any) -> None:
+    """Let the guest run that was held still, perhaps by an agent that was killed."""
+    state, reason = domain.state()
+    if state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_USER:
+        domain.resume()
