@@ -6,11 +6,11 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from tests.operations import examples_backups as backup
 from tests.operations import examples_changes as changes
 from tests.operations import examples_snapshots as snaps
+from tests.operations.example import Example
 from tests.operations.kit import GIB, FleetStory, NeverCancelled
 from trimtab_agent.hypervisor.base import Stamp
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
@@ -45,20 +45,6 @@ _numbers = itertools.count(1)
 
 def _name(noun: str) -> str:
     return f"{noun}{next(_numbers)}"
-
-
-def _nothing(_story: FleetStory, _operation: Operation) -> None:
-    """The invariants say it all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    kind: str
-    arrange: Callable[[FleetStory], Operation]
-    done: Callable[[FleetStory, Operation], None] = _nothing
-    undone: Callable[[FleetStory, Operation], None] = _nothing
-    # Effects that cannot be taken back once they took place: an error reported after them is not believed.
-    takes_place: frozenset[str] = frozenset()
 
 
 # --- vms -------------------------------------------------------------------------------------------------------------------
@@ -763,33 +749,5 @@ EXAMPLES: dict[str, Example] = {
     "host.remove with a guest": Example(
         kind="host.remove", arrange=_remove_host_with_guest, done=_host_is_gone, undone=_host_stays
     ),
-    "backup_repo.create": Example(
-        kind="backup_repo.create",
-        arrange=backup.creates_repo,
-        done=backup.repo_is("ready"),
-        undone=backup.repo_is("failed"),
-    ),
-    "backup_repo.rebuild": Example(kind="backup_repo.rebuild", arrange=backup.rebuilds, done=backup.is_listed_again),
-    "backup.run": Example(
-        kind="backup.run",
-        arrange=backup.runs,
-        done=backup.backup_is("ready"),
-        undone=backup.backup_is("failed"),
-        takes_place=frozenset({"copy"}),
-    ),
-    "backup.run of a stopped vm": Example(
-        kind="backup.run",
-        arrange=backup.runs_of_stopped,
-        done=backup.backup_is("ready"),
-        undone=backup.backup_is("failed"),
-        takes_place=frozenset({"copy"}),
-    ),
-    "backup.verify": Example(kind="backup.verify", arrange=backup.verifies, done=backup.level_is(1), undone=backup.level_is(0)),
-    "backup.boot": Example(kind="backup.boot", arrange=backup.boots, done=backup.has_booted, undone=_not_created),
-    "backup.prune": Example(kind="backup.prune", arrange=backup.deletes, done=backup.is_forgotten),
-    "vm.replace": Example(kind="vm.replace", arrange=backup.replaces, done=backup.is_as_it_was, undone=backup.kept_its_disk),
-    "vm.restore": Example(kind="vm.restore", arrange=backup.restores, done=backup.is_restored, undone=_not_created),
-    "vm.restore to another pool, not started": Example(
-        kind="vm.restore", arrange=backup.restores_stopped, done=backup.is_restored, undone=_not_created
-    ),
+    **backup.EXAMPLES,
 }

@@ -14,6 +14,7 @@ from tests.operations.backup_kit import (
     repo_spec,
     write_to,
 )
+from tests.operations.example import Example
 from tests.operations.kit import FleetStory
 from trimtab_controller.core.model import Backup, Operation
 from trimtab_controller.services import backup_repos as repo_service
@@ -185,3 +186,42 @@ def kept_its_disk(story: FleetStory, operation: Operation) -> None:
     (volume,) = story.volumes(operation.subject_id)
     assert volume.id in operation.params["replaced"].values()
     assert content_of(story, operation.subject_id).startswith(b"what nobody wants")
+
+
+def is_nowhere(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert story.running_on(vm.id) == frozenset()
+    assert story.db.read(lambda session: vms.find(session, vm.project_id, vm.name, with_deleted=True)) is None, "the name is free"
+
+
+EXAMPLES: dict[str, Example] = {
+    "backup_repo.create": Example(
+        kind="backup_repo.create",
+        arrange=creates_repo,
+        done=repo_is("ready"),
+        undone=repo_is("failed"),
+    ),
+    "backup_repo.rebuild": Example(kind="backup_repo.rebuild", arrange=rebuilds, done=is_listed_again),
+    "backup.run": Example(
+        kind="backup.run",
+        arrange=runs,
+        done=backup_is("ready"),
+        undone=backup_is("failed"),
+        takes_place=frozenset({"copy"}),
+    ),
+    "backup.run of a stopped vm": Example(
+        kind="backup.run",
+        arrange=runs_of_stopped,
+        done=backup_is("ready"),
+        undone=backup_is("failed"),
+        takes_place=frozenset({"copy"}),
+    ),
+    "backup.verify": Example(kind="backup.verify", arrange=verifies, done=level_is(1), undone=level_is(0)),
+    "backup.boot": Example(kind="backup.boot", arrange=boots, done=has_booted, undone=is_nowhere),
+    "backup.prune": Example(kind="backup.prune", arrange=deletes, done=is_forgotten),
+    "vm.replace": Example(kind="vm.replace", arrange=replaces, done=is_as_it_was, undone=kept_its_disk),
+    "vm.restore": Example(kind="vm.restore", arrange=restores, done=is_restored, undone=is_nowhere),
+    "vm.restore to another pool, not started": Example(
+        kind="vm.restore", arrange=restores_stopped, done=is_restored, undone=is_nowhere
+    ),
+}

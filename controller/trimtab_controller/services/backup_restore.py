@@ -22,7 +22,7 @@ from trimtab_controller.services import pools, quota
 from trimtab_controller.services.vm_power import OFF
 from trimtab_controller.services.vm_views import VmView, read
 from trimtab_controller.services.vms import NicWish, insert_nic, plan_nic, resolve_host
-from trimtab_controller.store import backup_settings, describe, hosts, placements, vms
+from trimtab_controller.store import backup_settings, describe, hosts, placements, snapshots, vms
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
 from trimtab_protos.messages import DiskBus, DiskFormat
@@ -72,6 +72,14 @@ def replace(session: Session, backup_id: str, vm: Vm, *, project: Project, actor
         )
     if not vm.host_id:
         raise Conflict("vm-not-placed", f"vm {vm.name} is on no host; restore the backup to a new vm")
+    kept = snapshots.of_vm(session, vm.id)
+    clones = snapshots.clones_over(session, [one.id for one in describe.volumes_of(session, vm.id)])
+    if kept or clones:
+        raise Conflict(
+            "vm-has-snapshots",
+            f"vm {vm.name} has {len(kept)} snapshots and {len(clones)} clones over its disks, which the backup knows nothing of; "
+            f"delete them, or make a new vm of it: `trimtab backup restore {backup.id} --as NAME`",
+        )
     backup_steps.require_reach(backup_steps.require_ready(session, backup.repo_id), vm.host_id)
     sizes = disk_sizes(backup)
     olds = {backup_settings.disk_name(one): one for one in describe.volumes_of(session, vm.id) if not one.is_read_only}
