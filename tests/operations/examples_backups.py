@@ -1,6 +1,5 @@
 """One valid operation of every kind that concerns backups. See `examples.py`."""
 
-import itertools
 from collections.abc import Callable
 
 from tests.operations.backup_kit import (
@@ -14,7 +13,8 @@ from tests.operations.backup_kit import (
     repo_spec,
     write_to,
 )
-from tests.operations.example import Example
+from tests.operations.example import Example, name_of
+from tests.operations.examples_vms import not_created
 from tests.operations.kit import FleetStory
 from trimtab_controller.core.model import Backup, Operation
 from trimtab_controller.services import backup_repos as repo_service
@@ -22,24 +22,19 @@ from trimtab_controller.services import backup_restore
 from trimtab_controller.services import backups as backup_service
 from trimtab_controller.store import backup_repos, backups, vms
 
-_numbers = itertools.count(1)
 Check = Callable[[FleetStory, Operation], None]
-
-
-def name(noun: str) -> str:
-    return f"{noun}{next(_numbers)}"
 
 
 def _backed_up(story: FleetStory) -> Backup:
     """Return a backup of a vm of its own, with something on its disk."""
     ready_repo(story)
-    vm = story.running_vm(name("db"))
+    vm = story.running_vm(name_of("db"))
     write_to(story, vm.id, 0, vm.id.encode())
     return made_backup(story, vm)
 
 
 def creates_repo(story: FleetStory) -> Operation:
-    return accept_repo(story, repo_spec(story, name("repo")))
+    return accept_repo(story, repo_spec(story, name_of("repo")))
 
 
 def repo_is(state: str) -> Check:
@@ -53,12 +48,12 @@ def repo_is(state: str) -> Check:
 
 def runs(story: FleetStory) -> Operation:
     ready_repo(story)
-    return accept_backup(story, story.running_vm(name("db")))
+    return accept_backup(story, story.running_vm(name_of("db")))
 
 
 def runs_of_stopped(story: FleetStory) -> Operation:
     ready_repo(story)
-    vm = story.running_vm(name("db"))
+    vm = story.running_vm(name_of("db"))
     story.accept_power(vm, "stop", force=True)
     story.settle()
     return accept_backup(story, story.vm(vm.id))
@@ -141,11 +136,11 @@ def is_listed_again(story: FleetStory, operation: Operation) -> None:
 
 
 def restores(story: FleetStory) -> Operation:
-    return accept_restore(story, _backed_up(story), name("again"))
+    return accept_restore(story, _backed_up(story), name_of("again"))
 
 
 def restores_stopped(story: FleetStory) -> Operation:
-    return accept_restore(story, _backed_up(story), name("again"), start=False, pools={"shared": "local"})
+    return accept_restore(story, _backed_up(story), name_of("again"), start=False, pools={"shared": "local"})
 
 
 def is_restored(story: FleetStory, operation: Operation) -> None:
@@ -188,12 +183,6 @@ def kept_its_disk(story: FleetStory, operation: Operation) -> None:
     assert content_of(story, operation.subject_id).startswith(b"what nobody wants")
 
 
-def is_nowhere(story: FleetStory, operation: Operation) -> None:
-    vm = story.vm(operation.subject_id)
-    assert story.running_on(vm.id) == frozenset()
-    assert story.db.read(lambda session: vms.find(session, vm.project_id, vm.name, with_deleted=True)) is None, "the name is free"
-
-
 EXAMPLES: dict[str, Example] = {
     "backup_repo.create": Example(
         kind="backup_repo.create",
@@ -217,11 +206,11 @@ EXAMPLES: dict[str, Example] = {
         takes_place=frozenset({"copy"}),
     ),
     "backup.verify": Example(kind="backup.verify", arrange=verifies, done=level_is(1), undone=level_is(0)),
-    "backup.boot": Example(kind="backup.boot", arrange=boots, done=has_booted, undone=is_nowhere),
+    "backup.boot": Example(kind="backup.boot", arrange=boots, done=has_booted, undone=not_created),
     "backup.prune": Example(kind="backup.prune", arrange=deletes, done=is_forgotten),
     "vm.replace": Example(kind="vm.replace", arrange=replaces, done=is_as_it_was, undone=kept_its_disk),
-    "vm.restore": Example(kind="vm.restore", arrange=restores, done=is_restored, undone=is_nowhere),
+    "vm.restore": Example(kind="vm.restore", arrange=restores, done=is_restored, undone=not_created),
     "vm.restore to another pool, not started": Example(
-        kind="vm.restore", arrange=restores_stopped, done=is_restored, undone=is_nowhere
+        kind="vm.restore", arrange=restores_stopped, done=is_restored, undone=not_created
     ),
 }
