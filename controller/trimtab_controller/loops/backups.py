@@ -112,10 +112,8 @@ class BackupLoop:
         metrics.BACKUP_VMS.labels("without_backup").set(sum(1 for one in found if one.protection.last_good is None))
         ages = {
             "last_good": [one.protection.loss_window_s for one in protected],
-            "last_verified": [
-                _age(one.protection.last_verified and one.protection.last_verified.verified_at, now) for one in protected
-            ],
-            "last_booted": [_age(one.protection.last_booted and one.protection.last_booted.booted_at, now) for one in protected],
+            "last_verified": [_age(_verified_at(one.protection.last_verified), now) for one in protected],
+            "last_booted": [_age(_booted_at(one.protection.last_booted), now) for one in protected],
             "widest_gap": [one.protection.widest_gap_s for one in protected],
         }
         for what, seconds in ages.items():
@@ -211,3 +209,11 @@ def _candidate(backup: Backup) -> Candidate:
 
 def _age(at: datetime | None, now: datetime) -> float | None:
     return (now - at).total_seconds() if at is not None else None
+
+
+def _verified_at(backup: Backup | None) -> datetime | None:
+    return backup.verified_at if backup is not None else None
+
+
+def _booted_at(backup: Backup | None) -> datetime | None:
+    return backup.booted_at if backup is not None else None

@@ -117,7 +117,10 @@ def _cancel_fill(context: Effect[Params]) -> Wait | Stopped:
 def _unfill(context: Effect[Params]) -> Wait | None:
     if "place" not in context.results:
         return None
-    return _end_jobs(context) or _delete(context, tuple(context.params.replaced))
+    if (waiting := _end_jobs(context)) is not None:
+        return waiting
+    _delete(context, tuple(context.params.replaced))
+    return None
 
 
 def _delete(context: Effect[Params], volume_ids: tuple[str, ...]) -> None:
