@@ -155,6 +155,7 @@ async def test_no_mutating_route_escapes_the_trail(api: Api) -> None:
         "/v1/projects/{project}/backup-policies": {"name": "nightly", "schedule": "0 2 * * *"},
         "/v1/projects/{project}/backups": {"vm": "absent"},
         "/v1/projects/{project}/backups/{name}:restore": {"name": "db2"},
+        "/v1/projects/{project}/backups/{name}:restore-volume": {"name": "data", "disk": "vda"},
         "/v1/projects/{project}/backups/{name}:replace": {"vm": "absent"},
         "/v1/hosts/{name}:release": {"reason": "its rack burnt"},
         "/v1/hosts/{name}:confirm-off": {"reason": "pulled the plug"},

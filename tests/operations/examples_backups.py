@@ -14,6 +14,7 @@ from tests.operations.backup_kit import (
     write_to,
 )
 from tests.operations.example import Example, name_of
+from tests.operations.examples_storage import volume_is_gone, volume_is_there
 from tests.operations.examples_vms import not_created
 from tests.operations.kit import FleetStory
 from trimtab_controller.core.model import Backup, Operation
@@ -183,6 +184,21 @@ def kept_its_disk(story: FleetStory, operation: Operation) -> None:
     assert content_of(story, operation.subject_id).startswith(b"what nobody wants")
 
 
+def restores_volume(story: FleetStory) -> Operation:
+    backup = _backed_up(story)
+    return story.db.write(
+        lambda session: backup_restore.restore_volume(
+            session, backup.id, "vda", name_of("disk"), "local", project=story.project, actor=story.actor, now=story.clock.now()
+        )
+    )
+
+
+def volume_holds_it(story: FleetStory, operation: Operation) -> None:
+    backup = story.db.read(lambda session: backups.get(session, str(operation.params["backup_id"])))
+    assert bytes(story.fleet.disk_contents[operation.subject_id]).startswith(backup.vm_id.encode())
+    volume_is_there(story, operation)
+
+
 EXAMPLES: dict[str, Example] = {
     "backup_repo.create": Example(
         kind="backup_repo.create",
@@ -208,6 +224,7 @@ EXAMPLES: dict[str, Example] = {
     "backup.verify": Example(kind="backup.verify", arrange=verifies, done=level_is(1), undone=level_is(0)),
     "backup.boot": Example(kind="backup.boot", arrange=boots, done=has_booted, undone=not_created),
     "backup.prune": Example(kind="backup.prune", arrange=deletes, done=is_forgotten),
+    "volume.restore": Example(kind="volume.restore", arrange=restores_volume, done=volume_holds_it, undone=volume_is_gone),
     "vm.replace": Example(kind="vm.replace", arrange=replaces, done=is_as_it_was, undone=kept_its_disk),
     "vm.restore": Example(kind="vm.restore", arrange=restores, done=is_restored, undone=not_created),
     "vm.restore to another pool, not started": Example(

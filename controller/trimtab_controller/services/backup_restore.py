@@ -109,6 +109,41 @@ def replace(session: Session, backup_id: str, vm: Vm, *, project: Project, actor
     )
 
 
+def restore_volume(
+    session: Session, backup_id: str, disk: str, name: str, pool_name: str, *, project: Project, actor: Actor, now: datetime
+) -> Operation:
+    """Accept that one disk of a backup becomes a volume of this name. NotFound names the disks that there are."""
+    backup = backup_service.listed(session, backup_id, project=project)
+    sizes = disk_sizes(backup)
+    if disk not in sizes:
+        raise NotFound(
+            "disk-not-found", f"disk: backup {backup.id} has no disk {disk}; it has {', '.join(sorted(sizes))}", field="disk"
+        )
+    backup_steps.require_ready(session, backup.repo_id)
+    quota.charge(session, project.id, quota.Charge(disk_bytes=sizes[disk]))
+    volume = volume_store.insert(
+        session,
+        volume_id=mint("vol"),
+        now=now,
+        name=name,
+        project_id=project.id,
+        pool_id=pools.choose(session, pool_name).id,
+        format=DiskFormat.QCOW2.value,
+        size_bytes=sizes[disk],
+        is_deleted_with_vm=False,
+    )
+    return accept(
+        session,
+        "volume.restore",
+        subject_id=volume.id,
+        subject_name=name,
+        project_id=project.id,
+        params={"volume_id": volume.id, "backup_id": backup.id, "disk": disk},
+        actor=actor,
+        now=now,
+    )
+
+
 def boot_test(
     session: Session, backup: Backup, *, project: Project, pattern: str, timeout_s: int, actor: Actor, now: datetime
 ) -> Operation:
@@ -186,8 +221,8 @@ def settings_of(backup: Backup) -> Mapping[str, Any]:
     if not settings:
         raise Conflict(
             "backup-without-settings",
-            f"backup {backup.id} says nothing about its vm; restore its disks one by one: `trimtab backup restore {backup.id} "
-            "--disk vda --as-volume NAME`",
+            f"backup {backup.id} says nothing about its vm; restore its disks one by one: `trimtab backup restore-volume "
+            f"{backup.id} vda --as NAME`",
         )
     return settings
 

@@ -76,6 +76,13 @@ class BackupBody(Body):
     verify: Proof | None = None
 
 
+class RestoreVolumeBody(Body):
+    name: Name
+    # As the vm names it.
+    disk: Annotated[str, Field(pattern=r"^[a-z]{2,8}$", max_length=8, examples=["vda"])]
+    pool: RefOrNone = ""
+
+
 class ReplaceBody(Body):
     vm: Ref
 
@@ -288,6 +295,23 @@ async def restore_backup(
         )
 
     order = Order(request=request, access=access, wish=asked, verb="backup.restore", body=body, name=body.name)
+    return await mutate(order, work)
+
+
+@router.post("/v1/projects/{project}/backups/{name}:restore-volume", status_code=202, response_model=OperationAnswer)
+async def restore_volume(
+    request: Request, access: ProjectOperator, name: NamePath, body: RestoreVolumeBody, asked: Asked
+) -> Response:
+    """Make a volume of one disk of a backup."""
+    owner = access.own_project
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        operation = backup_restore.restore_volume(
+            session, name, body.disk, body.name, body.pool, project=owner, actor=actor, now=now
+        )
+        return accepted(OperationAnswer(operation=render(operation, project_name=owner.name)))
+
+    order = Order(request=request, access=access, wish=asked, verb="backup.restore_volume", body=body, name=body.name)
     return await mutate(order, work)
 
 

@@ -366,6 +366,31 @@ def restore(
     )
 
 
+@backup.command("restore-volume")
+@_backup_id
+@click.argument("disk")
+@click.option("--as", "name", metavar="NAME", required=True, help="The new volume's name.")
+@click.option(
+    "--pool", metavar="NAME", shell_complete=completion.names_of("pools"), help="Where it lives; else the default pool."
+)
+@options.runs
+@click.pass_obj
+def restore_volume(session: Session, backup_id: str, disk: str, name: str, pool: str | None) -> None:
+    """Make a volume of one disk of a backup.
+
+    \b
+    trimtab backup restore-volume bk-… vdb --as db-data-of-monday
+    """
+    body = {"name": name, "disk": disk, **({"pool": pool} if pool else {})}
+    resources.run(
+        session,
+        "POST",
+        BACKUP.place(session, backup_id, verb="restore-volume"),
+        body,
+        sentence=lambda _: f"volume {name} is {disk} of {backup_id}; `trimtab vm attach` gives it to a vm",
+    )
+
+
 @backup.command("delete")
 @_backup_id
 @options.destroys
