@@ -76,9 +76,11 @@ def _run_worker(settings: Settings, beat: Callable[[], None]) -> None:
 
 def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
     import uvicorn
+    import uvloop
 
     from trimtab_controller import wiring
     from trimtab_controller.api.app import create_app
+    from trimtab_controller.bounded_head import BoundedHead
     from trimtab_controller.request_metrics import measured
     from trimtab_controller.rpc.heard import HeardHosts
     from trimtab_controller.rpc.state_answers import GatewayAsker
@@ -94,6 +96,7 @@ def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
             measured(create_app(context)),
             host=settings.bind_address,
             port=settings.api_port,
+            http=BoundedHead,
             ssl_context_factory=lambda _config, _default: tls.context,
             log_config=None,
             access_log=False,
@@ -105,7 +108,7 @@ def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     signal.signal(signal.SIGINT, lambda _number, _frame: None)
     try:
-        asyncio.run(_serve_api(server, tls, settings, beat))
+        uvloop.run(_serve_api(server, tls, settings, beat))
     finally:
         heard.stop()
         asker.close()

@@ -97,12 +97,12 @@ class BackupVerbs:
             allow_http=bool(settings.get("allow_http", False)),
         )
         request = pb.OpenRepositoryRequest(name=repo.id, access=access, create=create)
-        opened = self._command_backups(host_id, "OpenRepository", request, key, timeout_s=OPEN_DEADLINE_S)
+        opened = self._command(host_id, "OpenRepository", request, key, timeout_s=OPEN_DEADLINE_S)
         return OpenedRepository(opened.repository_id, opened.fleet_id, opened.project_id)
 
     def list_backups(self, host_id: str, repo_id: str) -> tuple[tuple[BackupSummary, ...], tuple[str, ...]]:
         request = pb.ListBackupsRequest(repository=repo_id)
-        found = self._call_backups(host_id, "ListBackups", request, timeout_s=OPEN_DEADLINE_S)
+        found = self._call(host_id, "ListBackups", request, timeout_s=OPEN_DEADLINE_S)
         return tuple(from_proto(one, BackupSummary) for one in found.backups), tuple(found.unreadable_manifests)
 
     def start_backup(self, host_id: str, key: CommandKey, order: BackupOrder) -> Job:
@@ -118,7 +118,7 @@ class BackupVerbs:
             bandwidth_mib_s=order.bandwidth_mib_s,
             notes=dict(order.notes),
         )
-        return job_of(self._command_backups(host_id, "StartBackup", request, key).job)
+        return job_of(self._command(host_id, "StartBackup", request, key).job)
 
     def start_restore(
         self,
@@ -142,11 +142,11 @@ class BackupVerbs:
             pool=to_proto(pool, storage_pb2.PoolSpec),
             state_for_vm_id=state_for_vm_id,
         )
-        return job_of(self._command_backups(host_id, "StartRestore", request, key).job)
+        return job_of(self._command(host_id, "StartRestore", request, key).job)
 
     def start_verify(self, host_id: str, key: CommandKey, *, repo_id: str, vm_id: str, backup_id: str) -> Job:
         request = pb.StartVerifyRequest(repository=repo_id, vm_id=vm_id, backup_id=backup_id)
-        return job_of(self._command_backups(host_id, "StartVerify", request, key).job)
+        return job_of(self._command(host_id, "StartVerify", request, key).job)
 
     def start_prune(
         self, host_id: str, key: CommandKey, *, repo_id: str, forget: Sequence[tuple[str, str]], is_dry_run: bool
@@ -157,10 +157,10 @@ class BackupVerbs:
             grace_s=PRUNE_GRACE_S,
             is_dry_run=is_dry_run,
         )
-        return job_of(self._command_backups(host_id, "StartPrune", request, key).job)
+        return job_of(self._command(host_id, "StartPrune", request, key).job)
 
-    def _command_backups(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = 10.0) -> Any:
+    def _command(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = 10.0) -> Any:
         raise NotImplementedError
 
-    def _call_backups(self, host_id: str, verb: str, request: Any, *, timeout_s: float) -> Any:
+    def _call(self, host_id: str, verb: str, request: Any, *, timeout_s: float = 10.0) -> Any:
         raise NotImplementedError

@@ -18,8 +18,10 @@ from trimtab_controller.agents.backups import BackupVerbs
 from trimtab_controller.agents.jobs import Job, job_of
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
-from trimtab_protos.agent.v1 import backup_service_pb2_grpc, command_pb2, domain_pb2, storage_pb2
+from trimtab_protos.agent.v1 import backup_service_pb2 as backup_pb
+from trimtab_protos.agent.v1 import command_pb2, domain_pb2, storage_pb2
 from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
+from trimtab_protos.agent.v1.backup_service_pb2_grpc import BackupServiceStub
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceStub
 from trimtab_protos.codec import enum_number, from_proto, to_proto
 from trimtab_protos.errors import Unavailable
@@ -56,6 +58,8 @@ SLOW_DEADLINE_S = 20.0
 CHANNELS_MAX = 512
 PAGE_SIZE = 500
 _LAYER_VERBS = frozenset(method.name for method in layer_pb.DESCRIPTOR.services_by_name["LayerService"].methods)
+_BACKUP_VERBS = frozenset(method.name for method in backup_pb.DESCRIPTOR.services_by_name["BackupService"].methods)
+_Stubs = tuple[pb_grpc.AgentServiceStub, LayerServiceStub, BackupServiceStub]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +93,13 @@ class GrpcAgentClient(BackupVerbs):
         self._connect = connect
         self._open_seal = open_seal
         self._on_call = on_call
-        self._channels: OrderedDict[tuple[str, str], grpc.Channel] = OrderedDict()
+        self._lines: OrderedDict[tuple[str, str], tuple[grpc.Channel, _Stubs]] = OrderedDict()
         self._lock = threading.Lock()
 
     def close(self) -> None:
         with self._lock:
-            channels, self._channels = list(self._channels.values()), OrderedDict()
-        for channel in channels:
+            lines, self._lines = list(self._lines.values()), OrderedDict()
+        for channel, _stubs in lines:
             channel.close()
 
     def reconnect_all(self) -> None:
@@ -332,23 +336,15 @@ class GrpcAgentClient(BackupVerbs):
 
     # --- the wire ------------------------------------------------------------------------------------------------------
 
-    def _command(
-        self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = DEADLINE_S, stub: Any = None
-    ) -> Any:
+    def _command(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = DEADLINE_S) -> Any:
         """Send a mutating verb under `key`, stamped with the host's incarnation and lease as last committed."""
         address = self._address(host_id)
         stamped = replace(key, incarnation=address.incarnation, lease_number=address.lease_number)
         request.key.CopyFrom(to_proto(stamped, command_pb2.CommandKey))
-        return self._send(address, verb, request, timeout_s, stub)
+        return self._send(address, verb, request, timeout_s)
 
     def _call(self, host_id: str, verb: str, request: Any, *, timeout_s: float = DEADLINE_S) -> Any:
-        return self._send(self._address(host_id), verb, request, timeout_s, None)
-
-    def _command_backups(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = DEADLINE_S) -> Any:
-        return self._command(host_id, verb, request, key, timeout_s=timeout_s, stub=backup_service_pb2_grpc.BackupServiceStub)
-
-    def _call_backups(self, host_id: str, verb: str, request: Any, *, timeout_s: float) -> Any:
-        return self._send(self._address(host_id), verb, request, timeout_s, backup_service_pb2_grpc.BackupServiceStub)
+        return self._send(self._address(host_id), verb, request, timeout_s)
 
     def _address(self, host_id: str) -> AgentAddress:
         address = self._lookup(host_id)
@@ -356,9 +352,9 @@ class GrpcAgentClient(BackupVerbs):
             raise Unavailable("host-has-no-agent", f"host {host_id} never connected", host_id=host_id)
         return address
 
-    def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float, stub_class: Any) -> Any:
-        of_agent = LayerServiceStub if verb in _LAYER_VERBS else pb_grpc.AgentServiceStub
-        stub = (stub_class or of_agent)(self._channel(address))
+    def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
+        agents, layers, backups = self._stubs(address)
+        stub: Any = layers if verb in _LAYER_VERBS else backups if verb in _BACKUP_VERBS else agents
         started, outcome = time.monotonic(), "ok"
         try:
             return getattr(stub, verb)(request, timeout=timeout_s)
@@ -369,19 +365,24 @@ class GrpcAgentClient(BackupVerbs):
         finally:
             self._on_call(verb, outcome, time.monotonic() - started)
 
-    def _channel(self, address: AgentAddress) -> grpc.Channel:
+    def _stubs(self, address: AgentAddress) -> _Stubs:
+        """Return the stubs of the host's channel. A stub has an object for each verb: made once, not for each call."""
         key = (address.host_id, address.address)
         evicted = None
         with self._lock:
-            channel = self._channels.get(key)
-            if channel is None:
-                channel = self._channels[key] = self._connect(*key)
-                if len(self._channels) > CHANNELS_MAX:
-                    _, evicted = self._channels.popitem(last=False)
-            self._channels.move_to_end(key)
+            line = self._lines.get(key)
+            if line is None:
+                channel = self._connect(*key)
+                line = self._lines[key] = (
+                    channel,
+                    (pb_grpc.AgentServiceStub(channel), LayerServiceStub(channel), BackupServiceStub(channel)),
+                )
+                if len(self._lines) > CHANNELS_MAX:
+                    _, (evicted, _stubs) = self._lines.popitem(last=False)
+            self._lines.move_to_end(key)
         if evicted is not None:
             evicted.close()
-        return channel
+        return line[1]
 
 
 def _pool(pool: PoolSpec) -> storage_pb2.PoolSpec:

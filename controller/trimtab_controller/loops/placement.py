@@ -41,9 +41,9 @@ class PlacementLoop:
 
     def run(self, term: int) -> None:
         """Answer everything that is pending; nothing pending costs one indexed query."""
-        asks = self._db.read(lambda session: placements.pending(session, limit=BATCH))
-        if not asks:
+        if not self._db.read(placements.is_any_pending):
             return
+        asks = self._db.read(lambda session: placements.pending(session, limit=BATCH))
         batch = self._db.read(lambda session: _read(session, asks))
         at_home = [ask for ask in batch.asks if ask.kind == "start" and ask.vm_id in batch.homes]
         for ask in at_home:

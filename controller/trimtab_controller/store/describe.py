@@ -256,8 +256,16 @@ def _seed(documents: Mapping[str, Any]) -> SeedSpec | None:
 def _by_id(session: Session, table: sa.Table, target: type[T], ids: Collection[str]) -> dict[str, T]:
     if not ids:
         return {}
-    rows = session.execute(_select_by_id(table, cast(Any, target)), {"ids": list(ids)})
+    if len(ids) == 1:  # nearly always; a list of parameters is put into the statement's text anew at each execution
+        rows = session.execute(_select_one(table, cast(Any, target)), {"id": next(iter(ids))})
+    else:
+        rows = session.execute(_select_by_id(table, cast(Any, target)), {"ids": list(ids)})
     return {row.id: build(target, row) for row in rows}
+
+
+@cache
+def _select_one(table: sa.Table, target: Any) -> sa.Select[Any]:
+    return sa.select(*columns_of(table, target)).where(table.c.id == sa.bindparam("id"))
 
 
 @cache

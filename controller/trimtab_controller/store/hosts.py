@@ -20,6 +20,8 @@ _table = schema.host
 _classes = schema.host_class
 # Inventories are kilobytes of JSON each and rarely change: they are read apart, once per digest.
 _columns = [column for column in columns_of(_table, Host) if column.key != "inventory"] + [_table.c.inventory_digest]
+# Each placement round reads all of them.
+_LIVE = sa.select(*_columns).where(_table.c.deleted_at.is_(None)).order_by(_table.c.name, _table.c.id)
 # Before every command to a host.
 _AGENT = sa.select(_table.c.agent_address, _table.c.incarnation, _table.c.lease_number).where(
     _table.c.id == sa.bindparam("host_id")
@@ -52,10 +54,9 @@ def find(session: Session, name_or_id: str) -> Host | None:
 
 def live(session: Session, host_ids: Sequence[str] | None = None) -> tuple[Host, ...]:
     """Return the live hosts (of these ids) by name."""
-    conditions = [_table.c.deleted_at.is_(None)]
-    if host_ids is not None:
-        conditions.append(_table.c.id.in_(host_ids))
-    return _select(session, *conditions)
+    if host_ids is None:
+        return _read(session, _LIVE)
+    return _select(session, _table.c.deleted_at.is_(None), _table.c.id.in_(host_ids))
 
 
 def page(
@@ -237,6 +238,30 @@ def member_ids(session: Session) -> frozenset[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What failover asks of each host each second, and nothing more."""
+
+    id: str
+    name: str
+    connectivity: HostConnectivity
+    boot_id: str
+    is_cordoned: bool
+
+
+_STANDINGS = sa.select(_table.c.id, _table.c.name, _table.c.connectivity, _table.c.boot_id, _table.c.is_cordoned).where(
+    _table.c.deleted_at.is_(None)
+)
+
+
+def standings(session: Session) -> tuple[Standing, ...]:
+    """Return how every live host stands."""
+    return tuple(
+        Standing(host_id, name, HostConnectivity(connectivity), boot_id, is_cordoned)
+        for host_id, name, connectivity, boot_id, is_cordoned in session.execute(_STANDINGS)
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Heard:
     """A host that some gateway heard, or has not given up yet."""
 
@@ -349,11 +374,15 @@ def set_limits(session: Session, host_id: str, inventory: Inventory, host_class:
 
 def _select(session: Session, *conditions: sa.ColumnElement[bool], limit: int | None = None) -> tuple[Host, ...]:
     query = sa.select(*_columns).where(*conditions).order_by(_table.c.name, _table.c.id)
-    rows = session.execute(query.limit(limit) if limit is not None else query).all()
+    return _read(session, query.limit(limit) if limit is not None else query)
+
+
+def _read(session: Session, query: sa.Select[Any]) -> tuple[Host, ...]:
+    rows = session.execute(query).all()
     known = {row.id: inventories.cached(row.id, row.inventory_digest) for row in rows if row.inventory_digest}
     unread = [host_id for host_id, inventory in known.items() if inventory is None]
     known.update(_read_inventories(session, unread))
-    return tuple(_host(dict(row._mapping), known.get(row.id)) for row in rows)
+    return tuple(_host(row, known.get(row.id)) for row in rows)
 
 
 def _read_inventories(session: Session, host_ids: Sequence[str]) -> dict[str, Inventory | None]:
@@ -367,5 +396,5 @@ def _read_inventories(session: Session, host_ids: Sequence[str]) -> dict[str, In
     return found
 
 
-def _host(row: Mapping[str, Any], inventory: Inventory | None) -> Host:
+def _host(row: sa.Row[Any] | Mapping[str, Any], inventory: Inventory | None) -> Host:
     return build(Host, row, inventory=inventory)

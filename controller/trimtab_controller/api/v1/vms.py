@@ -197,7 +197,8 @@ async def create_vm(request: Request, runtime: InRuntime, access: ProjectOperato
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
         view, operation = vms.create(session, spec, project=owner, actor=actor, now=now)
         placed_on = _preview(session, fleet, view.vm, operation) if fleet is not None else _NOWHERE
-        return accepted(_answer(runtime, view, operation, project=owner, placed_on=placed_on))
+        answer = _answer(runtime, view, operation, project=owner, placed_on=placed_on)
+        return accepted(answer, is_due=False)  # the leader places it first
 
     order = Order(request=request, access=access, wish=asked, verb="vm.create", body=body, name=body.name)
     return await mutate(order, work)
