@@ -53,12 +53,22 @@ def _run_gateway(settings: Settings, beat: Callable[[], None]) -> None:
 
 
 def _run_engine(settings: Settings, beat: Callable[[], None]) -> None:
+    from trimtab_controller import wiring
     from trimtab_controller.loops import engine_process
+    from trimtab_controller.rpc.heard import HeardHosts
+    from trimtab_controller.rpc.state_answers import GatewayAsker
 
+    database = wiring.build_database(settings, pool_size=2)
+    asker = GatewayAsker(database, wiring.ControllerChannels(settings))
+    heard = HeardHosts(settings.effective_redis_url, ask_gateways=asker.states)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stopping.set())
-    engine_process.run(settings, stopping=stopping, beat=beat)
+    try:
+        engine_process.run(settings, stopping=stopping, beat=beat, host_states=heard.states)
+    finally:
+        heard.stop()
+        database.close()
 
 
 def _run_worker(settings: Settings, beat: Callable[[], None]) -> None:

@@ -40,6 +40,7 @@ _NOUNS: Mapping[str, str] = {
     "user": "access:user",
     "version": "local:version",
     "vm": "vms:vm",
+    "vm-group": "vm_groups:vm_group",
     "volume": "storage:volume",
     "whoami": "access:whoami",
 }

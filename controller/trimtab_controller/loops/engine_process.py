@@ -6,8 +6,9 @@ the leader's term.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
@@ -44,6 +45,9 @@ PLACEMENT_REST = 4.0
 LOOK_S = 0.25
 
 
+HostStates = Callable[[], Mapping[str, Mapping[str, Any]]]
+
+
 def lanes(
     engine: Engine,
     nudger: Nudger,
@@ -51,8 +55,12 @@ def lanes(
     rebalance_mode: RebalanceMode = RebalanceMode.OFF,
     failover_settings: FailoverSettings = BELIEVED,
     open_secret: Callable[[str, str], str] = no_secret,
+    host_states: HostStates = dict,
 ) -> dict[str, list[Job]]:
-    """Return the leader's jobs by lane, with their periods. `open_secret`: sealed secret of a power device, its place -> secret."""
+    """Return the leader's jobs by lane, with their periods.
+
+    `open_secret`: sealed secret of a power device, its place -> secret. `host_states`: what the gateways last heard of each host.
+    """
     db, clock = engine.db, engine.clock
     placement = PlacementLoop(db=db, clock=clock, nudger=nudger, rng=engine.rng)
     redrive = Redrive(db=db, clock=clock, engine=engine, nudger=nudger)
@@ -95,6 +103,7 @@ def lanes(
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", 30.0, drift.observe_hosts)],
         # Seconds of arithmetic on a large fleet: nothing else waits for it.
         "planning": [
+            Job("note hosts", 30.0, lambda _term: usage.note_hosts(host_states())),
             Job("roll up usage", 30.0, usage.flush),
             Job("prove failover", 30.0, survival.run),
             Job("rebalance", 600.0, rebalance.run),
@@ -107,7 +116,7 @@ def failover_settings(settings: Settings) -> FailoverSettings:
     return replace(BELIEVED, lease_ttl_s=settings.lease_ttl_s, renew_every_s=settings.heartbeat_s)
 
 
-def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], None]) -> None:
+def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], None], host_states: HostStates = dict) -> None:
     """Serve as the engine until `stopping` is set; `beat` tells the supervisor that the lanes still move."""
     engine = wiring.build_engine(settings, process="engine")
     nudger = wiring.build_nudger(settings)
@@ -119,6 +128,7 @@ def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], Non
         rebalance_mode=RebalanceMode(settings.rebalance_mode),
         failover_settings=failover_settings(settings),
         open_secret=lambda sealed, place: box.open(sealed, place=place),
+        host_states=host_states,
     )
     threads = [
         threading.Thread(target=_lane, args=(name, jobs, leader, engine.clock, stopping), name=f"lane-{name}", daemon=True)

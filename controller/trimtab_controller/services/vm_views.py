@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Nic, Operation, Project, Vm, Volume
 from trimtab_controller.core.placement.verdict import Decision
-from trimtab_controller.store import keyset, lookup, operations, placements, schema, vm_listing, vms, volumes
+from trimtab_controller.store import keyset, lookup, operations, placements, schema, vm_groups, vm_listing, vms, volumes
 from trimtab_protos.errors import NotFound
 
 
@@ -21,6 +21,8 @@ class VmView:
     operation: Operation | None
     # id -> name, of everything the vm refers to; shared by all views of a page.
     names: Mapping[str, str]
+    # '' where it is in no group.
+    group_name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,18 @@ def views(session: Session, found: Sequence[Vm]) -> tuple[VmView, ...]:
             schema.network: {nic.network_id for some in nics.values() for nic in some},
         },
     )
-    return tuple(VmView(vm=vm, volumes=disks[vm.id], nics=nics[vm.id], operation=live.get(vm.id), names=names) for vm in found)
+    groups = vm_groups.names_of(session, ids)
+    return tuple(
+        VmView(
+            vm=vm,
+            volumes=disks[vm.id],
+            nics=nics[vm.id],
+            operation=live.get(vm.id),
+            names=names,
+            group_name=groups.get(vm.id, ""),
+        )
+        for vm in found
+    )
 
 
 def read(session: Session, vm_id: str) -> VmView:

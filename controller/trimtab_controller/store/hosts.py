@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from trimtab_controller.core import cpu_sets
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.model import Host, HostClass
 from trimtab_controller.store import inventories, schema
@@ -352,16 +353,20 @@ def delete_class(session: Session, host_class_id: str, *, now: datetime) -> None
     session.execute(_classes.update().where(_classes.c.id == host_class_id).values(deleted_at=now))
 
 
-def limits_of(inventory: Inventory, host_class: HostClass) -> tuple[int, int]:
-    """Return what a host of this class offers: (vcpus, MiB of memory)."""
-    vcpus = inventory.cpus * host_class.vcpu_ratio_permille // 1000
-    memory_mib = max(0, inventory.memory_mib - host_class.memory_reserve_mib) * host_class.memory_ratio_permille // 1000
+def limits_of(inventory: Inventory, host_class: HostClass, *, dedicated_cpus: int = 0) -> tuple[int, int]:
+    """Return what a host of this class offers: (vcpus, MiB of memory), without cpus set aside and memory that is huge pages."""
+    vcpus = (inventory.cpus - dedicated_cpus) * host_class.vcpu_ratio_permille // 1000
+    huge_kib = sum(size * count for cell in inventory.numa_cells for size, count in cell.huge_pages.items())
+    ordinary_mib = inventory.memory_mib - (huge_kib >> 10) - host_class.memory_reserve_mib
+    memory_mib = max(0, ordinary_mib) * host_class.memory_ratio_permille // 1000
     return max(0, vcpus), memory_mib
 
 
 def set_limits(session: Session, host_id: str, inventory: Inventory, host_class: HostClass) -> None:
     """Write the limits, never below what is claimed: guests that run there do not vanish when a class gets stricter."""
-    vcpus, memory_mib = limits_of(inventory, host_class)
+    set_aside = session.scalar(sa.select(_table.c.dedicated_cpus).where(_table.c.id == host_id)) or ""
+    dedicated_cpus = len(cpu_sets.parse(set_aside, field="dedicated_cpus"))
+    vcpus, memory_mib = limits_of(inventory, host_class, dedicated_cpus=dedicated_cpus)
     session.execute(
         _table.update()
         .where(_table.c.id == host_id)

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from trimtab_controller.core.lifecycle import ENDED_STATES, LIVE_STATES, OperationState
 from trimtab_controller.core.model import JournalEntry, Operation, OperationError
 from trimtab_controller.store import events, schema
+from trimtab_controller.store.among import among_asked
 from trimtab_controller.store.rows import build
 from trimtab_protos.errors import Conflict, NotFound
 from trimtab_protos.messages import Direction
@@ -31,7 +32,7 @@ _IS_CANCEL_REQUESTED = sa.select(_table.c.is_cancel_requested).where(_table.c.id
 _WRITE_BY_ID = _table.update().where(_table.c.id == sa.bindparam("operation_id"))
 # As literals: a list of parameters is put into the statement's text anew at each execution.
 _WRITE_LIVE = _WRITE_BY_ID.where(_table.c.state.in_([sa.literal_column(f"'{state}'") for state in _LIVE]))
-_WAKE_MANY = _table.update().where(_table.c.id.in_(sa.bindparam("operation_ids", expanding=True)), _table.c.state.in_(_LIVE))
+_WAKE_MANY = _table.update().where(among_asked(_table.c.id, "operation_ids"), _table.c.state.in_(_LIVE))
 _WRITE_HELD = _WRITE_LIVE.where(
     _table.c.driver == sa.bindparam("held_driver"), _table.c.turn == sa.bindparam("held_turn")
 ).returning(_table.c.is_cancel_requested)

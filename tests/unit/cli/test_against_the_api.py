@@ -229,3 +229,40 @@ def test_watches_show_what_comes(served: Served, trimtab: Trimtab, program: Prog
         for process in (vms, events):
             process.terminate()
             process.communicate(timeout=20)
+
+
+def test_groups_exclusive_hosts_admission_and_the_journal_are_the_apis_own(served: Served, trimtab: Trimtab) -> None:
+    made = trimtab("vm-group", "create", "db", "--apart", "host=2", "--prefer-apart", "rack", "--prefer-together", "zone")
+    assert (made.code, made.out) == (0, "vm group db created\n")
+    listed = trimtab("vm-group", "list", "-o", "json")
+    assert [rule["summary"] for rule in json.loads(listed.out)[0]["rules"]] == [
+        "must anti-affinity by host (at most 2 each)",
+        "should anti-affinity by rack",
+        "should affinity by zone",
+    ]
+    assert trimtab("vm-group", "update", "db", "--apart", "host").code == 0
+    assert trimtab(*CREATE, "--group", "db").code == 0
+    assert "web1" in trimtab("vm-group", "get", "db").out
+    assert trimtab("vm-group", "delete", "db", "--yes").code == 5
+    assert trimtab("host", "update", "node2", "--exclusive", "p2").code == 0
+    assert json.loads(trimtab("host", "get", "node2", "-o", "json").out)["exclusive_project"] == "p2"
+    assert trimtab("host", "update", "node2", "--exclusive", "none").code == 0
+    assert trimtab("host-class", "update", "default", "--admission", "one-host-loss").code == 0
+    assert json.loads(trimtab("host-class", "get", "default", "-o", "json").out)["admission"] == "one-host-loss"
+    replayed = trimtab("placement", "replay", "--journal", "--since", "7d", "--policy", "spread", "-o", "json")
+    assert json.loads(replayed.out)["decisions"] == 0, replayed.err
+    assert trimtab("placement", "replay", "--journal").code == 2
+
+
+def test_a_vm_that_fits_nowhere_is_told_the_smallest_change_that_would_fit(served: Served, trimtab: Trimtab) -> None:
+    refused = trimtab("vm", "create", "big", "--image", "debian", "--memory", "64GiB", "--dry-run")
+    assert refused.code == 7
+    assert "it would fit on node1 with " in refused.err
+    pinned = trimtab(
+        "vm", "create", "db", "--image", "debian", "--memory", "1GiB", "--dedicated", "--hugepages", "2MiB", "--dry-run"
+    )
+    assert pinned.code == 7
+    assert "its agent cannot do numa-tuning" in pinned.err or "no cpus are set aside for pinning" in pinned.err
+    device = trimtab("vm", "create", "gpu", "--image", "debian", "--memory", "1GiB", "--device", "10de-20b0=2", "--dry-run")
+    assert device.code == 7
+    assert trimtab("vm", "create", "gpu", "--image", "debian", "--memory", "1GiB", "--device", "a100=x", "--dry-run").code == 2

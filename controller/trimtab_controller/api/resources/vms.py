@@ -80,6 +80,8 @@ class VmResource:
     shape: ShapeResource
     host_selector: dict[str, str]
     host_class: str
+    # Its vm group; '' for none.
+    group: str
     # What a drain may do with it: migrate, restart, wait.
     drain_policy: str
     # restart or none; higher priorities restart first.
@@ -204,6 +206,7 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         ),
         host_selector=dict(vm.host_selector),
         host_class=vm.host_class,
+        group=view.group_name,
         drain_policy=vm.drain_policy,
         ha=vm.ha,
         priority=vm.priority,

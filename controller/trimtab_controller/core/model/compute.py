@@ -69,6 +69,19 @@ class Vm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VmGroup:
+    """Vms with a placement relation; `rule` is `{"rules": [...]}`, each as `core.placement.needs.GroupRule` stores it."""
+
+    id: str
+    project_id: str
+    name: str
+    rule: Mapping[str, Any]
+    generation: int
+    version: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Nic:
     id: str
     vm_id: str

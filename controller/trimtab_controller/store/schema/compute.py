@@ -149,6 +149,7 @@ placement_request = sa.Table(
     sa.Column("epoch", sa.BigInteger(), nullable=False, server_default="0"),
     sa.Column("decision_id", sa.String(40), nullable=False, server_default=""),
     sa.Column("refusal", sa.String(2000), nullable=False, server_default=""),
+    sa.Column("refusal_code", sa.String(40), nullable=False, server_default="no-host-fits"),
     created_at(),
     sa.Column("decided_at", UtcDateTime()),
     sa.CheckConstraint("state IN ('pending', 'placed', 'refused')", name="state"),
