@@ -155,7 +155,8 @@ def _hypervisor(settings: Settings, sources: Sources, stack: ExitStack) -> tuple
         fleet = SimulatedFleet()
         stack.callback(fleet.close)
         host = SimulatedHost(host_id=settings.host_id, migration_address=settings.migration_address)
-        return SimulatedHypervisor(fleet, host, reader=sources), SimulatedBackups(fleet.clock, auto_disk_bytes=1 << 20)
+        simulated = SimulatedHypervisor(fleet, host, reader=sources)
+        return simulated, SimulatedBackups(fleet.clock, auto_disk_bytes=1 << 20, hypervisor=simulated)
     # Only here: libvirt's bindings are not needed, nor perhaps installed, where hosts are simulated.
     from trimtab_agent.hypervisor.kvm.config import KvmConfig
     from trimtab_agent.hypervisor.kvm.hypervisor import KvmHypervisor

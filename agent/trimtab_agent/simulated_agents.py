@@ -102,7 +102,7 @@ async def start_simulated_agent(
             clock=fleet.clock,
             rng=rng or random.Random(host.host_id),
             certificates=certificates,
-            backups=backups or SimulatedBackups(fleet.clock, auto_disk_bytes=1 << 20),
+            backups=backups or SimulatedBackups(fleet.clock, auto_disk_bytes=1 << 20, hypervisor=hypervisor),
             is_load_free=True,
             has_own_connections=True,
         )

@@ -72,6 +72,21 @@ HOSTS_WITHOUT_FENCE = Gauge(
 FREE_VCPUS = Gauge("trimtab_capacity_free_vcpus", "Vcpus that vms may still claim: usable by the mean vm, stranded.", ["figure"])
 FREE_MEMORY_BYTES = Gauge("trimtab_capacity_free_memory_bytes", "Memory that vms may still claim: usable, stranded.", ["figure"])
 REBALANCE_PLANS = Counter("trimtab_rebalance_plans", "Rounds of the rebalancer by what came of them.", ["outcome"])
+BACKUP_VMS = Gauge("trimtab_backup_vms", "Vms by how they are protected: with_policy, overdue, without_backup.", ["state"])
+BACKUP_WORST_SECONDS = Gauge(
+    "trimtab_backup_worst_seconds",
+    "Of the vms with a policy the worst: age of last_good (the loss window), last_verified, last_booted; widest_gap; recovery.",
+    ["what"],
+)
+BACKUP_REPO_BACKUPS = Gauge("trimtab_backup_repository_backups", "Backups that a repository lists.", ["repository"])
+BACKUP_REPO_BYTES = Gauge(
+    "trimtab_backup_repository_bytes",
+    "Bytes by repository: of the disks of its backups, stored by them, kept.",
+    ["repository", "of"],
+)
+BACKUP_DEDUP_RATIO = Gauge(
+    "trimtab_backup_repository_dedup_ratio", "Bytes of disks for each byte that backups added to it.", ["repository"]
+)
 
 # gateway
 SESSIONS = Gauge("trimtab_gateway_sessions", "Open sessions of hosts.")

@@ -4,8 +4,8 @@
 `undone` check what this kind promises beyond the invariants that `invariants.audit_invariants` asks for.
 """
 
+from tests.operations import examples_backups, examples_fleet, examples_storage, examples_vms
 from tests.operations import examples_changes as changes
-from tests.operations import examples_fleet, examples_storage, examples_vms
 from tests.operations import examples_snapshots as snaps
 from tests.operations.example import Example, name_of
 from tests.operations.examples_storage import present_volume, volume_is_there
@@ -19,6 +19,7 @@ EXAMPLES: dict[str, Example] = {
     **examples_vms.EXAMPLES,
     **examples_storage.EXAMPLES,
     **examples_fleet.EXAMPLES,
+    **examples_backups.EXAMPLES,
     "vm.create from an ISO": Example(
         kind="vm.create", arrange=lambda story: changes.installs(story, name_of("web")), done=created, undone=not_created
     ),

@@ -112,7 +112,7 @@ def volume_is_there(story: FleetStory, operation: Operation) -> None:
     assert (volume.observed_state, volume.deleted_at) == ("present", None)
 
 
-def _volume_is_gone(story: FleetStory, operation: Operation) -> None:
+def volume_is_gone(story: FleetStory, operation: Operation) -> None:
     found = story.db.read(lambda session: volumes.find(session, story.project.id, operation.subject_name))
     assert found is None, "the name is free"
 
@@ -199,17 +199,17 @@ EXAMPLES: dict[str, Example] = {
         kind="volume.create",
         arrange=lambda story: _create_volume(story, is_clone=False),
         done=volume_is_there,
-        undone=_volume_is_gone,
+        undone=volume_is_gone,
     ),
     "volume.create as a clone on a local pool": Example(
         kind="volume.create",
         arrange=lambda story: _create_volume(story, is_clone=True),
         done=volume_is_there,
-        undone=_volume_is_gone,
+        undone=volume_is_gone,
     ),
-    "volume.delete": Example(kind="volume.delete", arrange=_delete_volume, done=_volume_is_gone, undone=volume_is_there),
-    "volume.undelete": Example(kind="volume.undelete", arrange=_undelete_volume, done=volume_is_there, undone=_volume_is_gone),
-    "volume.purge": Example(kind="volume.purge", arrange=_purge_volume, done=_volume_is_purged, undone=_volume_is_gone),
+    "volume.delete": Example(kind="volume.delete", arrange=_delete_volume, done=volume_is_gone, undone=volume_is_there),
+    "volume.undelete": Example(kind="volume.undelete", arrange=_undelete_volume, done=volume_is_there, undone=volume_is_gone),
+    "volume.purge": Example(kind="volume.purge", arrange=_purge_volume, done=_volume_is_purged, undone=volume_is_gone),
     "pool.create": Example(
         kind="pool.create",
         arrange=lambda story: _create_pool(story, is_shared=True),

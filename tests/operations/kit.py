@@ -51,6 +51,7 @@ from trimtab_controller.store import (
     vms,
 )
 from trimtab_controller.store.database import Database, Session
+from trimtab_controller.vault import Vault
 from trimtab_protos.messages import DiskFormat, HostFileSource, ImageSpec, JobProgress
 
 MIB = 1 << 20
@@ -81,7 +82,9 @@ class FleetStory:
         self.clock = VirtualClock()
         self.wire = Wire()
         self.agents = SimulatedAgents(workshop, directory, self.clock)
-        self.client = client_over(self.wire, self._lookup)
+        self.directory = directory
+        self.vault = Vault(directory / "fleet.secret")
+        self.client = client_over(self.wire, self._lookup, open_seal=lambda sealed, owner: self.vault.open(sealed, owner=owner))
         self.nudger = Nudger(lambda: None)
         self.actor = Actor(name="user:alice", user_id="user-alice", request_id="req-1", roles={"": Role.ADMIN})
         self.held: list[Fault] = []

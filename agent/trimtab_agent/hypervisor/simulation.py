@@ -144,6 +144,8 @@ class SimulatedFleet:
         """Guests that ignore a request to shut down."""
         self.shutdown_s = 0.0
         """How long a guest takes to shut down after it was asked."""
+        self.disk_contents: dict[str, bytearray] = {}
+        """What is in volumes that were backed up or restored, by id, wherever they lie."""
         self.memory_rate_bytes_s = 0
         """Speed of a migration; 0: instantly."""
         self._faults: dict[tuple[str, str], deque[Fault]] = defaultdict(deque)

@@ -16,6 +16,8 @@ from trimtab_controller.api.security import check_declarations
 from trimtab_controller.api.shell import Shell
 from trimtab_controller.api.v1 import (
     audit,
+    backup_repos,
+    backups,
     doctor,
     events,
     failover,
@@ -54,6 +56,8 @@ ROUTERS = (
     networks.router,
     images.router,
     volumes.router,
+    backup_repos.router,
+    backups.router,
     snapshots.router,
     templates.router,  # a verb of vms is among them
     vm_changes.router,

@@ -11,6 +11,7 @@ from trimtab_controller.services.fencing import Seals
 from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store.database import AsyncDatabase
 from trimtab_controller.store.disk_reserve import KEEP_FREE_BYTES
+from trimtab_controller.vault import Vault
 from trimtab_protos.errors import Unavailable
 
 
@@ -89,6 +90,8 @@ class ApiContext:
     settings: ApiSettings
     # What a paste line for a new host says besides its token.
     join_place: Callable[[], JoinPlace]
+    # Makes and seals keys of backup repositories.
+    vault: Vault
     # PEM of every CA that is trusted now; read again on each request, since it is rotated.
     ca_bundle_pem: Callable[[], str]
     # Called after commit; never blocks.

@@ -18,6 +18,7 @@ from trimtab_controller.cli.session import Session
 # Noun -> module under `cli/nouns` and the attribute that holds its command.
 _NOUNS: Mapping[str, str] = {
     "audit": "access:audit",
+    "backup": "backups:backup",
     "capacity": "survival:capacity",
     "completion": "local:completion",
     "context": "local:context",

@@ -1,7 +1,8 @@
 """The engine process: leads when it can, and runs the leader's jobs while it does.
 
 A job that blocks (a host that hangs in `observe_hosts`) must not delay placement, so jobs run in lanes, each a thread:
-`placement` (batches), `failover`, `fencing`, `redrive`, `upkeep`, `drift`, `planning`. Every write of a lane is fenced by the leader's term.
+`placement` (batches), `failover`, `fencing`, `redrive`, `upkeep`, `drift`, `planning`, `backups`. Every write of a lane is fenced by
+the leader's term.
 """
 
 import threading
@@ -17,6 +18,7 @@ from trimtab_controller.config import Settings
 from trimtab_controller.core.failover import FailoverSettings
 from trimtab_controller.core.planning.rebalance import RebalanceMode
 from trimtab_controller.fencing import FenceAgents
+from trimtab_controller.loops.backups import BackupLoop
 from trimtab_controller.loops.drift import Drift
 from trimtab_controller.loops.failover import BELIEVED, FailoverLoop
 from trimtab_controller.loops.failover_effects import no_secret
@@ -68,6 +70,7 @@ def lanes(
     drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger, usage=usage)
     survival = Survival(db=db, clock=clock)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
+    backups = BackupLoop(db=db, clock=clock, nudger=nudger)
     fencer = FenceAgents()
     failover = FailoverLoop(
         engine=engine, clock=clock, fencer=fencer, settings=failover_settings, open_secret=open_secret, nudger=nudger
@@ -90,6 +93,12 @@ def lanes(
             Job("tidy snapshots", 10.0, upkeep.tidy_snapshots),
             Job("evict images", 300.0, upkeep.evict_images),
             Job("retain", 60.0, upkeep.retain),
+        ],
+        "backups": [
+            Job("ask for backups", 5.0, backups.ask),
+            Job("verify backups", 15.0, backups.verify),
+            Job("retain backups", 60.0, backups.retain),
+            Job("measure backups", 30.0, backups.measure),
         ],
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", 30.0, drift.observe_hosts)],
         # Seconds of arithmetic on a large fleet: nothing else waits for it.

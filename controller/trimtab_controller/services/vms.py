@@ -17,7 +17,7 @@ from trimtab_controller.core.model import Actor, Image, Network, Nic, Operation,
 from trimtab_controller.core.resize import Shape
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.vm_steps import PLACEMENT_POLL_S
-from trimtab_controller.services import images, pools, quota, seeds, vm_cells, vm_groups, volumes
+from trimtab_controller.services import backup_policies, images, pools, quota, seeds, vm_cells, vm_groups, volumes
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services.authorise import require
 from trimtab_controller.services.vm_views import VmView
@@ -186,24 +186,28 @@ def change(
     *,
     labels: Mapping[str, str | None] | None,
     drain_policy: str | None,
+    backup_policy: str | None = None,
     expected_version: int | None,
     actor: Actor,
     now: datetime,
 ) -> Vm:
-    """Return the vm with these labels merged in (None takes a label away) and this drain policy; None leaves as it is."""
+    """Return the vm with these labels merged in (None takes a label away) and these policies; None leaves as it is."""
     values: dict[str, Any] = {}
     if labels is not None:
         values["labels"] = merge_labels(vm.labels, labels)
     if drain_policy is not None:
         values["drain_policy"] = drain_policy
+    changed = sorted([*values, *(["backup_policy"] if backup_policy is not None else [])])
+    if backup_policy is not None:
+        values |= backup_policies.values_for(session, vm, backup_policy, now=now)
     lookup.update_version(session, schema.vm, f"vm {vm.name}", vm.id, expected_version=expected_version, **values)
     events.append(
         session,
-        kind="vm.labels_changed" if drain_policy is None else "vm.changed",
+        kind="vm.labels_changed" if changed == ["labels"] else "vm.changed",
         project_id=vm.project_id,
         subject_id=vm.id,
         actor=actor.name,
-        message=f"{' and '.join(sorted(values)).replace('_', ' ')} of vm {vm.name} changed",
+        message=f"{' and '.join(changed).replace('_', ' ')} of vm {vm.name} changed",
         now=now,
     )
     return vms.get(session, vm.id)

@@ -38,6 +38,14 @@ def find_project(session: Session, name_or_id: str) -> Project | None:
     return lookup.find(session, schema.project, Project, name_or_id)
 
 
+def first_project(session: Session) -> Project | None:
+    """Return the oldest live project."""
+    table = schema.project
+    query = sa.select(*columns_of(table, Project)).where(table.c.deleted_at.is_(None)).order_by(table.c.created_at, table.c.id)
+    row = session.execute(query.limit(1)).one_or_none()
+    return build(Project, row) if row else None
+
+
 def projects_page(
     session: Session, page: keyset.Page, *, project_ids: Sequence[str] | None
 ) -> tuple[tuple[Project, ...], tuple[str, str] | None]:

@@ -169,6 +169,13 @@ def live_exclusive(session: Session, subject_id: str) -> Operation | None:
     return from_row(row) if row else None
 
 
+def live_background(session: Session, subject_id: str, kind: str) -> Operation | None:
+    """Return the live operation of this kind that runs beside whatever locks the subject."""
+    query = sa.select(_table).where(_table.c.subject_id == subject_id, _table.c.kind == kind, _table.c.state.in_(_LIVE)).limit(1)
+    row = session.execute(query).one_or_none()
+    return from_row(row) if row else None
+
+
 def page(
     session: Session,
     *,

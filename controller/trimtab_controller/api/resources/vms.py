@@ -87,6 +87,8 @@ class VmResource:
     # restart or none; higher priorities restart first.
     ha: str
     priority: int
+    # '' for none.
+    backup_policy: str
     # Seconds between the proof that its host is off and its restart.
     start_delay_s: int
     volumes: tuple[VmVolumeResource, ...]
@@ -208,6 +210,7 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         drain_policy=vm.drain_policy,
         ha=vm.ha,
         priority=vm.priority,
+        backup_policy=names.get(vm.backup_policy_id, ""),
         start_delay_s=vm.start_delay_s,
         volumes=tuple(
             VmVolumeResource(

@@ -183,6 +183,8 @@ class VmChanges(Body):
     labels: LabelChanges | None = None
     # What a drain may do with it.
     drain_policy: Literal["migrate", "restart", "wait"] | None = None
+    # '' takes it off.
+    backup_policy: RefOrNone | None = None
 
 
 @router.get("/v1/projects/{project}/vms", response_model=ListOf[VmResource])
@@ -242,7 +244,7 @@ async def change_vm(
     body: VmChanges,
     asked: Asked,
 ) -> Response:
-    """Change labels, and what a drain may do with the vm."""
+    """Change labels, what a drain may do with the vm, and the policy that backs it up."""
     owner = access.own_project
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
@@ -252,6 +254,7 @@ async def change_vm(
             vm,
             labels=body.labels,
             drain_policy=body.drain_policy,
+            backup_policy=body.backup_policy,
             expected_version=asked.if_match,
             actor=actor,
             now=now,

@@ -1,5 +1,6 @@
 """The nouns of the control plane as frozen dataclasses: what `store` returns and every layer above passes on."""
 
+from trimtab_controller.core.model.backups import Backup, BackupPolicy, BackupRepo
 from trimtab_controller.core.model.compute import Claim, MigrationRow, Nic, Vm, VmGroup
 from trimtab_controller.core.model.fleet import Host, HostClass
 from trimtab_controller.core.model.identity import Actor, Project, Role, Token, User
@@ -9,6 +10,9 @@ from trimtab_controller.core.model.storage import Image, ImageReplica, Network, 
 
 __all__ = [
     "Actor",
+    "Backup",
+    "BackupPolicy",
+    "BackupRepo",
     "Claim",
     "DecisionRow",
     "Event",
