@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -114,7 +114,7 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
     await agent.stop()
 
 
-def _job_limits(settings: Settings) -> Mapping[JobKind, int]:
+def _job_limits(settings: Settings) -> dict[JobKind, int]:
     return {**DEFAULT_LIMITS, JobKind.IMPORT: settings.imports_at_once, JobKind.MIGRATION: settings.migrations_at_once}
 
 
