@@ -69,6 +69,7 @@ _INVENTORY = {
     "cpu_vendor": "AMD",
     "cpu_model": "EPYC",
     "cpus": 64,
+    "capabilities": ["host-devices", "numa-tuning"],
     "memory_mib": 256 * 1024,
 }
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, assert_never
 import structlog
 from google.protobuf.message import Message
 
+from trimtab_agent import edge
 from trimtab_agent.hypervisor.base import Stamp
 from trimtab_agent.job_rows import JobName, name_of
 from trimtab_agent.replay import Act, Answered, Refused, Replay
@@ -79,7 +80,7 @@ class Commands:
         name = name_of(key)
         running = self._in_flight.get(name)
         if running is not None:
-            await asyncio.wrap_future(self._replay.check(key))
+            await edge.wait(self._replay.check(key))
             if running.request_hash != request_hash:
                 raise Conflict("key-reused", "another request came under this operation and step", step=key.step)
             response: R = await asyncio.shield(running.task)
@@ -92,7 +93,7 @@ class Commands:
 
     async def check(self, key: CommandKey) -> None:
         """Raise what refuses a command that leaves no entry of its own."""
-        await asyncio.wrap_future(self._replay.check(key))
+        await edge.wait(self._replay.check(key))
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for the commands that are under way, at most this long; the journal tells the next agent about the rest."""
@@ -116,9 +117,7 @@ class Commands:
         remembers: bool,
     ) -> R:
         async with self._locks.hold(key.subject_id):
-            admission = await asyncio.wrap_future(
-                self._replay.admit(key, request_hash, needs_lease=needs_lease, remembers=remembers)
-            )
+            admission = await edge.wait(self._replay.admit(key, request_hash, needs_lease=needs_lease, remembers=remembers))
             match admission:
                 case Answered():
                     return response_class.FromString(admission.response)
@@ -142,7 +141,7 @@ class Commands:
 
     async def _act(self, key: CommandKey, call: Callable[[], R], pool: WorkerPool) -> R:
         try:
-            return await asyncio.wrap_future(pool.submit(call))
+            return await edge.in_pool(pool, call)
         except TrimtabError as error:
             if error.code != "no-lease":  # a refusal, not an outcome
                 await self._record_failure(key, error)
@@ -155,7 +154,7 @@ class Commands:
 
     async def _record(self, key: CommandKey, response: Message) -> None:
         try:
-            await asyncio.wrap_future(self._replay.answer(key, response.SerializeToString()))
+            await edge.wait(self._replay.answer(key, response.SerializeToString()))
         except Unavailable as error:
             raise DeadlineExceeded(
                 "outcome-not-recorded", "the command took effect but the agent's journal could not record it; send it again"
@@ -163,7 +162,7 @@ class Commands:
 
     async def _record_failure(self, key: CommandKey, error: TrimtabError) -> None:
         try:
-            await asyncio.wrap_future(self._replay.fail(key, error))
+            await edge.wait(self._replay.fail(key, error))
         except Unavailable:
             # The entry stays "begun": a repeat acts again, which is what an unrecorded error comes to anyway.
             log.warning("error not recorded", operation_id=key.operation_id, step=key.step, code=error.code)

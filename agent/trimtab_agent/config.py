@@ -58,6 +58,11 @@ class Settings(BaseSettings):
     imports_at_once: Annotated[int, Field(ge=1, le=16)] = 2
     migrations_at_once: Annotated[int, Field(ge=1, le=16)] = 2
 
+    beacon_pool_id: Annotated[str, Field(pattern=r"^(pool-[0-9a-z][0-9a-z_-]{0,34})?$")] = ""
+    """Shared pool in which the host renews its lease as well. Empty: in none, and a controller that is away for longer than a lease
+    costs the guests that may start elsewhere. A host with one is recovered only after power fencing or an operator's word until
+    the controller writes fence intents."""
+
     log_format: Annotated[str, Field(pattern="^(auto|json|console)$")] = "auto"
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
 

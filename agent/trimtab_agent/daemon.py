@@ -4,15 +4,17 @@ import asyncio
 import fcntl
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from trimtab_agent import config, leave, metrics
-from trimtab_agent.agent import Agent, AgentParts
+from trimtab_agent.agent import Agent, AgentParts, read_boot_id
 from trimtab_agent.backup.source import BackupSource
+from trimtab_agent.beacon import Task
 from trimtab_agent.certificates import PURPOSE_AGENT, IdentityFiles, report
 from trimtab_agent.clock import SystemClock
 from trimtab_agent.config import Settings
@@ -28,11 +30,12 @@ from trimtab_agent.systemd import RealSystemctl
 from trimtab_agent.version import agent_version
 from trimtab_agent.workers import WorkerPool
 from trimtab_protos.errors import Conflict, NotFound
-from trimtab_protos.messages import Certificate
 
 log = structlog.get_logger(__name__)
 
 LIBVIRT_WAIT_S = 3.0
+BEACON_ROUNDS = 5
+"""Renewals of a beacon in one lease."""
 LEAVE_ANSWER_S = 1.0
 """Between undoing the join and ending: the answer must reach the controller first."""
 
@@ -56,10 +59,7 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
     sources = Sources(identity, gateways=lambda: config.known_gateways(settings))
     hypervisor, backups = _hypervisor(settings, sources, stack)
 
-    guard = _guard(settings, lambda vm_ids: agent.tell_killed(vm_ids))  # noqa: PLW0108 the agent is made below
-
-    def certificates() -> Sequence[Certificate]:
-        return (report(PURPOSE_AGENT, identity.current().certificate_pem), *libvirt.report())
+    guard = _guard(settings, lambda: agent)
 
     def undo_join(keep_certificates: bool) -> Sequence[str]:
         try:
@@ -71,10 +71,6 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
         loop.call_soon_threadsafe(loop.call_later, LEAVE_ANSWER_S, stopping.set)
         return undone
 
-    def install_libvirt(ca_pem: bytes, certificate_pem: bytes, key_pem: bytes) -> None:
-        libvirt.install(ca_pem=ca_pem, certificate_pem=certificate_pem, key_pem=key_pem)
-        reload_libvirtd()
-
     def on_renewed() -> None:
         if agent.session is not None:
             agent.session.resync()
@@ -83,7 +79,7 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
         identity,
         gateways=lambda: config.known_gateways(settings),
         libvirt_certificate=libvirt.certificate_pem,
-        install_libvirt=install_libvirt,
+        install_libvirt=partial(_install_libvirt, libvirt),
         on_renewed=on_renewed,
     )
     agent = Agent(
@@ -100,35 +96,54 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
             migration_address=settings.migration_address,
             gateways=config.known_gateways(settings),
             credentials=identity,
-            certificates=certificates,
+            certificates=lambda: (report(PURPOSE_AGENT, identity.current().certificate_pem), *libvirt.report()),
             leave=undo_join,
-            job_limits={
-                **DEFAULT_LIMITS,
-                JobKind.IMPORT: settings.imports_at_once,
-                JobKind.MIGRATION: settings.migrations_at_once,
-            },
+            job_limits=_job_limits(settings),
             on_gateways=lambda addresses: config.remember_gateways(settings, tuple(addresses)),
             on_ca_bundle=renewal.bundle_told,
         )
     )
-    await agent.start()
-    renewing = [loop.create_task(renewal.run())]
-    if guard is not None:
-        renewing.append(loop.create_task(guard.run()))
     if settings.metrics_address:
         stack.callback(metrics.serve(agent, settings.metrics_address))
+    await agent.start()
+    beside = [loop.create_task(part) for part in (renewal.run(), *([guard.run()] if guard is not None else []))]
     await stopping.wait()
     log.info("agent stops", host_id=settings.host_id)
-    for task in renewing:
+    for task in beside:
         task.cancel()
     await agent.stop()
 
 
-def _guard(settings: Settings, on_killed: Callable[[Sequence[str]], Awaitable[None]]) -> Guard | None:
+def _job_limits(settings: Settings) -> dict[JobKind, int]:
+    return {**DEFAULT_LIMITS, JobKind.IMPORT: settings.imports_at_once, JobKind.MIGRATION: settings.migrations_at_once}
+
+
+def _install_libvirt(libvirt: LibvirtCertificates, ca_pem: bytes, certificate_pem: bytes, key_pem: bytes) -> None:
+    libvirt.install(ca_pem=ca_pem, certificate_pem=certificate_pem, key_pem=key_pem)
+    reload_libvirtd()
+
+
+def _guard(settings: Settings, agent: Callable[[], Agent]) -> Guard | None:
     """Return the warden's client; None where guests are simulated and there is nothing to kill."""
     if settings.hypervisor == "simulated":
         return None
-    return Guard(runtime_dir=settings.runtime_dir, state_dir=settings.state_dir, clock=SystemClock(), on_killed=on_killed)
+
+    def beacon(pool_id: str, ttl_s: float) -> Task | None:
+        pool = next((one for one in agent().known_pools.specs() if one.pool_id == pool_id and one.is_shared), None)
+        if pool is None:
+            return None
+        return Task(
+            host_id=settings.host_id, boot_id=read_boot_id(), pool_path=pool.path, ttl_s=ttl_s, every_s=ttl_s / BEACON_ROUNDS
+        )
+
+    return Guard(
+        runtime_dir=settings.runtime_dir,
+        state_dir=settings.state_dir,
+        clock=SystemClock(),
+        on_killed=lambda vm_ids: agent().tell_killed(vm_ids),
+        beacon_pool_id=settings.beacon_pool_id,
+        beacon=beacon,
+    )
 
 
 def _hypervisor(settings: Settings, sources: Sources, stack: ExitStack) -> tuple[Hypervisor, BackupSource]:
@@ -140,7 +155,8 @@ def _hypervisor(settings: Settings, sources: Sources, stack: ExitStack) -> tuple
         fleet = SimulatedFleet()
         stack.callback(fleet.close)
         host = SimulatedHost(host_id=settings.host_id, migration_address=settings.migration_address)
-        return SimulatedHypervisor(fleet, host, reader=sources), SimulatedBackups(fleet.clock, auto_disk_bytes=1 << 20)
+        simulated = SimulatedHypervisor(fleet, host, reader=sources)
+        return simulated, SimulatedBackups(fleet.clock, auto_disk_bytes=1 << 20, hypervisor=simulated)
     # Only here: libvirt's bindings are not needed, nor perhaps installed, where hosts are simulated.
     from trimtab_agent.hypervisor.kvm.config import KvmConfig
     from trimtab_agent.hypervisor.kvm.hypervisor import KvmHypervisor

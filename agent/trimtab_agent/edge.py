@@ -72,12 +72,12 @@ def stream(
 
 async def in_pool(pool: WorkerPool, call: Callable[[], T]) -> T:
     """Return what `call` returns in a thread of `pool`."""
-    return await asyncio.wrap_future(pool.submit(call))
+    return await wait(pool.submit(call))
 
 
 async def wait(future: Future[T]) -> T:
-    """Return the future's result without blocking the loop."""
-    return await asyncio.wrap_future(future)
+    """Return the future's result without blocking the loop; one that is done needs no turn of the loop."""
+    return future.result() if future.done() else await asyncio.wrap_future(future)
 
 
 async def _refuse(context: Context, error: TrimtabError, verb: str) -> NoReturn:

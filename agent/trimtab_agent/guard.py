@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import structlog
 
 from trimtab_agent import warden_guests, warden_state
+from trimtab_agent.beacon import Task, write_task
 from trimtab_agent.clock import Clock
 from trimtab_agent.hypervisor.base import restarts_elsewhere
 from trimtab_agent.warden_guests import Guest
@@ -52,8 +53,8 @@ class Warden(Protocol):
     def heard(self, sequence: int) -> None:
         """The controller has handled that heartbeat."""
 
-    def renewed(self, deadline_s: float) -> None:
-        """The lease ends then, by CLOCK_BOOTTIME."""
+    def renewed(self, deadline_s: float, *, ttl_s: float) -> None:
+        """The lease ends then, by CLOCK_BOOTTIME; it was renewed for `ttl_s`."""
 
     def expect(self, domain: DomainSpec, epoch: int) -> None:
         """Put a vm that is about to be defined here on the list; blocks for the warden's word. Unavailable: it gave none."""
@@ -76,6 +77,8 @@ class WardenReport:
     """Rights that the kernel did not give, in words."""
     vm_ids: tuple[str, ...] = ()
     """Whom it would kill now."""
+    beacon_pool_id: str = ""
+    """Where the host wants to renew its lease as well; it does so once a renewal that said it was granted."""
 
 
 class NoWarden:
@@ -87,7 +90,7 @@ class NoWarden:
 
     def heard(self, sequence: int) -> None: ...
 
-    def renewed(self, deadline_s: float) -> None: ...
+    def renewed(self, deadline_s: float, *, ttl_s: float) -> None: ...
 
     def expect(self, domain: DomainSpec, epoch: int) -> None: ...
 
@@ -103,9 +106,19 @@ class Guard:
     """Lives on the agent's event loop; `expect`, `listed` and `seen` may be called from any thread."""
 
     def __init__(
-        self, *, runtime_dir: Path, state_dir: Path, clock: Clock, on_killed: Callable[[Sequence[str]], Awaitable[None]]
+        self,
+        *,
+        runtime_dir: Path,
+        state_dir: Path,
+        clock: Clock,
+        on_killed: Callable[[Sequence[str]], Awaitable[None]],
+        beacon_pool_id: str = "",
+        beacon: Callable[[str, float], Task | None] = lambda _pool_id, _ttl_s: None,
     ) -> None:
-        """`on_killed` is told the vms that were killed, again until it returns without an error."""
+        """`on_killed` is told the vms that were killed, again until it returns without an error.
+
+        `beacon` makes the beacon's task of the pool and the lease's ttl; None: that pool is not known here, or not shared.
+        """
         self._runtime_dir = runtime_dir
         self._killed_path = state_dir / warden_state.KILLED_NAME
         self._clock = clock
@@ -127,6 +140,9 @@ class Guard:
         self._promised = 0
         """Newest heartbeat that said "armed" and may have been counted; 0: the controller knows that none holds."""
         self._has_stood_in = False
+        self._beacon_pool_id, self._beacon = beacon_pool_id, beacon
+        self._is_beacon_told = False
+        write_task(runtime_dir, None)
 
     # --- what heartbeats say ---------------------------------------------------------------------------------------------------
 
@@ -139,6 +155,7 @@ class Guard:
             clock_rate_ppm=int(answer.get("rate_ppm", 0)),
             missing=tuple(str(word) for word in answer.get("missing", ())),
             vm_ids=tuple(str(vm_id) for vm_id in answer.get("guests", ())) if is_fresh else (),
+            beacon_pool_id=self._beacon_pool_id,
         )
 
     def _is_fresh(self) -> bool:
@@ -158,7 +175,12 @@ class Guard:
 
     # --- lease and list --------------------------------------------------------------------------------------------------------
 
-    def renewed(self, deadline_s: float) -> None:
+    def renewed(self, deadline_s: float, *, ttl_s: float) -> None:
+        if self._beacon_pool_id and not self._is_beacon_told:
+            # Granted: the controller has recorded that it must write its intent there before it may count on this lease's end.
+            task = self._beacon(self._beacon_pool_id, ttl_s)
+            write_task(self._runtime_dir, task)
+            self._is_beacon_told = task is not None
         if deadline_s > self._deadline_s:
             self._deadline_s = deadline_s
             self._has_stood_in = False

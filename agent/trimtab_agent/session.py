@@ -309,6 +309,7 @@ class Session:
             clock_rate_ppm=warden.clock_rate_ppm,
             warden_missing=warden.missing,
             warden_vm_ids=warden.vm_ids,
+            beacon_pool_id=warden.beacon_pool_id,
         )
 
     async def _read(self, stream: "_Stream", ttl_s: float) -> None:
@@ -337,7 +338,7 @@ class Session:
         is_extended = self._lease.acknowledged(ack.sequence, number=ack.lease_number, is_granted=ack.is_granted, ttl_s=ttl_s)
         after = self._lease.current(now=now_s)
         if is_extended:
-            self._warden.renewed(after.expires_at_boottime)
+            self._warden.renewed(after.expires_at_boottime, ttl_s=ttl_s)
         if (before.number, before.is_live) != (after.number, after.is_live):
             log.info("lease changed", number=after.number, is_live=after.is_live)
 

@@ -21,7 +21,7 @@ from trimtab_agent.hypervisor.simulated_backups import SimulatedBackups
 from trimtab_agent.hypervisor.simulation import SimulatedFleet
 from trimtab_agent.journal import JournalFile
 from trimtab_agent.servicer import Pools
-from trimtab_agent.workers import WorkerPool
+from trimtab_agent.workers import InlinePool, WorkerPool
 from trimtab_protos.messages import Certificate
 from trimtab_protos.tls import Credentials
 
@@ -36,6 +36,16 @@ def shared_pools(*, threads: int = SHARED_THREADS, job_threads: int = SHARED_JOB
         query=WorkerPool("query", threads=threads, max_queued=100_000),
         storage=WorkerPool("storage", threads=threads, max_queued=100_000),
         mutate=WorkerPool("mutate", threads=threads, max_queued=100_000),
+        jobs=WorkerPool("jobs", threads=job_threads, max_queued=100_000),
+    )
+
+
+def inline_pools(*, job_threads: int = SHARED_JOB_THREADS) -> Pools:
+    """Return pools for hosts whose verbs take no time: only jobs get threads."""
+    return Pools(
+        query=InlinePool("query"),
+        storage=InlinePool("storage"),
+        mutate=InlinePool("mutate"),
         jobs=WorkerPool("jobs", threads=job_threads, max_queued=100_000),
     )
 
@@ -92,7 +102,7 @@ async def start_simulated_agent(
             clock=fleet.clock,
             rng=rng or random.Random(host.host_id),
             certificates=certificates,
-            backups=backups or SimulatedBackups(fleet.clock, auto_disk_bytes=1 << 20),
+            backups=backups or SimulatedBackups(fleet.clock, auto_disk_bytes=1 << 20, hypervisor=hypervisor),
             is_load_free=True,
             has_own_connections=True,
         )

@@ -14,6 +14,7 @@ What it does not cover: a machine that is paused as a whole. That needs a hardwa
 import argparse
 import contextlib
 import json
+import math
 import os
 import selectors
 import signal
@@ -35,6 +36,8 @@ SEARCH_EVERY_S = 0.5
 LOOK_EVERY_S = 5.0
 """Between searches for processes of an unchanged list, so that `guests` in the answer is fresh."""
 REHEARSE_EVERY_S = 60.0
+REHEARSAL_LIMIT_S = 0.5
+"""Nothing else is done meanwhile, so there is none when the lease ends soon."""
 WORST_KEPT_S = 600.0
 """A worst figure is forgotten after one to two times this."""
 SUPERVISORS_RESTART_S = 0.2
@@ -126,7 +129,8 @@ class Warden:
     def kill_ms(self) -> int:
         """K: from the end of the lease to no process left, at the worst of the last minutes; a restart of this process included."""
         restart_s = self._watchdog_s + SUPERVISORS_RESTART_S + self._startup_s if self._watchdog_s else 0.0
-        return int((restart_s + self._late.get() + self._kill.get() + self._reset.takes_s) * 1000)
+        worst_s = restart_s + self._late.get() + self._kill.get() + self._reset.takes_s
+        return math.ceil(worst_s * 1000)
 
     # --- what it does ----------------------------------------------------------------------------------------------------------
 
@@ -139,7 +143,8 @@ class Warden:
             return
         self._killed_at.clear()
         self._reset.settle()
-        if now_s - self._rehearsed_s > REHEARSE_EVERY_S:
+        is_near = 0 < self.deadline_s - now_s < 2 * REHEARSAL_LIMIT_S
+        if now_s - self._rehearsed_s > REHEARSE_EVERY_S and not is_near:
             self._rehearsed_s = now_s
             self._kill.note(rehearse(), now_s=now_s)
         if now_s - self._heard_s > AGENT_SILENT_S and not self._was_silent:
@@ -254,8 +259,8 @@ def rehearse() -> float:
     held = Held(Guest("", "", 0), child, os.pidfd_open(child))
     began_s = boottime_s()
     held.kill()
-    while not held.has_ended:
-        os.sched_yield()
+    # Asleep, not spinning: at our priority the child would never get the processor on which it is to die.
+    held.wait(REHEARSAL_LIMIT_S)
     held.close()
     return boottime_s() - began_s
 
@@ -387,6 +392,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watchdog_s = int(os.environ.get("WATCHDOG_USEC", "0") or 0) / 1e6
     reset = Reset(kind=given.reset, after_s=given.reset_after_s)
     missing = warden_rights.take()
+    try:
+        reset.feed()
+    except OSError as error:
+        missing = (*missing, f"no reset ({reset.device}: {error.strerror})")
+        reset.kind = "off"
     warden = Warden(
         runtime_dir=given.runtime_dir,
         killed_path=given.state_dir / warden_state.KILLED_NAME,

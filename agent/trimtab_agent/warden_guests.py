@@ -35,7 +35,11 @@ class Held:
     @property
     def has_ended(self) -> bool:
         """True once the process has exited; its files are closed by then, so no write of it is in flight."""
-        readable, _, _ = select.select([self.descriptor], [], [], 0)
+        return self.wait(0.0)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until it has exited, at most so long; tell whether it has."""
+        readable, _, _ = select.select([self.descriptor], [], [], timeout_s)
         return bool(readable)
 
     def kill(self) -> None:

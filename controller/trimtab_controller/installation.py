@@ -1,19 +1,21 @@
 """What an administrator does to a node's files: `init`, `token reset`, `ca rotate`, `migrate`."""
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from trimtab_controller import config
+from trimtab_controller import config, wiring
 from trimtab_controller.clock import Clock
 from trimtab_controller.config import Settings
 from trimtab_controller.pki import FleetPki
-from trimtab_controller.services import identity
+from trimtab_controller.services import identity, restored
 from trimtab_controller.services.hosts import JoinPlace
-from trimtab_controller.store import certificates, hosts, migrate
+from trimtab_controller.services.restored import Restored
+from trimtab_controller.store import certificates, hosts, leases, migrate
 from trimtab_controller.store.database import Database
 from trimtab_protos.errors import Conflict
 
@@ -97,6 +99,39 @@ def join_place(settings: Settings) -> JoinPlace:
         ca_fingerprint=FleetPki(settings.pki_dir).signing().fingerprint,
         token_life=timedelta(minutes=settings.host_token_minutes),
     )
+
+
+# --- a database from the past ------------------------------------------------------------------------------------------------
+
+
+def recover(settings: Settings, clock: Clock, *, is_applied: bool) -> Restored:
+    """Ask every host what it holds and return how the database differs; with `is_applied` bring the database up to it.
+
+    Conflict while an engine leads: it would act on the past while we read. Failover stays paused until an operator resumes it.
+    """
+    db = wiring.build_database(settings)
+    agents = wiring.build_agents(settings, db)
+    try:
+        _refuse_a_leader(db, settings)
+        found = db.read(hosts.live)
+        seen, silent = restored.ask_hosts(found, agents.list_domains)
+        what = db.read(lambda session: restored.find(session, seen, silent))
+        if is_applied:
+            db.write(lambda session: restored.apply(session, what, now=clock.now()))
+    finally:
+        agents.close()
+        db.close()
+    return what
+
+
+def _refuse_a_leader(db: Database, settings: Settings) -> None:
+    before = db.read(lambda session: leases.read(session, leases.ENGINE))
+    if before is None or not before.owner:
+        return
+    time.sleep(settings.lease_renew_s + 1)  # the longest that a living leader goes without a beat
+    after = db.read(lambda session: leases.read(session, leases.ENGINE))
+    if after is not None and after.beat != before.beat:
+        raise Conflict("engine-leads", f"{after.owner} leads; stop every controller before this one recovers")
 
 
 # --- rotation of the CA ----------------------------------------------------------------------------------------------------

@@ -155,6 +155,35 @@ def check(given: dict[str, Any]) -> None:
         sys.exit(EXIT_CHECK_FAILED)
 
 
+@cli.command()
+@takes_settings
+@click.option("--apply", "is_applied", is_flag=True, help="Write what is shown; without it nothing is changed.")
+def recover(given: dict[str, Any], is_applied: bool) -> None:
+    """After a database of yesterday was restored: ask every host what it holds, and show how the database differs.
+
+    With --apply epochs and turns are raised above all that were seen, vms are taken over where they run, operations of the past are
+    closed, and failover is paused. Nothing is started, ended or deleted; what a silent host holds stays unknown. Run it before the
+    control plane is started again; exit status 3 where hosts are silent or an operator has to choose.
+    """
+    from trimtab_controller import config, installation
+    from trimtab_controller.clock import SystemClock
+
+    settings = config.load(**given)
+    installation.require_founded(settings)
+    found = installation.recover(settings, SystemClock(), is_applied=is_applied)
+    for finding in found.findings:
+        click.echo(f"{finding.difference.value:<10} {finding.message}")
+    for name, why in sorted(found.silent.items()):
+        click.echo(f"{'silent':<10} host {name}: {why}")
+    click.echo(f"{len(found.findings)} differences; {len(found.answered)} hosts answered, {len(found.silent)} did not.")
+    if is_applied:
+        click.echo("The database is brought up to this; failover is paused: `trimtab failover resume` when you have looked.")
+    elif found.findings:
+        click.echo("Nothing was changed. Again with --apply to bring the database up to this.")
+    if found.silent or any(one.difference.value in {"twice", "gone", "stranger"} for one in found.findings):
+        sys.exit(EXIT_CHECK_FAILED)
+
+
 @cli.group()
 def token() -> None:
     """The first administrator's token."""

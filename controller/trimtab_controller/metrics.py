@@ -51,6 +51,7 @@ HOSTS = Gauge("trimtab_hosts", "Hosts by connectivity.", ["connectivity"])
 VMS = Gauge("trimtab_vms", "Vms by observed state.", ["state"])
 FLEET_VCPUS = Gauge("trimtab_fleet_vcpus", "Vcpus of the fleet: limit, claimed, unmanaged.", ["figure"])
 FLEET_MEMORY_BYTES = Gauge("trimtab_fleet_memory_bytes", "Memory of the fleet: limit, claimed, unmanaged.", ["figure"])
+DOCTOR_FINDINGS = Gauge("trimtab_doctor_findings", "What `trimtab doctor` finds, as the leader sees it.", ["severity", "kind"])
 FAILOVER_DOMAINS = Gauge("trimtab_failover_domains", "Failure domains by whether the rest holds their vms.", ["kind", "covered"])
 FAILOVER_UNCOVERED = Gauge("trimtab_failover_uncovered_vms", "Vms that the loss of some domain of the kind would end.", ["kind"])
 FAILOVER_PROOF_SECONDS = Histogram("trimtab_failover_proof_seconds", "Time to bring the proof up to date.", buckets=_FAST)
@@ -68,10 +69,24 @@ FENCE_ACTIONS = Counter("trimtab_fence_actions", "Power-offs by what was read ba
 HOSTS_WITHOUT_FENCE = Gauge(
     "trimtab_hosts_without_fence", "Hosts with vms to restart that only an operator could prove off: no ready device, no warden."
 )
-DOCTOR_FINDINGS = Gauge("trimtab_doctor_findings", "What the doctor finds, by severity and kind.", ["severity", "kind"])
 FREE_VCPUS = Gauge("trimtab_capacity_free_vcpus", "Vcpus that vms may still claim: usable by the mean vm, stranded.", ["figure"])
 FREE_MEMORY_BYTES = Gauge("trimtab_capacity_free_memory_bytes", "Memory that vms may still claim: usable, stranded.", ["figure"])
 REBALANCE_PLANS = Counter("trimtab_rebalance_plans", "Rounds of the rebalancer by what came of them.", ["outcome"])
+BACKUP_VMS = Gauge("trimtab_backup_vms", "Vms by how they are protected: with_policy, overdue, without_backup.", ["state"])
+BACKUP_WORST_SECONDS = Gauge(
+    "trimtab_backup_worst_seconds",
+    "Of the vms with a policy the worst: age of last_good (the loss window), last_verified, last_booted; widest_gap; recovery.",
+    ["what"],
+)
+BACKUP_REPO_BACKUPS = Gauge("trimtab_backup_repository_backups", "Backups that a repository lists.", ["repository"])
+BACKUP_REPO_BYTES = Gauge(
+    "trimtab_backup_repository_bytes",
+    "Bytes by repository: of the disks of its backups, stored by them, kept.",
+    ["repository", "of"],
+)
+BACKUP_DEDUP_RATIO = Gauge(
+    "trimtab_backup_repository_dedup_ratio", "Bytes of disks for each byte that backups added to it.", ["repository"]
+)
 
 # gateway
 SESSIONS = Gauge("trimtab_gateway_sessions", "Open sessions of hosts.")

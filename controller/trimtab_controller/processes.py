@@ -53,12 +53,22 @@ def _run_gateway(settings: Settings, beat: Callable[[], None]) -> None:
 
 
 def _run_engine(settings: Settings, beat: Callable[[], None]) -> None:
+    from trimtab_controller import wiring
     from trimtab_controller.loops import engine_process
+    from trimtab_controller.rpc.heard import HeardHosts
+    from trimtab_controller.rpc.state_answers import GatewayAsker
 
+    database = wiring.build_database(settings, pool_size=2)
+    asker = GatewayAsker(database, wiring.ControllerChannels(settings))
+    heard = HeardHosts(settings.effective_redis_url, ask_gateways=asker.states)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stopping.set())
-    engine_process.run(settings, stopping=stopping, beat=beat)
+    try:
+        engine_process.run(settings, stopping=stopping, beat=beat, host_states=heard.states)
+    finally:
+        heard.stop()
+        database.close()
 
 
 def _run_worker(settings: Settings, beat: Callable[[], None]) -> None:
@@ -76,9 +86,11 @@ def _run_worker(settings: Settings, beat: Callable[[], None]) -> None:
 
 def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
     import uvicorn
+    import uvloop
 
     from trimtab_controller import wiring
     from trimtab_controller.api.app import create_app
+    from trimtab_controller.bounded_head import BoundedHead
     from trimtab_controller.request_metrics import measured
     from trimtab_controller.rpc.heard import HeardHosts
     from trimtab_controller.rpc.state_answers import GatewayAsker
@@ -94,6 +106,7 @@ def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
             measured(create_app(context)),
             host=settings.bind_address,
             port=settings.api_port,
+            http=BoundedHead,
             ssl_context_factory=lambda _config, _default: tls.context,
             log_config=None,
             access_log=False,
@@ -105,7 +118,7 @@ def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     signal.signal(signal.SIGINT, lambda _number, _frame: None)
     try:
-        asyncio.run(_serve_api(server, tls, settings, beat))
+        uvloop.run(_serve_api(server, tls, settings, beat))
     finally:
         heard.stop()
         asker.close()
@@ -166,6 +179,7 @@ def api_context(settings: Settings, *, agents: Any, nudge: Callable[[], None], h
     """Return what the API is given."""
     from trimtab_controller.api.context import ApiContext, ApiSettings
     from trimtab_controller.store.database import AsyncDatabase
+    from trimtab_controller.vault import Vault
 
     metrics_address = settings.advertise[0]
     return ApiContext(
@@ -182,9 +196,11 @@ def api_context(settings: Settings, *, agents: Any, nudge: Callable[[], None], h
             image_url_hosts=settings.image_url_hosts,
             image_url_networks=settings.image_url_networks,
             agent_metrics_port=settings.agent_metrics_port,
+            lease_ttl_s=settings.lease_ttl_s,
             controller_targets={name: join_host_port(metrics_address, settings.metrics_port_of(name)) for name in PROCESSES},
         ),
         join_place=lambda: installation.join_place(settings),
+        vault=Vault(settings.fleet_secret_path),
         ca_bundle_pem=FleetPki(settings.pki_dir).bundle_pem,
         nudge=nudge,
         heard=heard.heard,

@@ -14,6 +14,7 @@ from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.engine import Engine, driver_name
 from trimtab_controller.store import hosts
 from trimtab_controller.store.database import Database
+from trimtab_controller.vault import Vault
 from trimtab_protos import tls
 
 # Drivers write one short transaction at a time; more connections than threads would only wait for each other.
@@ -31,7 +32,13 @@ def build_agents(settings: Settings, db: Database) -> GrpcAgentClient:
     def lookup(host_id: str) -> AgentAddress:
         return AgentAddress(host_id, *db.read(lambda session: hosts.reach_agent(session, host_id)))
 
-    client = GrpcAgentClient(lookup=lookup, connect=connect, on_call=_count_call)
+    vault = Vault(settings.fleet_secret_path)
+    client = GrpcAgentClient(
+        lookup=lookup,
+        connect=connect,
+        open_seal=lambda sealed, owner: vault.open(sealed, owner=owner),
+        on_call=_count_call,
+    )
     connect.on_renewal = client.reconnect_all
     return client
 

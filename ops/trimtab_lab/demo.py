@@ -12,6 +12,7 @@ from typing import Any
 
 from trimtab_lab import quorum
 from trimtab_lab.controlplane import ControlPlane
+from trimtab_lab.demo_backup import show_backup
 from trimtab_lab.errors import LabError
 from trimtab_lab.guest import build_guest_image
 from trimtab_lab.hosts import Lab
@@ -20,6 +21,7 @@ HOSTS = 3
 GUESTS = ("web1", "web2", "web3", "web4", "db1", "db2")
 # db1 lives on a local disk, which a live migration has to copy; the others on storage that all hosts see.
 LOCAL_GUEST, SHARED_GUEST = "db1", "web1"
+BACKED_UP_GUEST = "db2"
 KEPT_GUESTS = ("web1", "web3", "web4")
 """Created with `--ha restart`: they go on elsewhere when their host dies."""
 TICK = re.compile(r"tick (\d+) ")
@@ -38,6 +40,8 @@ class Demo:
     def run(self) -> None:
         self.say("Three real libvirt hosts and the control plane start (namespaces on this machine; guests run under TCG or KVM)")
         self.lab.up(hosts=HOSTS, has_lock_free_disk=True)
+        if not self.lab.spec.has_lock_free_disk:
+            raise LabError("the demo of an older release is still up; end it with `make down`, then try again")
         self.plane.start()
         self.plane.join_hosts()
         self.wait_for_hosts()
@@ -47,6 +51,7 @@ class Demo:
         self.migrate(SHARED_GUEST, "on shared storage: only memory moves")
         self.migrate(LOCAL_GUEST, "on a local disk: the disk is copied along")
         self.stop_start_delete()
+        show_backup(self, BACKED_UP_GUEST, key_file=self.lab.spec.state_directory / "backup-main.key")
         self.lose_a_host()
         self.show_metrics()
         self.farewell()

@@ -120,7 +120,9 @@ def definitions(agent_command: list[str]) -> list[ServiceDefinition]:
         ServiceDefinition(
             "trimtab-warden", warden_command, condition=AGENT_CONFIGURATION, notifies=True, watchdog_s=1.0, restart_after_s=0.1
         ),
-        ServiceDefinition("trimtab-beacon", lambda: agent("beacon"), condition=AGENT_CONFIGURATION, stops_group=True),
+        ServiceDefinition(
+            "trimtab-beacon", lambda: [sys.executable, "-m", "trimtab_agent.beacon"], condition=AGENT_CONFIGURATION
+        ),
     ]
 
 

@@ -34,8 +34,9 @@ from trimtab_agent.certificates import KeyRequest, new_agent_request, new_libvir
 from trimtab_agent.hypervisor.simulated import SimulatedHost
 from trimtab_agent.hypervisor.simulation import SimulatedFleet
 from trimtab_agent.journal import JournalFile
-from trimtab_agent.simulated_agents import SharedResources, start_simulated_agent
+from trimtab_agent.simulated_agents import SharedResources, inline_pools, start_simulated_agent
 from trimtab_agent.version import agent_version
+from trimtab_agent.workers import InlinePool
 from trimtab_lab.commands import write_atomically
 from trimtab_lab.errors import LabError
 from trimtab_protos import status, tls
@@ -44,9 +45,10 @@ from trimtab_protos.controller.v1.join_service_pb2_grpc import JoinServiceStub
 
 logger = structlog.get_logger(__name__)
 
-JOINS_AT_ONCE = 3
-"""One fewer than the controller takes at a time: there a call counts for a moment longer than here, and one too many is refused."""
-JOIN_TRIES = 3
+JOINS_AT_ONCE = 2
+"""Half of what the controller takes at a time: there a call counts for a moment longer than here, and one too many is refused."""
+JOIN_TRIES = 6
+JOIN_PAUSE_S = 0.05
 STARTS_AT_ONCE = 16
 CALL_TIMEOUT_S = 30.0
 STATUS_EVERY_S = 0.25
@@ -138,6 +140,7 @@ class Joining:
                 error = status.from_rpc_error(failed, peer="the controller")
                 if not left or not error.retryable:
                     raise error from failed
+                time.sleep(JOIN_PAUSE_S)
         raise AssertionError("unreachable")
 
     def close(self) -> None:
@@ -186,7 +189,9 @@ class FleetProcess:
         self._options = options
         self._members = MemberFile(options.directory / "hosts.jsonl")
         self._fleet = SimulatedFleet()
-        self._resources = SharedResources(journal=JournalFile(options.directory / "journal.db"))
+        self._resources = SharedResources(
+            journal=JournalFile(options.directory / "journal.db"), pools=inline_pools(), watch=InlinePool("watch")
+        )
         self._agents: list[Agent] = []
         self._starting = asyncio.Semaphore(STARTS_AT_ONCE)
 

@@ -39,6 +39,7 @@ def from_proto(message: Message, target: type[T]) -> T:
     return target(**{name: read(message) for name, read in readers})
 
 
+@cache
 def enum_number(descriptor: EnumDescriptor, member: StrEnum) -> int:
     """Return the protobuf number of `member`."""
     return descriptor.values_by_name[_prefix(descriptor) + member.name].number

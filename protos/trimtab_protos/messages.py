@@ -312,6 +312,10 @@ class DomainSpec:
     has_local_time_clock: bool = False
     has_hyperv: bool = False
     is_kept: bool = False
+    page_kib: int = 0
+    numa_cells: tuple[int, ...] = ()
+    cpuset: str = ""
+    host_devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

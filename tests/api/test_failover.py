@@ -169,3 +169,32 @@ async def test_a_loss_is_told_from_suspicion_to_each_vms_restart_with_times(api_
     assert (await api.call("p1-admin", "GET", f"/v1/failovers/{identifier}")).status_code == 403
     gone = await api.call("fleet-viewer", "GET", "/v1/failovers/fo-00000000000000000000000000")
     assert (gone.status_code, gone.json()["code"]) == (404, "failover-not-found")
+
+
+async def test_a_drill_tells_when_each_vm_would_run_again_and_changes_nothing(api: Api) -> None:
+    await api.equip()
+    await place(api, "db", "node1", ha="restart")
+    await place(api, "scratch", "node1")
+    await api.write(
+        lambda session: session.execute(schema.pool.update().values(is_shared=True, sharing_proven_at=api.clock.now()))
+    )
+    blind = (await api.call("fleet-viewer", "GET", "/v1/hosts/node1/loss-drill")).json()
+    told = {one["vm"]: (one["seconds"], one["why"]) for one in blind["outcomes"]}
+    assert (blind["score"], blind["proof"]) == (0.0, "")
+    assert "nothing proves its host off" in told["db"][1]
+    assert "not kept" in told["scratch"][1]
+    guard = {"host_id": api.ids["node1"], "is_armed": True, "kill_ms": 3000, "updated_at": api.clock.now()}
+    await api.write(lambda session: session.execute(schema.host_guard.insert().values(**guard)))
+    by_lease = (await api.call("fleet-viewer", "GET", "/v1/hosts/node1/loss-drill?boot_s=4")).json()
+    assert by_lease["proof"] == "lease_bound", by_lease
+    assert by_lease["fenced_s"] > 19, "the lease is waited out"
+    await api.call("admin", "PUT", PATHS, json={"paths": [DEVICE]})
+    now = api.clock.now()
+    await api.write(lambda session: failover.record_test(session, api.ids["node1"], "bmc", power="on", message="", now=now))
+    by_power = (await api.call("fleet-viewer", "GET", "/v1/hosts/node1/loss-drill?boot_s=4")).json()
+    assert (by_power["proof"], by_power["score"]) == ("power_off", 100.0), by_power
+    assert by_power["max_s"] < by_lease["max_s"]
+    assert await api.rows(schema.failover) == []
+    await set_connectivity(api, "node1", "lost")
+    late = await api.call("fleet-viewer", "GET", "/v1/hosts/node1/loss-drill")
+    assert (late.status_code, late.json()["code"]) == (409, "host-not-up")

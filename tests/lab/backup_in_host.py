@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trimtab_agent.backup.nbd import NbdClient
 from trimtab_agent.backup.repository.folder import FolderBlobs
 from trimtab_agent.backup.repository.keys import RepositoryKey
 from trimtab_agent.backup.repository.manifests import Subject
@@ -20,16 +19,16 @@ from trimtab_agent.backup.repository.reader import open_backup
 from trimtab_agent.backup.repository.repository import Repository, create_repository, open_repository
 from trimtab_agent.backup.restoring import restore_disk, served_volume
 from trimtab_agent.backup.running import BackupRequest, DiskToBackUp, run_backup
-from trimtab_agent.backup.source import DiskWish, Instant
+from trimtab_agent.backup.source import DiskContent, DiskWish, Instant
 from trimtab_agent.clock import SystemClock
-from trimtab_agent.hypervisor.kvm.backups import SOCKET_DIR, Backups
+from trimtab_agent.hypervisor.kvm.backups import Backups
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_protos.errors import TrimtabError
 
 KEY = RepositoryKey(bytes(range(32)))
 
 
-def digest_of(client: NbdClient) -> str:
+def digest_of(client: DiskContent) -> str:
     digest = hashlib.sha256()
     step = 1 << 20
     ranges = ((at, min(step, client.size_bytes - at)) for at in range(0, client.size_bytes, step))
@@ -52,8 +51,7 @@ class Hashed:
         with self._inner.serve(vm_id, wishes, checkpoint=checkpoint, wants_freeze=wants_freeze) as instant:
             yield instant
             for disk in instant.disks:
-                with NbdClient.connect(SOCKET_DIR / f"trimtab-{vm_id}-backup.sock", disk.name) as client:
-                    self.digests[disk.name] = digest_of(client)
+                self.digests[disk.name] = digest_of(disk.content)
 
 
 def opened(folder: Path) -> Repository:

@@ -46,6 +46,18 @@ class LossFleet(Fleet):
     def double_runs(self) -> list[str]:
         return quorum.judge(self.writes())
 
+    def overlap(self, vm_id: str, home: str, first: Write) -> str:
+        """Tell, in words, if the lost home still wrote when the new home's QEMU had opened the disk; '' where it did not.
+
+        The first line elsewhere comes a boot later, which hides most overlaps: a guest that boots for ten seconds starts ten seconds
+        too early before two lines ever cross.
+        """
+        opened_s = self.opened_s(first.connection)
+        last = [each for each in self.writes(vm_id) if each.host == home and each.connection != first.connection][-1]
+        if last.at_s < opened_s:
+            return ""
+        return f"{vm_id}: {home} wrote {last.at_s - opened_s:.2f} s after {first.host} had opened its disk"
+
     def first_elsewhere(self, vm_id: str, lost: str, after_s: float, *, patience_s: float = 90.0) -> Write:
         """Wait for the vm to count on another host than `lost`, and return its first line there."""
 
@@ -64,7 +76,9 @@ class LossFleet(Fleet):
 
     def event_unix_s(self, kind: str, subject_id: str, *, after_unix_s: float) -> float:
         """Return when the first such event of the subject after then was recorded."""
-        listed = self.ok("event", "list", "--subject", subject_id, "--kind", kind, "--limit", "100", "-o", "json").json()
+        listed = self.ok(
+            "event", "list", "--all-projects", "--subject", subject_id, "--kind", kind, "--limit", "100", "-o", "json"
+        ).json()
         events = listed["items"] if isinstance(listed, dict) else listed
         times = [datetime.fromisoformat(each["at"]).timestamp() for each in events if each["kind"] == kind]
         return min(at for at in times if at >= after_unix_s)

@@ -32,14 +32,14 @@ def kept(losses: LossFleet) -> str:
     return losses.keep("kept", to="node1")
 
 
-def comes_back_elsewhere(losses: LossFleet, vm_id: str, home: str, at_s: float) -> float:
-    """Wait for the vm elsewhere, check that its former home had stopped writing before, and return the seconds it took."""
+def comes_back_elsewhere(losses: LossFleet, vm_id: str, home: str, at_s: float) -> None:
+    """Wait for the vm elsewhere and check that its former home had stopped writing before. The seconds are a benchmark's matter."""
     first = losses.first_elsewhere(vm_id, home, at_s)
     assert losses.double_runs() == []
+    assert losses.overlap(vm_id, home, first) == ""
     former = [each for each in losses.writes(vm_id) if each.host == home and each.at_s < first.at_s]
     assert first.counter >= former[-1].counter, "what the guest had written before is there"
     assert first.epoch > former[-1].epoch
-    return first.at_s - at_s
 
 
 def test_a_kept_guest_counts_on_elsewhere_after_a_power_cut_and_one_that_is_not_kept_does_not(
@@ -48,7 +48,7 @@ def test_a_kept_guest_counts_on_elsewhere_after_a_power_cut_and_one_that_is_not_
     losses.keep("left", to="node1", ha="none")
     home, at_s = losses.home(kept), boottime_s()
     losses.lab.crash(home)
-    assert comes_back_elsewhere(losses, kept, home, at_s) <= kit.GOAL_MAX_S
+    comes_back_elsewhere(losses, kept, home, at_s)
     assert {each.host for each in losses.writes(str(losses.vm("left")["id"]))} == {"node1"}
     losses.lab.boot(home)
     losses.wait_until_armed()
@@ -63,7 +63,7 @@ def test_the_warden_of_a_host_that_was_cut_off_kills_what_may_start_elsewhere_an
     unkept = losses.keep("unkept", to=home, ha="none")
     at_s = boottime_s()
     losses.lab.cut(home)
-    assert comes_back_elsewhere(losses, kept, home, at_s) <= kit.GOAL_MAX_S
+    comes_back_elsewhere(losses, kept, home, at_s)
     last = [each for each in losses.writes(kept) if each.host == home][-1]
     assert last.at_s - at_s <= kit.LEASE_S + kit.KILL_S
     moved_s = boottime_s()

@@ -52,10 +52,18 @@ def matrix_database(sqlite_template: Path, memory_directory: Path) -> Iterator[D
 
 
 @pytest.fixture
-def matrix_story(workshop: Workshop, socket_directory: Path, matrix_database: Database) -> Iterator[FleetStory]:
+def shares_commits() -> bool:
+    """Whether drivers of the matrices share commits as the product's do; tests give it as a parameter of theirs."""
+    return False
+
+
+@pytest.fixture
+def matrix_story(
+    workshop: Workshop, socket_directory: Path, matrix_database: Database, shares_commits: bool
+) -> Iterator[FleetStory]:
     """A fleet on SQLite for a test that runs many operations on it."""
     empty(matrix_database)
-    story = FleetStory(matrix_database, workshop, socket_directory)
+    story = FleetStory(matrix_database, workshop, socket_directory, shares_commits=shares_commits)
     yield story
     story.close()
 

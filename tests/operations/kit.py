@@ -51,6 +51,7 @@ from trimtab_controller.store import (
     vms,
 )
 from trimtab_controller.store.database import Database, Session
+from trimtab_controller.vault import Vault
 from trimtab_protos.messages import DiskFormat, HostFileSource, ImageSpec, JobProgress
 
 MIB = 1 << 20
@@ -73,16 +74,22 @@ class NeverCancelled:
 class FleetStory:
     """One fleet and what happens to it. Close it: agents and threads are real."""
 
-    def __init__(self, database: Database, workshop: Workshop, directory: Path, *, host_count: int = 3) -> None:
+    def __init__(
+        self, database: Database, workshop: Workshop, directory: Path, *, host_count: int = 3, shares_commits: bool = False
+    ) -> None:
+        """`shares_commits`: as the product's drivers do; else each record is committed alone, so that every boundary is seen."""
         self.db = database
         self.clock = VirtualClock()
         self.wire = Wire()
         self.agents = SimulatedAgents(workshop, directory, self.clock)
-        self.client = client_over(self.wire, self._lookup)
+        self.directory = directory
+        self.vault = Vault(directory / "fleet.secret")
+        self.client = client_over(self.wire, self._lookup, open_seal=lambda sealed, owner: self.vault.open(sealed, owner=owner))
         self.nudger = Nudger(lambda: None)
         self.actor = Actor(name="user:alice", user_id="user-alice", request_id="req-1", roles={"": Role.ADMIN})
         self.held: list[Fault] = []
         self._engines = 0
+        self.shares_commits = shares_commits
         self.engine = self.new_engine()
         self.term = self._lead()
         self.placement = PlacementLoop(db=self.db, clock=self.clock, nudger=self.nudger, rng=random.Random(1))
@@ -397,9 +404,9 @@ class FleetStory:
         db: Any = None,
         saga_of: Callable[[str], Saga[Any]] = saga_named,
         on_step: Callable[[str, str, str, float], None] | None = None,
-        shares_commits: bool = False,
+        shares_commits: bool | None = None,
     ) -> Engine:
-        """Return another driver; by default one that commits each record alone, so that every boundary is seen."""
+        """Return another driver; None: one that commits as the story's do."""
         self._engines += 1
         optional = {} if on_step is None else {"on_step": on_step}
         return Engine(
@@ -409,7 +416,7 @@ class FleetStory:
             driver=f"driver-{self._engines}",
             rng=random.Random(self._engines),
             saga_of=saga_of,
-            shares_commits=shares_commits,
+            shares_commits=self.shares_commits if shares_commits is None else shares_commits,
             **optional,
         )
 

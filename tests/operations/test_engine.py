@@ -1,7 +1,7 @@
 """The engine on both databases: it drives, waits, turns round, gives up, and never lets two drivers act."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -13,8 +13,6 @@ from tests.operations.wire import How, WireFault
 from trimtab_agent.hypervisor.simulation import Fault, FaultKind
 from trimtab_controller.core.lifecycle import ObservedState, OperationState
 from trimtab_controller.core.model import Operation
-from trimtab_controller.loops.redrive import PATIENCE_ROUNDS, Redrive
-from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.engine import ATTEMPTS_COMMITTED, ATTEMPTS_FORWARD
 from trimtab_controller.store import operations
 from trimtab_protos.errors import Conflict, ErrorKind
@@ -29,14 +27,6 @@ def ended(story: FleetStory, operation: Operation, expected: OperationState) -> 
     assert found.state is expected, (found.error, story.journal(operation.id))
     assert audit_invariants(story) == []
     return found
-
-
-def no_nudges() -> None:
-    """Take a nudge and lose it, as a queue that was flushed."""
-
-
-def broken_broker() -> None:
-    raise ConnectionError("no broker")
 
 
 # --- the straight way ----------------------------------------------------------------------------------------------------------
@@ -385,6 +375,20 @@ def test_waiting_resets_the_count_of_tries(story: FleetStory) -> None:
     ended(story, operation, OperationState.DONE)
 
 
+def test_an_error_that_passed_is_not_shown_while_its_step_waits(story: FleetStory) -> None:
+    vm = story.running_vm("web1")
+    story.fleet.memory_rate_bytes_s = 512 << 20  # forty slices: as many polls
+    operation = story.accept_power(vm, "migrate")
+    blip = story.wire.plan(WireFault(How.UNREACHABLE, verb="StartMigration", after_calls=1))
+    story.settle(until=blip.met.is_set, waits_for_jobs=False)
+    assert story.operation(operation.id).error is not None
+    story.settle(until=lambda: story.operation(operation.id).attempts == 0, waits_for_jobs=False)
+    waiting = story.operation(operation.id)
+    assert (waiting.state, waiting.error) == (OperationState.WAITING, None)
+    story.settle()
+    ended(story, operation, OperationState.DONE)
+
+
 def test_a_retried_operation_that_had_gone_forward_again_goes_on_forward(story: FleetStory) -> None:
     vm = story.running_vm("web1")
     operation = story.accept_power(vm, "migrate")
@@ -454,27 +458,6 @@ def test_a_command_that_was_decided_before_the_hosts_new_session_is_decided_agai
     story.settle()
     assert refused.met.is_set()
     ended(story, operation, OperationState.DONE)
-
-
-# --- no queue ------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("publish", [broken_broker, no_nudges])
-def test_operations_end_without_any_queue(story: FleetStory, publish: Callable[[], None]) -> None:
-    nudger = Nudger(publish)
-    try:
-        redrive = Redrive(db=story.db, clock=story.clock, engine=story.new_engine(), nudger=nudger)
-        vm, operation = story.accept_create("web1")
-        for _ in range(20 * PATIENCE_ROUNDS):
-            story.placement.run(story.term)
-            redrive.run(story.term)
-            story.clock.advance(1.0)
-            if story.operation(operation.id).state is OperationState.DONE:
-                break
-    finally:
-        nudger.stop()
-    ended(story, operation, OperationState.DONE)
-    assert story.running_on(vm.id) == {story.vm(vm.id).host_id}
 
 
 # --- death, where the databases differ ----------------------------------------------------------------------------------------------------

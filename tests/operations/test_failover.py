@@ -1,149 +1,26 @@
 """A host dies, and its vms live: the leader's loop on a real store, real engine and real agents over simulated hosts."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from tests.operations.failover_kit import ROUNDS, AtOnce, Story, story_of
 from tests.operations.kit import FleetStory, claims_of
 from trimtab_agent.hypervisor.simulation import Fault, FaultKind
-from trimtab_controller.api.context import NoSecrets
 from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState
-from trimtab_controller.core.model import Operation, Vm
-from trimtab_controller.fencing import FencePath, Power, PowerAnswer
+from trimtab_controller.core.model import Vm
+from trimtab_controller.fencing import Power
 from trimtab_controller.loops.failover import LEADERS_WINDOW_S, FailoverLoop
-from trimtab_controller.services import fencing, observations, recovery
-from trimtab_controller.store import claims, describe, events, failover, hosts, leases, operations, schema
+from trimtab_controller.services import recovery
+from trimtab_controller.store import claims, describe, failover, host_guards, hosts, leases, schema
+from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos.errors import Conflict
-
-ROUNDS = 120
-
-
-@dataclass
-class Device:
-    """A power device at the seam: what it does to the simulated host is the test's to say."""
-
-    answer: Power = Power.OFF
-    cut: Callable[[str], None] = lambda _name: None
-    asked: list[str] = field(default_factory=list)
-
-    def status(self, path: FencePath) -> PowerAnswer:
-        return PowerAnswer(power=Power.ON)
-
-    def switch_off(self, path: FencePath, *, timeout_s: float, may_still: Callable[[], bool]) -> PowerAnswer:
-        if not may_still():
-            return PowerAnswer(power=Power.UNKNOWN, message="not switched off")
-        self.asked.append(path.name)
-        if self.answer is Power.OFF:
-            self.cut(path.options["plug"])
-        return PowerAnswer(power=self.answer, message="" if self.answer is Power.OFF else "no answer")
-
-
-class AtOnce(Executor):
-    """Asks agents in the loop's own thread: in virtual time an answer must not come rounds later."""
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(fn(*args, **kwargs))
-        return done
-
-
-@dataclass
-class Story:
-    fleet: FleetStory
-    device: Device
-    loop: FailoverLoop
-
-    def kept_vm(self, name: str = "db", **wishes: object) -> Vm:
-        return self.fleet.running_vm(name, ha="restart", **wishes)
-
-    def arm(self, host_id: str) -> None:
-        """Give the host a power device."""
-
-        def work(session: object) -> None:
-            host = hosts.get(session, host_id)  # type: ignore[arg-type]
-            path = FencePath(name=f"bmc-{host_id}", agent="fence_redfish", options={"plug": host_id})
-            fencing.configure(session, host, [path], box=NoSecrets(), actor=self.fleet.actor, now=self.fleet.clock.now())  # type: ignore[arg-type]
-
-        self.fleet.db.write(work)
-
-    def silence(self, host_id: str, to: HostConnectivity) -> None:
-        """Write what a gateway writes of a host that it does not hear."""
-        self.fleet.db.write(
-            lambda session: session.execute(schema.host.update().where(schema.host.c.id == host_id).values(connectivity=to.value))
-        )
-
-    def lose(self, host_id: str) -> None:
-        self.rounds(int(LEADERS_WINDOW_S) + 4)
-        self.silence(host_id, HostConnectivity.SUSPECT)
-        self.rounds(2)
-        self.silence(host_id, HostConnectivity.LOST)
-
-    def rounds(self, count: int, *, until: Callable[[], bool] = lambda: False) -> None:
-        """Let the leader look once a second, as its lane does."""
-        for _round in range(count):
-            if until():
-                return
-            self.loop.run(self.fleet.term)
-            self.fleet.placement.run(self.fleet.term)
-            self.fleet.clock.advance(1.0)
-
-    def power_cut(self, host_id: str) -> None:
-        self.fleet.hypervisor(host_id).crash()
-
-    def is_home_again(self, vm: Vm) -> bool:
-        """Tell whether the vm runs, on another host than it did."""
-        after = self.fleet.vm(vm.id)
-        is_elsewhere = after.host_id != vm.host_id and self.fleet.running_on(vm.id) == {after.host_id}
-        return is_elsewhere and after.observed_state is ObservedState.RUNNING
-
-    def hear(self) -> None:
-        """Let every host that answers say what it holds, as its agent's events would."""
-
-        def work(session: Any) -> None:
-            for host_id, hypervisor in self.fleet.fleet.hosts.items():
-                if hypervisor.is_up():
-                    seen = hypervisor.list_domains()
-                    observations.record_all(session, host_id, seen, self.fleet.clock.now(), is_complete=True)
-
-        self.fleet.db.write(work)
-
-    def return_of(self, host_id: str) -> None:
-        """The host opens a session again."""
-        self.hear()
-        self.silence(host_id, HostConnectivity.UP)
-
-    def confirm_off(self, host_id: str) -> None:
-        def work(session: Any) -> None:
-            host, now = hosts.get(session, host_id), self.fleet.clock.now()
-            recovery.confirm_off(session, host, reason="pulled the plug", actor=self.fleet.actor, now=now)
-
-        self.fleet.db.write(work)
-
-    def record(self, host_id: str) -> failover.FailoverRow:
-        row = self.fleet.db.read(lambda session: failover.open_record(session, host_id))
-        assert row is not None
-        return row
-
-    def operations(self, vm_id: str) -> list[Operation]:
-        """Return all operations on the vm, oldest first."""
-        return list(reversed(self.fleet.db.read(lambda session: operations.page(session, limit=100, subject_id=vm_id))))
-
-    def kinds(self) -> list[str]:
-        return [one.kind for one in self.fleet.db.read(lambda session: events.page_after(session, 0, limit=1000))]
 
 
 @pytest.fixture
 def story(new_story: Callable[..., FleetStory]) -> Iterator[Story]:
-    fleet = new_story(host_count=5)
-    device = Device()
-    loop = FailoverLoop(engine=fleet.engine, clock=fleet.clock, fencer=device, askers=AtOnce())
-    made = Story(fleet, device, loop)
-    device.cut = made.power_cut
-    yield made
-    loop.close()
+    yield from story_of(new_story(host_count=5))
 
 
 def test_the_vm_of_a_dead_host_runs_elsewhere_after_its_power_was_read_back_off(story: Story) -> None:
@@ -272,6 +149,80 @@ def test_a_host_that_comes_back_may_renew_again_and_its_loss_is_closed(story: St
     assert closed is not None
     assert closed.state == "returned"
     assert story.fleet.running_on(vm.id) == {story.fleet.vm(vm.id).host_id}
+
+
+def by_lease(story: Story, vm: Vm, *, ago_ms: int, guard: HostGuard) -> float:
+    """Lose the vm's host without a power device, its gateway saying that it last granted so long ago; return when that was."""
+    fleet, gateway_id = story.fleet, "gw-1"
+
+    def prepare(session: Any) -> None:
+        table = schema.host
+        session.execute(table.update().where(table.c.id == vm.host_id).values(gateway_id=gateway_id))
+        number = hosts.get(session, vm.host_id).lease_number
+        assert host_guards.write(session, vm.host_id, guard, lease_number=number, now=fleet.clock.now())
+        leases.take(
+            session, leases.GATEWAY_PREFIX + gateway_id, owner=gateway_id, seen=None, ttl_ms=15_000, now=fleet.clock.now()
+        )
+
+    fleet.db.write(prepare)
+    story.lose(vm.host_id)
+    story.rounds(10, until=lambda: bool(fleet.db.read(leases.revocations)))
+    (revocation,) = fleet.db.read(leases.revocations)
+    said_s = fleet.clock.boottime_s()
+    fleet.db.write(
+        lambda session: leases.acknowledge(
+            session, vm.host_id, number=revocation.number, gateway_id=gateway_id, granted_ago_ms=ago_ms
+        )
+    )
+    return said_s - ago_ms / 1000
+
+
+def is_fenced(story: Story, vm: Vm) -> bool:
+    return story.fleet.db.read(lambda session: hosts.get(session, vm.host_id)).connectivity is HostConnectivity.FENCED
+
+
+def test_the_lease_of_an_armed_host_is_counted_from_its_last_granted_renewal_and_then_its_vm_starts_elsewhere(
+    story: Story,
+) -> None:
+    vm = story.kept_vm()
+    granted_s = by_lease(story, vm, ago_ms=12_000, guard=HostGuard(is_armed=True))
+    story.rounds(60, until=lambda: is_fenced(story, vm))
+    assert is_fenced(story, vm)
+    took_s = story.fleet.clock.boottime_s() - granted_s
+    wait_s = story.loop.state.settings.lease_wait_s(3.0)
+    assert wait_s <= took_s <= wait_s + 3.0
+    assert story.record(vm.host_id).proof == "lease_bound"
+    story.power_cut(vm.host_id)  # as its warden did, long before
+    story.rounds(ROUNDS, until=lambda: bool(story.fleet.running_on(vm.id)))
+    assert story.fleet.running_on(vm.id) == {story.fleet.vm(vm.id).host_id} != {vm.host_id}
+
+
+def test_a_host_that_kills_slowly_is_waited_for_longer(story: Story) -> None:
+    vm = story.kept_vm()
+    granted_s = by_lease(story, vm, ago_ms=12_000, guard=HostGuard(is_armed=True, kill_ms=20_000))
+    story.rounds(60, until=lambda: is_fenced(story, vm))
+    assert story.fleet.clock.boottime_s() - granted_s >= 35.0 * 1.02
+
+
+@pytest.mark.parametrize(
+    "guard", [HostGuard(is_armed=False), HostGuard(is_armed=True, beacon_pool_id="pool-a")], ids=["not-armed", "has-a-beacon"]
+)
+def test_nothing_follows_from_a_lease_that_no_warden_ends_or_that_a_beacon_may_renew(story: Story, guard: HostGuard) -> None:
+    vm = story.kept_vm()
+    by_lease(story, vm, ago_ms=12_000, guard=guard)
+    story.rounds(120)
+    assert not is_fenced(story, vm)
+    assert story.fleet.vm(vm.id).host_id == vm.host_id
+
+
+def test_where_the_gateway_of_the_session_did_not_say_when_it_granted_the_lease_is_counted_from_the_end_of_granting(
+    story: Story,
+) -> None:
+    vm = story.kept_vm()
+    by_lease(story, vm, ago_ms=-1, guard=HostGuard(is_armed=True))
+    said_s = story.fleet.clock.boottime_s()
+    story.rounds(60, until=lambda: is_fenced(story, vm))
+    assert story.fleet.clock.boottime_s() - said_s >= story.loop.state.settings.lease_wait_s(3.0)
 
 
 # --- the return of the dead ----------------------------------------------------------------------------------------------------

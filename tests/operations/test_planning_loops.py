@@ -6,12 +6,11 @@ from tests.operations.invariants import audit_invariants
 from tests.operations.kit import FleetStory
 from tests.operations.test_plans import guests_on_one_host, remember_use
 from trimtab_controller.core.planning.rebalance import RebalanceMode
-from trimtab_controller.loops.doctor import Doctor
 from trimtab_controller.loops.rebalance import Rebalance
 from trimtab_controller.loops.survival import Survival
 from trimtab_controller.loops.usage import Usage
 from trimtab_controller.operations.estates import BUCKET_S, read_estate
-from trimtab_controller.store import schema
+from trimtab_controller.store import hosts, schema
 from trimtab_protos.messages import DomainObservation
 
 
@@ -46,6 +45,39 @@ def test_a_guest_that_starts_anew_does_not_count_as_if_it_had_run_backwards(stor
     table = schema.usage_rollup
     (mean,) = story.db.read(lambda session: list(session.scalars(table.select().with_only_columns(table.c.mean))))
     assert mean == 100.0
+
+
+def heard(at_ms: float, **load: int) -> dict[str, object]:
+    return {"at_ms": at_ms, "load": load}
+
+
+def test_a_host_that_is_short_of_processors_has_vms_that_want_more_than_they_use(story: FleetStory) -> None:
+    (vm,) = guests_on_one_host(story, 1)
+    remember_use(story, {vm.id: 1000.0})
+    usage = Usage(db=story.db, clock=story.clock)
+
+    def estate_millis() -> int:
+        return story.db.read(lambda session: read_estate(session, now=story.clock.now())).vms[vm.id].load_millis
+
+    assert estate_millis() == 1000
+    for _ in range(3):
+        at_ms = story.clock.now().timestamp() * 1000
+        usage.note_hosts({vm.host_id: heard(at_ms, cpu_used_permille=900, cpu_steal_permille=100)})
+        story.clock.advance(30)
+    story.clock.advance(BUCKET_S)
+    usage.flush(story.term)
+    cpus = story.db.read(lambda session: hosts.get(session, vm.host_id)).inventory.cpus  # type: ignore[union-attr]
+    assert estate_millis() == 1000 + cpus * 100, "a tenth of the host's processors was waited for"
+
+
+def test_what_a_gateway_heard_long_ago_is_not_counted_as_now(story: FleetStory) -> None:
+    usage = Usage(db=story.db, clock=story.clock)
+    at_ms = story.clock.now().timestamp() * 1000
+    story.clock.advance(120)
+    usage.note_hosts({"host-1": heard(at_ms, cpu_used_permille=900)})
+    story.clock.advance(BUCKET_S)
+    usage.flush(story.term)
+    assert story.db.read(lambda session: session.execute(schema.usage_rollup.select()).all()) == []
 
 
 def test_the_rebalancer_is_off_advises_or_acts_as_it_was_told(story: FleetStory) -> None:
@@ -87,29 +119,13 @@ def test_the_proof_is_kept_along_and_told_as_metrics(story: FleetStory) -> None:
     assert REGISTRY.get_sample_value("trimtab_failover_domains", {"kind": "host", "covered": "false"}) == 1
 
 
-def test_what_the_doctor_finds_is_told_as_metrics_and_falls_to_nothing_once_cured(story: FleetStory) -> None:
-    def findings(kind: str, severity: str = "severe") -> float | None:
-        return REGISTRY.get_sample_value("trimtab_doctor_findings", {"severity": severity, "kind": kind})
+def test_what_the_doctor_finds_is_a_metric_until_it_is_cured(story: FleetStory) -> None:
+    def cordoned() -> float | None:
+        return REGISTRY.get_sample_value("trimtab_doctor_findings", {"severity": "notice", "kind": "host-cordoned"})
 
-    (vm,) = guests_on_one_host(story, 1)
-    vms, hosts = schema.vm, schema.host
-    story.db.write(lambda session: session.execute(vms.update().where(vms.c.id == vm.id).values(ha="restart")))
-    proof = Survival(db=story.db, clock=story.clock)
-    loop = Doctor(db=story.db, clock=story.clock, uncovered=proof.uncovered)
-    proof.run(story.term)
-    loop.run(story.term)
-    assert (findings("not-covered"), findings("host-cordoned", "notice")) == (0, 0)
-
-    def cordon(is_cordoned: bool) -> None:
-        others = hosts.update().where(hosts.c.id != story.host_ids[0]).values(is_cordoned=is_cordoned)
-        story.db.write(lambda session: session.execute(others))
-
-    cordon(True)
-    proof.run(story.term)
-    loop.run(story.term)
-    assert findings("not-covered") == 1
-    assert findings("host-cordoned", "notice") == len(story.host_ids) - 1
-    cordon(False)
-    proof.run(story.term)
-    loop.run(story.term)
-    assert (findings("not-covered"), findings("host-cordoned", "notice")) == (0, 0)
+    loop = Survival(db=story.db, clock=story.clock)
+    for is_cordoned, found in ((True, len(story.host_ids)), (False, None)):
+        values = {"is_cordoned": is_cordoned}
+        story.db.write(lambda session, values=values: session.execute(schema.host.update().values(**values)))
+        loop.run(story.term)
+        assert cordoned() == found

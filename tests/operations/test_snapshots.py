@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tests.operations import examples_snapshots as snaps
-from tests.operations.examples import _present_volume as present_volume
 from tests.operations.examples_changes import accept_detach, accept_volume_resize, attaches
+from tests.operations.examples_storage import present_volume
 from tests.operations.invariants import audit_invariants
 from tests.operations.kit import GIB, FleetStory
 from trimtab_agent.hypervisor.simulation import Fault, FaultKind

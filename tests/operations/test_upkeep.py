@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.operations.examples import copy_image
+from tests.operations.examples_storage import copy_image
 from tests.operations.kit import FleetStory
 from tests.operations.wire import How, WireFault
 from trimtab_controller.core.lifecycle import OperationState

@@ -227,6 +227,9 @@ class SimulatedAgents:
         self._agents[host.host_id] = agent
         return agent
 
+    def agent(self, host_id: str) -> Agent:
+        return self._agents[host_id]
+
     def stop(self, host_id: str) -> None:
         self._workshop.loop.run(stop_simulated_agent(self._agents.pop(host_id)))
 
@@ -247,13 +250,15 @@ class SimulatedAgents:
         self.fleet.close()
 
 
-def client_over(wire: Wire, lookup: Callable[[str], AgentAddress]) -> GrpcAgentClient:
+def client_over(
+    wire: Wire, lookup: Callable[[str], AgentAddress], *, open_seal: Callable[[str, str], str] | None = None
+) -> GrpcAgentClient:
     """Return the real client whose channels go through the wire."""
 
     def connect(host_id: str, address: str) -> Any:
         return WireChannel(wire, host_id, grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]))
 
-    return GrpcAgentClient(lookup=lookup, connect=connect)
+    return GrpcAgentClient(lookup=lookup, connect=connect, **({"open_seal": open_seal} if open_seal is not None else {}))
 
 
 async def _rebuilt(agent: Agent) -> None:

@@ -10,16 +10,30 @@ from trimtab_controller.core.placement import (
     Books,
     DiskNeed,
     FleetSnapshot,
+    GroupNeed,
+    GroupRule,
+    GroupSnapshot,
     HostSnapshot,
     PlacementKind,
     PlacementRequest,
     PoolPlace,
     PoolSnapshot,
+    Relation,
 )
 from trimtab_controller.core.planning.estate import DrainPolicy, Estate, Power, VmSnapshot
 
 LOCAL, SHARED = "pool-local", "pool-shared"
 POOL_BYTES = 1000
+GROUPS = tuple(
+    GroupNeed(group_id=f"grp-{number}", name=f"g{number}", rules=(rule,))
+    for number, rule in enumerate(
+        (
+            GroupRule(relation=Relation.APART),
+            GroupRule(relation=Relation.APART, domain="rack", limit=2),
+            GroupRule(relation=Relation.TOGETHER, domain="zone"),
+        )
+    )
+)
 
 
 @st.composite
@@ -44,6 +58,7 @@ def vms(draw: st.DrawFn, number: int, host_count: int) -> VmSnapshot:
         disks=(disk,),
         host_selector=draw(st.sampled_from([{}, {}, {}, {"zone": "1"}])),
         priority=draw(st.integers(0, 1)),
+        group=draw(st.sampled_from([None, None, None, *GROUPS])),
     )
     return VmSnapshot(
         vm_id=request.vm_id,
@@ -111,7 +126,14 @@ def estate_of(
         PoolSnapshot(pool_id=LOCAL, name="local", is_shared=False, places=local),
         PoolSnapshot(pool_id=SHARED, name="shared", is_shared=True, places={"": PoolPlace(POOL_BYTES, POOL_BYTES, 0)}),
     ]
-    return Estate.of(FleetSnapshot.of(hosts, pools), own, cpu_millis={host.host_id: 16_000 for host in hosts})
+    groups = [
+        GroupSnapshot(
+            group_id=group.group_id,
+            members={vm.vm_id: vm.host_id for vm in own if vm.request.group is group and vm.power is not Power.STOPPED},
+        )
+        for group in GROUPS
+    ]
+    return Estate.of(FleetSnapshot.of(hosts, pools, groups=groups), own, cpu_millis={host.host_id: 16_000 for host in hosts})
 
 
 def nothing_is_overcommitted(books: Books) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from tests.properties.estates import LOCAL, SHARED, estates, host_ids, nothing_is_overcommitted
+from tests.properties.estates import LOCAL, SHARED, estates, host_ids, nothing_is_overcommitted, vms
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.placement import Books, FleetSnapshot, PlacementKind, PlacementRequest, explain
 from trimtab_controller.core.placement.engine import decide
@@ -32,6 +32,7 @@ from trimtab_controller.core.planning import (
     plan_upgrade,
     undo_steps,
 )
+from trimtab_controller.core.planning.admission import Admission
 from trimtab_controller.core.planning.capacity import fit
 from trimtab_controller.core.planning.domains import domains_of
 from trimtab_controller.core.planning.proof import FailoverProof
@@ -65,7 +66,7 @@ def plans(draw: st.DrawFn) -> tuple[Estate, Plan]:
 
 def with_hosts(estate: Estate, changed: dict[str, dict[str, Any]]) -> Estate:
     hosts = [replace(host, **changed.get(host.host_id, {})) for host in estate.fleet.hosts]
-    fleet = FleetSnapshot.of(hosts, estate.fleet.pools.values())
+    fleet = FleetSnapshot.of(hosts, estate.fleet.pools.values(), groups=estate.fleet.groups)
     return Estate.of(fleet, estate.vms.values(), host_versions=estate.host_versions, cpu_millis=estate.cpu_millis)
 
 
@@ -125,7 +126,10 @@ class Run:
             for taken in [local.free_bytes(host_id) - int(self.books.free[f"space:{LOCAL}"][self.estate.fleet.row_of[host_id]])]
         }
         members = [replace(host, **hosts[host.host_id]) for host in self.estate.fleet.hosts]
-        fleet = FleetSnapshot.of(members, [replace(local, places=places), self.estate.fleet.pools[SHARED]])
+        groups = [
+            replace(group, members={vm_id: self.host_of[vm_id] for vm_id in group.members}) for group in self.estate.fleet.groups
+        ]
+        fleet = FleetSnapshot.of(members, [replace(local, places=places), self.estate.fleet.pools[SHARED]], groups=groups)
         homed = [_at_home(vm) for vm in moved]
         return Estate.of(fleet, homed, cpu_millis=self.estate.cpu_millis)
 
@@ -253,7 +257,8 @@ def changed(draw: st.DrawFn, estate: Estate) -> Estate:
     if what == "label":
         return with_hosts(estate, {host_id: {"labels": {"zone": draw(st.sampled_from("12")), "rack": "2"}}})
     if what == "host-gone" and len(hosts) > 1:
-        fleet = FleetSnapshot.of([host for host in estate.fleet.hosts if host.host_id != host_id], estate.fleet.pools.values())
+        kept = [host for host in estate.fleet.hosts if host.host_id != host_id]
+        fleet = FleetSnapshot.of(kept, estate.fleet.pools.values(), groups=estate.fleet.groups)
         return Estate.of(fleet, known)
     vm = draw(st.sampled_from(known))
     if what == "remove":
@@ -271,8 +276,10 @@ def test_the_vms_that_the_proof_calls_covered_really_fit_on_the_survivors(estate
         (host_id,) = result.domain.host_ids
         victims = [vm for vm in estate.on(host_id) if vm.is_protected and vm.power is not Power.STOPPED]
         assert result.covered_count + len(result.uncovered) == len(victims)
+        # Members of one group that are lost together are restarted together.
+        survivors = estate.changed(removed=[vm.vm_id for vm in victims]).fleet
         for vm in victims:
-            fits = explain(estate.fleet, replace(vm.restart_request(), excluded_host_ids=(host_id,))).chosen_host_id is not None
+            fits = explain(survivors, replace(vm.restart_request(), excluded_host_ids=(host_id,))).chosen_host_id is not None
             if vm.vm_id not in result.uncovered or len(victims) == 1:
                 assert fits == (vm.vm_id not in result.uncovered)
 
@@ -310,3 +317,25 @@ def test_request_of_a_step_names_its_kind(kind: StepKind) -> None:
     )
     vm = VmSnapshot(vm_id="vm-1", name="a", host_id="host-1", request=request)
     assert request_for(vm, kind).kind is (PlacementKind.MIGRATE if kind is StepKind.MIGRATE else PlacementKind.START)
+
+
+@unhurried
+@given(estates(), st.data())
+def test_what_admission_accepts_leaves_everything_as_well_covered_as_it_was(estate: Estate, drawn: st.DataObject) -> None:
+    gate, known = Admission(estate), estate
+    for number in range(drawn.draw(st.integers(1, 4))):
+        vm = drawn.draw(vms(100 + number, len(known.fleet)))
+        row = known.fleet.row_of.get(vm.host_id)
+        if row is None or not Books(known.fleet).free["vcpus"][row] >= vm.request.vcpus:
+            continue
+        before = FailoverProof(known, domains_of(known, ["host"])).uncovered()
+        after = known.changed(vms=[vm])
+        proven = FailoverProof(after, domains_of(after, ["host"])).uncovered()
+        is_worse = any(set(keys) - set(before.get(vm_id, ())) for vm_id, keys in proven.items())
+        objection = gate.add(vm)
+        assert (objection is not None) == is_worse
+        if objection is None:
+            known = after
+        else:
+            assert objection.vm_ids
+            assert set(objection.vm_ids) <= set(proven)

@@ -97,6 +97,7 @@ class Campaign:
             for name in round_.guests:
                 first = self.fleet.first_elsewhere(self.vm_ids[name], host, at_s)
                 round_.seconds[name] = round(first.at_s - at_s, 2)
+                round_.failure = round_.failure or self.fleet.overlap(self.vm_ids[name], host, first)
         except AssertionError as error:
             round_.failure = str(error)
         finally:

@@ -1,5 +1,6 @@
 """Transactions of several threads share a commit on SQLite; none of them may notice anything but the speed."""
 
+import asyncio
 import os
 import signal
 import sqlite3
@@ -16,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from trimtab_controller.store.database import Database, Session
+from trimtab_controller.store.database import AsyncDatabase, Database, Session
 from trimtab_controller.store.group_commit import GroupCommit, Piece
 from trimtab_protos.errors import Conflict, Unavailable
 
@@ -205,3 +206,36 @@ def test_a_killed_process_loses_only_what_it_had_not_answered(group: Group) -> N
     whole = {line.decode().strip() for line in answered if line.endswith(b"\n")}
     assert whole
     assert whole <= group.names()
+
+
+# --- for an event loop ---------------------------------------------------------------------------------------------------------
+
+
+async def test_writers_of_an_event_loop_share_one_commit_and_fail_alone(tmp_path: Path) -> None:
+    commits: list[int] = []
+    db = AsyncDatabase(f"sqlite:///{tmp_path / 'loop.db'}", on_commit=commits.append)
+    await db.write(lambda session: session.execute(sa.text("CREATE TABLE t (name TEXT PRIMARY KEY)")))
+    held, go_on = threading.Event(), threading.Event()
+
+    def block(_session: Session) -> None:
+        held.set()
+        assert go_on.wait(PATIENCE_S)
+
+    blocking = asyncio.create_task(db.write(block))
+    await asyncio.to_thread(held.wait, PATIENCE_S)
+    commits.clear()
+    works = [insert("a"), insert_then("b", Conflict("no", "not this one")), insert("a"), insert("c")]
+    waiting = [asyncio.create_task(db.write(work)) for work in works]
+    given_up = asyncio.create_task(db.write(insert("d")))
+    await asyncio.sleep(0)  # all of them are in the queue
+    given_up.cancel()
+    go_on.set()
+    await blocking
+    good, refused, twice, last = await asyncio.gather(*waiting, return_exceptions=True)
+    assert (good, last) == ("a", "c")
+    assert isinstance(refused, Conflict)
+    assert isinstance(twice, IntegrityError)
+    assert commits == [1, 5]
+    names = await db.read(lambda session: {name for (name,) in session.execute(sa.text("SELECT name FROM t"))})
+    assert names == {"a", "c", "d"}, "one whose caller gave up is committed nevertheless"
+    await db.close()

@@ -39,7 +39,12 @@ class MeetingClock:
 
 
 def stock(db: Database, group_id: str, project_id: str) -> None:
-    rows = [{"host_id": f"host-{n:05}", "resource": "resource:licence", "capacity": LICENCES_EACH} for n in range(HOSTS)]
+    has = {"resource:licence": LICENCES_EACH, "device:gpu": 2, "pci:gpu:0000:41:00.0": 1, "pci:gpu:0000:42:00.0": 1}
+    rows = [
+        {"host_id": f"host-{n:05}", "resource": resource, "capacity": capacity}
+        for n in range(HOSTS)
+        for resource, capacity in has.items()
+    ]
     rule = {"rules": [{"relation": "anti-affinity", "domain": "host"}]}
 
     def work(session: Any) -> None:
@@ -71,10 +76,10 @@ def test_two_leaders_racing_on_one_database_never_overcommit(pair: list[Database
 
     def queue(numbers: range, priority: int) -> None:
         for number in numbers:
-            licence = {"resources": {"licence": 1}} if number % 3 == 0 else {}
+            scarce = {"resources": {"licence": 1}} if number % 3 == 0 else {"devices": {"gpu": 1}} if number % 3 == 1 else {}
             member_of = group_id if number % 4 == 0 else ""
             size = {"vcpus": rng.choice([1, 2]), "memory_mib": 64, "priority": priority}
-            ask(pair[0], ids, number, **size, wishes=licence, group_id=member_of)
+            ask(pair[0], ids, number, **size, wishes=scarce, group_id=member_of)
 
     def lead(db: Database, clock: MeetingClock) -> None:
         loop = PlacementLoop(db=db, clock=clock, nudger=Nudger(lambda: None), rng=rng)
@@ -105,11 +110,13 @@ def test_two_leaders_racing_on_one_database_never_overcommit(pair: list[Database
         used[claim.host_id] += claim.vcpus
     for host in rows_of(pair[0], schema.host):
         assert host.vcpus_claimed == used[host.id] <= VCPUS_EACH
-    licences: Counter[str] = Counter()
+    taken: Counter[tuple[str, str]] = Counter()
     for one in held:
-        licences[one.host_id] += one.amount
+        taken[one.host_id, one.resource] += one.amount
     for row in rows_of(pair[0], schema.host_stock):
-        assert row.claimed == licences[row.host_id] <= LICENCES_EACH
+        assert row.claimed == taken[row.host_id, row.resource] <= row.capacity
+    gpus = [one.resource for one in held if one.resource.startswith("pci:")]
+    assert len(gpus) == sum(one.resource == "device:gpu" for one in held) > 0, "each vm with a device has one of its own"
     members = {row.vm_id for row in rows_of(pair[0], schema.vm_group_member)}
     on_host: defaultdict[str, set[str]] = defaultdict(set)
     for claim in claims:

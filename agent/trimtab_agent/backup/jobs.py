@@ -8,7 +8,7 @@ from trimtab_agent.backup.repository.prune import GRACE_S, prune
 from trimtab_agent.backup.repository.reader import open_backup
 from trimtab_agent.backup.repository.verify import verify_all, verify_backup
 from trimtab_agent.backup.running import BackupRequest, DiskToBackUp, run_backup
-from trimtab_agent.backup.source import BackupSource
+from trimtab_agent.backup.source import NVRAM, BackupSource
 from trimtab_agent.clock import Clock
 from trimtab_agent.hypervisor.base import JobControl, Stamp
 from trimtab_agent.job_rows import JobResult
@@ -44,6 +44,7 @@ def backup_runners(repositories: Repositories, source: BackupSource, clock: Cloc
                 disks=[DiskToBackUp(disk.name, disk.volume_id, disk.generation) for disk in asked.disks],
                 wants_freeze=asked.wants_freeze,
                 needs_filesystem=asked.needs_filesystem,
+                notes=dict(asked.notes),
             )
             progress = _Progress(control, clock, phase="copying", bandwidth_bytes_s=asked.bandwidth_mib_s << 20)
             return summary_of(run_backup(repository, source, wanted, on_progress=progress))
@@ -59,6 +60,8 @@ def backup_runners(repositories: Repositories, source: BackupSource, clock: Cloc
                 disk = reader.disk(asked.disk)
                 progress = _Progress(control, clock, phase="restoring")
                 written = source.restore_volume(volume, pool, disk, on_progress=progress)
+                if asked.state_for_vm_id and any(file.name == NVRAM for file in reader.manifest.attachments):
+                    source.restore_nvram(asked.state_for_vm_id, pool, reader.attachment(NVRAM))
                 return RestoreResult(written_bytes=written, root=disk.manifest.root)
         finally:
             repository.close()

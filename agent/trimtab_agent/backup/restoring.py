@@ -8,10 +8,10 @@ import contextlib
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from trimtab_agent.backup.nbd import NbdClient
+from trimtab_agent.backup.nbd import ALLOCATION, NbdClient
 from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_protos.errors import Conflict, Internal, TrimtabError, Unavailable
 
@@ -55,15 +55,34 @@ def restore_disk(disk: DiskReader, file: Path, *, format: str, socket: Path, on_
 @contextlib.contextmanager
 def served_volume(file: Path, *, format: str, socket: Path) -> Iterator[NbdClient]:
     """Lend a connection to a volume that nobody else uses."""
+    options = ["--discard=unmap", "--detect-zeroes=unmap", "--cache=writeback"]
+    with _served(file, format=format, socket=socket, options=options) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def read_only_volume(
+    file: Path, *, format: str, socket: Path, bitmap: str = "", contexts: Sequence[str] = (ALLOCATION,)
+) -> Iterator[NbdClient]:
+    """Lend a connection for reading a volume whose vm does not run, with a persistent bitmap of it where one is named."""
+    options = ["--read-only", "--cache=none", *([f"--bitmap={bitmap}"] if bitmap else [])]
+    with _served(file, format=format, socket=socket, options=options, contexts=contexts) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def _served(
+    file: Path, *, format: str, socket: Path, options: Sequence[str], contexts: Sequence[str] = ()
+) -> Iterator[NbdClient]:
     socket.unlink(missing_ok=True)
     command = ["qemu-nbd", "--persistent", f"--format={format}", f"--socket={socket}", f"--export-name={EXPORT}"]
-    command += ["--discard=unmap", "--detect-zeroes=unmap", "--cache=writeback", "--", str(file)]
+    command += [*options, "--", str(file)]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as server:
         try:
             _await_socket(server, socket)
-            with _connected(server, socket) as client:
+            with _connected(server, socket, contexts) as client:
                 yield client
         finally:
             server.terminate()
@@ -74,9 +93,9 @@ def served_volume(file: Path, *, format: str, socket: Path) -> Iterator[NbdClien
             socket.unlink(missing_ok=True)
 
 
-def _connected(server: "subprocess.Popen[str]", socket: Path) -> NbdClient:
+def _connected(server: "subprocess.Popen[str]", socket: Path, contexts: Sequence[str]) -> NbdClient:
     try:
-        return NbdClient.connect(socket, EXPORT)
+        return NbdClient.connect(socket, EXPORT, contexts=list(contexts))
     except Unavailable:
         # It binds the socket before it opens the file, so a file that it may not open shows here.
         with contextlib.suppress(subprocess.TimeoutExpired):

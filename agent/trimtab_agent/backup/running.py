@@ -41,6 +41,7 @@ class BackupRequest:
     needs_filesystem: bool = False
     """Fail rather than keep a backup that is only crash-consistent."""
     attachments: Mapping[str, bytes] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_backup(repository: Repository, source: BackupSource, request: BackupRequest, *, on_progress: OnProgress) -> Manifest:
@@ -53,7 +54,7 @@ def run_backup(repository: Repository, source: BackupSource, request: BackupRequ
     listed = repository.list_backups(vm_id).manifests
     done = next((manifest for manifest in listed if manifest.backup_id == request.backup_id), None)
     if done is not None:
-        source.keep_checkpoint(vm_id, checkpoint_name(done.backup_id))
+        _keep(source, vm_id, done)
         return done
     checkpoint = checkpoint_name(request.backup_id)
     base = listed[-1] if listed else None
@@ -63,16 +64,24 @@ def run_backup(repository: Repository, source: BackupSource, request: BackupRequ
         try:
             with source.serve(vm_id, wishes, checkpoint=checkpoint, wants_freeze=request.wants_freeze) as instant:
                 _refuse_less_than_demanded(request, instant)
-                disks = [_copy(writer, request, served, bases[served.name], checkpoint, on_progress) for served in instant.disks]
+                marked = checkpoint if instant.checkpoint is None else instant.checkpoint
+                disks = [_copy(writer, request, served, bases[served.name], marked, on_progress) for served in instant.disks]
             for name, content in {**instant.attachments, **request.attachments}.items():
                 writer.attach(name, content)
-            manifest = writer.commit(disks, created_ms=instant.created_ms, consistency=instant.consistency, notes=instant.notes)
+            notes = {**instant.notes, **request.notes}
+            manifest = writer.commit(disks, created_ms=instant.created_ms, consistency=instant.consistency, notes=notes)
         except BaseException:
             with contextlib.suppress(TrimtabError):  # left behind, it costs tracking until the next backup drops it
                 source.drop_checkpoint(vm_id, checkpoint)
             raise
-    source.keep_checkpoint(vm_id, checkpoint)
+    _keep(source, vm_id, manifest)
     return manifest
+
+
+def _keep(source: BackupSource, vm_id: str, manifest: Manifest) -> None:
+    checkpoint = next((disk.checkpoint for disk in manifest.disks if disk.checkpoint), "")
+    if checkpoint:
+        source.keep_checkpoint(vm_id, checkpoint)
 
 
 def checkpoint_name(backup_id: str) -> str:

@@ -10,6 +10,9 @@ from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_protos.messages import PoolSpec, VolumeSpec
 
+NVRAM = "nvram.fd"
+"""The attachment with the UEFI variables of a vm that boots by UEFI."""
+
 
 class DiskContent(Protocol):
     """One disk as it was at the instant; `NbdClient` is one."""
@@ -52,6 +55,16 @@ class Instant:
     attachments: Mapping[str, bytes] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     """For people: why the consistency is less than was wished, how long the guest was frozen."""
+    checkpoint: str | None = None
+    """Of a vm that does not run nothing new is marked: the older checkpoint that still tells all that will have changed, "" for none.
+    None: the one that was asked for."""
+
+
+def common(served: Sequence[ServedDisk], wishes: Sequence[DiskWish]) -> str:
+    """Return the checkpoint that the next increment of all these disks of a stopped vm can begin at, "" for none."""
+    bases = {wish.base_checkpoint for wish in wishes}
+    is_known = all(disk.bitmap for disk in served)
+    return bases.pop() if is_known and len(bases) == 1 else ""
 
 
 class BackupSource(Protocol):
@@ -60,9 +73,9 @@ class BackupSource(Protocol):
     def serve(
         self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool
     ) -> AbstractContextManager[Instant]:
-        """Fix an instant under a new checkpoint and serve it until the block ends. The guest runs on.
+        """Fix an instant under a new checkpoint and serve it until the block ends. The guest runs on; a stopped one stays stopped.
 
-        Conflict: the vm is busy or not running; NotFound: no such vm.
+        Conflict: the vm is busy; NotFound: no such vm.
         """
 
     def keep_checkpoint(self, vm_id: str, checkpoint: str) -> None:
@@ -78,3 +91,6 @@ class BackupSource(Protocol):
 
         Conflict: a domain of this host uses it, or it reads back differently. NoCapacity: the pool is full.
         """
+
+    def restore_nvram(self, vm_id: str, pool: PoolSpec, content: bytes) -> None:
+        """Put the UEFI variables of a vm that is to be defined into its pool. Idempotent."""

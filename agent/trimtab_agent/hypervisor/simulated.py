@@ -64,6 +64,7 @@ CAPABILITIES = (
     "network-bridge",
     "network-isolated",
     "network-nat",
+    *("host-devices", "numa-tuning"),
     "pool-dir",
     "seed-nocloud",
     "simulated",

@@ -3,14 +3,20 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from trimtab_agent.backup.nbd import ALLOCATION, DIRTY, HOLE, ZERO, Extent
 from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
-from trimtab_agent.backup.source import DiskWish, Instant, ServedDisk
+from trimtab_agent.backup.source import NVRAM, DiskWish, Instant, ServedDisk, common
 from trimtab_agent.clock import Clock
-from trimtab_protos.errors import Conflict, NotFound, Unavailable
+from trimtab_agent.hypervisor.kvm.domain_xml import target_name
+from trimtab_agent.hypervisor.simulated_domains import ACTIVE
+from trimtab_protos.errors import Conflict, NotFound, TrimtabError, Unavailable
 from trimtab_protos.messages import PoolSpec, VolumeSpec
+
+if TYPE_CHECKING:
+    from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
 
 GRAIN_BYTES = 65536
 BITMAP = "qemu:dirty-bitmap:backup"
@@ -80,32 +86,52 @@ class _Served:
 class SimulatedBackups:
     """The `BackupSource` of simulated vms."""
 
-    def __init__(self, clock: Clock, *, auto_disk_bytes: int = 0) -> None:
-        """With `auto_disk_bytes` a vm that nobody described has empty disks of this size, as many as are asked for."""
+    def __init__(self, clock: Clock, *, auto_disk_bytes: int = 0, hypervisor: "SimulatedHypervisor | None" = None) -> None:
+        """With `auto_disk_bytes` a vm that nobody described has empty disks of this size, as many as are asked for.
+
+        With a hypervisor the vms are its domains, their disks lie in its pools, and the fleet keeps what is in them, whatever
+        host they are on: as much of each as `auto_disk_bytes`, since a test need not fill gigabytes.
+        """
         self._clock = clock
         self._auto_disk_bytes = auto_disk_bytes
+        self._hypervisor = hypervisor
         self.vms: dict[str, SimulatedVm] = {}
         self.volumes: dict[str, bytes] = {}
         """What was restored, by volume."""
+        self.nvrams: dict[str, bytes] = {}
+        """UEFI variables that were restored, by vm."""
+        self.fails_with: TrimtabError | None = None
+        """Raised once a backup has begun, as by a storage that fills up."""
 
     @contextlib.contextmanager
     def serve(self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool) -> Iterator[Instant]:
-        if self._auto_disk_bytes and vm_id not in self.vms:
+        if self._hypervisor is not None:
+            self._take(self._hypervisor, vm_id)
+        elif self._auto_disk_bytes and vm_id not in self.vms:
             self.vms[vm_id] = SimulatedVm({wish.name: SimulatedDisk(bytearray(self._auto_disk_bytes)) for wish in wishes})
         vm = self._vm(vm_id)
-        if not vm.is_running:
-            raise Conflict("vm-not-running", "only a running vm is backed up; start it first", vm_id=vm_id)
         if vm.is_busy:
             raise Conflict("vm-busy", "another job of this domain is under way, such as a migration")
         vm.is_busy = True
         try:
+            if self.fails_with is not None:
+                raise self.fails_with
             served = [_serve(vm.disks[wish.name], wish) for wish in wishes]
+            if not vm.is_running:
+                yield Instant(
+                    self._clock.now_ms(),
+                    Consistency.FILESYSTEM,
+                    served,
+                    {"domain.xml": b"<domain/>", NVRAM: vm_id.encode()},
+                    checkpoint=common(served, wishes),
+                )
+                return
             for wish in wishes:
                 vm.disks[wish.name].checkpoints[checkpoint] = set()
             is_frozen = wants_freeze and vm.has_guest_agent
             notes = {} if is_frozen or not wants_freeze else {"downgrade": "the guest has no agent"}
             consistency = Consistency.FILESYSTEM if is_frozen else Consistency.CRASH
-            yield Instant(self._clock.now_ms(), consistency, served, {"domain.xml": b"<domain/>"}, notes)
+            yield Instant(self._clock.now_ms(), consistency, served, {"domain.xml": b"<domain/>", NVRAM: vm_id.encode()}, notes)
         finally:
             vm.is_busy = False
 
@@ -121,12 +147,14 @@ class SimulatedBackups:
     def restore_volume(
         self,
         volume: VolumeSpec,
-        pool: PoolSpec,  # noqa: ARG002 - one place for all
+        pool: PoolSpec,
         disk: DiskReader,
         *,
         on_progress: Callable[[int, int], None],
     ) -> int:
-        content = bytearray(volume.size_bytes)
+        if self._hypervisor is not None:
+            self._hypervisor.ensure_volume(volume, pool)
+        content = bytearray(disk.manifest.size_bytes)
 
         def write(offset: int, piece: bytes) -> None:
             content[offset : offset + len(piece)] = piece
@@ -134,7 +162,37 @@ class SimulatedBackups:
 
         written = disk.copy_to(write)
         self.volumes[volume.volume_id] = bytes(content)
+        if self._hypervisor is not None:
+            self._hypervisor.fleet.disk_contents[volume.volume_id] = content
         return written
+
+    def restore_nvram(self, vm_id: str, pool: PoolSpec, content: bytes) -> None:  # noqa: ARG002 - one place for all
+        self.nvrams[vm_id] = content
+
+    def look_at(self, vm_id: str) -> SimulatedVm:
+        """Return the vm as it is now, for a test that writes to its disks."""
+        if self._hypervisor is not None:
+            self._take(self._hypervisor, vm_id)
+        return self._vm(vm_id)
+
+    def _take(self, hypervisor: "SimulatedHypervisor", vm_id: str) -> None:
+        """Take the domain as it is now; checkpoints and faults of its disks stay, unless a disk became another volume."""
+        domain = hypervisor.domains.get(vm_id)
+        if domain is None:
+            self.vms.pop(vm_id, None)
+            return
+        known = self.vms.get(vm_id)
+        disks = {}
+        for spec in domain.spec.disks:
+            content = hypervisor.fleet.disk_contents.setdefault(spec.volume_id, bytearray(self._auto_disk_bytes))
+            name = target_name(spec)
+            before = known.disks.get(name) if known is not None else None
+            disks[name] = before if before is not None and before.content is content else SimulatedDisk(content)
+        is_running = domain.state in ACTIVE
+        if known is None:
+            self.vms[vm_id] = SimulatedVm(disks, is_running=is_running)
+        else:
+            known.disks, known.is_running = disks, is_running
 
     def _vm(self, vm_id: str) -> SimulatedVm:
         if vm_id not in self.vms:

@@ -95,5 +95,5 @@ def grow_volume(host: "SimulatedHypervisor", volume: VolumeSpec, pool: PoolSpec,
                 f"volume {volume.volume_id} has {known.spec.size_bytes} bytes; it can grow, not shrink",
                 field="size_bytes",
             )
-        known.spec = replace(known.spec, size_bytes=volume.size_bytes)
+        store.put_volume(replace(known, spec=replace(known.spec, size_bytes=volume.size_bytes)))
         return simulated_storage.observe_volume(volume.volume_id, store)

@@ -35,10 +35,11 @@ def make(store: PoolStore, spec: VolumeSpec, pool: PoolSpec) -> VolumeObservatio
         if known is None:
             raise NotFound("volume-not-found", f"pool {pool.pool_id} has no volume {spec.volume_id}")
         known.layers[spec.layer_id] = StoredLayer(below)
-        known.allocated_bytes += LAYER_BYTES
+        store.allocate(known, LAYER_BYTES)
         return _seen(spec.volume_id, known)
     marks = set(content(store, spec.copy_volume_id, spec.copy_layer_id)) if spec.copy_volume_id else set()
-    made = store.volumes[spec.volume_id] = StoredVolume(spec, LAYER_BYTES, layers={"": StoredLayer(below, marks)})
+    made = StoredVolume(spec, LAYER_BYTES, layers={"": StoredLayer(below, marks)})
+    store.put_volume(made)
     return _seen(spec.volume_id, made)
 
 

@@ -44,7 +44,7 @@ def delete(host: "SimulatedHypervisor", volume_id: str, layer_id: str, pool: Poo
         if is_below or is_open or is_defined:
             raise Conflict("layer-in-use", f"layer {layer_id} of volume {volume_id} is in use")
         del volume.layers[layer_id]
-        volume.allocated_bytes -= LAYER_BYTES
+        store.allocate(volume, -LAYER_BYTES)
 
 
 # --- a guest's ---------------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def _merge(store: PoolStore, volume: StoredVolume, asked: LayerMerge, top: Store
     for volume_id, layer_id in over:
         store.volumes[volume_id].layers[layer_id].below = (asked.volume_id, asked.base_layer_id)
     del volume.layers[asked.top_layer_id]
-    volume.allocated_bytes -= LAYER_BYTES
+    store.allocate(volume, -LAYER_BYTES)
 
 
 def _meet_full(host: "SimulatedHypervisor", store: PoolStore) -> None:

@@ -39,7 +39,7 @@ def make_volume(host: "SimulatedHypervisor", volume: VolumeSpec, pool: PoolSpec)
         needed = source.result.file_size_bytes if source is not None and volume.copy_image_id else NEW_VOLUME_BYTES
         if store.capacity_bytes - store.used_bytes < needed:
             raise NoCapacity("pool-full", f"pool {pool.pool_id} has no room left", pool_id=pool.pool_id)
-        store.volumes[volume.volume_id] = StoredVolume(wanted, needed)
+        store.put_volume(StoredVolume(wanted, needed))
         return observe_volume(volume.volume_id, store)
 
 
@@ -68,7 +68,7 @@ def drop_volume(host: "SimulatedHypervisor", volume_id: str, pool: PoolSpec) -> 
         clones = simulated_layer_files.clones_of(store, volume_id)
         if clones:
             raise Conflict("volume-in-use", f"volume {clones[0]} is a linked clone of volume {volume_id}", volume_id=clones[0])
-        store.volumes.pop(volume_id, None)
+        store.drop_volume(volume_id)
 
 
 def observe_pool(host: "SimulatedHypervisor", pool: PoolSpec) -> PoolObservation:

@@ -97,15 +97,34 @@ class PoolStore:
     memories: dict[tuple[str, str], DomainSpec] = field(default_factory=dict)
     """(vm id, snapshot id) → the guest as it was saved."""
     is_hung: bool = False
+    promised_bytes: int = 0
+    """What its volumes may still grow by. Kept with every change: a thousand hosts look at a shared pool with thousands of volumes."""
+    _allocated_bytes: int = 0
 
     @property
     def used_bytes(self) -> int:
-        volumes = sum(volume.allocated_bytes for volume in self.volumes.values())
-        return volumes + sum(image.result.file_size_bytes for image in self.images.values())
+        return self._allocated_bytes + sum(image.result.file_size_bytes for image in self.images.values())
 
-    @property
-    def promised_bytes(self) -> int:
-        return sum(max(0, volume.spec.size_bytes - volume.allocated_bytes) for volume in self.volumes.values())
+    def put_volume(self, volume: StoredVolume) -> None:
+        """Store it in the place of what there was under its id."""
+        self.drop_volume(volume.spec.volume_id)
+        self.volumes[volume.spec.volume_id] = volume
+        self._count(volume, 1)
+
+    def allocate(self, volume: StoredVolume, more_bytes: int) -> None:
+        """Let one of its volumes take more of the pool, or less."""
+        self._count(volume, -1)
+        volume.allocated_bytes += more_bytes
+        self._count(volume, 1)
+
+    def drop_volume(self, volume_id: str) -> None:
+        volume = self.volumes.pop(volume_id, None)
+        if volume is not None:
+            self._count(volume, -1)
+
+    def _count(self, volume: StoredVolume, sign: int) -> None:
+        self._allocated_bytes += sign * volume.allocated_bytes
+        self.promised_bytes += sign * max(0, volume.spec.size_bytes - volume.allocated_bytes)
 
 
 class SimulatedFleet:
@@ -125,6 +144,8 @@ class SimulatedFleet:
         """Guests that ignore a request to shut down."""
         self.shutdown_s = 0.0
         """How long a guest takes to shut down after it was asked."""
+        self.disk_contents: dict[str, bytearray] = {}
+        """What is in volumes that were backed up or restored, by id, wherever they lie."""
         self.memory_rate_bytes_s = 0
         """Speed of a migration; 0: instantly."""
         self._faults: dict[tuple[str, str], deque[Fault]] = defaultdict(deque)

@@ -6,26 +6,22 @@ leave the outcome unknown: send again under the same key, or observe.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from trimtab_protos.errors import TrimtabError
+from trimtab_controller.agents.backups import BackupAgents
+from trimtab_controller.agents.jobs import Job
 from trimtab_protos.messages import (
     ChangeLeft,
     CommandKey,
     DiskFormat,
     DomainObservation,
     DomainSpec,
-    ImageResult,
     ImageSource,
     ImageSpec,
     Inventory,
-    JobProgress,
-    JobState,
     LayerMerge,
     LayerResult,
     MigrationOptions,
-    MigrationResult,
     MigrationSide,
     NetworkSpec,
     PoolObservation,
@@ -36,19 +32,7 @@ from trimtab_protos.messages import (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A long piece of work as the agent tells it."""
-
-    state: JobState
-    progress: JobProgress
-    error: TrimtabError | None = None
-    image: ImageResult | None = None
-    migration: MigrationResult | None = None
-    layers: LayerResult | None = None
-
-
-class AgentClient(Protocol):
+class AgentClient(BackupAgents, Protocol):
     """Thread-safe; every call has a deadline (10 s unless a verb's own work bounds it otherwise)."""
 
     def get_inventory(self, host_id: str) -> Inventory: ...
@@ -162,3 +146,6 @@ class AgentClient(Protocol):
     def cancel_job(self, host_id: str, key: CommandKey) -> Job: ...
 
     def leave_fleet(self, host_id: str, key: CommandKey) -> tuple[str, ...]: ...
+
+
+__all__ = ["AgentClient", "Job"]

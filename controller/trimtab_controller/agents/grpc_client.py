@@ -14,11 +14,14 @@ from typing import Any
 
 import grpc
 
-from trimtab_controller.agents.client import Job
+from trimtab_controller.agents.backups import BackupVerbs
+from trimtab_controller.agents.jobs import Job, job_of
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
+from trimtab_protos.agent.v1 import backup_service_pb2 as backup_pb
 from trimtab_protos.agent.v1 import command_pb2, domain_pb2, storage_pb2
 from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
+from trimtab_protos.agent.v1.backup_service_pb2_grpc import BackupServiceStub
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceStub
 from trimtab_protos.codec import enum_number, from_proto, to_proto
 from trimtab_protos.errors import Unavailable
@@ -29,16 +32,12 @@ from trimtab_protos.messages import (
     DomainObservation,
     DomainSpec,
     HostFileSource,
-    ImageResult,
     ImageSource,
     ImageSpec,
     Inventory,
-    JobProgress,
-    JobState,
     LayerMerge,
     LayerResult,
     MigrationOptions,
-    MigrationResult,
     MigrationSide,
     NetworkSpec,
     PeerSource,
@@ -51,7 +50,7 @@ from trimtab_protos.messages import (
     VolumeSource,
     VolumeSpec,
 )
-from trimtab_protos.status import from_detail, from_rpc_error
+from trimtab_protos.status import from_rpc_error
 
 DEADLINE_S = 10.0
 # Reading everything of a host, or making a large file system answer.
@@ -59,6 +58,8 @@ SLOW_DEADLINE_S = 20.0
 CHANNELS_MAX = 512
 PAGE_SIZE = 500
 _LAYER_VERBS = frozenset(method.name for method in layer_pb.DESCRIPTOR.services_by_name["LayerService"].methods)
+_BACKUP_VERBS = frozenset(method.name for method in backup_pb.DESCRIPTOR.services_by_name["BackupService"].methods)
+_Stubs = tuple[pb_grpc.AgentServiceStub, LayerServiceStub, BackupServiceStub]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,26 +72,34 @@ class AgentAddress:
     lease_number: int
 
 
-class GrpcAgentClient:
-    """Thread-safe. `lookup` reads the host's row; `connect` opens a channel to (host_id, address)."""
+def _no_vault(_sealed: str, _owner: str) -> str:
+    raise Unavailable("fleet-secret-missing", "this process was given no vault, so it can open no repository's key")
+
+
+class GrpcAgentClient(BackupVerbs):
+    """Thread-safe. `lookup` reads the host's row; `connect` opens a channel to (host_id, address); `open_seal` opens what was sealed
+    for a row (see `vault.py`).
+    """
 
     def __init__(
         self,
         *,
         lookup: Callable[[str], AgentAddress],
         connect: Callable[[str, str], grpc.Channel],
+        open_seal: Callable[[str, str], str] = _no_vault,
         on_call: Callable[[str, str, float], None] = lambda _verb, _outcome, _seconds: None,
     ) -> None:
         self._lookup = lookup
         self._connect = connect
+        self._open_seal = open_seal
         self._on_call = on_call
-        self._channels: OrderedDict[tuple[str, str], grpc.Channel] = OrderedDict()
+        self._lines: OrderedDict[tuple[str, str], tuple[grpc.Channel, _Stubs]] = OrderedDict()
         self._lock = threading.Lock()
 
     def close(self) -> None:
         with self._lock:
-            channels, self._channels = list(self._channels.values()), OrderedDict()
-        for channel in channels:
+            lines, self._lines = list(self._lines.values()), OrderedDict()
+        for channel, _stubs in lines:
             channel.close()
 
     def reconnect_all(self) -> None:
@@ -169,7 +178,7 @@ class GrpcAgentClient:
                 request.peer.CopyFrom(to_proto(source, storage_pb2.PeerSource))
             case VolumeSource():
                 request.volume.CopyFrom(to_proto(source, storage_pb2.VolumeSource))
-        return _job(self._command(host_id, "StartImageImport", request, key).job)
+        return job_of(self._command(host_id, "StartImageImport", request, key).job)
 
     def offer_image(
         self,
@@ -260,7 +269,7 @@ class GrpcAgentClient:
             next_epoch=next_epoch,
             target_domain=_domain(target_domain),
         )
-        return _job(self._command(host_id, "StartMigration", request, key).job)
+        return job_of(self._command(host_id, "StartMigration", request, key).job)
 
     def settle_migration(
         self,
@@ -296,30 +305,30 @@ class GrpcAgentClient:
 
     def start_memory_snapshot(self, host_id: str, key: CommandKey, domain: DomainSpec, snapshot_id: str) -> Job:
         request = layer_pb.StartMemorySnapshotRequest(domain=_domain(domain), snapshot_id=snapshot_id)
-        return _job(self._command(host_id, "StartMemorySnapshot", request, key).job)
+        return job_of(self._command(host_id, "StartMemorySnapshot", request, key).job)
 
     def start_memory_restore(self, host_id: str, key: CommandKey, domain: DomainSpec, snapshot_id: str) -> Job:
         request = layer_pb.StartMemoryRestoreRequest(domain=_domain(domain), snapshot_id=snapshot_id)
-        return _job(self._command(host_id, "StartMemoryRestore", request, key).job)
+        return job_of(self._command(host_id, "StartMemoryRestore", request, key).job)
 
     def start_merge(self, host_id: str, key: CommandKey, merge: LayerMerge, pool: PoolSpec, domain: DomainSpec | None) -> Job:
         request = layer_pb.StartMergeRequest(merge=to_proto(merge, storage_pb2.LayerMerge), pool=_pool(pool))
         if domain is not None:
             request.domain.CopyFrom(_domain(domain))
-        return _job(self._command(host_id, "StartMerge", request, key).job)
+        return job_of(self._command(host_id, "StartMerge", request, key).job)
 
     def start_volume_copy(self, host_id: str, key: CommandKey, volume: VolumeSpec, pool: PoolSpec) -> Job:
         request = layer_pb.StartVolumeCopyRequest(volume=_volume(volume), pool=_pool(pool))
-        return _job(self._command(host_id, "StartVolumeCopy", request, key).job)
+        return job_of(self._command(host_id, "StartVolumeCopy", request, key).job)
 
     # --- jobs and membership -------------------------------------------------------------------------------------------
 
     def get_job(self, host_id: str, key: CommandKey) -> Job:
         request = pb.GetJobRequest(operation_id=key.operation_id, step=key.step, direction=_direction(key))
-        return _job(self._call(host_id, "GetJob", request).job)
+        return job_of(self._call(host_id, "GetJob", request).job)
 
     def cancel_job(self, host_id: str, key: CommandKey) -> Job:
-        return _job(self._command(host_id, "CancelJob", pb.CancelJobRequest(), key).job)
+        return job_of(self._command(host_id, "CancelJob", pb.CancelJobRequest(), key).job)
 
     def leave_fleet(self, host_id: str, key: CommandKey) -> tuple[str, ...]:
         response = self._command(host_id, "LeaveFleet", pb.LeaveFleetRequest(), key, timeout_s=SLOW_DEADLINE_S)
@@ -344,8 +353,8 @@ class GrpcAgentClient:
         return address
 
     def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
-        channel = self._channel(address)
-        stub = LayerServiceStub(channel) if verb in _LAYER_VERBS else pb_grpc.AgentServiceStub(channel)
+        agents, layers, backups = self._stubs(address)
+        stub: Any = layers if verb in _LAYER_VERBS else backups if verb in _BACKUP_VERBS else agents
         started, outcome = time.monotonic(), "ok"
         try:
             return getattr(stub, verb)(request, timeout=timeout_s)
@@ -356,19 +365,24 @@ class GrpcAgentClient:
         finally:
             self._on_call(verb, outcome, time.monotonic() - started)
 
-    def _channel(self, address: AgentAddress) -> grpc.Channel:
+    def _stubs(self, address: AgentAddress) -> _Stubs:
+        """Return the stubs of the host's channel. A stub has an object for each verb: made once, not for each call."""
         key = (address.host_id, address.address)
         evicted = None
         with self._lock:
-            channel = self._channels.get(key)
-            if channel is None:
-                channel = self._channels[key] = self._connect(*key)
-                if len(self._channels) > CHANNELS_MAX:
-                    _, evicted = self._channels.popitem(last=False)
-            self._channels.move_to_end(key)
+            line = self._lines.get(key)
+            if line is None:
+                channel = self._connect(*key)
+                line = self._lines[key] = (
+                    channel,
+                    (pb_grpc.AgentServiceStub(channel), LayerServiceStub(channel), BackupServiceStub(channel)),
+                )
+                if len(self._lines) > CHANNELS_MAX:
+                    _, (evicted, _stubs) = self._lines.popitem(last=False)
+            self._lines.move_to_end(key)
         if evicted is not None:
             evicted.close()
-        return channel
+        return line[1]
 
 
 def _pool(pool: PoolSpec) -> storage_pb2.PoolSpec:
@@ -389,15 +403,3 @@ def _format(value: DiskFormat) -> Any:
 
 def _direction(key: CommandKey) -> Any:
     return enum_number(command_pb2.Direction.DESCRIPTOR, key.direction)
-
-
-def _job(job: pb.Job) -> Job:
-    result = job.WhichOneof("result")
-    return Job(
-        state=JobState[command_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_")],
-        progress=from_proto(job.progress, JobProgress),
-        error=from_detail(job.error) if job.HasField("error") else None,
-        image=from_proto(job.image, ImageResult) if result == "image" else None,
-        migration=from_proto(job.migration, MigrationResult) if result == "migration" else None,
-        layers=from_proto(job.layers, LayerResult) if result == "layers" else None,
-    )

@@ -16,6 +16,8 @@ from trimtab_controller.api.security import check_declarations
 from trimtab_controller.api.shell import Shell
 from trimtab_controller.api.v1 import (
     audit,
+    backup_repos,
+    backups,
     doctor,
     events,
     failover,
@@ -23,6 +25,7 @@ from trimtab_controller.api.v1 import (
     images,
     networks,
     operations,
+    placement,
     plans,
     pools,
     projects,
@@ -31,6 +34,7 @@ from trimtab_controller.api.v1 import (
     templates,
     users,
     vm_changes,
+    vm_groups,
     vm_verbs,
     vms,
     volumes,
@@ -41,10 +45,10 @@ from trimtab_protos.errors import TrimtabError
 ROUTERS = (
     docs.router,
     system.router,
+    doctor.router,
     projects.router,
     users.router,
     audit.router,
-    doctor.router,
     plans.router,  # verbs of hosts are among them
     failover.router,  # here too
     hosts.router,
@@ -52,11 +56,15 @@ ROUTERS = (
     networks.router,
     images.router,
     volumes.router,
+    backup_repos.router,
+    backups.router,
     snapshots.router,
     templates.router,  # a verb of vms is among them
     vm_changes.router,
     vm_verbs.router,
     vms.router,
+    vm_groups.router,
+    placement.router,
     operations.router,
     events.router,
 )

@@ -11,6 +11,7 @@ from trimtab_controller.services.fencing import Seals
 from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store.database import AsyncDatabase
 from trimtab_controller.store.disk_reserve import KEEP_FREE_BYTES
+from trimtab_controller.vault import Vault
 from trimtab_protos.errors import Unavailable
 
 
@@ -47,6 +48,8 @@ class ApiSettings:
     image_url_hosts: tuple[str, ...] = ()
     image_url_networks: tuple[str, ...] = ()
     agent_metrics_port: int = 9107
+    # Of hosts' leases: what failover waits for where nothing else proves a host off.
+    lease_ttl_s: float = 15.0
     # Process name -> ADDRESS:PORT of its metrics, for Prometheus.
     controller_targets: Mapping[str, str] = field(default_factory=dict)
     tail_poll_s: float = 0.25
@@ -87,6 +90,8 @@ class ApiContext:
     settings: ApiSettings
     # What a paste line for a new host says besides its token.
     join_place: Callable[[], JoinPlace]
+    # Makes and seals keys of backup repositories.
+    vault: Vault
     # PEM of every CA that is trusted now; read again on each request, since it is rotated.
     ca_bundle_pem: Callable[[], str]
     # Called after commit; never blocks.

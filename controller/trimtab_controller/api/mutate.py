@@ -112,9 +112,9 @@ def answered(resource: object, *, status: int = 200, version: int | None = None,
     )
 
 
-def accepted(resource: object) -> Answer:
-    """Return the 202 of durable work."""
-    return Answer(status=202, body=dump(resource), has_operation=True)
+def accepted(resource: object, *, is_due: bool = True) -> Answer:
+    """Return the 202 of durable work. `is_due`: a driver has something to do at once, else whoever works on it first wakes it."""
+    return Answer(status=202, body=dump(resource), has_operation=is_due)
 
 
 NO_CONTENT = Answer(status=204, body=b"")

@@ -12,7 +12,7 @@ _TIMEOUT_S = 1.0
 _MOST_NAMES = 200
 
 Completer = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]"]
-_FLEET = frozenset({"projects", "users", "hosts", "host-classes", "pools", "operations"})
+_FLEET = frozenset({"projects", "users", "hosts", "host-classes", "pools", "operations", "backup-repos"})
 
 
 def names_of(collection: str) -> Completer:

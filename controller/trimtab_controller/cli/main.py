@@ -18,10 +18,12 @@ from trimtab_controller.cli.session import Session
 # Noun -> module under `cli/nouns` and the attribute that holds its command.
 _NOUNS: Mapping[str, str] = {
     "audit": "access:audit",
+    "backup": "backups:backup",
     "capacity": "survival:capacity",
     "completion": "local:completion",
     "context": "local:context",
     "doctor": "doctor:doctor",
+    "drill": "drills:drill",
     "event": "operations:event",
     "failover": "failover:failover",
     "fence": "fence:fence",
@@ -40,6 +42,7 @@ _NOUNS: Mapping[str, str] = {
     "user": "access:user",
     "version": "local:version",
     "vm": "vms:vm",
+    "vm-group": "vm_groups:vm_group",
     "volume": "storage:volume",
     "whoami": "access:whoami",
 }

@@ -19,8 +19,8 @@ OUTPUTS = ("table", "wide", "json", "yaml", "name")
 _GAP = "  "
 _COLOURS = {
     "running": "32", "up": "32", "ready": "32", "done": "32", "active": "32",
-    "unknown": "33", "warning": "33", "suspect": "33", "paused": "33", "waiting": "33", "compensating": "33", "cordoned": "33",
-    "crashed": "31", "severe": "31", "lost": "31", "failed": "31", "needs_attention": "31", "refused": "31",
+    "unknown": "33", "suspect": "33", "paused": "33", "waiting": "33", "compensating": "33", "cordoned": "33",
+    "crashed": "31", "lost": "31", "failed": "31", "needs_attention": "31", "refused": "31",
 }  # fmt: skip
 
 

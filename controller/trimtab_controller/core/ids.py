@@ -30,6 +30,8 @@ KINDS = frozenset(
         "grp",
         "plan",
         "bk",
+        "repo",
+        "bpol",
         "fo",
         "dec",
         "tmpl",

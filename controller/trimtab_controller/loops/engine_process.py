@@ -1,12 +1,14 @@
 """The engine process: leads when it can, and runs the leader's jobs while it does.
 
 A job that blocks (a host that hangs in `observe_hosts`) must not delay placement, so jobs run in lanes, each a thread:
-`placement` (batches), `failover`, `fencing`, `redrive`, `upkeep`, `drift`, `planning`. Every write of a lane is fenced by the leader's term.
+`placement` (batches), `failover`, `fencing`, `redrive`, `upkeep`, `drift`, `planning`, `backups`. Every write of a lane is fenced by
+the leader's term.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
@@ -16,7 +18,7 @@ from trimtab_controller.config import Settings
 from trimtab_controller.core.failover import FailoverSettings
 from trimtab_controller.core.planning.rebalance import RebalanceMode
 from trimtab_controller.fencing import FenceAgents
-from trimtab_controller.loops.doctor import Doctor
+from trimtab_controller.loops.backups import BackupLoop
 from trimtab_controller.loops.drift import Drift
 from trimtab_controller.loops.failover import BELIEVED, FailoverLoop
 from trimtab_controller.loops.failover_effects import no_secret
@@ -37,6 +39,13 @@ from trimtab_controller.secret_box import SecretBox
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.05
+# Under load a placement round takes a fifth of its lane's time: the rounds get larger instead of more.
+PLACEMENT_REST = 4.0
+# A lane looks at least so often whether it leads.
+LOOK_S = 0.25
+
+
+HostStates = Callable[[], Mapping[str, Mapping[str, Any]]]
 
 
 def lanes(
@@ -46,8 +55,12 @@ def lanes(
     rebalance_mode: RebalanceMode = RebalanceMode.OFF,
     failover_settings: FailoverSettings = BELIEVED,
     open_secret: Callable[[str, str], str] = no_secret,
+    host_states: HostStates = dict,
 ) -> dict[str, list[Job]]:
-    """Return the leader's jobs by lane, with their periods. `open_secret`: sealed secret of a power device, its place -> secret."""
+    """Return the leader's jobs by lane, with their periods.
+
+    `open_secret`: sealed secret of a power device, its place -> secret. `host_states`: what the gateways last heard of each host.
+    """
     db, clock = engine.db, engine.clock
     placement = PlacementLoop(db=db, clock=clock, nudger=nudger, rng=engine.rng)
     redrive = Redrive(db=db, clock=clock, engine=engine, nudger=nudger)
@@ -56,16 +69,16 @@ def lanes(
     usage = Usage(db=db, clock=clock)
     drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger, usage=usage)
     survival = Survival(db=db, clock=clock)
-    doctor = Doctor(db=db, clock=clock, uncovered=survival.uncovered)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
+    backups = BackupLoop(db=db, clock=clock, nudger=nudger)
     fencer = FenceAgents()
     failover = FailoverLoop(
         engine=engine, clock=clock, fencer=fencer, settings=failover_settings, open_secret=open_secret, nudger=nudger
     )
     readiness = FenceReadiness(db=db, clock=clock, fencer=fencer, open_secret=open_secret)
     return {
-        # A request waits half a period on average; an empty round is one indexed query.
-        "placement": [Job("placement", TICK_S, placement.run)],
+        # A request waits half a period on average; an empty round is one indexed query. One that answers reads the whole fleet.
+        "placement": [Job("placement", TICK_S, placement.run, rest=PLACEMENT_REST)],
         # Alone in its lane: nothing else may delay it, and a tick more than 3 s late counts as our own pause.
         "failover": [Job("failover", 1.0, failover.run)],
         # A device may take half a minute to answer.
@@ -81,12 +94,18 @@ def lanes(
             Job("evict images", 300.0, upkeep.evict_images),
             Job("retain", 60.0, upkeep.retain),
         ],
+        "backups": [
+            Job("ask for backups", 5.0, backups.ask),
+            Job("verify backups", 15.0, backups.verify),
+            Job("retain backups", 60.0, backups.retain),
+            Job("measure backups", 30.0, backups.measure),
+        ],
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", 30.0, drift.observe_hosts)],
         # Seconds of arithmetic on a large fleet: nothing else waits for it.
         "planning": [
+            Job("note hosts", 30.0, lambda _term: usage.note_hosts(host_states())),
             Job("roll up usage", 30.0, usage.flush),
             Job("prove failover", 30.0, survival.run),
-            Job("doctor", 30.0, doctor.run),
             Job("rebalance", 600.0, rebalance.run),
         ],
     }
@@ -97,7 +116,7 @@ def failover_settings(settings: Settings) -> FailoverSettings:
     return replace(BELIEVED, lease_ttl_s=settings.lease_ttl_s, renew_every_s=settings.heartbeat_s)
 
 
-def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], None]) -> None:
+def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], None], host_states: HostStates = dict) -> None:
     """Serve as the engine until `stopping` is set; `beat` tells the supervisor that the lanes still move."""
     engine = wiring.build_engine(settings, process="engine")
     nudger = wiring.build_nudger(settings)
@@ -109,6 +128,7 @@ def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], Non
         rebalance_mode=RebalanceMode(settings.rebalance_mode),
         failover_settings=failover_settings(settings),
         open_secret=lambda sealed, place: box.open(sealed, place=place),
+        host_states=host_states,
     )
     threads = [
         threading.Thread(target=_lane, args=(name, jobs, leader, engine.clock, stopping), name=f"lane-{name}", daemon=True)
@@ -130,8 +150,10 @@ def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], Non
 
 
 def _lane(name: str, jobs: Sequence[Job], leader: Leader, clock: Clock, stopping: threading.Event) -> None:
-    while not stopping.wait(TICK_S):
-        term = leader.term()
+    pause_s = TICK_S
+    while not stopping.wait(pause_s):
+        term, pause_s = leader.term(), LOOK_S
         if term is not None:
             run_due(jobs, term, clock)
+            pause_s = min(LOOK_S, max(TICK_S, min(job.due_in_s(clock) for job in jobs)))
     log.info("lane ended", lane=name)

@@ -187,7 +187,9 @@ class FailoverLoop:
         for host_id, host in seen.hosts.items():
             record = self._state.hosts.get(host_id) or reading.host_record(host, seen)
             paths = tuple(path.name for path in seen.paths.get(host_id, ()))
-            hosts[host_id] = replace(record, power_paths=paths, is_cordoned=host.is_cordoned, has_listed=True)
+            if (record.power_paths, record.is_cordoned, record.has_listed) != (paths, host.is_cordoned, True):
+                record = replace(record, power_paths=paths, is_cordoned=host.is_cordoned, has_listed=True)
+            hosts[host_id] = record
         vms = {}
         for vm_id, row in seen.vms.items():
             known = self._state.vms.get(vm_id)

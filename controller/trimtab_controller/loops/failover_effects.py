@@ -206,6 +206,12 @@ class Hands:
         row = next((path for path in seen.paths.get(effect.host, ()) if path.name == effect.path), None)
         if row is None:
             return
+        if row.test_power == Power.OFF.value and row.test_message:
+            message = f"it is not asked, since its last test is not to be believed: {row.test_message}"
+            self._answers.put(
+                PowerAnswered(host=effect.host, path=effect.path, number=effect.number, is_off=False, message=message)
+            )
+            return
         log.info("switching a host off", host_id=effect.host, path=effect.path, number=effect.number)
 
         def work() -> None:

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 
 from trimtab_controller.core.failover.records import Desired, Evidence, Holder, HostRecord, Phase, Proof, Seen, VmRecord
 from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState, OperationState
-from trimtab_controller.core.model import Host, Operation
+from trimtab_controller.core.model import Operation
 from trimtab_controller.core.model.failover import FailoverControl, FailoverRow, FailoverVmRow, FencePathRow
 from trimtab_controller.store import failover, host_guards, hosts, leases, operations
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.failover import KeptVm
 from trimtab_controller.store.host_guards import HostGuard
+from trimtab_controller.store.hosts import Standing
 from trimtab_controller.store.leases import Lease, Revocation
 from trimtab_protos.messages import DomainObservation, DomainState
 
@@ -30,7 +31,7 @@ RESTART = "vm.recover"
 class Snapshot:
     """One round's view of the store. `live`: the exclusive operation of each vm that has one; `ended`: of open restarts."""
 
-    hosts: Mapping[str, Host]
+    hosts: Mapping[str, Standing]
     paths: Mapping[str, tuple[FencePathRow, ...]]
     vms: Mapping[str, KeptVm]
     tombstones: frozenset[str]
@@ -55,7 +56,7 @@ def read(session: Session, *, also: Collection[str], operation_ids: Collection[s
     wanted = {one.operation_id for one in starts if one.operation_id} | set(operation_ids)
     kept = failover.kept_vms(session, also=also)
     return Snapshot(
-        hosts={host.id: host for host in hosts.live(session)},
+        hosts={host.id: host for host in hosts.standings(session)},
         paths=paths,
         vms={vm.id: vm for vm in kept},
         tombstones=failover.tombstones(session, also),
@@ -71,7 +72,7 @@ def read(session: Session, *, also: Collection[str], operation_ids: Collection[s
     )
 
 
-def host_record(host: Host, seen: Snapshot) -> HostRecord:
+def host_record(host: Standing, seen: Snapshot) -> HostRecord:
     """Return a host as earlier leaders left it; its instants belong to another clock."""
     row, guard = seen.records.get(host.id), seen.guards.get(host.id, HostGuard())
     evidence = tuple(

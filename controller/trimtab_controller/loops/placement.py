@@ -21,6 +21,7 @@ from trimtab_controller.core.placement.verdict import KEPT_HOSTS, LISTED_HOSTS, 
 from trimtab_controller.loops.placement_writes import RACED, Answer, Batch, write_answers
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations import placement_cures, placement_snapshot
+from trimtab_controller.operations.admission import Gatekeeper
 from trimtab_controller.store import claims, fleet, leases, operations, placements, vms
 from trimtab_controller.store.database import Database, Session
 
@@ -41,9 +42,9 @@ class PlacementLoop:
 
     def run(self, term: int) -> None:
         """Answer everything that is pending; nothing pending costs one indexed query."""
-        asks = self._db.read(lambda session: placements.pending(session, limit=BATCH))
-        if not asks:
+        if not self._db.read(placements.is_any_pending):
             return
+        asks = self._db.read(lambda session: placements.pending(session, limit=BATCH))
         batch = self._db.read(lambda session: _read(session, asks))
         at_home = [ask for ask in batch.asks if ask.kind == "start" and ask.vm_id in batch.homes]
         for ask in at_home:
@@ -71,11 +72,19 @@ class PlacementLoop:
         metrics.PLACEMENT_BATCH.observe(len(requests))
         by_operation, digest = {ask.operation_id: ask for ask in asks}, InputDigest(batch.snapshot)
         answers = []
-        for decision in self._cured(decisions, books, policy_of, batch):
+        admitted = self._admitted(decisions, batch)
+        for decision in self._cured(admitted, books, policy_of, batch):
             stored = decision.as_json()
             ask = by_operation[decision.request.request_id]
             answers.append(Answer(ask, decision, mint("dec"), stored, digest.next(stored)))
         return answers
+
+    def _admitted(self, decisions: Sequence[Decision], batch: Batch) -> Sequence[Decision]:
+        """Return the decisions, with refusals where a class accepts only what survives the loss of a host."""
+        if not Gatekeeper.is_needed(batch.rows):
+            return decisions
+        keeper = self._db.read(lambda session: Gatekeeper(session, batch.rows, now=self._clock.now()))
+        return [keeper.judge(decision, batch.needs[decision.request.vm_id]) for decision in decisions]
 
     def _cured(self, decisions: Sequence[Decision], books: Books, policy_of: PolicyOf, batch: Batch) -> Iterator[Decision]:
         """Yield the decisions, the first refusals with what would let them in."""

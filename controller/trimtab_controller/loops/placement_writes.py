@@ -15,6 +15,7 @@ from trimtab_controller.core.model import Claim, Host, PlacementAsk
 from trimtab_controller.core.placement.fleet import FleetSnapshot
 from trimtab_controller.core.placement.space import scarce_amounts
 from trimtab_controller.core.placement.verdict import Decision
+from trimtab_controller.operations import admission
 from trimtab_controller.store import (
     claims,
     events,
@@ -188,6 +189,8 @@ def _take_scarce(session: Session, answer: Answer, generations: Mapping[str, int
     taken = scarce_amounts(request, answer.decision.cells)
     if taken:
         claims.take_stock(session, vm_id=request.vm_id, host_id=host_id, amounts=taken)
+    for kind, count in request.devices.items():
+        claims.take_devices(session, vm_id=request.vm_id, host_id=host_id, kind=kind, count=count)
 
 
 def _refuse(session: Session, answer: Answer, refusal: str, now: datetime) -> None:
@@ -198,6 +201,7 @@ def _refuse(session: Session, answer: Answer, refusal: str, now: datetime) -> No
         state="refused",
         decision_id=answer.decision_id,
         refusal=refusal,
+        refusal_code=admission.code_of(answer.decision),
         now=now,
     )
     operations.wake(session, answer.ask.operation_id, now)

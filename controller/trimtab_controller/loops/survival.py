@@ -1,15 +1,15 @@
 """Keeps the failover proof and the capacity gauges along with the fleet."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 from trimtab_controller import metrics
 from trimtab_controller.clock import Clock
-from trimtab_controller.core.doctor.facts import UncoveredFacts
+from trimtab_controller.core.doctor.model import Finding
 from trimtab_controller.core.planning.capacity import figures
 from trimtab_controller.core.planning.domains import HOST, domains_of
 from trimtab_controller.core.planning.proof import FailoverProof
-from trimtab_controller.operations.estates import read_estate
-from trimtab_controller.services.doctor import uncovered_of
+from trimtab_controller.services import doctor
 from trimtab_controller.services.survival import USUAL_LABELS
 from trimtab_controller.store.database import Database
 
@@ -23,13 +23,10 @@ class Survival:
         self._db, self._clock = db, clock
         self._proof: FailoverProof | None = None
 
-    def uncovered(self) -> tuple[UncoveredFacts, ...]:
-        """Return who would not come back, as of the last round; nobody before the first."""
-        return uncovered_of(self._proof.results()) if self._proof is not None else ()
-
     def run(self, _term: int) -> None:
         """Bring the proof to the fleet as it is; set every gauge, zeros included."""
-        estate = self._db.read(lambda session: read_estate(session, now=self._clock.now()))
+        patient = self._db.read(lambda session: doctor.read(session, now=self._clock.now()))
+        estate = patient.estate
         began_s = self._clock.boottime_s()
         if self._proof is None:
             self._proof = FailoverProof(estate, domains_of(estate, KINDS))
@@ -49,3 +46,10 @@ class Survival:
             metrics.FREE_VCPUS.labels("stranded").set(fleet.stranded_vcpus)
             metrics.FREE_MEMORY_BYTES.labels("usable").set((fleet.memory_free_mib - fleet.stranded_memory_mib) * MIB)
             metrics.FREE_MEMORY_BYTES.labels("stranded").set(fleet.stranded_memory_mib * MIB)
+        self._tell_findings(doctor.diagnose_with(patient, self._proof))
+
+    def _tell_findings(self, findings: Iterable[Finding]) -> None:
+        """Set a gauge for each kind found; one that was cured goes away."""
+        metrics.DOCTOR_FINDINGS.clear()
+        for (severity, kind), count in doctor.counted(findings).items():
+            metrics.DOCTOR_FINDINGS.labels(severity, kind).set(count)

@@ -1,12 +1,15 @@
-"""Rolls up what guests use: CPU time that agents report, as thousandths of a core per five minutes."""
+"""Rolls up what guests use and how their hosts fare, per five minutes: CPU time that agents report, as thousandths of a core; each
+host's use of its processors, what was stolen from it, and pressure stalls, as shares 0..1.
+"""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from trimtab_controller.clock import Clock
-from trimtab_controller.operations.estates import BUCKET_S, CPU_MILLIS
+from trimtab_controller.operations.estates import BUCKET_S, CPU_MILLIS, HOST_METRICS
 from trimtab_controller.store import leases, usage
 from trimtab_controller.store.database import Database, Session
 from trimtab_controller.store.usage import Rollup
@@ -14,6 +17,10 @@ from trimtab_protos.messages import DomainObservation
 
 # Two looks that are further apart tell nothing about one bucket: a host that was away, a leader that changed.
 _APART_MAX_S = 2 * BUCKET_S
+# What a gateway last heard is older than this only where it hears nothing any more.
+_FRESH = timedelta(seconds=60)
+# What the metrics are in: permille, and hundredths of a percent.
+_PARTS = {"cpu_used_permille": 1000, "cpu_steal_permille": 1000, "cpu_pressure": 10_000, "memory_pressure": 10_000}
 
 
 @dataclass(slots=True)
@@ -30,7 +37,7 @@ class Usage:
         self._db, self._clock = db, clock
         self._lock = threading.Lock()
         self._last: dict[str, tuple[datetime, int]] = {}
-        self._buckets: dict[tuple[str, datetime], _Bucket] = {}
+        self._buckets: dict[tuple[str, str, datetime], _Bucket] = {}
 
     def note(self, seen: Sequence[DomainObservation], *, at: datetime) -> None:
         """Take in what one host said at this instant."""
@@ -49,9 +56,23 @@ class Usage:
         if not 0 < elapsed_s <= _APART_MAX_S or cpu_time_ns < before[1]:
             return
         millis = (cpu_time_ns - before[1]) / elapsed_s / 1e6
-        bucket = self._buckets.setdefault((vm_id, _bucket_of(at)), _Bucket())
-        bucket.total += millis
-        bucket.peak = max(bucket.peak, millis)
+        self._add(vm_id, CPU_MILLIS, millis, at)
+
+    def note_hosts(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take in what the gateways last heard of each host, as `HeardHosts.states` gives it; what is old is left out."""
+        now = self._clock.now()
+        with self._lock:
+            for host_id, state in states.items():
+                at = datetime.fromtimestamp(state["at_ms"] / 1000, UTC)
+                if not timedelta() <= now - at <= _FRESH:
+                    continue
+                for name, metric in HOST_METRICS.items():
+                    self._add(host_id, metric, state["load"].get(name, 0) / _PARTS[name], at)
+
+    def _add(self, subject_id: str, metric: str, value: float, at: datetime) -> None:
+        bucket = self._buckets.setdefault((subject_id, metric, _bucket_of(at)), _Bucket())
+        bucket.total += value
+        bucket.peak = max(bucket.peak, value)
         bucket.samples += 1
 
     def flush(self, term: int) -> None:
@@ -59,21 +80,21 @@ class Usage:
         now = self._clock.now()
         present = _bucket_of(now)
         with self._lock:
-            over = {key: self._buckets.pop(key) for key in list(self._buckets) if key[1] < present}
+            over = {key: self._buckets.pop(key) for key in list(self._buckets) if key[2] < present}
             gone = [vm_id for vm_id, (at, _) in self._last.items() if (now - at).total_seconds() > _APART_MAX_S]
             for vm_id in gone:
                 del self._last[vm_id]
         rollups = [
             Rollup(
-                subject_id=vm_id,
-                metric=CPU_MILLIS,
+                subject_id=subject_id,
+                metric=metric,
                 bucket_s=BUCKET_S,
                 bucket_at=at,
                 mean=bucket.total / bucket.samples,
                 peak=bucket.peak,
                 samples=bucket.samples,
             )
-            for (vm_id, at), bucket in over.items()
+            for (subject_id, metric, at), bucket in over.items()
         ]
 
         def work(session: Session) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Operation
+from trimtab_controller.operations import background
 from trimtab_controller.operations.registry import saga_named
 from trimtab_controller.store import events, operations
 from trimtab_controller.store.database import Session
@@ -35,6 +36,8 @@ def accept(
     """
     saga = saga_named(kind)
     saga.params_from_json(params)  # a defect of ours shows here, not in a worker
+    if saga.is_exclusive and subject_id.startswith("vm-"):
+        background.make_room(session, kind, subject_id=subject_id, subject_name=subject_name, actor=actor.name, now=now)
     operation = operations.insert(
         session,
         operation_id=operation_id or mint("op"),

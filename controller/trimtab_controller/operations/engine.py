@@ -3,8 +3,7 @@
 Invariants
 - Only the holder of (driver, turn) writes; each write is fenced (`store.operations.hold`). A driver that lost its row stops.
 - A transaction step and its record are one transaction; those that follow a record at once share its commit, each in a savepoint
-  of its own. An effect is keyed and repeatable at the agent; a crash between it and
-  its record repeats it under the same key and gets the recorded answer.
+  of its own. An effect is keyed: a crash between it and its record repeats it and gets the agent's recorded answer.
 - A timeout means unknown: the same key is sent again, or the step observes; nothing is concluded from it.
 - Nothing here lives longer than `BUDGET_S`; longer work is waited for as a row.
 
@@ -29,6 +28,7 @@ from trimtab_controller.core.model import JournalEntry, Operation, OperationErro
 from trimtab_controller.operations.journal import Finished, Forward, Position, Recorded, Undo, end_of, fold
 from trimtab_controller.operations.registry import saga_named
 from trimtab_controller.operations.saga import Effect, Json, Saga, Step, Stopped, TookPlace, Transaction, Wait
+from trimtab_controller.operations.turning import cancelled, may_turn, what_has_passed
 from trimtab_controller.store import operations as store
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import Conflict, Internal, TrimtabError
@@ -72,8 +72,11 @@ class Engine:
     # Whether steps that need no agent share the commit before them; tests that look at each record alone say no.
     shares_commits: bool = True
 
-    def drive_due(self, *, limit: int = 4, budget_s: float = BUDGET_S) -> int:
-        """Claim up to `limit` due operations at a time and drive each until it waits or ends; return how many were driven."""
+    def drive_due(self, *, limit: int = 4, budget_s: float = BUDGET_S, on_more: Callable[[], None] = _ignore) -> int:
+        """Claim up to `limit` due operations at a time and drive each until it waits or ends; return how many were driven.
+
+        `on_more` is called where more may be due than were claimed: another driver may begin at once.
+        """
         started = self.clock.boottime_s()
         driven = 0
         while self.clock.boottime_s() - started < budget_s:
@@ -82,6 +85,8 @@ class Engine:
                     session, driver=self.driver, now=self.clock.now(), lease_s=DRIVER_LEASE_S, limit=limit
                 )
             )
+            if len(claimed) == limit:
+                on_more()
             for operation in claimed:
                 self.drive(operation, until=started + budget_s)
                 driven += 1
@@ -119,7 +124,7 @@ class Engine:
             if self.clock.boottime_s() >= until:
                 self._give_back(operation, operation.state, seconds=0.0, waiting_for="a driver")
                 return
-            if _may_turn(following) and not following.step.is_transaction:
+            if may_turn(following) and not following.step.is_transaction:
                 operation = self._ask_for_cancel(operation)  # a transaction sees it by itself
             recorded = self._turn_round(operation, position, following) or self._perform(saga, operation, position, following)
             if recorded is None:
@@ -177,18 +182,19 @@ class Engine:
                     waiting_for=result.waiting_for,
                     progress=result.progress,
                     step=step.name,
-                    attempts=0,
+                    **what_has_passed(operation),
                 )
             return None
         if isinstance(result, TookPlace):
             return self._turn_forward(operation, position, step, result)
         if isinstance(result, Stopped):
-            return self._turn(operation, position, step, _cancelled())
+            return self._turn(operation, position, step, cancelled())
         for entry in result.entries[1:]:
             self.on_step(operation.kind, entry.step, "succeeded", 0.0)
-        for entry in result.entries:
-            log.info("step recorded", operation_id=operation.id, step=entry.step, direction=direction.value)
-            self._crash_point(f"recorded:{entry.step}")
+        steps = [entry.step for entry in result.entries]
+        log.info("steps recorded", operation_id=operation.id, steps=steps, direction=direction.value)
+        for name in steps:
+            self._crash_point(f"recorded:{name}")
         if result.end is not None:
             self._tell_end(operation, result.end)
             return None
@@ -206,8 +212,8 @@ class Engine:
 
         def work(session: Session) -> Recorded | Wait:
             held = self._hold(session, operation, step.name, now)
-            if held.is_cancel_requested and _may_turn(following):
-                raise _cancelled()
+            if held.is_cancel_requested and may_turn(following):
+                raise cancelled()
             context = Transaction(operation=held, params=params, results=position.results, now=now, session=session)
             result = run(context)
             assert not isinstance(result, TookPlace), "a transaction knows what it did"
@@ -226,7 +232,7 @@ class Engine:
         step = following.step
         is_forward = isinstance(following, Forward)
         run: Callable[[Any], Any] | None = step.do if is_forward else step.undo
-        if operation.is_cancel_requested and step.cancel is not None and _may_turn(following):
+        if operation.is_cancel_requested and step.cancel is not None and may_turn(following):
             run = step.cancel
         assert run is not None
         context = Effect(
@@ -270,8 +276,9 @@ class Engine:
 
     def _hold(self, session: Session, operation: Operation, step: str, now: datetime) -> Operation:
         """Fence this transaction and return the operation with what users want of it by now."""
-        is_cancelled = store.hold(session, operation, now=now, lease_s=DRIVER_LEASE_S, attempts=0, step=step)
-        return replace(operation, attempts=0, is_cancel_requested=is_cancelled)
+        passed = what_has_passed(operation)
+        is_cancelled = store.hold(session, operation, now=now, lease_s=DRIVER_LEASE_S, step=step, **passed)
+        return replace(operation, is_cancel_requested=is_cancelled, **passed)
 
     def _go_on(self, session: Session, saga: Saga[Any], position: Position, recorded: Recorded, *, now: datetime) -> Recorded:
         """Take the steps that need no agent in the same transaction; one that waits is undone alone and taken again."""
@@ -366,11 +373,11 @@ class Engine:
 
     def _turn_round(self, operation: Operation, position: Position, following: Forward | Undo) -> Recorded | None:
         """Return the operation as compensating if a cancel or the deadline asks for it now, else None."""
-        if not _may_turn(following):
+        if not may_turn(following):
             return None
         has_begun_waiting = operation.step == following.step.name and following.step.cancel is not None
         if operation.is_cancel_requested and not has_begun_waiting:
-            return self._turn(operation, position, following.step, _cancelled())
+            return self._turn(operation, position, following.step, cancelled())
         if operation.deadline is not None and self.clock.now() > operation.deadline:
             late = Conflict("deadline-passed", f"not done by its deadline; it stood at {following.step.name}")
             return self._turn(operation, position, following.step, late)
@@ -428,7 +435,7 @@ class Engine:
         """Decide by class: try again later, go into reverse, or ask for an operator."""
         may_pass = error.retryable or error.code in DECIDED_AGAIN
         attempts = operation.attempts + 1
-        if _may_turn(following) and (not may_pass or attempts >= ATTEMPTS_FORWARD):
+        if may_turn(following) and (not may_pass or attempts >= ATTEMPTS_FORWARD):
             return self._turn(operation, position, following.step, error)
         if attempts >= ATTEMPTS_COMMITTED:
             self._park(operation, error)
@@ -504,15 +511,6 @@ QUICKLY_RETRIED = frozenset({"agent-busy"})
 # Refusals of a command that was decided on what is no longer so: the host opened a new session, its agent is another incarnation, or
 # another driver was faster. Nothing was done; the next drive reads the host's row anew, with a turn of its own.
 DECIDED_AGAIN = frozenset({"no-lease", "other-incarnation", "stale-turn"})
-
-
-def _may_turn(following: Forward | Undo) -> bool:
-    """Tell whether the operation may still be undone instead of taking this step."""
-    return isinstance(following, Forward) and not following.is_committed
-
-
-def _cancelled() -> Conflict:
-    return Conflict("cancelled", "cancelled by the user")
 
 
 def driver_name(process: str) -> str:

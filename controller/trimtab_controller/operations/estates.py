@@ -1,5 +1,8 @@
 """From rows to the `Estate` that plans, proof and capacity are made on."""
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -7,14 +10,22 @@ import numpy as np
 from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.core.model import PlacementAsk
 from trimtab_controller.core.planning.estate import MIB, DrainPolicy, Estate, Power, VmSnapshot
-from trimtab_controller.core.planning.load import predicted
+from trimtab_controller.core.planning.load import HostUse, predicted, wanted_millis
 from trimtab_controller.core.planning.timeline import Rates
 from trimtab_controller.operations import placement_snapshot
 from trimtab_controller.store import estate_rows, fleet
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.estate_rows import EstateVm
+from trimtab_controller.store.fleet import FleetRows, GroupRow, VmNeeds
 
 CPU_MILLIS = "cpu_millis"
+# Of hosts, by the name that a heartbeat gives them: shares 0..1.
+HOST_METRICS = {
+    "cpu_used_permille": "host_cpu",
+    "cpu_steal_permille": "host_steal",
+    "cpu_pressure": "host_cpu_pressure",
+    "memory_pressure": "host_memory_pressure",
+}
 BUCKET_S = 300
 # A day: what predicts the next hour lies in the last few of them.
 LOOKED_BACK = timedelta(hours=24)
@@ -24,19 +35,35 @@ def read_estate(session: Session, *, now: datetime) -> Estate:
     """Return the fleet, its vms and what they are predicted to use, as of one snapshot."""
     rows = fleet.read_rows(session)
     snapshot = placement_snapshot.snapshot_of(rows, placement_snapshot.baselines_of(rows))
-    loads = _loads(session, now)
+    loads = {vm_id: round(millis) for vm_id, millis in _predicted(session, CPU_MILLIS, now).items()}
     hosts = {host.id: host for host in rows.hosts}
     vms = []
     for found in estate_rows.placed_vms(session):
         home = hosts.get(found.needs.vm.host_id)
         accelerator = home.inventory.accelerator if home is not None and home.inventory is not None else ""
-        vms.append(_vm(found, accelerator, loads.get(found.needs.vm.id, 0)))
+        vms.append(_vm(found, accelerator, loads.get(found.needs.vm.id, 0), rows.groups))
     return Estate.of(
         snapshot,
-        vms,
+        _as_wanted(vms, rows, _host_use(session, now)),
         host_versions={host.id: host.version for host in rows.hosts},
         cpu_millis={host.id: host.inventory.cpus * 1000 for host in rows.hosts if host.inventory is not None},
     )
+
+
+def as_placed(needs: VmNeeds, host_id: str, rows: FleetRows, *, cells: tuple[int, ...] = ()) -> VmSnapshot:
+    """Return a vm as it would be once it runs on this host, its disks on local pools made there."""
+    volumes = tuple(
+        volume if rows.pools[volume.pool_id].is_shared else replace(volume, host_id=host_id) for volume in needs.volumes
+    )
+    placed = replace(
+        needs,
+        vm=replace(needs.vm, host_id=host_id),
+        volumes=volumes,
+        claimed_volume_ids=frozenset(volume.id for volume in volumes),
+        held_cells=cells,
+    )
+    found = EstateVm(placed, needs.vm.drain_policy, has_compute=True, busy_with="")
+    return _vm(found, "", 0, rows.groups)
 
 
 def read_rates(session: Session) -> Rates:
@@ -44,10 +71,39 @@ def read_rates(session: Session) -> Rates:
     return Rates.measured([(memory_mib * MIB, seconds) for memory_mib, seconds in estate_rows.migration_samples(session)])
 
 
-def _loads(session: Session, now: datetime) -> dict[str, int]:
-    """Return what each vm is predicted to use in the next hour, in thousandths of a core."""
+def _host_use(session: Session, now: datetime) -> dict[str, HostUse]:
+    """Return how each host is predicted to fare in the next hour."""
+    cpu, steal, cpu_pressure, memory_pressure = (_predicted(session, metric, now) for metric in HOST_METRICS.values())
+    return {
+        host_id: HostUse(
+            cpu=share,
+            steal=steal.get(host_id, 0.0),
+            cpu_pressure=cpu_pressure.get(host_id, 0.0),
+            memory_pressure=memory_pressure.get(host_id, 0.0),
+        )
+        for host_id, share in cpu.items()
+    }
+
+
+def _as_wanted(vms: Sequence[VmSnapshot], rows: FleetRows, use_of: Mapping[str, HostUse]) -> list[VmSnapshot]:
+    """Return the vms with what they would use if their hosts were not short: who waits for a processor uses less than it wants."""
+    cores = {host.id: host.inventory.cpus * 1000 for host in rows.hosts if host.inventory is not None}
+    on_host: dict[str, list[VmSnapshot]] = defaultdict(list)
+    for vm in vms:
+        on_host[vm.host_id].append(vm)
+    wanted = []
+    for host_id, own in on_host.items():
+        use, used = use_of.get(host_id), [vm.load_millis for vm in own]
+        if use is not None and host_id in cores:
+            used = wanted_millis(used, use, capacity_millis=cores[host_id])
+        wanted += [replace(vm, load_millis=millis) for vm, millis in zip(own, used, strict=True)]
+    return wanted
+
+
+def _predicted(session: Session, metric: str, now: datetime) -> dict[str, float]:
+    """Return what each subject's metric is predicted to be in the next hour."""
     begin = now - LOOKED_BACK
-    history = estate_rows.usage_since(session, CPU_MILLIS, begin, bucket_s=BUCKET_S)
+    history = estate_rows.usage_since(session, metric, begin, bucket_s=BUCKET_S)
     width = int(LOOKED_BACK.total_seconds()) // BUCKET_S + 1
     samples = np.full((len(history), width), np.nan)
     for row, measured in enumerate(history.values()):
@@ -56,10 +112,10 @@ def _loads(session: Session, now: datetime) -> dict[str, int]:
             if 0 <= column < width:
                 samples[row, column] = mean
     means = predicted(samples, step_s=BUCKET_S) if history else np.zeros(0)
-    return {vm_id: round(float(mean)) for vm_id, mean in zip(history, means, strict=True)}
+    return {subject_id: float(mean) for subject_id, mean in zip(history, means, strict=True)}
 
 
-def _vm(found: EstateVm, accelerator: str, load_millis: int) -> VmSnapshot:
+def _vm(found: EstateVm, accelerator: str, load_millis: int, groups: Mapping[str, GroupRow]) -> VmSnapshot:
     vm = found.needs.vm
     ask = PlacementAsk(
         operation_id=f"plan-{vm.id}",
@@ -79,11 +135,12 @@ def _vm(found: EstateVm, accelerator: str, load_millis: int) -> VmSnapshot:
         vm_id=vm.id,
         name=vm.name,
         host_id=vm.host_id,
-        request=placement_snapshot.request_of(ask, found.needs, accelerator=accelerator),
+        request=placement_snapshot.request_of(ask, found.needs, accelerator=accelerator, groups=groups),
         power=_power(found),
         version=vm.version,
         is_protected=vm.ha == "restart",
         drain_policy=DrainPolicy(found.drain_policy),
+        devices=tuple(sorted(vm.wishes.get("devices", {}))) if found.has_compute else (),
         busy_with=found.busy_with,
         load_millis=load_millis,
     )

@@ -116,9 +116,19 @@ def request_of(
 
 
 def _capabilities(needs: VmNeeds) -> tuple[str, ...]:
-    """An agent that knows no layers would let the guest write to the bottom one: what a snapshot keeps would be lost."""
+    """Return what the host's agent must be able to do for the vm.
+
+    One that knows no layers would let the guest write to the bottom one: what a snapshot keeps would be lost.
+    """
+    vm, wishes = needs.vm, needs.vm.wishes
     has_layers = any(volume.layer_id or volume.parent_volume_id for volume in needs.volumes)
-    wanted = (("tpm", needs.vm.has_tpm), ("layers", has_layers))
+    has_cells = bool(wishes.get("dedicated") or wishes.get("hugepages_kib"))
+    wanted = (
+        ("tpm", vm.has_tpm),
+        ("layers", has_layers),
+        ("numa-tuning", has_cells),
+        ("host-devices", bool(wishes.get("devices"))),
+    )
     return tuple(name for name, is_wanted in wanted if is_wanted)
 
 

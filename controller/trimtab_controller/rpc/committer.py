@@ -22,6 +22,9 @@ log = structlog.get_logger(__name__)
 BATCH_MAX = 32
 """Bounds how long one transaction keeps SQLite's only write lock from the engine, whose beat must not wait for a fleet's return."""
 WAITING_MAX = 20_000
+GATHER_S = 0.02
+"""Between the beginnings of two commits, unless a batch is full: events of a busy fleet come one by one, and each commit keeps the
+write lock of SQLite from the others and waits for the disk. One that comes after a pause waits for nobody."""
 
 
 class GroupCommitter:
@@ -45,10 +48,15 @@ class GroupCommitter:
     async def run(self) -> None:
         """Commit until cancelled."""
         loop = asyncio.get_running_loop()
+        began_s = loop.time() - GATHER_S
         batch: list[tuple[Callable[[Session], Any], asyncio.Future[Any]]] = []
         try:
             while True:
                 await self._arrived.wait()
+                pause_s = began_s + GATHER_S - loop.time()
+                if pause_s > 0 and len(self._waiting) < BATCH_MAX:
+                    await asyncio.sleep(pause_s)
+                began_s = loop.time()
                 batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
                 if not self._waiting:
                     self._arrived.clear()

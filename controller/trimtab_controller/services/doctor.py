@@ -1,53 +1,58 @@
-"""The doctor's use case: the fleet's facts from SQL, gateways and the failover proof, and what the checks find in them."""
+"""Everything that will hurt: the fleet's rows and its failover proof, put before the checks of `core/doctor`."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core.doctor import Finding, FleetFacts, examine
-from trimtab_controller.core.doctor.facts import UncoveredFacts
+from trimtab_controller.core.doctor import examine
+from trimtab_controller.core.doctor.model import Finding, FleetFacts, UncoveredFacts
 from trimtab_controller.core.planning import Estate
-from trimtab_controller.core.planning.domains import HOST, domains_of
-from trimtab_controller.core.planning.proof import DomainProof, FailoverProof
-from trimtab_controller.services.survival import USUAL_LABELS
-from trimtab_controller.store import doctor
-
-# One answer's worth. There may be a finding for each vm; their counts are told in full.
-FINDINGS_MAX = 1000
+from trimtab_controller.core.planning.domains import Domain
+from trimtab_controller.core.planning.proof import FailoverProof
+from trimtab_controller.operations.estates import read_estate
+from trimtab_controller.services import survival
+from trimtab_controller.store import doctor_rows
 
 
-def read(session: Session, *, now: datetime) -> FleetFacts:
-    """Return the facts that SQL has; a fixed number of queries."""
-    return doctor.read(session, now=now)
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """What one transaction read."""
+
+    rows: FleetFacts
+    estate: Estate
 
 
-def prove(estate: Estate) -> tuple[UncoveredFacts, ...]:
-    """Return what the failover proof says of this estate. Takes seconds for a large fleet."""
-    return uncovered_of(FailoverProof(estate, domains_of(estate, (HOST, *USUAL_LABELS))).results())
+def read(session: Session, *, now: datetime) -> Patient:
+    return Patient(doctor_rows.read(session, now), read_estate(session, now=now))
 
 
-def uncovered_of(results: Iterable[DomainProof]) -> tuple[UncoveredFacts, ...]:
-    return tuple(
-        UncoveredFacts(kind=one.domain.kind, value=one.domain.value, vm_ids=one.uncovered) for one in results if one.uncovered
-    )
+def diagnose(patient: Patient) -> tuple[Finding, ...]:
+    """Return the findings, the worst first. Takes seconds for a large fleet: call it on a thread."""
+    uncovered = [
+        UncoveredFacts(vm=lost.vm, domain=_place(one.proof.domain), reason=lost.reason)
+        for one in survival.coverage(patient.estate)
+        for lost in one.uncovered
+    ]
+    return examine(replace(patient.rows, uncovered=tuple(uncovered)))
 
 
-def skews_of(states: Mapping[str, Mapping[str, Any]]) -> Mapping[str, int]:
-    """Return the clock skews in hosts' states as gateways wrote them, in ms."""
-    return {host_id: int(state["skew_ms"]) for host_id, state in states.items() if state.get("skew_ms")}
+def diagnose_with(patient: Patient, proof: FailoverProof) -> tuple[Finding, ...]:
+    """As `diagnose`, by a proof that is at hand and kept up: reasons are left out, since nobody reads them."""
+    uncovered = [
+        UncoveredFacts(vm=proof.estate.vms[vm_id].name, domain=_place(one.domain), reason="")
+        for one in proof.results()
+        for vm_id in one.uncovered
+    ]
+    return examine(replace(patient.rows, uncovered=tuple(uncovered)))
 
 
-def judge(
-    facts: FleetFacts, *, uncovered: tuple[UncoveredFacts, ...] = (), skews_ms: Mapping[str, int] | None = None
-) -> tuple[Finding, ...]:
-    """Return everything that will hurt, worst first."""
-    return examine(replace(facts, uncovered=uncovered, skews_ms=skews_ms or {}))
+def _place(domain: Domain) -> str:
+    return f"{domain.kind} {domain.value}"
 
 
-def counted(findings: Iterable[Finding]) -> Mapping[tuple[str, str], int]:
-    """Return how many there are by severity and kind."""
+def counted(findings: Iterable[Finding]) -> Counter[tuple[str, str]]:
+    """Return how many there are by severity and kind: the metric's labels, both bounded."""
     return Counter((one.severity.value, one.kind) for one in findings)

@@ -8,9 +8,10 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint
+from trimtab_controller.core import cpu_sets
 from trimtab_controller.core.model import Actor, Host, HostClass, Operation
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.services import fencing
+from trimtab_controller.services import fencing, projects
 from trimtab_controller.services.vms import merge_labels
 from trimtab_controller.store import (
     certificates,
@@ -27,7 +28,7 @@ from trimtab_controller.store import (
 )
 from trimtab_controller.store.certificates import HostCertificate
 from trimtab_controller.store.host_guards import HostGuard
-from trimtab_protos.errors import Conflict, NotFound
+from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,8 @@ class HostView:
     certificates: Mapping[str, HostCertificate]
     # By pool name; only where one host is asked for.
     pools: Mapping[str, pools.PoolOnHost]
+    # '' where it takes vms of any project.
+    exclusive_project_name: str = ""
     fence_paths: tuple[fencing.FenceView, ...] = ()
     # What its lease is counted on for; None: not asked.
     guard: HostGuard | None = None
@@ -58,6 +61,10 @@ class HostChange:
     taints: Mapping[str, tuple[str, str] | None] | None = None
     # What the host has of what operators count; 0 takes it away.
     resources: Mapping[str, int] | None = None
+    # A project's name or id; '' opens it to all.
+    exclusive_project: str | None = None
+    # Cpus kept for pinned vms, `4-15,20`; '' gives them back.
+    dedicated_cpus: str | None = None
 
 
 def find(session: Session, name_or_id: str) -> Host:
@@ -94,6 +101,7 @@ def page(session: Session, page: keyset.Page) -> tuple[tuple[HostView, ...], tup
 def views(session: Session, found: tuple[Host, ...]) -> tuple[HostView, ...]:
     ids = [host.id for host in found]
     classes = lookup.names(session, schema.host_class, {host.host_class_id for host in found})
+    owners = lookup.names(session, schema.project, {host.exclusive_project_id for host in found})
     counts, held = hosts_read.counts(session, ids), certificates.latest_of(session, ids)
     return tuple(
         HostView(
@@ -102,6 +110,7 @@ def views(session: Session, found: tuple[Host, ...]) -> tuple[HostView, ...]:
             counts=counts[host.id],
             certificates=held[host.id],
             pools={},
+            exclusive_project_name=owners.get(host.exclusive_project_id, ""),
         )
         for host in found
     )
@@ -128,11 +137,17 @@ def change(
         values["is_cordoned"] = wish.is_cordoned
     if wish.taints is not None:
         values["taints"] = _merge_taints(host.taints, wish.taints)
+    if wish.exclusive_project is not None:
+        owner = projects.get(session, wish.exclusive_project) if wish.exclusive_project else None
+        values["exclusive_project_id"] = owner.id if owner is not None else ""
     host_class = None
     if wish.host_class is not None:
         host_class = find_class(session, wish.host_class)
         values["host_class_id"] = host_class.id
     hosts.update(session, host.id, expected_version=expected_version, **values)
+    if wish.dedicated_cpus is not None:
+        _set_aside(session, host, wish.dedicated_cpus)
+        host_class = host_class or hosts.get_class(session, host.host_class_id)
     if host_class is not None and host.inventory is not None:
         hosts.set_limits(session, host.id, host.inventory, host_class)
     host_stocks.set_resources(session, host.id, wish.resources or {})
@@ -146,6 +161,24 @@ def change(
         now=now,
     )
     return get(session, host.id)
+
+
+def _set_aside(session: Session, host: Host, text: str) -> None:
+    """Keep these cpus for pinned vms. InvalidRequest for cpus that the host has not; Conflict where others need them."""
+    cpus, inventory = cpu_sets.parse(text, field="dedicated_cpus"), host.inventory
+    if inventory is None:
+        raise Conflict("inventory-missing", f"dedicated_cpus: host {host.name} has not said yet what it has", host=host.name)
+    known = {cpu for cell in inventory.numa_cells for cpu in cell.cpus}
+    if not cpus <= known or len(cpus) >= len(known) > 0:
+        message = f"dedicated_cpus: host {host.name} has cpus {cpu_sets.text_of(known)}, and needs one for itself and the others"
+        raise InvalidRequest("cpus-wrong", message, field="dedicated_cpus")
+    host_class = hosts.get_class(session, host.host_class_id)
+    left, _ = hosts.limits_of(inventory, host_class, dedicated_cpus=len(cpus))
+    if left < host.vcpus_claimed:
+        message = f"dedicated_cpus: {left} vcpus would be left on host {host.name}, and vms hold {host.vcpus_claimed}"
+        raise Conflict("cpus-in-use", message, field="dedicated_cpus")
+    host_stocks.set_dedicated_cpus(session, host.id, cpus, inventory)
+    hosts.update(session, host.id, dedicated_cpus=cpu_sets.text_of(cpus))
 
 
 def _merge_taints(before: Sequence[Mapping[str, str]], changes: Mapping[str, tuple[str, str] | None]) -> list[dict[str, str]]:

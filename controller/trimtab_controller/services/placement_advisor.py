@@ -13,6 +13,7 @@ from trimtab_controller.core.placement.fleet import FleetSnapshot
 from trimtab_controller.core.placement.request import PlacementKind
 from trimtab_controller.core.placement.verdict import Decision, HostVerdict
 from trimtab_controller.operations import placement_cures, placement_snapshot
+from trimtab_controller.operations.admission import Gatekeeper, code_of
 from trimtab_controller.store import claims, fleet
 from trimtab_protos.errors import NoCapacity
 
@@ -52,6 +53,10 @@ def preview(session: Session, view: FleetView, vm: Vm, *, to_host_id: str) -> De
         decision = placement_cures.cured(session, decision, Books(view.snapshot), policy=policy, rows=view.rows)
         reasons = [verdict.sentence() for verdict in decision.refused[:REASONS_MAX]]
         raise NoCapacity("no-host-fits", decision.summary(), reasons="\n".join(reasons))
+    if Gatekeeper.is_needed(view.rows):
+        judged = Gatekeeper(session, view.rows, now=vm.created_at).judge(decision, needs)
+        if judged.chosen_host_id is None:
+            raise NoCapacity(code_of(judged), judged.summary(), reasons=judged.refused[0].sentence())
     class_id = next(host.host_class_id for host in view.rows.hosts if host.id == decision.chosen_host_id)
     lacking = placement_snapshot.lacks_baseline(view.rows, view.baselines, class_id)
     if lacking:

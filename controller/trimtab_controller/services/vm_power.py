@@ -82,6 +82,13 @@ def resume(session: Session, vm: Vm, caller: Caller) -> Operation:
 
 def migrate(session: Session, vm: Vm, caller: Caller, spec: MigrateSpec) -> Operation:
     _refuse_off(vm, "migrated live")
+    devices = ", ".join(sorted(vm.wishes.get("devices", {})))
+    if devices:
+        raise Conflict(
+            "device-keeps-home",
+            f"vm {vm.name} has host device {devices}, which cannot move while it runs; stop it and start it elsewhere",
+            vm=vm.name,
+        )
     to_host_id = resolve_host(session, spec.to_host, actor=caller.actor)
     if to_host_id and to_host_id == vm.host_id:
         raise Conflict("vm-is-there", f"vm {vm.name} is on host {spec.to_host} already")

@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 from trimtab_controller.core.model import Operation, Vm
 from trimtab_controller.core.resize import OFF, Beyond, When, beyond_of, charged_for, left_of, next_of, shape_of, wanted_of
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.services import quota
+from trimtab_controller.services import quota, vm_cells
 from trimtab_controller.services.vm_power import Caller
 from trimtab_controller.store import lookup, schema
 from trimtab_protos.errors import InvalidRequest
@@ -16,6 +16,7 @@ def resize(session: Session, vm: Vm, caller: Caller, *, vcpus: int, memory_mib: 
     if not (vcpus or memory_mib):
         raise InvalidRequest("resize-empty", "vcpus: give vcpus, memory_mib or both", field="vcpus")
     wanted = wanted_of(vm, vcpus=vcpus, memory_mib=memory_mib)
+    vm_cells.check_resize(vm, wanted, when)
     if vm.observed_state not in OFF and when is not When.NEXT_STOP:
         beyond = beyond_of(vm, wanted)
         if beyond is not None:

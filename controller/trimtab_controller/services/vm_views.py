@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Nic, Operation, Project, Vm, Volume
 from trimtab_controller.core.placement.verdict import Decision
-from trimtab_controller.store import keyset, lookup, operations, placements, schema, vm_listing, vms, volumes
+from trimtab_controller.store import keyset, lookup, operations, placements, schema, vm_groups, vm_listing, vms, volumes
 from trimtab_protos.errors import NotFound
 
 
@@ -21,6 +21,8 @@ class VmView:
     operation: Operation | None
     # id -> name, of everything the vm refers to; shared by all views of a page.
     names: Mapping[str, str]
+    # '' where it is in no group.
+    group_name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +44,24 @@ def views(session: Session, found: Sequence[Vm]) -> tuple[VmView, ...]:
         {
             schema.project: {vm.project_id for vm in found},
             schema.host: {vm.host_id for vm in found} | {vm.observed_host_id for vm in found},
+            schema.backup_policy: {vm.backup_policy_id for vm in found},
             schema.image: {vm.image_id for vm in found} | {vm.cdrom_image_id for vm in found},
             schema.pool: {volume.pool_id for some in disks.values() for volume in some},
             schema.network: {nic.network_id for some in nics.values() for nic in some},
         },
     )
-    return tuple(VmView(vm=vm, volumes=disks[vm.id], nics=nics[vm.id], operation=live.get(vm.id), names=names) for vm in found)
+    groups = vm_groups.names_of(session, ids)
+    return tuple(
+        VmView(
+            vm=vm,
+            volumes=disks[vm.id],
+            nics=nics[vm.id],
+            operation=live.get(vm.id),
+            names=names,
+            group_name=groups.get(vm.id, ""),
+        )
+        for vm in found
+    )
 
 
 def read(session: Session, vm_id: str) -> VmView:

@@ -14,13 +14,15 @@ from trimtab_controller.core.guest_os import Family, GuestOs, hardware_for
 from trimtab_controller.core.ids import domain_uuid, kind_of, mac_address
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Actor, Image, Network, Nic, Operation, Pool, Project, Role, Vm, Volume
+from trimtab_controller.core.resize import Shape
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.vm_steps import PLACEMENT_POLL_S
-from trimtab_controller.services import images, pools, quota, seeds, volumes
+from trimtab_controller.services import backup_policies, images, pools, quota, seeds, vm_cells, vm_groups, volumes
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services.authorise import require
 from trimtab_controller.services.vm_views import VmView
 from trimtab_controller.store import events, hosts, lookup, networks, placements, schema, vms
+from trimtab_controller.store import vm_groups as group_store
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
 from trimtab_protos.messages import DiskBus, DiskFormat, Firmware
@@ -69,6 +71,16 @@ class VmSpec:
     tolerations: tuple[tuple[str, str], ...] = ()
     # What operators count on hosts, by name.
     resources: Mapping[str, int] = field(default_factory=dict)
+    # PCI devices of its host, by kind (`10de-20b0`).
+    devices: Mapping[str, int] = field(default_factory=dict)
+    # Each vcpu gets a cpu of its own, of those that hosts keep for it.
+    is_dedicated: bool = False
+    # Size of the huge pages behind all of its memory, in KiB; 0: ordinary memory.
+    hugepages_kib: int = 0
+    # NUMA cells that both are taken from, in equal shares.
+    numa_cells: int = 1
+    # A vm group of the project, by name or id; '' for none.
+    group: str = ""
     ha: str = "none"
     """`restart`: started elsewhere when its host is proven off; `none`: left alone."""
     priority: int = 0
@@ -80,7 +92,14 @@ class VmSpec:
     def wishes(self) -> dict[str, Any]:
         """What few vms ask for; only what is asked."""
         tolerations = [{"key": key, "value": value} for key, value in self.tolerations]
-        wishes = {"tolerations": tolerations, "resources": dict(self.resources)}
+        wishes = {
+            "tolerations": tolerations,
+            "resources": dict(self.resources),
+            "devices": dict(self.devices),
+            "dedicated": self.is_dedicated,
+            "hugepages_kib": self.hugepages_kib,
+            "numa_cells": self.numa_cells if self.numa_cells != 1 else 0,
+        }
         return {name: wish for name, wish in wishes.items() if wish}
 
 
@@ -106,12 +125,14 @@ class PlannedNic:
 def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, now: datetime) -> tuple[VmView, Operation]:
     """Insert the vm, its root volume and nics, charge the quota, and accept vm.create. Raises whatever refuses it, by field."""
     _check_shape(spec)
+    _check_cells(spec)
     guest_os = osinfo.find(spec.os or Family.LINUX.value)
     hardware = hardware_for(guest_os)
     root = _root(session, spec, project)
     to_host_id = resolve_host(session, spec.to_host, actor=actor)
     if spec.host_class and hosts.find_class(session, spec.host_class) is None:
         raise NotFound("host-class-not-found", f"host_class: there is no host class {spec.host_class}", field="host_class")
+    group = vm_groups.find(session, spec.group, project=project, field="group") if spec.group else None
     vm_id = mint("vm")
     planned = tuple(
         plan_nic(session, vm_id, i, wish, project=project, field=f"networks[{i}]", model=hardware.nic_model)
@@ -126,6 +147,8 @@ def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, no
         **_os_values(spec, guest_os, root),
         seed=seed,
     )
+    if group is not None:
+        group_store.add_member(session, group.id, vm_id)
     volume = _give_root(session, spec, root, vm_id=vm_id, project=project, bus=hardware.disk_bus, now=now)
     nics = tuple(insert_nic(session, one, now=now, field=f"networks[{one.nic.nic_index}]") for one in planned)
     operation = accept(
@@ -153,7 +176,8 @@ def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, no
     named: list[Project | Image | Pool | Network | None] = [project, root.image, root.pool, root.iso]
     named += [one.network for one in planned]
     names = {one.id: one.name for one in named if one is not None}
-    return VmView(vm=vm, volumes=(volume,), nics=nics, operation=operation, names=names), operation
+    group_name = group.name if group is not None else ""
+    return VmView(vm=vm, volumes=(volume,), nics=nics, operation=operation, names=names, group_name=group_name), operation
 
 
 def change(
@@ -162,24 +186,28 @@ def change(
     *,
     labels: Mapping[str, str | None] | None,
     drain_policy: str | None,
+    backup_policy: str | None = None,
     expected_version: int | None,
     actor: Actor,
     now: datetime,
 ) -> Vm:
-    """Return the vm with these labels merged in (None takes a label away) and this drain policy; None leaves as it is."""
+    """Return the vm with these labels merged in (None takes a label away) and these policies; None leaves as it is."""
     values: dict[str, Any] = {}
     if labels is not None:
         values["labels"] = merge_labels(vm.labels, labels)
     if drain_policy is not None:
         values["drain_policy"] = drain_policy
+    changed = sorted([*values, *(["backup_policy"] if backup_policy is not None else [])])
+    if backup_policy is not None:
+        values |= backup_policies.values_for(session, vm, backup_policy, now=now)
     lookup.update_version(session, schema.vm, f"vm {vm.name}", vm.id, expected_version=expected_version, **values)
     events.append(
         session,
-        kind="vm.labels_changed" if drain_policy is None else "vm.changed",
+        kind="vm.labels_changed" if changed == ["labels"] else "vm.changed",
         project_id=vm.project_id,
         subject_id=vm.id,
         actor=actor.name,
-        message=f"{' and '.join(sorted(values)).replace('_', ' ')} of vm {vm.name} changed",
+        message=f"{' and '.join(changed).replace('_', ' ')} of vm {vm.name} changed",
         now=now,
     )
     return vms.get(session, vm.id)
@@ -223,6 +251,17 @@ def _check_shape(spec: VmSpec) -> None:
             f"memory_max_mib: at least memory_mib ({spec.memory_mib}), not {spec.memory_max_mib}",
             field="memory_max_mib",
         )
+
+
+def _check_cells(spec: VmSpec) -> None:
+    """Refuse pinned and huge-page vms that do not divide into their cells, or that could grow out of them while they run."""
+    shape = Shape(spec.vcpus, spec.memory_mib)
+    vm_cells.check_shape(shape, is_dedicated=spec.is_dedicated, hugepages_kib=spec.hugepages_kib, numa_cells=spec.numa_cells)
+    if spec.is_dedicated and spec.vcpus_max not in (None, spec.vcpus):
+        raise InvalidRequest("vcpus-max", "vcpus_max: dedicated cpus are fixed while it runs; leave it out", field="vcpus_max")
+    if spec.hugepages_kib and spec.memory_max_mib not in (None, spec.memory_mib):
+        message = "memory_max_mib: huge pages are fixed while it runs; leave it out"
+        raise InvalidRequest("memory-max", message, field="memory_max_mib")
 
 
 def _root(session: Session, spec: VmSpec, project: Project) -> _Root:

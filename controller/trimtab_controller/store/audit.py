@@ -12,6 +12,7 @@ from trimtab_controller.store import keyset, schema
 from trimtab_controller.store.rows import build
 
 _table = schema.audit
+_INSERT = _table.insert()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ def append(
         "cause": cause[:200],
         "context": dict(context or {}),
     }
-    session.execute(_table.insert(), values)
+    session.execute(_INSERT, values)
 
 
 FILTERS: keyset.Filters = {

@@ -13,43 +13,60 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Claim, MigrationRow
+from trimtab_controller.core.placement.columns import device_row
 from trimtab_controller.store import schema
+from trimtab_controller.store.among import among
+from trimtab_controller.store.many import Asked, ManyUpdate, binds
 from trimtab_controller.store.rows import build
+from trimtab_controller.store.schema.base import BigInt
 
 _host, _space = schema.host, schema.pool_space
 _OF_VM = sa.select(schema.claim).where(schema.claim.c.vm_id == sa.bindparam("of_vm")).order_by(schema.claim.c.role)
-_TAKE = (
-    _host.update()
-    .where(
-        _host.c.id == sa.bindparam("at_host"),
-        _host.c.deleted_at.is_(None),
-        _host.c.is_cordoned.is_(False),
-        _host.c.connectivity == "up",
-        _host.c.vcpus_claimed + _host.c.unmanaged_vcpus + sa.bindparam("more_vcpus") <= _host.c.vcpus_limit,
-        _host.c.memory_claimed_mib + _host.c.unmanaged_memory_mib + sa.bindparam("more_memory_mib") <= _host.c.memory_limit_mib,
+
+
+def _taking(asked: Asked) -> sa.Update:
+    """Return the statement that claims compute on a host that is joined, up, not cordoned, and has it."""
+    return (
+        _host.update()
+        .where(
+            _host.c.id == asked["at_host"],
+            _host.c.deleted_at.is_(None),
+            _host.c.is_cordoned.is_(False),
+            _host.c.connectivity == "up",
+            _host.c.vcpus_claimed + _host.c.unmanaged_vcpus + asked["more_vcpus"] <= _host.c.vcpus_limit,
+            _host.c.memory_claimed_mib + _host.c.unmanaged_memory_mib + asked["more_memory_mib"] <= _host.c.memory_limit_mib,
+        )
+        .values(
+            vcpus_claimed=_host.c.vcpus_claimed + asked["more_vcpus"],
+            memory_claimed_mib=_host.c.memory_claimed_mib + asked["more_memory_mib"],
+            generation=_host.c.generation + 1,
+        )
     )
-    .values(
-        vcpus_claimed=_host.c.vcpus_claimed + sa.bindparam("more_vcpus"),
-        memory_claimed_mib=_host.c.memory_claimed_mib + sa.bindparam("more_memory_mib"),
-        generation=_host.c.generation + 1,
+
+
+def _taking_space(asked: Asked) -> sa.Update:
+    return (
+        _space.update()
+        .where(
+            _space.c.pool_id == asked["of_pool"],
+            _space.c.host_id == asked["of_host"],
+            _space.c.claimed_bytes + asked["more_bytes"] <= asked["limit_bytes"],
+        )
+        .values(claimed_bytes=_space.c.claimed_bytes + asked["more_bytes"])
     )
-)
+
+
+_COMPUTE = {"at_host": sa.String(), "more_vcpus": sa.Integer(), "more_memory_mib": sa.BigInteger()}
+_BYTES = {"of_pool": sa.String(), "of_host": sa.String(), "more_bytes": BigInt, "limit_bytes": BigInt}
+_TAKE, _TAKE_SPACE = _taking(binds(_COMPUTE)), _taking_space(binds(_BYTES))
+# For many at once, of different hosts and places; the caller counts the rows that changed.
+TAKE_MANY, TAKE_SPACE_MANY = ManyUpdate(_COMPUTE, _taking), ManyUpdate(_BYTES, _taking_space)
 _TAKE_AT_GENERATION = _TAKE.where(_host.c.generation == sa.bindparam("expected_generation"))
 _TAKEN_SPACE = sa.select(schema.disk_claim.c.size_bytes).where(
     schema.disk_claim.c.volume_id == sa.bindparam("volume_id"),
     schema.disk_claim.c.pool_id == sa.bindparam("pool_id"),
     schema.disk_claim.c.host_id == sa.bindparam("host_id"),
 )
-_TAKE_SPACE = (
-    _space.update()
-    .where(
-        _space.c.pool_id == sa.bindparam("of_pool"),
-        _space.c.host_id == sa.bindparam("of_host"),
-        _space.c.claimed_bytes + sa.bindparam("more_bytes") <= sa.bindparam("limit_bytes"),
-    )
-    .values(claimed_bytes=_space.c.claimed_bytes + sa.bindparam("more_bytes"))
-)
-
 _stock = schema.host_stock
 _TAKE_STOCK = (
     _stock.update()
@@ -65,9 +82,6 @@ _JOIN_GROUP = (
     .where(schema.vm_group.c.id == sa.bindparam("of_group"), schema.vm_group.c.generation == sa.bindparam("seen_generation"))
     .values(generation=schema.vm_group.c.generation + 1)
 )
-# For many at once: the caller counts the rows that changed.
-TAKE_MANY = _TAKE
-TAKE_SPACE_MANY = _TAKE_SPACE
 
 
 class ClaimRefused(Exception):
@@ -82,7 +96,7 @@ def of_vm(session: Session, vm_id: str) -> tuple[Claim, ...]:
 def homes_of(session: Session, vm_ids: Sequence[str]) -> dict[str, Claim]:
     """Return the home claim of each of these vms that holds compute."""
     table = schema.claim
-    rows = session.execute(sa.select(table).where(table.c.vm_id.in_(vm_ids), table.c.role == "home"))
+    rows = session.execute(sa.select(table).where(among(table.c.vm_id, vm_ids), table.c.role == "home"))
     return {row.vm_id: build(Claim, row) for row in rows}
 
 
@@ -154,11 +168,28 @@ def resize(session: Session, vm_id: str, *, host_id: str, vcpus: int, memory_mib
 def take_stock(session: Session, *, vm_id: str, host_id: str, amounts: Mapping[str, int]) -> None:
     """Claim of what a host counts besides vcpus and memory, by resource name; ClaimRefused where it has not so much."""
     for resource, amount in sorted(amounts.items()):
-        asked = {"of_host": host_id, "of_resource": resource, "more": amount}
-        if getattr(session.execute(_TAKE_STOCK, asked), "rowcount", 0) != 1:
+        if not _take_row(session, host_id, resource, amount):
             raise ClaimRefused(f"{host_id} {resource}")
         row = {"vm_id": vm_id, "host_id": host_id, "resource": resource, "amount": amount}
         session.execute(schema.claim_stock.insert(), row)
+
+
+def take_devices(session: Session, *, vm_id: str, host_id: str, kind: str, count: int) -> None:
+    """Claim so many single devices of a kind, whichever are free; ClaimRefused where there are too few."""
+    free = sa.select(_stock.c.resource).where(
+        _stock.c.host_id == host_id, _stock.c.resource.startswith(device_row(kind, "")), _stock.c.claimed < _stock.c.capacity
+    )
+    for resource in session.scalars(free.order_by(_stock.c.resource)).all():
+        if count and _take_row(session, host_id, resource, 1):
+            session.execute(schema.claim_stock.insert(), {"vm_id": vm_id, "host_id": host_id, "resource": resource, "amount": 1})
+            count -= 1
+    if count:
+        raise ClaimRefused(f"{host_id} {kind}")
+
+
+def _take_row(session: Session, host_id: str, resource: str, amount: int) -> bool:
+    asked = {"of_host": host_id, "of_resource": resource, "more": amount}
+    return getattr(session.execute(_TAKE_STOCK, asked), "rowcount", 0) == 1
 
 
 def join_group(session: Session, group_id: str, *, generation: int) -> None:

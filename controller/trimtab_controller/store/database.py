@@ -32,7 +32,8 @@ from sqlalchemy.pool import NullPool
 
 from trimtab_controller.store import disk_reserve
 from trimtab_controller.store.disk_reserve import DiskReserve
-from trimtab_controller.store.group_commit import GroupCommit, Piece
+from trimtab_controller.store.group_commit import CommitThread, GroupCommit, Piece
+from trimtab_controller.store.lean import Statements
 from trimtab_protos.errors import Unavailable
 
 T = TypeVar("T")
@@ -40,6 +41,8 @@ T = TypeVar("T")
 __all__ = ["AsyncDatabase", "Database", "Session", "migration_engine"]
 
 BUSY_TIMEOUT_MS = 30_000
+# Between two looks at another process' write lock; half a commit.
+LOCK_POLL_S = (0.0005, 0.002)
 TRIES = 4
 # PostgreSQL: serialization_failure, deadlock_detected, lock_not_available, and idle_in_transaction_session_timeout: a process that
 # was frozen inside a transaction, which the server ended.
@@ -81,7 +84,30 @@ def _sqlite_begin(connection: Connection) -> None:
     if connection.info.get(_LEVEL) != level:
         _sqlite_run(connection, f"PRAGMA synchronous={level}")
         connection.info[_LEVEL] = level
-    _sqlite_run(connection, "BEGIN IMMEDIATE")
+    _take_write_lock(connection)
+
+
+def _take_write_lock(connection: Connection) -> None:
+    """Begin to write, as soon as no other process does.
+
+    SQLite's own waiting sleeps longer each time, up to a tenth of a second, while others come and go: under load the processes of
+    one node wait most of their time for a lock that is held for milliseconds.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    ends_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    driver.execute("PRAGMA busy_timeout=0")
+    try:
+        while True:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.Error as error:
+                is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+                if not is_busy or time.monotonic() >= ends_s:
+                    raise OperationalError("BEGIN IMMEDIATE", None, error) from error
+            time.sleep(random.uniform(*LOCK_POLL_S))
+    finally:
+        driver.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
 
 
 def _sqlite_run(connection: Connection, statement: str) -> None:
@@ -175,13 +201,18 @@ class LeanSession:
     SQLAlchemy's own took a third of the CPU time of each statement and transaction.
     """
 
-    __slots__ = ("_connection", "execute", "scalar", "scalars")
+    __slots__ = ("_connection", "execute")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, statements: Statements | None = None) -> None:
+        """`statements`: those that need not go through SQLAlchemy each time; None: there are none (PostgreSQL)."""
         self._connection = connection
-        self.execute = connection.execute
-        self.scalar = connection.scalar
-        self.scalars = connection.scalars
+        self.execute: Callable[..., Any] = connection.execute if statements is None else partial(statements.execute, connection)
+
+    def scalar(self, statement: Any, parameters: Any = None) -> Any:
+        return self.execute(statement, parameters).scalar()
+
+    def scalars(self, statement: Any, parameters: Any = None) -> Any:
+        return self.execute(statement, parameters).scalars()
 
     def begin_nested(self) -> Savepoint:
         if self._connection.dialect.name == "sqlite":
@@ -219,7 +250,8 @@ class Database:
         )
         _configure(self.engine)
         self.reserve = DiskReserve(url)
-        self._group = GroupCommit(self._write_pieces) if self.dialect == "sqlite" else None
+        self._statements = Statements(self.engine.dialect) if self.dialect == "sqlite" else None
+        self._group = GroupCommit(self.write_pieces) if self.dialect == "sqlite" else None
 
     @property
     def dialect(self) -> str:
@@ -258,7 +290,7 @@ class Database:
                 raise _translate(error) from error
         raise AssertionError("unreachable")
 
-    def _write_pieces(self, pieces: Sequence[Piece]) -> None:
+    def write_pieces(self, pieces: Sequence[Piece]) -> None:
         """Run several pieces of work in one transaction; one that fails is undone alone."""
         if len(pieces) > 1 and self._write_together(pieces):
             return
@@ -307,7 +339,7 @@ class Database:
         with self.engine.connect() as connection:
             connection.execution_options(**options)
             with connection.begin():
-                yield cast(Session, LeanSession(connection))
+                yield cast(Session, LeanSession(connection, self._statements))
 
 
 class AsyncDatabase:
@@ -316,6 +348,7 @@ class AsyncDatabase:
     def __init__(self, url: str, *, pool_size: int = 16, on_commit: Callable[[int], None] = lambda _count: None) -> None:
         self._database = Database(url, pool_size=pool_size, on_commit=on_commit)
         self._threads = ThreadPoolExecutor(pool_size, thread_name_prefix="database")
+        self._commits = CommitThread(self._database.write_pieces) if self._database.dialect == "sqlite" else None
 
     @property
     def reserve(self) -> DiskReserve:
@@ -323,6 +356,8 @@ class AsyncDatabase:
 
     async def write(self, transaction: Callable[[Session], T], *, durable: bool = True) -> T:
         """As `Database.write`. One whose caller gives up meanwhile is committed nevertheless."""
+        if self._commits is not None:
+            return await self._commits.run(transaction, durable=durable)
         return await self._run(lambda: self._database.write(transaction, durable=durable))
 
     async def read(self, query: Callable[[Session], T]) -> T:
@@ -333,6 +368,8 @@ class AsyncDatabase:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     async def close(self) -> None:
+        if self._commits is not None:
+            await asyncio.to_thread(self._commits.close)
         await asyncio.to_thread(self._threads.shutdown)
         self._database.close()
 

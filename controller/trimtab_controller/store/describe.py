@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core import guest_os
+from trimtab_controller.core import cpu_sets, guest_os
 from trimtab_controller.core.model import Image, Network, Nic, Pool, Vm, Volume
 from trimtab_controller.store import schema, vms
 from trimtab_controller.store.rows import build, columns_of
@@ -36,6 +36,20 @@ _VOLUMES = (
 _PROJECT_NAME = sa.select(schema.project.c.name).where(schema.project.c.id == sa.bindparam("project_id"))
 _BRIDGE_ON_HOST = sa.select(schema.network_host.c.bridge).where(
     schema.network_host.c.network_id == sa.bindparam("network_id"), schema.network_host.c.host_id == sa.bindparam("host_id")
+)
+
+_HELD_CELLS = sa.select(schema.claim_stock.c.resource).where(
+    schema.claim_stock.c.vm_id == sa.bindparam("of_vm"),
+    schema.claim_stock.c.host_id == sa.bindparam("of_host"),
+    schema.claim_stock.c.resource.startswith("cell:"),
+)
+_HELD_DEVICES = sa.select(schema.claim_stock.c.resource).where(
+    schema.claim_stock.c.vm_id == sa.bindparam("of_vm"),
+    schema.claim_stock.c.host_id == sa.bindparam("of_host"),
+    schema.claim_stock.c.resource.startswith("pci:"),
+)
+_CPUS_OF_HOST = sa.select(schema.host.c.inventory, schema.host.c.dedicated_cpus).where(
+    schema.host.c.id == sa.bindparam("of_host")
 )
 
 
@@ -174,6 +188,7 @@ def network_spec(session: Session, network: Network, host_id: str) -> NetworkSpe
 def domain_spec(session: Session, parts: VmParts, host_id: str) -> DomainSpec:
     """Return the vm as it shall be defined on this host."""
     vm = parts.vm
+    page_kib, cells, cpuset = _cells(session, vm, host_id)
     networks = tuple(network_spec(session, network, host_id) for network in parts.networks.values())
     return DomainSpec(
         vm_id=vm.id,
@@ -199,8 +214,36 @@ def domain_spec(session: Session, parts: VmParts, host_id: str) -> DomainSpec:
         has_tpm=vm.has_tpm,
         has_local_time_clock=guest_os.takes_local_time(vm.os_family),
         has_hyperv=guest_os.has_enlightenments(vm.os_family),
+        page_kib=page_kib,
+        numa_cells=cells,
+        cpuset=cpuset,
+        host_devices=_host_devices(session, vm, host_id),
         is_kept=vm.ha == "restart",
     )
+
+
+def _host_devices(session: Session, vm: Vm, host_id: str) -> tuple[str, ...]:
+    """Return the addresses of the devices that the vm holds there."""
+    if not vm.wishes.get("devices"):
+        return ()
+    held = session.scalars(_HELD_DEVICES, {"of_vm": vm.id, "of_host": host_id})
+    return tuple(sorted(resource.split(":", 2)[2] for resource in held))
+
+
+def _cells(session: Session, vm: Vm, host_id: str) -> tuple[int, tuple[int, ...], str]:
+    """Return the size of its huge pages, the cells that it holds on the host, and the cpus kept for pinned vms in them."""
+    page_kib, is_dedicated = int(vm.wishes.get("hugepages_kib", 0)), bool(vm.wishes.get("dedicated", False))
+    if not page_kib and not is_dedicated:
+        return 0, (), ""
+    held = session.scalars(_HELD_CELLS, {"of_vm": vm.id, "of_host": host_id})
+    cells = tuple(sorted({int(resource.split(":")[1]) for resource in held}))
+    if not is_dedicated or not cells:
+        return page_kib, cells, ""
+    host = session.execute(_CPUS_OF_HOST, {"of_host": host_id}).one()
+    reported = (host.inventory or {}).get("numa_cells", ())
+    kept = cpu_sets.parse(host.dedicated_cpus, field="dedicated_cpus")
+    own = {cpu for cell in reported if cell["index"] in cells for cpu in cell["cpus"]}
+    return page_kib, cells, cpu_sets.text_of(kept & own)
 
 
 def _cdrom(parts: VmParts) -> CdromSpec | None:
@@ -256,8 +299,16 @@ def _seed(documents: Mapping[str, Any]) -> SeedSpec | None:
 def _by_id(session: Session, table: sa.Table, target: type[T], ids: Collection[str]) -> dict[str, T]:
     if not ids:
         return {}
-    rows = session.execute(_select_by_id(table, cast(Any, target)), {"ids": list(ids)})
+    if len(ids) == 1:  # nearly always; a list of parameters is put into the statement's text anew at each execution
+        rows = session.execute(_select_one(table, cast(Any, target)), {"id": next(iter(ids))})
+    else:
+        rows = session.execute(_select_by_id(table, cast(Any, target)), {"ids": list(ids)})
     return {row.id: build(target, row) for row in rows}
+
+
+@cache
+def _select_one(table: sa.Table, target: Any) -> sa.Select[Any]:
+    return sa.select(*columns_of(table, target)).where(table.c.id == sa.bindparam("id"))
 
 
 @cache

@@ -21,7 +21,7 @@ class EstateVm:
     needs: VmNeeds
     drain_policy: str
     has_compute: bool
-    """Whether its home claim holds vcpus or memory: a stopped vm's does not."""
+    """Whether its home claim holds vcpus, memory or of the host's stocks: a stopped vm's does not."""
     busy_with: str
     """The operation that is under way on it, '' for none."""
 
@@ -31,15 +31,20 @@ def placed_vms(session: Session) -> tuple[EstateVm, ...]:
     table, claim = schema.vm, schema.claim
     query = sa.select(table.c.id, table.c.drain_policy).where(table.c.deleted_at.is_(None), table.c.host_id != "")
     policies = {row.id: row.drain_policy for row in session.execute(query)}
-    holding = frozenset(
-        session.scalars(sa.select(claim.c.vm_id).where(claim.c.role == "home", sa.or_(claim.c.vcpus > 0, claim.c.memory_mib > 0)))
-    )
+    holds = sa.or_(claim.c.vcpus > 0, claim.c.memory_mib > 0, _has_stock())
+    holding = frozenset(session.scalars(sa.select(claim.c.vm_id).where(claim.c.role == "home", holds)))
     busy, found = _busy(session), []
     ids = sorted(policies)
     for start in range(0, len(ids), _CHUNK):
         for vm_id, needs in fleet.needs_of(session, ids[start : start + _CHUNK]).items():
             found.append(EstateVm(needs, policies[vm_id], vm_id in holding, busy.get(vm_id, "")))
     return tuple(found)
+
+
+def _has_stock() -> sa.ColumnElement[bool]:
+    """Whether a claim takes of the host's stocks: pinned cpus and huge pages are not among its vcpus and memory."""
+    held, claim = schema.claim_stock, schema.claim
+    return sa.exists().where(held.c.vm_id == claim.c.vm_id, held.c.host_id == claim.c.host_id)
 
 
 def _busy(session: Session) -> dict[str, str]:

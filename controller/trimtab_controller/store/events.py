@@ -11,6 +11,8 @@ from trimtab_controller.core.model import Event
 from trimtab_controller.store import schema
 from trimtab_controller.store.rows import build
 
+_INSERT = schema.event.insert()
+
 
 def append(
     session: Session,
@@ -35,7 +37,7 @@ def append(
         "message": message[:500],
         "context": dict(context or {}),
     }
-    session.execute(schema.event.insert(), values)
+    session.execute(_INSERT, values)
 
 
 def page_after(

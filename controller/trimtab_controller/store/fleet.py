@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Host, HostClass, Pool, PoolSpace, Vm, Volume
 from trimtab_controller.store import hosts, schema, vms
+from trimtab_controller.store.among import among
 from trimtab_controller.store.rows import build, columns_of
 
 _HOST_NAME = sa.select(schema.host.c.name).where(schema.host.c.id == sa.bindparam("host_id"))
@@ -175,13 +176,13 @@ def needs_of(session: Session, vm_ids: Sequence[str]) -> dict[str, VmNeeds]:
 
 def _group_of(session: Session, vm_ids: Sequence[str]) -> dict[str, str]:
     member = schema.vm_group_member
-    rows = session.execute(sa.select(member.c.vm_id, member.c.vm_group_id).where(member.c.vm_id.in_(vm_ids)))
+    rows = session.execute(sa.select(member.c.vm_id, member.c.vm_group_id).where(among(member.c.vm_id, vm_ids)))
     return {row.vm_id: row.vm_group_id for row in rows}
 
 
 def _held_cells(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[int, ...]]:
     table = schema.claim_stock
-    query = sa.select(table.c.vm_id, table.c.resource).where(table.c.vm_id.in_(vm_ids), table.c.resource.startswith("cell:"))
+    query = sa.select(table.c.vm_id, table.c.resource).where(among(table.c.vm_id, vm_ids), table.c.resource.startswith("cell:"))
     found: dict[str, set[int]] = defaultdict(set)
     for row in session.execute(query):
         found[row.vm_id].add(int(row.resource.split(":")[1]))
@@ -203,14 +204,14 @@ def movable_ids(session: Session, host_id: str, *, limit: int) -> tuple[str, ...
 
 
 def _vms(session: Session, vm_ids: Sequence[str]) -> dict[str, Vm]:
-    rows = session.execute(sa.select(*columns_of(schema.vm, Vm)).where(schema.vm.c.id.in_(vm_ids)))
+    rows = session.execute(sa.select(*columns_of(schema.vm, Vm)).where(among(schema.vm.c.id, vm_ids)))
     return {row.id: vms.from_row(row) for row in rows}
 
 
 def _volumes(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Volume, ...]]:
     table = schema.volume
     found: dict[str, list[Volume]] = defaultdict(list)
-    query = sa.select(*columns_of(table, Volume)).where(table.c.vm_id.in_(vm_ids)).order_by(table.c.vm_id, table.c.disk_index)
+    query = sa.select(*columns_of(table, Volume)).where(among(table.c.vm_id, vm_ids)).order_by(table.c.vm_id, table.c.disk_index)
     for row in session.execute(query):
         found[row.vm_id].append(build(Volume, row))
     return {vm_id: tuple(found[vm_id]) for vm_id in vm_ids}
@@ -224,7 +225,7 @@ def _networks(session: Session, network_ids: Collection[str]) -> dict[str, VmNet
 
 def _claimed(session: Session, volume_ids: Collection[str]) -> frozenset[str]:
     table = schema.disk_claim
-    return frozenset(session.scalars(sa.select(table.c.volume_id).where(table.c.volume_id.in_(volume_ids))))
+    return frozenset(session.scalars(sa.select(table.c.volume_id).where(among(table.c.volume_id, volume_ids))))
 
 
 def fix_machine(session: Session, vm_id: str, *, machine: str, cpu_model: str) -> None:

@@ -8,8 +8,11 @@ Each piece of work is in a savepoint of its own: one that fails is undone alone.
 killed process had not answered may be lost, and nothing else.
 """
 
+import asyncio
+import queue
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -104,3 +107,69 @@ class GroupCommit:
             self._is_led = bool(following)
             for piece in (*served, *following):
                 piece.woken.set()
+
+
+class CommitThread:
+    """The same for an event loop: one thread of its own writes what waits and wakes the loop once for all that it wrote.
+
+    A thread for each transaction that waits would be woken twice for it: to begin, and when it is written.
+    """
+
+    def __init__(self, write: Callable[[Sequence[Piece]], None]) -> None:
+        """`write`: as `GroupCommit`'s."""
+        self._write = write
+        self._queue: queue.SimpleQueue[_Awaited | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
+        self._thread.start()
+
+    async def run(self, work: Callable[[Any], T], *, durable: bool) -> T:
+        """Return what `work` returned, once that is committed; one whose caller gives up is committed nevertheless."""
+        loop = asyncio.get_running_loop()
+        awaited = _Awaited(Piece(work, durable), loop, loop.create_future())
+        self._queue.put(awaited)
+        result: T = await awaited.future
+        return result
+
+    def close(self) -> None:
+        """Write what waits and end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            taken = [self._queue.get()]
+            while len(taken) < BATCH_MAX and not self._queue.empty():
+                taken.append(self._queue.get())
+            is_open = None not in taken
+            batch = [one for one in taken if one is not None]
+            if batch:
+                self._write_batch(batch)
+
+    def _write_batch(self, batch: "Sequence[_Awaited]") -> None:
+        pieces = [one.piece for one in batch]
+        try:
+            self._write(pieces)
+        except BaseException as error:  # noqa: BLE001 each of them raises it where it is waited for; the thread goes on
+            for piece in pieces:
+                piece.error = error
+        for loop in {one.loop for one in batch}:
+            with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                loop.call_soon_threadsafe(_settle, [one for one in batch if one.loop is loop])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Awaited:
+    piece: Piece
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[Any]"
+
+
+def _settle(batch: Sequence[_Awaited]) -> None:
+    for one in batch:
+        if one.future.done():
+            continue  # its caller gave up
+        if one.piece.error is not None:
+            one.future.set_exception(one.piece.error)
+        else:
+            one.future.set_result(one.piece.result)

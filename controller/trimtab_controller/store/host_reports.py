@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from trimtab_controller.store import hosts, inventories, schema
+from trimtab_controller.store import host_stocks, hosts, inventories, schema
 from trimtab_protos.messages import Inventory, NetworkKind, NetworkSpec, PoolKind, PoolObservation, PoolSpec
 
 _host = schema.host
@@ -51,6 +51,7 @@ def store_inventory(session: Session, host_id: str, inventory: Inventory, *, now
         )
     )
     hosts.set_limits(session, host_id, inventory, hosts.get_class(session, before.host_class_id))
+    host_stocks.set_reported(session, host_id, inventory)
     _store_unmanaged_macs(session, host_id, inventory.unmanaged_macs)
     return True
 

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from trimtab_controller.core import cpu_sets
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.model import Host, HostClass
 from trimtab_controller.store import inventories, schema
@@ -20,6 +21,8 @@ _table = schema.host
 _classes = schema.host_class
 # Inventories are kilobytes of JSON each and rarely change: they are read apart, once per digest.
 _columns = [column for column in columns_of(_table, Host) if column.key != "inventory"] + [_table.c.inventory_digest]
+# Each placement round reads all of them.
+_LIVE = sa.select(*_columns).where(_table.c.deleted_at.is_(None)).order_by(_table.c.name, _table.c.id)
 # Before every command to a host.
 _AGENT = sa.select(_table.c.agent_address, _table.c.incarnation, _table.c.lease_number).where(
     _table.c.id == sa.bindparam("host_id")
@@ -52,10 +55,9 @@ def find(session: Session, name_or_id: str) -> Host | None:
 
 def live(session: Session, host_ids: Sequence[str] | None = None) -> tuple[Host, ...]:
     """Return the live hosts (of these ids) by name."""
-    conditions = [_table.c.deleted_at.is_(None)]
-    if host_ids is not None:
-        conditions.append(_table.c.id.in_(host_ids))
-    return _select(session, *conditions)
+    if host_ids is None:
+        return _read(session, _LIVE)
+    return _select(session, _table.c.deleted_at.is_(None), _table.c.id.in_(host_ids))
 
 
 def page(
@@ -237,6 +239,30 @@ def member_ids(session: Session) -> frozenset[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What failover asks of each host each second, and nothing more."""
+
+    id: str
+    name: str
+    connectivity: HostConnectivity
+    boot_id: str
+    is_cordoned: bool
+
+
+_STANDINGS = sa.select(_table.c.id, _table.c.name, _table.c.connectivity, _table.c.boot_id, _table.c.is_cordoned).where(
+    _table.c.deleted_at.is_(None)
+)
+
+
+def standings(session: Session) -> tuple[Standing, ...]:
+    """Return how every live host stands."""
+    return tuple(
+        Standing(host_id, name, HostConnectivity(connectivity), boot_id, is_cordoned)
+        for host_id, name, connectivity, boot_id, is_cordoned in session.execute(_STANDINGS)
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Heard:
     """A host that some gateway heard, or has not given up yet."""
 
@@ -327,16 +353,20 @@ def delete_class(session: Session, host_class_id: str, *, now: datetime) -> None
     session.execute(_classes.update().where(_classes.c.id == host_class_id).values(deleted_at=now))
 
 
-def limits_of(inventory: Inventory, host_class: HostClass) -> tuple[int, int]:
-    """Return what a host of this class offers: (vcpus, MiB of memory)."""
-    vcpus = inventory.cpus * host_class.vcpu_ratio_permille // 1000
-    memory_mib = max(0, inventory.memory_mib - host_class.memory_reserve_mib) * host_class.memory_ratio_permille // 1000
+def limits_of(inventory: Inventory, host_class: HostClass, *, dedicated_cpus: int = 0) -> tuple[int, int]:
+    """Return what a host of this class offers: (vcpus, MiB of memory), without cpus set aside and memory that is huge pages."""
+    vcpus = (inventory.cpus - dedicated_cpus) * host_class.vcpu_ratio_permille // 1000
+    huge_kib = sum(size * count for cell in inventory.numa_cells for size, count in cell.huge_pages.items())
+    ordinary_mib = inventory.memory_mib - (huge_kib >> 10) - host_class.memory_reserve_mib
+    memory_mib = max(0, ordinary_mib) * host_class.memory_ratio_permille // 1000
     return max(0, vcpus), memory_mib
 
 
 def set_limits(session: Session, host_id: str, inventory: Inventory, host_class: HostClass) -> None:
     """Write the limits, never below what is claimed: guests that run there do not vanish when a class gets stricter."""
-    vcpus, memory_mib = limits_of(inventory, host_class)
+    set_aside = session.scalar(sa.select(_table.c.dedicated_cpus).where(_table.c.id == host_id)) or ""
+    dedicated_cpus = len(cpu_sets.parse(set_aside, field="dedicated_cpus"))
+    vcpus, memory_mib = limits_of(inventory, host_class, dedicated_cpus=dedicated_cpus)
     session.execute(
         _table.update()
         .where(_table.c.id == host_id)
@@ -349,11 +379,15 @@ def set_limits(session: Session, host_id: str, inventory: Inventory, host_class:
 
 def _select(session: Session, *conditions: sa.ColumnElement[bool], limit: int | None = None) -> tuple[Host, ...]:
     query = sa.select(*_columns).where(*conditions).order_by(_table.c.name, _table.c.id)
-    rows = session.execute(query.limit(limit) if limit is not None else query).all()
+    return _read(session, query.limit(limit) if limit is not None else query)
+
+
+def _read(session: Session, query: sa.Select[Any]) -> tuple[Host, ...]:
+    rows = session.execute(query).all()
     known = {row.id: inventories.cached(row.id, row.inventory_digest) for row in rows if row.inventory_digest}
     unread = [host_id for host_id, inventory in known.items() if inventory is None]
     known.update(_read_inventories(session, unread))
-    return tuple(_host(dict(row._mapping), known.get(row.id)) for row in rows)
+    return tuple(_host(row, known.get(row.id)) for row in rows)
 
 
 def _read_inventories(session: Session, host_ids: Sequence[str]) -> dict[str, Inventory | None]:
@@ -367,5 +401,5 @@ def _read_inventories(session: Session, host_ids: Sequence[str]) -> dict[str, In
     return found
 
 
-def _host(row: Mapping[str, Any], inventory: Inventory | None) -> Host:
+def _host(row: sa.Row[Any] | Mapping[str, Any], inventory: Inventory | None) -> Host:
     return build(Host, row, inventory=inventory)

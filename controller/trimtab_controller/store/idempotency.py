@@ -12,6 +12,7 @@ from trimtab_controller.store.inserts import insert_unless_taken
 from trimtab_controller.store.rows import build
 
 _table = schema.idempotency
+_WRITE = _table.update().where(_table.c.actor == sa.bindparam("of_actor"), _table.c.request_id == sa.bindparam("of_request"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,4 @@ def claim(session: Session, *, actor: str, request_id: str, fingerprint: str, no
 
 def answer(session: Session, *, actor: str, request_id: str, status: int, response: Any) -> None:
     """Keep the answer, in the transaction that did the work."""
-    session.execute(
-        _table.update().where(_table.c.actor == actor, _table.c.request_id == request_id).values(status=status, response=response)
-    )
+    session.execute(_WRITE, {"of_actor": actor, "of_request": request_id, "status": status, "response": response})

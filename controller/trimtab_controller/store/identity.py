@@ -38,6 +38,14 @@ def find_project(session: Session, name_or_id: str) -> Project | None:
     return lookup.find(session, schema.project, Project, name_or_id)
 
 
+def first_project(session: Session) -> Project | None:
+    """Return the oldest live project."""
+    table = schema.project
+    query = sa.select(*columns_of(table, Project)).where(table.c.deleted_at.is_(None)).order_by(table.c.created_at, table.c.id)
+    row = session.execute(query.limit(1)).one_or_none()
+    return build(Project, row) if row else None
+
+
 def projects_page(
     session: Session, page: keyset.Page, *, project_ids: Sequence[str] | None
 ) -> tuple[tuple[Project, ...], tuple[str, str] | None]:
@@ -174,21 +182,24 @@ def note_token_use(session: Session, token_id: str, now: datetime) -> None:
     session.execute(schema.token.update().where(schema.token.c.id == token_id).values(last_used_at=now))
 
 
+# Each request asks for one.
+_CREDENTIAL = (
+    sa.select(
+        *(column.label(f"token_{column.name}") for column in schema.token.c),
+        *(column.label(f"user_{column.name}") for column in schema.user.c),
+        schema.role_binding.c.project_id.label("role_project_id"),
+        schema.role_binding.c.role.label("role"),
+    )
+    .join(schema.user, schema.user.c.id == schema.token.c.user_id)
+    .outerjoin(schema.role_binding, schema.role_binding.c.user_id == schema.user.c.id)
+    .where(schema.token.c.id == sa.bindparam("wanted"), schema.user.c.deleted_at.is_(None))
+)
+
+
 def find_credential(session: Session, token_id: str) -> Credential | None:
     """Return the token with its user and the user's roles; one query. None where there is no such token or user."""
-    token, user, binding = schema.token, schema.user, schema.role_binding
-    query = (
-        sa.select(
-            *(column.label(f"token_{column.name}") for column in token.c),
-            *(column.label(f"user_{column.name}") for column in user.c),
-            binding.c.project_id.label("role_project_id"),
-            binding.c.role.label("role"),
-        )
-        .join(user, user.c.id == token.c.user_id)
-        .outerjoin(binding, binding.c.user_id == user.c.id)
-        .where(token.c.id == token_id, user.c.deleted_at.is_(None))
-    )
-    rows = session.execute(query).all()
+    token, user = schema.token, schema.user
+    rows = session.execute(_CREDENTIAL, {"wanted": token_id}).all()
     if not rows:
         return None
     first = rows[0]._mapping

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -35,29 +36,39 @@ class Holding:
         return self.epoch if host_id == self.host_id else None
 
 
+_vm, _claim = schema.vm, schema.claim
+_CLAIMS = sa.select(_claim.c.vm_id, _claim.c.host_id, _claim.c.epoch)
+_VMS = sa.select(
+    _vm.c.id,
+    _vm.c.name,
+    _vm.c.project_id,
+    _vm.c.host_id,
+    _vm.c.epoch,
+    _vm.c.deleted_at,
+    _vm.c.observed_state,
+    _vm.c.observed_reason,
+    _vm.c.observed_host_id,
+    _vm.c.observed_addresses,
+)
+_ONE: sa.BindParameter[str] = sa.bindparam("wanted")
+_MANY: sa.BindParameter[str] = sa.bindparam("wanted", expanding=True)
+_OF_ONE = (_CLAIMS.where(_claim.c.vm_id == _ONE), _VMS.where(_vm.c.id == _ONE))
+_OF_MANY = (_CLAIMS.where(_claim.c.vm_id.in_(_MANY)), _VMS.where(_vm.c.id.in_(_MANY)))
+
+
 def holdings(session: Session, vm_ids: Sequence[str]) -> dict[str, Holding]:
     """Return the holdings of those ids that are vms of ours, deleted ones too; two queries per 500."""
-    vm, claim = schema.vm, schema.claim
     found: dict[str, Holding] = {}
     for start in range(0, len(vm_ids), _CHUNK):
-        chunk = vm_ids[start : start + _CHUNK]
+        chunk = list(vm_ids[start : start + _CHUNK])
+        # An event is of one vm; a list of parameters is put into the statement's text anew at each execution.
+        of_claims, of_vms = _OF_ONE if len(chunk) == 1 else _OF_MANY
+        wanted = {"wanted": chunk[0] if len(chunk) == 1 else chunk}
         claims: dict[str, dict[str, int]] = {}
-        query = sa.select(claim.c.vm_id, claim.c.host_id, claim.c.epoch).where(claim.c.vm_id.in_(chunk))
-        for row in session.execute(query):
+        row: Any
+        for row in session.execute(of_claims, wanted):
             claims.setdefault(row.vm_id, {})[row.host_id] = int(row.epoch)
-        columns = [
-            vm.c.id,
-            vm.c.name,
-            vm.c.project_id,
-            vm.c.host_id,
-            vm.c.epoch,
-            vm.c.deleted_at,
-            vm.c.observed_state,
-            vm.c.observed_reason,
-            vm.c.observed_host_id,
-            vm.c.observed_addresses,
-        ]
-        for row in session.execute(sa.select(*columns).where(vm.c.id.in_(chunk))):
+        for row in session.execute(of_vms, wanted):
             found[row.id] = Holding(
                 vm_id=row.id,
                 name=row.name,

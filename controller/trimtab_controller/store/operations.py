@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from trimtab_controller.core.lifecycle import ENDED_STATES, LIVE_STATES, OperationState
 from trimtab_controller.core.model import JournalEntry, Operation, OperationError
 from trimtab_controller.store import events, schema
+from trimtab_controller.store.among import among_asked
 from trimtab_controller.store.rows import build
 from trimtab_protos.errors import Conflict, NotFound
 from trimtab_protos.messages import Direction
@@ -31,7 +32,7 @@ _IS_CANCEL_REQUESTED = sa.select(_table.c.is_cancel_requested).where(_table.c.id
 _WRITE_BY_ID = _table.update().where(_table.c.id == sa.bindparam("operation_id"))
 # As literals: a list of parameters is put into the statement's text anew at each execution.
 _WRITE_LIVE = _WRITE_BY_ID.where(_table.c.state.in_([sa.literal_column(f"'{state}'") for state in _LIVE]))
-_WAKE_MANY = _table.update().where(_table.c.id.in_(sa.bindparam("operation_ids", expanding=True)), _table.c.state.in_(_LIVE))
+_WAKE_MANY = _table.update().where(among_asked(_table.c.id, "operation_ids"), _table.c.state.in_(_LIVE))
 _WRITE_HELD = _WRITE_LIVE.where(
     _table.c.driver == sa.bindparam("held_driver"), _table.c.turn == sa.bindparam("held_turn")
 ).returning(_table.c.is_cancel_requested)
@@ -44,6 +45,30 @@ _GIVE_BACK_HELD = _WRITE_HELD.values(
 )
 _CLAIM = _WRITE_BY_ID.values(
     state=sa.case((_table.c.state == OperationState.COMPENSATING.value, _table.c.state), else_=OperationState.RUNNING.value)
+).returning(_table)
+_IS_DUE = (
+    _table.c.state.in_([sa.literal_column(f"'{state}'") for state in _LIVE]),
+    _table.c.next_run <= sa.bindparam("at", type_=_table.c.next_run.type),
+    sa.or_(_table.c.lease_until.is_(None), _table.c.lease_until <= sa.bindparam("at", type_=_table.c.next_run.type)),
+)
+_IS_DRIVEN: sa.Select[tuple[Any]] = (
+    sa.select(sa.literal_column("1"))
+    .select_from(_table)
+    .where(
+        _IS_DUE[0],
+        _table.c.driver != "",
+        _table.c.driver != sa.bindparam("but_by"),
+        _table.c.lease_until > sa.bindparam("at", type_=_table.c.next_run.type),
+    )
+    .limit(1)
+)
+_COUNT_DUE = sa.select(sa.func.count()).select_from(_table).where(*_IS_DUE)
+_DUE = (
+    sa.select(_table.c.id, _table.c.subject_id)
+    .where(*_IS_DUE)
+    .order_by(_table.c.priority.desc(), _table.c.next_run)
+    .limit(sa.bindparam("at_most", type_=sa.Integer()))
+    .with_for_update(skip_locked=True)
 )
 _RAISE_TURN = (
     schema.turn.update()
@@ -56,6 +81,7 @@ _JOURNAL = (
     .where(schema.journal.c.operation_id == sa.bindparam("operation_id"))
     .order_by(schema.journal.c.position)
 )
+_INSERT_TURN, _INSERT_ENTRY = schema.turn.insert(), schema.journal.insert()
 _FREE_SLOTS = schema.slot.delete().where(schema.slot.c.operation_id == sa.bindparam("of_operation"))
 
 
@@ -143,6 +169,13 @@ def live_exclusive(session: Session, subject_id: str) -> Operation | None:
     return from_row(row) if row else None
 
 
+def live_background(session: Session, subject_id: str, kind: str) -> Operation | None:
+    """Return the live operation of this kind that runs beside whatever locks the subject."""
+    query = sa.select(_table).where(_table.c.subject_id == subject_id, _table.c.kind == kind, _table.c.state.in_(_LIVE)).limit(1)
+    row = session.execute(query).one_or_none()
+    return from_row(row) if row else None
+
+
 def page(
     session: Session,
     *,
@@ -180,39 +213,39 @@ def live_by_subject(session: Session, subject_ids: Sequence[str]) -> dict[str, O
 
 def count_due(session: Session, now: datetime) -> int:
     """Return how many operations could be driven now. Plan: range scan of ix_operation_due."""
-    return int(session.execute(sa.select(sa.func.count()).select_from(_table).where(*_due(now))).scalar_one())
+    return int(session.execute(_COUNT_DUE, {"at": now}).scalar_one())
+
+
+def is_any_driven(session: Session, now: datetime, *, but_by: str) -> bool:
+    """Tell whether a driver other than `but_by` holds an operation now. Plan: scan of ix_operation_due, up to the first."""
+    return session.execute(_IS_DRIVEN, {"at": now, "but_by": but_by}).one_or_none() is not None
 
 
 def claim_due(session: Session, *, driver: str, now: datetime, lease_s: float, limit: int) -> tuple[Operation, ...]:
     """Take up to `limit` due operations and raise their subjects' turns; the caller drives them within `lease_s`."""
-    query = (
-        sa.select(_table.c.id, _table.c.subject_id)
-        .where(*_due(now))
-        .order_by(_table.c.priority.desc(), _table.c.next_run)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
     claimed = []
-    for row in session.execute(query).all():
+    for row in session.execute(_DUE, {"at": now, "at_most": limit}).all():
         turn = raise_turn(session, row.subject_id)
         lease_until = now + timedelta(seconds=lease_s)
         values = {"driver": driver, "turn": turn, "lease_until": lease_until, "updated_at": now}
-        session.execute(_CLAIM, {"operation_id": row.id, **values})
-        claimed.append(row.id)
-    if not claimed:
-        return ()
-    rows = session.execute(sa.select(_table).where(_table.c.id.in_(claimed)))
-    by_id = {row.id: from_row(row) for row in rows}
-    return tuple(by_id[operation_id] for operation_id in claimed)
+        claimed.append(from_row(session.execute(_CLAIM, {"operation_id": row.id, **values}).one()))
+    return tuple(claimed)
 
 
 def raise_turn(session: Session, subject_id: str) -> int:
     """Return the subject's next turn; only grows, survives the subject."""
     raised = session.execute(_RAISE_TURN, {"of_subject": subject_id}).scalar_one_or_none()
     if raised is None:
-        session.execute(schema.turn.insert(), {"subject_id": subject_id, "value": 1})
+        session.execute(_INSERT_TURN, {"subject_id": subject_id, "value": 1})
         return 1
     return int(raised)
+
+
+def raise_turn_to(session: Session, subject_id: str, at_least: int) -> None:
+    """Bring the subject's turn to at least this; it never falls."""
+    value = raise_turn(session, subject_id)
+    if value < at_least:
+        session.execute(schema.turn.update().where(schema.turn.c.subject_id == subject_id).values(value=at_least))
 
 
 def journal_of(session: Session, operation_id: str) -> tuple[JournalEntry, ...]:
@@ -261,7 +294,7 @@ def append_journal(
         "error": error.as_json() if error else None,
         "at": now,
     }
-    session.execute(schema.journal.insert(), values)
+    session.execute(_INSERT_ENTRY, values)
     return JournalEntry(
         position=position,
         step=step,
@@ -442,11 +475,3 @@ def delete_ended_before(session: Session, at: datetime, *, limit: int) -> int:
         session.execute(table.delete().where(table.c.operation_id.in_(old)))
     session.execute(_table.delete().where(_table.c.id.in_(old)))
     return len(old)
-
-
-def _due(now: datetime) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        _table.c.state.in_(_LIVE),
-        _table.c.next_run <= now,
-        sa.or_(_table.c.lease_until.is_(None), _table.c.lease_until <= now),
-    )

@@ -9,21 +9,39 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model.placement import DecisionRow, PlacementAsk
 from trimtab_controller.store import schema
+from trimtab_controller.store.many import ManyUpdate
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import NoCapacity
 
 _request = schema.placement_request
 
+_INSERT = _request.insert()
 _OF_OPERATION = sa.select(_request).where(_request.c.operation_id == sa.bindparam("of_operation"))
 _SETTLE = _request.update().where(_request.c.operation_id == sa.bindparam("of_operation"), _request.c.state == "pending")
+_IS_ANY_PENDING: sa.Select[tuple[Any]] = (
+    sa.select(sa.literal_column("1")).select_from(_request).where(_request.c.state == "pending").limit(1)
+)
 # For many at once: the caller counts the rows that changed.
-SETTLE_MANY = _SETTLE.values(
-    state="placed",
-    chosen_host_id=sa.bindparam("new_host"),
-    epoch=sa.bindparam("new_epoch"),
-    decision_id=sa.bindparam("new_decision"),
-    refusal="",
-    decided_at=sa.bindparam("at", type_=_request.c.decided_at.type),
+SETTLE_MANY = ManyUpdate(
+    {
+        "of_operation": sa.String(),
+        "new_host": sa.String(),
+        "new_epoch": sa.BigInteger(),
+        "new_decision": sa.String(),
+        "at": _request.c.decided_at.type,
+    },
+    lambda asked: (
+        _request.update()
+        .where(_request.c.operation_id == asked["of_operation"], _request.c.state == "pending")
+        .values(
+            state="placed",
+            chosen_host_id=asked["new_host"],
+            epoch=asked["new_epoch"],
+            decision_id=asked["new_decision"],
+            refusal="",
+            decided_at=asked["at"],
+        )
+    ),
 )
 
 
@@ -48,12 +66,17 @@ def ask(
         "state": "pending",
         "created_at": now,
     }
-    session.execute(_request.insert(), values)
+    session.execute(_INSERT, values)
 
 
 def get(session: Session, operation_id: str) -> PlacementAsk | None:
     row = session.execute(_OF_OPERATION, {"of_operation": operation_id}).one_or_none()
     return _ask(row) if row else None
+
+
+def is_any_pending(session: Session) -> bool:
+    """Tell whether the leader has anything to answer; asked twenty times a second. Plan: ix_placement_request_state."""
+    return session.execute(_IS_ANY_PENDING).one_or_none() is not None
 
 
 def pending(session: Session, *, limit: int) -> tuple[PlacementAsk, ...]:
@@ -72,7 +95,7 @@ def _ask(row: sa.Row[Any]) -> PlacementAsk:
 def answer(request: PlacementAsk) -> Mapping[str, Any] | None:
     """Return {host_id, epoch, decision_id} of a placed request, None of a pending one. NoCapacity of a refused one."""
     if request.state == "refused":
-        raise NoCapacity("no-host-fits", request.refusal, decision_id=request.decision_id)
+        raise NoCapacity(request.refusal_code, request.refusal, decision_id=request.decision_id)
     if request.state == "placed":
         return {
             "host_id": request.chosen_host_id,
@@ -92,6 +115,7 @@ def settle(
     chosen_host_id: str = "",
     epoch: int = 0,
     refusal: str = "",
+    refusal_code: str = "no-host-fits",
     now: datetime,
 ) -> bool:
     """Answer a pending request; False where it was withdrawn meanwhile (then nothing may be claimed for it)."""
@@ -101,6 +125,7 @@ def settle(
         "epoch": epoch,
         "decision_id": decision_id,
         "refusal": refusal[:2000],
+        "refusal_code": refusal_code,
         "decided_at": now,
     }
     changed = session.execute(_SETTLE, {"of_operation": operation_id, **values})

@@ -21,24 +21,25 @@ def columns_of(table: sa.Table, target: type[Any]) -> list[sa.ColumnElement[Any]
 def build(target: type[T], row: sa.Row[Any] | Mapping[str, Any], **extra: Any) -> T:
     """Return `target` from a row; `extra` gives fields that are no columns. Lists become tuples, strings enums."""
     mapping = row if isinstance(row, Mapping) else row._mapping
-    values = dict(extra)
-    for name, convert in _converters(typing.cast(Any, target)).items():
+    values = extra
+    for name, convert in _converters(typing.cast(Any, target)):
         if name not in values:
-            values[name] = convert(mapping[name])
+            values[name] = mapping[name] if convert is None else convert(mapping[name])
     return target(**values)
 
 
 @cache
-def _converters(target: Any) -> dict[str, Any]:
+def _converters(target: Any) -> list[tuple[str, Any]]:
     hints = typing.get_type_hints(target)
-    return {field.name: _converter(hints[field.name]) for field in dataclasses.fields(target)}
+    return [(field.name, _converter(hints[field.name])) for field in dataclasses.fields(target)]
 
 
 def _converter(hint: Any) -> Any:
+    """Return what turns a column's value into the field's, None where it is that already."""
     optional = isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
     inner = next(a for a in typing.get_args(hint) if a is not type(None)) if optional else hint
     if isinstance(inner, type) and issubclass(inner, StrEnum):
         return lambda value: None if value is None else inner(value)
     if typing.get_origin(inner) is tuple:
         return lambda value: tuple(value or ())
-    return lambda value: value
+    return None

@@ -12,6 +12,7 @@ from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Nic, Vm
 from trimtab_controller.core.resize import NOTHING, Shape, charged_for, shape_of
 from trimtab_controller.store import project_quota, schema
+from trimtab_controller.store.among import among_asked
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import AlreadyExists, NotFound
 
@@ -26,13 +27,11 @@ _WRITE_NEXT_VERSION = _WRITE_BY_ID.values(version=_table.c.version + 1)
 _SEEN = sa.select(_table.c.observed_state, _table.c.observed_reason, _table.c.observed_host_id, _table.c.observed_at).where(
     _table.c.id == sa.bindparam("vm_id")
 )
-_NICS = (
-    sa.select(schema.nic).where(schema.nic.c.vm_id.in_(sa.bindparam("vm_ids", expanding=True))).order_by(schema.nic.c.nic_index)
-)
+_NICS = sa.select(schema.nic).where(among_asked(schema.nic.c.vm_id, "vm_ids")).order_by(schema.nic.c.nic_index)
 _ADDRESSES = (
     sa.select(schema.nic_address)
     .join(schema.nic, schema.nic.c.id == schema.nic_address.c.nic_id)
-    .where(schema.nic.c.vm_id.in_(sa.bindparam("vm_ids", expanding=True)))
+    .where(among_asked(schema.nic.c.vm_id, "vm_ids"))
     .order_by(schema.nic_address.c.address)
 )
 
@@ -139,11 +138,12 @@ def observe(
 
 def nics_of(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Nic, ...]]:
     """Return each vm's nics in order, with their declared addresses; two queries for any number of vms."""
+    of = {"vm_ids": list(vm_ids)}
     addresses: dict[str, list[str]] = {}
-    for row in session.execute(_ADDRESSES, {"vm_ids": list(vm_ids)}):
+    for row in session.execute(_ADDRESSES, of):
         addresses.setdefault(row.nic_id, []).append(f"{row.address}/{row.prefix_length}")
     found: dict[str, list[Nic]] = {vm_id: [] for vm_id in vm_ids}
-    for row in session.execute(_NICS, {"vm_ids": list(vm_ids)}):
+    for row in session.execute(_NICS, of):
         found[row.vm_id].append(build(Nic, row, addresses=tuple(addresses.get(row.id, ()))))
     return {vm_id: tuple(nics) for vm_id, nics in found.items()}
 

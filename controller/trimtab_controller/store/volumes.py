@@ -91,6 +91,29 @@ def attach(
     return build(Volume, changed)
 
 
+def take_over(session: Session, volume_id: str, old: Volume, *, vm_id: str) -> None:
+    """Attach a volume to the vm in the place of another one, which was detached."""
+    session.execute(
+        _table.update()
+        .where(_table.c.id == volume_id)
+        .values(
+            vm_id=vm_id,
+            disk_index=old.disk_index,
+            boot_order=old.boot_order,
+            bus=old.bus.value,
+            is_deleted_with_vm=old.is_deleted_with_vm,
+            iops_limit=old.iops_limit,
+            bandwidth_limit_mib_s=old.bandwidth_limit_mib_s,
+            version=_table.c.version + 1,
+        )
+    )
+
+
+def rename(session: Session, volume_id: str, name: str) -> None:
+    """Give a volume a name that is free."""
+    session.execute(_table.update().where(_table.c.id == volume_id).values(name=name, version=_table.c.version + 1))
+
+
 def set_limits(session: Session, volume_id: str, *, iops: int, bandwidth_mib_s: int) -> None:
     """Write how fast a guest may use the volume; 0: as fast as the pool."""
     values = {"iops_limit": iops, "bandwidth_limit_mib_s": bandwidth_mib_s, "version": _table.c.version + 1}

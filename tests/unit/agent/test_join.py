@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 
 from tests.unit.agent.join_double import TOKEN, FakeSystemctl, JoinDouble
-from trimtab_agent import config
+from trimtab_agent import config, host_setup
 from trimtab_agent.certificates import IdentityFiles
 from trimtab_agent.join import Joiner, JoinOptions, lines_of
 from trimtab_agent.leave import leave
@@ -414,3 +414,10 @@ def test_renewed_libvirt_certificates_are_exchanged_as_a_pair(machine: Machine) 
     assert [report.purpose for report in libvirt.report()] == ["libvirt"]
     for tree in ("libvirt", "qemu"):
         assert len(list((machine.root / "etc/pki" / tree).glob(".trimtab-*"))) == 1
+
+
+def test_the_packaged_units_are_those_that_a_join_writes() -> None:
+    packaged = Path(__file__).parents[3] / "ops" / "systemd"
+    places = {"configuration": "/var/lib/trimtab/agent.toml", "state": "/var/lib/trimtab"}
+    for name, text in (("trimtab-agent", host_setup.UNIT), ("trimtab-warden", host_setup.WARDEN_UNIT_TEXT)):
+        assert (packaged / f"{name}.service").read_text() == text.format(program=f"/usr/bin/{name}", **places)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +80,7 @@ READS = [
     "project list", "project get p1", "user list", "user get admin", "token list", "whoami", "version",
     "audit list --actor admin --since 2h", "plan list", "plan list --filter state=open", "capacity get", "capacity get --by zone",
     "failover check", "failover check --by host --by rack", "failover list", "failover list --filter state=lost", "failover status",
-    "fence list", "fence get node1",
+    "fence list", "fence get node1", "drill host-loss node1", "drill host-loss node1 --boot-time 20s",
 ]  # fmt: skip
 
 
@@ -201,6 +202,21 @@ def test_a_plan_is_shown_before_anything_is_changed_and_deleted(served: Served, 
     assert (fit.code, "0 more vms of 4 vcpus and 16 GiB fit" in fit.out) == (7, True)
 
 
+def test_the_doctor_tells_notices_quietly_and_warnings_with_an_exit_code(
+    served: Served, trimtab: Trimtab, sqlite_url: str
+) -> None:
+    assert trimtab("host", "cordon", "node1").code == 0
+    for output in ("table", "wide", "json", "yaml", "name"):
+        found = trimtab("doctor", "-o", output)
+        assert (found.code, found.err) == (0, ""), output
+        assert "host node1" in found.out
+    assert "trimtab host uncordon node1" in trimtab("doctor").out
+    with sqlite3.connect(sqlite_url.removeprefix("sqlite:///")) as database:
+        database.execute("UPDATE host SET connectivity = 'lost' WHERE name = 'node1'")
+    lost = trimtab("doctor", "-o", "json")
+    assert (lost.code, json.loads(lost.out)["findings"][0]["kind"]) == (3, "host-lost")
+
+
 def test_a_repeat_with_the_same_request_id_is_done_once(served: Served, trimtab: Trimtab) -> None:
     line = (*CREATE, "--request-id", "0b8f5c0e-6d2f-4b42-9a3e-7f1f3c1f9a11")
     assert trimtab(*line).out == trimtab(*line).out != ""
@@ -229,3 +245,40 @@ def test_watches_show_what_comes(served: Served, trimtab: Trimtab, program: Prog
         for process in (vms, events):
             process.terminate()
             process.communicate(timeout=20)
+
+
+def test_groups_exclusive_hosts_admission_and_the_journal_are_the_apis_own(served: Served, trimtab: Trimtab) -> None:
+    made = trimtab("vm-group", "create", "db", "--apart", "host=2", "--prefer-apart", "rack", "--prefer-together", "zone")
+    assert (made.code, made.out) == (0, "vm group db created\n")
+    listed = trimtab("vm-group", "list", "-o", "json")
+    assert [rule["summary"] for rule in json.loads(listed.out)[0]["rules"]] == [
+        "must anti-affinity by host (at most 2 each)",
+        "should anti-affinity by rack",
+        "should affinity by zone",
+    ]
+    assert trimtab("vm-group", "update", "db", "--apart", "host").code == 0
+    assert trimtab(*CREATE, "--group", "db").code == 0
+    assert "web1" in trimtab("vm-group", "get", "db").out
+    assert trimtab("vm-group", "delete", "db", "--yes").code == 5
+    assert trimtab("host", "update", "node2", "--exclusive", "p2").code == 0
+    assert json.loads(trimtab("host", "get", "node2", "-o", "json").out)["exclusive_project"] == "p2"
+    assert trimtab("host", "update", "node2", "--exclusive", "none").code == 0
+    assert trimtab("host-class", "update", "default", "--admission", "one-host-loss").code == 0
+    assert json.loads(trimtab("host-class", "get", "default", "-o", "json").out)["admission"] == "one-host-loss"
+    replayed = trimtab("placement", "replay", "--journal", "--since", "7d", "--policy", "spread", "-o", "json")
+    assert json.loads(replayed.out)["decisions"] == 0, replayed.err
+    assert trimtab("placement", "replay", "--journal").code == 2
+
+
+def test_a_vm_that_fits_nowhere_is_told_the_smallest_change_that_would_fit(served: Served, trimtab: Trimtab) -> None:
+    refused = trimtab("vm", "create", "big", "--image", "debian", "--memory", "64GiB", "--dry-run")
+    assert refused.code == 7
+    assert "it would fit on node1 with " in refused.err
+    pinned = trimtab(
+        "vm", "create", "db", "--image", "debian", "--memory", "1GiB", "--dedicated", "--hugepages", "2MiB", "--dry-run"
+    )
+    assert pinned.code == 7
+    assert "its agent cannot do numa-tuning" in pinned.err or "no cpus are set aside for pinning" in pinned.err
+    device = trimtab("vm", "create", "gpu", "--image", "debian", "--memory", "1GiB", "--device", "10de-20b0=2", "--dry-run")
+    assert device.code == 7
+    assert trimtab("vm", "create", "gpu", "--image", "debian", "--memory", "1GiB", "--device", "a100=x", "--dry-run").code == 2

@@ -104,7 +104,19 @@ def commands() -> dict[str, click.Command]:
 def test_every_noun_has_get_and_list() -> None:
     found = set(commands())
     # Local matters, and questions about the fleet as a whole, which have no items to list.
-    local = {"audit", "capacity", "completion", "context", "failover", "login", "placement", "token", "version", "whoami"}
+    local = {
+        "audit",
+        "capacity",
+        "completion",
+        "context",
+        "drill",
+        "failover",
+        "login",
+        "placement",
+        "token",
+        "version",
+        "whoami",
+    }
     nouns = {line.split()[0] for line in found} - local
     assert {f"{noun} {verb}" for noun in nouns for verb in ("get", "list")} <= found
 

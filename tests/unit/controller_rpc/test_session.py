@@ -22,7 +22,8 @@ from tests.unit.controller_rpc.conftest import (
 from trimtab_controller import pki
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.services import hosts as host_service
-from trimtab_controller.store import certificates, host_reports, hosts, leases, schema
+from trimtab_controller.store import certificates, host_guards, host_reports, hosts, leases, schema
+from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos.agent.v1 import inventory_pb2, storage_pb2
 from trimtab_protos.controller.v1 import gateway_service_pb2 as pb
 from trimtab_protos.errors import PermissionDenied
@@ -475,3 +476,39 @@ def test_a_previous_certificate_of_another_host_proves_nothing(fleet: Fleet) -> 
     other = fleet.pki.signing().sign_agent(certificate_request(key), "host-other", now=fleet.clock.now(), life=timedelta(hours=1))
     with pytest.raises(PermissionDenied, match="another host"):
         host_service.verify_rejoin(fleet.pki.authorities(), "host-mine", other.pem, b"proof", token="jt-1.2", agent_csr_pem="csr")
+
+
+@ON_BOTH_DATABASES
+async def test_a_renewal_whose_warden_is_not_armed_is_granted_only_once_that_is_recorded(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stream, _welcome = await machine.open()
+
+    def recorded() -> HostGuard:
+        return fleet.database.read(lambda session: host_guards.read(session, machine.host_id))
+
+    assert (await stream.beat()).is_granted  # nobody counts on a lease of which nothing is recorded
+    assert (await stream.beat(is_warden_armed=True, kill_ms=1200)).is_granted
+    await eventually(lambda: recorded().is_armed)
+    assert recorded().kill_ms == host_guards.KILL_FLOOR_MS
+    assert (await stream.beat(is_warden_armed=True, kill_ms=1300)).is_granted
+    refused = await stream.beat(is_warden_armed=False)
+    assert not refused.is_granted, "its lease would be counted on"
+    await eventually(lambda: not recorded().is_armed)
+    await eventually(lambda: is_granted(stream, is_warden_armed=False))
+
+
+@ON_BOTH_DATABASES
+async def test_a_slower_kill_and_a_beacon_are_recorded_before_the_renewal_is_granted(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stream, _welcome = await machine.open()
+    await stream.beat(is_warden_armed=True)
+    assert not (await stream.beat(is_warden_armed=True, kill_ms=7400)).is_granted
+    await eventually(lambda: is_granted(stream, is_warden_armed=True, kill_ms=7400))
+    assert fleet.database.read(lambda session: host_guards.read(session, machine.host_id)).kill_ms == 8000
+    assert not (await stream.beat(is_warden_armed=True, kill_ms=7400, beacon_pool_id="pool-a")).is_granted
+    await eventually(lambda: is_granted(stream, is_warden_armed=True, kill_ms=7400, beacon_pool_id="pool-a"))
+    assert fleet.database.read(lambda session: host_guards.read(session, machine.host_id)).beacon_pool_id == "pool-a"
+
+
+async def is_granted(stream: Any, **said: Any) -> bool:
+    return bool((await stream.beat(**said)).is_granted)

@@ -60,6 +60,11 @@ def disk_files(domain_xml: str) -> Mapping[str, tuple[str, str]]:
     return found
 
 
+def nvram_file(domain_xml: str) -> str:
+    """Return the file with the domain's UEFI variables, "" where it boots without."""
+    return (parse(domain_xml).findtext("os/nvram") or "").strip()
+
+
 def all_targets(domain_xml: str) -> Sequence[str]:
     targets = [target.get("dev", "") for target in parse(domain_xml).findall("devices/disk/target")]
     return [target for target in targets if target]

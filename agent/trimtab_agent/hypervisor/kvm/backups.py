@@ -3,6 +3,8 @@
     begin: end what an earlier agent left ── freeze ── backupBegin (job and checkpoint in one transaction) ── thaw
     end:   abortJob, the normal end of a pull job
 
+A stopped one is read by `cold_backups`, without starting anything.
+
 A freeze is always followed by a thaw. libvirt waits 30 s for a lock when a second job is begun, so it is asked first. A checkpoint whose
 bitmap is missing or marked in use (QEMU was killed) is refused by libvirt at once: then all disks are read in full and its leftovers
 dropped.
@@ -11,6 +13,7 @@ dropped.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,8 @@ from trimtab_agent.backup.nbd import ALLOCATION, NbdClient
 from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_agent.backup.restoring import restore_disk
-from trimtab_agent.backup.source import DiskWish, Instant, ServedDisk
-from trimtab_agent.hypervisor.kvm import volumes
+from trimtab_agent.backup.source import NVRAM, DiskWish, Instant, ServedDisk
+from trimtab_agent.hypervisor.kvm import state_files, volumes
 from trimtab_agent.hypervisor.kvm.backup_xml import (
     PulledDisk,
     all_targets,
@@ -30,8 +33,10 @@ from trimtab_agent.hypervisor.kvm.backup_xml import (
     bitmap_name,
     checkpoint_xml,
     disk_files,
+    nvram_file,
     socket_of_job,
 )
+from trimtab_agent.hypervisor.kvm.cold_backups import stopped_instant
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domains import require
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
@@ -68,12 +73,16 @@ class Backups:
         socket = self._socket_dir / f"trimtab-{check_id(vm_id, 'vm_id')}-backup.sock"
         with self._connection.use("look at the domain") as connection:
             domain = require(connection, vm_id)
-            if not domain.isActive():
-                raise Conflict("vm-not-running", "only a running vm is backed up; start it first", vm_id=vm_id)
-            self._end_leftover(domain, socket)
+            is_running = bool(domain.isActive())
+            if is_running:
+                self._end_leftover(domain, socket)
             definition = domain.XMLDesc(0)
             stored = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
             present = {found.getName() for found in domain.listAllCheckpoints()}
+        if not is_running:
+            with stopped_instant(wishes, disk_files(definition), present, socket) as instant:
+                yield replace(instant, attachments=_attachments(stored))
+            return
         pulled, denied = _to_pull(wishes, disk_files(definition), present)
         others = [target for target in all_targets(definition) if target not in {disk.name for disk in pulled}]
         consistency, notes, denied_now = self._begin(vm_id, pulled, others, socket, checkpoint, wants_freeze=wants_freeze)
@@ -82,7 +91,7 @@ class Backups:
         try:
             with contextlib.ExitStack() as stack:
                 served = [_open(stack, socket, disk, denied.get(disk.name, "")) for disk in pulled]
-                yield Instant(created_ms, consistency, served, {"domain.xml": stored.encode()}, notes)
+                yield Instant(created_ms, consistency, served, _attachments(stored), notes)
         finally:
             self._end(vm_id)
 
@@ -120,6 +129,10 @@ class Backups:
             with contextlib.suppress(TrimtabError):
                 volumes.delete(volume.volume_id, layout)
             raise
+
+    def restore_nvram(self, vm_id: str, pool: PoolSpec, content: bytes) -> None:
+        """See `BackupSource.restore_nvram`."""
+        state_files.restore_nvram(vm_id, pool, content)
 
     def _begin(
         self,
@@ -176,6 +189,18 @@ class Backups:
             raise Conflict("vm-busy", "another job of this domain is under way, such as a migration; try again when it has ended")
         log.info("ending a backup job that an earlier agent left", domain=domain.name())
         domain.abortJob()
+
+
+def _attachments(stored: str) -> Mapping[str, bytes]:
+    """Return the definition and, of a vm that boots by UEFI, its variables: QEMU writes them through to their file."""
+    found = {"domain.xml": stored.encode()}
+    file = nvram_file(stored)
+    if file:
+        try:
+            found[NVRAM] = Path(file).read_bytes()
+        except FileNotFoundError:
+            log.warning("no UEFI variables to back up", file=file)
+    return found
 
 
 def _to_pull(

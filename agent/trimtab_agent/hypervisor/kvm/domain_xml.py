@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
+from trimtab_agent.hypervisor.kvm import hostdev_xml, numa_xml
 from trimtab_agent.hypervisor.kvm.identifiers import (
     check_cpu_word,
     check_id,
@@ -96,6 +97,7 @@ def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = 
     _text(root, "uuid", check_uuid(domain.uuid))
     SubElement(root, "metadata").append(_metadata(domain, stamp, boot_id=boot_id))
     _memory_and_cpus(root, domain)
+    numa_xml.place(root, domain)
     _firmware(root, domain)
     _features(root, domain, host)
     _cpu(root, domain)
@@ -114,6 +116,7 @@ def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = 
     for nic in sorted(domain.nics, key=lambda each: each.index):
         _nic(devices, nic, domain)
     _fixed_devices(devices, host)
+    hostdev_xml.give(devices, domain)
     _plugged_memory(devices, domain)
     if domain.has_tpm:
         tpm = SubElement(devices, "tpm", model="tpm-crb")
@@ -170,6 +173,8 @@ def _check(domain: DomainSpec) -> None:
     check_range(domain.vcpus, "vcpus", low=1, high=domain.vcpus_max)
     check_range(domain.memory_mib, "memory_mib", low=16, high=_MAX_MEMORY_MIB)
     check_range(domain.memory_max_mib or domain.memory_mib, "memory_max_mib", low=domain.memory_mib, high=_MAX_MEMORY_MIB)
+    numa_xml.check(domain)
+    hostdev_xml.check(domain)
     check_range(domain.spare_pcie_ports, "spare_pcie_ports", low=0, high=_MAX_SPARE_PORTS)
     if domain.has_secure_boot and domain.firmware is not Firmware.UEFI:
         raise InvalidRequest("secure-boot-needs-uefi", "secure boot needs firmware uefi", field="has_secure_boot")

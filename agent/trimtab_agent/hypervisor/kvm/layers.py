@@ -36,6 +36,8 @@ log = structlog.get_logger(__name__)
 
 _POLL_S = 0.05
 _REPORT_EVERY_S = 1.0
+_GUEST_AGENT_S = 5
+"""How long the guest's agent may take to freeze or thaw; libvirt would wait for ever."""
 _FULL_BELOW_BYTES = 1 << 20
 """A file system with less than this is full, whatever else QEMU may say about a merge that failed."""
 _SNAPSHOT_FLAGS = (
@@ -75,10 +77,16 @@ class Layers:
 
     def _switch_live(self, domain: Any, spec: DomainSpec, *, wants_freeze: bool) -> LayerResult:
         new = _to_switch(domain, spec)
-        if not new:
-            return LayerResult(consistency="crash")
         notes: dict[str, str] = {}
         has_agent = domain_facts.read(domain.XMLDesc(0)).has_guest_agent
+        if wants_freeze and has_agent:
+            with contextlib.suppress(libvirt.libvirtError):
+                domain.agentSetResponseTimeout(_GUEST_AGENT_S, 0)
+        if not new:
+            # An agent of ours that was killed in between left the guest frozen.
+            if wants_freeze and has_agent:
+                thaw(domain)
+            return LayerResult(consistency="crash", note="the instant was fixed before its consistency could be recorded")
         is_frozen = wants_freeze and has_agent and freeze(domain, notes)
         began = time.monotonic()
         try:
@@ -96,22 +104,21 @@ class Layers:
     # --- memory ----------------------------------------------------------------------------------------------------------
 
     def save_memory(self, spec: DomainSpec, stamp: Stamp, snapshot_id: str, control: JobControl) -> LayerResult:
-        """See `Hypervisor.snapshot_memory`."""
-        path = state_layout(spec).memory(spec.vm_id, snapshot_id)
-        with self._domains.locks.hold(check_id(spec.vm_id, "vm_id")):
-            with self._connection.use(f"save the memory of {spec.vm_id}", changes=True) as connection:
-                domain = require(connection, spec.vm_id)
-                if not domain.isActive():
-                    raise Conflict("wrong-domain-state", f"{spec.vm_id} does not run and has no memory to save")
-                new = _to_switch(domain, spec)
-                if new:
-                    xml = _snapshot_xml(domain, new, memory=path)
-                    flags = _SNAPSHOT_FLAGS | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
-                    with self._followed(spec.vm_id, control, phase="saving memory"):
-                        _save(domain, xml, flags, path, is_cancelled=control.cancelled.is_set)
-                elif not os.path.exists(path):
-                    raise Conflict("memory-missing", f"the layers of {spec.vm_id} were switched without saving its memory")
-            self._domains.define_locked(spec, stamp)
+        """See `Hypervisor.snapshot_memory`. The vm's lock is not held while memory is written: a forced stop must not wait for it."""
+        path = state_layout(spec).memory(check_id(spec.vm_id, "vm_id"), snapshot_id)
+        with self._connection.use(f"save the memory of {spec.vm_id}", changes=True) as connection:
+            domain = require(connection, spec.vm_id)
+            if not domain.isActive():
+                raise Conflict("wrong-domain-state", f"{spec.vm_id} does not run and has no memory to save")
+            new = _to_switch(domain, spec)
+            if new:
+                xml = _snapshot_xml(domain, new, memory=path)
+                flags = _SNAPSHOT_FLAGS | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
+                with self._followed(spec.vm_id, control, phase="saving memory"):
+                    _save(domain, xml, flags, path, is_cancelled=control.cancelled.is_set)
+            elif not os.path.exists(path):
+                raise Conflict("memory-missing", f"the layers of {spec.vm_id} were switched without saving its memory")
+        self._domains.define(spec, stamp)
         return LayerResult(consistency="memory", size_bytes=os.stat(path).st_blocks * 512)
 
     def restore_memory(self, spec: DomainSpec, stamp: Stamp, snapshot_id: str, control: JobControl) -> LayerResult:
@@ -164,24 +171,22 @@ class Layers:
     # --- merging ---------------------------------------------------------------------------------------------------------
 
     def merge(self, merge: LayerMerge, pool: PoolSpec, spec: DomainSpec | None, stamp: Stamp, control: JobControl) -> LayerResult:
-        """See `Hypervisor.merge_layer`."""
-        layout = PoolLayout.of(pool)
-        paused_ms = 0
-        with self._domains.locks.hold(merge.vm_id or merge.volume_id):
-            with self._connection.use(f"merge layers of {merge.volume_id}", changes=True) as connection:
-                domain = find(connection, merge.vm_id) if merge.vm_id else None
-                disk = _disks(domain).get(f"ua-{merge.volume_id}") if domain is not None and domain.isActive() else None
-                base = layout.volume(merge.volume_id, DiskFormat.QCOW2, merge.base_layer_id)
-                if disk is not None and base in disk.chain:
-                    paused_ms = _merge_live(domain, disk, merge, layout, control)
-                else:
-                    _commit(merge, layout, control)
+        """See `Hypervisor.merge_layer`. The vm's lock is not held while QEMU copies: a forced stop must not wait for it."""
+        layout, lock = PoolLayout.of(pool), merge.vm_id or merge.volume_id
+        with self._connection.use(f"merge layers of {merge.volume_id}", changes=True) as connection:
+            domain = find(connection, merge.vm_id) if merge.vm_id else None
+            with self._domains.locks.hold(lock):
+                disk = _begin_merge(domain, merge, layout)
+            if disk is not None:
+                _await_job(domain, disk.target, control, until_ready=disk.chain[0] == _top(merge, layout))
+            with self._domains.locks.hold(lock):
+                paused_ms = _end_merge(domain, merge, layout, control)
                 layer_files.lay_children_over(merge, merge.children, layout)
                 layer_files.unlink_merged(merge, layout)
-                if disk is not None and merge.keeps_running:
+                if domain is not None and merge.keeps_running and domain.isActive():
                     _run_on(domain)
-            if spec is not None and domain is not None:
-                self._domains.define_locked(spec, stamp)
+                if spec is not None and domain is not None:
+                    self._domains.define_locked(spec, stamp)
         return LayerResult(paused_ms=paused_ms)
 
     def copy(self, volume: VolumeSpec, pool: PoolSpec, control: JobControl) -> LayerResult:
@@ -265,22 +270,47 @@ def _save(domain: Any, xml: str, flags: int, path: str, *, is_cancelled: Callabl
 # --- merging under a running guest -------------------------------------------------------------------------------------------
 
 
-def _merge_live(domain: Any, disk: _Disk, merge: LayerMerge, layout: PoolLayout, control: JobControl) -> int:
-    """Let QEMU merge; return for how many milliseconds the guest was held still."""
-    top = layout.volume(merge.volume_id, DiskFormat.QCOW2, merge.top_layer_id)
-    base = layout.volume(merge.volume_id, DiskFormat.QCOW2, merge.base_layer_id)
-    if top not in disk.chain:
-        return 0  # merged before; its file is all that is left
-    is_active = disk.chain[0] == top
+def _top(merge: LayerMerge, layout: PoolLayout) -> str:
+    return layout.volume(merge.volume_id, DiskFormat.QCOW2, merge.top_layer_id)
+
+
+def _base(merge: LayerMerge, layout: PoolLayout) -> str:
+    return layout.volume(merge.volume_id, DiskFormat.QCOW2, merge.base_layer_id)
+
+
+def _live_disk(domain: Any, merge: LayerMerge, layout: PoolLayout) -> _Disk | None:
+    """Return the disk where a guest that runs has the lower layer open; None where the files are nobody's."""
+    if domain is None or not domain.isActive():
+        return None
+    disk = _disks(domain).get(f"ua-{merge.volume_id}")
+    return disk if disk is not None and _base(merge, layout) in disk.chain else None
+
+
+def _begin_merge(domain: Any, merge: LayerMerge, layout: PoolLayout) -> _Disk | None:
+    """Let QEMU begin, or find it at it; None where there is nothing for it to do."""
+    disk, top = _live_disk(domain, merge, layout), _top(merge, layout)
+    if disk is None or top not in disk.chain:
+        return None
     if not _job(domain, disk.target):
-        domain.blockCommit(disk.target, base, top, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if is_active else 0)
-    _await_job(domain, disk.target, control, until_ready=is_active)
-    if not is_active:
-        _require_merged(domain, merge, layout, top)
+        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if disk.chain[0] == top else 0
+        # The base by name: left out, it would be the last of the chain, which others may be clones of.
+        domain.blockCommit(disk.target, _base(merge, layout), top, 0, flags)
+    return disk
+
+
+def _end_merge(domain: Any, merge: LayerMerge, layout: PoolLayout, control: JobControl) -> int:
+    """Make sure that the lower layer has it all; return for how many milliseconds the guest was held still.
+
+    The guest may have ended meanwhile: then it is done on the files.
+    """
+    disk, top = _live_disk(domain, merge, layout), _top(merge, layout)
+    if disk is None:
+        _commit(merge, layout, control)
         return 0
-    if not _job(domain, disk.target):
-        _require_merged(domain, merge, layout, top)
-    return _pivot(domain, disk, merge, layout, top)
+    if top in disk.chain and disk.chain[0] == top and _job(domain, disk.target):
+        return _pivot(domain, disk, merge, layout, top)
+    _require_merged(domain, merge, layout, top)
+    return 0
 
 
 def _commit(merge: LayerMerge, layout: PoolLayout, control: JobControl) -> None:
@@ -309,7 +339,7 @@ def _pivot(domain: Any, disk: _Disk, merge: LayerMerge, layout: PoolLayout, top:
 
 def _await_job(domain: Any, target: str, control: JobControl, *, until_ready: bool) -> None:
     wait = threading.Event()
-    while job := _job(domain, target):
+    while job := _job_unless_ended(domain, target):
         done, total = int(job.get("cur", 0)), int(job.get("end", 0))
         control.report(JobProgress(done_bytes=done, total_bytes=total, phase="merging"))
         if until_ready and _is_ready(domain, target):
@@ -323,6 +353,15 @@ def _await_job(domain: Any, target: str, control: JobControl, *, until_ready: bo
 def _job(domain: Any, target: str) -> Mapping[str, Any]:
     found = domain.blockJobInfo(target, 0)
     return found if isinstance(found, dict) else {}
+
+
+def _job_unless_ended(domain: Any, target: str) -> Mapping[str, Any]:
+    try:
+        return _job(domain, target)
+    except libvirt.libvirtError:
+        if domain.isActive():
+            raise
+        return {}  # the guest ended, and the job with it
 
 
 def _is_ready(domain: Any, target: str) -> bool:

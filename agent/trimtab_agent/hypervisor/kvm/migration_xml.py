@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from trimtab_agent.hypervisor.base import Stamp
+from trimtab_agent.hypervisor.kvm import numa_xml
 from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, iso_path, state_layout, target_name
 from trimtab_agent.hypervisor.kvm.networks import libvirt_network_name
 from trimtab_agent.hypervisor.kvm.pool_layout import SEED_FILE, PoolLayout
@@ -22,6 +23,7 @@ def retarget(live_xml: str, target: DomainSpec, stamp: Stamp) -> str:
     """Return the migratable definition `live_xml` as it shall be on the target. Conflict: it has a disk or card that the spec lacks."""
     root = parse(live_xml)
     _stamp(root, stamp)
+    numa_xml.place(root, target)
     layouts = {pool.pool_id: PoolLayout.of(pool) for pool in target.pools}
     paths = {_CDROM: iso_path(target.cdrom, layouts)} if target.cdrom is not None and target.cdrom.image_id else {}
     paths |= {

@@ -31,6 +31,18 @@ def ensure(domain: DomainSpec) -> None:
         raise os_errors.from_os(error, doing=f"write the state files of {domain.vm_id}") from error
 
 
+def restore_nvram(vm_id: str, pool: PoolSpec, content: bytes) -> None:
+    """Put the UEFI variables of a backup where the vm that is to be defined will look for them."""
+    layout = PoolLayout.of(pool)
+    try:
+        with layout.open_vm(vm_id, create=True) as directory:
+            if directory is None:
+                raise Conflict("pool-changed", f"pool {layout.pool_id} lost the vm's directory meanwhile")
+            _replace(directory, NVRAM_FILE, content, mode=0o600)
+    except OSError as error:
+        raise os_errors.from_os(error, doing=f"write the UEFI variables of {vm_id}") from error
+
+
 def remove(vm_id: str, pool: PoolSpec) -> None:
     """Remove the vm's state files from a pool that may hold them."""
     try:

@@ -1,8 +1,10 @@
 """Losses of hosts, what failover is doing, and power devices, as JSON. Secrets are in none of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from trimtab_controller.core.failover.drill import Assumptions, Drill
 from trimtab_controller.services.failover_view import FailoverView, Status
 from trimtab_controller.services.fencing import FenceView
 
@@ -186,5 +188,55 @@ def render_status(status: Status, *, at: datetime) -> FailoverStatusResource:
         confirmed_off=words(control.confirmed_off),
         waiting=tuple(WaitingVmResource(vm=one.vm, why=one.why) for one in status.waiting),
         failovers=tuple(render_failover(one) for one in status.open),
+        at=at,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillOutcomeResource:
+    vm: str
+    # From the cut to its start having ended; None: it does not come back by itself, and `why`.
+    seconds: float | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillResource:
+    host: str
+    # From the cut; None where it does not get so far.
+    lost_s: float | None
+    fenced_s: float | None
+    proof: str
+    # Why failover would stand still; ''.
+    frozen: str
+    # 0 to 100: the share of the kept vms that come back.
+    score: float
+    median_s: float | None
+    max_s: float | None
+    outcomes: tuple[DrillOutcomeResource, ...]
+    # What was assumed, in seconds: revoke, power, place, boot.
+    assumptions: dict[str, float]
+    at: datetime
+
+
+def render_drill(drill: Drill, *, host: str, names: Mapping[str, str], assumptions: Assumptions, at: datetime) -> DrillResource:
+    return DrillResource(
+        host=host,
+        lost_s=drill.lost_s,
+        fenced_s=drill.fenced_s,
+        proof=drill.proof,
+        frozen=drill.frozen,
+        score=drill.score,
+        median_s=drill.median_s,
+        max_s=drill.max_s,
+        outcomes=tuple(
+            DrillOutcomeResource(vm=names.get(one.vm, one.vm), seconds=one.seconds, why=one.why) for one in drill.outcomes
+        ),
+        assumptions={
+            "revoke": assumptions.revoke_s,
+            "power": assumptions.power_s,
+            "place": assumptions.place_s,
+            "boot": assumptions.boot_s,
+        },
         at=at,
     )

@@ -120,6 +120,10 @@ class HostResource:
     labels: dict[str, str]
     # Keep vms off: {key, value, effect}.
     taints: tuple[dict[str, str], ...]
+    # The one project whose vms may be placed there; '' for any.
+    exclusive_project: str
+    # Kept for vms with dedicated cpus, `4-15,20`.
+    dedicated_cpus: str
     is_cordoned: bool
     # new, up, suspect, lost or fenced; since `connectivity_at`.
     connectivity: str
@@ -155,6 +159,8 @@ class HostClassResource:
     memory_ratio_permille: int
     memory_reserve_mib: int
     policy: str
+    # any, or one-host-loss: only what could be restarted after the loss of one host.
+    admission: str
     version: int
     etag: str
     created_at: datetime
@@ -196,6 +202,8 @@ def render_host(
         host_class=view.host_class_name,
         labels=dict(host.labels),
         taints=tuple(dict(taint) for taint in host.taints),
+        exclusive_project=view.exclusive_project_name,
+        dedicated_cpus=host.dedicated_cpus,
         is_cordoned=host.is_cordoned,
         connectivity=host.connectivity.value,
         connectivity_at=host.connectivity_at,
@@ -258,6 +266,7 @@ def render_class(host_class: HostClass) -> HostClassResource:
         memory_ratio_permille=host_class.memory_ratio_permille,
         memory_reserve_mib=host_class.memory_reserve_mib,
         policy=host_class.policy,
+        admission=host_class.admission,
         version=host_class.version,
         etag=etag_of(host_class.version),
         created_at=host_class.created_at,

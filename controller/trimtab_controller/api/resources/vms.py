@@ -80,11 +80,15 @@ class VmResource:
     shape: ShapeResource
     host_selector: dict[str, str]
     host_class: str
+    # Its vm group; '' for none.
+    group: str
     # What a drain may do with it: migrate, restart, wait.
     drain_policy: str
     # restart or none; higher priorities restart first.
     ha: str
     priority: int
+    # '' for none.
+    backup_policy: str
     # Seconds between the proof that its host is off and its restart.
     start_delay_s: int
     volumes: tuple[VmVolumeResource, ...]
@@ -202,9 +206,11 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         ),
         host_selector=dict(vm.host_selector),
         host_class=vm.host_class,
+        group=view.group_name,
         drain_policy=vm.drain_policy,
         ha=vm.ha,
         priority=vm.priority,
+        backup_policy=names.get(vm.backup_policy_id, ""),
         start_delay_s=vm.start_delay_s,
         volumes=tuple(
             VmVolumeResource(

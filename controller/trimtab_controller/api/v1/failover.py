@@ -1,9 +1,10 @@
 """Failover: losses of hosts, what it is doing, operators' words to it; and hosts' power devices."""
 
+import asyncio
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
@@ -16,17 +17,21 @@ from trimtab_controller.api.paths import NamePath
 from trimtab_controller.api.render import dump, dump_list, json_response
 from trimtab_controller.api.resources.common import ListOf
 from trimtab_controller.api.resources.failover import (
+    DrillResource,
     FailoverResource,
     FailoverStatusResource,
     FencePathsResource,
+    render_drill,
     render_failover,
     render_paths,
     render_status,
 )
 from trimtab_controller.api.security import requires
+from trimtab_controller.core.failover import FailoverSettings
+from trimtab_controller.core.failover.drill import Assumptions
 from trimtab_controller.core.model import Actor, Role
 from trimtab_controller.fencing import SECRET_MAX, FencePath
-from trimtab_controller.services import failover_view, fencing, hosts_admin, recovery
+from trimtab_controller.services import drills, failover_view, fencing, hosts_admin, recovery, survival
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.mutations import Answer
 
@@ -35,6 +40,10 @@ FleetViewer = Annotated[Access, requires(Role.VIEWER, Scope.FLEET)]
 FleetOperator = Annotated[Access, requires(Role.OPERATOR, Scope.FLEET)]
 FleetAdmin = Annotated[Access, requires(Role.ADMIN, Scope.FLEET)]
 FailoverPath = Annotated[str, Path(pattern=r"^fo-[0-9a-z]{26}$", examples=["fo-01hf7y2m3n4p5q6r7s8t9v0wxy"])]
+
+BootSeconds = Annotated[
+    float, Query(ge=0.1, le=600, examples=[5.0], description="What a guest's start is assumed to take on its new host.")
+]
 
 
 class ReasonBody(Body):
@@ -133,6 +142,24 @@ async def confirm_off(request: Request, access: FleetAdmin, name: NamePath, body
         return NO_CONTENT
 
     return await mutate(Order(request=request, access=access, wish=asked, verb="host.confirm_off", body=body), work)
+
+
+@router.get("/v1/hosts/{name}/loss-drill", response_model=DrillResource)
+async def drill_host_loss(runtime: InRuntime, _access: FleetViewer, name: NamePath, boot_s: BootSeconds = 5.0) -> Response:
+    """Play the loss of this host by failover's own core on a copy of the fleet: when each vm would run again, and which would not."""
+    context = runtime.context
+    now, assumptions = context.clock.now(), Assumptions(boot_s=boot_s)
+
+    def read(session: Session) -> drills.Inputs:
+        host = hosts_admin.find(session, name)
+        return drills.read(session, host, survival.read(session, now=now))
+
+    inputs = await context.db.read(read)
+    settings = FailoverSettings(lease_ttl_s=context.settings.lease_ttl_s)
+    # Seconds of arithmetic on a large fleet: not on the event loop.
+    found = await asyncio.to_thread(drills.host_loss, inputs, settings=settings, assumptions=assumptions)
+    names = {vm.id: vm.name for vm in inputs.vms.values()}
+    return json_response(dump(render_drill(found, host=inputs.lost.name, names=names, assumptions=assumptions, at=now)))
 
 
 # --- power devices -----------------------------------------------------------------------------------------------------------

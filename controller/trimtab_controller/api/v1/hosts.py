@@ -19,6 +19,7 @@ from trimtab_controller.api.fields import (
     Name,
     Part,
     Ref,
+    RefOrNone,
     ResourceCount,
 )
 from trimtab_controller.api.mutate import NO_CONTENT, Order, accepted, answered, mutate
@@ -70,13 +71,23 @@ class HostChanges(Body):
     taints: Annotated[dict[LabelKey, TaintBody | None], Field(max_length=32)] | None = None
     # What operators count there; 0 takes it away.
     resources: Annotated[dict[LabelKey, ResourceCount], Field(max_length=32)] | None = None
+    # Only this project's vms are placed there from now on; '' for any.
+    exclusive_project: RefOrNone | None = None
+    # Cpus kept for vms with dedicated ones; '' gives them back.
+    dedicated_cpus: Annotated[str, Field(max_length=400, pattern=r"^[0-9,-]*$", examples=["4-15,20"])] | None = None
 
     def change(self) -> hosts_admin.HostChange:
         taints = None
         if self.taints is not None:
             taints = {key: (one.value, one.effect) if one else None for key, one in self.taints.items()}
         return hosts_admin.HostChange(
-            name=self.name, host_class=self.host_class, labels=self.labels, taints=taints, resources=self.resources
+            name=self.name,
+            host_class=self.host_class,
+            labels=self.labels,
+            taints=taints,
+            resources=self.resources,
+            exclusive_project=self.exclusive_project,
+            dedicated_cpus=self.dedicated_cpus,
         )
 
 
@@ -94,6 +105,8 @@ class HostClassChanges(Body):
     memory_ratio_permille: Annotated[int, Field(strict=True, ge=100, le=10_000, examples=[1000])] = 1000
     memory_reserve_mib: Annotated[int, Field(strict=True, ge=0, le=1 << 24, examples=[1024])] = 1024
     policy: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$", examples=["best-fit"])] = "best-fit"
+    # one-host-loss: no vm is accepted that could not be restarted, or that would keep another from it, after the loss of one host.
+    admission: Literal["any", "one-host-loss"] = "any"
 
     def given(self) -> dict[str, Any]:
         """Return what was given, by column. InvalidRequest for a policy that is none."""

@@ -58,6 +58,9 @@ SshKey = Annotated[
 ]
 
 
+DeviceKind = Annotated[str, Field(pattern=r"^[0-9a-f]{4}-[0-9a-f]{4}$")]
+
+
 class NicBody(Part):
     """`mac` is chosen where it is left out; `ip` declares an address, which no other nic on the network may have."""
 
@@ -121,6 +124,17 @@ class VmBody(Body):
     to_host: RefOrNone = ""
     tolerations: Annotated[tuple[TolerationBody, ...], Field(max_length=32)] = ()
     resources: Counts = Field(default_factory=dict)
+    # PCI devices of its host, by kind: `10de-20b0`, vendor and product. It cannot move while it runs.
+    devices: Annotated[
+        dict[DeviceKind, Annotated[int, Field(strict=True, ge=1, le=16)]], Field(max_length=8, examples=[{"10de-20b0": 1}])
+    ] = Field(default_factory=dict)
+    # Each vcpu gets a cpu of its own, of those that hosts keep for it (`host update --dedicated-cpus`).
+    dedicated: Bool = False
+    # Huge pages behind all of its memory: 2 MiB or 1 GiB each; 0 for ordinary memory.
+    hugepages_kib: Literal[0, 2048, 1048576] = 0
+    numa_cells: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+    # A vm group of the project.
+    group: RefOrNone = ""
     ha: Literal["restart", "none"] = "none"
     priority: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = 0
     start_delay_s: Annotated[int, Field(strict=True, ge=0, le=86400, examples=[30])] = 0
@@ -152,6 +166,11 @@ class VmBody(Body):
             has_secure_boot=self.secure_boot,
             tolerations=tuple((one.key, one.value) for one in self.tolerations),
             resources=self.resources,
+            group=self.group,
+            devices=self.devices,
+            is_dedicated=self.dedicated,
+            hugepages_kib=self.hugepages_kib,
+            numa_cells=self.numa_cells,
             ha=self.ha,
             priority=self.priority,
             start_delay_s=self.start_delay_s,
@@ -164,6 +183,8 @@ class VmChanges(Body):
     labels: LabelChanges | None = None
     # What a drain may do with it.
     drain_policy: Literal["migrate", "restart", "wait"] | None = None
+    # '' takes it off.
+    backup_policy: RefOrNone | None = None
 
 
 @router.get("/v1/projects/{project}/vms", response_model=ListOf[VmResource])
@@ -195,7 +216,8 @@ async def create_vm(request: Request, runtime: InRuntime, access: ProjectOperato
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
         view, operation = vms.create(session, spec, project=owner, actor=actor, now=now)
         placed_on = _preview(session, fleet, view.vm, operation) if fleet is not None else _NOWHERE
-        return accepted(_answer(runtime, view, operation, project=owner, placed_on=placed_on))
+        answer = _answer(runtime, view, operation, project=owner, placed_on=placed_on)
+        return accepted(answer, is_due=False)  # the leader places it first
 
     order = Order(request=request, access=access, wish=asked, verb="vm.create", body=body, name=body.name)
     return await mutate(order, work)
@@ -222,7 +244,7 @@ async def change_vm(
     body: VmChanges,
     asked: Asked,
 ) -> Response:
-    """Change labels, and what a drain may do with the vm."""
+    """Change labels, what a drain may do with the vm, and the policy that backs it up."""
     owner = access.own_project
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
@@ -232,6 +254,7 @@ async def change_vm(
             vm,
             labels=body.labels,
             drain_policy=body.drain_policy,
+            backup_policy=body.backup_policy,
             expected_version=asked.if_match,
             actor=actor,
             now=now,

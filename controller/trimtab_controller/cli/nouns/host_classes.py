@@ -26,6 +26,7 @@ HOST_CLASS = Resource(
         Column("memory_ratio", "memory_ratio_permille", lambda item, _now: _ratio(item.get("memory_ratio_permille"))),
         Column("reserve", "memory_reserve_mib", lambda item, _now: humanise.mib(item.get("memory_reserve_mib"))),
         Column("policy", "policy"),
+        Column("admission", "admission", is_wide=True),
         Column("id", "id", is_wide=True),
     ),
 )
@@ -39,6 +40,11 @@ def _ratio(permille: Any) -> str:
 
 def _settings(function: F) -> F:
     for decorator in (
+        click.option(
+            "--admission",
+            type=click.Choice(["any", "one-host-loss"]),
+            help="one-host-loss: accept only what could be restarted after the loss of one host.",
+        ),
         click.option("--policy", metavar="NAME", help="The placement policy, for example best-fit."),
         click.option("--memory-reserve", type=MEMORY_AMOUNT, metavar="SIZE", help="Kept for the host itself, for example 2GiB."),
         click.option(
@@ -60,6 +66,7 @@ def _body(
     memory_ratio: float | None,
     memory_reserve: int | None,
     policy: str | None,
+    admission: str | None,
 ) -> dict[str, Any]:
     given = {
         "cpu_model": cpu_model,
@@ -68,6 +75,7 @@ def _body(
         "memory_ratio_permille": None if memory_ratio is None else round(memory_ratio * 1000),
         "memory_reserve_mib": memory_reserve,
         "policy": policy,
+        "admission": admission,
     }
     return {key: value for key, value in given.items() if value is not None}
 
@@ -108,6 +116,7 @@ def create(
     memory_ratio: float | None,
     memory_reserve: int | None,
     policy: str | None,
+    admission: str | None,
 ) -> None:
     """Create a host class."""
     body = _body(
@@ -117,6 +126,7 @@ def create(
         memory_ratio=memory_ratio,
         memory_reserve=memory_reserve,
         policy=policy,
+        admission=admission,
     )
     answer = resources.change(session, "POST", HOST_CLASS.place(session), {"name": name, **body})
     resources.show_changed(session, HOST_CLASS, answer, f"host class {name} created")
@@ -136,6 +146,7 @@ def update(
     memory_ratio: float | None,
     memory_reserve: int | None,
     policy: str | None,
+    admission: str | None,
 ) -> None:
     """Change a host class; vms that run keep what they were started with."""
     body = _body(
@@ -145,6 +156,7 @@ def update(
         memory_ratio=memory_ratio,
         memory_reserve=memory_reserve,
         policy=policy,
+        admission=admission,
     )
     if not body:
         raise usage("nothing to change: give for example --vcpu-ratio 4")

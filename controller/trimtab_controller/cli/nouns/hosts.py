@@ -108,6 +108,9 @@ def untaint(session: Session, name: str, key: str) -> None:
 )
 @click.option("--rename", metavar="NAME", help="A new name; the id stays.")
 @click.option("--host-class", metavar="NAME", shell_complete=completion.names_of("host-classes"), help="A class of hosts.")
+@click.option("--dedicated-cpus", metavar="LIST", help="Cpus kept for vms with --dedicated, for example 4-15; `none` frees them.")
+@click.option("--exclusive", metavar="PROJECT", shell_complete=completion.names_of("projects"),
+              help="Place only this project's vms there; `none` opens it to all. What runs there stays.")  # fmt: skip
 @options.changes
 @click.pass_obj
 def update(
@@ -118,9 +121,15 @@ def update(
     counted: Sequence[tuple[str, str]],
     rename: str | None,
     host_class: str | None,
+    exclusive: str | None,
+    dedicated_cpus: str | None,
 ) -> None:
     """Change a host's labels, name or class, or say what it has of what operators count."""
     body: dict[str, Any] = {key: value for key, value in (("name", rename), ("host_class", host_class)) if value is not None}
+    if exclusive is not None:
+        body["exclusive_project"] = "" if exclusive == "none" else exclusive
+    if dedicated_cpus is not None:
+        body["dedicated_cpus"] = "" if dedicated_cpus == "none" else dedicated_cpus
     if counted:
         body["resources"] = {resource: _count(resource, text) for resource, text in counted}
     if labels or unset or not body:

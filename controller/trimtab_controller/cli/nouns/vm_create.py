@@ -8,6 +8,7 @@ import click
 
 from trimtab_controller.cli import completion, options, resources
 from trimtab_controller.cli.errors import CommandFailed, usage
+from trimtab_controller.cli.nouns import vm_wishes
 from trimtab_controller.cli.nouns.templates import create_from_template
 from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, outcome
 from trimtab_controller.cli.resources import Resource
@@ -27,7 +28,7 @@ def _keep_for_template(ctx: click.Context, parameter: click.Parameter, value: ob
 
 
 def _template_options(function: F) -> F:
-    """Add what only vms of a template take; `_made_of_template` reads it, so that it is no parameter of every create."""
+    """Add what only vms of a template take; `_of_template` reads it, so that it is no parameter of every create."""
     kept: dict[str, Any] = {"expose_value": False, "callback": _keep_for_template}
     for option in (
         click.option("--name-pattern", metavar="PATTERN", help="Their names, {n} the number: web-{n}.", **kept),
@@ -67,10 +68,7 @@ def _template_options(function: F) -> F:
 @click.option("--host-class", metavar="NAME", shell_complete=completion.names_of("host-classes"), help="A class of hosts.")
 @click.option("--select", "selects", type=PairType("rack=r2"), multiple=True, help="Only hosts with this label; repeats.")
 @click.option("--to", "to_host", metavar="HOST", shell_complete=completion.names_of("hosts"), help="On this host, or not at all.")
-@click.option("--toleration", "tolerations", multiple=True, metavar="KEY[=VALUE]", help="Also on hosts with this taint; repeats.")
-@click.option(
-    "--resource", "counted", type=PairType("licence=1"), multiple=True, help="So much of what operators count; repeats."
-)
+@vm_wishes.options
 @click.option("--ha", type=click.Choice(["restart", "none"]), help="Whether it restarts elsewhere when its host dies; else none.")
 @click.option("--priority", type=click.IntRange(-1000, 1000), help="Higher ones restart first; else 0.")
 @click.option(
@@ -111,8 +109,6 @@ def create(
     host_class: str | None,
     selects: Sequence[tuple[str, str]],
     to_host: str | None,
-    tolerations: Sequence[str],
-    counted: Sequence[tuple[str, str]],
     ha: str | None,
     priority: int | None,
     start_delay_s: int | None,
@@ -129,10 +125,9 @@ def create(
 
     trimtab vm create win1 --iso win11 --os win11 --disk 60GiB --memory 4GiB --tpm --secure-boot
     """
-    others = (image, volume, iso, memory, disk, nics, firmware)
-    if _made_of_template(session, name, pool=pool, to_host=to_host, start=start, others=others):
-        return
     _check_source(name, image, volume, iso, memory=memory, disk=disk)
+    if _of_template(session, name, (image, volume, iso, memory, disk, nics, firmware), pool=pool, to_host=to_host, start=start):
+        return
     optional: dict[str, Any] = {
         "image": image,
         "volume": volume,
@@ -149,22 +144,22 @@ def create(
         "cpu_model": cpu_model,
         "host_class": host_class,
         "to_host": to_host,
-        "ha": ha,
-        "priority": priority,
-        "start_delay_s": start_delay_s,
+        **_survival(ha, priority, start_delay_s),
         "labels": dict(labels) or None,
         "host_selector": dict(selects) or None,
-        "tolerations": [_toleration(text) for text in tolerations] or None,
-        "resources": {resource: _count(resource, text) for resource, text in counted} or None,
         "networks": [nic.as_json() for nic in nics] or None,
         "seed": _seed(hostname=hostname, user_data=user_data, network_config=network_config, ssh_keys=ssh_keys) or None,
+        **vm_wishes.given(click.get_current_context()),
     }
-    body: dict[str, Any] = {"name": name, "vcpus": vcpus, "memory_mib": memory, "start": start}
-    _create(session, name, body | {key: value for key, value in optional.items() if value is not None})
+    _create(session, name, {"name": name, "vcpus": vcpus, "memory_mib": memory, "start": start} | _given(optional))
 
 
-def _made_of_template(
-    session: Session, name: str, *, pool: str | None, to_host: str | None, start: bool, others: Sequence[object]
+def _given(optional: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in optional.items() if value is not None}
+
+
+def _of_template(
+    session: Session, name: str, others: Sequence[object], *, pool: str | None, to_host: str | None, start: bool
 ) -> bool:
     """Carry out a create that names a template; tell whether it did."""
     given = click.get_current_context().meta.get(_TEMPLATE, {})
@@ -187,26 +182,21 @@ def _made_of_template(
     return True
 
 
+def _survival(ha: str | None, priority: int | None, start_delay_s: int | None) -> dict[str, Any]:
+    return {"ha": ha, "priority": priority, "start_delay_s": start_delay_s}
+
+
 def _check_source(
     name: str, image: str | None, volume: str | None, iso: str | None, *, memory: int | None, disk: int | None
 ) -> None:
+    if _TEMPLATE in click.get_current_context().meta:
+        return
     if not name or memory is None:
         raise usage("give a name and --memory, for example trimtab vm create web1 --image debian --memory 2GiB")
     if [bool(image), bool(volume), bool(iso)].count(True) != 1:
         raise usage("give either --image, --volume or --iso, for example --image debian", hint="trimtab image list")
     if iso and disk is None:
         raise usage("--iso needs --disk, the size of the disk to install onto, for example --disk 20GiB")
-
-
-def _toleration(text: str) -> dict[str, str]:
-    key, _, value = text.partition("=")
-    return {"key": key, "value": value}
-
-
-def _count(resource: str, text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise usage(f"--resource {resource}={text}: give a whole number from 1 on, for example {resource}=1")
-    return int(text)
 
 
 def _create(session: Session, name: str, body: dict[str, Any]) -> None:

@@ -77,13 +77,20 @@ def get_vm(session: Session, name: str) -> None:
 @click.option("--unset-label", "unset", multiple=True, metavar="KEY", help="Remove a label; repeats.")
 @click.option("--drain-policy", type=click.Choice(["migrate", "restart", "wait"]),
               help="What a drain may do: move it live (default), also stop and start it, or leave it to you.")  # fmt: skip
+@click.option("--backup-policy", metavar="NAME", shell_complete=completion.names_of("backup-policies"),
+              help="Back it up by this policy; '' takes it off.")  # fmt: skip
 @options.changes
 @click.pass_obj
 def update(
-    session: Session, name: str, labels: Sequence[tuple[str, str]], unset: Sequence[str], drain_policy: str | None
+    session: Session,
+    name: str,
+    labels: Sequence[tuple[str, str]],
+    unset: Sequence[str],
+    drain_policy: str | None,
+    backup_policy: str | None,
 ) -> None:
-    """Change a vm's labels, and what a drain may do with it."""
-    body: dict[str, Any] = {} if drain_policy is None else {"drain_policy": drain_policy}
+    """Change a vm's labels, what a drain may do with it, and the policy that backs it up."""
+    body: dict[str, Any] = _given({"drain_policy": drain_policy, "backup_policy": backup_policy})
     if labels or unset or not body:
         body["labels"] = resources.label_changes(labels, unset)
     answer = resources.change(session, "PATCH", VM.place(session, name), body)

@@ -1,45 +1,28 @@
-"""Certificates of hosts that are not renewed: a host whose agent's one lapses is no longer let in, its vms count as unknown."""
+"""Certificates of hosts: agents renew them by themselves long before, so one that is near its end says that renewal fails."""
 
-from collections.abc import Iterator
+from datetime import timedelta
 
-from trimtab_controller.core.doctor.facts import CertificateFacts, FleetFacts
-from trimtab_controller.core.doctor.finding import Finding, Severity
+from trimtab_controller.core.doctor.model import Finding, FleetFacts, Severity
 
-KINDS = ("certificate-expired", "certificate-expiring")
-# Agents renew at half of the life: with less than this left, tries have failed for long.
-WARN_SHARE = 0.33
-SEVERE_SHARE = 0.1
+NEAR = timedelta(hours=8)
 
 
-def check(facts: FleetFacts) -> Iterator[Finding]:
-    for one in facts.certificates:
-        host = facts.host_by_id.get(one.host_id)
-        if host is None:
-            continue
-        subject = f"host {host.name}"
-        if one.not_after <= facts.now:
-            yield Finding(
-                severity=Severity.SEVERE,
-                kind="certificate-expired",
-                subject=subject,
-                what=f"its {one.purpose} certificate has expired{_follows(one)}",
-                cure=f"trimtab host token create {host.name} --rejoin",
-                since=one.not_after,
+def expiring(fleet: FleetFacts) -> tuple[Finding, ...]:
+    found = []
+    for host in fleet.hosts:
+        for certificate in host.certificates:
+            left = certificate.not_after - fleet.now
+            if left > NEAR:
+                continue
+            is_over = left <= timedelta(0)
+            at = f"{certificate.not_after:%Y-%m-%d %H:%M} UTC"
+            found.append(
+                Finding(
+                    severity=Severity.CRITICAL if is_over else Severity.WARNING,
+                    kind="certificate-expired" if is_over else "certificate-expiring",
+                    subject=f"host {host.name}",
+                    message=f"its {certificate.purpose} certificate {'ended' if is_over else 'ends'} at {at} and was not renewed",
+                    cure=f"trimtab host token create {host.name} --rejoin" if is_over else f"trimtab host get {host.name}",
+                )
             )
-            continue
-        left, life = one.not_after - facts.now, one.not_after - one.created_at
-        if left < life * WARN_SHARE:
-            hours = left.total_seconds() / 3600
-            yield Finding(
-                severity=Severity.SEVERE if left < life * SEVERE_SHARE else Severity.WARNING,
-                kind="certificate-expiring",
-                subject=subject,
-                what=f"its {one.purpose} certificate expires in {hours:.1f} h and was not renewed at half of its life",
-                cure=f"on {host.name}: systemctl restart trimtab-agent; journalctl -u trimtab-agent",
-                # It was due then.
-                since=one.created_at + life / 2,
-            )
-
-
-def _follows(one: CertificateFacts) -> str:
-    return ": the host is not let in" if one.purpose == "agent" else ": nothing migrates to or from it"
+    return tuple(found)

@@ -1,47 +1,67 @@
-"""Hosts that are not heard from, and those that take no vms."""
+"""Hosts that are silent, closed, crowded by what is not ours, or behind the others."""
 
-from collections.abc import Iterator
+from trimtab_controller.core.doctor.model import Finding, FleetFacts, HostFacts, Severity
 
-from trimtab_controller.core.doctor.facts import FleetFacts
-from trimtab_controller.core.doctor.finding import Finding, Severity
-from trimtab_controller.core.lifecycle import HostConnectivity
-from trimtab_controller.core.model import Host
+_SILENT = {
+    "suspect": (Severity.WARNING, "host-suspect", "is not heard from"),
+    "lost": (Severity.CRITICAL, "host-lost", "is lost: its vms are restarted elsewhere only once it is fenced"),
+    "fenced": (Severity.CRITICAL, "host-fenced", "is fenced and has not come back"),
+    "new": (Severity.NOTICE, "host-never-connected", "has joined and never connected"),
+}
 
-KINDS = ("host-cordoned", "host-fenced", "host-lost", "host-suspect")
+
+def silent(fleet: FleetFacts) -> tuple[Finding, ...]:
+    found = []
+    for host in fleet.hosts:
+        if host.connectivity not in _SILENT:
+            continue
+        severity, kind, words = _SILENT[host.connectivity]
+        since = f"since {host.connectivity_at:%Y-%m-%d %H:%M} UTC"
+        found.append(_finding(host, severity, kind, f"{words} ({since})", f"trimtab host get {host.name}"))
+    return tuple(found)
 
 
-def check(facts: FleetFacts) -> Iterator[Finding]:
-    for host in facts.hosts:
-        match host.connectivity:
-            case HostConnectivity.LOST:
-                said = "it is lost: not heard from, and not proven off"
-                yield _silent(host, Severity.SEVERE, "host-lost", said, f"trimtab failover get {host.name}")
-            case HostConnectivity.FENCED:
-                said = "it is proven off; its capacity is missing until it is back"
-                yield _silent(host, Severity.WARNING, "host-fenced", said, f"trimtab failover get {host.name}")
-            case HostConnectivity.SUSPECT:
-                said = "it has missed renewals of its lease"
-                yield _silent(host, Severity.WARNING, "host-suspect", said, f"trimtab host get {host.name}")
-            case HostConnectivity.NEW | HostConnectivity.UP:
-                pass
-        if host.id in facts.maintenance:
-            yield Finding(
-                severity=Severity.NOTICE,
-                kind="host-cordoned",
-                subject=f"host {host.name}",
-                what="it is held in maintenance and takes no vms",
-                cure=f"trimtab host maintenance end {host.name}",
-                since=facts.maintenance[host.id],
+def cordoned(fleet: FleetFacts) -> tuple[Finding, ...]:
+    """Maintenance is meant; a cordon alone is easily forgotten."""
+    return tuple(
+        _finding(host, Severity.NOTICE, "host-cordoned", "takes no vms: it is cordoned", f"trimtab host uncordon {host.name}")
+        for host in fleet.hosts
+        if host.is_cordoned and not host.is_in_maintenance
+    )
+
+
+def crowded(fleet: FleetFacts) -> tuple[Finding, ...]:
+    """Domains that are not ours take memory that was promised to vms."""
+    found = []
+    for host in fleet.hosts:
+        over_mib = host.memory_claimed_mib + host.unmanaged_memory_mib - host.memory_limit_mib
+        if host.unmanaged_memory_mib and over_mib > 0:
+            words = (
+                f"domains that are not Trimtab's use {host.unmanaged_memory_mib} MiB, {over_mib} MiB more than is left by its vms"
             )
-        elif host.is_cordoned:
-            yield Finding(
-                severity=Severity.NOTICE,
-                kind="host-cordoned",
-                subject=f"host {host.name}",
-                what="it is cordoned and takes no vms",
-                cure=f"trimtab host uncordon {host.name}",
-            )
+            found.append(_finding(host, Severity.WARNING, "unmanaged-memory", words, f"trimtab host drain {host.name} --plan"))
+    return tuple(found)
 
 
-def _silent(host: Host, severity: Severity, kind: str, what: str, cure: str) -> Finding:
-    return Finding(severity=severity, kind=kind, subject=f"host {host.name}", what=what, cure=cure, since=host.connectivity_at)
+def older_qemu(fleet: FleetFacts) -> tuple[Finding, ...]:
+    """A guest moves to a newer QEMU and not always back."""
+    newest = max((_version(host.qemu_version) for host in fleet.hosts), default=())
+    return tuple(
+        _finding(
+            host,
+            Severity.NOTICE,
+            "qemu-older",
+            f"runs QEMU {host.qemu_version}, others {'.'.join(map(str, newest))}; its guests keep theirs until they move or stop",
+            f"trimtab host drain {host.name} --plan",
+        )
+        for host in fleet.hosts
+        if host.qemu_version and _version(host.qemu_version) < newest
+    )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdecimal())
+
+
+def _finding(host: HostFacts, severity: Severity, kind: str, words: str, cure: str) -> Finding:
+    return Finding(severity=severity, kind=kind, subject=f"host {host.name}", message=words, cure=cure)

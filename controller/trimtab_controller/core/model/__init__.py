@@ -1,6 +1,7 @@
 """The nouns of the control plane as frozen dataclasses: what `store` returns and every layer above passes on."""
 
-from trimtab_controller.core.model.compute import Claim, MigrationRow, Nic, Vm
+from trimtab_controller.core.model.backups import Backup, BackupPolicy, BackupRepo
+from trimtab_controller.core.model.compute import Claim, MigrationRow, Nic, Vm, VmGroup
 from trimtab_controller.core.model.fleet import Host, HostClass
 from trimtab_controller.core.model.identity import Actor, Project, Role, Token, User
 from trimtab_controller.core.model.operations import Event, JournalEntry, Operation, OperationError
@@ -9,6 +10,9 @@ from trimtab_controller.core.model.storage import Image, ImageReplica, Network, 
 
 __all__ = [
     "Actor",
+    "Backup",
+    "BackupPolicy",
+    "BackupRepo",
     "Claim",
     "DecisionRow",
     "Event",
@@ -35,5 +39,6 @@ __all__ = [
     "Token",
     "User",
     "Vm",
+    "VmGroup",
     "Volume",
 ]

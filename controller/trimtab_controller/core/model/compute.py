@@ -63,6 +63,22 @@ class Vm:
     template_id: str | None = None
     # What few vms ask for; see `operations/placement_snapshot.py`.
     wishes: Mapping[str, Any] = field(default_factory=dict)
+    # '' for none; the policy's schedule counts from when it asked last.
+    backup_policy_id: str = ""
+    backup_asked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmGroup:
+    """Vms with a placement relation; `rule` is `{"rules": [...]}`, each as `core.placement.needs.GroupRule` stores it."""
+
+    id: str
+    project_id: str
+    name: str
+    rule: Mapping[str, Any]
+    generation: int
+    version: int
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,8 @@ class HostClass:
     memory_ratio_permille: int
     memory_reserve_mib: int
     policy: str
+    # any, or one-host-loss: only what could be restarted after the loss of one host.
+    admission: str = "any"
     version: int
     created_at: datetime
 

@@ -21,6 +21,7 @@ class PlacementAsk:
     epoch: int
     decision_id: str
     refusal: str
+    refusal_code: str = "no-host-fits"
     created_at: datetime
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab_controller.core.placement.fleet import ALL, FleetSnapshot, Floats, Integers, Mask, Rows
+from trimtab_controller.core.placement.fleet import ALL, FleetSnapshot, Floats, Integers, Mask, Rows, at_rows
 from trimtab_controller.core.placement.members import Members
 from trimtab_controller.core.placement.request import PlacementRequest
 from trimtab_controller.core.placement.space import CellNeed, SpaceNeed, amounts_of
@@ -61,7 +61,7 @@ class Books:
         """Book what the request needs on this host. ValueError where it is not free: nothing is ever overcommitted."""
         trial, row = self.trial(request), self.fleet.row_of[host_id]
         cells = trial.cells_on(row)
-        amounts = trial.amounts | (trial.cells.amounts(cells) if trial.cells else {})
+        amounts = trial.amounts if trial.cells is None else trial.amounts | trial.cells.amounts(cells)
         short = [name for name, amount in amounts.items() if amount > self.available(name, row)]
         short += [pool for pool, size in trial.space.shared_bytes.items() if size > self.shared_free_bytes[pool]]
         if trial.cells is not None and len(cells) < request.cell_count:
@@ -86,7 +86,8 @@ class Books:
 
     def available(self, resource: str, row: int) -> int:
         """Return how much is free on a host; 0 of what no host has."""
-        return int(self.free[resource][row]) if resource in self.free else 0
+        column = self.free.get(resource)
+        return 0 if column is None else column.item(row)
 
     def cells_of(self, request_id: str) -> tuple[int, ...]:
         """Return the cells that a request booked here was given; () where it asked for none."""
@@ -107,8 +108,9 @@ class Books:
     def _book(self, trial: "Trial", amounts: Mapping[str, int], row: int, *, sign: int) -> None:
         for resource, amount in amounts.items():
             self.free[resource][row] += sign * amount
+        inverse_limits = self.fleet.inverse_limits
         for resource, shares in self.free_shares.items():
-            shares[row] = self.free[resource][row] * self.fleet.inverse_limits[resource][row]
+            shares[row] = self.free[resource].item(row) * inverse_limits[resource].item(row)
         for pool_id, size_bytes in trial.space.shared_bytes.items():
             self.shared_free_bytes[pool_id] += sign * size_bytes
         self.changed_rows.append(row)
@@ -138,7 +140,7 @@ class Trial:
         column = self.books.free.get(resource)
         if column is None:
             return np.full(len(self.fleet), amount <= 0)[rows]
-        fits: Mask = column[rows] >= amount
+        fits: Mask = at_rows(column, rows) >= amount
         return fits
 
     def cells_on(self, row: int) -> tuple[int, ...]:

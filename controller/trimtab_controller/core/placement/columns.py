@@ -42,6 +42,11 @@ def cell_pages(cell: int, page_kib: int) -> str:
     return f"cell:{cell}:pages:{page_kib}"
 
 
+def device_row(kind: str, address: str) -> str:
+    """Return the name of the row of one device: counted with its kind, and claimed alone, so that no two vms get it."""
+    return f"pci:{kind}:{address}"
+
+
 Scarce = tuple[tuple[CellSnapshot, ...], dict[str, Stock], dict[str, Stock]]
 
 
@@ -60,6 +65,8 @@ def scarce_of(stocks: Mapping[str, Stock]) -> Scarce:
                 cpus[int(cell)] = stock
             case ["cell", cell, "pages", page_kib]:
                 pages.setdefault(int(cell), {})[int(page_kib)] = stock
+            case ["pci", *_]:
+                pass  # one device of a kind that is counted: which of them a vm gets is settled when it is claimed
             case _:
                 raise ValueError(f"{name} is no resource of a host")
     cells = tuple(_cell(cell, cpus.get(cell, Stock(0)), pages.get(cell, {})) for cell in sorted(cpus.keys() | pages.keys()))

@@ -33,9 +33,11 @@ class Members:
     def by_domain(self, group_id: str, label: str, *, but: str) -> Counter[int]:
         """Return how many members are in each domain, by its code, not counting the vm `but`. Not to be written."""
         own, known = self._row_of.get(group_id, {}), self._counts.setdefault(group_id, {})
+        if label in known and but not in own:
+            return known[label]
         codes = self._fleet.domains(label).codes
         if label not in known:
-            known[label] = Counter(int(codes[row]) for row in own.values())
+            known[label] = Counter(codes[list(own.values())].tolist())
         if but not in own:
             return known[label]
         return +(known[label] - Counter([int(codes[own[but]])]))
@@ -45,7 +47,9 @@ class Members:
 
     def _count(self, group_id: str, row: int, more: int) -> None:
         for label, counts in self._counts.get(group_id, {}).items():
-            code = int(self._fleet.domains(label).codes[row])
-            counts[code] += more
-            if not counts[code]:
+            code = self._fleet.domains(label).codes.item(row)
+            left = counts.get(code, 0) + more
+            if left:
+                counts[code] = left
+            else:
                 del counts[code]

@@ -14,10 +14,10 @@ def best_positions(scores: Floats, *, count: int) -> npt.NDArray[np.intp]:
     groups = _GROUPS_EACH * count
     depth = scores.size // groups
     if depth < 2:
-        return np.argsort(-scores, kind="stable")[:count]
+        return (-scores).argsort(kind="stable")[:count]
     # `count` groups have a score of at least the count-th highest group maximum, so the best `count` of all are that high.
     maxima = scores[: groups * depth].reshape(depth, groups).max(axis=0)
-    threshold = np.partition(maxima, groups - count)[groups - count]
-    candidates = np.flatnonzero(scores >= threshold)
-    best: npt.NDArray[np.intp] = candidates[np.argsort(-scores[candidates], kind="stable")[:count]]
+    maxima.partition(groups - count)
+    candidates = (scores >= maxima[groups - count]).nonzero()[0]
+    best: npt.NDArray[np.intp] = candidates[(-scores[candidates]).argsort(kind="stable")[:count]]
     return best

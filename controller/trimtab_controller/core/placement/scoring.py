@@ -13,11 +13,6 @@ from trimtab_controller.core.placement.scorers import SCORERS
 from trimtab_controller.core.placement.sieve import Sieve
 from trimtab_controller.core.placement.verdict import HostVerdict, Shortlist
 
-# Below this share of fitting hosts, gathering their rows costs less than scoring all hosts.
-_SPARSE = 4
-# Worse than any score: a host that does not fit.
-_NEVER = -1.0
-
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -38,9 +33,9 @@ class Scores:
 
 
 def _weighted_mean(parts: dict[str, Floats], policy: Policy) -> Floats:
-    """Return the scores by policy. A fresh array: the caller marks in it what does not fit."""
+    """Return the scores by policy. Of one scorer they are its own: nobody writes in them."""
     if len(parts) == 1:
-        return next(iter(parts.values())).copy()
+        return next(iter(parts.values()))
     weight_sum = sum(policy.weights[name] for name in parts)
     weighted = (scores * (policy.weights[name] / weight_sum) for name, scores in parts.items())
     totals = next(weighted)
@@ -54,15 +49,11 @@ def shortlist(trial: Trial, sieve: Sieve, policy: Policy, *, count: int) -> Shor
     count = min(count, sieve.fit_count)
     if count == 0:
         return Shortlist()
-    if sieve.fit_count * _SPARSE <= sieve.fits.size:
-        rows = np.flatnonzero(sieve.fits)
-        scores = Scores.of(trial, rows, policy)
-        positions = best_positions(scores.totals, count=count)
-        return _shortlist(trial, scores, rows=rows[positions], positions=positions)
-    scores = Scores.of(trial, slice(None), policy)
-    np.putmask(scores.totals, ~sieve.fits, _NEVER)
-    chosen = best_positions(scores.totals, count=count)
-    return _shortlist(trial, scores, rows=chosen, positions=chosen)
+    # Gathering the rows that fit costs less than to score all hosts and mark those that do not, also where most do.
+    rows = sieve.fits.nonzero()[0]
+    scores = Scores.of(trial, rows, policy)
+    positions = best_positions(scores.totals, count=count)
+    return _shortlist(trial, scores, rows=rows[positions], positions=positions)
 
 
 def scored_verdict(trial: Trial, row: int, policy: Policy) -> HostVerdict:
@@ -73,13 +64,11 @@ def scored_verdict(trial: Trial, row: int, policy: Policy) -> HostVerdict:
 
 def _shortlist(trial: Trial, scores: Scores, *, rows: npt.NDArray[np.intp], positions: npt.NDArray[np.intp]) -> Shortlist:
     """Return the hosts of `rows`, whose scores stand at `positions`."""
-    hosts = [trial.fleet.hosts[row] for row in rows.tolist()]
-    return Shortlist(
-        tuple([host.host_id for host in hosts]),
-        tuple([host.name for host in hosts]),
-        six_digits(scores.totals[positions]),
-        {name: six_digits(values[positions]) for name, values in scores.parts.items()},
-    )
+    ids, names = trial.fleet.names_at(rows)
+    totals = six_digits(scores.totals[positions])
+    # One scorer's figure is the total.
+    parts = {name: totals if len(scores.parts) == 1 else six_digits(values[positions]) for name, values in scores.parts.items()}
+    return Shortlist(ids, names, totals, parts)
 
 
 def six_digits(values: Floats) -> tuple[float, ...]:

@@ -99,10 +99,11 @@ def _wishes(trial: Trial) -> Hashable:
         request.accelerator,
         request.host_class,
         frozenset(request.host_selector.items()),
-        request.tolerations,
+        tuple([(one.key, one.value) for one in request.tolerations]),
         frozenset(disk.pool_id for disk in request.disks),
         frozenset(trial.space.shared_bytes),
-        request.networks,
+        # As tuples: the hash and the comparison of dataclasses run in Python, once for each of them.
+        tuple([(one.network_id, one.mtu) for one in request.networks]),
     )
 
 

@@ -1,7 +1,7 @@
 """What the scheduler is told about hosts, pools and groups: frozen values, read once per batch. `fleet.py` makes columns of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from trimtab_controller.core.lifecycle import HostConnectivity
@@ -44,6 +44,11 @@ class CellSnapshot:
     cpus_claimed: int = 0
     pages: Mapping[int, Stock] = field(default_factory=dict)
     """Huge pages by size in KiB; their memory is not part of the host's `memory_limit_mib`."""
+
+    def emptied(self) -> "CellSnapshot":
+        """Return the cell as if nothing of it were claimed."""
+        pages = {size: Stock(stock.limit, 0) for size, stock in self.pages.items()}
+        return replace(self, cpus_claimed=0, pages=pages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ class SpaceNeed:
     def of(cls, request: PlacementRequest, fleet: FleetSnapshot) -> "SpaceNeed":
         """Return the need; disks of pools that the fleet does not have are left to the reach filter."""
         if not request.disks:
-            return _NO_SPACE
+            return NO_SPACE
         local: dict[str, int] = {}
         shared: dict[str, int] = {}
         bound = []
@@ -49,7 +49,7 @@ class SpaceNeed:
         return cls(local, shared, tuple(bound))
 
 
-_NO_SPACE = SpaceNeed({}, {}, ())
+NO_SPACE = SpaceNeed({}, {}, ())
 
 
 def scarce_amounts(request: PlacementRequest, cells: Iterable[int]) -> dict[str, int]:

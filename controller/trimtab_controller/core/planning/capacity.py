@@ -111,7 +111,7 @@ def without(estate: Estate, host_ids: Sequence[str]) -> tuple[Estate, tuple[VmSn
             moved.append(replace(vm, host_id=chosen))
     settled = estate.changed(vms=moved)
     hosts = [host for host in settled.fleet.hosts if host.host_id not in gone]
-    fleet = FleetSnapshot.of(hosts, estate.fleet.pools.values())
+    fleet = FleetSnapshot.of(hosts, estate.fleet.pools.values(), groups=settled.fleet.groups)
     kept = [vm for vm in settled.vms.values() if vm.host_id not in gone]
     return Estate.of(fleet, kept, host_versions=estate.host_versions, cpu_millis=estate.cpu_millis), tuple(homeless)
 
@@ -134,7 +134,7 @@ def with_added(estate: Estate, shapes: Iterable[Shape], *, like: HostSnapshot) -
         )
         for number, shape in enumerate(shapes, 1)
     ]
-    fleet = FleetSnapshot.of([*estate.fleet.hosts, *added], estate.fleet.pools.values())
+    fleet = FleetSnapshot.of([*estate.fleet.hosts, *added], estate.fleet.pools.values(), groups=estate.fleet.groups)
     return Estate.of(fleet, estate.vms.values(), host_versions=estate.host_versions, cpu_millis=estate.cpu_millis)
 
 

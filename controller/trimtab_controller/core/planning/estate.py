@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from trimtab_controller.core.placement import FleetSnapshot, PlacementKind, PlacementRequest
 from trimtab_controller.core.placement.fleet import MEMORY, VCPUS
+from trimtab_controller.core.placement.space import NO_SPACE, CellNeed, amounts_of
 
 MIB = 1 << 20
 
@@ -130,24 +131,32 @@ class Estate:
 
 
 def _with_claims(fleet: FleetSnapshot, deltas: Iterable[tuple[VmSnapshot, int]]) -> FleetSnapshot:
-    """Return the fleet with compute claimed or given back; masks that were worked out stay, since claims do not matter to them."""
+    """Return the fleet with compute and places in groups claimed or given back; masks stay, since claims do not matter to them."""
     hosts = list(fleet.hosts)
-    free = dict(fleet.free) | {resource: fleet.free[resource].copy() for resource in (VCPUS, MEMORY)}
+    free = {resource: column.copy() for resource, column in fleet.free.items()}
+    members = dict(fleet.members)
     for vm, sign in deltas:
         row = fleet.row_of.get(vm.host_id)
         if row is None:
             continue
-        vcpus, memory_mib = sign * vm.request.vcpus, sign * vm.request.memory_mib
+        if vm.request.group is not None:
+            own = {**members.get(vm.request.group.group_id, {}), vm.vm_id: row}
+            if sign < 0:
+                del own[vm.vm_id]
+            members[vm.request.group.group_id] = own
+        need = CellNeed.of(vm.request)
+        amounts = amounts_of(vm.request, NO_SPACE) | (need.amounts(vm.request.held_cells) if need is not None else {})
+        for resource, amount in amounts.items():
+            if resource in free:
+                free[resource][row] -= sign * amount
         hosts[row] = replace(
             hosts[row],
-            vcpus_claimed=hosts[row].vcpus_claimed + vcpus,
-            memory_claimed_mib=hosts[row].memory_claimed_mib + memory_mib,
+            vcpus_claimed=hosts[row].vcpus_claimed + sign * amounts.get(VCPUS, 0),
+            memory_claimed_mib=hosts[row].memory_claimed_mib + sign * amounts.get(MEMORY, 0),
         )
-        free[VCPUS][row] -= vcpus
-        free[MEMORY][row] -= memory_mib
-    for resource in (VCPUS, MEMORY):
-        free[resource].setflags(write=False)
-    return replace(fleet, hosts=tuple(hosts), free=free)
+    for column in free.values():
+        column.setflags(write=False)
+    return replace(fleet, hosts=tuple(hosts), free=free, members=members)
 
 
 def copied_bytes(vm: VmSnapshot, fleet: FleetSnapshot) -> int:

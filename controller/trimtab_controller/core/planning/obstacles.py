@@ -61,7 +61,9 @@ def no_target(vm: VmSnapshot, kind: StepKind, decision: Decision) -> Blocker:
     """Return the blocker of a vm that no host takes; the cure follows from the rule that refused most hosts."""
     refused = decision.refused_by
     if any("group" in name or "affinity" in name for name in refused):
-        cure = "add a host in another failure domain, or make the group's rule soft: `trimtab vm-group update`"
+        cure = (
+            "add a host in another failure domain, or make the group's rule soft: `trimtab vm-group update GROUP --prefer-apart`"
+        )
         return _blocker(vm, Cause.ANTI_AFFINITY, decision.summary(), cure)
     if kind is not StepKind.MIGRATE and "disks" in refused:
         cure = "restore it from a backup, or bring its host back"

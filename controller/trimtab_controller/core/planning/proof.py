@@ -64,6 +64,8 @@ class _Differences:
     attribute_rows: tuple[int, ...] = ()
     homes: frozenset[str] = frozenset()
     """Hosts on which some vm is not what it was."""
+    is_any: bool = True
+    """Anything at all: a label, too, that no class asks for makes the domains of a group's rule."""
 
 
 class FailoverProof:
@@ -146,8 +148,7 @@ class FailoverProof:
         return replace(different, attribute_rows=tuple(rows))
 
     def _is_touched(self, domain: Domain, finding: Finding, different: _Differences) -> bool:
-        is_changed = bool(different.free_rows or different.attribute_rows or different.homes)
-        if finding.reads_all and is_changed:
+        if finding.reads_all and different.is_any:
             return True
         if not domain.host_ids.isdisjoint(different.homes) or not finding.rows.isdisjoint(different.free_rows):
             return True
@@ -212,11 +213,13 @@ def _differences(old: Estate, new: Estate) -> _Differences:
     # Vms are also counted whose host has left the fleet: those stand in no host's list.
     homes.update(vm.host_id for vm_id, vm in old.vms.items() if vm_id not in new.vms)
     homes.update([vm.host_id for vm_id, vm in new.vms.items() if old.vms.get(vm_id) is not vm])
+    rows = tuple(row for row in other if _without_claims(old.fleet, row) != _without_claims(new.fleet, row))
     return _Differences(
         is_other_fleet=False,
         free_rows=frozenset(free_rows),
-        attribute_rows=tuple(row for row in other if _without_claims(old.fleet, row) != _without_claims(new.fleet, row)),
+        attribute_rows=rows,
         homes=frozenset(homes),
+        is_any=bool(free_rows or rows or homes) or old.fleet.members != new.fleet.members,
     )
 
 

@@ -110,7 +110,7 @@ def _with_opened(estate: Estate, host_ids: set[str]) -> Estate:
     if not shut:
         return estate
     hosts = [replace(host, is_cordoned=False) if host in shut else host for host in estate.fleet.hosts]
-    fleet = FleetSnapshot.of(hosts, estate.fleet.pools.values())
+    fleet = FleetSnapshot.of(hosts, estate.fleet.pools.values(), groups=estate.fleet.groups)
     return replace(estate, fleet=fleet)
 
 

@@ -1,8 +1,8 @@
 """The tables. Constraints state the invariants; code only arranges not to hit them."""
 
+from trimtab_controller.store.schema.backups import backup, backup_policy, backup_repo
 from trimtab_controller.store.schema.base import metadata
 from trimtab_controller.store.schema.compute import (
-    backup,
     checkpoint,
     claim,
     claim_stock,
@@ -50,6 +50,8 @@ __all__ = [
     "SHARED",
     "audit",
     "backup",
+    "backup_policy",
+    "backup_repo",
     "checkpoint",
     "claim",
     "claim_stock",

@@ -61,6 +61,9 @@ vm = sa.Table(
     # Seconds between the proof that its host is off and its restart elsewhere.
     sa.Column("start_delay_s", sa.Integer(), nullable=False, server_default="0"),
     sa.Column("drain_policy", sa.String(16), nullable=False, server_default="migrate"),
+    # '' for none; and when its policy last asked for a backup (or was given): the schedule counts from there.
+    sa.Column("backup_policy_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("backup_asked_at", UtcDateTime()),
     # Desired.
     sa.Column("desired_power", sa.String(16), nullable=False),
     # Placement: host '' is none. The epoch grows with every assignment and is checked by agents.
@@ -146,6 +149,7 @@ placement_request = sa.Table(
     sa.Column("epoch", sa.BigInteger(), nullable=False, server_default="0"),
     sa.Column("decision_id", sa.String(40), nullable=False, server_default=""),
     sa.Column("refusal", sa.String(2000), nullable=False, server_default=""),
+    sa.Column("refusal_code", sa.String(40), nullable=False, server_default="no-host-fits"),
     created_at(),
     sa.Column("decided_at", UtcDateTime()),
     sa.CheckConstraint("state IN ('pending', 'placed', 'refused')", name="state"),
@@ -253,18 +257,6 @@ checkpoint = sa.Table(
     ref("volume_id", "volume.id"),
     sa.Column("volume_generation", sa.BigInteger(), nullable=False),
     sa.Column("parent_id", sa.String(40), sa.ForeignKey("checkpoint.id")),
-    created_at(),
-    deleted_at(),
-)
-
-backup = sa.Table(
-    "backup",
-    metadata,
-    id_column(),
-    ref("project_id", "project.id"),
-    ref("vm_id", "vm.id"),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("manifest", Json, nullable=False),
     created_at(),
     deleted_at(),
 )

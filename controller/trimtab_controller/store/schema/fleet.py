@@ -27,6 +27,8 @@ host_class = sa.Table(
     sa.Column("memory_ratio_permille", sa.Integer(), nullable=False, server_default="1000"),
     sa.Column("memory_reserve_mib", sa.BigInteger(), nullable=False, server_default="1024"),
     sa.Column("policy", sa.String(40), nullable=False, server_default="best-fit"),
+    # any, or one-host-loss: only what could be restarted after the loss of one host.
+    sa.Column("admission", sa.String(16), nullable=False, server_default="any"),
     version(),
     created_at(),
     deleted_at(),

@@ -214,6 +214,26 @@ class StartBackupRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class NotesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     KEY_FIELD_NUMBER: _builtins.int
     REPOSITORY_FIELD_NUMBER: _builtins.int
     BACKUP_ID_FIELD_NUMBER: _builtins.int
@@ -224,6 +244,7 @@ class StartBackupRequest(_message.Message):
     WANTS_FREEZE_FIELD_NUMBER: _builtins.int
     NEEDS_FILESYSTEM_FIELD_NUMBER: _builtins.int
     BANDWIDTH_MIB_S_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     repository: _builtins.str
     backup_id: _builtins.str
     vm_id: _builtins.str
@@ -237,6 +258,10 @@ class StartBackupRequest(_message.Message):
     def key(self) -> _command_pb2.CommandKey: ...
     @_builtins.property
     def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskToBackUp]: ...
+    @_builtins.property
+    def notes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Kept in the manifest and told by ListBackups: the vm's settings, by which a repository alone can bring it back."""
+
     def __init__(
         self,
         *,
@@ -250,10 +275,11 @@ class StartBackupRequest(_message.Message):
         wants_freeze: _builtins.bool = ...,
         needs_filesystem: _builtins.bool = ...,
         bandwidth_mib_s: _builtins.int = ...,
+        notes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "bandwidth_mib_s", b"bandwidth_mib_s", "disks", b"disks", "key", b"key", "needs_filesystem", b"needs_filesystem", "project_id", b"project_id", "repository", b"repository", "vm_id", b"vm_id", "vm_name", b"vm_name", "wants_freeze", b"wants_freeze"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "bandwidth_mib_s", b"bandwidth_mib_s", "disks", b"disks", "key", b"key", "needs_filesystem", b"needs_filesystem", "notes", b"notes", "project_id", b"project_id", "repository", b"repository", "vm_id", b"vm_id", "vm_name", b"vm_name", "wants_freeze", b"wants_freeze"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -294,10 +320,15 @@ class StartRestoreRequest(_message.Message):
     DISK_FIELD_NUMBER: _builtins.int
     VOLUME_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
+    STATE_FOR_VM_ID_FIELD_NUMBER: _builtins.int
     repository: _builtins.str
     vm_id: _builtins.str
     backup_id: _builtins.str
     disk: _builtins.str
+    state_for_vm_id: _builtins.str
+    """The vm whose UEFI variables are put beside the volume, where the backup has them; empty for a disk alone. They go with
+    UndefineDomain.
+    """
     @_builtins.property
     def key(self) -> _command_pb2.CommandKey: ...
     @_builtins.property
@@ -314,10 +345,11 @@ class StartRestoreRequest(_message.Message):
         disk: _builtins.str = ...,
         volume: _storage_pb2.VolumeSpec | None = ...,
         pool: _storage_pb2.PoolSpec | None = ...,
+        state_for_vm_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "pool", b"pool", "volume", b"volume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "disk", b"disk", "key", b"key", "pool", b"pool", "repository", b"repository", "vm_id", b"vm_id", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "disk", b"disk", "key", b"key", "pool", b"pool", "repository", b"repository", "state_for_vm_id", b"state_for_vm_id", "vm_id", b"vm_id", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

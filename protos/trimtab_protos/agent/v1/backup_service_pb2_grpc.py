@@ -90,7 +90,7 @@ class BackupServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StartBackup(self, request, context):
-        """StartBackup begins (or finds) the job that backs a running vm up.
+        """StartBackup begins (or finds) the job that backs a vm up, running or stopped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,7 @@ class BackupServiceStub:
     ListBackups: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.ListBackupsRequest, _backup_service_pb2.ListBackupsResponse]
     """ListBackups reads what the repository lists; the repository alone is enough."""
     StartBackup: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.StartBackupRequest, _backup_service_pb2.StartBackupResponse]
-    """StartBackup begins (or finds) the job that backs a running vm up."""
+    """StartBackup begins (or finds) the job that backs a vm up, running or stopped."""
     StartRestore: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.StartRestoreRequest, _backup_service_pb2.StartRestoreResponse]
     """StartRestore begins (or finds) the job that fills a volume, made here and empty, with a disk of a backup."""
     StartVerify: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.StartVerifyRequest, _backup_service_pb2.StartVerifyResponse]
@@ -62,7 +62,7 @@ class BackupServiceAsyncStub(BackupServiceStub):
     ListBackups: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.ListBackupsRequest, _backup_service_pb2.ListBackupsResponse]  # type: ignore[assignment]
     """ListBackups reads what the repository lists; the repository alone is enough."""
     StartBackup: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartBackupRequest, _backup_service_pb2.StartBackupResponse]  # type: ignore[assignment]
-    """StartBackup begins (or finds) the job that backs a running vm up."""
+    """StartBackup begins (or finds) the job that backs a vm up, running or stopped."""
     StartRestore: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartRestoreRequest, _backup_service_pb2.StartRestoreResponse]  # type: ignore[assignment]
     """StartRestore begins (or finds) the job that fills a volume, made here and empty, with a disk of a backup."""
     StartVerify: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartVerifyRequest, _backup_service_pb2.StartVerifyResponse]  # type: ignore[assignment]
@@ -98,7 +98,7 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _backup_service_pb2.StartBackupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_backup_service_pb2.StartBackupResponse, _abc.Awaitable[_backup_service_pb2.StartBackupResponse]]:
-        """StartBackup begins (or finds) the job that backs a running vm up."""
+        """StartBackup begins (or finds) the job that backs a vm up, running or stopped."""
 
     @_abc_1.abstractmethod
     def StartRestore(

@@ -351,6 +351,10 @@ class DomainSpec(_message.Message):
     HAS_LOCAL_TIME_CLOCK_FIELD_NUMBER: _builtins.int
     HAS_HYPERV_FIELD_NUMBER: _builtins.int
     IS_KEPT_FIELD_NUMBER: _builtins.int
+    PAGE_KIB_FIELD_NUMBER: _builtins.int
+    NUMA_CELLS_FIELD_NUMBER: _builtins.int
+    CPUSET_FIELD_NUMBER: _builtins.int
+    HOST_DEVICES_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     uuid: _builtins.str
     name: _builtins.str
@@ -377,6 +381,10 @@ class DomainSpec(_message.Message):
     """Hyper-V enlightenments, where guests run under KVM."""
     is_kept: _builtins.bool
     """Its owner wants it to go on elsewhere when its host dies (ha=restart)."""
+    page_kib: _builtins.int
+    """Size of the huge pages behind all of its memory, in KiB; 0: ordinary memory."""
+    cpuset: _builtins.str
+    """Cpus of the host that its vcpus run on, `4-7,12`; empty: any."""
     @_builtins.property
     def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -394,6 +402,14 @@ class DomainSpec(_message.Message):
     @_builtins.property
     def cdrom(self) -> Global___CdromSpec:
         """Absent: the vm has no drive."""
+
+    @_builtins.property
+    def numa_cells(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """NUMA cells of the host that its memory comes from; none: any."""
+
+    @_builtins.property
+    def host_devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """PCI devices of the host that the guest is given, `0000:41:00.0`."""
 
     def __init__(
         self,
@@ -424,10 +440,14 @@ class DomainSpec(_message.Message):
         has_local_time_clock: _builtins.bool = ...,
         has_hyperv: _builtins.bool = ...,
         is_kept: _builtins.bool = ...,
+        page_kib: _builtins.int = ...,
+        numa_cells: _abc.Iterable[_builtins.int] | None = ...,
+        cpuset: _builtins.str = ...,
+        host_devices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cdrom", b"cdrom", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cdrom", b"cdrom", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "disks", b"disks", "firmware", b"firmware", "has_hyperv", b"has_hyperv", "has_local_time_clock", b"has_local_time_clock", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "is_kept", b"is_kept", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "nics", b"nics", "pools", b"pools", "project", b"project", "seed", b"seed", "serial_log_max_bytes", b"serial_log_max_bytes", "spare_pcie_ports", b"spare_pcie_ports", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cdrom", b"cdrom", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "cpuset", b"cpuset", "disks", b"disks", "firmware", b"firmware", "has_hyperv", b"has_hyperv", "has_local_time_clock", b"has_local_time_clock", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "host_devices", b"host_devices", "is_kept", b"is_kept", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "nics", b"nics", "numa_cells", b"numa_cells", "page_kib", b"page_kib", "pools", b"pools", "project", b"project", "seed", b"seed", "serial_log_max_bytes", b"serial_log_max_bytes", "spare_pcie_ports", b"spare_pcie_ports", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -98,6 +98,35 @@ def test_an_increment_begins_at_the_last_listed_backup_not_at_the_newest_checkpo
     bed.check(manifest)
 
 
+def test_a_stopped_vm_is_backed_up_as_it_lies_and_increments_go_on_from_the_older_checkpoint() -> None:
+    bed = Bed()
+    bed.write(at=0)
+    bed.back_up()
+    bed.write(at=CHUNK)
+    bed.vm.is_running = False
+    stopped = bed.back_up()
+    assert (stopped.disks[0].full_reason, stopped.disks[0].read_bytes) == ("", CHUNK)
+    assert list(bed.vda.checkpoints) == [stopped.disks[0].checkpoint] == ["tt-bk-001"], "nothing was marked, nothing dropped"
+    bed.vm.is_running = True
+    bed.write(at=3 * CHUNK)
+    after = bed.back_up()
+    assert (after.base_id, after.disks[0].full_reason, after.disks[0].read_bytes) == (stopped.backup_id, "", 2 * CHUNK)
+    bed.check(after)
+
+
+def test_a_stopped_vm_without_a_checkpoint_leaves_none_to_build_on_and_the_next_says_so() -> None:
+    bed = Bed()
+    bed.write(at=0)
+    bed.vm.is_running = False
+    stopped = bed.back_up()
+    assert (stopped.disks[0].full_reason, stopped.disks[0].checkpoint) == (FIRST, "")
+    bed.vm.is_running = True
+    bed.write(at=CHUNK)
+    after = bed.back_up()
+    assert "left no checkpoint" in after.disks[0].full_reason
+    bed.check(after)
+
+
 def test_a_repeat_of_a_listed_backup_returns_it() -> None:
     bed = Bed()
     request = bed.request()

@@ -2,11 +2,9 @@
 
 from collections import Counter
 
-import numpy as np
-
 from trimtab_controller.core.placement.books import Trial
 from trimtab_controller.core.placement.filters.base import Filter, Reads
-from trimtab_controller.core.placement.fleet import ALL, HOST, NOWHERE, Mask, Rows
+from trimtab_controller.core.placement.fleet import ALL, HOST, NOWHERE, Mask, Rows, at_rows
 from trimtab_controller.core.placement.needs import GroupRule, Relation
 from trimtab_controller.core.placement.verdict import Context, Refusal
 
@@ -21,30 +19,28 @@ def members_by_domain(trial: Trial, rule: GroupRule) -> Counter[int]:
 
 def _must(trial: Trial) -> tuple[GroupRule, ...]:
     group = trial.request.group
-    return tuple(rule for rule in group.rules if rule.is_must) if group is not None else ()
+    return tuple([rule for rule in group.rules if rule.is_must]) if group is not None else ()
 
 
 def _obeys_group(trial: Trial, rows: Rows = ALL) -> Mask | None:
-    fits = None
+    fits: Mask | None = None
     for rule in _must(trial):
         mask = _obeying(trial, rule)
-        fits = mask if fits is None else fits & mask
-    return None if fits is None else fits[rows]
+        if fits is None:
+            fits = mask
+        else:
+            fits &= mask
+    return None if fits is None else at_rows(fits, rows)
 
 
 def _obeying(trial: Trial, rule: GroupRule) -> Mask:
     """Ask only about domains that hold members: where none is, the answer is the same everywhere."""
-    domains, members = trial.fleet.domains(rule.domain), members_by_domain(trial, rule)
-    # One place more than there are domains: code -1, the hosts without the label, is the last.
-    allowed = np.ones(len(domains.names) + 1, dtype=np.bool_)
+    fleet, members = trial.fleet, members_by_domain(trial, rule)
     if rule.relation is Relation.APART:
-        allowed[[code for code, count in members.items() if count >= rule.limit]] = False
-    elif members:
-        allowed[:] = False
-        allowed[[*members]] = True
-    allowed[NOWHERE] = False
-    obeying: Mask = allowed[:-1] if rule.domain == HOST else allowed[domains.codes]
-    return obeying
+        return fleet.outside(rule.domain, [code for code, count in members.items() if count >= rule.limit])
+    if members:
+        return fleet.inside(rule.domain, [code for code in members if code != NOWHERE])
+    return fleet.outside(rule.domain, ())
 
 
 def _refusal_of(rule: GroupRule, members: Counter[int], code: int) -> str | None:

@@ -6,18 +6,22 @@ On real traces packing by both resources at once holds the fewest hosts over tim
 import numpy as np
 
 from trimtab_controller.core.placement.books import Trial
-from trimtab_controller.core.placement.fleet import MEMORY, VCPUS, Floats, Rows
+from trimtab_controller.core.placement.fleet import MEMORY, VCPUS, Floats, Rows, at_rows
 from trimtab_controller.core.placement.scorers.base import Scorer
 
 
 def _shares_left(trial: Trial, rows: Rows) -> tuple[Floats, Floats]:
     """Return which shares of vcpus and memory stay free with this vm on the host. Fresh arrays: the scorers work in place."""
-    shares, inverse = trial.books.free_shares, trial.fleet.inverse_limits
-    vcpus = inverse[VCPUS][rows] * -trial.request.vcpus
-    vcpus += shares[VCPUS][rows]
-    memory = inverse[MEMORY][rows] * -trial.request.memory_mib
-    memory += shares[MEMORY][rows]
-    return vcpus, memory
+    vcpus = _share_left(trial, VCPUS, trial.request.vcpus, rows)
+    return vcpus, _share_left(trial, MEMORY, trial.request.memory_mib, rows)
+
+
+def _share_left(trial: Trial, resource: str, taken: int, rows: Rows) -> Floats:
+    shares, inverse = at_rows(trial.books.free_shares[resource], rows), trial.fleet.inverse_limits[resource]
+    common = trial.fleet.common_inverse(resource)
+    # Of alike hosts there is one figure: to gather it for each of them costs as much as the shares themselves.
+    left: Floats = shares + (at_rows(inverse, rows) * -taken if common is None else common * -taken)
+    return left
 
 
 def _best_fit(trial: Trial, rows: Rows) -> Floats:

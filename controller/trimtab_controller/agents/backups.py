@@ -1,0 +1,166 @@
+"""What may be asked of a host about backups: the second half of `AgentClient`.
+
+A repository's key is opened from its seal here, at the last moment before it is sent over mutual TLS; nothing above ever has it in
+the clear. Jobs are followed and cancelled as all others are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from trimtab_controller.agents.jobs import Job, job_of
+from trimtab_controller.core.model import BackupRepo
+from trimtab_protos.agent.v1 import backup_service_pb2 as pb
+from trimtab_protos.agent.v1 import storage_pb2
+from trimtab_protos.codec import from_proto, to_proto
+from trimtab_protos.messages import BackupSummary, CommandKey, PoolSpec, VolumeSpec
+
+# Storage that is far away or sleeps; the agent gives up by itself before.
+OPEN_DEADLINE_S = 30.0
+PRUNE_GRACE_S = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskWish:
+    name: str
+    volume_id: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupOrder:
+    """One backup as it is asked of a host."""
+
+    repo_id: str
+    backup_id: str
+    vm_id: str
+    vm_name: str
+    project_id: str
+    disks: tuple[DiskWish, ...]
+    notes: Mapping[str, str]
+    wants_freeze: bool = True
+    needs_filesystem: bool = False
+    bandwidth_mib_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRepository:
+    repository_id: str
+    fleet_id: str
+    project_id: str
+
+
+class BackupAgents(Protocol):
+    def open_repository(self, host_id: str, key: CommandKey, repo: BackupRepo, *, create: bool = False) -> OpenedRepository: ...
+
+    def list_backups(self, host_id: str, repo_id: str) -> tuple[tuple[BackupSummary, ...], tuple[str, ...]]: ...
+
+    def start_backup(self, host_id: str, key: CommandKey, order: BackupOrder) -> Job: ...
+
+    def start_restore(
+        self,
+        host_id: str,
+        key: CommandKey,
+        *,
+        repo_id: str,
+        vm_id: str,
+        backup_id: str,
+        disk: str,
+        volume: VolumeSpec,
+        pool: PoolSpec,
+        state_for_vm_id: str = "",
+    ) -> Job: ...
+
+    def start_verify(self, host_id: str, key: CommandKey, *, repo_id: str, vm_id: str, backup_id: str) -> Job: ...
+
+    def start_prune(
+        self, host_id: str, key: CommandKey, *, repo_id: str, forget: Sequence[tuple[str, str]], is_dry_run: bool
+    ) -> Job: ...
+
+
+class BackupVerbs:
+    """`BackupAgents` over whatever sends a message: mixed into the gRPC client."""
+
+    _open_seal: Callable[[str, str], str]
+
+    def open_repository(self, host_id: str, key: CommandKey, repo: BackupRepo, *, create: bool = False) -> OpenedRepository:
+        settings = repo.settings
+        access = pb.RepositoryAccess(
+            url=repo.url,
+            key=self._open_seal(repo.wrapped_key, repo.id),
+            fleet_id=repo.fleet_id,
+            project_id=repo.project_id,
+            endpoint=settings.get("endpoint", ""),
+            region=settings.get("region", ""),
+            access_key_id=settings.get("access_key_id", ""),
+            secret_access_key=self._open_seal(repo.wrapped_secret, repo.id) if repo.wrapped_secret else "",
+            allow_http=bool(settings.get("allow_http", False)),
+        )
+        request = pb.OpenRepositoryRequest(name=repo.id, access=access, create=create)
+        opened = self._command(host_id, "OpenRepository", request, key, timeout_s=OPEN_DEADLINE_S)
+        return OpenedRepository(opened.repository_id, opened.fleet_id, opened.project_id)
+
+    def list_backups(self, host_id: str, repo_id: str) -> tuple[tuple[BackupSummary, ...], tuple[str, ...]]:
+        request = pb.ListBackupsRequest(repository=repo_id)
+        found = self._call(host_id, "ListBackups", request, timeout_s=OPEN_DEADLINE_S)
+        return tuple(from_proto(one, BackupSummary) for one in found.backups), tuple(found.unreadable_manifests)
+
+    def start_backup(self, host_id: str, key: CommandKey, order: BackupOrder) -> Job:
+        request = pb.StartBackupRequest(
+            repository=order.repo_id,
+            backup_id=order.backup_id,
+            vm_id=order.vm_id,
+            vm_name=order.vm_name,
+            project_id=order.project_id,
+            disks=[pb.DiskToBackUp(name=disk.name, volume_id=disk.volume_id, generation=disk.generation) for disk in order.disks],
+            wants_freeze=order.wants_freeze,
+            needs_filesystem=order.needs_filesystem,
+            bandwidth_mib_s=order.bandwidth_mib_s,
+            notes=dict(order.notes),
+        )
+        return job_of(self._command(host_id, "StartBackup", request, key).job)
+
+    def start_restore(
+        self,
+        host_id: str,
+        key: CommandKey,
+        *,
+        repo_id: str,
+        vm_id: str,
+        backup_id: str,
+        disk: str,
+        volume: VolumeSpec,
+        pool: PoolSpec,
+        state_for_vm_id: str = "",
+    ) -> Job:
+        request = pb.StartRestoreRequest(
+            repository=repo_id,
+            vm_id=vm_id,
+            backup_id=backup_id,
+            disk=disk,
+            volume=to_proto(volume, storage_pb2.VolumeSpec),
+            pool=to_proto(pool, storage_pb2.PoolSpec),
+            state_for_vm_id=state_for_vm_id,
+        )
+        return job_of(self._command(host_id, "StartRestore", request, key).job)
+
+    def start_verify(self, host_id: str, key: CommandKey, *, repo_id: str, vm_id: str, backup_id: str) -> Job:
+        request = pb.StartVerifyRequest(repository=repo_id, vm_id=vm_id, backup_id=backup_id)
+        return job_of(self._command(host_id, "StartVerify", request, key).job)
+
+    def start_prune(
+        self, host_id: str, key: CommandKey, *, repo_id: str, forget: Sequence[tuple[str, str]], is_dry_run: bool
+    ) -> Job:
+        request = pb.StartPruneRequest(
+            repository=repo_id,
+            forget=[pb.ForgottenBackup(vm_id=vm_id, backup_id=backup_id) for vm_id, backup_id in forget],
+            grace_s=PRUNE_GRACE_S,
+            is_dry_run=is_dry_run,
+        )
+        return job_of(self._command(host_id, "StartPrune", request, key).job)
+
+    def _command(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = 10.0) -> Any:
+        raise NotImplementedError
+
+    def _call(self, host_id: str, verb: str, request: Any, *, timeout_s: float = 10.0) -> Any:
+        raise NotImplementedError

@@ -1,0 +1,44 @@
+"""What may run on a vm beside its backup. The published table (docs/backups.md); a kind that it does not name is refused. Pure.
+
+A backup reads an instant that QEMU keeps, so whatever leaves the guest's process and its disks where they are may go on beside it.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+BACKUP = "backup.run"
+
+
+class Beside(StrEnum):
+    RUNS = "runs"
+    """Both go on."""
+    REFUSED = "refused"
+    """Whichever comes second is refused and told to wait."""
+    ENDS = "ends"
+    """The backup is cancelled for it; a backup that comes second is refused."""
+
+
+BESIDE_BACKUP: Mapping[str, Beside] = {
+    "vm.pause": Beside.RUNS,
+    "vm.resume": Beside.RUNS,
+    "vm.reboot": Beside.RUNS,  # the same process of QEMU
+    "vm.resize": Beside.RUNS,
+    "vm.change_cdrom": Beside.RUNS,
+    "volume.limit": Beside.RUNS,
+    "vm.start": Beside.REFUSED,  # the images of a stopped vm are open for reading
+    "vm.undelete": Beside.REFUSED,
+    "vm.migrate": Beside.REFUSED,  # libvirt has one job per domain
+    "vm.attach": Beside.REFUSED,
+    "vm.detach": Beside.REFUSED,
+    "volume.resize": Beside.REFUSED,  # QEMU has the disk in use
+    "vm.replace": Beside.REFUSED,
+    "vm.stop": Beside.ENDS,  # nobody waits for a backup to stop a guest
+    "vm.delete": Beside.ENDS,
+    "vm.purge": Beside.ENDS,
+    "vm.recover": Beside.ENDS,  # its host is gone, and the backup with it
+}
+
+
+def beside_backup(kind: str) -> Beside:
+    """Return what an operation of this kind and a backup of the same vm do to each other."""
+    return BESIDE_BACKUP.get(kind, Beside.REFUSED)

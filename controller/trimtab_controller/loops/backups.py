@@ -1,0 +1,219 @@
+"""Policies at work: backups that are due, their verification, retention, prune, and the figures that tell who is not protected.
+
+    due ── backup.run ── backup.verify (where the policy says so) ── retention hides what no period is left for ── backup.prune
+
+Every round looks at rows only; what it accepts are operations like anybody else's.
+"""
+
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from trimtab_controller import metrics
+from trimtab_controller.clock import Clock
+from trimtab_controller.core.model import Actor, Backup, BackupPolicy, Vm
+from trimtab_controller.core.retention import Candidate, Proof, judge
+from trimtab_controller.core.schedule import parse_schedule
+from trimtab_controller.nudge import Nudger
+from trimtab_controller.services import backup_restore, backup_status, backups
+from trimtab_controller.store import backup_repos, identity, leases, operations, vms
+from trimtab_controller.store import backups as backup_store
+from trimtab_controller.store.database import Database, Session
+from trimtab_protos.errors import TrimtabError
+
+log = structlog.get_logger(__name__)
+
+SYSTEM = Actor(name="system:backups")
+VMS_MAX = 10_000
+# A backup that could not be asked for (its vm migrates) is asked for again this soon, not at the policy's next turn.
+RETRY = timedelta(minutes=2)
+PRUNE_EVERY = timedelta(hours=6)
+KEEP_FAILED = timedelta(days=7)
+BATCH = 200
+BOOT_TIMEOUT_S = 600
+
+
+class BackupLoop:
+    def __init__(self, *, db: Database, clock: Clock, nudger: Nudger) -> None:
+        self._db, self._clock, self._nudger = db, clock, nudger
+        self._not_before: dict[str, datetime] = {}
+
+    def ask(self, term: int) -> None:
+        """Accept a backup of every vm whose policy says that it is due."""
+        now = self._clock.now()
+        policies, found = self._db.read(_with_policies)
+        accepted = 0
+        for vm in found:
+            policy = policies.get(vm.backup_policy_id)
+            if policy is None or self._not_before.get(vm.id, now) > now or not _is_due(policy, vm, now):
+                continue
+            accepted += self._ask_one(term, vm, now)
+        if accepted:
+            self._nudger.nudge()
+
+    def verify(self, term: int) -> None:
+        """Accept the verification of new backups whose vm's policy wants one."""
+        now = self._clock.now()
+
+        def work(session: Session) -> int:
+            leases.assert_leader(session, term)
+            policies, found = _with_policies(session)
+            wanting = {vm.id for vm in found if _wants_proof(policies.get(vm.backup_policy_id))}
+            unproven = [one for one in _newest(session, wanting) if _is_new(one)]
+            for backup in unproven:
+                if not operations.page(session, limit=1, subject_id=backup.id, kind="backup.verify", is_done=False):
+                    backups.accept_verify(session, backup, actor=SYSTEM, now=now)
+            by_id = {vm.id: policies[vm.backup_policy_id] for vm in found}
+            # One after the other: each takes the room of a vm.
+            is_free = not operations.page(session, limit=1, kind="backup.boot", is_done=False)
+            unbooted = [one for one in _newest(session, wanting) if by_id[one.vm_id].verify == "boot" and _is_bootable(one)]
+            for backup in unbooted[: 1 if is_free else 0]:
+                self._boot(session, backup, now)
+            return len(unproven) + len(unbooted)
+
+        if self._db.write(work):
+            self._nudger.nudge()
+
+    def retain(self, term: int) -> None:
+        """Hide what no period of its policy is left for, let each repository forget it, and prune each now and then."""
+        now = self._clock.now()
+
+        def work(session: Session) -> int:
+            leases.assert_leader(session, term)
+            backup_store.delete_failed_before(session, now - KEEP_FAILED, limit=BATCH)
+            gone = _superfluous(session, now)
+            count = 0
+            for repo in backup_repos.live(session):
+                if repo.state != "ready" or operations.live_background(session, repo.id, "backup.prune"):
+                    continue
+                mine = [one for one in gone if one.repo_id == repo.id][:BATCH]
+                is_time = repo.pruned_at is None or now - repo.pruned_at >= PRUNE_EVERY
+                if mine:
+                    backups.forget(session, mine, actor=SYSTEM, now=now)
+                elif is_time and backup_store.of_repo(session, repo.id):
+                    backups.prune_repo(session, repo, actor=SYSTEM, now=now)
+                else:
+                    continue
+                count += 1
+            return count
+
+        if self._db.write(work):
+            self._nudger.nudge()
+
+    def measure(self, _term: int) -> None:
+        """Set the figures: how many vms lack what, the oldest of each, bytes and dedup of each repository."""
+        now = self._clock.now()
+        found = self._db.read(lambda session: backup_status.status(session, project_ids=None, now=now))
+        totals, repos = self._db.read(lambda session: (backup_store.totals(session), backup_repos.live(session)))
+        protected = [one for one in found if one.policy is not None]
+        metrics.BACKUP_VMS.labels("with_policy").set(len(protected))
+        metrics.BACKUP_VMS.labels("overdue").set(sum(1 for one in protected if one.protection.problem))
+        metrics.BACKUP_VMS.labels("without_backup").set(sum(1 for one in found if one.protection.last_good is None))
+        ages = {
+            "last_good": [one.protection.loss_window_s for one in protected],
+            "last_verified": [_age(_verified_at(one.protection.last_verified), now) for one in protected],
+            "last_booted": [_age(_booted_at(one.protection.last_booted), now) for one in protected],
+            "widest_gap": [one.protection.widest_gap_s for one in protected],
+        }
+        for what, seconds in ages.items():
+            metrics.BACKUP_WORST_SECONDS.labels(what).set(max((one for one in seconds if one is not None), default=0.0))
+        recoveries = [one.protection.last_booted.recovery_ms for one in protected if one.protection.last_booted]
+        metrics.BACKUP_WORST_SECONDS.labels("recovery").set(max(recoveries, default=0) / 1000)
+        for repo in repos:
+            count, size_bytes, stored_bytes = totals.get(repo.id, (0, 0, 0))
+            metrics.BACKUP_REPO_BACKUPS.labels(repo.name).set(count)
+            metrics.BACKUP_REPO_BYTES.labels(repo.name, "disks").set(size_bytes)
+            metrics.BACKUP_REPO_BYTES.labels(repo.name, "stored").set(stored_bytes)
+            metrics.BACKUP_REPO_BYTES.labels(repo.name, "kept").set(repo.kept_bytes)
+            metrics.BACKUP_DEDUP_RATIO.labels(repo.name).set(size_bytes / stored_bytes if stored_bytes else 0.0)
+
+    def _boot(self, session: Session, backup: Backup, now: datetime) -> None:
+        project = identity.find_project(session, backup.project_id)
+        if project is None or self._not_before.get(backup.id, now) > now:
+            return
+        # Once: a test that was refused or told that the guest does not come up is repeated by hand, or with the next backup.
+        self._not_before[backup.id] = datetime.max.replace(tzinfo=UTC)
+        try:
+            with session.begin_nested():
+                backup_restore.boot_test(
+                    session, backup, project=project, pattern="", timeout_s=BOOT_TIMEOUT_S, actor=SYSTEM, now=now
+                )
+        except TrimtabError as error:
+            log.warning("boot test not accepted", backup_id=backup.id, code=error.code, error=error.message)
+
+    def _ask_one(self, term: int, vm: Vm, now: datetime) -> bool:
+        def work(session: Session) -> None:
+            leases.assert_leader(session, term)
+            present = vms.get(session, vm.id)
+            backups.run(session, present, backups.RunSpec(), project_id=vm.project_id, actor=SYSTEM, now=now)
+            vms.update(session, vm.id, backup_asked_at=now)
+
+        try:
+            self._db.write(work)
+        except TrimtabError as error:
+            self._not_before[vm.id] = now + RETRY
+            log.info("backup put off", vm_id=vm.id, code=error.code, error=error.message)
+            return False
+        self._not_before.pop(vm.id, None)
+        return True
+
+
+def _with_policies(session: Session) -> tuple[dict[str, BackupPolicy], Sequence[Vm]]:
+    policies = backup_repos.policies(session)
+    if not policies:
+        return {}, ()
+    return policies, [vm for vm in vms.page(session, limit=VMS_MAX) if vm.backup_policy_id in policies]
+
+
+def _is_due(policy: BackupPolicy, vm: Vm, now: datetime) -> bool:
+    if vm.backup_asked_at is None:
+        return True
+    schedule = parse_schedule(policy.schedule, zone=policy.zone, jitter_s=policy.jitter_s)
+    return schedule.next_after(vm.backup_asked_at, subject_id=vm.id) <= now
+
+
+def _newest(session: Session, vm_ids: Collection[str]) -> list[Backup]:
+    return [some[-1] for some in backup_store.of_vms(session, vm_ids).values() if some]
+
+
+def _is_bootable(backup: Backup) -> bool:
+    return backup.state == "ready" and backup.level == 1
+
+
+def _wants_proof(policy: BackupPolicy | None) -> bool:
+    return policy is not None and policy.verify != "none"
+
+
+def _is_new(backup: Backup) -> bool:
+    return backup.state == "ready" and backup.verified_at is None
+
+
+def _superfluous(session: Session, now: datetime) -> list[Backup]:
+    """Return the backups that no policy keeps; those of vms without a policy, and of deleted vms, stay until somebody deletes them."""
+    policies, found = _with_policies(session)
+    listed = backup_store.of_vms(session, [vm.id for vm in found])
+    gone = []
+    for vm in found:
+        mine = {one.id: one for one in listed[vm.id]}
+        candidates = [_candidate(one) for one in mine.values()]
+        verdicts = judge(candidates, policies[vm.backup_policy_id].retention, now=now)
+        gone += [mine[verdict.backup_id] for verdict in verdicts if not verdict.is_kept]
+    return gone
+
+
+def _candidate(backup: Backup) -> Candidate:
+    proof = Proof.DAMAGED if backup.state == "damaged" else Proof.VERIFIED if backup.level >= 1 else Proof.NONE
+    return Candidate(backup.id, backup.taken_at or backup.created_at, proof, backup.held_until)
+
+
+def _age(at: datetime | None, now: datetime) -> float | None:
+    return (now - at).total_seconds() if at is not None else None
+
+
+def _verified_at(backup: Backup | None) -> datetime | None:
+    return backup.verified_at if backup is not None else None
+
+
+def _booted_at(backup: Backup | None) -> datetime | None:
+    return backup.booted_at if backup is not None else None

@@ -1,0 +1,43 @@
+"""Lets a vm's operations and its backup get along, in the transaction that accepts either: see `core.background`."""
+
+from datetime import datetime
+
+from trimtab_controller.core.background import BACKUP, Beside, beside_backup
+from trimtab_controller.store import operations
+from trimtab_controller.store.database import Session
+from trimtab_protos.errors import Conflict
+
+
+def make_room(session: Session, kind: str, *, subject_id: str, subject_name: str, actor: str, now: datetime) -> None:
+    """Cancel the subject's backup, or refuse, as the table says. Conflict `operation-in-progress` names the backup."""
+    backup = operations.live_background(session, subject_id, BACKUP)
+    if backup is None:
+        return
+    match beside_backup(kind):
+        case Beside.RUNS:
+            return
+        case Beside.ENDS:
+            if not backup.is_cancel_requested:
+                operations.request_cancel(session, backup.id, actor=actor, now=now)
+        case Beside.REFUSED:
+            raise Conflict(
+                "operation-in-progress",
+                f"{subject_name} is being backed up ({backup.id}) and {kind} cannot run beside that; wait with "
+                f"`trimtab op wait {backup.id}` or end it with `trimtab op cancel {backup.id}`",
+                operation_id=backup.id,
+                operation_kind=backup.kind,
+            )
+
+
+def admit_backup(session: Session, *, vm_id: str, vm_name: str) -> None:
+    """Refuse a backup beside another one, or beside what the table does not let it run with. Conflict `operation-in-progress`."""
+    live = operations.live_background(session, vm_id, BACKUP) or operations.live_exclusive(session, vm_id)
+    if live is None or (live.kind != BACKUP and beside_backup(live.kind) is Beside.RUNS):
+        return
+    raise Conflict(
+        "operation-in-progress",
+        f"{vm_name} is busy: {live.kind} is {live.state.value} ({live.id}); a backup begins when it has ended: "
+        f"`trimtab op wait {live.id}`",
+        operation_id=live.id,
+        operation_kind=live.kind,
+    )

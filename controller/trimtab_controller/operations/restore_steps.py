@@ -1,0 +1,79 @@
+"""Steps of the sagas that fill a vm's disks from a backup: a restore, and the boot test. Their Params have vm_id, backup_id, disks."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from trimtab_controller.core.model import Backup, Volume
+from trimtab_controller.operations import backup_steps, vm_steps
+from trimtab_controller.operations.saga import Effect, Json, Stopped, Wait
+from trimtab_controller.store import backups, describe
+from trimtab_protos.messages import CommandKey, Direction
+
+
+def fill(context: Effect[Any]) -> Json | Wait:
+    host_id = vm_steps.chosen_host(context.results)
+    backup: Backup = context.read(lambda session: backups.get(session, context.params.backup_id))
+    backup_steps.open_on(context, host_id, backup.repo_id)
+    disks = context.read(lambda session: describe.read_disks(session, context.params.vm_id))
+    home, written = describe.state_volume(disks.volumes), 0
+    for volume, key in _jobs(context, disks.volumes):
+        job = context.agents.start_restore(
+            host_id,
+            key,
+            repo_id=backup.repo_id,
+            vm_id=backup.vm_id,
+            backup_id=backup.id,
+            disk=context.params.disks[volume.id],
+            volume=describe.volume_spec(volume, {}),
+            pool=describe.pool_spec(disks.pools[volume.pool_id]),
+            # Its UEFI variables lie beside the disk that it boots from.
+            state_for_vm_id=context.params.vm_id if home is not None and volume.id == home.id else "",
+        )
+        done = backup_steps.follow(job, f"disk {context.params.disks[volume.id]}", lambda job: _written(job.restore))
+        if isinstance(done, Wait):
+            return done
+        written += int(done["written_bytes"])
+    return {"volume_ids": [volume.id for volume in disks.volumes], "written_bytes": written, "host_id": host_id}
+
+
+def _written(restored: object) -> Json:
+    return {"written_bytes": getattr(restored, "written_bytes", 0)}
+
+
+def _jobs(context: Effect[Any], volumes: tuple[Volume, ...]) -> Iterator[tuple[Volume, CommandKey]]:
+    epoch = int(context.results["place"]["epoch"])
+    for volume in volumes:
+        if volume.id in context.params.disks:
+            yield (
+                volume,
+                context.key(subject_id=context.params.vm_id, epoch=epoch, part=f"fill-{volume.id}", direction=Direction.DO),
+            )
+
+
+def _end_jobs(context: Effect[Any], volumes: tuple[Volume, ...]) -> Wait | None:
+    """Cancel every job; return what to wait for. What a job has filled already is deleted by the undo."""
+    waiting = None
+    for _volume, key in _jobs(context, volumes):
+        ended = backup_steps.end_job(context, vm_steps.chosen_host(context.results), key)
+        if isinstance(ended, Wait):
+            waiting = ended
+    return waiting
+
+
+def cancel_fill(context: Effect[Any]) -> Wait | Stopped:
+    disks = context.read(lambda session: describe.read_disks(session, context.params.vm_id))
+    return _end_jobs(context, disks.volumes) or Stopped()
+
+
+def empty(context: Effect[Any]) -> Wait | None:
+    if "place" not in context.results:
+        return None
+    disks = context.read(lambda session: describe.read_disks(session, context.params.vm_id))
+    if (waiting := _end_jobs(context, disks.volumes)) is not None:
+        return waiting
+    vm_steps.undefine_everywhere(context)  # nothing is defined yet; the UEFI variables go with it
+    host_id, epoch = vm_steps.chosen_host(context.results), int(context.results["place"]["epoch"])
+    for volume in disks.volumes:
+        key = context.key(subject_id=context.params.vm_id, epoch=epoch, part=volume.id)
+        context.agents.delete_volume(host_id, key, volume.id, volume.format, describe.pool_spec(disks.pools[volume.pool_id]))
+    return None

@@ -1,0 +1,88 @@
+"""vm.restore: a backup becomes a new vm with an identity of its own, wherever the scheduler finds a place for it.
+
+| step          | do                                                                    | undo                                        |
+|---------------|-----------------------------------------------------------------------|---------------------------------------------|
+| own           | (row, disks, nics and placement request came with the acceptance)       | withdraw, erase names, MACs, space, quota   |
+| place         | wait for the leader's answer: host and epoch                            | give the claims back                        |
+| make_volumes  | the agent's jobs: fill each disk, read it back, compare                 | cancel the jobs, delete each volume         |
+| define        | define domain, seed, NVRAM                                              | kill and undefine                           |
+| power_on      | start (unless `start` is false)                                         | - define's undo kills                       |
+| finish        | record what was seen; the backup was restored and compared: level 2     | - last                                      |
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trimtab_controller.core.lifecycle import ObservedState
+from trimtab_controller.operations import restore_steps, vm_steps
+from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
+from trimtab_controller.store import backups, events, placements, vms, volume_claims
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    vm_id: str
+    backup_id: str
+    # Volume -> the disk of the backup that fills it.
+    disks: Mapping[str, str]
+    start: bool = True
+    to_host_id: str = ""
+
+
+def _own(_context: Transaction[Params]) -> None:
+    """Nothing to do: the rows were inserted with the operation, so that the name was taken at once."""
+
+
+def _disown(context: Transaction[Params]) -> None:
+    placements.withdraw(context.session, context.operation.id)
+    vm_steps.erase_vm(context)
+
+
+def _power_on(context: Effect[Params]) -> Json:
+    if context.params.start:
+        return vm_steps.power_on(context)
+    host_id = vm_steps.chosen_host(context.results)
+    return vm_steps.seen_json(host_id, context.agents.get_domain(host_id, context.params.vm_id))
+
+
+def _finish(context: Transaction[Params]) -> None:
+    session, vm_id = context.session, context.params.vm_id
+    volume_claims.mark_present(session, context.results["make_volumes"]["volume_ids"])
+    vm_steps.record_seen(context, "power_on")
+    vms.update(session, vm_id, problem="")
+    if context.results["power_on"]["state"] == ObservedState.STOPPED.value:
+        vm_steps.give_back_compute(context)
+    backup = backups.get(session, context.params.backup_id)
+    # Each disk was read back and compared with what was backed up.
+    backups.update(session, backup.id, level=max(2, backup.level), verified_at=context.now)
+    vm = vms.get(session, vm_id)
+    events.append(
+        session,
+        kind="vm.restored",
+        project_id=vm.project_id,
+        subject_id=vm_id,
+        operation_id=context.operation.id,
+        actor=context.operation.actor,
+        message=f"vm {vm.name} restored from {backup.id} of {backup.vm_name}",
+        context={"host_id": vm.host_id, "backup_id": backup.id},
+        now=context.now,
+    )
+
+
+SAGA = Saga(
+    name="vm.restore",
+    version=1,
+    params=Params,
+    result=lambda results: {
+        "host_id": results["place"]["host_id"],
+        "written_bytes": results["make_volumes"]["written_bytes"],
+    },
+    steps=(
+        transaction("own", _own, _disown),
+        vm_steps.place("create"),
+        effect("make_volumes", restore_steps.fill, restore_steps.empty, cancel=restore_steps.cancel_fill),
+        effect("define", vm_steps.define, vm_steps.undefine_everywhere),
+        effect("power_on", _power_on, None, because="the undo of `define` kills"),
+        transaction("finish", _finish, None, because="nothing follows it"),
+    ),
+)

@@ -1,0 +1,371 @@
+"""A backup becomes a vm again: rows with a new identity from the settings in its manifest, and the operation that fills its disks."""
+
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import yaml
+from sqlalchemy.orm import Session
+
+from trimtab_controller.clock import mint
+from trimtab_controller.core.ids import domain_uuid
+from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
+from trimtab_controller.core.model import Actor, Backup, Operation, Pool, Project, Vm, Volume
+from trimtab_controller.operations import backup_steps
+from trimtab_controller.operations.accept import accept
+from trimtab_controller.operations.vm_steps import PLACEMENT_POLL_S
+from trimtab_controller.services import backups as backup_service
+from trimtab_controller.services import pools, quota
+from trimtab_controller.services.vm_power import OFF
+from trimtab_controller.services.vm_views import VmView, read
+from trimtab_controller.services.vms import NicWish, insert_nic, plan_nic, resolve_host
+from trimtab_controller.store import backup_settings, describe, hosts, placements, snapshots, vms
+from trimtab_controller.store import volumes as volume_store
+from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
+from trimtab_protos.messages import DiskBus, DiskFormat
+
+VOLUME_NAME_MAX = 63
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreSpec:
+    name: str
+    to_host: str = ""
+    # Name in the backup -> name here; what is not named keeps its name.
+    pools: Mapping[str, str] = field(default_factory=dict)
+    networks: Mapping[str, str] = field(default_factory=dict)
+    # '' keeps the model of the backup, `auto` lets placement choose anew: for hosts with other hardware.
+    cpu_model: str = ""
+    start: bool = True
+    # A boot test has none: it can meet nobody.
+    has_nics: bool = True
+
+
+def restore(
+    session: Session, backup_id: str, spec: RestoreSpec, *, project: Project, actor: Actor, now: datetime
+) -> tuple[VmView, Operation]:
+    """Insert the vm and accept its restore. Raises whatever refuses it, by field: a name that is taken, a pool that is not here."""
+    backup = backup_service.listed(session, backup_id, project=project)
+    vm_id, operation = _accept(session, "vm.restore", backup, spec, {"start": spec.start}, project=project, actor=actor, now=now)
+    return read(session, vm_id), operation
+
+
+def replace(session: Session, backup_id: str, vm: Vm, *, project: Project, actor: Actor, now: datetime) -> Operation:
+    """Accept that a stopped vm goes back to what a backup of it holds. Conflict where it runs, or has other disks by now."""
+    backup = backup_service.listed(session, backup_id, project=project)
+    _refuse_damaged(backup)
+    if backup.vm_id != vm.id:
+        raise Conflict(
+            "backup-of-another-vm",
+            f"backup {backup.id} is of vm {backup.vm_name}, not of {vm.name}; make a new vm of it: "
+            f"`trimtab backup restore {backup.id} --as NAME`",
+        )
+    if vm.observed_state not in OFF or vm.desired_power is not DesiredPower.STOPPED:
+        raise Conflict(
+            "vm-not-stopped",
+            f"vm {vm.name} is {vm.observed_state.value}; what it has on its disks now would be lost under its hands: "
+            f"`trimtab vm stop {vm.name}` first",
+            state=vm.observed_state.value,
+        )
+    if not vm.host_id:
+        raise Conflict("vm-not-placed", f"vm {vm.name} is on no host; restore the backup to a new vm")
+    kept = snapshots.of_vm(session, vm.id)
+    clones = snapshots.clones_over(session, [one.id for one in describe.volumes_of(session, vm.id)])
+    if kept or clones:
+        raise Conflict(
+            "vm-has-snapshots",
+            f"vm {vm.name} has {len(kept)} snapshots and {len(clones)} clones over its disks, which the backup knows nothing of; "
+            f"delete them, or make a new vm of it: `trimtab backup restore {backup.id} --as NAME`",
+        )
+    backup_steps.require_reach(backup_steps.require_ready(session, backup.repo_id), vm.host_id)
+    sizes = disk_sizes(backup)
+    olds = {backup_settings.disk_name(one): one for one in describe.volumes_of(session, vm.id) if not one.is_read_only}
+    if olds.keys() != sizes.keys():
+        raise Conflict(
+            "disks-differ",
+            f"vm {vm.name} has the disks {', '.join(sorted(olds))}, backup {backup.id} has {', '.join(sorted(sizes))}; make a new vm "
+            f"of it: `trimtab backup restore {backup.id} --as NAME`",
+        )
+    quota.charge(session, project.id, quota.Charge(disk_bytes=sum(sizes.values())))
+    replaced, disks = {}, {}
+    for disk, old in olds.items():
+        pool = describe.get_pool(session, old.pool_id)
+        new = insert_volume(
+            session, f"{old.name}-back", pool=pool, size_bytes=sizes[disk], project=project, now=now, is_deleted_with_vm=False
+        )
+        replaced[new.id], disks[new.id] = old.id, disk
+    return accept(
+        session,
+        "vm.replace",
+        subject_id=vm.id,
+        subject_name=vm.name,
+        project_id=project.id,
+        params={"vm_id": vm.id, "backup_id": backup.id, "replaced": replaced, "disks": disks},
+        actor=actor,
+        now=now,
+    )
+
+
+def restore_volume(
+    session: Session, backup_id: str, disk: str, name: str, pool_name: str, *, project: Project, actor: Actor, now: datetime
+) -> Operation:
+    """Accept that one disk of a backup becomes a volume of this name. NotFound names the disks that there are."""
+    backup = backup_service.listed(session, backup_id, project=project)
+    sizes = disk_sizes(backup)
+    if disk not in sizes:
+        raise NotFound(
+            "disk-not-found", f"disk: backup {backup.id} has no disk {disk}; it has {', '.join(sorted(sizes))}", field="disk"
+        )
+    backup_steps.require_ready(session, backup.repo_id)
+    quota.charge(session, project.id, quota.Charge(disk_bytes=sizes[disk]))
+    volume = volume_store.insert(
+        session,
+        volume_id=mint("vol"),
+        now=now,
+        name=name,
+        project_id=project.id,
+        pool_id=pools.choose(session, pool_name).id,
+        format=DiskFormat.QCOW2.value,
+        size_bytes=sizes[disk],
+        is_deleted_with_vm=False,
+    )
+    return accept(
+        session,
+        "volume.restore",
+        subject_id=volume.id,
+        subject_name=name,
+        project_id=project.id,
+        params={"volume_id": volume.id, "backup_id": backup.id, "disk": disk},
+        actor=actor,
+        now=now,
+    )
+
+
+def boot_test(
+    session: Session, backup: Backup, *, project: Project, pattern: str, timeout_s: int, actor: Actor, now: datetime
+) -> Operation:
+    """Accept that the backup is restored to a vm without a network, and has to show a sign of life there."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InvalidRequest(
+            "pattern-malformed", f"boot_pattern: no regular expression: {error}; for example `login:`", field="boot_pattern"
+        ) from error
+    spec = RestoreSpec(name=f"boot-test-{mint('bk')[-10:]}", networks={}, cpu_model="auto", has_nics=False)
+    params = {"pattern": pattern, "timeout_s": timeout_s}
+    return _accept(session, "backup.boot", backup, spec, params, project=project, actor=actor, now=now)[1]
+
+
+def _accept(
+    session: Session,
+    kind: str,
+    backup: Backup,
+    spec: RestoreSpec,
+    params: Mapping[str, Any],
+    *,
+    project: Project,
+    actor: Actor,
+    now: datetime,
+) -> tuple[str, Operation]:
+    """Insert the vm with its disks and ask for a place; return its id with the operation that fills them."""
+    _refuse_damaged(backup)
+    settings = settings_of(backup)
+    repo = backup_steps.require_ready(session, backup.repo_id)
+    to_host_id = resolve_host(session, spec.to_host, actor=actor)
+    if repo.host_id:
+        if to_host_id:
+            backup_steps.require_reach(repo, to_host_id)
+        to_host_id = repo.host_id
+    vm_id = mint("vm")
+    _insert_vm(session, spec, settings, vm_id=vm_id, project=project, now=now)
+    disks = _insert_volumes(session, backup, spec, settings, vm_id=vm_id, project=project, now=now)
+    operation = accept(
+        session,
+        kind,
+        subject_id=vm_id,
+        subject_name=spec.name,
+        project_id=project.id,
+        params={"vm_id": vm_id, "backup_id": backup.id, "disks": disks, "to_host_id": to_host_id, **params},
+        actor=actor,
+        now=now,
+        first_run=now + timedelta(seconds=PLACEMENT_POLL_S),
+    )
+    placements.ask(
+        session,
+        operation_id=operation.id,
+        vm_id=vm_id,
+        project_id=project.id,
+        kind="create",
+        to_host_id=to_host_id,
+        previous_host_id="",
+        now=now,
+    )
+    return vm_id, operation
+
+
+def _refuse_damaged(backup: Backup) -> None:
+    if backup.state == "damaged":
+        raise Conflict(
+            "backup-damaged",
+            f"backup {backup.id} cannot be restored whole: {backup.problem}; take another one: "
+            f"`trimtab backup list --vm {backup.vm_name}`",
+        )
+
+
+def settings_of(backup: Backup) -> Mapping[str, Any]:
+    """Return the settings of the vm as they were. Conflict for a backup that an older release made without."""
+    settings: Mapping[str, Any] = backup.manifest.get("settings") or {}
+    if not settings:
+        raise Conflict(
+            "backup-without-settings",
+            f"backup {backup.id} says nothing about its vm; restore its disks one by one: `trimtab backup restore-volume "
+            f"{backup.id} vda --as NAME`",
+        )
+    return settings
+
+
+def disk_sizes(backup: Backup) -> dict[str, int]:
+    """Return the size in bytes of each disk of the backup, by its name."""
+    return {str(disk["name"]): int(disk["size_bytes"]) for disk in backup.manifest.get("disks", ())}
+
+
+def _insert_vm(
+    session: Session, spec: RestoreSpec, settings: Mapping[str, Any], *, vm_id: str, project: Project, now: datetime
+) -> None:
+    saved = settings["vm"]
+    planned = tuple(
+        plan_nic(
+            session,
+            vm_id,
+            i,
+            NicWish(network=spec.networks.get(one["network"], one["network"])),
+            project=project,
+            field=f"networks[{one['network']}]",
+            model=str(one["model"]),
+        )
+        for i, one in enumerate(settings["nics"] if spec.has_nics else ())
+    )
+    quota.charge(session, project.id, quota.Charge(vms=1, vcpus=int(saved["vcpus"]), memory_mib=int(saved["memory_mib"])))
+    macs = {str(one["mac"]): plan.nic.mac for one, plan in zip(settings["nics"] if planned else (), planned, strict=True)}
+    host_class = str(saved["host_class"])
+    vms.insert(
+        session,
+        id=vm_id,
+        uuid=str(uuid.UUID(domain_uuid(vm_id))),
+        project_id=project.id,
+        name=spec.name,
+        labels=dict(saved["labels"]),
+        origin="created",
+        arch=saved["arch"],
+        machine=saved["machine"],
+        cpu_model="" if spec.cpu_model == "auto" else spec.cpu_model or saved["cpu_model"],
+        cpu_features=[] if spec.cpu_model else list(saved["cpu_features"]),
+        vcpus=saved["vcpus"],
+        vcpus_max=saved["vcpus_max"],
+        memory_mib=saved["memory_mib"],
+        memory_max_mib=saved["memory_max_mib"],
+        firmware=saved["firmware"],
+        has_secure_boot=saved["has_secure_boot"],
+        has_tpm=saved["has_tpm"],
+        os=saved["os"],
+        os_family=saved["os_family"],
+        device_addresses={},
+        image_id=None,
+        host_selector=dict(saved["host_selector"]),
+        host_class=host_class if host_class and hosts.find_class(session, host_class) else "",
+        wishes=dict(saved["wishes"]),
+        ha=saved["ha"] if spec.has_nics else "none",
+        priority=saved["priority"],
+        start_delay_s=int(saved.get("start_delay_s", 0)),
+        drain_policy=saved["drain_policy"],
+        seed=_seed(settings["seed"], vm_id=vm_id, vm_name=spec.name, macs=macs),
+        desired_power=(DesiredPower.RUNNING if spec.start else DesiredPower.STOPPED).value,
+        observed_state=ObservedState.ABSENT.value,
+        observed_at=now,
+        observed_addresses=[],
+        created_at=now,
+    )
+    for one in planned:
+        insert_nic(session, one, now=now, field=f"networks[{one.nic.nic_index}]")
+
+
+def _seed(saved: Mapping[str, str], *, vm_id: str, vm_name: str, macs: Mapping[str, str]) -> dict[str, str]:
+    """Return the seed with a new instance id, so that the guest makes host keys and machine-id of its own, and its new MACs."""
+    if not saved:
+        return {}
+    meta = {**(yaml.safe_load(saved.get("meta_yaml", "")) or {}), "instance-id": vm_id, "local-hostname": vm_name}
+    network_yaml = saved.get("network_yaml", "")
+    for before, after in macs.items():
+        network_yaml = network_yaml.replace(before, after)
+    return {**saved, "meta_yaml": yaml.safe_dump(meta, sort_keys=False, allow_unicode=True), "network_yaml": network_yaml}
+
+
+def _insert_volumes(
+    session: Session,
+    backup: Backup,
+    spec: RestoreSpec,
+    settings: Mapping[str, Any],
+    *,
+    vm_id: str,
+    project: Project,
+    now: datetime,
+) -> dict[str, str]:
+    """Insert the disks and return which disk of the backup fills each."""
+    sizes, disks = disk_sizes(backup), {}
+    quota.charge(session, project.id, quota.Charge(disk_bytes=sum(sizes.values())))
+    for i, one in enumerate(settings["volumes"]):
+        volume = insert_volume(
+            session,
+            f"{spec.name}-{'root' if i == 0 else one['disk']}",
+            pool=_pool(session, spec.pools.get(one["pool"], one["pool"]), saved=one["pool"]),
+            size_bytes=sizes[one["disk"]],
+            project=project,
+            now=now,
+            vm_id=vm_id,
+            disk_index=int(one["disk_index"]),
+            boot_order=int(one["boot_order"]),
+            bus=DiskBus(one["bus"]).value,
+            iops_limit=int(one["iops_limit"]),
+            bandwidth_limit_mib_s=int(one["bandwidth_limit_mib_s"]),
+            is_deleted_with_vm=True,
+        )
+        disks[volume.id] = str(one["disk"])
+    return disks
+
+
+def insert_volume(
+    session: Session, name: str, *, pool: Pool, size_bytes: int, project: Project, now: datetime, **values: Any
+) -> Volume:
+    """Insert a disk that a restore fills, under this name or one with a piece of its id in it."""
+    volume_id = mint("vol")
+    common: dict[str, Any] = {
+        "project_id": project.id,
+        "pool_id": pool.id,
+        "format": DiskFormat.QCOW2.value,
+        "size_bytes": size_bytes,
+        "base_image_id": None,
+        **values,
+    }
+    if len(name) <= VOLUME_NAME_MAX:
+        try:
+            return volume_store.insert(session, volume_id=volume_id, now=now, name=name, **common)
+        except AlreadyExists:
+            pass  # a deleted vm of that name keeps its disk for undelete
+    tail = f"-{volume_id[-8:]}"
+    return volume_store.insert(
+        session, volume_id=volume_id, now=now, name=f"{name[: VOLUME_NAME_MAX - len(tail)]}{tail}", **common
+    )
+
+
+def _pool(session: Session, name: str, *, saved: str) -> Pool:
+    try:
+        return pools.choose(session, name)
+    except NotFound as error:
+        raise InvalidRequest(
+            "pool-not-mapped",
+            f"pools: there is no pool {name} here; say where its disks go: `--pool {saved}=POOL`",
+            field="pools",
+        ) from error

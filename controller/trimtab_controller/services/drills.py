@@ -1,0 +1,85 @@
+"""Drills: what the loss of a host would do, played by failover's own core on a copy of the fleet. Changes nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trimtab_controller.core.failover import FailoverSettings
+from trimtab_controller.core.failover.drill import Assumptions, Drill, lose_host
+from trimtab_controller.core.failover.records import Desired, Holder, HostRecord, VmRecord
+from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_controller.core.model import Host
+from trimtab_controller.core.planning import Estate
+from trimtab_controller.core.planning.domains import HOST
+from trimtab_controller.services import survival
+from trimtab_controller.store import failover, host_guards, hosts
+from trimtab_controller.store.database import Session
+from trimtab_controller.store.failover import KeptVm
+from trimtab_protos.errors import Conflict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """One snapshot of what a drill is played on."""
+
+    estate: Estate
+    hosts: Mapping[str, HostRecord]
+    vms: Mapping[str, KeptVm]
+    lost: Host
+    has_power: bool
+
+    def is_local(self, vm_id: str) -> bool:
+        return vm_id in self.vms and self.vms[vm_id].has_local_disk
+
+
+def read(session: Session, lost: Host, estate: Estate) -> Inputs:
+    """Conflict where the host is not up: then it is no drill."""
+    if lost.connectivity is not HostConnectivity.UP:
+        raise Conflict(
+            "host-not-up", f"{lost.name} is {lost.connectivity.value}: see `trimtab failover get {lost.name}`", host_id=lost.id
+        )
+    guards, paths = host_guards.read_all(session), failover.fence_paths(session)
+    records = {}
+    for host in hosts.live(session):
+        guard = guards.get(host.id, host_guards.HostGuard())
+        own = tuple(path.name for path in paths if path.host_id == host.id)
+        records[host.id] = HostRecord(
+            id=host.id,
+            standing=host.connectivity,
+            is_armed=guard.is_armed and not guard.beacon_pool_id,
+            kill_s=guard.kill_ms / 1000,
+            power_paths=own,
+            is_cordoned=host.is_cordoned,
+        )
+    has_power = any(path.is_ready for path in paths if path.host_id == lost.id)
+    vms = {vm.id: vm for vm in failover.vms_at_home(session, lost.id) if vm.desired_power == "running"}
+    return Inputs(estate=estate, hosts=records, vms=vms, lost=lost, has_power=has_power)
+
+
+def host_loss(inputs: Inputs, *, settings: FailoverSettings, assumptions: Assumptions | None = None) -> Drill:
+    """Play the loss; takes seconds for a large fleet."""
+    lost = inputs.lost
+    covered = survival.coverage(inputs.estate, kinds=(HOST,))
+    mine = next((one for one in covered if one.proof.domain.value == lost.name), None)
+    refusals = {one.vm_id: one.reason for one in (mine.uncovered if mine else ()) if not inputs.is_local(one.vm_id)}
+    records = {
+        vm.id: VmRecord(
+            id=vm.id,
+            host=vm.host_id,
+            epoch=vm.epoch,
+            holders=(Holder(host=vm.host_id, epoch=vm.epoch),),
+            desired=Desired.RUNNING if vm.ha == "restart" else Desired.IGNORED,
+            is_local=vm.has_local_disk,
+            priority=vm.priority,
+            start_delay_s=vm.start_delay_s,
+        )
+        for vm in inputs.vms.values()
+    }
+    return lose_host(
+        inputs.hosts,
+        records,
+        lost.id,
+        settings=settings,
+        refusals=refusals,
+        has_power=inputs.has_power,
+        assumptions=assumptions or Assumptions(),
+    )

@@ -1,0 +1,86 @@
+"""What a manifest says of a vm, so that a repository and its key alone can bring it back: settings as JSON, names instead of ids.
+
+The seed is among them and may hold secrets: it lies in the manifest, which is sealed, and in rows that only the vm's operators read.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from trimtab_controller.core.model import Volume
+from trimtab_controller.store import describe
+from trimtab_protos.messages import DiskBus
+
+FORMAT = 1
+_VM_FIELDS = (
+    "name",
+    "labels",
+    "arch",
+    "machine",
+    "cpu_model",
+    "cpu_features",
+    "vcpus",
+    "vcpus_max",
+    "memory_mib",
+    "memory_max_mib",
+    "firmware",
+    "has_secure_boot",
+    "has_tpm",
+    "os",
+    "os_family",
+    "host_selector",
+    "host_class",
+    "ha",
+    "priority",
+    "start_delay_s",
+    "drain_policy",
+    "wishes",
+)
+
+
+def disk_name(volume: Volume) -> str:
+    """Return the disk's name in its domain: vda."""
+    return ("vd" if volume.bus is DiskBus.VIRTIO else "sd") + chr(ord("a") + (volume.disk_index or 0))
+
+
+def of_vm(parts: describe.VmParts) -> Mapping[str, Any]:
+    """Return the settings of the vm and of what belongs to it."""
+    vm: dict[str, Any] = {name: getattr(parts.vm, name) for name in _VM_FIELDS}
+    vm |= {"labels": dict(vm["labels"]), "cpu_features": list(vm["cpu_features"]), "firmware": str(vm["firmware"])}
+    vm |= {"host_selector": dict(vm["host_selector"]), "wishes": dict(vm["wishes"])}
+    return {
+        "format": FORMAT,
+        "project": parts.project_name,
+        "vm": vm,
+        "seed": dict(parts.vm.seed),
+        "volumes": [
+            {
+                "id": volume.id,
+                "name": volume.name,
+                "disk": disk_name(volume),
+                "size_bytes": volume.size_bytes,
+                "pool": parts.pools[volume.pool_id].name,
+                "bus": volume.bus.value,
+                "disk_index": volume.disk_index or 0,
+                "boot_order": volume.boot_order,
+                "iops_limit": volume.iops_limit,
+                "bandwidth_limit_mib_s": volume.bandwidth_limit_mib_s,
+            }
+            for volume in parts.volumes
+            if not volume.is_read_only
+        ],
+        "nics": [
+            {
+                "network": parts.networks[nic.network_id].name,
+                "mac": nic.mac,
+                "model": nic.model,
+                "addresses": list(nic.addresses),
+            }
+            for nic in parts.nics
+        ],
+    }
+
+
+def read(session: Session, vm_id: str) -> Mapping[str, Any]:
+    return of_vm(describe.read_vm(session, vm_id))

@@ -1,0 +1,119 @@
+"""Backups over the API: a repository is not made before its key came back, no key is ever told again, and refusals say what to do."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.api.kit import Api
+from trimtab_controller.store import schema
+
+P1 = "/v1/projects/p1"
+REPOS = "/v1/backup-repos"
+
+
+async def create(api: Api, name: str = "main", **fields: Any) -> dict[str, Any]:
+    answer = await api.call("admin", "POST", REPOS, json={"name": name, "url": f"file:///srv/{name}", **fields})
+    assert answer.status_code == 201, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+async def ready(api: Api, name: str = "main") -> None:
+    """Say that the repository was opened, as its operation does."""
+    made = await create(api, name)
+    table = schema.backup_repo
+    await api.write(lambda session: session.execute(table.update().where(table.c.id == made["repo"]["id"]).values(state="ready")))
+
+
+async def test_a_repository_is_not_made_before_its_key_came_back(api: Api) -> None:
+    made = await create(api)
+    assert (made["repo"]["state"], made["operation"]) == ("unconfirmed", None)
+    assert made["key"].startswith("ttk1-")
+    other = await create(api, "other")
+    wrong = await api.call("admin", "POST", f"{REPOS}/main:confirm", json={"key": other["key"]})
+    assert (wrong.status_code, wrong.json()["code"]) == (403, "repository-key-wrong")
+    mistyped = await api.call("admin", "POST", f"{REPOS}/main:confirm", json={"key": made["key"][:-1] + "b"})
+    assert mistyped.json()["code"] == "repository-key-malformed"
+    confirmed = await api.call(
+        "admin", "POST", f"{REPOS}/main:confirm", json={"key": made["key"].upper().replace("TTK1", "ttk1")}
+    )
+    assert confirmed.status_code == 202, confirmed.text
+    assert confirmed.json()["operation"]["kind"] == "backup_repo.create"
+    assert confirmed.json()["repo"]["state"] == "opening"
+
+
+async def test_a_key_is_shown_once_and_is_in_no_row_and_in_no_other_answer(api: Api) -> None:
+    secret = "s3-secret-that-nobody-may-see"
+    body = {"name": "main", "url": "s3://bucket/prefix", "access_key_id": "AK", "secret_access_key": secret}
+    headers = {"Idempotency-Key": "0b8f5c0e-6d2f-4b42-9a3e-7f1f3c1f9a11"}
+    made = (await api.call("admin", "POST", REPOS, json=body, headers=headers)).json()
+    letters = made["key"].split("-")[1]
+    again = await api.call("admin", "POST", REPOS, json=body, headers=headers)
+    shown = await api.call("admin", "GET", f"{REPOS}/main")
+    assert (again.json()["repo"]["id"], again.json()["key"]) == (made["repo"]["id"], "")
+    rows = []
+    for table in schema.metadata.sorted_tables:
+        rows += await api.rows(table)
+    for text in (again.text, shown.text, json.dumps(rows, default=str)):
+        assert letters not in text
+        assert secret not in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"url": "http://elsewhere"}, "url"),
+        ({"url": "file:///srv/../etc"}, "url"),
+        ({"url": "s3://bucket", "host": "node1"}, "host"),
+        ({"host": "nowhere"}, "host"),
+        ({"key": "ttk1-abc"}, "key"),
+    ],
+)
+async def test_what_is_wrong_with_a_repository_is_named(api: Api, fields: dict[str, str], field: str) -> None:
+    answer = await api.call("admin", "POST", REPOS, json={"name": "main", "url": "file:///srv/backup", **fields})
+    assert answer.status_code in {400, 404, 422}, answer.text
+    assert field in answer.json()["detail"], answer.text
+
+
+async def test_a_schedule_that_cannot_be_parsed_is_refused_with_one_that_can(api: Api) -> None:
+    await ready(api)
+    body = {"name": "nightly", "schedule": "0 25 * * *", "keep_daily": 7}
+    refused = await api.call("p1-operator", "POST", f"{P1}/backup-policies", json=body)
+    assert refused.json()["code"] == "schedule-malformed"
+    assert "0 2 * * *" in refused.json()["detail"]
+
+
+async def test_a_policy_is_given_to_a_vm_and_stays_while_it_has_it(api: Api) -> None:
+    await ready(api)
+    body = {"name": "nightly", "schedule": "0  2 * * *", "keep_daily": 7, "max_age_s": 90000}
+    made = await api.call("p1-operator", "POST", f"{P1}/backup-policies", json=body)
+    assert (made.status_code, made.json()["schedule"], made.json()["repo"]) == (201, "0 2 * * *", "main"), made.text
+    await api.make_vm("web1")
+    changed = await api.call("p1-operator", "PATCH", f"{P1}/vms/web1", json={"backup_policy": "nightly"})
+    assert changed.json()["backup_policy"] == "nightly", changed.text
+    busy = await api.call("p1-operator", "DELETE", f"{P1}/backup-policies/nightly")
+    assert (busy.status_code, busy.json()["code"]) == (409, "backup-policy-in-use")
+    in_use = await api.call("admin", "DELETE", f"{REPOS}/main")
+    assert in_use.json()["code"] == "backup-repo-in-use"
+    status = await api.call("p1-viewer", "GET", f"{P1}/backup-status")
+    (vm,) = status.json()["items"]
+    assert (vm["vm"], vm["policy"], vm["loss_window_s"], vm["problem"]) == ("web1", "nightly", None, "")
+    api.clock.turn(days=2)
+    (late,) = (await api.call("p1-viewer", "GET", f"{P1}/backup-status")).json()["items"]
+    assert "maximum age" in late["problem"]
+    await api.call("p1-operator", "PATCH", f"{P1}/vms/web1", json={"backup_policy": ""})
+    assert (await api.call("p1-operator", "DELETE", f"{P1}/backup-policies/nightly")).status_code == 204
+
+
+async def test_a_backup_is_refused_while_its_vm_is_nowhere_or_its_repository_is_not_ready(api: Api) -> None:
+    await create(api)
+    await api.make_vm("web1")
+    missing = await api.call("p1-operator", "POST", f"{P1}/backups", json={"vm": "web1"})
+    assert missing.json()["code"] == "repo-missing"
+    unconfirmed = await api.call("p1-operator", "POST", f"{P1}/backups", json={"vm": "web1", "repo": "main"})
+    assert unconfirmed.json()["code"] == "repository-not-ready"
+    assert "repo confirm main" in unconfirmed.json()["detail"]
+    await ready(api, "second")
+    nowhere = await api.call("p1-operator", "POST", f"{P1}/backups", json={"vm": "web1", "repo": "second"})
+    assert nowhere.json()["code"] == "vm-not-placed"

@@ -1,0 +1,233 @@
+"""One valid operation of every kind that concerns backups. See `examples.py`."""
+
+from collections.abc import Callable
+
+from tests.operations.backup_kit import (
+    accept_backup,
+    accept_repo,
+    accept_restore,
+    backup_of,
+    content_of,
+    made_backup,
+    ready_repo,
+    repo_spec,
+    write_to,
+)
+from tests.operations.example import Example, name_of
+from tests.operations.examples_storage import volume_is_gone, volume_is_there
+from tests.operations.examples_vms import not_created
+from tests.operations.kit import FleetStory
+from trimtab_controller.core.model import Backup, Operation
+from trimtab_controller.services import backup_repos as repo_service
+from trimtab_controller.services import backup_restore
+from trimtab_controller.services import backups as backup_service
+from trimtab_controller.store import backup_repos, backups, vms
+
+Check = Callable[[FleetStory, Operation], None]
+
+
+def _backed_up(story: FleetStory) -> Backup:
+    """Return a backup of a vm of its own, with something on its disk."""
+    ready_repo(story)
+    vm = story.running_vm(name_of("db"))
+    write_to(story, vm.id, 0, vm.id.encode())
+    return made_backup(story, vm)
+
+
+def creates_repo(story: FleetStory) -> Operation:
+    return accept_repo(story, repo_spec(story, name_of("repo")))
+
+
+def repo_is(state: str) -> Check:
+    def check(story: FleetStory, operation: Operation) -> None:
+        repo = story.db.read(lambda session: backup_repos.get(session, operation.subject_id))
+        assert repo.state == state
+        assert bool(repo.problem) == (state == "failed")
+
+    return check
+
+
+def runs(story: FleetStory) -> Operation:
+    ready_repo(story)
+    return accept_backup(story, story.running_vm(name_of("db")))
+
+
+def runs_of_stopped(story: FleetStory) -> Operation:
+    ready_repo(story)
+    vm = story.running_vm(name_of("db"))
+    story.accept_power(vm, "stop", force=True)
+    story.settle()
+    return accept_backup(story, story.vm(vm.id))
+
+
+def backup_is(state: str) -> Check:
+    def check(story: FleetStory, operation: Operation) -> None:
+        backup = backup_of(story, operation)
+        assert backup.state == state
+        assert bool(backup.problem) == (state == "failed")
+        assert bool(backup.manifest) == (state == "ready")
+
+    return check
+
+
+def verifies(story: FleetStory) -> Operation:
+    backup = _backed_up(story)
+    return story.db.write(lambda session: backup_service.accept_verify(session, backup, actor=story.actor, now=story.clock.now()))
+
+
+def level_is(level: int) -> Check:
+    def check(story: FleetStory, operation: Operation) -> None:
+        backup = backup_of(story, operation)
+        assert (backup.state, backup.level, backup.verified_at is not None) == ("ready", level, level > 0)
+
+    return check
+
+
+def boots(story: FleetStory) -> Operation:
+    backup = _backed_up(story)
+    return story.db.write(
+        lambda session: backup_restore.boot_test(
+            session, backup, project=story.project, pattern="", timeout_s=60, actor=story.actor, now=story.clock.now()
+        )
+    )
+
+
+def has_booted(story: FleetStory, operation: Operation) -> None:
+    backup = backup_of(story, operation)
+    assert (backup.level, backup.booted_at is not None, backup.problem) == (3, True, "")
+    assert story.running_on(operation.subject_id) == frozenset()
+    assert story.vm(operation.subject_id).deleted_at is not None, "nothing is left of the vm that was booted"
+
+
+def deletes(story: FleetStory) -> Operation:
+    backup = _backed_up(story)
+    operation = story.db.write(
+        lambda session: backup_service.delete(session, backup.id, project=story.project, actor=story.actor, now=story.clock.now())
+    )
+    assert operation is not None
+    return operation
+
+
+def is_forgotten(story: FleetStory, operation: Operation) -> None:
+    ((_vm_id, backup_id),) = operation.params["forget"]
+    assert story.db.read(lambda session: backups.get(session, backup_id)).deleted_at is not None
+    host_id = story.host_ids[0]
+    listed, unreadable = story.client.list_backups(host_id, operation.subject_id)
+    assert backup_id not in {one.backup_id for one in listed}
+    assert unreadable == ()
+
+
+def rebuilds(story: FleetStory) -> Operation:
+    """The rows are lost; the repository is not."""
+    backup = _backed_up(story)
+
+    def work(session: object) -> Operation:
+        backups.hide(session, [backup.id], now=story.clock.now())  # type: ignore[arg-type]
+        repo = backup_repos.get(session, backup.repo_id)  # type: ignore[arg-type]
+        return repo_service.rebuild(session, repo.name, actor=story.actor, now=story.clock.now())  # type: ignore[arg-type]
+
+    return story.db.write(work)
+
+
+def is_listed_again(story: FleetStory, operation: Operation) -> None:
+    found = story.db.read(lambda session: backups.of_repo(session, operation.subject_id))
+    assert operation.result is not None
+    assert len([one for one in found if one.state == "ready"]) == operation.result["listed"]
+    assert all(one.manifest["settings"]["vm"] for one in found)
+
+
+def restores(story: FleetStory) -> Operation:
+    return accept_restore(story, _backed_up(story), name_of("again"))
+
+
+def restores_stopped(story: FleetStory) -> Operation:
+    return accept_restore(story, _backed_up(story), name_of("again"), start=False, pools={"shared": "local"})
+
+
+def is_restored(story: FleetStory, operation: Operation) -> None:
+    backup = story.db.read(lambda session: backups.get(session, str(operation.params["backup_id"])))
+    assert content_of(story, operation.subject_id).startswith(backup.vm_id.encode())
+    vm = story.vm(operation.subject_id)
+    assert story.running_on(vm.id) == ({vm.host_id} if operation.params["start"] else frozenset())
+
+
+def replaces(story: FleetStory) -> Operation:
+    """The vm went on after its backup; what it wrote since is to go."""
+    backup = _backed_up(story)
+    write_to(story, backup.vm_id, 0, b"what nobody wants to keep any more")
+    story.accept_power(story.vm(backup.vm_id), "stop", force=True)
+    story.settle()
+    return story.db.write(
+        lambda session: backup_restore.replace(
+            session,
+            backup.id,
+            vms.get(session, backup.vm_id),
+            project=story.project,
+            actor=story.actor,
+            now=story.clock.now(),
+        )
+    )
+
+
+def is_as_it_was(story: FleetStory, operation: Operation) -> None:
+    (volume,) = story.volumes(operation.subject_id)
+    assert content_of(story, operation.subject_id).startswith(operation.subject_id.encode())
+    assert volume.id in operation.params["replaced"]
+    vm = story.vm(operation.subject_id)
+    (disk,) = story.hypervisor(vm.host_id).domains[vm.id].spec.disks
+    assert (disk.volume_id, volume.name) == (volume.id, f"{vm.name}-root")
+
+
+def kept_its_disk(story: FleetStory, operation: Operation) -> None:
+    (volume,) = story.volumes(operation.subject_id)
+    assert volume.id in operation.params["replaced"].values()
+    assert content_of(story, operation.subject_id).startswith(b"what nobody wants")
+
+
+def restores_volume(story: FleetStory) -> Operation:
+    backup = _backed_up(story)
+    return story.db.write(
+        lambda session: backup_restore.restore_volume(
+            session, backup.id, "vda", name_of("disk"), "local", project=story.project, actor=story.actor, now=story.clock.now()
+        )
+    )
+
+
+def volume_holds_it(story: FleetStory, operation: Operation) -> None:
+    backup = story.db.read(lambda session: backups.get(session, str(operation.params["backup_id"])))
+    assert bytes(story.fleet.disk_contents[operation.subject_id]).startswith(backup.vm_id.encode())
+    volume_is_there(story, operation)
+
+
+EXAMPLES: dict[str, Example] = {
+    "backup_repo.create": Example(
+        kind="backup_repo.create",
+        arrange=creates_repo,
+        done=repo_is("ready"),
+        undone=repo_is("failed"),
+    ),
+    "backup_repo.rebuild": Example(kind="backup_repo.rebuild", arrange=rebuilds, done=is_listed_again),
+    "backup.run": Example(
+        kind="backup.run",
+        arrange=runs,
+        done=backup_is("ready"),
+        undone=backup_is("failed"),
+        takes_place=frozenset({"copy"}),
+    ),
+    "backup.run of a stopped vm": Example(
+        kind="backup.run",
+        arrange=runs_of_stopped,
+        done=backup_is("ready"),
+        undone=backup_is("failed"),
+        takes_place=frozenset({"copy"}),
+    ),
+    "backup.verify": Example(kind="backup.verify", arrange=verifies, done=level_is(1), undone=level_is(0)),
+    "backup.boot": Example(kind="backup.boot", arrange=boots, done=has_booted, undone=not_created),
+    "backup.prune": Example(kind="backup.prune", arrange=deletes, done=is_forgotten),
+    "volume.restore": Example(kind="volume.restore", arrange=restores_volume, done=volume_holds_it, undone=volume_is_gone),
+    "vm.replace": Example(kind="vm.replace", arrange=replaces, done=is_as_it_was, undone=kept_its_disk),
+    "vm.restore": Example(kind="vm.restore", arrange=restores, done=is_restored, undone=not_created),
+    "vm.restore to another pool, not started": Example(
+        kind="vm.restore", arrange=restores_stopped, done=is_restored, undone=not_created
+    ),
+}

@@ -1,0 +1,142 @@
+"""One valid operation of every kind that works on networks, hosts and plans. See `examples.py`."""
+
+from tests.operations.example import Example, name_of
+from tests.operations.kit import FleetStory
+from trimtab_controller.core.model import Operation
+from trimtab_controller.core.planning import PlanKind
+from trimtab_controller.services import networks as network_service
+from trimtab_controller.services import plans as plan_service
+from trimtab_controller.store import (
+    hosts,
+    networks,
+    reach,
+    schema,
+)
+from trimtab_controller.store.database import Session
+
+
+def _create_network(story: FleetStory) -> Operation:
+    spec = network_service.NetworkSpec(name=name_of("net"), kind="bridge", bridge="br0", bridges={})
+    _view, operation = story.db.write(
+        lambda session: network_service.create(session, spec, project=None, actor=story.actor, now=story.clock.now())
+    )
+    return operation
+
+
+def _network_is_usable(story: FleetStory, operation: Operation) -> None:
+    found = story.db.read(lambda session: networks.hosts_of(session, [operation.subject_id]))[operation.subject_id]
+    assert {one.state for one in found} == {"ready"}
+
+
+def _network_is_gone(story: FleetStory, operation: Operation) -> None:
+    assert story.db.read(lambda session: networks.find(session, "", operation.subject_name)) is None, "the name is free"
+
+
+def _delete_network(story: FleetStory) -> Operation:
+    network = story.add_network(name_of("net"))
+    return story.db.write(
+        lambda session: network_service.delete(
+            session,
+            network.id,
+            project=None,
+            expected_version=None,
+            actor=story.actor,
+            now=story.clock.now(),
+        )
+    )
+
+
+def _prepare(story: FleetStory) -> Operation:
+    name = name_of("node-")
+    host_id = story.add_host(name)
+    return story.accept("host.prepare", host_id, {"host_id": host_id}, name=name)
+
+
+def _prepared(story: FleetStory, operation: Operation) -> None:
+    def read(session: Session) -> set[str]:
+        states: set[str] = set()
+        for table in (schema.pool_host, schema.network_host):
+            query = table.select().with_only_columns(table.c.state).where(table.c.host_id == operation.subject_id)
+            states |= set(session.scalars(query))
+        return states
+
+    assert story.db.read(read) == {"ready"}
+
+
+def _remove_host(story: FleetStory) -> Operation:
+    name = name_of("node-")
+    host_id = story.add_host(name)
+    return story.accept("host.remove", host_id, {"host_id": host_id, "keep_guests": False}, name=name)
+
+
+def _remove_host_with_guest(story: FleetStory) -> Operation:
+    prepared = _prepare(story)
+    story.settle()
+    host_id = prepared.subject_id
+    story.running_vm(name_of("web"), pool=story.local, to_host_id=host_id)
+    return story.accept("host.remove", host_id, {"host_id": host_id, "keep_guests": True}, name=prepared.subject_name)
+
+
+def _host_is_gone(story: FleetStory, operation: Operation) -> None:
+    assert not _host_is_live(story, operation.subject_id)
+    assert story.running_on_host(operation.subject_id) == story.hypervisor(operation.subject_id).domains.keys(), "guests run on"
+
+
+def _host_stays(story: FleetStory, operation: Operation) -> None:
+    assert _host_is_live(story, operation.subject_id)
+    table = schema.host
+    query = table.select().with_only_columns(table.c.is_cordoned).where(table.c.id == operation.subject_id)
+    assert story.db.read(lambda session: session.execute(query).scalar_one()) is False
+
+
+def _host_is_live(story: FleetStory, host_id: str) -> bool:
+    table = schema.host
+    query = table.select().with_only_columns(table.c.deleted_at).where(table.c.id == host_id)
+    return story.db.read(lambda session: session.execute(query).scalar_one()) is None
+
+
+def _drain(story: FleetStory) -> Operation:
+    """A drain of the one host that has a vm; hosts that earlier plans shut are opened first, and what they moved is deleted."""
+    story.db.write(lambda session: [reach.set_cordon(session, one, is_cordoned=False) for one in story.host_ids])
+    for vm_id in sorted(story.fleet_vms()):
+        story.accept_power(story.vm(vm_id), "delete")
+        story.settle()
+    vm = story.running_vm(name_of("web"))
+    wish = plan_service.PlanWish(kind=PlanKind.DRAIN, hosts=(vm.host_id,))
+
+    def work(session: Session) -> Operation:
+        view = plan_service.create(session, wish, actor=story.actor, now=story.clock.now())
+        return plan_service.apply(session, view.row.id, actor=story.actor, now=story.clock.now())
+
+    return story.db.write(work)
+
+
+def _drained(story: FleetStory, operation: Operation) -> None:
+    view = story.db.read(lambda session: plan_service.get(session, operation.subject_id))
+    assert view.row.state == "applied"
+    assert [one.state for one in view.steps] == ["done"] * len(view.plan.steps)
+    for host_id in view.plan.scope:
+        assert story.running_on_host(host_id) == frozenset()
+    for step in view.plan.moves:
+        assert story.running_on(step.vm_id) == {story.vm(step.vm_id).host_id}
+
+
+def _called_off(story: FleetStory, operation: Operation) -> None:
+    view = story.db.read(lambda session: plan_service.get(session, operation.subject_id))
+    assert view.row.state in {"open", "cancelled"}
+    assert not any(one.state in {"pending", "running", "stopping"} for one in view.steps)
+    assert not any(host.is_cordoned for host in story.db.read(hosts.live)), "what it shut is open again"
+    for step in view.plan.moves:
+        assert story.running_on(step.vm_id) == {story.vm(step.vm_id).host_id}
+
+
+EXAMPLES: dict[str, Example] = {
+    "plan.apply": Example(kind="plan.apply", arrange=_drain, done=_drained, undone=_called_off),
+    "network.create": Example(kind="network.create", arrange=_create_network, done=_network_is_usable, undone=_network_is_gone),
+    "network.delete": Example(kind="network.delete", arrange=_delete_network, done=_network_is_gone),
+    "host.prepare": Example(kind="host.prepare", arrange=_prepare, done=_prepared),
+    "host.remove": Example(kind="host.remove", arrange=_remove_host, done=_host_is_gone, undone=_host_stays),
+    "host.remove with a guest": Example(
+        kind="host.remove", arrange=_remove_host_with_guest, done=_host_is_gone, undone=_host_stays
+    ),
+}
