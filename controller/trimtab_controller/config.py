@@ -194,11 +194,6 @@ class Settings(BaseSettings):
         return path
 
     @property
-    def fleet_secret_path(self) -> Path:
-        """Opens the sealed keys of backup repositories; the same file on every node of the controller, and in no database."""
-        return self.data_dir / "fleet.secret"
-
-    @property
     def effective_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'trimtab.db'}"
 

@@ -179,7 +179,6 @@ def api_context(settings: Settings, *, agents: Any, nudge: Callable[[], None], h
     """Return what the API is given."""
     from trimtab_controller.api.context import ApiContext, ApiSettings
     from trimtab_controller.store.database import AsyncDatabase
-    from trimtab_controller.vault import Vault
 
     metrics_address = settings.advertise[0]
     return ApiContext(
@@ -200,7 +199,6 @@ def api_context(settings: Settings, *, agents: Any, nudge: Callable[[], None], h
             controller_targets={name: join_host_port(metrics_address, settings.metrics_port_of(name)) for name in PROCESSES},
         ),
         join_place=lambda: installation.join_place(settings),
-        vault=Vault(settings.fleet_secret_path),
         ca_bundle_pem=FleetPki(settings.pki_dir).bundle_pem,
         nudge=nudge,
         heard=heard.heard,

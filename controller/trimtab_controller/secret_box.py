@@ -1,17 +1,19 @@
-"""Keeps secrets of operators (passwords of power devices) in rows that are of no use to who reads only the database.
+"""Keeps secrets (passwords of power devices, keys of backup repositories) in rows that are of no use to who reads only the database.
 
 AES-256-GCM under a key that is a file of the controllers alone (`<data-dir>/pki/secrets.key`, 0600; with several nodes it is copied
 like the rest of that directory). Each secret is bound to its place: moved to another row it does not open.
 """
 
 import base64
+import hashlib
 import os
+import secrets
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from trimtab_protos.errors import Conflict
+from trimtab_protos.errors import Conflict, Unavailable
 
 FILE_NAME = "secrets.key"
 _KEY_BYTES, _NONCE_BYTES = 32, 12
@@ -22,6 +24,11 @@ class SecretBox:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / FILE_NAME
+
+    @property
+    def fleet_id(self) -> str:
+        """Names this fleet in the repositories that it makes, without telling the key."""
+        return f"fleet-{hashlib.sha256(b'trimtab fleet id v1|' + self._key(may_make=True)).hexdigest()[:20]}"
 
     def seal(self, secret: str, *, place: str) -> str:
         """Return the secret as it may lie in a row; '' stays ''. The first call makes the key."""
@@ -42,26 +49,33 @@ class SecretBox:
         except (OSError, ValueError, InvalidTag) as error:
             raise Conflict(
                 "secret-unreadable",
-                f"the secret of {place} does not open with {self._path.name} of this node; copy that file from the node that has "
-                "it, or give the secret again with `trimtab fence config`",
+                f"the secret of {place} does not open with {self._path.name} of this node; copy that file from the node that has it, "
+                "or give the secret again: `trimtab fence config`, `trimtab backup repo create NAME --url URL --key-file FILE`",
             ) from error
 
     def _key(self, *, may_make: bool) -> bytes:
         try:
-            return self._path.read_bytes()
+            content = self._path.read_bytes()
         except FileNotFoundError:
             if not may_make:
                 raise
-        temporary = self._path.with_name(f".{FILE_NAME}.{os.getpid()}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            content = self._make()
+        if len(content) != _KEY_BYTES:
+            raise Unavailable("secrets-key-damaged", f"{self._path} has {len(content)} of {_KEY_BYTES} bytes; restore it")
+        return content
+
+    def _make(self) -> bytes:
+        """Write a new key whole or not at all: of several who come at once one wins, and all use the winner's."""
+        aside = self._path.with_name(f".{FILE_NAME}.{secrets.token_hex(8)}")
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(AESGCM.generate_key(8 * _KEY_BYTES))
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(temporary, self._path)  # of two who make it at once one wins, and both use the winner's
+            os.link(aside, self._path)
         except FileExistsError:
             pass
         finally:
-            temporary.unlink()
+            aside.unlink()
         return self._path.read_bytes()

@@ -12,9 +12,9 @@ from trimtab_controller.clock import SystemClock, system_rng
 from trimtab_controller.config import Settings
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.engine import Engine, driver_name
+from trimtab_controller.secret_box import SecretBox
 from trimtab_controller.store import hosts
 from trimtab_controller.store.database import Database
-from trimtab_controller.vault import Vault
 from trimtab_protos import tls
 
 # Drivers write one short transaction at a time; more connections than threads would only wait for each other.
@@ -32,11 +32,11 @@ def build_agents(settings: Settings, db: Database) -> GrpcAgentClient:
     def lookup(host_id: str) -> AgentAddress:
         return AgentAddress(host_id, *db.read(lambda session: hosts.reach_agent(session, host_id)))
 
-    vault = Vault(settings.fleet_secret_path)
+    box = SecretBox(settings.pki_dir)
     client = GrpcAgentClient(
         lookup=lookup,
         connect=connect,
-        open_seal=lambda sealed, owner: vault.open(sealed, owner=owner),
+        open_seal=lambda sealed, place: box.open(sealed, place=place),
         on_call=_count_call,
     )
     connect.on_renewal = client.reconnect_all

@@ -23,7 +23,6 @@ from trimtab_controller.services import identity, projects, tokens
 from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store import host_reports, hosts, image_replicas, images, networks, pools, schema
 from trimtab_controller.store.database import AsyncDatabase
-from trimtab_controller.vault import Vault
 from trimtab_protos.errors import Unavailable
 from trimtab_protos.messages import Inventory
 
@@ -273,7 +272,6 @@ def build_app(url: str, directory: Path, **settings: Any) -> Api:
             agents=consoles,
             settings=ApiSettings(**chosen),
             join_place=lambda: JoinPlace(api_url="https://192.0.2.1:8443", ca_fingerprint="sha256:aa"),
-            vault=Vault(directory / "fleet.secret"),
             ca_bundle_pem=lambda: "-----BEGIN CERTIFICATE-----\n",
             nudge=lambda: nudges.append(1),
             secrets=SecretBox(directory),

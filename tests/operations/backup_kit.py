@@ -4,7 +4,7 @@ import uuid
 from typing import Any
 
 from tests.operations.kit import FleetStory
-from trimtab_controller import vault
+from trimtab_controller import repository_keys
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Backup, BackupRepo, Operation, Vm
 from trimtab_controller.services import backup_repos as repo_service
@@ -18,14 +18,14 @@ from trimtab_controller.store import backup_repos, backups, vms
 
 def repo_spec(story: FleetStory, name: str, *, url: str = "", key: str = "", **fields: Any) -> RepoSpec:
     repo_id = mint("repo")
-    text = key or vault.new_key()
-    given: dict[str, Any] = {"fleet_id": story.vault.fleet_id, "is_adopted": bool(key), **fields}
+    text = key or repository_keys.new_key()
+    given: dict[str, Any] = {"fleet_id": story.secrets.fleet_id, "is_adopted": bool(key), **fields}
     return RepoSpec(
         repo_id=repo_id,
         name=name,
         url=url or f"file://{story.directory}/{name}-{uuid.uuid4().hex[:8]}",
-        wrapped_key=story.vault.seal(text, owner=repo_id),
-        key_id=vault.key_id(text),
+        wrapped_key=story.secrets.seal(text, place=repo_id),
+        key_id=repository_keys.key_id(text),
         **given,
     )
 

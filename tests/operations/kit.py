@@ -33,6 +33,7 @@ from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.engine import Engine
 from trimtab_controller.operations.registry import saga_named
 from trimtab_controller.operations.saga import Saga
+from trimtab_controller.secret_box import SecretBox
 from trimtab_controller.services import observations, vm_power
 from trimtab_controller.services import vms as vm_service
 from trimtab_controller.services.vms import NicWish, VmSpec
@@ -51,7 +52,6 @@ from trimtab_controller.store import (
     vms,
 )
 from trimtab_controller.store.database import Database, Session
-from trimtab_controller.vault import Vault
 from trimtab_protos.messages import DiskFormat, HostFileSource, ImageSpec, JobProgress
 
 MIB = 1 << 20
@@ -83,8 +83,8 @@ class FleetStory:
         self.wire = Wire()
         self.agents = SimulatedAgents(workshop, directory, self.clock)
         self.directory = directory
-        self.vault = Vault(directory / "fleet.secret")
-        self.client = client_over(self.wire, self._lookup, open_seal=lambda sealed, owner: self.vault.open(sealed, owner=owner))
+        self.secrets = SecretBox(directory)
+        self.client = client_over(self.wire, self._lookup, open_seal=lambda sealed, place: self.secrets.open(sealed, place=place))
         self.nudger = Nudger(lambda: None)
         self.actor = Actor(name="user:alice", user_id="user-alice", request_id="req-1", roles={"": Role.ADMIN})
         self.held: list[Fault] = []

@@ -19,7 +19,7 @@ from tests.operations.backup_kit import (
 )
 from tests.operations.invariants import audit_invariants
 from tests.operations.kit import FleetStory, empty
-from trimtab_controller import vault
+from trimtab_controller import repository_keys
 from trimtab_controller.core.lifecycle import OperationState
 from trimtab_controller.core.model import Vm
 from trimtab_controller.loops import backups as backup_loops
@@ -29,7 +29,7 @@ from trimtab_controller.services import backup_repos as repo_service
 from trimtab_controller.services import backups as backup_service
 from trimtab_controller.services.backup_policies import PolicySpec
 from trimtab_controller.store import backup_repos, backups, vms
-from trimtab_protos.errors import Conflict, NoCapacity, Unavailable
+from trimtab_protos.errors import Conflict, NoCapacity
 
 
 def test_a_vm_that_was_backed_up_changed_and_deleted_comes_back_on_another_host_as_it_was(story: FleetStory) -> None:
@@ -75,11 +75,11 @@ def test_a_repository_opened_with_another_key_or_by_another_fleet_or_that_is_not
     accept_repo(story, spec)
     story.settle()
     story.db.write(lambda session: repo_service.delete(session, "main", expected_version=None, now=story.clock.now()))
-    wrong = accept_repo(story, repo_spec(story, "wrong", url=spec.url, key=vault.new_key()))
+    wrong = accept_repo(story, repo_spec(story, "wrong", url=spec.url, key=repository_keys.new_key()))
     story.settle()
     assert error_of(story, wrong.id) == "repository-key-wrong"
     assert "is locked with the key" in story.db.read(lambda session: backup_repos.get(session, wrong.subject_id)).problem
-    key = story.vault.open(spec.wrapped_key, owner=spec.repo_id)
+    key = story.secrets.open(spec.wrapped_key, place=spec.repo_id)
     story.db.write(lambda session: repo_service.delete(session, "wrong", expected_version=None, now=story.clock.now()))
     foreign = accept_repo(story, repo_spec(story, "foreign", url=spec.url, key=key, fleet_id="fleet-of-somebody-else"))
     story.settle()
@@ -91,10 +91,10 @@ def test_a_repository_opened_with_another_key_or_by_another_fleet_or_that_is_not
 
 def test_a_node_with_another_secret_opens_no_repository_and_says_what_to_do(story: FleetStory) -> None:
     spec = repo_spec(story, "main")
-    (story.directory / "fleet.secret").write_bytes(bytes(32))
-    with pytest.raises(Unavailable) as refused:
-        story.vault.open(spec.wrapped_key, owner=spec.repo_id)
-    assert refused.value.code == "fleet-secret-wrong"
+    (story.directory / "secrets.key").write_bytes(bytes(32))
+    with pytest.raises(Conflict) as refused:
+        story.secrets.open(spec.wrapped_key, place=spec.repo_id)
+    assert refused.value.code == "secret-unreadable"
     assert "repo create" in refused.value.message
 
 
@@ -176,11 +176,11 @@ def test_another_fleet_brings_a_vm_back_from_the_repository_and_its_key_alone(ne
     write_to(story, vm.id, 0, b"what counts")
     before = content_of(story, vm.id)
     made_backup(story, vm)
-    key = story.vault.open(spec.wrapped_key, owner=spec.repo_id)
+    key = story.secrets.open(spec.wrapped_key, place=spec.repo_id)
     empty(story.db)
     other = new_story()
-    (other.directory / "fleet.secret").unlink(missing_ok=True)
-    assert other.vault.fleet_id != spec.fleet_id
+    (other.directory / "secrets.key").unlink(missing_ok=True)
+    assert other.secrets.fleet_id != spec.fleet_id
 
     accept_repo(other, repo_spec(other, "found", url=spec.url, key=key, fleet_id=spec.fleet_id))
     other.settle()

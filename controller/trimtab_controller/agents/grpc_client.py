@@ -72,13 +72,13 @@ class AgentAddress:
     lease_number: int
 
 
-def _no_vault(_sealed: str, _owner: str) -> str:
-    raise Unavailable("fleet-secret-missing", "this process was given no vault, so it can open no repository's key")
+def _no_key(_sealed: str, _place: str) -> str:
+    raise Unavailable("secrets-not-kept", "this process was given no key, so it can open no repository's")
 
 
 class GrpcAgentClient(BackupVerbs):
     """Thread-safe. `lookup` reads the host's row; `connect` opens a channel to (host_id, address); `open_seal` opens what was sealed
-    for a row (see `vault.py`).
+    for a row (see `secret_box.py`).
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class GrpcAgentClient(BackupVerbs):
         *,
         lookup: Callable[[str], AgentAddress],
         connect: Callable[[str, str], grpc.Channel],
-        open_seal: Callable[[str, str], str] = _no_vault,
+        open_seal: Callable[[str, str], str] = _no_key,
         on_call: Callable[[str, str, float], None] = lambda _verb, _outcome, _seconds: None,
     ) -> None:
         self._lookup = lookup

@@ -11,7 +11,6 @@ from trimtab_controller.services.fencing import Seals
 from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store.database import AsyncDatabase
 from trimtab_controller.store.disk_reserve import KEEP_FREE_BYTES
-from trimtab_controller.vault import Vault
 from trimtab_protos.errors import Unavailable
 
 
@@ -72,6 +71,10 @@ def _no_states() -> Mapping[str, Mapping[str, Any]]:
 class NoSecrets:
     """Stands where no key is: refuses."""
 
+    @property
+    def fleet_id(self) -> str:
+        raise Unavailable("secrets-not-kept", "this process has no key, so it speaks for no fleet")
+
     def seal(self, secret: str, *, place: str) -> str:
         if secret:
             raise Unavailable("secrets-not-kept", f"this process has no key to keep the secret of {place} with")
@@ -90,8 +93,6 @@ class ApiContext:
     settings: ApiSettings
     # What a paste line for a new host says besides its token.
     join_place: Callable[[], JoinPlace]
-    # Makes and seals keys of backup repositories.
-    vault: Vault
     # PEM of every CA that is trusted now; read again on each request, since it is rotated.
     ca_bundle_pem: Callable[[], str]
     # Called after commit; never blocks.

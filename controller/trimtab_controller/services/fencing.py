@@ -20,6 +20,9 @@ _WHERE = ("ip", "ipport", "plug", "username", "systems_uri", "redfish_uri")
 class Seals(Protocol):
     """What keeps secrets; see `secret_box.py`."""
 
+    @property
+    def fleet_id(self) -> str: ...
+
     def seal(self, secret: str, *, place: str) -> str: ...
 
 

@@ -109,6 +109,7 @@ def test_every_noun_has_get_and_list() -> None:
         "capacity",
         "completion",
         "context",
+        "doctor",
         "drill",
         "failover",
         "login",

@@ -8,7 +8,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from trimtab_controller import vault as vault_module
+from trimtab_controller import repository_keys
 from trimtab_controller.api.fields import Body, Bool, Name, RefOrNone
 from trimtab_controller.api.mutate import NO_CONTENT, Order, accepted, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
@@ -73,9 +73,9 @@ async def create_backup_repo(
     request: Request, runtime: InRuntime, access: FleetAdmin, body: BackupRepoBody, asked: Asked
 ) -> Response:
     """Show the key of a new repository, which is made once `:confirm` was called with it; or open one that is there."""
-    vault = runtime.context.vault
+    box = runtime.context.secrets
     repo_id = mint("repo")
-    key = vault_module.parse_key(body.key) if body.key else vault_module.new_key()
+    key = repository_keys.parse_key(body.key) if body.key else repository_keys.new_key()
     spec = backup_repos.RepoSpec(
         repo_id=repo_id,
         name=body.name,
@@ -86,10 +86,10 @@ async def create_backup_repo(
         region=body.region,
         access_key_id=body.access_key_id,
         allow_http=body.allow_http,
-        wrapped_key=vault.seal(key, owner=repo_id),
-        wrapped_secret=vault.seal(body.secret_access_key, owner=repo_id) if body.secret_access_key else "",
-        key_id=vault_module.key_id(key),
-        fleet_id=body.fleet_id or vault.fleet_id,
+        wrapped_key=box.seal(key, place=repo_id),
+        wrapped_secret=box.seal(body.secret_access_key, place=repo_id),
+        key_id=repository_keys.key_id(key),
+        fleet_id=body.fleet_id or box.fleet_id,
         is_adopted=bool(body.key),
     )
 
@@ -122,7 +122,7 @@ async def confirm_backup_repo(request: Request, access: FleetAdmin, name: NamePa
     """Give back the key that was shown: whoever has it has saved it, so the repository is made."""
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
-        given = vault_module.key_id(vault_module.parse_key(body.key))
+        given = repository_keys.key_id(repository_keys.parse_key(body.key))
         view, operation = backup_repos.confirm(session, name, key_id=given, actor=actor, now=now)
         shown = render(operation, project_name="")
         return accepted(BackupRepoAnswer(repo=render_repo(view), key="", operation=shown))
