@@ -3,10 +3,13 @@
 from datetime import timedelta
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from tests.api.kit import Api
-from trimtab_controller.store import schema
+from tests.api.test_plans import place
+from trimtab_controller.services import doctor
+from trimtab_controller.store import doctor_rows, failover, schema
 
 
 async def ask(api: Api) -> Any:
@@ -60,3 +63,74 @@ async def test_a_vm_with_a_problem_is_told_unless_an_operation_is_at_it(api: Api
     (parked, _problem) = (await ask(api))["findings"]
     (operation,) = await api.rows(schema.operation)
     assert (parked["kind"], parked["cure"]) == ("operation-needs-attention", f"trimtab op retry {operation['id']}")
+
+
+async def test_viewers_of_the_fleet_may_ask_and_those_of_a_project_may_not(api: Api) -> None:
+    answers = {caller: (await api.call(caller, "GET", "/v1/doctor")).status_code for caller in (*ALLOWED, *REFUSED, "")}
+    assert answers == dict.fromkeys(ALLOWED, 200) | dict.fromkeys(REFUSED, 403) | {"": 401}
+
+
+ALLOWED = ("fleet-viewer", "fleet-operator", "admin")
+REFUSED = ("p1-admin", "nobody")
+
+
+async def test_what_further_concerns_look_at_is_read_from_rows(api_on_each: Api) -> None:
+    api = api_on_each
+    await api.equip()
+    await place(api, "db", "node1", ha="restart", machine="pc-q35-9.9")
+    made, deleted = api.clock.now() - timedelta(days=40), api.clock.now()
+    (vm,) = await api.rows(schema.vm)
+
+    def hurt(session: Session) -> None:
+        failover.set_control(session, now=made, is_paused=True, frozen="2 of 2 hosts are lost")
+        snapshots = (("s1", {}), ("s2", {}), ("s3", {"is_temporary": True}), ("s4", {"deleted_at": deleted}))
+        for name, more in snapshots:
+            values = {"id": name, "name": name, "vm_id": vm["id"], "volumes": [], "created_at": made} | more
+            session.execute(schema.snapshot.insert().values(values))
+        network, reach, host = schema.network, schema.network_host, schema.host
+        bridged = {"kind": "bridge", "bridge": "br0", "name": "lan"}
+        session.execute(network.update().where(network.c.id == api.ids["default"]).values(**bridged))
+        broken = reach.update().where(reach.c.host_id == api.ids["node2"], reach.c.network_id == api.ids["default"])
+        session.execute(broken.values(state="failed", problem="no carrier", bridge="br7"))
+        for name, bridge, mtu in (("node1", "br0", 1500), ("node2", "br7", 9000)):
+            inventory = session.execute(sa.select(host.c.inventory).where(host.c.name == name)).scalar_one()
+            told = {**inventory, "bridges": [{"name": bridge, "mtu": mtu}]}
+            session.execute(host.update().where(host.c.name == name).values(inventory=told))
+        session.execute(host.update().where(host.c.name == "node2").values(unmanaged_memory_mib=2000))
+
+    await api.write(hurt)
+    told = {(one["kind"], one["subject"]): one for one in (await ask(api))["findings"]}
+    assert {key for key in told if key[0] not in {"vm-uncovered", "vm-drift"}} == {
+        ("failover-paused", "failover"),
+        ("failover-frozen", "failover"),
+        ("host-unprotected", "host node1"),
+        ("host-lost-machine", "host node1"),
+        ("vms-bound-by-machine", "host node1"),
+        ("mtu-mismatch", "network lan"),
+        ("network-unusable", "network lan"),
+        ("snapshot-old", "vm p1/db"),
+        ("unmanaged-above-reserve", "host node2"),
+    }
+    assert "its snapshot s1, the oldest of 2, is 40 days old" in told["snapshot-old", "vm p1/db"]["message"]
+    assert told["snapshot-old", "vm p1/db"]["since"].startswith(made.isoformat()[:19])
+    assert "node1 1500, node2 9000" in told["mtu-mismatch", "network lan"]["message"]
+
+
+async def test_the_number_of_queries_is_the_same_for_any_fleet(api: Api) -> None:
+    def queries(session: Session) -> int:
+        seen: list[str] = []
+        sa.event.listen(session.connection(), "before_cursor_execute", lambda *given: seen.append(given[2]))
+        doctor_rows.read(session, api.clock.now())
+        return len(seen)
+
+    await api.equip()
+    few = await api.db.read(queries)
+    for i in range(6):
+        await api.make_vm(f"vm{i}")
+    assert few == await api.db.read(queries) <= 20
+
+
+async def test_clocks_are_judged_by_what_gateways_wrote(api: Api) -> None:
+    states = {api.ids["node1"]: {"skew_ms": -700}, api.ids["node2"]: {}}
+    patient = await api.db.read(lambda session: doctor.read(session, now=api.clock.now(), host_states=states))
+    assert {one.name: one.skew_ms for one in patient.rows.hosts} == {"node1": -700, "node2": 0}

@@ -68,7 +68,7 @@ def lanes(
     figures = FleetFigures(db=db, clock=clock)
     usage = Usage(db=db, clock=clock)
     drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger, usage=usage)
-    survival = Survival(db=db, clock=clock)
+    survival = Survival(db=db, clock=clock, host_states=host_states)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
     backups = BackupLoop(db=db, clock=clock, nudger=nudger)
     fencer = FenceAgents()

@@ -1,7 +1,8 @@
 """Keeps the failover proof and the capacity gauges along with the fleet."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from trimtab_controller import metrics
 from trimtab_controller.clock import Clock
@@ -19,13 +20,15 @@ KINDS = (HOST, *USUAL_LABELS)
 
 
 class Survival:
-    def __init__(self, *, db: Database, clock: Clock) -> None:
-        self._db, self._clock = db, clock
+    def __init__(self, *, db: Database, clock: Clock, host_states: Callable[[], Mapping[str, Mapping[str, Any]]] = dict) -> None:
+        """`host_states`: what the gateways last heard of each host."""
+        self._db, self._clock, self._host_states = db, clock, host_states
         self._proof: FailoverProof | None = None
 
     def run(self, _term: int) -> None:
         """Bring the proof to the fleet as it is; set every gauge, zeros included."""
-        patient = self._db.read(lambda session: doctor.read(session, now=self._clock.now()))
+        now, states = self._clock.now(), self._host_states()
+        patient = self._db.read(lambda session: doctor.read(session, now=now, host_states=states))
         estate = patient.estate
         began_s = self._clock.boottime_s()
         if self._proof is None:

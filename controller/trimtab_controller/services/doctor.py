@@ -1,9 +1,10 @@
 """Everything that will hurt: the fleet's rows and its failover proof, put before the checks of `core/doctor`."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -25,8 +26,11 @@ class Patient:
     estate: Estate
 
 
-def read(session: Session, *, now: datetime) -> Patient:
-    return Patient(doctor_rows.read(session, now), read_estate(session, now=now))
+def read(session: Session, *, now: datetime, host_states: Mapping[str, Mapping[str, Any]] | None = None) -> Patient:
+    """Return the rows and, of `host_states` (as gateways last wrote them), what SQL does not know: the hosts' clocks."""
+    rows, states = doctor_rows.read(session, now), host_states or {}
+    hosts = tuple(replace(host, skew_ms=int(states.get(host.id, {}).get("skew_ms") or 0)) for host in rows.hosts)
+    return Patient(replace(rows, hosts=hosts), read_estate(session, now=now))
 
 
 def diagnose(patient: Patient) -> tuple[Finding, ...]:

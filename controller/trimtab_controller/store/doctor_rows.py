@@ -1,6 +1,7 @@
 """Reads the doctor's snapshot: a handful of queries over the whole fleet, none of them once per row."""
 
 from collections import defaultdict
+from dataclasses import replace
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -11,21 +12,79 @@ from trimtab_controller.core.doctor.model import (
     FenceFacts,
     FleetFacts,
     HostFacts,
+    NetworkFacts,
     OperationFacts,
     PoolFacts,
+    SnapshotFacts,
     VmFacts,
 )
 from trimtab_controller.core.lifecycle import LIVE_STATES, OperationState
-from trimtab_controller.store import schema
+from trimtab_controller.store import failover, schema
 
 _LIVE = tuple(state.value for state in LIVE_STATES)
 
 
 def read(session: Session, now: datetime) -> FleetFacts:
     """Return the fleet as it is in this transaction, without the failover proof, which others work out."""
+    control = failover.control(session)
+    # MTUs by host and bridge: told in inventories, which are read with the hosts.
+    bridges: dict[tuple[str, str], int] = {}
     return FleetFacts(
-        now=now, hosts=_hosts(session), pools=_pools(session), vms=_vms(session), parked_operations=_parked(session)
+        now=now,
+        hosts=_hosts(session, bridges),
+        pools=_pools(session),
+        vms=_vms(session),
+        parked_operations=_parked(session),
+        networks=_networks(session, bridges),
+        snapshots=_snapshots(session),
+        is_failover_paused=control.is_paused,
+        failover_frozen=control.frozen,
     )
+
+
+def _networks(session: Session, bridges: dict[tuple[str, str], int]) -> tuple[NetworkFacts, ...]:
+    network, mapping, host = schema.network, schema.network_host, schema.host
+    mtus: dict[str, dict[str, int]] = defaultdict(dict)
+    problems: dict[str, dict[str, str]] = defaultdict(dict)
+    query = (
+        sa.select(
+            network.c.id, network.c.bridge, mapping.c.bridge.label("own_bridge"), mapping.c.state, mapping.c.problem, host.c.name
+        )
+        .join(mapping, mapping.c.network_id == network.c.id)
+        .join(host, host.c.id == mapping.c.host_id)
+        .where(network.c.deleted_at.is_(None), host.c.deleted_at.is_(None))
+    )
+    for row in session.execute(query):
+        mtu = bridges.get((row.name, row.own_bridge or row.bridge))
+        if mtu is not None:
+            mtus[row.id][row.name] = mtu
+        if row.state == "failed":
+            problems[row.id][row.name] = row.problem or "no reason was given"
+    live = sa.select(network.c.id, network.c.name, network.c.mtu, network.c.bridge).where(network.c.deleted_at.is_(None))
+    return tuple(
+        NetworkFacts(name=row.name, mtu=row.mtu, bridge=row.bridge, mtus=mtus[row.id], problems=problems[row.id])
+        for row in session.execute(live)
+    )
+
+
+def _snapshots(session: Session) -> tuple[SnapshotFacts, ...]:
+    """Return the oldest of each vm, and how many it keeps; those that only serve a clone under way do not count."""
+    table, vm, project = schema.snapshot, schema.vm, schema.project
+    query = (
+        sa.select(table.c.vm_id, table.c.name, table.c.created_at, vm.c.name.label("vm"), project.c.name.label("project"))
+        .join(vm, vm.c.id == table.c.vm_id)
+        .join(project, project.c.id == vm.c.project_id)
+        .where(table.c.deleted_at.is_(None), table.c.is_temporary.is_(False), table.c.state == "ready", vm.c.deleted_at.is_(None))
+        .order_by(table.c.vm_id, table.c.created_at, table.c.id)
+    )
+    found: dict[str, SnapshotFacts] = {}
+    for row in session.execute(query):
+        oldest = found.get(row.vm_id)
+        if oldest is not None:
+            found[row.vm_id] = replace(oldest, count=oldest.count + 1)
+        else:
+            found[row.vm_id] = SnapshotFacts(project=row.project, vm=row.vm, name=row.name, created_at=row.created_at, count=1)
+    return tuple(found.values())
 
 
 def _parked(session: Session) -> tuple[OperationFacts, ...]:
@@ -34,8 +93,13 @@ def _parked(session: Session) -> tuple[OperationFacts, ...]:
     return tuple(OperationFacts(id=row.id, kind=row.kind) for row in session.execute(query))
 
 
-def _hosts(session: Session) -> tuple[HostFacts, ...]:
-    table = schema.host
+def _hosts(session: Session, bridges: dict[tuple[str, str], int]) -> tuple[HostFacts, ...]:
+    """Return the hosts; `bridges` is filled with what they told of theirs."""
+    table, host_class, guard = schema.host, schema.host_class, schema.host_guard
+    reserves = {
+        row.id: row.memory_reserve_mib for row in session.execute(sa.select(host_class.c.id, host_class.c.memory_reserve_mib))
+    }
+    armed = set(session.scalars(sa.select(guard.c.host_id).where(guard.c.is_armed)))
     certificates, fences = _certificates(session), _fences(session)
     in_maintenance = set(session.scalars(sa.select(schema.host_maintenance.c.host_id)))
     query = sa.select(
@@ -47,11 +111,13 @@ def _hosts(session: Session) -> tuple[HostFacts, ...]:
         table.c.memory_limit_mib,
         table.c.memory_claimed_mib,
         table.c.unmanaged_memory_mib,
+        table.c.host_class_id,
         table.c.inventory,
     ).where(table.c.deleted_at.is_(None))
     found = []
     for row in session.execute(query):
         told = row.inventory or {}
+        bridges.update({(row.name, one["name"]): int(one.get("mtu", 1500)) for one in told.get("bridges", ())})
         found.append(
             HostFacts(
                 id=row.id,
@@ -67,6 +133,10 @@ def _hosts(session: Session) -> tuple[HostFacts, ...]:
                 cpu_models=frozenset(told.get("usable_cpu_models", ())),
                 certificates=tuple(certificates[row.id]),
                 fences=tuple(fences[row.id]),
+                cpu_features=frozenset(told.get("cpu_features", ())),
+                machines=frozenset(told.get("machines", ())),
+                memory_reserve_mib=reserves.get(row.host_class_id),
+                is_warden_armed=row.id in armed,
             )
         )
     return tuple(found)
@@ -152,6 +222,10 @@ def _vms(session: Session) -> tuple[VmFacts, ...]:
             vm.c.problem,
             vm.c.next_vcpus,
             vm.c.next_memory_mib,
+            vm.c.machine,
+            vm.c.cpu_features,
+            vm.c.ha,
+            vm.c.attention,
         )
         .join(project, project.c.id == vm.c.project_id)
         .where(vm.c.deleted_at.is_(None))
@@ -167,6 +241,10 @@ def _vms(session: Session) -> tuple[VmFacts, ...]:
             problem=row.problem,
             is_busy=row.id in busy,
             is_adjusted_at_next_stop=bool(row.next_vcpus or row.next_memory_mib),
+            machine=row.machine,
+            cpu_features=tuple(row.cpu_features or ()),
+            is_protected=row.ha == "restart",
+            given_up_by=row.attention,
         )
         for row in session.execute(query)
     )

@@ -94,6 +94,11 @@ def test_a_healthy_fleet_is_left_in_peace() -> None:
             "fence-untested",
         ),
         (
+            {"fences": (FenceFacts(name="b", tested_at=NOW, test_power="unknown", test_message="timed out"),)},
+            Severity.CRITICAL,
+            "fence-untested",
+        ),
+        (
             {"fences": (FenceFacts(name="b", tested_at=NOW - timedelta(days=8), test_power="on", test_message=""),)},
             Severity.NOTICE,
             "fence-untested",
@@ -118,11 +123,14 @@ def test_a_host_in_maintenance_is_cordoned_on_purpose() -> None:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"available_bytes": 6 * GIB}, []),
+        ({"available_bytes": 21 * GIB}, []),
+        ({"available_bytes": 20 * GIB}, [(Severity.NOTICE, "pool-filling")]),
+        ({"available_bytes": 10 * GIB}, [(Severity.WARNING, "pool-filling")]),
+        ({"available_bytes": 6 * GIB}, [(Severity.WARNING, "pool-filling")]),
         ({"available_bytes": 5 * GIB}, [(Severity.WARNING, "pool-full")]),
         ({"available_bytes": 2 * GIB}, [(Severity.CRITICAL, "pool-full")]),
         ({"available_bytes": 2 * GIB, "reserve_permille": 0}, [(Severity.CRITICAL, "pool-full")]),
-        ({"available_bytes": 3 * GIB, "reserve_permille": 0}, []),
+        ({"available_bytes": 3 * GIB, "reserve_permille": 0}, [(Severity.WARNING, "pool-filling")]),
         ({"capacity_bytes": 0, "available_bytes": 0}, []),  # never observed
         ({"capacity_bytes": 0, "problem": "nas is away"}, [(Severity.CRITICAL, "pool-unusable")]),
     ],

@@ -28,6 +28,8 @@ class FindingResource:
     message: str
     # The command that cures it, or shows more.
     cure: str
+    # None where nobody wrote it down.
+    since: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +44,13 @@ class DoctorResource:
 @router.get("/v1/doctor", response_model=DoctorResource)
 async def get_doctor(runtime: InRuntime, _access: Annotated[Access, requires(Role.VIEWER, Scope.FLEET)]) -> Response:
     """Tell everything that will hurt, ranked, each with the command that cures it."""
-    now = runtime.context.clock.now()
-    patient = await runtime.context.db.read(lambda session: doctor.read(session, now=now))
+    now, states = runtime.context.clock.now(), runtime.context.host_states()
+    patient = await runtime.context.db.read(lambda session: doctor.read(session, now=now, host_states=states))
     found = await asyncio.to_thread(doctor.diagnose, patient)
     findings = tuple(
-        FindingResource(severity=one.severity.value, kind=one.kind, subject=one.subject, message=one.message, cure=one.cure)
+        FindingResource(
+            severity=one.severity.value, kind=one.kind, subject=one.subject, message=one.message, cure=one.cure, since=one.since
+        )
         for one in found
     )
     is_healthy = all(one.severity == "notice" for one in findings)

@@ -2,7 +2,7 @@
 
 import click
 
-from trimtab_controller.cli import options, render
+from trimtab_controller.cli import humanise, options, render
 from trimtab_controller.cli.errors import CommandFailed, ExitCode
 from trimtab_controller.cli.paths import join
 from trimtab_controller.cli.render import Column, Document
@@ -13,6 +13,7 @@ _FINDINGS = (
     Column("subject", "subject"),
     Column("finding", "message"),
     Column("cure", "cure"),
+    Column("since", "since", lambda item, now: humanise.since(item.get("since"), now) if item.get("since") else "", is_wide=True),
     Column("kind", "kind", is_wide=True),
 )
 

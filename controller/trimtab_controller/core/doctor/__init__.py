@@ -2,28 +2,57 @@
 
 from collections.abc import Sequence
 
-from trimtab_controller.core.doctor import certificates, fences, hosts, operations, pools, vms
+from trimtab_controller.core.doctor import (
+    certificates,
+    clocks,
+    failover,
+    fences,
+    hosts,
+    mobility,
+    networks,
+    operations,
+    pools,
+    protection,
+    snapshots,
+    vms,
+)
 from trimtab_controller.core.doctor.model import Check, Finding, FleetFacts, Severity
 
 CHECKS: tuple[Check, ...] = (
     certificates.expiring,
+    clocks.skewed,
+    failover.standing_still,
     hosts.silent,
     hosts.cordoned,
     hosts.crowded,
+    hosts.shared,
     hosts.older_qemu,
+    mobility.bound,
+    networks.mismatched,
+    networks.unreachable,
     pools.full,
+    pools.filling,
     pools.unusable,
     vms.troubled,
     vms.waiting_for_a_stop,
     vms.stuck,
     vms.uncovered,
     fences.untested,
+    protection.unprotected,
+    snapshots.old,
     operations.parked,
 )
 _RANK = {severity: rank for rank, severity in enumerate(Severity)}
 
 
 def examine(fleet: FleetFacts, checks: Sequence[Check] = CHECKS) -> tuple[Finding, ...]:
-    """Return what every check found, the worst first, then by kind and subject."""
-    found = [finding for check in checks for finding in check(fleet)]
-    return tuple(sorted(found, key=lambda one: (_RANK[one.severity], one.kind, one.subject, one.message)))
+    """Return what every check found, the worst first, then by kind and subject.
+
+    The order is total: it depends on what was found, not on the order in which rows came.
+    """
+    return tuple(sorted((finding for check in checks for finding in check(fleet)), key=_rank))
+
+
+def _rank(one: Finding) -> tuple[int, str, str, str, str, float]:
+    since = one.since.timestamp() if one.since is not None else 0.0
+    return (_RANK[one.severity], one.kind, one.subject, one.message, one.cure, since)

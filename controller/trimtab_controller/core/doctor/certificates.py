@@ -23,6 +23,7 @@ def expiring(fleet: FleetFacts) -> tuple[Finding, ...]:
                     subject=f"host {host.name}",
                     message=f"its {certificate.purpose} certificate {'ended' if is_over else 'ends'} at {at} and was not renewed",
                     cure=f"trimtab host token create {host.name} --rejoin" if is_over else f"trimtab host get {host.name}",
+                    since=certificate.not_after if is_over else None,
                 )
             )
     return tuple(found)

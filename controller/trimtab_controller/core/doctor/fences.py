@@ -13,14 +13,21 @@ def untested(fleet: FleetFacts) -> tuple[Finding, ...]:
         for fence in host.fences:
             if fence.tested_at is None:
                 severity, words = Severity.WARNING, "was never tested"
-            elif not fence.test_power:
-                severity, words = Severity.CRITICAL, f"did not answer its last test: {fence.test_message or 'no word why'}"
+            elif not fence.is_ready:
+                severity, words = (
+                    Severity.CRITICAL,
+                    f"could not be relied on at its last test: {fence.test_message or 'no word why'}",
+                )
             elif fleet.now - fence.tested_at > OLD:
                 severity, words = Severity.NOTICE, f"was last tested on {fence.tested_at:%Y-%m-%d}"
             else:
                 continue
             subject = f"host {host.name}"
             message = f"its power device {fence.name} {words}"
-            cure = f"trimtab host get {host.name}"
-            found.append(Finding(severity=severity, kind="fence-untested", subject=subject, message=message, cure=cure))
+            cure = f"trimtab fence test {host.name}"
+            found.append(
+                Finding(
+                    severity=severity, kind="fence-untested", subject=subject, message=message, cure=cure, since=fence.tested_at
+                )
+            )
     return tuple(found)

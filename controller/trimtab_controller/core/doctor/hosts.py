@@ -1,5 +1,7 @@
 """Hosts that are silent, closed, crowded by what is not ours, or behind the others."""
 
+from dataclasses import replace
+
 from trimtab_controller.core.doctor.model import Finding, FleetFacts, HostFacts, Severity
 
 _SILENT = {
@@ -17,7 +19,8 @@ def silent(fleet: FleetFacts) -> tuple[Finding, ...]:
             continue
         severity, kind, words = _SILENT[host.connectivity]
         since = f"since {host.connectivity_at:%Y-%m-%d %H:%M} UTC"
-        found.append(_finding(host, severity, kind, f"{words} ({since})", f"trimtab host get {host.name}"))
+        finding = _finding(host, severity, kind, f"{words} ({since})", f"trimtab host get {host.name}")
+        found.append(replace(finding, since=host.connectivity_at))
     return tuple(found)
 
 
@@ -41,6 +44,24 @@ def crowded(fleet: FleetFacts) -> tuple[Finding, ...]:
             )
             found.append(_finding(host, Severity.WARNING, "unmanaged-memory", words, f"trimtab host drain {host.name} --plan"))
     return tuple(found)
+
+
+def shared(fleet: FleetFacts) -> tuple[Finding, ...]:
+    """Domains that are not ours have more than the reserve: not yet of what vms were promised, but of what they could be."""
+    return tuple(
+        _finding(
+            host,
+            Severity.NOTICE,
+            "unmanaged-above-reserve",
+            f"domains that are not Trimtab's use {host.unmanaged_memory_mib} MiB, more than the reserve of "
+            f"{host.memory_reserve_mib} MiB: so much fewer vms fit",
+            f"trimtab host get {host.name}",
+        )
+        for host in fleet.hosts
+        if host.memory_reserve_mib is not None
+        and host.unmanaged_memory_mib > host.memory_reserve_mib
+        and host.memory_claimed_mib + host.unmanaged_memory_mib <= host.memory_limit_mib
+    )
 
 
 def older_qemu(fleet: FleetFacts) -> tuple[Finding, ...]:

@@ -1,7 +1,7 @@
 """What the doctor looks at, and what it says. Pure."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -25,6 +25,8 @@ class Finding:
     """Kind and name, as `host node1`."""
     message: str
     cure: str
+    since: datetime | None = None
+    """None where nobody wrote it down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,11 @@ class FenceFacts:
     test_power: str
     """What the device answered to the last test; "" where it did not."""
     test_message: str
+
+    @property
+    def is_ready(self) -> bool:
+        """It answered the last test, and nothing contradicted it."""
+        return self.tested_at is not None and self.test_power in {"on", "off"} and not self.test_message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +66,14 @@ class HostFacts:
     """Named models that guests may have here; empty where the host has not told."""
     certificates: tuple[CertificateFacts, ...] = ()
     fences: tuple[FenceFacts, ...] = ()
+    cpu_features: frozenset[str] = frozenset()
+    machines: frozenset[str] = frozenset()
+    """Machine types of its QEMU; empty where the host has not told."""
+    memory_reserve_mib: int | None = None
+    """What its class keeps for the host itself; None where it is not known."""
+    is_warden_armed: bool = True
+    skew_ms: int = 0
+    """How far its clock is ahead of its gateway's."""
 
     @property
     def can_take_guests(self) -> bool:
@@ -89,6 +104,16 @@ class VmFacts:
     is_busy: bool
     """An operation on it has not ended: it is on its way and nothing is said of it."""
     is_adjusted_at_next_stop: bool
+    machine: str = ""
+    cpu_features: tuple[str, ...] = ()
+    is_protected: bool = False
+    """Restarted elsewhere when its host is lost."""
+    given_up_by: str = ""
+    """`failover` where that found no way to restart it."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.project}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +133,28 @@ class OperationFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFacts:
+    name: str
+    mtu: int
+    bridge: str
+    mtus: Mapping[str, int] = field(default_factory=dict)
+    """Of the bridge that it has on each host, by the host's name; hosts whose bridge is not known are left out."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """Why a host does not reach it, by the host's name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotFacts:
+    """The snapshots that a vm keeps: the oldest, and how many."""
+
+    project: str
+    vm: str
+    name: str
+    created_at: datetime
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetFacts:
     """One snapshot, read in one transaction."""
 
@@ -118,6 +165,20 @@ class FleetFacts:
     uncovered: tuple[UncoveredFacts, ...] = ()
     parked_operations: tuple[OperationFacts, ...] = ()
     """In `needs_attention`."""
+    networks: tuple[NetworkFacts, ...] = ()
+    snapshots: tuple[SnapshotFacts, ...] = ()
+    is_failover_paused: bool = False
+    failover_frozen: str = ""
+    """Why failover stands still by itself; "" where it does not."""
 
 
 Check = Callable[[FleetFacts], tuple[Finding, ...]]
+
+NAMES_SHOWN = 5
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first few names in order, and how many more there are."""
+    ordered = sorted(names)
+    more = len(ordered) - NAMES_SHOWN
+    return ", ".join(ordered[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -5,6 +5,9 @@ from trimtab_controller.core.doctor.model import Finding, FleetFacts, PoolFacts,
 CRITICAL_PERMILLE = 20
 """Below this much free space guests are about to be paused by failed writes, whatever the reserve."""
 
+NOTICE_PERMILLE = 200
+WARN_PERMILLE = 100
+
 
 def full(fleet: FleetFacts) -> tuple[Finding, ...]:
     found = []
@@ -19,6 +22,20 @@ def full(fleet: FleetFacts) -> tuple[Finding, ...]:
             f"{left_permille / 10:g} % of it is free, its reserve is {pool.reserve_permille / 10:g} %: it takes no more volumes"
         )
         found.append(_finding(pool, severity, "pool-full", words, "trimtab volume list"))
+    return tuple(found)
+
+
+def filling(fleet: FleetFacts) -> tuple[Finding, ...]:
+    """Not down to the reserve yet, which `full` tells."""
+    found = []
+    for pool in fleet.pools:
+        if pool.problem or not pool.capacity_bytes:
+            continue
+        left_permille = pool.available_bytes * 1000 // pool.capacity_bytes
+        if max(pool.reserve_permille, CRITICAL_PERMILLE) < left_permille <= NOTICE_PERMILLE:
+            severity = Severity.WARNING if left_permille <= WARN_PERMILLE else Severity.NOTICE
+            words = f"{100 - left_permille / 10:g} % of it is used, at {100 - pool.reserve_permille / 10:g} % it takes no more volumes"
+            found.append(_finding(pool, severity, "pool-filling", words, f"trimtab pool get {pool.name}"))
     return tuple(found)
 
 

@@ -9,6 +9,11 @@ def troubled(fleet: FleetFacts) -> tuple[Finding, ...]:
     for vm in fleet.vms:
         if vm.is_busy:
             continue
+        if vm.given_up_by:
+            words = f"{vm.given_up_by} gave it up: {vm.problem or 'no reason is known'}"
+            cure = f"trimtab vm start {vm.name} --project {vm.project}"
+            found.append(_finding(vm, Severity.CRITICAL, "vm-given-up", words, cure))
+            continue
         words = vm.problem or _difference(vm)
         if words:
             found.append(_finding(vm, Severity.WARNING, "vm-problem" if vm.problem else "vm-drift", words, _get(vm)))
