@@ -16,7 +16,7 @@ from trimtab_controller.core.doctor.model import (
     VmFacts,
 )
 from trimtab_controller.core.lifecycle import LIVE_STATES, OperationState
-from trimtab_controller.store import schema
+from trimtab_controller.store import host_guards, schema
 
 _LIVE = tuple(state.value for state in LIVE_STATES)
 
@@ -37,6 +37,7 @@ def _parked(session: Session) -> tuple[OperationFacts, ...]:
 def _hosts(session: Session) -> tuple[HostFacts, ...]:
     table = schema.host
     certificates, fences = _certificates(session), _fences(session)
+    armed = {host_id for host_id, guard in host_guards.read_all(session).items() if guard.is_armed}
     in_maintenance = set(session.scalars(sa.select(schema.host_maintenance.c.host_id)))
     query = sa.select(
         table.c.id,
@@ -67,6 +68,7 @@ def _hosts(session: Session) -> tuple[HostFacts, ...]:
                 cpu_models=frozenset(told.get("usable_cpu_models", ())),
                 certificates=tuple(certificates[row.id]),
                 fences=tuple(fences[row.id]),
+                is_warden_armed=row.id in armed,
             )
         )
     return tuple(found)
@@ -152,6 +154,7 @@ def _vms(session: Session) -> tuple[VmFacts, ...]:
             vm.c.problem,
             vm.c.next_vcpus,
             vm.c.next_memory_mib,
+            vm.c.ha,
         )
         .join(project, project.c.id == vm.c.project_id)
         .where(vm.c.deleted_at.is_(None))
@@ -167,6 +170,7 @@ def _vms(session: Session) -> tuple[VmFacts, ...]:
             problem=row.problem,
             is_busy=row.id in busy,
             is_adjusted_at_next_stop=bool(row.next_vcpus or row.next_memory_mib),
+            is_kept=row.ha == "restart",
         )
         for row in session.execute(query)
     )

@@ -18,6 +18,7 @@ CHECKS: tuple[Check, ...] = (
     vms.stuck,
     vms.uncovered,
     fences.untested,
+    fences.missing,
     operations.parked,
 )
 _RANK = {severity: rank for rank, severity in enumerate(Severity)}

@@ -59,6 +59,8 @@ class HostFacts:
     """Named models that guests may have here; empty where the host has not told."""
     certificates: tuple[CertificateFacts, ...] = ()
     fences: tuple[FenceFacts, ...] = ()
+    is_warden_armed: bool = False
+    """Whether the end of its lease proves that its guests ended."""
 
     @property
     def can_take_guests(self) -> bool:
@@ -89,6 +91,8 @@ class VmFacts:
     is_busy: bool
     """An operation on it has not ended: it is on its way and nothing is said of it."""
     is_adjusted_at_next_stop: bool
+    is_kept: bool = False
+    """Restarted elsewhere when its host dies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
