@@ -58,6 +58,12 @@ class Settings(BaseSettings):
     imports_at_once: Annotated[int, Field(ge=1, le=16)] = 2
     migrations_at_once: Annotated[int, Field(ge=1, le=16)] = 2
 
+    lease_fencing: bool = False
+    """Whether the warden ends guests that may start elsewhere when this host's lease ends, so that they come back without a power
+    device. Off unless asked for at the join: a controller that is away for longer than a lease costs those guests, and nothing that
+    runs shall end because the controller does.
+    """
+
     beacon_pool_id: Annotated[str, Field(pattern=r"^(pool-[0-9a-z][0-9a-z_-]{0,34})?$")] = ""
     """Shared pool in which the host renews its lease as well. Empty: in none, and a controller that is away for longer than a lease
     costs the guests that may start elsewhere. A host with one is recovered only after power fencing or an operator's word until

@@ -18,7 +18,7 @@ from trimtab_agent.beacon import Task
 from trimtab_agent.certificates import PURPOSE_AGENT, IdentityFiles, report
 from trimtab_agent.clock import SystemClock
 from trimtab_agent.config import Settings
-from trimtab_agent.guard import NO_WARDEN, Guard
+from trimtab_agent.guard import NOT_ASKED_FOR, Guard
 from trimtab_agent.hypervisor.base import Hypervisor
 from trimtab_agent.jobs import DEFAULT_LIMITS, JobKind
 from trimtab_agent.journal import open_or_replace
@@ -87,7 +87,7 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
             host_id=settings.host_id,
             hypervisor=hypervisor,
             backups=backups,
-            warden=guard or NO_WARDEN,
+            warden=guard or NOT_ASKED_FOR,
             journal=journal,
             pools=host_pools(),
             watch=WorkerPool("watch", threads=4),
@@ -124,8 +124,8 @@ def _install_libvirt(libvirt: LibvirtCertificates, ca_pem: bytes, certificate_pe
 
 
 def _guard(settings: Settings, agent: Callable[[], Agent]) -> Guard | None:
-    """Return the warden's client; None where guests are simulated and there is nothing to kill."""
-    if settings.hypervisor == "simulated":
+    """Return the warden's client; None where it was not asked for, or guests are simulated and there is nothing to kill."""
+    if settings.hypervisor == "simulated" or not settings.lease_fencing:
         return None
 
     def beacon(pool_id: str, ttl_s: float) -> Task | None:

@@ -82,9 +82,10 @@ class WardenReport:
 
 
 class NoWarden:
-    """Of a host without one: simulated hosts, and tests. Never armed, so such a host is recovered only after power fencing."""
+    """Of a host without one: simulated, or joined without `--lease-fencing`. Never armed, so it is recovered only after power fencing."""
 
-    report = WardenReport()
+    def __init__(self, why: str = "") -> None:
+        self.report = WardenReport(missing=(why,) if why else ())
 
     def told(self, sequence: int, *, is_armed: bool) -> None: ...
 
@@ -100,6 +101,7 @@ class NoWarden:
 
 
 NO_WARDEN = NoWarden()
+NOT_ASKED_FOR = NoWarden("fencing by lease is off: lease_fencing in agent.toml")
 
 
 class Guard:

@@ -61,6 +61,7 @@ class JoinOptions:
     """Empty: the same."""
     agent_port: int = config.AGENT_PORT
     metrics_port: int = config.METRICS_PORT
+    lease_fencing: bool = False
     root: Path = Path("/")
     """Another one in tests: every file is below it."""
 
@@ -223,6 +224,7 @@ class Joiner:
             **told,
             "listen_address": f"{family}:{self._options.agent_port}",
             "metrics_address": f"{family}:{self._options.metrics_port}",
+            "lease_fencing": self._options.lease_fencing,
         }
         self._undo.remember_path(self._configuration)
         write_file(self._configuration, config.render(values).encode(), mode=0o600)

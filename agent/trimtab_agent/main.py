@@ -72,6 +72,12 @@ def join_options(command: F) -> F:
         click.option("--migration-address", default="", help="Address at which guests arrive; the same where not given."),
         click.option("--agent-port", type=click.IntRange(1, 65535), default=config.AGENT_PORT, show_default=True),
         click.option("--metrics-port", type=click.IntRange(1, 65535), default=config.METRICS_PORT, show_default=True),
+        click.option(
+            "--lease-fencing",
+            is_flag=True,
+            help="End vms of --ha restart here when this host loses its lease, so that they start elsewhere without a power device. "
+            "A controller that is away longer than a lease then ends them too.",
+        ),
         click.option("--root", type=click.Path(path_type=Path), default=Path("/"), hidden=True),
     )
     for option in reversed(options):

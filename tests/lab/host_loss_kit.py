@@ -102,7 +102,7 @@ def build(lab: Lab, *, settings: dict[str, str] | None = None) -> LossFleet:
     lab.up(hosts=3, has_lock_free_disk=True)
     plane = ControlPlane(lab, settings=settings)
     plane.start()
-    plane.join_hosts()
+    plane.join_hosts(lease_fencing=True)
     fleet = LossFleet(lab, plane)
     wait_until(lambda: fleet.ok("host", "list", "-o", "json").out.count('"up"') >= 3, "three hosts to be up")
     fleet.ok("pool", "create", "shared", "--path", "/srv/trimtab-shared", "--shared")

@@ -129,3 +129,9 @@ def test_what_the_doctor_finds_is_a_metric_until_it_is_cured(story: FleetStory) 
         story.db.write(lambda session, values=values: session.execute(schema.host.update().values(**values)))
         loop.run(story.term)
         assert cordoned() == found
+
+
+def test_clocks_that_gateways_hear_are_in_the_doctors_metric(story: FleetStory) -> None:
+    states = {story.host_ids[0]: {"skew_ms": 2500}}
+    Survival(db=story.db, clock=story.clock, host_states=lambda: states).run(story.term)
+    assert REGISTRY.get_sample_value("trimtab_doctor_findings", {"severity": "critical", "kind": "clock-skew"}) == 1

@@ -19,7 +19,7 @@ from trimtab_controller.core.doctor.model import (
     VmFacts,
 )
 from trimtab_controller.core.lifecycle import LIVE_STATES, OperationState
-from trimtab_controller.store import failover, schema
+from trimtab_controller.store import failover, host_guards, schema
 
 _LIVE = tuple(state.value for state in LIVE_STATES)
 
@@ -95,12 +95,12 @@ def _parked(session: Session) -> tuple[OperationFacts, ...]:
 
 def _hosts(session: Session, bridges: dict[tuple[str, str], int]) -> tuple[HostFacts, ...]:
     """Return the hosts; `bridges` is filled with what they told of theirs."""
-    table, host_class, guard = schema.host, schema.host_class, schema.host_guard
+    table, host_class = schema.host, schema.host_class
     reserves = {
         row.id: row.memory_reserve_mib for row in session.execute(sa.select(host_class.c.id, host_class.c.memory_reserve_mib))
     }
-    armed = set(session.scalars(sa.select(guard.c.host_id).where(guard.c.is_armed)))
     certificates, fences = _certificates(session), _fences(session)
+    armed = {host_id for host_id, guard in host_guards.read_all(session).items() if guard.is_armed}
     in_maintenance = set(session.scalars(sa.select(schema.host_maintenance.c.host_id)))
     query = sa.select(
         table.c.id,
@@ -243,7 +243,7 @@ def _vms(session: Session) -> tuple[VmFacts, ...]:
             is_adjusted_at_next_stop=bool(row.next_vcpus or row.next_memory_mib),
             machine=row.machine,
             cpu_features=tuple(row.cpu_features or ()),
-            is_protected=row.ha == "restart",
+            is_kept=row.ha == "restart",
             given_up_by=row.attention,
         )
         for row in session.execute(query)

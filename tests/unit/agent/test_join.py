@@ -139,6 +139,12 @@ def test_join_makes_a_member_whose_files_are_private(machine: Machine) -> None:
     settings = config.load(machine.root / "var/lib/trimtab/agent.toml")
     assert (settings.host_id, settings.gateway_addresses) == (host_id, ("127.0.0.1:8444",))
     assert settings.listen_address == "0.0.0.0:18446"
+    assert settings.lease_fencing is False, "nothing that runs ends because the controller does, unless that was asked for"
+
+
+def test_fencing_by_lease_is_asked_for_at_the_join(machine: Machine) -> None:
+    machine.joiner(lease_fencing=True).join()
+    assert config.load(machine.root / "var/lib/trimtab/agent.toml").lease_fencing is True
 
 
 def test_libvirts_certificates_fit_what_gnutls_wants(machine: Machine) -> None:

@@ -111,6 +111,19 @@ def test_each_trouble_of_a_host_is_found_once_and_by_its_name(change: dict[str, 
     assert [(one.severity, one.kind, one.subject) for one in examine(fleet)] == [(severity, kind, "host node1")]
 
 
+def test_a_host_with_vms_to_restart_that_nothing_can_prove_off_is_named() -> None:
+    kept = replace(HEALTHY, hosts=(host(fences=()), host("node2")), vms=(vm(is_kept=True), vm(name="web2", is_kept=True)))
+    (found,) = examine(kept)
+    assert (found.severity, found.kind, found.subject) == (Severity.CRITICAL, "host-unprotected", "host node1")
+    assert "2 of its vms" in found.message
+    assert "fence config node1" in found.cure
+    armed = replace(kept, hosts=(host(fences=(), is_warden_armed=True), host("node2")))
+    with_device, not_kept = replace(kept, hosts=HEALTHY.hosts), replace(kept, vms=(vm(), vm(name="web2")))
+    told = [[(one.severity, one.kind) for one in examine(fleet)] for fleet in (armed, with_device, not_kept)]
+    # With one way to prove it off the other one is only worth a notice.
+    assert told == [[(Severity.NOTICE, "fence-missing")], [(Severity.NOTICE, "warden-not-armed")], []]
+
+
 def test_memory_that_is_not_ours_but_was_never_promised_hurts_nobody() -> None:
     assert examine(replace(HEALTHY, hosts=(host(unmanaged_memory_mib=4096), host("node2")))) == ()
 

@@ -15,8 +15,9 @@ from trimtab_controller.core.doctor.model import FenceFacts, FleetFacts, Network
 
 LAN = NetworkFacts(name="lan", mtu=1500, bridge="br0", mtus={"node1": 1500, "node2": 1500})
 DRAIN = "trimtab host drain node1 --plan"
-ARM = "on node1: systemctl enable --now trimtab-warden"
-HA = (vm(is_protected=True),)
+ARM = "on node1: set lease_fencing = true in agent.toml, then systemctl restart trimtab-agent"
+DEVICE = "trimtab fence config node1 --agent fence_redfish --address ADDRESS --secret-file FILE"
+HA = (vm(is_kept=True),)
 DEAD = FenceFacts(name="bmc", tested_at=NOW, test_power="on", test_message="it says off, but the host is heard from")
 
 
@@ -58,11 +59,10 @@ FIRES: list[tuple[dict[str, Any], Severity, str, str, str, str]] = [
      "network lan", "host node2 does not reach it: there is no bridge br0", "trimtab network get lan"),
     ({"pools": (pool(available_bytes=10 << 30),)}, Severity.WARNING, "pool-filling", "pool fast on node1", "90 % of it is used",
      "trimtab pool get fast"),
-    ({"vms": HA, **two({"fences": ()})}, Severity.NOTICE, "fence-missing", "host node1", "no power device",
-     "trimtab fence config node1 --agent AGENT --address BMC --user USER --secret-file FILE"),
-    ({"vms": HA, **two({"is_warden_armed": False})}, Severity.WARNING, "warden-not-armed", "host node1", "1 vms wait", ARM),
-    ({"vms": HA, **two({"is_warden_armed": False, "fences": ()})}, Severity.CRITICAL, "host-unprotected", "host node1",
-     "1 vms stay down", ARM),
+    ({"vms": HA, **two({"fences": (), "is_warden_armed": True})}, Severity.NOTICE, "fence-missing", "host node1",
+     "no power device", DEVICE),
+    ({"vms": HA}, Severity.NOTICE, "warden-not-armed", "host node1", "1 vms wait", ARM),
+    ({"vms": HA, **two({"fences": ()})}, Severity.CRITICAL, "host-unprotected", "host node1", "1 of its vms", DEVICE),
     ({"snapshots": (snapshot(7),)}, Severity.NOTICE, "snapshot-old", "vm p1/web1", "its snapshot before is 7 days old",
      "trimtab vm snapshot delete web1 before --project p1"),
     ({"snapshots": (snapshot(30, count=3),)}, Severity.WARNING, "snapshot-old", "vm p1/web1", "the oldest of 3, is 30 days old",
@@ -93,9 +93,8 @@ SILENT: list[tuple[str, dict[str, Any]]] = [
     ("alone in the fleet nothing can move", {"vms": ON_Q35, "hosts": (host("node1", machines=OLD_QEMU),)}),
     ("bridges that carry more than the network asks, all the same", {"networks": (replace(LAN, mtu=1400),)}),
     ("a network whose bridges nobody told", {"networks": (replace(LAN, mtus={}),)}),
-    ("no warden where nothing is restarted", two({"is_warden_armed": False, "fences": ()})),
-    ("no warden where the vms to restart are stopped", {
-        "vms": (vm(is_protected=True, desired_power="stopped", observed_state="stopped"),), **two({"is_warden_armed": False})}),
+    ("neither warden nor device where nothing is restarted", two({"fences": ()})),
+    ("both of them", {"vms": HA, **two({"is_warden_armed": True})}),
     ("a young snapshot", {"snapshots": (snapshot(6),)}),
     ("a vm that was given up and is being started", {"vms": (vm(given_up_by="failover", is_busy=True),)}),
 ]  # fmt: skip
@@ -107,7 +106,7 @@ def test_nothing_is_said_of(changes: dict[str, Any]) -> None:
 
 
 def test_a_device_that_is_contradicted_protects_nobody() -> None:
-    found = examine(replace(HEALTHY, vms=HA, **two({"is_warden_armed": False, "fences": (DEAD,)})))
+    found = examine(replace(HEALTHY, vms=HA, **two({"fences": (DEAD,)})))
     assert [(one.severity, one.kind) for one in found] == [
         (Severity.CRITICAL, "fence-untested"),
         (Severity.CRITICAL, "host-unprotected"),
@@ -143,7 +142,7 @@ _VMS = st.builds(
     name=st.sampled_from(["a", "b", "c"]),
     host_id=st.sampled_from(["host-node1", "host-node2"]),
     machine=st.sampled_from(["", "pc-q35-7.2"]),
-    is_protected=st.booleans(),
+    is_kept=st.booleans(),
     problem=st.sampled_from(["", "its disk is full"]),
 )
 _FLEETS = st.builds(

@@ -38,8 +38,9 @@ CHECKS: tuple[Check, ...] = (
     vms.stuck,
     vms.uncovered,
     fences.untested,
-    protection.unprotected,
+    protection.thin,
     snapshots.old,
+    fences.missing,
     operations.parked,
 )
 _RANK = {severity: rank for rank, severity in enumerate(Severity)}

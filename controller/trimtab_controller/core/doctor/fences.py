@@ -1,4 +1,4 @@
-"""Power devices that nobody tried, or that did not answer: found out before the outage."""
+"""Hosts that nothing could prove off, and power devices that nobody tried or that did not answer: found out before the outage."""
 
 from datetime import timedelta
 
@@ -31,3 +31,22 @@ def untested(fleet: FleetFacts) -> tuple[Finding, ...]:
                 )
             )
     return tuple(found)
+
+
+def missing(fleet: FleetFacts) -> tuple[Finding, ...]:
+    """Find hosts with vms to restart elsewhere that nobody could prove off but an operator."""
+    kept: dict[str, int] = {}
+    for vm in fleet.vms:
+        if vm.is_kept:
+            kept[vm.host_id] = kept.get(vm.host_id, 0) + 1
+    return tuple(
+        Finding(
+            severity=Severity.CRITICAL,
+            kind="host-unprotected",
+            subject=f"host {host.name}",
+            message=f"{kept[host.id]} of its vms shall restart elsewhere, but it has no power device and its warden is not armed",
+            cure=f"trimtab fence config {host.name} --agent fence_redfish --address ADDRESS --secret-file FILE",
+        )
+        for host in fleet.hosts
+        if host.id in kept and not host.fences and not host.is_warden_armed
+    )

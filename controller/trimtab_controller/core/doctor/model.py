@@ -71,7 +71,8 @@ class HostFacts:
     """Machine types of its QEMU; empty where the host has not told."""
     memory_reserve_mib: int | None = None
     """What its class keeps for the host itself; None where it is not known."""
-    is_warden_armed: bool = True
+    is_warden_armed: bool = False
+    """Whether the end of its lease proves that its guests ended."""
     skew_ms: int = 0
     """How far its clock is ahead of its gateway's."""
 
@@ -106,7 +107,7 @@ class VmFacts:
     is_adjusted_at_next_stop: bool
     machine: str = ""
     cpu_features: tuple[str, ...] = ()
-    is_protected: bool = False
+    is_kept: bool = False
     """Restarted elsewhere when its host is lost."""
     given_up_by: str = ""
     """`failover` where that found no way to restart it."""
