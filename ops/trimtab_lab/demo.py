@@ -51,7 +51,7 @@ class Demo:
         self.migrate(SHARED_GUEST, "on shared storage: only memory moves")
         self.migrate(LOCAL_GUEST, "on a local disk: the disk is copied along")
         self.stop_start_delete()
-        show_backup(self, BACKED_UP_GUEST, key_file=self.lab.spec.state_directory / "backup-main.key")
+        show_backup(self, BACKED_UP_GUEST, key_file=self.lab.spec.state_directory / "controller" / "backup-main.key")
         self.lose_a_host()
         self.show_metrics()
         self.farewell()
