@@ -1,4 +1,4 @@
-"""What every hypervisor promises about changing a domain that may run. See `test_hypervisor.py` for the hosts.
+"""What every hypervisor promises about changing a domain that may run. See `hosts.py` for the hosts.
 
 What only a guest's own cooperation brings about (memory, vcpus) is asked of real guests in `tests/lab/test_kvm_hotplug.py`.
 """
@@ -7,16 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.test_hypervisor import (  # noqa: F401 - fixtures
+from tests.contract.hosts import (
     MIB,
     Hosts,
     Vm,
-    hosts,
-    name,
     power,
     refusal,
     until,
-    vm,
 )
 from trimtab_agent.hypervisor.base import Applied, Stamp
 from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
@@ -38,21 +35,21 @@ GUEST_ANSWERS_S = 200.0
 """A guest that was just started lets go of a device only once it has booted."""
 
 
-def apply(hosts: Hosts, spec: DomainSpec, *, turn: int = 5) -> Applied:  # noqa: F811
+def apply(hosts: Hosts, spec: DomainSpec, *, turn: int = 5) -> Applied:
     return hosts.first.hypervisor.apply_domain(spec, Stamp(epoch=1, turn=turn))
 
 
-def data_volume(vm: Vm, *, size_bytes: int = 16 * MIB) -> VolumeSpec:  # noqa: F811
+def data_volume(vm: Vm, *, size_bytes: int = 16 * MIB) -> VolumeSpec:
     return VolumeSpec(volume_id=f"vol-{vm.id}-data", pool_id=vm.pool.pool_id, format=DiskFormat.QCOW2, size_bytes=size_bytes)
 
 
-def with_data(vm: Vm) -> DomainSpec:  # noqa: F811
+def with_data(vm: Vm) -> DomainSpec:
     volume = data_volume(vm)
     disk = DiskSpec(volume_id=volume.volume_id, pool_id=volume.pool_id, format=volume.format, index=1)
     return replace(vm.spec, disks=(*vm.spec.disks, disk))
 
 
-def test_a_stopped_domain_takes_any_change_at_once(hosts: Hosts, vm: Vm) -> None:  # noqa: F811
+def test_a_stopped_domain_takes_any_change_at_once(hosts: Hosts, vm: Vm) -> None:
     bigger = replace(vm.spec, vcpus=2, vcpus_max=4, memory_mib=128, memory_max_mib=256)
     applied = apply(hosts, bigger)
     assert applied.left == ()
@@ -61,12 +58,12 @@ def test_a_stopped_domain_takes_any_change_at_once(hosts: Hosts, vm: Vm) -> None
     assert power(hosts.first, vm, PowerAction.START, turn=6).memory_mib == 128
 
 
-def test_a_domain_that_is_not_there_is_defined(hosts: Hosts, vm: Vm) -> None:  # noqa: F811
+def test_a_domain_that_is_not_there_is_defined(hosts: Hosts, vm: Vm) -> None:
     hosts.first.hypervisor.undefine_domain(vm.id, (), kill_if_running=False, keep_state_files=True)
     assert apply(hosts, vm.spec).domain.state is DomainState.STOPPED
 
 
-def test_a_disk_and_a_card_come_to_a_running_domain_once_and_go_when_the_guest_lets_them(hosts: Hosts, vm: Vm) -> None:  # noqa: F811
+def test_a_disk_and_a_card_come_to_a_running_domain_once_and_go_when_the_guest_lets_them(hosts: Hosts, vm: Vm) -> None:
     verbs, volume = hosts.first.hypervisor, data_volume(vm)
     power(hosts.first, vm, PowerAction.START)
     assert refusal(lambda: apply(hosts, with_data(vm))) == (NotFound, "volume-not-found")
@@ -83,7 +80,7 @@ def test_a_disk_and_a_card_come_to_a_running_domain_once_and_go_when_the_guest_l
     assert verbs.observe_domain(vm.id).macs == (vm.spec.nics[0].mac,)
 
 
-def test_a_volume_that_another_guest_has_open_is_not_plugged_in(hosts: Hosts, vm: Vm) -> None:  # noqa: F811
+def test_a_volume_that_another_guest_has_open_is_not_plugged_in(hosts: Hosts, vm: Vm) -> None:
     verbs, volume = hosts.first.hypervisor, data_volume(vm)
     verbs.ensure_volume(volume, vm.pool)
     power(hosts.first, vm, PowerAction.START)
@@ -100,7 +97,7 @@ def test_a_volume_that_another_guest_has_open_is_not_plugged_in(hosts: Hosts, vm
 
 
 @pytest.mark.parametrize("is_running", [False, True])
-def test_a_volume_grows_and_never_shrinks(hosts: Hosts, vm: Vm, is_running: bool) -> None:  # noqa: F811
+def test_a_volume_grows_and_never_shrinks(hosts: Hosts, vm: Vm, is_running: bool) -> None:
     verbs, grown = hosts.first.hypervisor, replace(vm.volume, size_bytes=96 * MIB)
     if is_running:
         power(hosts.first, vm, PowerAction.START)
@@ -118,11 +115,11 @@ def test_a_volume_grows_and_never_shrinks(hosts: Hosts, vm: Vm, is_running: bool
         )
 
 
-def test_the_medium_in_the_drive_changes_and_goes_while_the_guest_runs(hosts: Hosts, vm: Vm) -> None:  # noqa: F811
+def test_the_medium_in_the_drive_changes_and_goes_while_the_guest_runs(hosts: Hosts, vm: Vm) -> None:
     iso = ImageSpec(image_id=f"img-{vm.id}-iso", pool_id=vm.pool.pool_id, format=DiskFormat.ISO, max_bytes=1 << 30)
     path = hosts.image.parent / "contract.iso"
     path.write_bytes(bytes(16 * 2048) + b"\x01CD001\x01".ljust(2048, b"\0") + b"\xffCD001\x01".ljust(2048, b"\0") * 8)
-    from tests.contract.test_hypervisor import Control
+    from tests.contract.hosts import Control
 
     source = UploadSource(upload_id=str(path), size_bytes=path.stat().st_size)
     hosts.first.hypervisor.import_image(iso, vm.pool, source, Control())

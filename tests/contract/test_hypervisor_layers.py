@@ -1,4 +1,4 @@
-"""What every hypervisor promises about layers: what snapshots and clones are made of. See `test_hypervisor.py` for the hosts.
+"""What every hypervisor promises about layers: what snapshots and clones are made of. See `hosts.py` for the hosts.
 
 What a guest finds on its disks after a revert is asked of real guests in `tests/lab/test_snapshots.py`, of simulated ones in
 `tests/operations/test_snapshots.py`.
@@ -8,19 +8,16 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from tests.contract.test_hypervisor import (  # noqa: F401 - fixtures
+from tests.contract.hosts import (
     MIB,
     Control,
     Hosts,
     Side,
     Vm,
     has_left,
-    hosts,
-    name,
     power,
     refusal,
     until,
-    vm,
     vm_of,
 )
 from trimtab_agent.hypervisor.base import Stamp
@@ -92,7 +89,7 @@ class Layered:
 
 
 @pytest.fixture
-def layered(hosts: Hosts, vm: Vm) -> Layered:  # noqa: F811
+def layered(hosts: Hosts, vm: Vm) -> Layered:
     return Layered(vm, hosts.first)
 
 
@@ -156,7 +153,7 @@ def test_while_a_merge_is_not_recorded_the_domain_is_on_whichever_file_is_there(
 
 
 def test_a_memory_is_saved_and_the_guest_starts_from_it_again(layered: Layered) -> None:
-    verbs, vm = layered.side.hypervisor, layered.vm  # noqa: F811
+    verbs, vm = layered.side.hypervisor, layered.vm
     layered.make("lay-one")
     assert refusal(lambda: verbs.snapshot_memory(layered.on("lay-one"), STAMP, "snap-one", Control()))[0] is Conflict
     power(layered.side, vm, PowerAction.START)
@@ -179,8 +176,8 @@ def test_a_memory_is_saved_and_the_guest_starts_from_it_again(layered: Layered) 
     assert gone == (NotFound, "memory-not-found")
 
 
-def test_a_guest_with_layers_migrates_and_its_layers_merge_where_it_is(hosts: Hosts, layered: Layered) -> None:  # noqa: F811
-    vm, there = layered.vm, hosts.second.hypervisor  # noqa: F811
+def test_a_guest_with_layers_migrates_and_its_layers_merge_where_it_is(hosts: Hosts, layered: Layered) -> None:
+    vm, there = layered.vm, hosts.second.hypervisor
     layered.make("lay-one")
     power(hosts.first, vm, PowerAction.START)
     layered.switch("lay-one")
@@ -204,8 +201,8 @@ def test_a_guest_with_layers_migrates_and_its_layers_merge_where_it_is(hosts: Ho
     assert there.observe_domain(vm.id).state is DomainState.RUNNING
 
 
-def test_a_linked_clone_keeps_what_it_lies_over_and_a_copy_does_not(hosts: Hosts, layered: Layered, name: str) -> None:  # noqa: F811
-    verbs, vm = hosts.first.hypervisor, layered.vm  # noqa: F811
+def test_a_linked_clone_keeps_what_it_lies_over_and_a_copy_does_not(hosts: Hosts, layered: Layered, name: str) -> None:
+    verbs, vm = hosts.first.hypervisor, layered.vm
     layered.make("lay-one")
     layered.switch("lay-one")
     clone = replace(
@@ -226,7 +223,7 @@ def test_a_linked_clone_keeps_what_it_lies_over_and_a_copy_does_not(hosts: Hosts
     verbs.delete_volume(copied.volume_id, vm.pool)
 
 
-def test_an_image_is_made_of_a_layer(hosts: Hosts, layered: Layered, name: str) -> None:  # noqa: F811
+def test_an_image_is_made_of_a_layer(hosts: Hosts, layered: Layered, name: str) -> None:
     verbs, pool = hosts.first.hypervisor, layered.vm.pool
     layered.make("lay-one")
     image = ImageSpec(image_id=f"img-{name}", pool_id=pool.pool_id, format=DiskFormat.QCOW2)
