@@ -20,18 +20,25 @@ from tests.databases import PostgresServer
 from trimtab_controller.store import migrate
 from trimtab_controller.store.database import Database
 
+WHOLE_FLEET = ("tests/lab/test_fleet", "tests/lab/test_prometheus", "tests/lab/test_snapshots")
+"""Files that share one fleet: the fixture `fleet` of `tests/lab`."""
 
-class OneWorkerPerLab(LoadScopeScheduling):
-    """Gives every test on real hosts to one worker: two labs at once would starve each other. pytest 9 ignores `xdist_group`."""
+
+class TwoLabs(LoadScopeScheduling):
+    """Gives tests on real hosts to two workers, one for those of the whole fleet and one for the others: most of their time guests
+    boot and leases run out, so two labs fit beside each other; more would starve. pytest 9 ignores `xdist_group`.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(WHOLE_FLEET):
+            return "fleet"
         if nodeid.startswith("tests/lab/") or "[kvm" in nodeid:
-            return "lab"
+            return "hosts"
         return nodeid if nodeid.startswith("tests/operations/") else nodeid.split("::", maxsplit=1)[0]
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneWorkerPerLab:
-    return OneWorkerPerLab(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoLabs:
+    return TwoLabs(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
