@@ -240,7 +240,8 @@ def test_a_cut_host_is_missed_and_its_commands_fail_in_seconds(fleet: Fleet, ste
         asked_at = time.monotonic()
         console = fleet.trimtab("vm", "console", steady, "--log")
         assert console.code in {6, 10}, console.err
-        assert time.monotonic() - asked_at < 15
+        # The call's own 10 s; where the connection was known to be broken the CLI was told to ask again, and did.
+        assert time.monotonic() - asked_at < 35
         events = json.loads(fleet.ok("event", "list", "-A", "--kind", "host.suspect", "-o", "json").out)
         assert events, "operators are told"
     finally:
