@@ -228,8 +228,7 @@ class Lab:
 
     def libvirt_uri(self, name: str) -> str:
         """Opens that host's libvirt from the machine, without network or certificates."""
-        socket = f"/proc/{self._running_init(name)}/root/run/libvirt/libvirt-sock"
-        return f"qemu+unix:///system?socket={socket}"
+        return f"qemu+unix:///system?socket={file_of(self._running_init(name), 'run/libvirt/libvirt-sock')}"
 
     def nbd_disk(self, name: str, *, size_mib: int) -> storage.NbdDisk:
         """A disk without locks, served from ctl: two hosts can write to it at once. Idempotent."""
@@ -335,6 +334,11 @@ class Lab:
         for empty in (directory, DEFAULT_STATE_ROOT):
             with contextlib.suppress(OSError):
                 empty.rmdir()
+
+
+def file_of(process_id: int, path: str) -> Path:
+    """A file as the processes of a host see it, reached from the machine through one of them; `path` without its leading slash."""
+    return Path("/", "proc", str(process_id), "root", path)
 
 
 def _recorded_services(host: HostSpec) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from trimtab_lab.ctl import create_ctl_groups
 from trimtab_lab.domains import GuestSpec, domain_xml, write_seed
 from trimtab_lab.errors import LabError
 from trimtab_lab.guest import build_guest_image
-from trimtab_lab.hosts import Lab
+from trimtab_lab.hosts import Lab, file_of
 from trimtab_lab.main import main
 from trimtab_lab.specs import CTL, LabSpec
 
@@ -304,9 +304,10 @@ def test_freezing_everything_stops_the_whole_host(lab: Lab) -> None:
 def nobody_serves(lab: Lab, host: str) -> bool:
     """A frozen daemon accepts connections (the kernel does) but never says a word."""
     init = lab.init_process_id(host)
+    assert init is not None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(1)
-        connection.connect(f"/proc/{init}/root/run/trimtab-lab/control.sock")
+        connection.connect(str(file_of(init, "run/trimtab-lab/control.sock")))
         connection.sendall(b'["is-active", "libvirtd"]\n')
         try:
             return connection.recv(1) == b""

@@ -4,6 +4,7 @@ A repository's key is opened from its seal here, at the last moment before it is
 the clear. Jobs are followed and cancelled as all others are.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -78,7 +79,7 @@ class BackupAgents(Protocol):
     ) -> Job: ...
 
 
-class BackupVerbs:
+class BackupVerbs(ABC):
     """`BackupAgents` over whatever sends a message: mixed into the gRPC client."""
 
     _open_seal: Callable[[str, str], str]
@@ -159,8 +160,10 @@ class BackupVerbs:
         )
         return job_of(self._command(host_id, "StartPrune", request, key).job)
 
+    @abstractmethod
     def _command(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = 10.0) -> Any:
-        raise NotImplementedError
+        """Send what is recorded under its key."""
 
+    @abstractmethod
     def _call(self, host_id: str, verb: str, request: Any, *, timeout_s: float = 10.0) -> Any:
-        raise NotImplementedError
+        """Send a question."""

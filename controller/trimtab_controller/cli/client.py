@@ -24,13 +24,23 @@ UPLOAD_TIMEOUT_S = 120.0
 # Longer waits are the user's to decide.
 _LONGEST_RETRY_AFTER_S = 5.0
 _BUSY_TRIES = 3
+# One that was a long time coming tells of something behind the server, as a host that is cut off; asking again only adds to the wait.
+_BUSY_SAID_WITHIN_S = 1.0
 _PAGE_SIZE = 1000
 
 
 class Client:
     """Not for use by several threads."""
 
-    def __init__(self, url: str, *, token: str, ca_path: str = "", timeout_s: float = READ_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str,
+        ca_path: str = "",
+        timeout_s: float = READ_TIMEOUT_S,
+        busy_said_within_s: float = _BUSY_SAID_WITHIN_S,
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme != "https" or not parts.hostname:
             raise usage(f"url: {url!r} is no https address; give one as https://controller.example:8443", code="url-invalid")
@@ -43,6 +53,7 @@ class Client:
         self._token = token
         self._ca_path = ca_path
         self._timeout_s = timeout_s
+        self._busy_said_within_s = busy_said_within_s
         self._tls: ssl.SSLContext | None = None
         self._connection: http.client.HTTPSConnection | None = None
         self.url = url
@@ -155,9 +166,10 @@ class Client:
             headers["Content-Type"] = "application/json"
         target = self._target(path, query)
         for left in reversed(range(_BUSY_TRIES)):
+            asked_s = time.monotonic()
             status, answer_headers, content = self._once(method, target, payload, headers, timeout_s)
             pause_s = _retry_after_s(status, answer_headers)
-            if pause_s is None or not left:
+            if pause_s is None or not left or time.monotonic() - asked_s > self._busy_said_within_s:
                 return self._judge(status, answer_headers, content)
             time.sleep(pause_s)
         raise AssertionError("unreachable: the last try returns or raises")

@@ -117,6 +117,17 @@ def test_a_busy_controller_is_asked_again_when_it_says_so(client: Client, contro
     assert failed.value.exit_code is ExitCode.UNAVAILABLE
 
 
+def test_a_refusal_that_was_long_in_coming_is_believed(controller: FakeController, certificate: Path) -> None:
+    busy = Answer(problem(503, "host-unreachable", "unavailable", "cut").document, status=503, headers={"Retry-After": "0"})
+    controller.on("GET", VMS, busy)
+    impatient = Client(controller.url, token=TOKEN, ca_path=str(certificate), busy_said_within_s=0.0)
+    with pytest.raises(CommandFailed) as failed:
+        impatient.get(VMS)
+    impatient.close()
+    assert failed.value.exit_code is ExitCode.UNAVAILABLE
+    assert len(controller.seen) == 1
+
+
 def test_a_long_pause_is_the_users_to_decide(client: Client, controller: FakeController) -> None:
     busy = Answer(problem(429, "too-fast", "rate_limited", "slow down").document, status=429, headers={"Retry-After": "60"})
     controller.on("GET", VMS, busy)
