@@ -1,155 +1,47 @@
 """The servicer over a simulated host, through real gRPC with the fleet's certificates."""
 
-import secrets
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
-import pytest_asyncio
 
 from tests.unit.agent.factories import (
-    LOCAL,
     NETWORK,
     SHARED,
-    command_key,
     domain_spec,
     host_credentials,
-    new_fleet_authority,
     volume_spec,
 )
+from tests.unit.agent.servicer_kit import (
+    TIMEOUT_S,
+    Host,
+    World,
+    call,
+    define_request,
+    key,
+    make_running_vm,
+    pool_message,
+    power_request,
+    refusal,
+    volume_request,
+)
 from tests.unit.agent.waiting import until
-from trimtab_agent.agent import Agent
-from trimtab_agent.hypervisor.simulated import SimulatedHost, SimulatedHypervisor
-from trimtab_agent.hypervisor.simulation import Fault, FaultKind, SimulatedFleet
-from trimtab_agent.simulated_agents import SharedResources, start_simulated_agent, stop_simulated_agent
-from trimtab_controller.pki import SigningAuthority
-from trimtab_protos import status, tls
+from trimtab_agent.hypervisor.simulated import SimulatedHost
+from trimtab_agent.hypervisor.simulation import Fault, FaultKind
+from trimtab_agent.simulated_agents import start_simulated_agent, stop_simulated_agent
+from trimtab_protos import tls
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
-from trimtab_protos.agent.v1 import command_pb2, domain_pb2, inventory_pb2, storage_pb2
-from trimtab_protos.agent.v1.agent_service_pb2_grpc import AgentServiceStub, ReplicaServiceStub
+from trimtab_protos.agent.v1 import domain_pb2, storage_pb2
+from trimtab_protos.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from trimtab_protos.codec import from_proto, to_proto
 from trimtab_protos.errors import (
     Conflict,
     Internal,
     InvalidRequest,
-    NotFound,
     PermissionDenied,
-    TrimtabError,
     Unavailable,
 )
-from trimtab_protos.messages import CommandKey, DomainSpec, Inventory, MigrationOptions, PoolSpec, VolumeSpec
-
-TIMEOUT_S = 10.0
-LEASE = 1
-
-
-@dataclass
-class Host:
-    """One simulated host with its agent, and a stub that calls it as the controller does."""
-
-    agent: Agent
-    hypervisor: SimulatedHypervisor
-    channel: grpc.aio.Channel
-    stub: AgentServiceStub
-
-    async def call(self, verb: str, request: object) -> object:
-        return await call(self.stub, verb, request)
-
-
-async def call(stub: object, verb: str, request: object) -> object:
-    try:
-        return await getattr(stub, verb)(request, timeout=TIMEOUT_S)
-    except grpc.aio.AioRpcError as error:
-        raise status.from_rpc_error(error, peer="agent") from error
-
-
-class World:
-    def __init__(self) -> None:
-        self.authority: SigningAuthority = new_fleet_authority()
-        self.fleet = SimulatedFleet()
-        self.resources = SharedResources()
-        self.hosts: list[Host] = []
-
-    def channel(self, address: str, *, as_name: str, to: str) -> grpc.aio.Channel:
-        credentials = host_credentials(self.authority, as_name)
-        options = tls.channel_options(to, is_own_connection=True)
-        return grpc.aio.secure_channel(address, credentials.for_channel(), options=options)
-
-    async def start(self, host_id: str, *, has_lease: bool = True) -> Host:
-        agent = await start_simulated_agent(
-            self.fleet,
-            SimulatedHost(host_id=host_id),
-            resources=self.resources,
-            credentials=host_credentials(self.authority, host_id),
-        )
-        await until(lambda: agent.replay.is_rebuilt, what="the journal's rebuild")
-        if has_lease:
-            agent.grant_lease(number=LEASE, ttl_s=60.0)
-        channel = self.channel(agent.address, as_name=tls.CONTROLLER_NAME, to=host_id)
-        host = Host(agent, self.fleet.hosts[host_id], channel, AgentServiceStub(channel))
-        self.hosts.append(host)
-        return host
-
-    async def stop(self, host: Host) -> None:
-        self.hosts.remove(host)
-        await host.channel.close()
-        await stop_simulated_agent(host.agent)
-
-
-@pytest_asyncio.fixture
-async def world() -> AsyncIterator[World]:
-    world = World()
-    yield world
-    for host in list(world.hosts):
-        await world.stop(host)
-    world.resources.close()
-    world.fleet.close()
-
-
-@pytest_asyncio.fixture
-async def host(world: World) -> Host:
-    return await world.start("host-1")
-
-
-def key(**given: object) -> command_pb2.CommandKey:
-    return to_proto(command_key(**given), command_pb2.CommandKey)
-
-
-def pool_message(pool: PoolSpec = SHARED) -> storage_pb2.PoolSpec:
-    return to_proto(pool, storage_pb2.PoolSpec)
-
-
-def volume_request(volume: VolumeSpec | None = None, **given: object) -> pb.EnsureVolumeRequest:
-    volume = volume or volume_spec()
-    return pb.EnsureVolumeRequest(
-        key=key(step="volume", **given), volume=to_proto(volume, storage_pb2.VolumeSpec), pool=pool_message()
-    )
-
-
-def define_request(domain: DomainSpec | None = None, **given: object) -> pb.DefineDomainRequest:
-    domain = domain or domain_spec()
-    return pb.DefineDomainRequest(
-        key=key(**{"subject_id": domain.vm_id, **given}), domain=to_proto(domain, domain_pb2.DomainSpec)
-    )
-
-
-def power_request(action: pb.PowerAction, vm_id: str = "vm-1", **given: object) -> pb.ChangePowerRequest:
-    return pb.ChangePowerRequest(key=key(**{"step": "power", "subject_id": vm_id, **given}), vm_id=vm_id, action=action)
-
-
-async def make_running_vm(host: Host, domain: DomainSpec | None = None) -> None:
-    await host.call("EnsureVolume", volume_request())
-    await host.call("DefineDomain", define_request(domain))
-    await host.call("ChangePower", power_request(pb.POWER_ACTION_START))
-
-
-async def refusal(host: Host, verb: str, request: object) -> TrimtabError:
-    with pytest.raises(TrimtabError) as caught:
-        await host.call(verb, request)
-    return caught.value
-
+from trimtab_protos.messages import Inventory
 
 # --- who may call ------------------------------------------------------------------------------------------------------------
 
@@ -404,248 +296,3 @@ async def test_a_request_that_makes_no_sense_is_refused_with_its_reason(
 ) -> None:
     error = await refusal(host, verb, request_message)
     assert (type(error), error.code) == (InvalidRequest, code)
-
-
-# --- jobs --------------------------------------------------------------------------------------------------------------------
-
-
-def import_request(**given: object) -> pb.StartImageImportRequest:
-    return pb.StartImageImportRequest(
-        key=key(**{"step": "import", "subject_id": "img-1", "epoch": 0, **given}),
-        image=storage_pb2.ImageSpec(
-            image_id="img-1", pool_id=SHARED.pool_id, format=storage_pb2.DISK_FORMAT_QCOW2, max_bytes=1 << 30
-        ),
-        pool=pool_message(),
-        host_file=storage_pb2.HostFileSource(file_name="guest.qcow2"),
-    )
-
-
-async def wait_for_job(host: Host, job_key: command_pb2.CommandKey) -> pb.Job:
-    last = pb.Job()
-
-    async def is_ended() -> bool:
-        nonlocal last
-        answer = await host.call(
-            "GetJob", pb.GetJobRequest(operation_id=job_key.operation_id, step=job_key.step, direction=job_key.direction)
-        )
-        assert isinstance(answer, pb.GetJobResponse)
-        last = answer.job
-        return last.state != command_pb2.JOB_STATE_RUNNING
-
-    for _attempt in range(500):
-        if await is_ended():
-            return last
-    raise AssertionError(f"job did not end: {last}")
-
-
-async def test_an_import_is_a_job_that_its_key_finds(host: Host) -> None:
-    request = import_request()
-    begun = await host.call("StartImageImport", request)
-    assert isinstance(begun, pb.StartImageImportResponse)
-    job = await wait_for_job(host, request.key)
-    assert job.state == command_pb2.JOB_STATE_SUCCEEDED
-    assert job.image.virtual_size_bytes == 1 << 30
-    assert job.sequence > begun.job.sequence
-    found = await host.call("StartImageImport", request)
-    assert isinstance(found, pb.StartImageImportResponse)
-    assert found.job == job
-    listed = await host.call("ListJobs", pb.ListJobsRequest())
-    assert isinstance(listed, pb.ListJobsResponse)
-    assert list(listed.jobs) == [job]
-
-
-async def test_an_unknown_job_is_not_found(host: Host) -> None:
-    request = pb.GetJobRequest(operation_id="op-none", step="x", direction=command_pb2.DIRECTION_DO)
-    assert isinstance(await refusal(host, "GetJob", request), NotFound)
-
-
-async def test_an_image_is_copied_from_a_peer_with_a_ticket(world: World, host: Host) -> None:
-    request = import_request()
-    await host.call("StartImageImport", request)
-    result = (await wait_for_job(host, request.key)).image
-    ticket = secrets.token_hex(32)
-    offer = pb.OfferImageRequest(
-        key=key(subject_id="img-1", step="offer", epoch=0),
-        image_id="img-1",
-        pool=pool_message(),
-        format=storage_pb2.DISK_FORMAT_QCOW2,
-        ticket=ticket,
-        ttl_s=60,
-        peer_host_id="host-2",
-    )
-    answer = await host.call("OfferImage", offer)
-    assert isinstance(answer, pb.OfferImageResponse)
-
-    async def read(as_name: str, given: str, offset: int = 0) -> bytes:
-        channel = world.channel(answer.address, as_name=as_name, to="host-1")
-        try:
-            blocks = ReplicaServiceStub(channel).ReadImage(
-                pb.ReadImageRequest(image_id="img-1", ticket=given, offset=offset), timeout=TIMEOUT_S
-            )
-            return b"".join([block.content async for block in blocks])
-        except grpc.aio.AioRpcError as error:
-            raise status.from_rpc_error(error, peer="host-1") from error
-        finally:
-            await channel.close()
-
-    for as_name, given in (("host-3", ticket), ("host-2", secrets.token_hex(32))):
-        with pytest.raises(Unavailable) as caught:
-            await read(as_name, given)
-        assert caught.value.code == "ticket-refused"
-    with pytest.raises(PermissionDenied):
-        await read(tls.CONTROLLER_NAME, ticket)
-    content = await read("host-2", ticket)
-    assert len(content) == result.file_size_bytes
-    with pytest.raises(Unavailable):
-        await read("host-2", ticket)
-    # The command's repetition brings another ticket, as after the source's agent was started anew.
-    offer.ticket = secrets.token_hex(32)
-    await host.call("OfferImage", offer)
-    assert await read("host-2", offer.ticket, offset=result.file_size_bytes - 5) == content[-5:]
-
-
-# --- migration ---------------------------------------------------------------------------------------------------------------
-
-
-async def prepare(target: Host, domain: DomainSpec, **given: object) -> pb.PrepareMigrationResponse:
-    answer = await target.call(
-        "PrepareMigration",
-        pb.PrepareMigrationRequest(
-            key=key(**{"step": "prepare", "epoch": 2, **given}),
-            domain=to_proto(domain, domain_pb2.DomainSpec),
-            source_host_id="host-1",
-        ),
-    )
-    assert isinstance(answer, pb.PrepareMigrationResponse)
-    return answer
-
-
-def migration_request(ready: pb.PrepareMigrationResponse, domain: DomainSpec, **given: object) -> pb.StartMigrationRequest:
-    return pb.StartMigrationRequest(
-        key=key(**{"step": "migrate", **given}),
-        vm_id=domain.vm_id,
-        libvirt_uri=ready.libvirt_uri,
-        migration_uri=ready.migration_uri,
-        options=to_proto(MigrationOptions(), pb.MigrationOptions),
-        next_epoch=2,
-        target_domain=to_proto(domain, domain_pb2.DomainSpec),
-    )
-
-
-async def test_a_guest_migrates_and_both_sides_settle(world: World, host: Host) -> None:
-    target = await world.start("host-2")
-    domain = domain_spec()
-    await make_running_vm(host, domain)
-    request = migration_request(await prepare(target, domain), domain)
-    await host.call("StartMigration", request)
-    job = await wait_for_job(host, request.key)
-    assert job.state == command_pb2.JOB_STATE_SUCCEEDED
-    assert world.fleet.running_hosts("vm-1") == {"host-2"}
-    keep = pb.SettleMigrationRequest(
-        key=key(step="settle", epoch=2),
-        vm_id="vm-1",
-        side=pb.MIGRATION_SIDE_KEEP,
-        domain=to_proto(domain, domain_pb2.DomainSpec),
-    )
-    kept = await target.call("SettleMigration", keep)
-    assert isinstance(kept, pb.SettleMigrationResponse)
-    assert (kept.domain.state, kept.domain.epoch) == (domain_pb2.DOMAIN_STATE_RUNNING, 2)
-    keep.key.epoch, keep.side = 1, pb.MIGRATION_SIDE_REMOVE
-    removed = await host.call("SettleMigration", keep)
-    assert isinstance(removed, pb.SettleMigrationResponse)
-    assert removed.domain.state == domain_pb2.DOMAIN_STATE_ABSENT
-    assert world.fleet.double_runs == []
-
-
-async def test_a_migration_is_cancelled_and_the_guest_stays(world: World, host: Host) -> None:
-    target = await world.start("host-2")
-    domain = domain_spec()
-    await make_running_vm(host, domain)
-    world.fleet.memory_rate_bytes_s = 1 << 20
-    request = migration_request(await prepare(target, domain), domain)
-    await host.call("StartMigration", request)
-    await until(lambda: "vm-1" in target.hypervisor.domains, what="the copying")
-    await host.call("CancelJob", pb.CancelJobRequest(key=request.key))
-    job = await wait_for_job(host, request.key)
-    assert (job.state, job.error.code) == (command_pb2.JOB_STATE_CANCELLED, "job-cancelled")
-    assert world.fleet.running_hosts("vm-1") == {"host-1"}
-    assert "vm-1" not in target.hypervisor.domains
-    stale = pb.CancelJobRequest(key=request.key)
-    await host.call("ChangePower", power_request(pb.POWER_ACTION_PAUSE, turn=9))
-    assert (await refusal(host, "CancelJob", stale)).code == "stale-turn"
-
-
-async def test_a_restarted_agent_attaches_to_the_migration_that_goes_on(world: World, host: Host) -> None:
-    target = await world.start("host-2")
-    domain = domain_spec()
-    await make_running_vm(host, domain)
-    fault = world.fleet.plan_fault("migrate.copying", Fault(FaultKind.HANG))
-    request = migration_request(await prepare(target, domain), domain)
-    await host.call("StartMigration", request)
-    await until(fault.met.is_set, what="the migration's middle")
-    incarnation = host.agent.incarnation
-    await world.stop(host)
-    again = await world.start("host-1", has_lease=False)
-    assert again.agent.incarnation == incarnation
-    again.agent.grant_lease(number=2, ttl_s=60.0)
-    await until(lambda: host.hypervisor.migrations["vm-1"].attached == 1, what="the attaching")
-    fault.released.set()
-    job = await wait_for_job(again, request.key)
-    assert job.state == command_pb2.JOB_STATE_SUCCEEDED
-    assert world.fleet.running_hosts("vm-1") == {"host-2"}
-
-
-async def test_a_key_is_remembered_over_an_agents_restart_and_not_over_a_boot(world: World, host: Host) -> None:
-    await make_running_vm(host)
-    request = power_request(pb.POWER_ACTION_START)
-    recorded = await host.call("ChangePower", request)
-    await world.stop(host)
-    again = await world.start("host-1")
-    host.hypervisor.stop_by_hand("vm-1")
-    assert await again.call("ChangePower", request) == recorded
-    await world.stop(again)
-    host.hypervisor.crash()
-    host.hypervisor.boot()
-    booted = await world.start("host-1")
-    assert booted.agent.incarnation != host.agent.incarnation
-    answer = await booted.call("ChangePower", request)
-    assert isinstance(answer, pb.ChangePowerResponse)
-    assert answer.domain.starts == 2
-
-
-async def test_a_lost_journal_is_rebuilt_from_the_domains_metadata(world: World, host: Host) -> None:
-    await make_running_vm(host)
-    await host.call("ChangePower", power_request(pb.POWER_ACTION_PAUSE, turn=9, epoch=3))
-    await world.stop(host)
-    world.resources = SharedResources()
-    again = await world.start("host-1")
-    assert (await refusal(again, "ChangePower", power_request(pb.POWER_ACTION_RESUME, turn=8, epoch=3))).code == "stale-turn"
-    assert (await refusal(again, "ChangePower", power_request(pb.POWER_ACTION_RESUME, turn=9, epoch=2))).code == "stale-epoch"
-    await again.call("ChangePower", power_request(pb.POWER_ACTION_RESUME, turn=9, epoch=3))
-
-
-async def test_hung_storage_leaves_threads_for_stopping_guests(world: World, host: Host) -> None:
-    await make_running_vm(host)
-    store = world.fleet.store("host-1", LOCAL)
-    store.is_hung = True
-    stuck = [
-        host.stub.EnsurePool(
-            pb.EnsurePoolRequest(key=key(subject_id=f"pool-{number}", epoch=0), pool=pool_message(LOCAL)), timeout=TIMEOUT_S
-        )
-        for number in range(6)
-    ]
-    off = await host.call("ChangePower", power_request(pb.POWER_ACTION_FORCE_OFF))
-    assert isinstance(off, pb.ChangePowerResponse)
-    assert off.domain.state == domain_pb2.DOMAIN_STATE_STOPPED
-    with world.fleet.changed:
-        store.is_hung = False
-        world.fleet.changed.notify_all()
-    for each in stuck:
-        assert (await each).pool.pool_id == LOCAL.pool_id
-
-
-def test_the_factories_make_what_the_wire_takes() -> None:
-    domain = domain_spec()
-    assert from_proto(to_proto(domain, domain_pb2.DomainSpec), DomainSpec) == domain
-    assert from_proto(key(turn=2), CommandKey).turn == 2
-    assert inventory_pb2.Inventory.DESCRIPTOR.name == "Inventory"
