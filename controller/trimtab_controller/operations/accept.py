@@ -1,14 +1,15 @@
 """Accepts durable work: the one way in which an operation comes to be."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Operation
 from trimtab_controller.operations import background
 from trimtab_controller.operations.registry import saga_named
-from trimtab_controller.store import events, operations
+from trimtab_controller.operations.vm_steps import PLACEMENT_POLL_S
+from trimtab_controller.store import events, operations, placements
 from trimtab_controller.store.database import Session
 
 
@@ -63,6 +64,48 @@ def accept(
         operation_id=operation.id,
         actor=actor.name,
         message=f"{kind} of {subject_name} accepted",
+        now=now,
+    )
+    return operation
+
+
+def accept_placed(
+    session: Session,
+    kind: str,
+    *,
+    vm_id: str,
+    vm_name: str,
+    project_id: str,
+    params: Mapping[str, Any],
+    to_host_id: str,
+    actor: Actor,
+    now: datetime,
+    operation_id: str | None = None,
+) -> Operation:
+    """As `accept`, for a vm that has no host yet: its placement is asked for at once.
+
+    A driver has something to do only when the leader has answered, and is woken then.
+    """
+    operation = accept(
+        session,
+        kind,
+        subject_id=vm_id,
+        subject_name=vm_name,
+        project_id=project_id,
+        params={**params, "vm_id": vm_id, "to_host_id": to_host_id},
+        actor=actor,
+        now=now,
+        operation_id=operation_id,
+        first_run=now + timedelta(seconds=PLACEMENT_POLL_S),
+    )
+    placements.ask(
+        session,
+        operation_id=operation.id,
+        vm_id=vm_id,
+        project_id=project_id,
+        kind="create",
+        to_host_id=to_host_id,
+        previous_host_id="",
         now=now,
     )
     return operation

@@ -252,6 +252,14 @@ def power_on(context: Effect[Any]) -> Json:
     return seen_json(host_id, seen)
 
 
+def power_on_if_asked(context: Effect[Any]) -> Json:
+    """As `power_on` where the operation shall start the vm; else only look."""
+    if context.params.start:
+        return power_on(context)
+    host_id = chosen_host(context.results)
+    return seen_json(host_id, context.agents.get_domain(host_id, context.params.vm_id))
+
+
 def seen_json(host_id: str, seen: DomainObservation) -> Json:
     return {"host_id": host_id, "state": seen.state.value, "reason": seen.reason.value, "at_ms": seen.observed_at_ms}
 

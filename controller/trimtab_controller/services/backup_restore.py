@@ -4,7 +4,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import yaml
@@ -15,14 +15,13 @@ from trimtab_controller.core.ids import domain_uuid
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Actor, Backup, Operation, Pool, Project, Vm, Volume
 from trimtab_controller.operations import backup_steps
-from trimtab_controller.operations.accept import accept
-from trimtab_controller.operations.vm_steps import PLACEMENT_POLL_S
+from trimtab_controller.operations.accept import accept, accept_placed
 from trimtab_controller.services import backups as backup_service
 from trimtab_controller.services import pools, quota
 from trimtab_controller.services.vm_power import OFF
 from trimtab_controller.services.vm_views import VmView, read
 from trimtab_controller.services.vms import NicWish, insert_nic, plan_nic, resolve_host
-from trimtab_controller.store import backup_settings, describe, hosts, placements, snapshots, vms
+from trimtab_controller.store import backup_settings, describe, hosts, snapshots, vms
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
 from trimtab_protos.messages import DiskBus, DiskFormat
@@ -182,25 +181,15 @@ def _accept(
     vm_id = mint("vm")
     _insert_vm(session, spec, settings, vm_id=vm_id, project=project, now=now)
     disks = _insert_volumes(session, backup, spec, settings, vm_id=vm_id, project=project, now=now)
-    operation = accept(
+    operation = accept_placed(
         session,
         kind,
-        subject_id=vm_id,
-        subject_name=spec.name,
-        project_id=project.id,
-        params={"vm_id": vm_id, "backup_id": backup.id, "disks": disks, "to_host_id": to_host_id, **params},
-        actor=actor,
-        now=now,
-        first_run=now + timedelta(seconds=PLACEMENT_POLL_S),
-    )
-    placements.ask(
-        session,
-        operation_id=operation.id,
         vm_id=vm_id,
+        vm_name=spec.name,
         project_id=project.id,
-        kind="create",
+        params={"backup_id": backup.id, "disks": disks, **params},
         to_host_id=to_host_id,
-        previous_host_id="",
+        actor=actor,
         now=now,
     )
     return vm_id, operation

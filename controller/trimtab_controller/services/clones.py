@@ -6,7 +6,6 @@ is purged. Full: its disks are copies, and the snapshot goes once they are made.
 
 import uuid
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -15,13 +14,12 @@ from trimtab_controller.clock import mint
 from trimtab_controller.core.ids import domain_uuid, kind_of
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Nic, Operation, Project, Snapshot, Vm, Volume
-from trimtab_controller.operations.accept import accept
-from trimtab_controller.operations.vm_steps import PLACEMENT_POLL_S
+from trimtab_controller.operations.accept import accept_placed
 from trimtab_controller.services import quota, seeds, snapshots
 from trimtab_controller.services.vm_power import Caller
 from trimtab_controller.services.vm_views import VmView
 from trimtab_controller.services.vms import VOLUME_NAME_MAX, NicWish, insert_nic, plan_nic
-from trimtab_controller.store import describe, placements, vms
+from trimtab_controller.store import describe, vms
 from trimtab_controller.store import snapshots as snapshot_store
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest
@@ -60,34 +58,22 @@ def clone(session: Session, source: Vm, caller: Caller, spec: CloneSpec, *, proj
         raise Conflict("vm-not-placed", f"vm {source.name} is on no host; start it with `trimtab vm start {source.name}` first")
     to_host_id = source.host_id if is_local else ""
     copies = {} if spec.is_linked else {new.id: [old.id, kept.layers[old.id]] for new, old in volumes}
-    operation = accept(
+    operation = accept_placed(
         session,
         "vm.create",
-        subject_id=vm_id,
-        subject_name=vm.name,
+        vm_id=vm_id,
+        vm_name=vm.name,
         project_id=project.id,
         params={
-            "vm_id": vm_id,
             "start": spec.start,
-            "to_host_id": to_host_id,
             "after_operation_id": snapshot_operation,
             "snapshot_id": kept.snapshot.id,
             "copies": copies,
         },
+        to_host_id=to_host_id,
         actor=caller.actor,
         now=caller.now,
         operation_id=operation_id,
-        first_run=caller.now + timedelta(seconds=PLACEMENT_POLL_S),
-    )
-    placements.ask(
-        session,
-        operation_id=operation.id,
-        vm_id=vm_id,
-        project_id=project.id,
-        kind="create",
-        to_host_id=to_host_id,
-        previous_host_id="",
-        now=caller.now,
     )
     names = {project.id: project.name, **{pool.id: pool.name for pool in disks.pools.values()}}
     names |= {one.network.id: one.network.name for one in planned}

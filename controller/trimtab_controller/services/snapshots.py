@@ -9,8 +9,7 @@ from trimtab_controller.clock import mint
 from trimtab_controller.core.layers import MAX_LAYERS
 from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.core.model import Operation, Snapshot, Vm, Volume
-from trimtab_controller.operations.accept import accept
-from trimtab_controller.services.vm_power import Caller
+from trimtab_controller.services.vm_power import Caller, accept_on_vm
 from trimtab_controller.store import describe, lookup, operations, schema, snapshots, volume_claims
 from trimtab_protos.errors import AlreadyExists, Conflict, NoCapacity, NotFound
 from trimtab_protos.messages import DiskFormat
@@ -78,7 +77,7 @@ def create(
         hint = f"choose another name, or `trimtab vm snapshot delete {vm.name} {name}`"
         raise AlreadyExists("snapshot-exists", f"name: vm {vm.name} has a snapshot {name} already; {hint}", name=name) from error
     params = {"snapshot_id": snapshot_id, "layers": layers, "has_memory": has_memory, "wakes": wakes}
-    return _accept(session, vm, caller, "snapshot.create", params)
+    return accept_on_vm(session, vm, caller, "snapshot.create", params)
 
 
 def revert(session: Session, vm: Vm, caller: Caller, snapshot: Snapshot, *, disk_only: bool = False) -> Operation:
@@ -96,7 +95,7 @@ def revert(session: Session, vm: Vm, caller: Caller, snapshot: Snapshot, *, disk
     for volume_id, layer_id in layers.items():
         snapshots.insert_layer(session, layer_id=layer_id, volume_id=volume_id, over=kept[volume_id], now=caller.now)
     params = {"snapshot_id": snapshot.id, "layers": layers, "should_run": is_running, "with_memory": with_memory}
-    return _accept(session, vm, caller, "snapshot.revert", params)
+    return accept_on_vm(session, vm, caller, "snapshot.revert", params)
 
 
 def delete(session: Session, vm: Vm, caller: Caller, snapshot: Snapshot) -> Operation:
@@ -113,7 +112,7 @@ def delete(session: Session, vm: Vm, caller: Caller, snapshot: Snapshot) -> Oper
     # One that was cut short while it was made is no obstacle; of one that was half deleted the rows say more than there is.
     _refuse_unfinished(session, vm, states=("deleting",), but=snapshot.id)
     _check_version(session, vm, caller)
-    return _accept(session, vm, caller, "snapshot.delete", {"snapshot_id": snapshot.id})
+    return accept_on_vm(session, vm, caller, "snapshot.delete", {"snapshot_id": snapshot.id})
 
 
 # --- reading -----------------------------------------------------------------------------------------------------------------
@@ -249,16 +248,3 @@ def _new_layers(session: Session, volumes: Sequence[Volume], caller: Caller) -> 
 def _check_version(session: Session, vm: Vm, caller: Caller) -> None:
     if caller.expected_version is not None:
         lookup.update_version(session, schema.vm, f"vm {vm.name}", vm.id, expected_version=caller.expected_version)
-
-
-def _accept(session: Session, vm: Vm, caller: Caller, kind: str, params: dict[str, object]) -> Operation:
-    return accept(
-        session,
-        kind,
-        subject_id=vm.id,
-        subject_name=vm.name,
-        project_id=vm.project_id,
-        params={"vm_id": vm.id, **params},
-        actor=caller.actor,
-        now=caller.now,
-    )

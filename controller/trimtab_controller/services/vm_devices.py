@@ -8,7 +8,7 @@ from trimtab_controller.core.model import Operation, Project, Vm, Volume
 from trimtab_controller.core.resize import OFF
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services import images, layered, volumes
-from trimtab_controller.services.vm_power import Caller
+from trimtab_controller.services.vm_power import Caller, accept_on_vm
 from trimtab_controller.services.vms import NicWish, insert_nic, plan_nic
 from trimtab_controller.store import describe, lookup, networks, reach, schema, vms
 from trimtab_controller.store import volumes as volume_store
@@ -152,13 +152,4 @@ def _free_index(what: str, taken: list[int]) -> int:
 
 def _accept(session: Session, vm: Vm, caller: Caller, kind: str, **device: str) -> Operation:
     lookup.update_version(session, schema.vm, f"vm {vm.name}", vm.id, expected_version=caller.expected_version)
-    return accept(
-        session,
-        kind,
-        subject_id=vm.id,
-        subject_name=vm.name,
-        project_id=vm.project_id,
-        params={"vm_id": vm.id, **device},
-        actor=caller.actor,
-        now=caller.now,
-    )
+    return accept_on_vm(session, vm, caller, kind, device)

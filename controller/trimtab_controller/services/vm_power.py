@@ -121,7 +121,7 @@ def undelete(session: Session, vm: Vm, caller: Caller) -> Operation:
         raise AlreadyExists("vm-exists", f"another vm is called {vm.name} now; delete that one first", name=vm.name)
     if caller.expected_version is not None and vm.version != caller.expected_version:
         raise Conflict("stale-etag", f"vm {vm.name} changed since you read it; read it again, then decide")
-    return _accept_operation(session, vm, caller, "vm.undelete", {})
+    return accept_on_vm(session, vm, caller, "vm.undelete", {})
 
 
 def _refuse_off(vm: Vm, what: str) -> None:
@@ -150,7 +150,7 @@ def _accept(
     operation_id = mint("op")
     if supersedes:
         _supersede(session, vm, by=f"{kind} {operation_id}", now=caller.now)
-    return _accept_operation(session, vm, caller, kind, params, operation_id=operation_id)
+    return accept_on_vm(session, vm, caller, kind, params, operation_id=operation_id)
 
 
 def _supersede(session: Session, vm: Vm, *, by: str, now: datetime) -> None:
@@ -160,9 +160,10 @@ def _supersede(session: Session, vm: Vm, *, by: str, now: datetime) -> None:
         operations.supersede(session, vm.id, by=by, now=now)
 
 
-def _accept_operation(
+def accept_on_vm(
     session: Session, vm: Vm, caller: Caller, kind: str, params: Mapping[str, Any], *, operation_id: str = ""
 ) -> Operation:
+    """Accept an operation of this caller on the vm."""
     return accept(
         session,
         kind,

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -15,13 +15,12 @@ from trimtab_controller.core.ids import domain_uuid, kind_of, mac_address
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Actor, Image, Network, Nic, Operation, Pool, Project, Role, Vm, Volume
 from trimtab_controller.core.resize import Shape
-from trimtab_controller.operations.accept import accept
-from trimtab_controller.operations.vm_steps import PLACEMENT_POLL_S
+from trimtab_controller.operations.accept import accept_placed
 from trimtab_controller.services import backup_policies, images, pools, quota, seeds, vm_cells, vm_groups, volumes
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services.authorise import require
 from trimtab_controller.services.vm_views import VmView
-from trimtab_controller.store import events, hosts, lookup, networks, placements, schema, vms
+from trimtab_controller.store import events, hosts, lookup, networks, schema, vms
 from trimtab_controller.store import vm_groups as group_store
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
@@ -151,26 +150,15 @@ def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, no
         group_store.add_member(session, group.id, vm_id)
     volume = _give_root(session, spec, root, vm_id=vm_id, project=project, bus=hardware.disk_bus, now=now)
     nics = tuple(insert_nic(session, one, now=now, field=f"networks[{one.nic.nic_index}]") for one in planned)
-    operation = accept(
+    operation = accept_placed(
         session,
         "vm.create",
-        subject_id=vm_id,
-        subject_name=spec.name,
-        project_id=project.id,
-        params={"vm_id": vm_id, "start": spec.start, "to_host_id": to_host_id},
-        actor=actor,
-        now=now,
-        first_run=now + timedelta(seconds=PLACEMENT_POLL_S),
-    )
-    # Asked for at once: a driver has something to do only when the leader has answered, and is woken then.
-    placements.ask(
-        session,
-        operation_id=operation.id,
         vm_id=vm_id,
+        vm_name=spec.name,
         project_id=project.id,
-        kind="create",
+        params={"start": spec.start},
         to_host_id=to_host_id,
-        previous_host_id="",
+        actor=actor,
         now=now,
     )
     named: list[Project | Image | Pool | Network | None] = [project, root.image, root.pool, root.iso]

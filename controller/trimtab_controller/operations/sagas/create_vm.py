@@ -107,13 +107,6 @@ def _is_being_copied(context: Effect[Params], place: Json, volume_id: str) -> bo
         return False
 
 
-def _power_on(context: Effect[Params]) -> Json:
-    if context.params.start:
-        return vm_steps.power_on(context)
-    host_id = vm_steps.chosen_host(context.results)
-    return vm_steps.seen_json(host_id, context.agents.get_domain(host_id, context.params.vm_id))
-
-
 def _finish(context: Transaction[Params]) -> None:
     session, vm_id = context.session, context.params.vm_id
     volume_claims.mark_present(session, context.results["make_volumes"]["volume_ids"])
@@ -152,7 +145,7 @@ SAGA = Saga(
         vm_steps.bring_images(),
         effect("make_volumes", _make_volumes, _delete_volumes),
         effect("define", vm_steps.define, vm_steps.undefine_everywhere),
-        effect("power_on", _power_on, None, because="the undo of `define` kills"),
+        effect("power_on", vm_steps.power_on_if_asked, None, because="the undo of `define` kills"),
         transaction("finish", _finish, None, because="nothing follows it"),
     ),
 )

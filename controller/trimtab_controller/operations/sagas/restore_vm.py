@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.operations import restore_steps, vm_steps
-from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
+from trimtab_controller.operations.saga import Saga, Transaction, effect, transaction
 from trimtab_controller.store import backups, events, placements, vms, volume_claims
 
 
@@ -36,13 +36,6 @@ def _own(_context: Transaction[Params]) -> None:
 def _disown(context: Transaction[Params]) -> None:
     placements.withdraw(context.session, context.operation.id)
     vm_steps.erase_vm(context)
-
-
-def _power_on(context: Effect[Params]) -> Json:
-    if context.params.start:
-        return vm_steps.power_on(context)
-    host_id = vm_steps.chosen_host(context.results)
-    return vm_steps.seen_json(host_id, context.agents.get_domain(host_id, context.params.vm_id))
 
 
 def _finish(context: Transaction[Params]) -> None:
@@ -82,7 +75,7 @@ SAGA = Saga(
         vm_steps.place("create"),
         effect("make_volumes", restore_steps.fill, restore_steps.empty, cancel=restore_steps.cancel_fill),
         effect("define", vm_steps.define, vm_steps.undefine_everywhere),
-        effect("power_on", _power_on, None, because="the undo of `define` kills"),
+        effect("power_on", vm_steps.power_on_if_asked, None, because="the undo of `define` kills"),
         transaction("finish", _finish, None, because="nothing follows it"),
     ),
 )
