@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from tests.scenarios.invariants import Violation
-from tests.scenarios.schema import EVENTS, Run, build
+from tests.scenarios.schema import Run, build
+from tests.scenarios.timeline import EVENTS
 from trimtab_controller.core.failover import FailoverSettings
 
 CASES = Path(__file__).resolve().parents[1] / "scenarios" / "cases"

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.scenarios.schema import Run, build, play
+from tests.scenarios.schema import Run, build
+from tests.scenarios.timeline import play
 from tests.scenarios.world import Happening
 from trimtab_controller.core.failover import FailoverSettings
 
