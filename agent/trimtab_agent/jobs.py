@@ -342,6 +342,7 @@ class Jobs:
         except TrimtabError as error:
             self._end(live, JobState.FAILED, error=error)
         except Exception:
+            # The job's edge: whatever broke it, the job has ended, and whoever waits for it is told.
             log.exception("job broke", kind=live.kind.value, subject_id=live.key.subject_id)
             self._end(live, JobState.FAILED, error=Internal("job-broke", "the agent failed at this job; its log says why"))
         else:

@@ -148,6 +148,7 @@ class Session:
             except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError, TimeoutError, TrimtabError) as error:
                 self._log_failure(address, error)
             except Exception:
+                # A host that stops trying would lose its lease and its guests: log the defect, try the next gateway.
                 log.exception("session broke", gateway=address)
             self.gateway = ""
             self._lease.forget_sent()

@@ -60,6 +60,7 @@ class Shell:
         except TrimtabError as error:
             await problems.of_error(error, request_id=request.state.request_id)(scope, receive, answer)
         except Exception:
+            # The request's edge: the client gets a problem document with its request id, the traceback goes to the log.
             log.exception("request failed", request_id=request.state.request_id, path=scope["path"])
             if has_begun:
                 raise

@@ -159,6 +159,7 @@ class DomainEvents:
             try:
                 listener(DomainChange(kind=kind, domain=seen))
             except Exception:
+                # A listener's defect is its own: the others are told all the same.
                 log.exception("listener of domain changes failed", kind=kind)
 
 

@@ -54,6 +54,7 @@ class Housekeeping:
                 except (TrimtabError, OSError) as error:
                     log.info("housekeeping put off", work=name, error=str(error))
                 except Exception:
+                    # The thread's edge: a defect in one round must not end the rounds.
                     log.exception("housekeeping failed", work=name)
 
         threading.Thread(target=loop, name=name, daemon=True).start()
