@@ -266,12 +266,17 @@ class Database:
         return result
 
     def read(self, query: Callable[[Session], T]) -> T:
-        """Run `query` on one consistent snapshot (SQLite) or read-committed (PostgreSQL)."""
-        try:
-            with self._begin({}) as session:
-                return query(session)
-        except DBAPIError as error:
-            raise _translate(error) from error
+        """Run `query` on one consistent snapshot (SQLite) or read-committed (PostgreSQL); again where the server asks for that."""
+        for attempt in range(TRIES):
+            try:
+                with self._begin({}) as session:
+                    return query(session)
+            except DBAPIError as error:
+                if attempt + 1 < TRIES and _is_retried(error):
+                    time.sleep(_pause_before_retry(attempt))
+                    continue
+                raise _translate(error) from error
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
         self.engine.dispose()
