@@ -154,8 +154,10 @@ class Hypervisor(Protocol):
     def remove_network(self, network_id: str) -> None:
         """Remove what `ensure_network` made."""
 
-    def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
-        """Make domain, seed and NVRAM exist and equal the spec; a running domain keeps running."""
+    def define_domain(self, domain: DomainSpec, stamp: Stamp, *, needs_volumes: bool = False) -> DomainObservation:
+        """Make domain, seed and NVRAM exist and equal the spec; a running domain keeps running.
+
+        `needs_volumes`: NotFound, and nothing is defined, where a disk's volume is not there."""
 
     def apply_domain(self, domain: DomainSpec, stamp: Stamp) -> Applied:
         """Define the domain as the spec says and, where it runs, plug and unplug disks, cards, memory and vcpus until it is so.
