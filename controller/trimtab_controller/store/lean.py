@@ -73,7 +73,11 @@ class Prepared:
         self._text: str = compiled.string
         self._dialect = dialect
         self._parameters = [_parameter(compiled, place, names) for place in compiled.positiontup]
-        columns = compiled._result_columns if compiled.effective_returning or isinstance(compiled.statement, sa.Select) else ()
+        columns = (
+            compiled._result_columns
+            if compiled.effective_returning or isinstance(compiled.statement, sa.Select | sa.CompoundSelect)
+            else ()
+        )
         converts = [(i, column.type._cached_result_processor(dialect, None)) for i, column in enumerate(columns)]
         self._converts: list[tuple[int, _Convert]] = [(i, convert) for i, convert in converts if convert is not None]
         self._row = _row_class(tuple(str(column.keyname) for column in columns)) if columns else None
@@ -132,7 +136,7 @@ class Statements:
         return found if isinstance(found, Prepared) else None
 
     def _prepare(self, statement: Any, names: tuple[str, ...]) -> Prepared | bool:
-        if not isinstance(statement, sa.Select | sa.Insert | sa.Update | sa.Delete):
+        if not isinstance(statement, sa.Select | sa.CompoundSelect | sa.Insert | sa.Update | sa.Delete):
             return False
         compiled: Any = statement.compile(dialect=self._dialect, column_keys=sorted(names))
         return Prepared(compiled, self._dialect, names) if _is_plain(compiled, names) else False
