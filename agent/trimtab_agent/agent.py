@@ -21,6 +21,7 @@ from trimtab_agent.backup.access import Repositories
 from trimtab_agent.backup.jobs import backup_runners
 from trimtab_agent.backup.servicer import BackupServicer
 from trimtab_agent.backup.source import BackupSource
+from trimtab_agent.beacon_servicer import BeaconServicer
 from trimtab_agent.certificates import CredentialSource
 from trimtab_agent.clock import Clock, SystemClock
 from trimtab_agent.commands import Commands
@@ -46,6 +47,7 @@ from trimtab_protos.agent.v1.agent_service_pb2_grpc import (
     add_ReplicaServiceServicer_to_server,
 )
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import add_BackupServiceServicer_to_server
+from trimtab_protos.agent.v1.beacon_service_pb2_grpc import add_BeaconServiceServicer_to_server
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import add_LayerServiceServicer_to_server
 from trimtab_protos.codec import to_proto
 from trimtab_protos.controller.v1 import gateway_service_pb2
@@ -204,6 +206,7 @@ class Agent:
         add_AgentServiceServicer_to_server(self._agent_servicer(), server)
         add_ReplicaServiceServicer_to_server(self._replica_servicer(), server)
         add_LayerServiceServicer_to_server(self._layer_servicer(), server)
+        add_BeaconServiceServicer_to_server(self._beacon_servicer(), server)
         if self.parts.backups is not None:
             add_BackupServiceServicer_to_server(self._backup_servicer(), server)
         self._health = health.aio.HealthServicer()
@@ -247,6 +250,9 @@ class Agent:
             pools=self.parts.pools,
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
+
+    def _beacon_servicer(self) -> BeaconServicer:
+        return BeaconServicer(authorise=tls.require_controller if self.parts.credentials else lambda _context: None)
 
     def _backup_servicer(self) -> BackupServicer:
         return BackupServicer(

@@ -45,7 +45,8 @@ def read(session: Session, lost: Host, estate: Estate) -> Inputs:
         records[host.id] = HostRecord(
             id=host.id,
             standing=host.connectivity,
-            is_armed=guard.is_armed and not guard.beacon_pool_id,
+            is_armed=guard.is_armed,
+            has_beacon=bool(guard.beacon_pool_id),
             kill_s=guard.kill_ms / 1000,
             power_paths=own,
             is_cordoned=host.is_cordoned,

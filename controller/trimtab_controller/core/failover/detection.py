@@ -29,6 +29,7 @@ def start_leading(draft: Draft, _event: LeaderStarted) -> None:
                 power=replace(host.power, is_under_way=False, at_s=NEVER_S) if host.power else None,
                 # Granting that has ended stays ended: that is a committed row. It is counted from our own start nevertheless.
                 intent_s=draft.now if host.intent_s is not None else None,
+                intent_is_proven=False,
                 closing_since_s=draft.now,
                 has_listed=False,
                 losses=tuple(draft.now for _loss in host.losses),
@@ -160,6 +161,7 @@ def return_to_service(draft: Draft, host: HostRecord, what: str) -> HostRecord:
         ends_granting_since_s=None,
         granting_ended=False,
         intent_s=None,
+        intent_is_proven=False,
         clean_vms=None,
         is_released=False,
         closing=Closing.NO,

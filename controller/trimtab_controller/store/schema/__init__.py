@@ -20,7 +20,7 @@ from trimtab_controller.store.schema.compute import (
     vm_group,
     vm_group_member,
 )
-from trimtab_controller.store.schema.failover import failover, failover_control, failover_vm, fence_path, host_guard
+from trimtab_controller.store.schema.failover import failover, failover_control, failover_vm, fence_intent, fence_path, host_guard
 from trimtab_controller.store.schema.fleet import (
     host,
     host_certificate,
@@ -61,6 +61,7 @@ __all__ = [
     "failover",
     "failover_control",
     "failover_vm",
+    "fence_intent",
     "fence_path",
     "host",
     "host_certificate",
