@@ -95,6 +95,7 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
             credentials=identity,
             certificates=lambda: (report(PURPOSE_AGENT, identity.current().certificate_pem), *libvirt.report()),
             leave=undo_join,
+            reboot=lambda: RealSystemctl().run("reboot", ""),
             job_limits=_job_limits(settings),
             on_gateways=lambda addresses: config.remember_gateways(settings, tuple(addresses)),
             on_ca_bundle=renewal.bundle_told,

@@ -148,6 +148,9 @@ class AgentClient(BackupAgents, Protocol):
     def write_intent(self, host_id: str, pool: PoolSpec, for_host_id: str, intent: Intent) -> bytes:
         """Have `host_id` forbid another host's leases; return the block as it stands afterwards, perhaps a newer leader's."""
 
+    def reboot_host(self, host_id: str, key: CommandKey, boot_id: str, *, ends_guests: bool) -> bool:
+        """Restart the machine unless it has another boot id by now; return whether that began. Conflict `guests-running`."""
+
     def get_job(self, host_id: str, key: CommandKey) -> Job: ...
 
     def cancel_job(self, host_id: str, key: CommandKey) -> Job: ...

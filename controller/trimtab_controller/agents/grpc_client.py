@@ -21,9 +21,11 @@ from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
 from trimtab_protos.agent.v1 import backup_service_pb2 as backup_pb
 from trimtab_protos.agent.v1 import beacon_service_pb2 as beacon_pb
 from trimtab_protos.agent.v1 import command_pb2, domain_pb2, storage_pb2
+from trimtab_protos.agent.v1 import host_service_pb2 as host_pb
 from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import BackupServiceStub
 from trimtab_protos.agent.v1.beacon_service_pb2_grpc import BeaconServiceStub
+from trimtab_protos.agent.v1.host_service_pb2_grpc import HostServiceStub
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceStub
 from trimtab_protos.beacon_slots import Intent
 from trimtab_protos.codec import enum_number, from_proto, to_proto
@@ -63,7 +65,8 @@ PAGE_SIZE = 500
 _LAYER_VERBS = frozenset(method.name for method in layer_pb.DESCRIPTOR.services_by_name["LayerService"].methods)
 _BACKUP_VERBS = frozenset(method.name for method in backup_pb.DESCRIPTOR.services_by_name["BackupService"].methods)
 _BEACON_VERBS = frozenset(method.name for method in beacon_pb.DESCRIPTOR.services_by_name["BeaconService"].methods)
-_Stubs = tuple[pb_grpc.AgentServiceStub, LayerServiceStub, BackupServiceStub, BeaconServiceStub]
+_HOST_VERBS = frozenset(method.name for method in host_pb.DESCRIPTOR.services_by_name["HostService"].methods)
+_Stubs = tuple[pb_grpc.AgentServiceStub, LayerServiceStub, BackupServiceStub, BeaconServiceStub, HostServiceStub]
 BEACON_DEADLINE_S = 6.0
 
 
@@ -340,6 +343,11 @@ class GrpcAgentClient(BackupVerbs):
         block: bytes = self._call(host_id, "WriteIntent", request, timeout_s=BEACON_DEADLINE_S).intent
         return block
 
+    def reboot_host(self, host_id: str, key: CommandKey, boot_id: str, *, ends_guests: bool) -> bool:
+        request = host_pb.RebootHostRequest(boot_id=boot_id, ends_guests=ends_guests)
+        has_begun: bool = self._command(host_id, "RebootHost", request, key, timeout_s=SLOW_DEADLINE_S).has_begun
+        return has_begun
+
     # --- jobs and membership -------------------------------------------------------------------------------------------
 
     def get_job(self, host_id: str, key: CommandKey) -> Job:
@@ -372,9 +380,9 @@ class GrpcAgentClient(BackupVerbs):
         return address
 
     def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
-        agents, layers, backups, beacons = self._stubs(address)
+        agents, *others = self._stubs(address)
         stub: Any = agents
-        for verbs, service in ((_LAYER_VERBS, layers), (_BACKUP_VERBS, backups), (_BEACON_VERBS, beacons)):
+        for verbs, service in zip((_LAYER_VERBS, _BACKUP_VERBS, _BEACON_VERBS, _HOST_VERBS), others, strict=True):
             stub = service if verb in verbs else stub
         started, outcome = time.monotonic(), "ok"
         try:
@@ -407,7 +415,13 @@ class GrpcAgentClient(BackupVerbs):
 
 
 def _stubs_of(channel: grpc.Channel) -> _Stubs:
-    return pb_grpc.AgentServiceStub(channel), LayerServiceStub(channel), BackupServiceStub(channel), BeaconServiceStub(channel)
+    return (
+        pb_grpc.AgentServiceStub(channel),
+        LayerServiceStub(channel),
+        BackupServiceStub(channel),
+        BeaconServiceStub(channel),
+        HostServiceStub(channel),
+    )
 
 
 def _pool(pool: PoolSpec) -> storage_pb2.PoolSpec:
