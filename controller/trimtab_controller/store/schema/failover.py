@@ -51,6 +51,15 @@ fence_intent = sa.Table(
     sa.Column("written_at", UtcDateTime()),
 )
 
+# A cut of a host's power that an operator asked for; the leader removes it before it carries it out.
+power_cut = sa.Table(
+    "power_cut",
+    metadata,
+    ref("host_id", "host.id", primary_key=True),
+    sa.Column("asked_by", sa.String(128), nullable=False),
+    sa.Column("asked_at", UtcDateTime(), nullable=False),
+)
+
 # One loss of one host, from lost to its return: the timeline is its evidence, in order.
 failover = sa.Table(
     "failover",
