@@ -165,6 +165,8 @@ class Guard:
         self._has_stood_in = False
         self._needs_beacon, self._beacon, self._on_forbidden = needs_beacon, beacon, on_forbidden
         self._was_wanted = not needs_beacon
+        self._is_whole = False
+        """Whether the newest list that was handed over names those whom the warden may have to end."""
         self._ttl_s = DEFAULT_TTL_S
         self._recorded_pool_id = ""
         """The beacon's pool in the newest renewal that was granted."""
@@ -183,7 +185,11 @@ class Guard:
         answer, is_fresh = self._answer, self._is_fresh()
         missing = () if is_wanted else (_why_not_wanted(pool_id, state),)
         return WardenReport(
-            is_armed=is_wanted and is_fresh and bool(answer.get("armed")) and int(answer["seq"]) >= self._changed_at,
+            is_armed=is_wanted
+            and is_fresh
+            and self._is_whole
+            and bool(answer.get("armed"))
+            and int(answer["seq"]) >= self._changed_at,
             kill_ms=int(answer.get("kill_ms", 0)),
             clock_rate_ppm=int(answer.get("rate_ppm", 0)),
             missing=(*missing, *(str(word) for word in answer.get("missing", ()))),
@@ -206,8 +212,16 @@ class Guard:
 
     @property
     def _may_kill(self) -> bool:
-        """Whether the warden has to know our guests: the controller counts on it, or is to."""
-        return self._was_wanted or self._promised != 0
+        """Whether the warden has to know our guests: the controller counts on it, or is to while the lease lives.
+
+        Once the controller knows that none holds, a warden that is started late, with the lease long over, must find nobody to end.
+        """
+        ends_s = self._ends_s()
+        return self._promised != 0 or (self._was_wanted and (ends_s == 0 or self._clock.boottime_s() < ends_s))
+
+    def _ends_s(self) -> float:
+        """Return when the lease ends by the later of its channels; with the controllers away the beacon alone keeps the guests."""
+        return max(self._deadline_s, beacon_state.read_state(self._runtime_dir).deadline_s)
 
     def _is_fresh(self) -> bool:
         return self._is_known and self._clock.boottime_s() - self._answered_s <= ANSWER_TIMEOUT_S
@@ -341,6 +355,9 @@ class Guard:
                 if was_connected:
                     log.warning("warden is not there", error=str(error))
                 was_connected = False
+                if self._is_known:
+                    # What a warden goes by that starts before we reach it.
+                    warden_state.write(self._runtime_dir, self._next())
                 await asyncio.sleep(RECONNECT_S)
                 continue
             was_connected = True
@@ -369,8 +386,12 @@ class Guard:
 
     def _next(self) -> HandOver:
         self._sequence += 1
+        may_kill = self._may_kill
+        if may_kill and not self._is_whole:
+            self._changed_at = self._sequence
+        self._is_whole = may_kill
         with self._lock:
-            guests = tuple(guest for _vm_id, (guest, _since_s) in sorted(self._guests.items())) if self._may_kill else ()
+            guests = tuple(guest for _vm_id, (guest, _since_s) in sorted(self._guests.items())) if may_kill else ()
         return HandOver(self._sequence, self._deadline_s, guests)
 
     def _take(self, answer: dict[str, Any]) -> None:
@@ -388,9 +409,7 @@ class Guard:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(HAND_OVER_EVERY_S / 2)
-            # With the controllers away the beacon alone keeps the guests.
-            ends_s = max(self._deadline_s, beacon_state.read_state(self._runtime_dir).deadline_s)
-            overdue_s = self._clock.boottime_s() - ends_s
+            overdue_s = self._clock.boottime_s() - self._ends_s()
             is_over = self._deadline_s > 0 and overdue_s > STAND_IN_AFTER_S
             if is_over and self._promised and not self._has_stood_in and not self._is_fresh():
                 with self._lock:

@@ -138,7 +138,7 @@ def _parsed(block: bytes) -> dict[str, Any] | None:
 
 def _built(kind: type[T], said: dict[str, Any]) -> T:
     """Return what a block says; fields that we do not know are left out, one that is missing or of another type is refused."""
-    values = {}
+    values: dict[str, Any] = {}
     for field in fields(kind):
         value = said.get(field.name)
         if type(value) is not field.type:

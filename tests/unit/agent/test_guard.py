@@ -164,6 +164,26 @@ async def test_the_agent_kills_in_the_place_of_a_warden_that_is_gone_and_reports
     await until(lambda: side.killed == [domain.vm_id])
 
 
+async def test_a_warden_that_is_started_after_the_controller_was_told_of_its_absence_ends_nobody(side: Side) -> None:
+    domain = spec(SHARED)
+    side.guard.listed(())
+    await side.armed()
+    await asyncio.to_thread(side.guard.expect, domain, 1)
+    guest = side.start_guest(domain)
+    side.guard.told(1, WardenReport(is_armed=True))
+    side.warden.kill()
+    side.warden.wait()
+    await until(lambda: not side.guard.report.is_armed)
+    side.guard.told(2, WardenReport())
+    side.guard.heard(2)
+    side.guard.renewed(boottime_s() + 0.3, ttl_s=0.3, lease_number=1)
+    await until(lambda: handed(side) == [], what="the list to be empty once the lease is over")
+    assert guest.poll() is None
+    side.start_warden()
+    await until(lambda: bool(side.guard._is_fresh()), what="the warden to answer")
+    assert guest.poll() is None
+
+
 async def test_what_the_warden_killed_is_reported_once(side: Side) -> None:
     domain = spec(SHARED)
     side.guard.listed(())

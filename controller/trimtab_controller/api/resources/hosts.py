@@ -283,7 +283,7 @@ def _beacon_age_s(state: Mapping[str, Any], now: datetime) -> float | None:
     at_ms, age_ms = state.get("at_ms"), state.get("beacon_age_ms")
     if not at_ms or not age_ms:
         return None
-    return round(age_ms / 1000 + max(0.0, now.timestamp() - at_ms / 1000), 1)
+    return round(float(age_ms) / 1000 + max(0.0, now.timestamp() - float(at_ms) / 1000), 1)
 
 
 def _fence_intent(row: FenceIntentRow | None) -> FenceIntentResource | None:
