@@ -196,7 +196,7 @@ class Guard:
             vm_ids=tuple(str(vm_id) for vm_id in answer.get("guests", ())) if is_fresh else (),
             beacon_pool_id=pool_id,
             beacon_age_s=self._clock.boottime_s() - state.renewed_s if pool_id and state.deadline_s else None,
-            beacon_problem=state.problem,
+            beacon_problem=_problem(state, age_s=self._clock.boottime_s() - state.renewed_s, ttl_s=self._ttl_s) if place else "",
         )
 
     def _is_wanted(self, pool_id: str, state: beacon_state.State) -> bool:
@@ -427,6 +427,13 @@ class Guard:
             log.warning("guests were killed at the end of the lease", vm_ids=[line["vm_id"] for line in lines])
             await self._on_killed([str(line["vm_id"]) for line in lines])
             warden_state.forget_killed(self._killed_path)
+
+
+def _problem(state: beacon_state.State, *, age_s: float, ttl_s: float) -> str:
+    """Return why the beacon does not renew; one that hangs with its storage cannot say so itself."""
+    if state.problem or age_s <= ttl_s:
+        return state.problem
+    return "it has not renewed for longer than a lease: the storage hangs, or trimtab-beacon does not run"
 
 
 def _why_not_wanted(pool_id: str, state: beacon_state.State) -> str:

@@ -18,6 +18,7 @@ from functools import partial
 
 import structlog
 
+from trimtab_controller import metrics
 from trimtab_controller.agents.client import AgentClient
 from trimtab_controller.clock import Clock
 from trimtab_controller.core.failover.events import Event, IntentProven, IntentWritten
@@ -102,12 +103,14 @@ class Beacons:
             fenced(lambda session: fence_intents.begin(session, host_id, intent, pool.pool_id, via_host_id=writer, now=now))
             standing = _intent(self._agents.write_intent(writer, pool, host_id, intent))
             if standing != intent:
+                metrics.FENCE_INTENTS.labels("refused").inc()
                 log.warning("fence intent refused", host_id=host_id, term=term, standing_term=standing.term if standing else None)
                 return None
             with self._lock:
                 self._intents[host_id] = intent
             written_s, now = self._clock.boottime_s(), self._clock.now()
             fenced(lambda session: fence_intents.written(session, host_id, intent, now=now))
+            metrics.FENCE_INTENTS.labels("written").inc()
             log.info("fence intent written", host_id=host_id, via=writer, lease_number=lease_number, number=intent.number)
             return IntentWritten(host=host_id, at_s=written_s)
 
@@ -128,6 +131,7 @@ class Beacons:
                 why = "the host opened a session since it was written"
             elif (beat := _beat(beat_block)) is None or (beat.host_id, beat.boot_id) != (host_id, standing.boot_id):
                 why = "the host did not renew in this slot since it booted: is the pool mounted on both?"
+            metrics.FENCE_INTENTS.labels("disproven" if why else "proven").inc()
             return IntentProven(host=host_id, why=why)
 
         self._begin(host_id, "prove", seen, look)
@@ -149,6 +153,8 @@ class Beacons:
                 return question(readers[turn % len(readers)], pool)
             except Unavailable:
                 self._turns[host_id] = turn + 1
+                if what != "slot":
+                    metrics.FENCE_INTENTS.labels("unreachable").inc()
                 raise
             except Conflict as conflict:
                 log.info("fence intent not written", host_id=host_id, code=conflict.code)

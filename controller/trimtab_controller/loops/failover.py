@@ -19,6 +19,7 @@ from trimtab_controller import metrics
 from trimtab_controller.clock import Clock
 from trimtab_controller.core.failover import FailoverSettings, steps
 from trimtab_controller.core.failover import effects as do
+from trimtab_controller.core.failover.detection import LIVES_BY_BEACON
 from trimtab_controller.core.failover.events import (
     ConfirmedOff,
     Event,
@@ -368,6 +369,7 @@ class FailoverLoop:
 
     def _measure(self) -> None:
         metrics.FAILOVER_FROZEN.labels("breaker").set(bool(self._state.frozen))
+        metrics.HOSTS_BY_BEACON.set(sum(1 for host in self._state.hosts.values() if LIVES_BY_BEACON in host.degraded))
         metrics.FAILOVER_FROZEN.labels("operator").set(self._state.is_paused)
         phases = Counter(vm.phase for vm in self._state.vms.values())
         metrics.FAILOVER_VMS.labels("waiting").set(phases[Phase.RECOVERING])

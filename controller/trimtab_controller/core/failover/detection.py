@@ -12,6 +12,7 @@ from trimtab_controller.core.failover.events import LeaderStarted, Renewed, Tick
 from trimtab_controller.core.failover.records import NEVER_S, Closing, Evidence, HostRecord, Proof
 from trimtab_controller.core.lifecycle import HostConnectivity
 
+LIVES_BY_BEACON = "management is lost; it lives by its beacon"
 _SILENT = frozenset({HostConnectivity.SUSPECT, HostConnectivity.LOST})
 
 
@@ -57,7 +58,7 @@ def hear(draft: Draft, event: Renewed) -> None:
             (not event.has_uplink, "network-degraded: the guests' uplink is lost"),
             (not event.has_storage, "storage is lost"),
             (not event.takes_commands, "commands do not reach it"),
-            (event.is_beacon, "management is lost; it lives by its beacon"),
+            (event.is_beacon, LIVES_BY_BEACON),
         )
         if is_wrong
     )
