@@ -4,11 +4,13 @@ from tests.operations.example import Example, name_of
 from tests.operations.kit import FleetStory
 from trimtab_controller.core.model import Operation
 from trimtab_controller.core.planning import PlanKind
+from trimtab_controller.services import host_reboots
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services import plans as plan_service
 from trimtab_controller.store import (
     hosts,
     networks,
+    plans,
     reach,
     schema,
 )
@@ -130,7 +132,30 @@ def _called_off(story: FleetStory, operation: Operation) -> None:
         assert story.running_on(step.vm_id) == {story.vm(step.vm_id).host_id}
 
 
+def _reboot(story: FleetStory) -> Operation:
+    host_id = story.add_host(name_of("node-"))
+    return story.db.write(
+        lambda session: host_reboots.reboot(
+            session, hosts.get(session, host_id), force=False, actor=story.actor, now=story.clock.now()
+        )
+    )
+
+
+def _is_back(story: FleetStory, operation: Operation) -> None:
+    assert story.rebooted.count(operation.subject_id) == 1, "an order that comes twice restarts once"
+    host = story.db.read(lambda session: hosts.get(session, operation.subject_id))
+    assert host.boot_id == story.hypervisor(host.id).boot_id
+    assert not host.is_cordoned
+    assert not story.db.read(lambda session: plans.maintenance_of(session, [host.id]))
+
+
+def _is_open_again(story: FleetStory, operation: Operation) -> None:
+    assert not story.db.read(lambda session: hosts.get(session, operation.subject_id)).is_cordoned
+    assert not story.db.read(lambda session: plans.maintenance_of(session, [operation.subject_id]))
+
+
 EXAMPLES: dict[str, Example] = {
+    "host.reboot": Example(kind="host.reboot", arrange=_reboot, done=_is_back, undone=_is_open_again),
     "plan.apply": Example(kind="plan.apply", arrange=_drain, done=_drained, undone=_called_off),
     "network.create": Example(kind="network.create", arrange=_create_network, done=_network_is_usable, undone=_network_is_gone),
     "network.delete": Example(kind="network.delete", arrange=_delete_network, done=_network_is_gone),

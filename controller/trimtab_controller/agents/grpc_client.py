@@ -19,10 +19,15 @@ from trimtab_controller.agents.jobs import Job, job_of
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
 from trimtab_protos.agent.v1 import backup_service_pb2 as backup_pb
+from trimtab_protos.agent.v1 import beacon_service_pb2 as beacon_pb
 from trimtab_protos.agent.v1 import command_pb2, domain_pb2, storage_pb2
+from trimtab_protos.agent.v1 import host_service_pb2 as host_pb
 from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import BackupServiceStub
+from trimtab_protos.agent.v1.beacon_service_pb2_grpc import BeaconServiceStub
+from trimtab_protos.agent.v1.host_service_pb2_grpc import HostServiceStub
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceStub
+from trimtab_protos.beacon_slots import Intent
 from trimtab_protos.codec import enum_number, from_proto, to_proto
 from trimtab_protos.errors import Unavailable
 from trimtab_protos.messages import (
@@ -59,7 +64,10 @@ CHANNELS_MAX = 512
 PAGE_SIZE = 500
 _LAYER_VERBS = frozenset(method.name for method in layer_pb.DESCRIPTOR.services_by_name["LayerService"].methods)
 _BACKUP_VERBS = frozenset(method.name for method in backup_pb.DESCRIPTOR.services_by_name["BackupService"].methods)
-_Stubs = tuple[pb_grpc.AgentServiceStub, LayerServiceStub, BackupServiceStub]
+_BEACON_VERBS = frozenset(method.name for method in beacon_pb.DESCRIPTOR.services_by_name["BeaconService"].methods)
+_HOST_VERBS = frozenset(method.name for method in host_pb.DESCRIPTOR.services_by_name["HostService"].methods)
+_Stubs = tuple[pb_grpc.AgentServiceStub, LayerServiceStub, BackupServiceStub, BeaconServiceStub, HostServiceStub]
+BEACON_DEADLINE_S = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +332,25 @@ class GrpcAgentClient(BackupVerbs):
         request = layer_pb.StartVolumeCopyRequest(volume=_volume(volume), pool=_pool(pool))
         return job_of(self._command(host_id, "StartVolumeCopy", request, key).job)
 
+    # --- beacons -------------------------------------------------------------------------------------------------------
+
+    def read_slots(self, host_id: str, pool: PoolSpec, of_host_ids: Sequence[str]) -> dict[str, tuple[bytes, bytes]]:
+        request = beacon_pb.ReadSlotsRequest(pool=_pool(pool), host_ids=list(of_host_ids))
+        response = self._call(host_id, "ReadSlots", request, timeout_s=BEACON_DEADLINE_S)
+        return {slot.host_id: (slot.beat, slot.intent) for slot in response.slots}
+
+    def write_intent(self, host_id: str, pool: PoolSpec, for_host_id: str, intent: Intent) -> bytes:
+        request = beacon_pb.WriteIntentRequest(
+            pool=_pool(pool), host_id=for_host_id, term=intent.term, number=intent.number, lease_number=intent.lease_number
+        )
+        block: bytes = self._call(host_id, "WriteIntent", request, timeout_s=BEACON_DEADLINE_S).intent
+        return block
+
+    def reboot_host(self, host_id: str, key: CommandKey, boot_id: str, *, ends_guests: bool) -> bool:
+        request = host_pb.RebootHostRequest(boot_id=boot_id, ends_guests=ends_guests)
+        has_begun: bool = self._command(host_id, "RebootHost", request, key, timeout_s=SLOW_DEADLINE_S).has_begun
+        return has_begun
+
     # --- jobs and membership -------------------------------------------------------------------------------------------
 
     def get_job(self, host_id: str, key: CommandKey) -> Job:
@@ -356,8 +383,10 @@ class GrpcAgentClient(BackupVerbs):
         return address
 
     def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
-        agents, layers, backups = self._stubs(address)
-        stub: Any = layers if verb in _LAYER_VERBS else backups if verb in _BACKUP_VERBS else agents
+        agents, *others = self._stubs(address)
+        stub: Any = agents
+        for verbs, service in zip((_LAYER_VERBS, _BACKUP_VERBS, _BEACON_VERBS, _HOST_VERBS), others, strict=True):
+            stub = service if verb in verbs else stub
         started, outcome = time.monotonic(), "ok"
         try:
             return getattr(stub, verb)(request, timeout=timeout_s)
@@ -378,7 +407,7 @@ class GrpcAgentClient(BackupVerbs):
                 channel = self._connect(*key)
                 line = self._lines[key] = (
                     channel,
-                    (pb_grpc.AgentServiceStub(channel), LayerServiceStub(channel), BackupServiceStub(channel)),
+                    _stubs_of(channel),
                 )
                 if len(self._lines) > CHANNELS_MAX:
                     _, (evicted, _stubs) = self._lines.popitem(last=False)
@@ -386,6 +415,16 @@ class GrpcAgentClient(BackupVerbs):
         if evicted is not None:
             evicted.close()
         return line[1]
+
+
+def _stubs_of(channel: grpc.Channel) -> _Stubs:
+    return (
+        pb_grpc.AgentServiceStub(channel),
+        LayerServiceStub(channel),
+        BackupServiceStub(channel),
+        BeaconServiceStub(channel),
+        HostServiceStub(channel),
+    )
 
 
 def _pool(pool: PoolSpec) -> storage_pb2.PoolSpec:
