@@ -103,6 +103,7 @@ async def start_simulated_agent(
             rng=rng or random.Random(host.host_id),
             certificates=certificates,
             backups=backups or SimulatedBackups(fleet.clock, auto_disk_bytes=1 << 20, hypervisor=hypervisor),
+            look_at_peer=lambda peer, _rate_bytes: fleet.look(host.host_id, peer.host_id),
             is_load_free=True,
             has_own_connections=True,
         )

@@ -32,6 +32,7 @@ from trimtab_agent.hypervisor.kvm.identifiers import (
     domain_name,
 )
 from trimtab_agent.hypervisor.kvm.networks import libvirt_network_name
+from trimtab_agent.hypervisor.kvm.packet_rules import tap_name
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import InvalidRequest
@@ -398,9 +399,10 @@ def _nic(devices: Element, nic: NicSpec, domain: DomainSpec) -> None:
         element = SubElement(devices, "interface", type="network")
         SubElement(element, "source", network=libvirt_network_name(network.network_id))
     SubElement(element, "mac", address=check_mac(nic.mac))
+    SubElement(element, "target", dev=tap_name(nic.nic_id))
     SubElement(element, "model", type=nic.model)
     SubElement(element, "mtu", size=str(network.mtu))
-    SubElement(element, "alias", name=f"ua-{check_id(nic.nic_id, 'nic_id')}")
+    SubElement(element, "alias", name=f"ua-{nic.nic_id}")
     _address(element, bus=_nic_bus(nic))
 
 

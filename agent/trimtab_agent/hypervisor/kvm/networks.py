@@ -14,10 +14,10 @@ import libvirt
 
 from trimtab_agent.hypervisor.kvm import errors
 from trimtab_agent.hypervisor.kvm.connection import Connection
-from trimtab_agent.hypervisor.kvm.identifiers import DOMAIN_PREFIX, check_id, check_interface, check_range
+from trimtab_agent.hypervisor.kvm.identifiers import DOMAIN_PREFIX, check_id, check_interface, check_mac, check_name, check_range
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import Conflict, InvalidRequest
-from trimtab_protos.messages import NetworkKind, NetworkSpec
+from trimtab_protos.messages import DomainSpec, NetworkKind, NetworkSpec, NicSpec
 
 OWN_BRIDGE_PREFIX = "tt-"
 _SYS_NET = Path("/sys/class/net")
@@ -41,6 +41,18 @@ class Networks:
                 wanted = network_xml(network)
                 with self._connection.use(f"make network {network.name}", changes=True) as connection:
                     _ensure_libvirt_network(connection, network, wanted)
+
+    def ensure_for(self, domain: DomainSpec) -> None:
+        """Make the networks of a domain usable, and keep its cards' addresses for them where this host answers DHCP."""
+        networks = {network.network_id: network for network in domain.networks}
+        for network in networks.values():
+            self.ensure(network)
+        with self._connection.use(f"keep addresses of {domain.vm_id}", changes=True) as connection:
+            for nic in domain.nics:
+                network = networks.get(nic.network_id)
+                if network is not None and network.has_dhcp and network.kind is not NetworkKind.BRIDGE and nic.addresses:
+                    found = connection.networkLookupByName(libvirt_network_name(network.network_id))
+                    _reserve(found, nic, name=domain.name)
 
     def start(self, connection: Any, name: str) -> None:
         """Start libvirt's network `name` if it is one of ours and is not running."""
@@ -136,6 +148,30 @@ def _ensure_libvirt_network(connection: Any, network: NetworkSpec, wanted: str) 
         defined = connection.networkDefineXML(wanted)
     if not defined.isActive():
         _start(defined)
+
+
+def _reserve(network: Any, nic: NicSpec, *, name: str) -> None:
+    """Have the network's DHCP server give the card its address, and DNS know it by the vm's name unless another vm has that."""
+    address = str(ipaddress.ip_interface(nic.addresses[0]).ip)
+    kept = parse(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)).findall("ip/dhcp/host")
+    wanted = {"mac": check_mac(nic.mac), "ip": address}
+    others = [host for host in kept if host.get("mac") != nic.mac and host.get("ip") != address]
+    if not any(host.get("name") == name for host in others):
+        wanted["name"] = check_name(name, "name")
+    if any(dict(host.attrib) == wanted for host in kept):
+        return
+    for host in kept:
+        if host not in others:
+            _change_reservation(network, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, dict(host.attrib))
+    _change_reservation(network, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, wanted)
+
+
+def _change_reservation(network: Any, command: int, host: dict[str, str]) -> None:
+    flags = libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
+    if network.isActive():
+        flags |= libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE
+    text = ElementTree.tostring(ElementTree.Element("host", host), encoding="unicode")
+    network.update(command, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, text, flags)
 
 
 def _start(network: Any) -> None:
