@@ -11,7 +11,7 @@ from trimtab_protos.messages import CommandKey
 from trimtab_protos.network_messages import FirewallSpec, Peer, PeerFinding
 
 # A peer of which nothing answers takes this long, and they are tried one after the other.
-CHECK_S_PER_PEER = 30.0
+CHECK_S_PER_PEER = 17.0
 
 
 class PacketAgents(Protocol):

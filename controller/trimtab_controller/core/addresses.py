@@ -36,6 +36,6 @@ def overlapping(subnet: str, others: Iterable[tuple[str, str]]) -> str | None:
     wanted = ipaddress.ip_network(subnet)
     for name, text in others:
         other = ipaddress.ip_network(text)
-        if wanted.version == other.version and wanted.overlaps(other):  # type: ignore[arg-type]
+        if wanted.version == other.version and wanted.overlaps(other):
             return name
     return None

@@ -44,15 +44,16 @@ class Networks:
 
     def ensure_for(self, domain: DomainSpec) -> None:
         """Make the networks of a domain usable, and keep its cards' addresses for them where this host answers DHCP."""
-        networks = {network.network_id: network for network in domain.networks}
-        for network in networks.values():
+        for network in domain.networks:
             self.ensure(network)
+        served = {one.network_id: one for one in domain.networks if one.has_dhcp and one.kind is not NetworkKind.BRIDGE}
+        cards = [nic for nic in domain.nics if nic.network_id in served and nic.addresses]
+        if not cards:
+            return
         with self._connection.use(f"keep addresses of {domain.vm_id}", changes=True) as connection:
-            for nic in domain.nics:
-                network = networks.get(nic.network_id)
-                if network is not None and network.has_dhcp and network.kind is not NetworkKind.BRIDGE and nic.addresses:
-                    found = connection.networkLookupByName(libvirt_network_name(network.network_id))
-                    _reserve(found, nic, name=domain.name)
+            for nic in cards:
+                found = connection.networkLookupByName(libvirt_network_name(nic.network_id))
+                _reserve(found, nic, name=domain.name)
 
     def start(self, connection: Any, name: str) -> None:
         """Start libvirt's network `name` if it is one of ours and is not running."""

@@ -158,7 +158,11 @@ def _own_only(nic: NicSpec) -> list[list[Statement]]:
     addresses = [_parse_interface(text).ip for text in nic.addresses]
     own4 = [str(address) for address in addresses if address.version == 4]
     own6 = [str(address) for address in addresses if address.version == 6]
-    is_asking = [_match(_field("ip", "saddr"), _NO_ADDRESS), _match(_field("udp", "sport"), 68), _match(_field("udp", "dport"), 67)]
+    is_asking = [
+        _match(_field("ip", "saddr"), _NO_ADDRESS),
+        _match(_field("udp", "sport"), 68),
+        _match(_field("udp", "dport"), 67),
+    ]
     return [
         *rules,
         # Without an address it asks whether its own is free before it takes it.

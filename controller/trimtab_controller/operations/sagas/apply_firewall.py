@@ -96,4 +96,5 @@ SAGA = Saga(
         effect("apply", _apply, None, because="past the pivot"),
         transaction("finish", _finish, None, because="nothing follows it"),
     ),
+    result=lambda results: {"vms": results["apply"]["vms"], "unreached": results["apply"]["unreached"]},
 )
