@@ -143,9 +143,10 @@ def test_rules_that_somebody_flushed_are_put_back(story: Story) -> None:
 
 
 def test_a_migration_keeps_the_rules_and_the_connections(story: Story) -> None:
-    story.on_peer("(nc -ll -p 9000 -e cat </dev/null >/dev/null 2>&1 &)")
-    talk = "(while :; do echo again; sleep 1; done) | nc %s 9000 >/run/echo 2>/dev/null &"
-    story.on_web(f"({talk % story.address(story.peer)})")
+    aside = "setsid sh -c '%s' </dev/null >/dev/null 2>&1 &"
+    story.on_peer(aside % "nc -ll -p 9000 -e cat")
+    talk = f"(while :; do echo again; sleep 1; done) | nc {story.address(story.peer)} 9000 >/run/echo"
+    story.on_web(aside % talk)
     until(lambda: int(story.on_web("wc -c </run/echo") or 0) > 0, what="the connection to be answered")
     firewall = FirewallSpec(generation=2, is_closed=True, rules=allow(LISTENER))
     target = replace(story.web, firewall=firewall)

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element, SubElement
 from trimtab_agent.hypervisor.base import Stamp
 from trimtab_agent.hypervisor.kvm import numa_xml
 from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, iso_path, state_layout, target_name
-from trimtab_agent.hypervisor.kvm.networks import libvirt_network_name
+from trimtab_agent.hypervisor.kvm.networks import bridge_of, libvirt_network_name
 from trimtab_agent.hypervisor.kvm.packet_rules import tap_name
 from trimtab_agent.hypervisor.kvm.pool_layout import SEED_FILE, PoolLayout
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
@@ -83,7 +83,7 @@ def _move_card(card: Element, cards: dict[str, NicSpec], target: DomainSpec) -> 
     (port if port is not None else SubElement(card, "target")).set("dev", tap_name(nic.nic_id))
     if network.kind is NetworkKind.BRIDGE:
         card.set("type", "bridge")
-        source.attrib = {"bridge": network.bridge}
+        source.attrib = {"bridge": bridge_of(network)}
     else:
         card.set("type", "network")
         source.attrib = {"network": libvirt_network_name(network.network_id)}

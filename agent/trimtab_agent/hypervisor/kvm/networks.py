@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from trimtab_agent.hypervisor.kvm import errors
+from trimtab_agent.hypervisor.kvm import errors, vlans
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.identifiers import DOMAIN_PREFIX, check_id, check_interface, check_mac, check_name, check_range
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
@@ -37,6 +37,9 @@ class Networks:
         match network.kind:
             case NetworkKind.BRIDGE:
                 check_bridge(network)
+                if network.vlan:
+                    own = own_bridge(network.network_id)
+                    vlans.ensure(network.name, own, base=network.bridge, vlan=network.vlan, mtu=network.mtu, sys_net=_SYS_NET)
             case NetworkKind.NAT | NetworkKind.ISOLATED:
                 wanted = network_xml(network)
                 with self._connection.use(f"make network {network.name}", changes=True) as connection:
@@ -63,7 +66,10 @@ class Networks:
                 _start(network)
 
     def remove(self, network_id: str) -> None:
-        name = libvirt_network_name(network_id)
+        name, own = libvirt_network_name(network_id), own_bridge(network_id)
+        if (_SYS_NET / vlans.device_of(own)).exists():
+            _refuse_if_used(network_id, own)
+            vlans.remove(own, sys_net=_SYS_NET)
         with self._connection.use(f"remove network {network_id}", changes=True) as connection:
             try:
                 network = connection.networkLookupByName(name)
@@ -85,14 +91,16 @@ def own_bridge(network_id: str) -> str:
     return OWN_BRIDGE_PREFIX + hashlib.sha256(network_id.encode()).hexdigest()[:10]
 
 
+def bridge_of(network: NetworkSpec) -> str:
+    """Return the bridge whose ports guests of a bridge network are on this host."""
+    return own_bridge(network.network_id) if network.vlan else check_interface(network.bridge, "bridge")
+
+
 def check_bridge(network: NetworkSpec, sys_net: Path = _SYS_NET) -> None:
     """Make sure that guests can use the operator's bridge. Conflict says what is missing."""
     bridge = check_interface(network.bridge, "bridge")
     if not (sys_net / bridge / "bridge").is_dir():
         raise Conflict("bridge-missing", f"network {network.name}: this host has no bridge {bridge}", bridge=bridge)
-    if network.vlan:
-        # libvirt hands a VLAN tag to Open vSwitch only; on a Linux bridge the tag would silently be missing.
-        raise Conflict("vlan-not-supported", f"network {network.name}: bridge {bridge} cannot tag VLANs; map a bridge per VLAN")
     mtu = int((sys_net / bridge / "mtu").read_text())
     if mtu < network.mtu:
         raise Conflict(
@@ -200,6 +208,7 @@ def _essence(xml: str) -> tuple[object, ...]:
 
 def _refuse_if_used(network_id: str, bridge: str) -> None:
     ports = _SYS_NET / bridge / "brif"
-    guests = [port.name for port in ports.iterdir() if not port.name.endswith("-nic")] if ports.is_dir() else []
+    names = [port.name for port in ports.iterdir()] if ports.is_dir() else []
+    guests = [name for name in names if not name.endswith("-nic") and name != vlans.device_of(bridge)]
     if guests:
         raise Conflict("network-in-use", f"{len(guests)} guests of this host use network {network_id}", network_id=network_id)

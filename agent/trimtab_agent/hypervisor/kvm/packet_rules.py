@@ -178,10 +178,13 @@ def _own_only(nic: NicSpec) -> list[list[Statement]]:
 
 def _to_guest(nic: NicSpec, tap: str, firewall: FirewallSpec) -> list[list[Statement]]:
     accept: Statement = {"accept": None}
+    # Frames of VLANs that the bridge's uplink carries reach all of its ports; they are for the host's VLAN devices.
+    tagged = [] if nic.allows_spoofing else [[_match(_field("ether", "type"), {"set": _VLAN_TAGS}), {"drop": None}]]
     if not firewall.is_closed:
-        return [[accept]]
+        return [*tagged, [accept]]
     later_fragment = {"&": [_field("ip", "frag-off"), 0x1FFF]}
     rules: list[list[Statement]] = [
+        *tagged,
         [_match(_field("ether", "type"), "arp"), accept],
         # They carry no port, and are of no use to anybody without the first one.
         [_match(later_fragment, 0, "!="), accept],
