@@ -10,7 +10,6 @@ from trimtab_agent.hypervisor import (
     simulated_domains,
     simulated_hotplug,
     simulated_images,
-    simulated_layer_files,
     simulated_layers,
     simulated_migration,
     simulated_storage,
@@ -319,17 +318,12 @@ class SimulatedHypervisor:
     # Domains.
 
     @verb
-    def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
+    def define_domain(self, domain: DomainSpec, stamp: Stamp, *, needs_volumes: bool = False) -> DomainObservation:
         with self.fleet.changed:
             self.check_definition(domain)
-            domain = simulated_layer_files.resolve(self, domain)
-            known = self.domains.get(domain.vm_id)
-            if known is None:
-                known = self.domains[domain.vm_id] = SimulatedDomain(domain, stamp)
-            known.spec, known.stamp, known.is_persistent = domain, stamp, True
-            self.state_store(domain).state_files.add(domain.vm_id)
-            self.emit("defined", known)
-            return simulated_domains.observation(self, known)
+            if needs_volumes:
+                simulated_domains.writable_volumes(self, domain)
+            return simulated_domains.define(self, domain, stamp)
 
     @verb
     def apply_domain(self, domain: DomainSpec, stamp: Stamp) -> Applied:

@@ -81,7 +81,9 @@ class AgentClient(BackupAgents, PacketAgents, Protocol):
 
     def delete_image(self, host_id: str, key: CommandKey, image_id: str, format: DiskFormat, pool: PoolSpec) -> None: ...
 
-    def define_domain(self, host_id: str, key: CommandKey, domain: DomainSpec) -> DomainObservation: ...
+    def define_domain(
+        self, host_id: str, key: CommandKey, domain: DomainSpec, *, needs_volumes: bool = False
+    ) -> DomainObservation: ...
 
     def apply_domain(
         self, host_id: str, key: CommandKey, domain: DomainSpec

@@ -216,8 +216,11 @@ class GrpcAgentClient(BackupVerbs, PacketVerbs):
 
     # --- domains -------------------------------------------------------------------------------------------------------
 
-    def define_domain(self, host_id: str, key: CommandKey, domain: DomainSpec) -> DomainObservation:
-        response = self._command(host_id, "DefineDomain", pb.DefineDomainRequest(domain=_domain(domain)), key)
+    def define_domain(
+        self, host_id: str, key: CommandKey, domain: DomainSpec, *, needs_volumes: bool = False
+    ) -> DomainObservation:
+        request = pb.DefineDomainRequest(domain=_domain(domain), needs_volumes=needs_volumes)
+        response = self._command(host_id, "DefineDomain", request, key)
         return from_proto(response.domain, DomainObservation)
 
     def apply_domain(self, host_id: str, key: CommandKey, domain: DomainSpec) -> tuple[DomainObservation, tuple[ChangeLeft, ...]]:

@@ -56,6 +56,7 @@ def lanes(
     failover_settings: FailoverSettings = BELIEVED,
     open_secret: Callable[[str, str], str] = no_secret,
     host_states: HostStates = dict,
+    drift_period_s: float = 30.0,
 ) -> dict[str, list[Job]]:
     """Return the leader's jobs by lane, with their periods.
 
@@ -101,7 +102,7 @@ def lanes(
             Job("retain backups", 60.0, backups.retain),
             Job("measure backups", 30.0, backups.measure),
         ],
-        "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", 30.0, drift.observe_hosts)],
+        "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", drift_period_s, drift.observe_hosts)],
         # Seconds of arithmetic on a large fleet: nothing else waits for it.
         "planning": [
             Job("note hosts", 30.0, lambda _term: usage.note_hosts(host_states())),
@@ -130,6 +131,7 @@ def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], Non
         failover_settings=failover_settings(settings),
         open_secret=lambda sealed, place: box.open(sealed, place=place),
         host_states=host_states,
+        drift_period_s=settings.drift_period_s,
     )
     threads = [
         threading.Thread(target=_lane, args=(name, jobs, leader, engine.clock, stopping), name=f"lane-{name}", daemon=True)

@@ -9,7 +9,7 @@ from trimtab_agent.hypervisor.kvm.backups import Backups
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
-from trimtab_agent.hypervisor.kvm.domains import Domains, write_stamp
+from trimtab_agent.hypervisor.kvm.domains import Domains, require_volumes, write_stamp
 from trimtab_agent.hypervisor.kvm.events import DomainEvents
 from trimtab_agent.hypervisor.kvm.firewall import Firewall
 from trimtab_agent.hypervisor.kvm.host_load import HostLoadReader
@@ -188,8 +188,10 @@ class KvmHypervisor:
 
     # --- domains -----------------------------------------------------------------------------------------------------------
 
-    def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
+    def define_domain(self, domain: DomainSpec, stamp: Stamp, *, needs_volumes: bool = False) -> DomainObservation:
         self._require_responsive(domain.pools)
+        if needs_volumes:
+            require_volumes(domain)
         self._networks.ensure_for(domain)
         return self._domains.define(domain, stamp)
 

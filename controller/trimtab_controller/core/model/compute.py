@@ -52,7 +52,7 @@ class Vm:
     observed_at: datetime | None
     observed_addresses: tuple[str, ...]
     problem: str
-    # Failover gave it up; '' : no.
+    # Who says that only an operator may go on with it: `failover` gave it up, `stray` runs twice; '' : nobody.
     attention: str = ""
     version: int
     created_at: datetime
