@@ -178,7 +178,7 @@ def _echoes(address: str, size: int) -> bool:
 
 
 def _checksum(packet: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(packet) // 2}H", packet[: len(packet) // 2 * 2]))
+    total: int = sum(struct.unpack(f"!{len(packet) // 2}H", packet[: len(packet) // 2 * 2]))
     total += packet[-1] << 8 if len(packet) % 2 else 0
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF

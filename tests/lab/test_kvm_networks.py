@@ -3,6 +3,7 @@
 One lab and two guests for the file; everything is asked inside the guests. The tests run in order, as one story.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -167,3 +168,8 @@ def test_a_vm_that_goes_leaves_no_rule(story: Story) -> None:
         story.node1.hypervisor.undefine_domain(spec.vm_id, spec.pools, kill_if_running=True, keep_state_files=False)
     left = story.lab.run("node1", ["nft", "list", "table", "bridge", "trimtab"]).stdout
     assert "tn-" not in left
+    forget = (
+        "from pathlib import Path; from trimtab_agent.hypervisor.kvm.firewall import forget_all; print(forget_all(Path('/x')))"
+    )
+    for answer in ("True", "False"):
+        assert story.lab.run("node1", [sys.executable, "-c", forget]).stdout.strip() == answer, "nor a host that leaves the fleet"

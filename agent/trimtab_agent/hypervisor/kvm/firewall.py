@@ -122,6 +122,17 @@ class Firewall:
         os.replace(beside, path)
 
 
+def forget_all(folder: Path) -> bool:
+    """Take every rule of ours off this host; tell whether there were any."""
+    # Files first: what is not known is not put back.
+    for path in folder.glob("*.json"):
+        path.unlink(missing_ok=True)
+    if not _names():
+        return False
+    _nft([{"delete": {"table": {"family": FAMILY, "name": TABLE}}}])
+    return True
+
+
 def _names() -> set[str]:
     """Return the names of the chains and sets that are in the table now; none where there is no table."""
     listed = json.loads(_run(["-j", "-t", "list", "table", FAMILY, TABLE], "", may_fail=True) or "{}")
