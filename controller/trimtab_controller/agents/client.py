@@ -10,6 +10,7 @@ from typing import Protocol
 
 from trimtab_controller.agents.backups import BackupAgents
 from trimtab_controller.agents.jobs import Job
+from trimtab_controller.agents.packets import PacketAgents
 from trimtab_protos.beacon_slots import Intent
 from trimtab_protos.messages import (
     ChangeLeft,
@@ -33,7 +34,7 @@ from trimtab_protos.messages import (
 )
 
 
-class AgentClient(BackupAgents, Protocol):
+class AgentClient(BackupAgents, PacketAgents, Protocol):
     """Thread-safe; every call has a deadline (10 s unless a verb's own work bounds it otherwise)."""
 
     def get_inventory(self, host_id: str) -> Inventory: ...
