@@ -246,6 +246,8 @@ class DiskSpec:
     layer_id: str = ""
     is_merging: bool = False
     merge_layer_id: str = ""
+    move_pool_id: str = ""
+    move_format: DiskFormat | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ from trimtab_protos.messages import (
     VolumeObservation,
     VolumeSpec,
 )
+from trimtab_protos.volume_messages import VolumeMove
 
 
 class AgentClient(BackupAgents, Protocol):
@@ -140,6 +141,12 @@ class AgentClient(BackupAgents, Protocol):
     def start_merge(self, host_id: str, key: CommandKey, merge: LayerMerge, pool: PoolSpec, domain: DomainSpec | None) -> Job: ...
 
     def start_volume_copy(self, host_id: str, key: CommandKey, volume: VolumeSpec, pool: PoolSpec) -> Job: ...
+
+    def start_volume_move(self, host_id: str, key: CommandKey, move: VolumeMove, domain: DomainSpec | None) -> Job: ...
+
+    def settle_volume_move(
+        self, host_id: str, key: CommandKey, move: VolumeMove, domain: DomainSpec | None, *, is_recorded: bool
+    ) -> bool: ...
 
     def get_job(self, host_id: str, key: CommandKey) -> Job: ...
 

@@ -105,7 +105,8 @@ def at_path(session: Session, path: str) -> Pool | None:
 def dependants(session: Session, pool_id: str, *, limit: int = 5) -> dict[str, tuple[str, ...]]:
     """Return the names of volumes and images that lie in the pool, by noun."""
     volume, image, replica = schema.volume, schema.image, schema.image_replica
-    volumes = sa.select(volume.c.name).where(volume.c.pool_id == pool_id, holds_bytes())
+    is_there = sa.or_(volume.c.pool_id == pool_id, volume.c.other_pool_id == pool_id)
+    volumes = sa.select(volume.c.name).where(is_there, holds_bytes())
     # An image is lost with its last replica; a copy of one that is elsewhere too is only a cache entry.
     elsewhere = sa.select(replica.c.image_id).where(replica.c.pool_id != pool_id, replica.c.state == "ready").scalar_subquery()
     images = (

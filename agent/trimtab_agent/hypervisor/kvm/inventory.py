@@ -45,6 +45,7 @@ CAPABILITIES = (
     "pool-dir",
     "seed-nocloud",
     "volume-linked-clone",
+    "volume-move",
 )
 _DEFAULT_MACHINE = "q35"
 _UEFI_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")

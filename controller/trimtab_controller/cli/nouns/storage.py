@@ -241,6 +241,31 @@ def resize_volume(session: Session, name: str, size: int) -> None:
     )
 
 
+@volume.command("move")
+@_volume_name
+@click.option(
+    "--to", "to_pool", required=True, metavar="POOL", shell_complete=completion.names_of("pools"), help="Where it shall be."
+)
+@click.option("--bandwidth", type=click.IntRange(0, 1_000_000), default=0, metavar="MIB/S", help="How fast at most; 0: no limit.")
+@options.runs
+@click.pass_obj
+def move_volume(session: Session, name: str, to_pool: str, bandwidth: int) -> None:
+    """Bring a volume to another pool while its vm runs on; a linked clone becomes independent.
+
+    trimtab volume move web1-root --to fast
+    """
+    body = {"to_pool": to_pool} | ({"bandwidth_mib_s": bandwidth} if bandwidth else {})
+    resources.run(
+        session,
+        "POST",
+        VOLUME.place(session, name, verb="move"),
+        body,
+        reread=lambda: resources.read(session, VOLUME, name),
+        sentence=lambda item: f"volume {name} is in pool {item.get('pool', '')}",
+        resource=VOLUME,
+    )
+
+
 @volume.command("limit")
 @_volume_name
 @click.option("--iops", type=click.IntRange(0, 10_000_000), help="Reads and writes a second; 0: as many as the pool gives.")

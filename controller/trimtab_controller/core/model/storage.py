@@ -91,6 +91,11 @@ class Volume:
     parent_volume_id: str | None = None
     parent_layer_id: str = ""
     purge_after: datetime | None = None
+    # Of one that moves between pools: its other place, and whether it is `going` there or has `left` it.
+    other_pool_id: str | None = None
+    other_host_id: str = ""
+    other_format: str = ""
+    move_state: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -531,3 +531,59 @@ class LayerResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LayerResult: _TypeAlias = LayerResult  # noqa: Y015
+
+@_typing.final
+class VolumeMove(_message.Message):
+    """VolumeMove takes a volume from one pool of a host to another. It is whole in one of them at every instant: in the source as long as
+    its file is there, else in the target.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_POOL_FIELD_NUMBER: _builtins.int
+    TARGET_POOL_FIELD_NUMBER: _builtins.int
+    SOURCE_FORMAT_FIELD_NUMBER: _builtins.int
+    TARGET_FORMAT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    VM_ID_FIELD_NUMBER: _builtins.int
+    KEEPS_RUNNING_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_BYTES_S_FIELD_NUMBER: _builtins.int
+    TAKES_STATE_FILES_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    source_format: Global___DiskFormat.ValueType
+    target_format: Global___DiskFormat.ValueType
+    size_bytes: _builtins.int
+    vm_id: _builtins.str
+    """Vm that may have the volume open; empty: none."""
+    keeps_running: _builtins.bool
+    """The vm is not paused by its user: it runs when this ends."""
+    bandwidth_bytes_s: _builtins.int
+    """0: as fast as the storage."""
+    takes_state_files: _builtins.bool
+    """The vm's other files (NVRAM) lie with this volume and go along."""
+    @_builtins.property
+    def source_pool(self) -> Global___PoolSpec: ...
+    @_builtins.property
+    def target_pool(self) -> Global___PoolSpec: ...
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        source_pool: Global___PoolSpec | None = ...,
+        target_pool: Global___PoolSpec | None = ...,
+        source_format: Global___DiskFormat.ValueType = ...,
+        target_format: Global___DiskFormat.ValueType = ...,
+        size_bytes: _builtins.int = ...,
+        vm_id: _builtins.str = ...,
+        keeps_running: _builtins.bool = ...,
+        bandwidth_bytes_s: _builtins.int = ...,
+        takes_state_files: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source_pool", b"source_pool", "target_pool", b"target_pool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_s", b"bandwidth_bytes_s", "keeps_running", b"keeps_running", "size_bytes", b"size_bytes", "source_format", b"source_format", "source_pool", b"source_pool", "takes_state_files", b"takes_state_files", "target_format", b"target_format", "target_pool", b"target_pool", "vm_id", b"vm_id", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeMove: _TypeAlias = VolumeMove  # noqa: Y015
