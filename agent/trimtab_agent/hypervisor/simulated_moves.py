@@ -69,6 +69,8 @@ def settle(host: "SimulatedHypervisor", asked: VolumeMove, spec: DomainSpec | No
 
 
 def _hold(host: "SimulatedHypervisor", control: JobControl) -> None:
+    if control.cancelled.is_set():
+        raise Conflict("job-cancelled", "the move was cancelled; the volume is where it was")
     fault = host.fleet.take_fault(host.host_id, "move.copying")
     if fault is None:
         return
