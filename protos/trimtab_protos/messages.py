@@ -7,6 +7,8 @@ with the descriptors). Documentation of the fields stands in the `.proto` files.
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from trimtab_protos.pool_messages import NfsSource
+
 
 class Direction(StrEnum):
     DO = "do"
@@ -22,6 +24,7 @@ class JobState(StrEnum):
 
 class PoolKind(StrEnum):
     DIR = "dir"
+    NFS = "nfs"
 
 
 class DiskFormat(StrEnum):
@@ -112,6 +115,7 @@ class PoolSpec:
     name: str = ""
     kind: PoolKind = PoolKind.DIR
     is_shared: bool = False
+    nfs: NfsSource | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +127,7 @@ class PoolObservation:
     is_responsive: bool = True
     problem: str = ""
     observed_at_ms: int = 0
+    is_hung: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from trimtab_protos import messages, volume_messages
+from trimtab_protos import messages, pool_messages, volume_messages
 from trimtab_protos.agent.v1 import agent_service_pb2, backup_pb2, command_pb2, domain_pb2, inventory_pb2, storage_pb2
 from trimtab_protos.codec import from_proto, to_proto
 from trimtab_protos.controller.v1 import gateway_service_pb2
@@ -13,7 +13,7 @@ from trimtab_protos.errors import InvalidRequest
 MODULES = (agent_service_pb2, backup_pb2, command_pb2, domain_pb2, inventory_pb2, storage_pb2, gateway_service_pb2)
 MIRRORED = [
     value
-    for module in (messages, volume_messages)
+    for module in (messages, pool_messages, volume_messages)
     for value in vars(module).values()
     if dataclasses.is_dataclass(value) and isinstance(value, type) and value.__module__ == module.__name__
 ]

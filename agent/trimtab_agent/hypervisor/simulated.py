@@ -67,7 +67,7 @@ CAPABILITIES = (
     "network-isolated",
     "network-nat",
     *("host-devices", "numa-tuning"),
-    "pool-dir",
+    *("pool-dir", "pool-nfs"),
     *("seed-nocloud", "simulated"),
     "tpm",
     *("volume-linked-clone", "volume-move"),

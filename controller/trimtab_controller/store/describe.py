@@ -12,6 +12,7 @@ from trimtab_controller.core import cpu_sets, guest_os
 from trimtab_controller.core.model import Image, Network, Nic, Pool, Vm, Volume
 from trimtab_controller.store import schema, vms
 from trimtab_controller.store.rows import build, columns_of
+from trimtab_protos.codec import from_json
 from trimtab_protos.errors import NotFound
 from trimtab_protos.messages import (
     CdromSpec,
@@ -21,10 +22,12 @@ from trimtab_protos.messages import (
     NetworkKind,
     NetworkSpec,
     NicSpec,
+    PoolKind,
     PoolSpec,
     SeedSpec,
     VolumeSpec,
 )
+from trimtab_protos.pool_messages import NfsSource
 
 T = TypeVar("T")
 
@@ -138,7 +141,8 @@ def get_network(session: Session, network_id: str) -> Network:
 
 
 def pool_spec(pool: Pool) -> PoolSpec:
-    return PoolSpec(pool_id=pool.id, path=pool.path, name=pool.name, kind=pool.kind, is_shared=pool.is_shared)
+    nfs = from_json(dict(pool.settings), NfsSource) if pool.kind is PoolKind.NFS else None
+    return PoolSpec(pool_id=pool.id, path=pool.path, name=pool.name, kind=pool.kind, is_shared=pool.is_shared, nfs=nfs)
 
 
 def volume_spec(volume: Volume, images: Mapping[str, Image]) -> VolumeSpec:

@@ -43,6 +43,7 @@ CAPABILITIES = (
     "network-nat",
     "numa-tuning",
     "pool-dir",
+    "pool-nfs",
     "seed-nocloud",
     "volume-linked-clone",
     "volume-move",

@@ -1,7 +1,7 @@
 """Pools, images, volumes and networks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +19,8 @@ class Pool:
     reserve_permille: int
     version: int
     created_at: datetime
+    # Of a pool that is mounted: from where and how (`describe.nfs_source`).
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ pool = sa.Table(
     version(),
     created_at(),
     deleted_at(),
-    sa.CheckConstraint("kind IN ('dir')", name="kind"),
+    sa.CheckConstraint("kind IN ('dir', 'nfs')", name="kind"),
 )
 unique_among_live("uq_pool_name_live", pool.c.name)
 
@@ -41,10 +41,10 @@ pool_host = sa.Table(
     metadata,
     ref("pool_id", "pool.id", primary_key=True),
     ref("host_id", "host.id", primary_key=True),
-    sa.Column("state", sa.String(16), nullable=False),  # unknown, ready, failed
+    sa.Column("state", sa.String(16), nullable=False),  # unknown, ready, failed, unresponsive
     sa.Column("problem", sa.String(500), nullable=False, server_default=""),
     sa.Column("observed_at", UtcDateTime()),
-    sa.CheckConstraint("state IN ('unknown', 'ready', 'failed')", name="state"),
+    sa.CheckConstraint("state IN ('unknown', 'ready', 'failed', 'unresponsive')", name="state"),
 )
 
 # Space is claimed per place: one row for a shared pool, one per host for a local one.

@@ -27,12 +27,16 @@ class _PoolKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PoolKind.Val
     DESCRIPTOR: _descriptor.EnumDescriptor
     POOL_KIND_UNSPECIFIED: _PoolKind.ValueType  # 0
     POOL_KIND_DIR: _PoolKind.ValueType  # 1
+    POOL_KIND_NFS: _PoolKind.ValueType  # 2
+    """A directory that the agent mounts from an NFS server."""
 
 class PoolKind(_PoolKind, metaclass=_PoolKindEnumTypeWrapper):
     """PoolKind is the driver of a pool. A later release adds more; an agent refuses one that it does not list as a capability."""
 
 POOL_KIND_UNSPECIFIED: PoolKind.ValueType  # 0
 POOL_KIND_DIR: PoolKind.ValueType  # 1
+POOL_KIND_NFS: PoolKind.ValueType  # 2
+"""A directory that the agent mounts from an NFS server."""
 Global___PoolKind: _TypeAlias = PoolKind  # noqa: Y015
 
 class _DiskFormat:
@@ -66,11 +70,16 @@ class PoolSpec(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     IS_SHARED_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    NFS_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     kind: Global___PoolKind.ValueType
     path: _builtins.str
     is_shared: _builtins.bool
     name: _builtins.str
+    @_builtins.property
+    def nfs(self) -> Global___NfsSource:
+        """Of kind NFS: what is mounted at `path`."""
+
     def __init__(
         self,
         *,
@@ -79,14 +88,53 @@ class PoolSpec(_message.Message):
         path: _builtins.str = ...,
         is_shared: _builtins.bool = ...,
         name: _builtins.str = ...,
+        nfs: Global___NfsSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nfs", b"nfs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_shared", b"is_shared", "kind", b"kind", "name", b"name", "path", b"path", "pool_id", b"pool_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_shared", b"is_shared", "kind", b"kind", "name", b"name", "nfs", b"nfs", "path", b"path", "pool_id", b"pool_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PoolSpec: _TypeAlias = PoolSpec  # noqa: Y015
+
+@_typing.final
+class NfsSource(_message.Message):
+    """NfsSource is an export and how it is mounted. `nodev,nosuid,noexec` always are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
+    IS_SOFT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    export: _builtins.str
+    is_soft: _builtins.bool
+    """A soft mount fails a request after `retries` times `timeout_s`, which a guest sees as a disk error; a hard one waits for ever."""
+    timeout_s: _builtins.int
+    retries: _builtins.int
+    version: _builtins.str
+    """3, 4.0, 4.1, 4.2."""
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+        export: _builtins.str = ...,
+        is_soft: _builtins.bool = ...,
+        timeout_s: _builtins.int = ...,
+        retries: _builtins.int = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "is_soft", b"is_soft", "retries", b"retries", "server", b"server", "timeout_s", b"timeout_s", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NfsSource: _TypeAlias = NfsSource  # noqa: Y015
 
 @_typing.final
 class PoolObservation(_message.Message):
@@ -101,6 +149,7 @@ class PoolObservation(_message.Message):
     IS_RESPONSIVE_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     OBSERVED_AT_MS_FIELD_NUMBER: _builtins.int
+    IS_HUNG_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     capacity_bytes: _builtins.int
     available_bytes: _builtins.int
@@ -109,6 +158,8 @@ class PoolObservation(_message.Message):
     is_responsive: _builtins.bool
     problem: _builtins.str
     observed_at_ms: _builtins.int
+    is_hung: _builtins.bool
+    """It is not responsive since its storage does not answer, not since it says no."""
     def __init__(
         self,
         *,
@@ -119,10 +170,11 @@ class PoolObservation(_message.Message):
         is_responsive: _builtins.bool = ...,
         problem: _builtins.str = ...,
         observed_at_ms: _builtins.int = ...,
+        is_hung: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes", "is_responsive", b"is_responsive", "observed_at_ms", b"observed_at_ms", "pool_id", b"pool_id", "problem", b"problem", "promised_bytes", b"promised_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes", "is_hung", b"is_hung", "is_responsive", b"is_responsive", "observed_at_ms", b"observed_at_ms", "pool_id", b"pool_id", "problem", b"problem", "promised_bytes", b"promised_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
