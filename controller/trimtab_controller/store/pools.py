@@ -55,9 +55,9 @@ def insert(
     path: str,
     is_shared: bool,
     is_default: bool,
-    reserve_permille: int,
-    settings: Mapping[str, Any],
     now: datetime,
+    reserve_permille: int = 50,
+    settings: Mapping[str, Any] | None = None,
 ) -> Pool:
     return lookup.insert_named(
         session,
@@ -70,7 +70,7 @@ def insert(
         path=path,
         is_shared=is_shared,
         reserve_permille=reserve_permille,
-        settings={"is_default": is_default, **settings},
+        settings={"is_default": is_default, **(settings or {})},
         created_at=now,
     )
 
