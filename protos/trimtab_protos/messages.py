@@ -1,12 +1,11 @@
 """The messages of `agent.v1` as frozen dataclasses, so that neither the agent's hypervisors nor the controller's sagas touch protobuf.
-
-Each class mirrors the message of the same name field by field (`codec.py` maps them generically; a test compares every field
-with the descriptors). Documentation of the fields stands in the `.proto` files. Enums: value = proto name without its prefix.
-"""
+Each class mirrors the message of the same name field by field (`codec.py`; a test compares every field with the descriptors). The
+fields' documentation stands in the `.proto` files. Enums: value = proto name without its prefix."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from trimtab_protos.network_messages import FirewallSpec
 from trimtab_protos.pool_messages import NfsSource
 
 
@@ -263,6 +262,7 @@ class NicSpec:
     index: int
     model: str = "virtio"
     addresses: tuple[str, ...] = ()
+    allows_spoofing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +323,7 @@ class DomainSpec:
     numa_cells: tuple[int, ...] = ()
     cpuset: str = ""
     host_devices: tuple[str, ...] = ()
+    firewall: FirewallSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
