@@ -50,6 +50,8 @@ def test_a_lost_vm_comes_back_on_another_host_from_its_last_increment(fleet: Fle
     assert again["nics"][0]["mac"] != vm["nics"][0]["mac"]
     fleet.wait_for_ticks("safe2", counted)
 
+    proves_and_takes_back(fleet, after["id"])
+
     # From the repository and its key alone.
     fleet.ok("backup", "repo", "delete", "main", "--yes")
     assert fleet.ok("backup", "list", "-o", "json").json() == []
@@ -58,6 +60,40 @@ def test_a_lost_vm_comes_back_on_another_host_from_its_last_increment(fleet: Fle
     listed = {one["id"] for one in fleet.ok("backup", "list", "-o", "json").json()}
     assert listed == {full["id"], increment["id"], stopped["id"], after["id"]}
     fleet.delete("safe2")
+
+
+def proves_and_takes_back(fleet: Fleet, backup_id: str) -> None:
+    """Boot tests, also one that ends in the middle, leave nothing; one disk comes back; the vm itself goes back to its backup."""
+    before = {host: fleet.domains_of(host) for host in HOSTS}
+    files = {host: volume_files(fleet, host) for host in HOSTS}
+    for criterion in ((), ("--boot-pattern", r"tick \d+ uptime")):
+        proven = fleet.ok("backup", "verify", backup_id, "--boot", *criterion, "-o", "json").json()
+        assert (proven["level"], proven["problem"]) == ("L3", ""), proven
+        assert 0 < proven["recovery_ms"] < 300_000, proven
+    cut_short = fleet.begin("backup", "verify", backup_id, "--boot", "--boot-pattern", "never", "--boot-timeout", "10m")
+    wait_until(lambda: any(fleet.domains_of(host) != before[host] for host in HOSTS), "the copy to be defined")
+    fleet.ok("op", "cancel", cut_short)
+    assert fleet.end_of(cut_short)["state"] == "cancelled"
+    assert {host: fleet.domains_of(host) for host in HOSTS} == before
+    assert {host: volume_files(fleet, host) for host in HOSTS} == files
+
+    fleet.ok("backup", "restore-volume", backup_id, "vda", "--as", "one-disk", "--pool", "shared")
+    volume = fleet.ok("volume", "get", "one-disk", "-o", "json").json()
+    assert volume["size_bytes"] == fleet.vm("safe2")["volumes"][0]["size_bytes"]
+    fleet.ok("volume", "delete", "one-disk", "--yes")
+
+    own = run(fleet, "safe2")
+    counted, _ = fleet.wait_for_ticks("safe2", fleet.ticks("safe2")[0] + 3)
+    fleet.ok("vm", "stop", "safe2", "--force", "--wait")
+    fleet.ok("backup", "restore", own["id"], "--replace", "safe2", "--yes")
+    fleet.ok("vm", "start", "safe2", "--wait")
+    assert fleet.wait_for_ticks("safe2", 1)
+    fleet.ok("backup", "delete", own["id"], "--yes")
+
+
+def volume_files(fleet: Fleet, host: str) -> set[str]:
+    """Return the volumes' files on both pools as one host sees them."""
+    return set(fleet.sh(host, "ls /srv/trimtab-shared/volumes /srv/trimtab-local/volumes").splitlines())
 
 
 def agent_answers(vm_id: str) -> str:
