@@ -83,7 +83,7 @@ def proves_and_takes_back(fleet: Fleet, backup_id: str) -> None:
     fleet.ok("volume", "delete", "one-disk", "--yes")
 
     own = run(fleet, "safe2")
-    counted, _ = fleet.wait_for_ticks("safe2", fleet.ticks("safe2")[0] + 3)
+    fleet.wait_for_ticks("safe2", fleet.ticks("safe2")[0] + 3)
     fleet.ok("vm", "stop", "safe2", "--force", "--wait")
     fleet.ok("backup", "restore", own["id"], "--replace", "safe2", "--yes")
     fleet.ok("vm", "start", "safe2", "--wait")
