@@ -1,5 +1,6 @@
 """Backups of real guests through the whole stack: increments after a move and a stop, a lost vm back on another host, counting on."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def test_a_lost_vm_comes_back_on_another_host_from_its_last_increment(fleet: Fle
 
     proves_and_takes_back(fleet, after["id"])
 
+    runs_at_once_and_is_filled(fleet, after["id"], counted)
+
     # From the repository and its key alone.
     fleet.ok("backup", "repo", "delete", "main", "--yes")
     assert fleet.ok("backup", "list", "-o", "json").json() == []
@@ -89,6 +92,37 @@ def proves_and_takes_back(fleet: Fleet, backup_id: str) -> None:
     fleet.ok("vm", "start", "safe2", "--wait")
     assert fleet.wait_for_ticks("safe2", 1)
     fleet.ok("backup", "delete", own["id"], "--yes")
+
+
+def runs_at_once_and_is_filled(fleet: Fleet, backup_id: str, counted: int) -> None:
+    """A guest runs on the backup through the deaths of everything but itself; what is refused says why; then it stands alone."""
+    home = HOSTS[2]
+    options = ("--as", "fast", "--to", home, "--pool", "local=shared", "--instant", "--bandwidth", "1")
+    restored = fleet.ok("backup", "restore", backup_id, *options, "-o", "json").json()
+    vm = fleet.vm("fast")
+    assert vm["host"] == home, restored
+    [fill] = [one for one in fleet.ok("op", "list", "--kind", "vm.fill", "-o", "json").json() if one["subject"]["name"] == "fast"]
+    fleet.wait_for_ticks("fast", counted)
+    refused = fleet.trimtab("vm", "migrate", "fast", "--wait")
+    assert (refused.code, "vm-filling" in refused.err) == (5, True), refused
+
+    # The agent dies, and the process that serves the backup with it: QEMU waits until another serves it.
+    fleet.sh(home, "pkill -KILL -f backup.export.process")
+    fleet.lab.signal_service(home, "trimtab-agent", signal.SIGKILL)
+    seen, _ = fleet.ticks("fast")
+    fleet.wait_for_ticks("fast", seen + 3)
+    assert not fleet.operation(fill["id"])["done"], fleet.operation(fill["id"])
+    # The guest itself dies in the middle.
+    fleet.ok("vm", "stop", "fast", "--force", "--wait")
+    fleet.ok("vm", "start", "fast", "--wait")
+    fleet.wait_for_ticks("fast", counted)
+    ended = fleet.end_of(fill["id"])
+    assert ended["state"] == "done", ended
+    wait_until(lambda: "export.process" not in fleet.sh(home, "ps -eo args"), "the export to end")
+    chain = fleet.sh(home, f"qemu-img info -U --output=json /srv/trimtab-shared/volumes/{vm['volumes'][0]['id']}.qcow2")
+    assert "backing-filename" not in chain
+    fleet.ok("vm", "migrate", "fast", "--wait")
+    fleet.delete("fast")
 
 
 def volume_files(fleet: Fleet, host: str) -> set[str]:

@@ -20,8 +20,10 @@ from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
 from trimtab_protos.agent.v1 import backup_service_pb2 as backup_pb
 from trimtab_protos.agent.v1 import command_pb2, domain_pb2, storage_pb2
+from trimtab_protos.agent.v1 import instant_service_pb2 as instant_pb
 from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import BackupServiceStub
+from trimtab_protos.agent.v1.instant_service_pb2_grpc import InstantServiceStub
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceStub
 from trimtab_protos.codec import enum_number, from_proto, to_proto
 from trimtab_protos.errors import Unavailable
@@ -59,7 +61,8 @@ CHANNELS_MAX = 512
 PAGE_SIZE = 500
 _LAYER_VERBS = frozenset(method.name for method in layer_pb.DESCRIPTOR.services_by_name["LayerService"].methods)
 _BACKUP_VERBS = frozenset(method.name for method in backup_pb.DESCRIPTOR.services_by_name["BackupService"].methods)
-_Stubs = tuple[pb_grpc.AgentServiceStub, LayerServiceStub, BackupServiceStub]
+_INSTANT_VERBS = frozenset(method.name for method in instant_pb.DESCRIPTOR.services_by_name["InstantService"].methods)
+_Stubs = tuple[pb_grpc.AgentServiceStub, LayerServiceStub, BackupServiceStub, InstantServiceStub]
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,8 +356,10 @@ class GrpcAgentClient(BackupVerbs):
         return address
 
     def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
-        agents, layers, backups = self._stubs(address)
-        stub: Any = layers if verb in _LAYER_VERBS else backups if verb in _BACKUP_VERBS else agents
+        agents, layers, backups, instants = self._stubs(address)
+        stub: Any = agents
+        for verbs, other in ((_LAYER_VERBS, layers), (_BACKUP_VERBS, backups), (_INSTANT_VERBS, instants)):
+            stub = other if verb in verbs else stub
         started, outcome = time.monotonic(), "ok"
         try:
             return getattr(stub, verb)(request, timeout=timeout_s)
@@ -375,7 +380,12 @@ class GrpcAgentClient(BackupVerbs):
                 channel = self._connect(*key)
                 line = self._lines[key] = (
                     channel,
-                    (pb_grpc.AgentServiceStub(channel), LayerServiceStub(channel), BackupServiceStub(channel)),
+                    (
+                        pb_grpc.AgentServiceStub(channel),
+                        LayerServiceStub(channel),
+                        BackupServiceStub(channel),
+                        InstantServiceStub(channel),
+                    ),
                 )
                 if len(self._lines) > CHANNELS_MAX:
                     _, (evicted, _stubs) = self._lines.popitem(last=False)

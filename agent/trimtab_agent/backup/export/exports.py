@@ -129,7 +129,8 @@ def _start(order: Order) -> "subprocess.Popen[bytes]":
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    assert child.stdin is not None and child.stdout is not None
+    assert child.stdin is not None
+    assert child.stdout is not None
     timer = threading.Timer(START_TIMEOUT_S, child.kill)
     timer.start()
     try:

@@ -59,14 +59,15 @@ class Qcow2File:
                 used.extend(range(chunk * chunk_clusters, min((chunk + 1) * chunk_clusters, disk_clusters)))
         self._used: Sequence[int] = used
         tables = sorted({cluster // _ENTRIES for cluster in used})
-        l1_clusters = max(1, -(-(-(-disk_clusters // _ENTRIES)) // _ENTRIES))
+        l1_size = -(-disk_clusters // _ENTRIES)
+        l1_clusters = max(1, -(-l1_size // _ENTRIES))
         blocks = refcount_blocks(1 + l1_clusters + len(tables) + len(used))
         table_clusters = -(-blocks // _ENTRIES)
         l1_at = 1 + table_clusters + blocks
         self._data_at = l1_at + l1_clusters + len(tables)
         total = self._data_at + len(used)
         self.size_bytes = total * CLUSTER_BYTES
-        head = _header(content.size_bytes, l1_size=-(-disk_clusters // _ENTRIES), l1_at=l1_at, table_clusters=table_clusters)
+        head = _header(content.size_bytes, l1_size=l1_size, l1_at=l1_at, table_clusters=table_clusters)
         refcount_table = struct.pack(f">{blocks}Q", *((1 + table_clusters + i) * CLUSTER_BYTES for i in range(blocks)))
         refcounts = struct.pack(">H", 1) * total
         l1 = bytearray(l1_clusters * CLUSTER_BYTES)

@@ -320,6 +320,8 @@ def verify(session: Session, backup_id: str, boot: bool, boot_pattern: str | Non
 @click.option("--network", "networks", type=PairType("lan=lan2"), multiple=True, help="Its network there = one here; repeats.")
 @click.option("--cpu-model", metavar="MODEL", help="`auto` for hosts with other hardware; else as it was.")
 @click.option("--no-start", is_flag=True, help="Leave it stopped.")
+@click.option("--instant", is_flag=True, help="It runs on the backup at once; its disks are filled while it does.")
+@click.option("--bandwidth", type=click.IntRange(0, 1_000_000), metavar="MIB/S", help="With --instant: fill so fast at most.")
 @options.destroys
 @options.runs
 @click.pass_obj
@@ -333,11 +335,13 @@ def restore(
     networks: Sequence[tuple[str, str]],
     cpu_model: str | None,
     no_start: bool,
+    instant: bool,
+    bandwidth: int | None,
 ) -> None:
     """Make a new vm of a backup, with an identity of its own, or take a stopped vm back to it.
 
     \b
-    trimtab backup restore bk-… --as db2 --to node3
+    trimtab backup restore bk-… --as db2 --to node3 [--instant]
     trimtab backup restore bk-… --replace db --yes
     """
     if (name is None) == (replace is None):
@@ -357,12 +361,18 @@ def restore(
     body |= {key: dict(pairs) for key, pairs in {"pools": pools, "networks": networks}.items() if pairs}
     if no_start:
         body["start"] = False
+    if instant:
+        body |= {"instant": True, **({"bandwidth_mib_s": bandwidth} if bandwidth else {})}
     resources.run(
         session,
         "POST",
         BACKUP.place(session, backup_id, verb="restore"),
         body,
-        sentence=lambda _: f"vm {name} is restored from {backup_id}; see it with `trimtab vm get {name}`",
+        sentence=lambda _: (
+            f"vm {name} runs on {backup_id}; its disks are filled meanwhile: `trimtab op list --kind vm.fill`"
+            if instant
+            else f"vm {name} is restored from {backup_id}; see it with `trimtab vm get {name}`"
+        ),
     )
 
 
