@@ -1,6 +1,8 @@
 """Backups of real guests through the whole stack: increments after a move and a stop, a lost vm back on another host, counting on."""
 
+import hashlib
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,7 @@ def test_a_lost_vm_comes_back_on_another_host_from_its_last_increment(fleet: Fle
 
     proves_and_takes_back(fleet, after["id"])
 
+    is_read_out_as_a_file(fleet, after["id"], tmp_path)
     runs_at_once_and_is_filled(fleet, after["id"], counted)
 
     # From the repository and its key alone.
@@ -94,6 +97,22 @@ def proves_and_takes_back(fleet: Fleet, backup_id: str) -> None:
     fleet.ok("backup", "delete", own["id"], "--yes")
 
 
+def is_read_out_as_a_file(fleet: Fleet, backup_id: str, folder: Path) -> None:
+    whole, cut = folder / "out.qcow2", folder / "out.raw"
+    told = fleet.ok("backup", "export", backup_id, str(whole)).out
+    assert told.split()[0] == hashlib.sha256(whole.read_bytes()).hexdigest()
+    # A run that broke off is gone on with: the piece that it has stays, what was cut is asked for again.
+    fleet.ok("backup", "export", backup_id, str(cut))
+    begun = cut.with_name(f"{cut.name}.{backup_id}-first.part")
+    begun.write_bytes(cut.read_bytes()[: (1 << 20) + 5])
+    first = cut.read_bytes()
+    cut.unlink()
+    fleet.ok("backup", "export", backup_id, str(cut))
+    assert cut.read_bytes() == first
+    subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", str(whole)], check=True)
+    subprocess.run(["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", str(whole), str(cut)], check=True)
+
+
 def runs_at_once_and_is_filled(fleet: Fleet, backup_id: str, counted: int) -> None:
     """A guest runs on the backup through the deaths of everything but itself; what is refused says why; then it stands alone."""
     home = HOSTS[2]
@@ -101,7 +120,9 @@ def runs_at_once_and_is_filled(fleet: Fleet, backup_id: str, counted: int) -> No
     restored = fleet.ok("backup", "restore", backup_id, *options, "-o", "json").json()
     vm = fleet.vm("fast")
     assert vm["host"] == home, restored
-    [fill] = [one for one in fleet.ok("op", "list", "--kind", "vm.fill", "-o", "json").json() if one["subject"]["name"] == "fast"]
+    [fill] = [
+        one for one in fleet.ok("op", "list", "--filter", "kind=vm.fill", "-o", "json").json() if one["subject"]["name"] == "fast"
+    ]
     fleet.wait_for_ticks("fast", counted)
     refused = fleet.trimtab("vm", "migrate", "fast", "--wait")
     assert (refused.code, "vm-filling" in refused.err) == (5, True), refused

@@ -20,8 +20,8 @@ from tests.operations.examples_vms import not_created
 from tests.operations.kit import FleetStory
 from trimtab_controller.core.model import Backup, Operation
 from trimtab_controller.operations.accept import accept
+from trimtab_controller.services import backup_export, backup_restore
 from trimtab_controller.services import backup_repos as repo_service
-from trimtab_controller.services import backup_restore
 from trimtab_controller.services import backups as backup_service
 from trimtab_controller.store import backup_repos, backups, vms, volumes
 from trimtab_controller.store.database import Session
@@ -76,6 +76,24 @@ def backup_is(state: str) -> Check:
 def verifies(story: FleetStory) -> Operation:
     backup = _backed_up(story)
     return story.db.write(lambda session: backup_service.accept_verify(session, backup, actor=story.actor, now=story.clock.now()))
+
+
+def exports(story: FleetStory) -> Operation:
+    backup = _backed_up(story)
+    return story.db.write(
+        lambda session: backup_export.export(session, backup.id, project=story.project, actor=story.actor, now=story.clock.now())
+    )
+
+
+def is_handed_out(story: FleetStory, operation: Operation) -> None:
+    backup_id = operation.subject_id
+    host_id, place = story.db.read(lambda session: backup_export.place_of(session, backup_id, "", project=story.project))
+    size_bytes = story.client.read_backup(host_id, place, "qcow2", 0, 512).size_bytes
+    head = story.client.read_backup(host_id, place, "qcow2", 0, 1 << 20)
+    assert head.content.startswith(b"QFI")
+    assert head.size_bytes == size_bytes
+    raw = story.client.read_backup(host_id, place, "raw", 0, 1 << 20)
+    assert raw.content.startswith(place.vm_id.encode())
 
 
 def level_is(level: int) -> Check:
@@ -260,6 +278,7 @@ EXAMPLES: dict[str, Example] = {
         takes_place=frozenset({"copy"}),
     ),
     "backup.verify": Example(kind="backup.verify", arrange=verifies, done=level_is(1), undone=level_is(0)),
+    "backup.export": Example(kind="backup.export", arrange=exports, done=is_handed_out),
     "backup.boot": Example(kind="backup.boot", arrange=boots, done=has_booted, undone=not_created),
     "backup.prune": Example(kind="backup.prune", arrange=deletes, done=is_forgotten),
     "volume.restore": Example(kind="volume.restore", arrange=restores_volume, done=volume_holds_it, undone=volume_is_gone),

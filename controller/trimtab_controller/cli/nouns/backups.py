@@ -1,6 +1,7 @@
 """`trimtab backup`: repositories, policies, backups, and how well vms are protected."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 
 from trimtab_controller.cli import completion, humanise, options, render, resources
 from trimtab_controller.cli.errors import usage
+from trimtab_controller.cli.nouns.backup_export import export
 from trimtab_controller.cli.nouns.backup_views import BACKUP, POLICY, REPO, STATUS
 from trimtab_controller.cli.session import Session
 from trimtab_controller.cli.values import DurationType, PairType
@@ -23,6 +25,9 @@ _key_file = click.option(
 @click.group()
 def backup() -> None:
     """Backups: repositories, policies, and what is proven of them."""
+
+
+backup.add_command(export)
 
 
 # --- repositories --------------------------------------------------------------------------------------------------------------
@@ -369,7 +374,7 @@ def restore(
         BACKUP.place(session, backup_id, verb="restore"),
         body,
         sentence=lambda _: (
-            f"vm {name} runs on {backup_id}; its disks are filled meanwhile: `trimtab op list --kind vm.fill`"
+            f"vm {name} runs on {backup_id}; its disks are filled meanwhile: `trimtab op list --filter kind=vm.fill`"
             if instant
             else f"vm {name} is restored from {backup_id}; see it with `trimtab vm get {name}`"
         ),
@@ -399,6 +404,26 @@ def restore_volume(session: Session, backup_id: str, disk: str, name: str, pool:
         body,
         sentence=lambda _: f"volume {name} is {disk} of {backup_id}; `trimtab vm attach` gives it to a vm",
     )
+
+
+@backup.command("hold")
+@_backup_id
+@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="No prune and no policy takes it before this day (UTC).")
+@click.option("--release", is_flag=True, help="Let it go again.")
+@options.changes
+@click.pass_obj
+def hold_backup(session: Session, backup_id: str, until: datetime | None, release: bool) -> None:
+    """Keep a backup whatever its policy says, for a court or an audit.
+
+    \b
+    trimtab backup hold bk-… --until 2027-12-31
+    """
+    if (until is None) is not release:
+        raise usage("give --until DAY, or --release to let it go again")
+    at = until.replace(tzinfo=UTC).isoformat() if until is not None else None
+    answer = resources.change(session, "POST", BACKUP.place(session, backup_id, verb="hold"), {"until": at})
+    said = f"backup {backup_id} is held until {until:%Y-%m-%d}" if until is not None else f"backup {backup_id} is held no more"
+    resources.show_changed(session, BACKUP, answer, said)
 
 
 @backup.command("delete")
