@@ -6,6 +6,7 @@ zeros are answered as holes, without a byte. A chunk that cannot be had whole is
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import struct
@@ -14,12 +15,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import structlog
-
 from trimtab_agent.backup.export.content import DiskContent
-from trimtab_protos.errors import TrimtabError
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)  # structlog would take as long to load as all else that this process needs
 
 ALLOCATION = "base:allocation"
 WORKERS = 3
@@ -247,15 +245,11 @@ class _Connection:
                 self._succeed(handle)
             else:
                 self._fail(handle, errno.EINVAL)
-        except TrimtabError as error:
-            log.warning("a backup's chunk could not be read", code=error.code, error=error.message)
-            with contextlib.suppress(OSError):
-                self._fail(handle, errno.EIO)
         except OSError:
             pass  # the peer went away
         except Exception:
-            # A request's edge: its own answer fails, the server goes on.
-            log.exception("a request of an export broke")
+            # A request's edge: whatever broke it, a chunk that is damaged above all, its own answer fails and the server goes on.
+            log.exception("a request of an export failed")
             with contextlib.suppress(OSError):
                 self._fail(handle, errno.EIO)
         finally:
