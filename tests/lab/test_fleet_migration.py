@@ -221,6 +221,33 @@ def job_state(fleet: Fleet, host: str, vm_id: str) -> str:
     return "failed" if "None" in told else told
 
 
+def test_a_postcopy_whose_link_breaks_goes_on_when_it_is_back_or_says_that_its_memory_is_lost(fleet: Fleet, mover: str) -> None:
+    counted, uptime = fleet.ticks(mover)
+    vm, (home, target) = fleet.vm(mover), other_hosts(fleet, mover)
+    domain = f"trimtab-{vm['id']}"
+    operation_id = begin_slow_move(fleet, mover, target, "--allow-postcopy")
+    fleet.sh(home, f"virsh migrate-setspeed {domain} {LIMIT_BYTES_S >> 20} --postcopy && virsh migrate-postcopy {domain}")
+    wait_until(lambda: "post-copy" in domain_state(fleet, home, domain), "the guest to run on the target")
+    fleet.lab.cut(target)
+    try:
+        wait_until(
+            lambda: "post-copy failed" in domain_state(fleet, home, domain), "the source to miss the target", patience_s=60
+        )
+    finally:
+        fleet.lab.heal(target)
+    ended = fleet.end_of(operation_id)
+    assert ended["state"] == "done"
+    fleet.wait_for_host(target)
+    assert_one_whole_copy(fleet, mover, on=target, counted=counted)
+    is_lost = ended["result"].get("memory") == "lost"
+    assert (fleet.ticks(mover)[1] > uptime) != is_lost, "a guest that was started anew counts its uptime from zero"
+    assert fleet.vm(mover)["epoch"] == vm["epoch"] + 1
+
+
+def domain_state(fleet: Fleet, host: str, domain: str) -> str:
+    return fleet.lab.run(host, ["virsh", "domstate", "--reason", domain], check=False).stdout
+
+
 def test_a_source_whose_libvirtd_dies_keeps_its_guest(fleet: Fleet, mover: str) -> None:
     counted, uptime = fleet.ticks(mover)
     home, target = other_hosts(fleet, mover)
