@@ -49,7 +49,7 @@ from trimtab_protos.messages import (
 log = structlog.get_logger(__name__)
 
 REPORT_EVERY_S = 1.0
-RESUME_FOR_S = 60.0
+RESUME_FOR_S = 30.0
 """A post-copy that broke is tried to be resumed for so long: until then the guest stands still, after that its memory is given up."""
 RESUME_EVERY_S = 2.0
 _POLL_S = 0.2

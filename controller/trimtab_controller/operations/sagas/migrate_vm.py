@@ -18,7 +18,7 @@ evidence about both. Nothing is concluded from what libvirt returned: `move` end
 the other is observed not to.
 
 A post-copy that failed (it is used only where an operator asked for it) leaves memory on either side. The agent tries to resume it for
-a minute; after that both sides are killed, seen to be gone, and the guest starts anew on the target, whose disks are the newer ones.
+half a minute; after that both sides are killed, seen to be gone, and the guest starts anew on the target, whose disks are the newer ones.
 """
 
 import contextlib
