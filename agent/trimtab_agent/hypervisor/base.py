@@ -36,6 +36,7 @@ from trimtab_protos.messages import (
     VolumeObservation,
     VolumeSpec,
 )
+from trimtab_protos.network_messages import FirewallSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,9 @@ class Hypervisor(Protocol):
 
     def remove_network(self, network_id: str) -> None:
         """Remove what `ensure_network` made."""
+
+    def set_firewall(self, vm_id: str, firewall: FirewallSpec) -> int:
+        """Change what may reach the vm, live; return the generation in force, 0 where the vm is not here. A lower one changes nothing."""
 
     def define_domain(self, domain: DomainSpec, stamp: Stamp, *, needs_volumes: bool = False) -> DomainObservation:
         """Make domain, seed and NVRAM exist and equal the spec; a running domain keeps running.

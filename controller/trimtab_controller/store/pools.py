@@ -1,6 +1,6 @@
 """Pools in SQL: rows, lists, their state and space per host."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,6 +11,7 @@ from trimtab_controller.core.model import Pool, PoolSpace
 from trimtab_controller.store import keyset, lookup, schema
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_controller.store.volumes import holds_bytes
+from trimtab_protos.messages import PoolKind, PoolSpec
 
 _table = schema.pool
 
@@ -83,6 +84,15 @@ def hosts_of(session: Session, pool_ids: Sequence[str]) -> dict[str, tuple[PoolO
     for row in session.execute(sa.select(table).where(table.c.pool_id.in_(pool_ids)).order_by(table.c.host_id)):
         found[row.pool_id].append(build(PoolOnHost, row))
     return {pool_id: tuple(states) for pool_id, states in found.items()}
+
+
+def specs_of(session: Session, pool_ids: Collection[str]) -> dict[str, PoolSpec]:
+    """Return the live ones of these pools, as hosts are told them."""
+    query = sa.select(_table).where(_table.c.id.in_(pool_ids), _table.c.deleted_at.is_(None))
+    return {
+        row.id: PoolSpec(pool_id=row.id, path=row.path, name=row.name, kind=PoolKind(row.kind), is_shared=row.is_shared)
+        for row in session.execute(query)
+    }
 
 
 def spaces_of(session: Session, pool_ids: Sequence[str]) -> dict[str, tuple[PoolSpace, ...]]:
