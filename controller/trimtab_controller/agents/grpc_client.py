@@ -59,6 +59,7 @@ from trimtab_protos.messages import (
     VolumeSpec,
 )
 from trimtab_protos.status import from_rpc_error
+from trimtab_protos.volume_messages import VolumeMove
 
 DEADLINE_S = 10.0
 # Reading everything of a host, or making a large file system answer.
@@ -344,6 +345,18 @@ class GrpcAgentClient(BackupVerbs, PacketVerbs):
         request = layer_pb.StartVolumeCopyRequest(volume=_volume(volume), pool=_pool(pool))
         return job_of(self._command(host_id, "StartVolumeCopy", request, key).job)
 
+    def start_volume_move(self, host_id: str, key: CommandKey, move: VolumeMove, domain: DomainSpec | None) -> Job:
+        request = layer_pb.StartVolumeMoveRequest(move=to_proto(move, storage_pb2.VolumeMove), domain=_domain_or_none(domain))
+        return job_of(self._command(host_id, "StartVolumeMove", request, key).job)
+
+    def settle_volume_move(
+        self, host_id: str, key: CommandKey, move: VolumeMove, domain: DomainSpec | None, *, is_recorded: bool
+    ) -> bool:
+        asked = to_proto(move, storage_pb2.VolumeMove)
+        request = layer_pb.SettleVolumeMoveRequest(move=asked, domain=_domain_or_none(domain), is_recorded=is_recorded)
+        is_moved: bool = self._command(host_id, "SettleVolumeMove", request, key, timeout_s=SLOW_DEADLINE_S).is_moved
+        return is_moved
+
     # --- beacons -------------------------------------------------------------------------------------------------------
 
     def read_slots(self, host_id: str, pool: PoolSpec, of_host_ids: Sequence[str]) -> dict[str, tuple[bytes, bytes]]:
@@ -436,6 +449,10 @@ def _volume(volume: VolumeSpec) -> storage_pb2.VolumeSpec:
 
 def _domain(domain: DomainSpec) -> domain_pb2.DomainSpec:
     return to_proto(domain, domain_pb2.DomainSpec)
+
+
+def _domain_or_none(domain: DomainSpec | None) -> domain_pb2.DomainSpec | None:
+    return _domain(domain) if domain is not None else None
 
 
 def _format(value: DiskFormat) -> Any:
