@@ -58,7 +58,7 @@ class Demo:
 
     def prepare(self) -> None:
         self.say("Storage, a network and an image")
-        self.trimtab("pool", "create", "shared", "--path", "/srv/trimtab-shared", "--shared")
+        self.trimtab("pool", "create", "shared", "--path", "/srv/trimtab-shared", "--shared", "--default")
         self.trimtab("pool", "create", "local", "--path", "/srv/trimtab-local")
         self.trimtab("network", "create", "default", "--bridge", "br-guest")
         image = build_guest_image().qcow2
