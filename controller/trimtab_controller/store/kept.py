@@ -56,11 +56,14 @@ class KeptConnections:
         """`size`: how many transactions may be under way at once; further ones wait."""
         self._engine = engine
         self._free: list[Connection] = []
+        # Grows with each `close`: what was in use then is closed when it comes back.
+        self._era = 0
         self._room = threading.BoundedSemaphore(size)
         sa.event.listen(engine, "engine_disposed", lambda _engine: self.close())
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
+        """Close the connections, those in use once their transactions have ended."""
+        self._era += 1
         while self._free:
             self._free.pop().close()
 
@@ -70,7 +73,7 @@ class KeptConnections:
         if not self._room.acquire(timeout=POOL_TIMEOUT_S):
             raise sa.exc.TimeoutError(f"no connection to the database came free within {POOL_TIMEOUT_S:.0f} s")
         try:
-            connection = self._take()
+            era, connection = self._era, self._take()
             is_sound = False
             try:
                 driver: Any = connection.connection.dbapi_connection
@@ -85,7 +88,7 @@ class KeptConnections:
                 finally:
                     is_sound = not driver.in_transaction
             finally:
-                self._give_back(connection, is_sound=is_sound)
+                self._give_back(connection, is_kept=is_sound and era == self._era)
         finally:
             self._room.release()
 
@@ -95,8 +98,8 @@ class KeptConnections:
         except IndexError:
             return self._engine.connect()
 
-    def _give_back(self, connection: Connection, *, is_sound: bool) -> None:
-        if is_sound:
+    def _give_back(self, connection: Connection, *, is_kept: bool) -> None:
+        if is_kept:
             self._free.append(connection)
             return
         with suppress(DBAPIError, sqlite3.Error):
