@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Nic, Vm
 from trimtab_controller.core.resize import NOTHING, Shape, charged_for, shape_of
-from trimtab_controller.store import project_quota, schema
+from trimtab_controller.store import project_quota, schema, secgroups
 from trimtab_controller.store.among import among_asked
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import AlreadyExists, NotFound
@@ -166,10 +166,11 @@ def nics_of(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Nic, ...
 
 
 def delete_nics(session: Session, vm_id: str) -> None:
-    """Free the vm's MACs and addresses."""
+    """Free the vm's MACs and addresses, and take it out of its security groups."""
     ids = sa.select(schema.nic.c.id).where(schema.nic.c.vm_id == vm_id)
     session.execute(schema.nic_address.delete().where(schema.nic_address.c.nic_id.in_(ids)))
     session.execute(schema.nic.delete().where(schema.nic.c.vm_id == vm_id))
+    secgroups.forget(session, vm_id)
 
 
 def delete_nic(session: Session, nic_id: str) -> None:
