@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import MigrationRow, Pool, Volume
 from trimtab_controller.store import claims, project_quota, schema
+from trimtab_controller.store.among import among_asked
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import Conflict
 
@@ -24,7 +25,7 @@ _APART = {
     "move_state": "",
 }
 
-_WRITE = _table.update().where(_table.c.id.in_(sa.bindparam("volume_ids", expanding=True)))
+_WRITE = _table.update().where(among_asked(_table.c.id, "volume_ids"))
 _WRITE_NEXT_VERSION = _WRITE.values(version=_table.c.version + 1)
 
 
