@@ -11,7 +11,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from tests.lab.fleet_kit import wait_until
-from tests.lab.host_loss_kit import LossFleet, boottime_s
+from tests.lab.host_loss_kit import LEASE_S, LossFleet, boottime_s
 from trimtab_lab import cgroups
 from trimtab_lab.power import PASSWORD, USER, Fault, PowerDevices
 from trimtab_lab.specs import PLANE_GROUP
@@ -74,7 +74,7 @@ def all_faults(fleet: LossFleet, devices: PowerDevices) -> Mapping[str, HostFaul
         "killed-libvirtd": HostFault(hands.kill_libvirtd, lambda _host: None, stays),
         "controller-killed-mid-recovery": HostFault(hands.crash_and_kill_controller, lab.boot, Must.MOVE_LATE),
         "redis-down": HostFault(hands.crash_without_redis, hands.redis_again, Must.MOVE),
-        "storage-hung": HostFault(hands.hang_storage, hands.storage_again, stays),
+        "storage-hung": HostFault(hands.hang_storage, lambda _host: None, stays),
         "device-works": HostFault(hands.with_device(Fault.NONE), hands.without_device, Must.MOVE, stays),
         "device-dead": HostFault(hands.with_device(Fault.DEAD), hands.without_device, Must.MOVE_LATE, stays),
         "device-slow": HostFault(hands.with_device(Fault.SLOW), hands.without_device, Must.MOVE_LATE, stays),
@@ -122,10 +122,13 @@ class Hands:
         self._lab.boot(host)
 
     def hang_storage(self, _host: str) -> None:
+        """For longer than a lease; the guests wait for their disks meanwhile, as on any storage that hangs."""
+        at_s = boottime_s()
         self._lab.hang_storage()
-
-    def storage_again(self, _host: str) -> None:
-        self._lab.hang_storage(is_hung=False)
+        try:
+            wait_until(lambda: boottime_s() - at_s > 1.5 * LEASE_S, "more than a lease to pass")
+        finally:
+            self._lab.hang_storage(is_hung=False)
 
     def with_device(self, fault: Fault) -> Callable[[str], None]:
         """The host has a power device that was ready; it has that fault when the host's link is cut."""
