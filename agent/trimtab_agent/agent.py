@@ -35,6 +35,8 @@ from trimtab_agent.layers import LayerServicer, layer_runners
 from trimtab_agent.lease import Lease, LeaseState
 from trimtab_agent.observer import KnownPools, Observer
 from trimtab_agent.outbox import ItemKind, Outbox
+from trimtab_agent.packets import LookAtPeer, NetworkServicer, ProbeServicer
+from trimtab_agent.peer_check import PeerCheck
 from trimtab_agent.replay import Replay
 from trimtab_agent.replica import Offers, ReplicaServicer
 from trimtab_agent.runners import job_runners
@@ -51,6 +53,10 @@ from trimtab_protos.agent.v1.backup_service_pb2_grpc import add_BackupServiceSer
 from trimtab_protos.agent.v1.beacon_service_pb2_grpc import add_BeaconServiceServicer_to_server
 from trimtab_protos.agent.v1.host_service_pb2_grpc import add_HostServiceServicer_to_server
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import add_LayerServiceServicer_to_server
+from trimtab_protos.agent.v1.network_service_pb2_grpc import (
+    add_NetworkServiceServicer_to_server,
+    add_ProbeServiceServicer_to_server,
+)
 from trimtab_protos.codec import to_proto
 from trimtab_protos.controller.v1 import gateway_service_pb2
 from trimtab_protos.errors import Internal, TrimtabError, Unavailable
@@ -109,6 +115,8 @@ class AgentParts:
     warden: Warden = NO_WARDEN
     is_load_free: bool = False
     """See `Observer`."""
+    look_at_peer: LookAtPeer | None = None
+    """What tries the way to another host; None: over the links of this machine."""
     has_own_connections: bool = False
     """Set where one process plays several hosts: see `tls.channel_options`."""
 
@@ -212,6 +220,8 @@ class Agent:
         add_LayerServiceServicer_to_server(self._layer_servicer(), server)
         add_BeaconServiceServicer_to_server(self._beacon_servicer(), server)
         add_HostServiceServicer_to_server(self._host_servicer(), server)
+        add_NetworkServiceServicer_to_server(self._network_servicer(), server)
+        add_ProbeServiceServicer_to_server(ProbeServicer(identify=self._identify()), server)
         if self.parts.backups is not None:
             add_BackupServiceServicer_to_server(self._backup_servicer(), server)
         self._health = health.aio.HealthServicer()
@@ -279,9 +289,20 @@ class Agent:
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
 
+    def _network_servicer(self) -> NetworkServicer:
+        return NetworkServicer(
+            self.parts.hypervisor,
+            self.parts.look_at_peer or PeerCheck(self.parts.credentials).run,
+            commands=self.commands,
+            pools=self.parts.pools,
+            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
+        )
+
     def _replica_servicer(self) -> ReplicaServicer:
-        identify = tls.peer_host_id if self.parts.credentials else lambda _context: ""
-        return ReplicaServicer(self.parts.hypervisor, self.offers, pool=self.parts.pools.storage, identify=identify)
+        return ReplicaServicer(self.parts.hypervisor, self.offers, pool=self.parts.pools.storage, identify=self._identify())
+
+    def _identify(self) -> Callable[[tls.AuthContext], str]:
+        return tls.peer_host_id if self.parts.credentials else lambda _context: ""
 
     def _new_session(self) -> Session:
         identity = Identity(

@@ -105,6 +105,7 @@ async def start_simulated_agent(
             certificates=certificates,
             backups=backups or SimulatedBackups(fleet.clock, auto_disk_bytes=1 << 20, hypervisor=hypervisor),
             reboot=reboot,
+            look_at_peer=lambda peer, _rate_bytes: fleet.look(host.host_id, peer.host_id),
             is_load_free=True,
             has_own_connections=True,
         )

@@ -7,6 +7,8 @@ with the descriptors). Documentation of the fields stands in the `.proto` files.
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from trimtab_protos.network_messages import FirewallSpec
+
 
 class Direction(StrEnum):
     DO = "do"
@@ -256,6 +258,7 @@ class NicSpec:
     index: int
     model: str = "virtio"
     addresses: tuple[str, ...] = ()
+    allows_spoofing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,6 +319,7 @@ class DomainSpec:
     numa_cells: tuple[int, ...] = ()
     cpuset: str = ""
     host_devices: tuple[str, ...] = ()
+    firewall: FirewallSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -494,8 +494,7 @@ class FleetStory:
         self.clock.advance(engines.DRIVER_LEASE_S + 1)
 
     def _lookup(self, host_id: str) -> AgentAddress:
-        host = self.db.read(lambda session: hosts.get(session, host_id))
-        return AgentAddress(host.id, host.agent_address, host.incarnation, host.lease_number)
+        return AgentAddress(host_id, *self.db.read(lambda session: hosts.reach_agent(session, host_id)))
 
 
 def claims_of(story: FleetStory, vm_id: str) -> dict[str, str]:

@@ -36,6 +36,7 @@ from trimtab_protos.messages import (
     VolumeObservation,
     VolumeSpec,
 )
+from trimtab_protos.network_messages import FirewallSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +155,13 @@ class Hypervisor(Protocol):
     def remove_network(self, network_id: str) -> None:
         """Remove what `ensure_network` made."""
 
-    def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
-        """Make domain, seed and NVRAM exist and equal the spec; a running domain keeps running."""
+    def set_firewall(self, vm_id: str, firewall: FirewallSpec) -> int:
+        """Change what may reach the vm, live; return the generation in force, 0 where the vm is not here. A lower one changes nothing."""
+
+    def define_domain(self, domain: DomainSpec, stamp: Stamp, *, needs_volumes: bool = False) -> DomainObservation:
+        """Make domain, seed and NVRAM exist and equal the spec; a running domain keeps running.
+
+        `needs_volumes`: NotFound, and nothing is defined, where a disk's volume is not there."""
 
     def apply_domain(self, domain: DomainSpec, stamp: Stamp) -> Applied:
         """Define the domain as the spec says and, where it runs, plug and unplug disks, cards, memory and vcpus until it is so.

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from trimtab_controller.agents.backups import BackupAgents
 from trimtab_controller.agents.jobs import Job
+from trimtab_controller.agents.packets import PacketAgents
 from trimtab_protos.beacon_slots import Intent
 from trimtab_protos.messages import (
     ChangeLeft,
@@ -33,7 +34,7 @@ from trimtab_protos.messages import (
 )
 
 
-class AgentClient(BackupAgents, Protocol):
+class AgentClient(BackupAgents, PacketAgents, Protocol):
     """Thread-safe; every call has a deadline (10 s unless a verb's own work bounds it otherwise)."""
 
     def get_inventory(self, host_id: str) -> Inventory: ...
@@ -81,7 +82,9 @@ class AgentClient(BackupAgents, Protocol):
 
     def delete_image(self, host_id: str, key: CommandKey, image_id: str, format: DiskFormat, pool: PoolSpec) -> None: ...
 
-    def define_domain(self, host_id: str, key: CommandKey, domain: DomainSpec) -> DomainObservation: ...
+    def define_domain(
+        self, host_id: str, key: CommandKey, domain: DomainSpec, *, needs_volumes: bool = False
+    ) -> DomainObservation: ...
 
     def apply_domain(
         self, host_id: str, key: CommandKey, domain: DomainSpec

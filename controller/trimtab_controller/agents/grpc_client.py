@@ -16,6 +16,7 @@ import grpc
 
 from trimtab_controller.agents.backups import BackupVerbs
 from trimtab_controller.agents.jobs import Job, job_of
+from trimtab_controller.agents.packets import PacketVerbs
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
 from trimtab_protos.agent.v1 import backup_service_pb2 as backup_pb
@@ -23,10 +24,12 @@ from trimtab_protos.agent.v1 import beacon_service_pb2 as beacon_pb
 from trimtab_protos.agent.v1 import command_pb2, domain_pb2, storage_pb2
 from trimtab_protos.agent.v1 import host_service_pb2 as host_pb
 from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
+from trimtab_protos.agent.v1 import network_service_pb2 as network_pb
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import BackupServiceStub
 from trimtab_protos.agent.v1.beacon_service_pb2_grpc import BeaconServiceStub
 from trimtab_protos.agent.v1.host_service_pb2_grpc import HostServiceStub
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceStub
+from trimtab_protos.agent.v1.network_service_pb2_grpc import NetworkServiceStub
 from trimtab_protos.beacon_slots import Intent
 from trimtab_protos.codec import enum_number, from_proto, to_proto
 from trimtab_protos.errors import Unavailable
@@ -62,12 +65,21 @@ DEADLINE_S = 10.0
 SLOW_DEADLINE_S = 20.0
 CHANNELS_MAX = 512
 PAGE_SIZE = 500
-_LAYER_VERBS = frozenset(method.name for method in layer_pb.DESCRIPTOR.services_by_name["LayerService"].methods)
-_BACKUP_VERBS = frozenset(method.name for method in backup_pb.DESCRIPTOR.services_by_name["BackupService"].methods)
-_BEACON_VERBS = frozenset(method.name for method in beacon_pb.DESCRIPTOR.services_by_name["BeaconService"].methods)
-_HOST_VERBS = frozenset(method.name for method in host_pb.DESCRIPTOR.services_by_name["HostService"].methods)
-_Stubs = tuple[pb_grpc.AgentServiceStub, LayerServiceStub, BackupServiceStub, BeaconServiceStub, HostServiceStub]
 BEACON_DEADLINE_S = 6.0
+_STUBS: tuple[tuple[Any, Any, str], ...] = (
+    (pb_grpc.AgentServiceStub, pb, "AgentService"),
+    (LayerServiceStub, layer_pb, "LayerService"),
+    (BackupServiceStub, backup_pb, "BackupService"),
+    (NetworkServiceStub, network_pb, "NetworkService"),
+    (BeaconServiceStub, beacon_pb, "BeaconService"),
+    (HostServiceStub, host_pb, "HostService"),
+)
+_STUB_OF = {
+    method.name: number
+    for number, (_stub, module, service) in enumerate(_STUBS)
+    for method in module.DESCRIPTOR.services_by_name[service].methods
+}
+_Stubs = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +96,7 @@ def _no_key(_sealed: str, _place: str) -> str:
     raise Unavailable("secrets-not-kept", "this process was given no key, so it can open no repository's")
 
 
-class GrpcAgentClient(BackupVerbs):
+class GrpcAgentClient(BackupVerbs, PacketVerbs):
     """Thread-safe. `lookup` reads the host's row; `connect` opens a channel to (host_id, address); `open_seal` opens what was sealed
     for a row (see `secret_box.py`).
     """
@@ -212,8 +224,11 @@ class GrpcAgentClient(BackupVerbs):
 
     # --- domains -------------------------------------------------------------------------------------------------------
 
-    def define_domain(self, host_id: str, key: CommandKey, domain: DomainSpec) -> DomainObservation:
-        response = self._command(host_id, "DefineDomain", pb.DefineDomainRequest(domain=_domain(domain)), key)
+    def define_domain(
+        self, host_id: str, key: CommandKey, domain: DomainSpec, *, needs_volumes: bool = False
+    ) -> DomainObservation:
+        request = pb.DefineDomainRequest(domain=_domain(domain), needs_volumes=needs_volumes)
+        response = self._command(host_id, "DefineDomain", request, key)
         return from_proto(response.domain, DomainObservation)
 
     def apply_domain(self, host_id: str, key: CommandKey, domain: DomainSpec) -> tuple[DomainObservation, tuple[ChangeLeft, ...]]:
@@ -380,10 +395,7 @@ class GrpcAgentClient(BackupVerbs):
         return address
 
     def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
-        agents, *others = self._stubs(address)
-        stub: Any = agents
-        for verbs, service in zip((_LAYER_VERBS, _BACKUP_VERBS, _BEACON_VERBS, _HOST_VERBS), others, strict=True):
-            stub = service if verb in verbs else stub
+        stub = self._stubs(address)[_STUB_OF[verb]]
         started, outcome = time.monotonic(), "ok"
         try:
             return getattr(stub, verb)(request, timeout=timeout_s)
@@ -404,7 +416,7 @@ class GrpcAgentClient(BackupVerbs):
                 channel = self._connect(*key)
                 line = self._lines[key] = (
                     channel,
-                    _stubs_of(channel),
+                    tuple(stub(channel) for stub, _module, _service in _STUBS),
                 )
                 if len(self._lines) > CHANNELS_MAX:
                     _, (evicted, _stubs) = self._lines.popitem(last=False)
@@ -412,16 +424,6 @@ class GrpcAgentClient(BackupVerbs):
         if evicted is not None:
             evicted.close()
         return line[1]
-
-
-def _stubs_of(channel: grpc.Channel) -> _Stubs:
-    return (
-        pb_grpc.AgentServiceStub(channel),
-        LayerServiceStub(channel),
-        BackupServiceStub(channel),
-        BeaconServiceStub(channel),
-        HostServiceStub(channel),
-    )
 
 
 def _pool(pool: PoolSpec) -> storage_pb2.PoolSpec:

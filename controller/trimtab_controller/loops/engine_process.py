@@ -57,6 +57,7 @@ def lanes(
     failover_settings: FailoverSettings = BELIEVED,
     open_secret: Callable[[str, str], str] = no_secret,
     host_states: HostStates = dict,
+    drift_period_s: float = 30.0,
 ) -> dict[str, list[Job]]:
     """Return the leader's jobs by lane, with their periods.
 
@@ -93,6 +94,7 @@ def lanes(
             Job("purge", 30.0, upkeep.purge),
             Job("purge volumes", 30.0, upkeep.purge_volumes),
             Job("tidy snapshots", 10.0, upkeep.tidy_snapshots),
+            Job("apply firewalls", 30.0, upkeep.apply_firewalls),
             Job("evict images", 300.0, upkeep.evict_images),
             Job("retain", 60.0, upkeep.retain),
         ],
@@ -102,7 +104,7 @@ def lanes(
             Job("retain backups", 60.0, backups.retain),
             Job("measure backups", 30.0, backups.measure),
         ],
-        "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", 30.0, drift.observe_hosts)],
+        "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", drift_period_s, drift.observe_hosts)],
         # Seconds of arithmetic on a large fleet: nothing else waits for it.
         "planning": [
             Job("note hosts", 30.0, lambda _term: usage.note_hosts(host_states())),
@@ -131,6 +133,7 @@ def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], Non
         failover_settings=failover_settings(settings),
         open_secret=lambda sealed, place: box.open(sealed, place=place),
         host_states=host_states,
+        drift_period_s=settings.drift_period_s,
     )
     threads = [
         threading.Thread(target=_lane, args=(name, jobs, leader, engine.clock, stopping), name=f"lane-{name}", daemon=True)

@@ -17,6 +17,7 @@ from trimtab_controller.store import (
     operations,
     placements,
     plans,
+    secgroups,
     snapshots,
     upkeep,
     usage,
@@ -83,6 +84,19 @@ class Upkeep:
                 subject_name=vm.name,
                 project_id=vm.project_id,
                 params={"vm_id": vm.id, "snapshot_id": snapshot.id},
+            )
+
+    def apply_firewalls(self, term: int) -> None:
+        """Accept a firewall.apply for every vm whose host missed a change of its security groups and is up."""
+        for vm in self._db.read(lambda session: secgroups.behind(session, limit=BATCH)):
+            params = {"vm_id": vm.vm_id}
+            self._accept(
+                term,
+                "firewall.apply",
+                subject_id=vm.vm_id,
+                subject_name=vm.name,
+                project_id=vm.project_id,
+                params=params,
             )
 
     def evict_images(self, term: int) -> None:

@@ -230,6 +230,23 @@ def remove(
 # --- classes ---------------------------------------------------------------------------------------------------------------
 
 
+def check(session: Session, name_or_id: str, *, actor: Actor, now: datetime) -> Operation:
+    """Accept that hosts look at the ways to each other: from and to one, or ('') all. NotFound names the field."""
+    host = hosts.find(session, name_or_id) if name_or_id else None
+    if name_or_id and host is None:
+        raise NotFound("host-not-found", f"host: there is no host {name_or_id}; see `trimtab host list`", field="host")
+    return accept(
+        session,
+        "host.check",
+        subject_id=host.id if host is not None else "fleet",
+        subject_name=host.name if host is not None else "all hosts",
+        project_id="",
+        params={"host_id": host.id if host is not None else ""},
+        actor=actor,
+        now=now,
+    )
+
+
 def find_class(session: Session, name_or_id: str) -> HostClass:
     host_class = hosts.find_class(session, name_or_id)
     if host_class is None:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core import cpu_sets, guest_os
 from trimtab_controller.core.model import Image, Network, Nic, Pool, Vm, Volume
-from trimtab_controller.store import schema, vms
+from trimtab_controller.store import schema, secgroups, vms
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import NotFound
 from trimtab_protos.messages import (
@@ -218,6 +218,7 @@ def domain_spec(session: Session, parts: VmParts, host_id: str) -> DomainSpec:
         numa_cells=cells,
         cpuset=cpuset,
         host_devices=_host_devices(session, vm, host_id),
+        firewall=secgroups.firewall_of(session, vm.id),
         is_kept=vm.ha == "restart",
     )
 
@@ -282,7 +283,13 @@ def _disk(volume: Volume) -> DiskSpec:
 
 def _nic(nic: Nic) -> NicSpec:
     return NicSpec(
-        nic_id=nic.id, network_id=nic.network_id, mac=nic.mac, index=nic.nic_index, model=nic.model, addresses=nic.addresses
+        nic_id=nic.id,
+        network_id=nic.network_id,
+        mac=nic.mac,
+        index=nic.nic_index,
+        model=nic.model,
+        addresses=nic.addresses,
+        allows_spoofing=nic.allows_spoofing,
     )
 
 

@@ -9,8 +9,9 @@ from trimtab_agent.hypervisor.kvm.backups import Backups
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
-from trimtab_agent.hypervisor.kvm.domains import Domains, write_stamp
+from trimtab_agent.hypervisor.kvm.domains import Domains, require_volumes, write_stamp
 from trimtab_agent.hypervisor.kvm.events import DomainEvents
+from trimtab_agent.hypervisor.kvm.firewall import Firewall
 from trimtab_agent.hypervisor.kvm.host_load import HostLoadReader
 from trimtab_agent.hypervisor.kvm.hotplug import Hotplug
 from trimtab_agent.hypervisor.kvm.housekeeping import Housekeeping
@@ -43,6 +44,7 @@ from trimtab_protos.messages import (
     VolumeObservation,
     VolumeSpec,
 )
+from trimtab_protos.network_messages import FirewallSpec
 
 
 class KvmHypervisor:
@@ -60,12 +62,14 @@ class KvmHypervisor:
         self._connection = Connection(config.libvirt_uri, on_open=self._events.register, on_up=self._events.resync)
         self._load = HostLoadReader()
         self._networks = Networks(self._connection)
+        self._firewall = Firewall(config.runtime_dir / "firewall")
         self._pools = Pools(self._connection)
         self._inventory = InventoryReader(config, self._connection, self._pools, boot_id=boot_id, accelerator=self.accelerator)
         self._domains = Domains(
             self._connection,
             self._observer,
             self._logs,
+            self._firewall,
             accelerator=self.accelerator,
             refuse_unfit=self._inventory.refuse_unfit,
         )
@@ -77,6 +81,7 @@ class KvmHypervisor:
             self._domains,
             self._observer,
             self._networks,
+            self._firewall,
             self._pools,
             self._logs,
             self._inventory,
@@ -85,7 +90,7 @@ class KvmHypervisor:
         self._layers = Layers(self._connection, self._domains, self._networks, boot_id=boot_id)
         self.backups = Backups(self._connection, refuse_if_used=self._domains.refuse_if_used)
         """What backups copy from; apart from the verbs, since a backup is read for as long as its block is open."""
-        self._housekeeping = Housekeeping(self._connection, self._observer, self._logs)
+        self._housekeeping = Housekeeping(self._connection, self._observer, self._logs, self._firewall)
 
     def start(self) -> None:
         """Open the connection and keep it open from now on; returns at once, also where libvirt is down."""
@@ -178,18 +183,21 @@ class KvmHypervisor:
     def remove_network(self, network_id: str) -> None:
         self._networks.remove(network_id)
 
+    def set_firewall(self, vm_id: str, firewall: FirewallSpec) -> int:
+        return self._firewall.set(vm_id, firewall)
+
     # --- domains -----------------------------------------------------------------------------------------------------------
 
-    def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
+    def define_domain(self, domain: DomainSpec, stamp: Stamp, *, needs_volumes: bool = False) -> DomainObservation:
         self._require_responsive(domain.pools)
-        for network in domain.networks:
-            self._networks.ensure(network)
+        if needs_volumes:
+            require_volumes(domain)
+        self._networks.ensure_for(domain)
         return self._domains.define(domain, stamp)
 
     def apply_domain(self, domain: DomainSpec, stamp: Stamp) -> Applied:
         self._require_responsive(domain.pools)
-        for network in domain.networks:
-            self._networks.ensure(network)
+        self._networks.ensure_for(domain)
         return self._hotplug.apply(domain, stamp)
 
     def undefine_domain(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
@@ -237,8 +245,7 @@ class KvmHypervisor:
 
     def switch_layers(self, domain: DomainSpec, stamp: Stamp, *, wants_freeze: bool) -> LayerResult:
         self._require_responsive(domain.pools)
-        for network in domain.networks:
-            self._networks.ensure(network)
+        self._networks.ensure_for(domain)
         return self._layers.switch(domain, stamp, wants_freeze=wants_freeze)
 
     def snapshot_memory(self, domain: DomainSpec, stamp: Stamp, snapshot_id: str, control: JobControl) -> LayerResult:
@@ -247,6 +254,7 @@ class KvmHypervisor:
 
     def restore_memory(self, domain: DomainSpec, stamp: Stamp, snapshot_id: str, control: JobControl) -> LayerResult:
         self._require_responsive(domain.pools)
+        self._firewall.ensure(domain)
         return self._layers.restore_memory(domain, stamp, snapshot_id, control)
 
     def merge_layer(

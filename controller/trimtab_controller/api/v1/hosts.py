@@ -249,6 +249,27 @@ async def delete_host_token(request: Request, access: FleetAdmin, token: JoinTok
     return await mutate(Order(request=request, access=access, wish=asked, verb="host_token.delete"), work)
 
 
+# --- checks ----------------------------------------------------------------------------------------------------------------
+
+
+class HostCheckBody(Body):
+    """'' looks at all hosts; else at all ways from and to one."""
+
+    host: RefOrNone = ""
+
+
+@router.post("/v1/hosts:check", status_code=202, response_model=OperationAnswer)
+async def check_hosts(request: Request, access: FleetOperator, body: HostCheckBody, asked: Asked) -> Response:
+    """Have hosts look at the ways to each other: ports, TLS, MTU, rate, clocks. The operation's result names what is wrong."""
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        return accepted(
+            OperationAnswer(operation=render(hosts_admin.check(session, body.host, actor=actor, now=now), project_name=""))
+        )
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="host.check", body=body), work)
+
+
 # --- classes ---------------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import click
 from trimtab_controller.cli import completion, humanise, options, render, resources
 from trimtab_controller.cli.errors import usage
 from trimtab_controller.cli.nouns import failover, plans
+from trimtab_controller.cli.nouns.host_check import check
 from trimtab_controller.cli.nouns.host_views import COLUMNS, describe
 from trimtab_controller.cli.paths import join
 from trimtab_controller.cli.render import Column
@@ -184,6 +185,7 @@ def remove(session: Session, name: str, keep_guests: bool, force: bool) -> None:
 
 plans.add_to(host, _name)
 failover.add_to(host, _name)
+host.add_command(check)
 
 
 @host.group()

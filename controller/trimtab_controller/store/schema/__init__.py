@@ -40,7 +40,16 @@ from trimtab_controller.store.schema.fleet import (
     lease_revocation,
 )
 from trimtab_controller.store.schema.identity import audit, project, role_binding, token, user
-from trimtab_controller.store.schema.network import network, network_host, nic, nic_address, unmanaged_mac
+from trimtab_controller.store.schema.network import (
+    network,
+    network_host,
+    nic,
+    nic_address,
+    secgroup,
+    secgroup_member,
+    unmanaged_mac,
+    vm_firewall,
+)
 from trimtab_controller.store.schema.operations import event, idempotency, journal, operation, slot, turn
 from trimtab_controller.store.schema.storage import (
     SHARED,
@@ -101,6 +110,8 @@ __all__ = [
     "power_cut",
     "project",
     "role_binding",
+    "secgroup",
+    "secgroup_member",
     "slot",
     "snapshot",
     "template",
@@ -111,6 +122,7 @@ __all__ = [
     "usage_rollup",
     "user",
     "vm",
+    "vm_firewall",
     "vm_group",
     "vm_group_member",
     "volume",
