@@ -7,6 +7,7 @@ storage too. Exit status 1 where anything of this failed. Run by `make soak`; `t
 """
 
 import argparse
+import contextlib
 import json
 import random
 import subprocess
@@ -141,16 +142,17 @@ def run(seed: int, losses: int, *, budget_s: float, only: str = "") -> tuple[lis
         campaign = Campaign(fleet, random.Random(seed), faults)
         campaign.begin()
         rounds: list[Round] = []
-        for number in range(1, losses + 1):
-            spent_s = time.monotonic() - began_s
-            if spent_s > budget_s:
-                break
-            if not campaign.has_beacons and (number > losses / 2 or spent_s > budget_s / 2):
-                kit.use_beacons(fleet)
-                campaign.has_beacons = True
-            rounds.append(campaign.lose(number))
-            sys.stdout.write(json.dumps(asdict(rounds[-1])) + "\n")
-            sys.stdout.flush()
+        with contextlib.suppress(KeyboardInterrupt):  # what was found so far is reported
+            for number in range(1, losses + 1):
+                spent_s = time.monotonic() - began_s
+                if spent_s > budget_s:
+                    break
+                if not campaign.has_beacons and (number > losses / 2 or spent_s > budget_s / 2):
+                    kit.use_beacons(fleet)
+                    campaign.has_beacons = True
+                rounds.append(campaign.lose(number))
+                sys.stdout.write(json.dumps(asdict(rounds[-1])) + "\n")
+                sys.stdout.flush()
         return rounds, campaign.fleet.double_runs()
     finally:
         devices.stop()
