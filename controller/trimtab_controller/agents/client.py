@@ -32,6 +32,7 @@ from trimtab_protos.messages import (
     VolumeObservation,
     VolumeSpec,
 )
+from trimtab_protos.volume_messages import VolumeMove
 
 
 class AgentClient(BackupAgents, PacketAgents, Protocol):
@@ -144,6 +145,12 @@ class AgentClient(BackupAgents, PacketAgents, Protocol):
     def start_merge(self, host_id: str, key: CommandKey, merge: LayerMerge, pool: PoolSpec, domain: DomainSpec | None) -> Job: ...
 
     def start_volume_copy(self, host_id: str, key: CommandKey, volume: VolumeSpec, pool: PoolSpec) -> Job: ...
+
+    def start_volume_move(self, host_id: str, key: CommandKey, move: VolumeMove, domain: DomainSpec | None) -> Job: ...
+
+    def settle_volume_move(
+        self, host_id: str, key: CommandKey, move: VolumeMove, domain: DomainSpec | None, *, is_recorded: bool
+    ) -> bool: ...
 
     def read_slots(self, host_id: str, pool: PoolSpec, of_host_ids: Sequence[str]) -> dict[str, tuple[bytes, bytes]]:
         """Return beat and intent, as blocks, of those hosts' beacons in the pool, read by `host_id`."""

@@ -23,11 +23,13 @@ from trimtab_protos.agent.v1 import backup_service_pb2 as backup_pb
 from trimtab_protos.agent.v1 import beacon_service_pb2 as beacon_pb
 from trimtab_protos.agent.v1 import command_pb2, domain_pb2, storage_pb2
 from trimtab_protos.agent.v1 import host_service_pb2 as host_pb
+from trimtab_protos.agent.v1 import instant_service_pb2 as instant_pb
 from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
 from trimtab_protos.agent.v1 import network_service_pb2 as network_pb
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import BackupServiceStub
 from trimtab_protos.agent.v1.beacon_service_pb2_grpc import BeaconServiceStub
 from trimtab_protos.agent.v1.host_service_pb2_grpc import HostServiceStub
+from trimtab_protos.agent.v1.instant_service_pb2_grpc import InstantServiceStub
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceStub
 from trimtab_protos.agent.v1.network_service_pb2_grpc import NetworkServiceStub
 from trimtab_protos.beacon_slots import Intent
@@ -59,6 +61,7 @@ from trimtab_protos.messages import (
     VolumeSpec,
 )
 from trimtab_protos.status import from_rpc_error
+from trimtab_protos.volume_messages import VolumeMove
 
 DEADLINE_S = 10.0
 # Reading everything of a host, or making a large file system answer.
@@ -73,6 +76,7 @@ _STUBS: tuple[tuple[Any, Any, str], ...] = (
     (NetworkServiceStub, network_pb, "NetworkService"),
     (BeaconServiceStub, beacon_pb, "BeaconService"),
     (HostServiceStub, host_pb, "HostService"),
+    (InstantServiceStub, instant_pb, "InstantService"),
 )
 _STUB_OF = {
     method.name: number
@@ -344,6 +348,18 @@ class GrpcAgentClient(BackupVerbs, PacketVerbs):
         request = layer_pb.StartVolumeCopyRequest(volume=_volume(volume), pool=_pool(pool))
         return job_of(self._command(host_id, "StartVolumeCopy", request, key).job)
 
+    def start_volume_move(self, host_id: str, key: CommandKey, move: VolumeMove, domain: DomainSpec | None) -> Job:
+        request = layer_pb.StartVolumeMoveRequest(move=to_proto(move, storage_pb2.VolumeMove), domain=_domain_or_none(domain))
+        return job_of(self._command(host_id, "StartVolumeMove", request, key).job)
+
+    def settle_volume_move(
+        self, host_id: str, key: CommandKey, move: VolumeMove, domain: DomainSpec | None, *, is_recorded: bool
+    ) -> bool:
+        asked = to_proto(move, storage_pb2.VolumeMove)
+        request = layer_pb.SettleVolumeMoveRequest(move=asked, domain=_domain_or_none(domain), is_recorded=is_recorded)
+        is_moved: bool = self._command(host_id, "SettleVolumeMove", request, key, timeout_s=SLOW_DEADLINE_S).is_moved
+        return is_moved
+
     # --- beacons -------------------------------------------------------------------------------------------------------
 
     def read_slots(self, host_id: str, pool: PoolSpec, of_host_ids: Sequence[str]) -> dict[str, tuple[bytes, bytes]]:
@@ -436,6 +452,10 @@ def _volume(volume: VolumeSpec) -> storage_pb2.VolumeSpec:
 
 def _domain(domain: DomainSpec) -> domain_pb2.DomainSpec:
     return to_proto(domain, domain_pb2.DomainSpec)
+
+
+def _domain_or_none(domain: DomainSpec | None) -> domain_pb2.DomainSpec | None:
+    return _domain(domain) if domain is not None else None
 
 
 def _format(value: DiskFormat) -> Any:

@@ -94,6 +94,7 @@ def lanes(
             Job("purge", 30.0, upkeep.purge),
             Job("purge volumes", 30.0, upkeep.purge_volumes),
             Job("tidy snapshots", 10.0, upkeep.tidy_snapshots),
+            Job("settle moves", 5.0, upkeep.settle_moves),
             Job("apply firewalls", 30.0, upkeep.apply_firewalls),
             Job("evict images", 300.0, upkeep.evict_images),
             Job("retain", 60.0, upkeep.retain),
