@@ -21,10 +21,12 @@ from trimtab_agent.backup.access import Repositories
 from trimtab_agent.backup.jobs import backup_runners
 from trimtab_agent.backup.servicer import BackupServicer
 from trimtab_agent.backup.source import BackupSource
+from trimtab_agent.beacon_servicer import BeaconServicer
 from trimtab_agent.certificates import CredentialSource
 from trimtab_agent.clock import Clock, SystemClock
 from trimtab_agent.commands import Commands
 from trimtab_agent.guard import NO_WARDEN, Warden
+from trimtab_agent.host_servicer import HostServicer
 from trimtab_agent.hypervisor.base import DomainChange, Hypervisor, Stamp
 from trimtab_agent.inventory import InventoryReader
 from trimtab_agent.jobs import DEFAULT_LIMITS, JobKind, Jobs
@@ -48,6 +50,8 @@ from trimtab_protos.agent.v1.agent_service_pb2_grpc import (
     add_ReplicaServiceServicer_to_server,
 )
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import add_BackupServiceServicer_to_server
+from trimtab_protos.agent.v1.beacon_service_pb2_grpc import add_BeaconServiceServicer_to_server
+from trimtab_protos.agent.v1.host_service_pb2_grpc import add_HostServiceServicer_to_server
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import add_LayerServiceServicer_to_server
 from trimtab_protos.agent.v1.network_service_pb2_grpc import (
     add_NetworkServiceServicer_to_server,
@@ -100,6 +104,8 @@ class AgentParts:
     rng: random.Random = field(default_factory=random.SystemRandom)
     certificates: Callable[[], Sequence[Certificate]] = tuple
     leave: Callable[[bool], Sequence[str]] = no_leave
+    reboot: Callable[[], None] = lambda: None
+    """Has the operating system restart the machine, and returns."""
     backups: BackupSource | None = None
     """What backups copy from and restore into; None: this host offers none."""
     job_limits: dict[JobKind, int] = field(default_factory=lambda: dict(DEFAULT_LIMITS))
@@ -212,6 +218,8 @@ class Agent:
         add_AgentServiceServicer_to_server(self._agent_servicer(), server)
         add_ReplicaServiceServicer_to_server(self._replica_servicer(), server)
         add_LayerServiceServicer_to_server(self._layer_servicer(), server)
+        add_BeaconServiceServicer_to_server(self._beacon_servicer(), server)
+        add_HostServiceServicer_to_server(self._host_servicer(), server)
         add_NetworkServiceServicer_to_server(self._network_servicer(), server)
         add_ProbeServiceServicer_to_server(ProbeServicer(identify=self._identify()), server)
         if self.parts.backups is not None:
@@ -257,6 +265,19 @@ class Agent:
             pools=self.parts.pools,
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
+
+    def _host_servicer(self) -> HostServicer:
+        return HostServicer(
+            self.parts.hypervisor,
+            commands=self.commands,
+            pool=self.parts.pools.mutate,
+            boot_id=self.parts.boot_id,
+            reboot=self.parts.reboot,
+            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
+        )
+
+    def _beacon_servicer(self) -> BeaconServicer:
+        return BeaconServicer(authorise=tls.require_controller if self.parts.credentials else lambda _context: None)
 
     def _backup_servicer(self) -> BackupServicer:
         return BackupServicer(

@@ -4,13 +4,14 @@ from tests.operations.example import Example, name_of
 from tests.operations.kit import FleetStory
 from trimtab_controller.core.model import Operation
 from trimtab_controller.core.planning import PlanKind
-from trimtab_controller.services import hosts_admin
+from trimtab_controller.services import host_reboots, hosts_admin
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services import plans as plan_service
 from trimtab_controller.services import secgroups as secgroup_service
 from trimtab_controller.store import (
     hosts,
     networks,
+    plans,
     reach,
     schema,
     secgroups,
@@ -133,6 +134,28 @@ def _called_off(story: FleetStory, operation: Operation) -> None:
         assert story.running_on(step.vm_id) == {story.vm(step.vm_id).host_id}
 
 
+def _reboot(story: FleetStory) -> Operation:
+    host_id = story.add_host(name_of("node-"))
+    return story.db.write(
+        lambda session: host_reboots.reboot(
+            session, hosts.get(session, host_id), force=False, actor=story.actor, now=story.clock.now()
+        )
+    )
+
+
+def _is_back(story: FleetStory, operation: Operation) -> None:
+    assert story.rebooted.count(operation.subject_id) == 1, "an order that comes twice restarts once"
+    host = story.db.read(lambda session: hosts.get(session, operation.subject_id))
+    assert host.boot_id == story.hypervisor(host.id).boot_id
+    assert not host.is_cordoned
+    assert not story.db.read(lambda session: plans.maintenance_of(session, [host.id]))
+
+
+def _is_open_again(story: FleetStory, operation: Operation) -> None:
+    assert not story.db.read(lambda session: hosts.get(session, operation.subject_id)).is_cordoned
+    assert not story.db.read(lambda session: plans.maintenance_of(session, [operation.subject_id]))
+
+
 def _apply_firewall(story: FleetStory) -> Operation:
     """A running vm's group is changed: its host is told of the new rules."""
     name = name_of("web")
@@ -171,6 +194,7 @@ def _hosts_are_checked(story: FleetStory, operation: Operation) -> None:
 
 
 EXAMPLES: dict[str, Example] = {
+    "host.reboot": Example(kind="host.reboot", arrange=_reboot, done=_is_back, undone=_is_open_again),
     "firewall.apply": Example(kind="firewall.apply", arrange=_apply_firewall, done=_firewall_is_applied),
     "host.check": Example(kind="host.check", arrange=_check_hosts, done=_hosts_are_checked),
     "plan.apply": Example(kind="plan.apply", arrange=_drain, done=_drained, undone=_called_off),

@@ -82,6 +82,8 @@ class FleetStory:
         self.clock = VirtualClock()
         self.wire = Wire()
         self.agents = SimulatedAgents(workshop, directory, self.clock)
+        self.agents.on_reboot = self.reboots
+        self.rebooted: list[str] = []
         self.directory = directory
         self.secrets = SecretBox(directory)
         self.client = client_over(self.wire, self._lookup, open_seal=lambda sealed, place: self.secrets.open(sealed, place=place))
@@ -169,6 +171,15 @@ class FleetStory:
 
         self.db.write(work)
         return host_id
+
+    def reboots(self, host_id: str) -> None:
+        """What a host's operating system does when it is told to restart: guests end, and it is up again with another boot id."""
+        self.rebooted.append(host_id)
+        self.hypervisor(host_id).crash()
+        self.hypervisor(host_id).boot()
+        boot_id = self.hypervisor(host_id).boot_id
+        table = schema.host
+        self.db.write(lambda session: session.execute(table.update().where(table.c.id == host_id).values(boot_id=boot_id)))
 
     def add_pool(self, name: str, *, is_shared: bool) -> Pool:
         """Insert a pool that every host reaches."""

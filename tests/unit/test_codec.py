@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from trimtab_protos import messages, network_messages
+from trimtab_protos import messages, network_messages, pool_messages, volume_messages
 from trimtab_protos.agent.v1 import (
     agent_service_pb2,
     backup_pb2,
@@ -30,7 +30,7 @@ MODULES = (
 )
 MIRRORED = [
     value
-    for module in (messages, network_messages)
+    for module in (messages, network_messages, pool_messages, volume_messages)
     for value in vars(module).values()
     if dataclasses.is_dataclass(value) and isinstance(value, type)
 ]

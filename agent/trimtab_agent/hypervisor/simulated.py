@@ -12,6 +12,7 @@ from trimtab_agent.hypervisor import (
     simulated_images,
     simulated_layers,
     simulated_migration,
+    simulated_moves,
     simulated_storage,
 )
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
@@ -48,6 +49,7 @@ from trimtab_protos.messages import (
     VolumeSpec,
 )
 from trimtab_protos.network_messages import FirewallSpec
+from trimtab_protos.volume_messages import VolumeMove
 
 CAPABILITIES = (
     "apply-domain",
@@ -64,11 +66,10 @@ CAPABILITIES = (
     "network-isolated",
     "network-nat",
     *("host-devices", "numa-tuning"),
-    "pool-dir",
-    "seed-nocloud",
-    "simulated",
+    *("pool-dir", "pool-nfs"),
+    *("seed-nocloud", "simulated"),
     "tpm",
-    "volume-linked-clone",
+    *("volume-linked-clone", "volume-move"),
 )
 
 
@@ -281,20 +282,11 @@ class SimulatedHypervisor:
 
     @verb
     def open_image(self, image_id: str, pool: PoolSpec) -> str:
-        with self.fleet.lock:
-            found = self.open_store(pool).images.get(image_id)
-            if found is None:
-                raise NotFound("image-not-found", f"pool {pool.pool_id} has no image {image_id}")
-            return found.path
+        return simulated_images.path_of(self, image_id, pool)
 
     @verb
     def delete_image(self, image_id: str, pool: PoolSpec) -> None:
-        with self.fleet.lock:
-            store = self.open_store(pool)
-            clones = [each.spec.volume_id for each in store.volumes.values() if each.spec.base_image_id == image_id]
-            if clones:
-                raise Conflict("image-in-use", f"volume {clones[0]} is a linked clone of image {image_id}", volumes=len(clones))
-            store.images.pop(image_id, None)
+        simulated_images.delete(self, image_id, pool)
 
     # Networks.
 
@@ -427,6 +419,14 @@ class SimulatedHypervisor:
     @verb
     def delete_memory(self, vm_id: str, snapshot_id: str, pool: PoolSpec) -> None:
         simulated_layers.delete_memory(self, vm_id, snapshot_id, pool)
+
+    @verb
+    def move_volume(self, move: VolumeMove, domain: DomainSpec | None, stamp: Stamp, control: JobControl) -> LayerResult:
+        return simulated_moves.move(self, move, domain, stamp, control)
+
+    @verb
+    def settle_move(self, move: VolumeMove, domain: DomainSpec | None, stamp: Stamp, *, is_recorded: bool) -> bool:
+        return simulated_moves.settle(self, move, domain, stamp, is_recorded=is_recorded)
 
     # Parts that several verbs share; the caller holds the fleet's lock.
 

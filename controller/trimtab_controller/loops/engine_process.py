@@ -20,6 +20,7 @@ from trimtab_controller.core.planning.rebalance import RebalanceMode
 from trimtab_controller.fencing import FenceAgents
 from trimtab_controller.loops.backups import BackupLoop
 from trimtab_controller.loops.drift import Drift
+from trimtab_controller.loops.drill_cuts import DrillCuts
 from trimtab_controller.loops.failover import BELIEVED, FailoverLoop
 from trimtab_controller.loops.failover_effects import no_secret
 from trimtab_controller.loops.fence_readiness import FenceReadiness
@@ -76,6 +77,7 @@ def lanes(
     failover = FailoverLoop(
         engine=engine, clock=clock, fencer=fencer, settings=failover_settings, open_secret=open_secret, nudger=nudger
     )
+    cuts = DrillCuts(db=db, clock=clock, fencer=fencer, open_secret=open_secret)
     readiness = FenceReadiness(db=db, clock=clock, fencer=fencer, open_secret=open_secret)
     return {
         # A request waits half a period on average; an empty round is one indexed query. One that answers reads the whole fleet.
@@ -83,7 +85,7 @@ def lanes(
         # Alone in its lane: nothing else may delay it, and a tick more than 3 s late counts as our own pause.
         "failover": [Job("failover", 1.0, failover.run)],
         # A device may take half a minute to answer.
-        "fencing": [Job("test fences", 1.0, readiness.run)],
+        "fencing": [Job("test fences", 1.0, readiness.run), Job("cut power for drills", 1.0, cuts.run)],
         "redrive": [Job("redrive", 0.25, redrive.run)],
         "upkeep": [
             Job("figures", 5.0, figures.run),
@@ -92,6 +94,7 @@ def lanes(
             Job("purge", 30.0, upkeep.purge),
             Job("purge volumes", 30.0, upkeep.purge_volumes),
             Job("tidy snapshots", 10.0, upkeep.tidy_snapshots),
+            Job("settle moves", 5.0, upkeep.settle_moves),
             Job("apply firewalls", 30.0, upkeep.apply_firewalls),
             Job("evict images", 300.0, upkeep.evict_images),
             Job("retain", 60.0, upkeep.retain),

@@ -23,6 +23,7 @@ from trimtab_controller.store import (
     usage,
     vms,
     volume_claims,
+    volume_moves,
 )
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import Conflict
@@ -84,6 +85,18 @@ class Upkeep:
                 subject_name=vm.name,
                 project_id=vm.project_id,
                 params={"vm_id": vm.id, "snapshot_id": snapshot.id},
+            )
+
+    def settle_moves(self, term: int) -> None:
+        """Accept a volume.settle_move for every volume that moves while nothing sees to it."""
+        for volume in self._db.read(lambda session: volume_moves.unsettled(session, limit=BATCH)):
+            self._accept(
+                term,
+                "volume.settle_move",
+                subject_id=volume.vm_id or volume.id,
+                subject_name=volume.name,
+                project_id=volume.project_id,
+                params={"volume_id": volume.id, "vm_id": volume.vm_id or ""},
             )
 
     def apply_firewalls(self, term: int) -> None:

@@ -67,7 +67,7 @@ def _vms_on_full_pools(session: Session, vm_ids: list[str]) -> frozenset[str]:
         sa.select(volume.c.vm_id)
         .join(vm, vm.c.id == volume.c.vm_id)
         .join(reach, sa.and_(reach.c.pool_id == volume.c.pool_id, reach.c.host_id == vm.c.host_id))
-        .where(volume.c.vm_id.in_(vm_ids), reach.c.state == "failed")
+        .where(volume.c.vm_id.in_(vm_ids), reach.c.state.in_(("failed", "unresponsive")))
     )
     return frozenset(vm_id for vm_id in session.scalars(full.union(failed)) if vm_id is not None)
 

@@ -63,6 +63,12 @@ def page(session: Session, page: keyset.Page, *, project_id: str) -> tuple[tuple
     return tuple(build(Volume, row) for row in found.rows), found.next_after
 
 
+def in_pool(session: Session, pool_id: str) -> tuple[Volume, ...]:
+    """Return the live volumes in the pool."""
+    query = sa.select(*columns_of(_table, Volume)).where(_table.c.pool_id == pool_id, _table.c.deleted_at.is_(None))
+    return tuple(build(Volume, row) for row in session.execute(query.order_by(_table.c.id)))
+
+
 def of_vms(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Volume, ...]]:
     """Return each vm's disks in order; one query."""
     found: dict[str, list[Volume]] = {vm_id: [] for vm_id in vm_ids}

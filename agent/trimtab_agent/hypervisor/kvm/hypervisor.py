@@ -19,6 +19,7 @@ from trimtab_agent.hypervisor.kvm.identifiers import vm_id_of
 from trimtab_agent.hypervisor.kvm.inventory import InventoryReader, read_boot_id
 from trimtab_agent.hypervisor.kvm.layers import Layers
 from trimtab_agent.hypervisor.kvm.migration import Migrations
+from trimtab_agent.hypervisor.kvm.moves import Moves
 from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
 from trimtab_agent.hypervisor.kvm.pools import Pools
@@ -45,6 +46,7 @@ from trimtab_protos.messages import (
     VolumeSpec,
 )
 from trimtab_protos.network_messages import FirewallSpec
+from trimtab_protos.volume_messages import VolumeMove
 
 
 class KvmHypervisor:
@@ -88,6 +90,7 @@ class KvmHypervisor:
             boot_id=boot_id,
         )
         self._layers = Layers(self._connection, self._domains, self._networks, boot_id=boot_id)
+        self._moves = Moves(self._connection, self._domains)
         self.backups = Backups(self._connection, refuse_if_used=self._domains.refuse_if_used)
         """What backups copy from; apart from the verbs, since a backup is read for as long as its block is open."""
         self._housekeeping = Housekeeping(self._connection, self._observer, self._logs, self._firewall)
@@ -277,6 +280,16 @@ class KvmHypervisor:
         self._pools.require_responsive(pool)
         layer_files.delete_memory(vm_id, snapshot_id, pool)
 
+    # --- moves between pools -----------------------------------------------------------------------------------------------
+
+    def move_volume(self, move: VolumeMove, domain: DomainSpec | None, stamp: Stamp, control: JobControl) -> LayerResult:
+        self._require_responsive(_pools_of(move, domain))
+        return self._moves.move(move, domain, stamp, control)
+
+    def settle_move(self, move: VolumeMove, domain: DomainSpec | None, stamp: Stamp, *, is_recorded: bool) -> bool:
+        self._require_responsive(_pools_of(move, domain))
+        return self._moves.settle(move, domain, stamp, is_recorded=is_recorded)
+
     def _require_responsive(self, pools: Sequence[PoolSpec]) -> None:
         """Fail before a vm's lock is taken: who holds it must not hang with the storage."""
         for pool in pools:
@@ -292,3 +305,8 @@ class KvmHypervisor:
             facts = domain_facts.read(domain.XMLDesc(0))
             if facts.vm_id and facts.boot_id and domain.isPersistent() and not domain.isActive():
                 write_stamp(domain, facts, Stamp(epoch=facts.epoch, turn=facts.turn), boot_id="")
+
+
+def _pools_of(move: VolumeMove, domain: DomainSpec | None) -> Sequence[PoolSpec]:
+    named = (move.source_pool, move.target_pool, *(domain.pools if domain is not None else ()))
+    return tuple({pool.pool_id: pool for pool in named}.values())

@@ -42,7 +42,7 @@ from trimtab_controller.api.runtime import Runtime
 from trimtab_controller.api.security import requires
 from trimtab_controller.core.model import Actor, Role
 from trimtab_controller.core.placement.policies import policy_named
-from trimtab_controller.services import hosts, hosts_admin
+from trimtab_controller.services import host_reboots, hosts, hosts_admin
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.mutations import Answer
 from trimtab_controller.store import host_tokens, hosts_read
@@ -175,6 +175,25 @@ async def remove_host(
         return accepted(OperationAnswer(operation=render(operation, project_name="")))
 
     return await mutate(Order(request=request, access=access, wish=asked, verb="host.remove"), work)
+
+
+@router.post("/v1/hosts/{name}:reboot", status_code=202, response_model=OperationAnswer)
+async def reboot_host(
+    request: Request,
+    access: FleetOperator,
+    name: NamePath,
+    asked: Asked,
+    force: Annotated[
+        bool, Query(description="Stop the vms that it has, and start them again, instead of moving them away.")
+    ] = False,
+) -> Response:
+    """Empty the host, let it restart, and take vms again once it is back."""
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        operation = host_reboots.reboot(session, hosts_admin.find(session, name), force=force, actor=actor, now=now)
+        return accepted(OperationAnswer(operation=render(operation, project_name="")))
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="host.reboot"), work)
 
 
 async def _change(runtime: Runtime, order: Order, name: str, change: hosts_admin.HostChange) -> Response:

@@ -20,7 +20,15 @@ from trimtab_controller.store.schema.compute import (
     vm_group,
     vm_group_member,
 )
-from trimtab_controller.store.schema.failover import failover, failover_control, failover_vm, fence_path, host_guard
+from trimtab_controller.store.schema.failover import (
+    failover,
+    failover_control,
+    failover_vm,
+    fence_intent,
+    fence_path,
+    host_guard,
+    power_cut,
+)
 from trimtab_controller.store.schema.fleet import (
     host,
     host_certificate,
@@ -70,6 +78,7 @@ __all__ = [
     "failover",
     "failover_control",
     "failover_vm",
+    "fence_intent",
     "fence_path",
     "host",
     "host_certificate",
@@ -98,6 +107,7 @@ __all__ = [
     "pool",
     "pool_host",
     "pool_space",
+    "power_cut",
     "project",
     "role_binding",
     "secgroup",
