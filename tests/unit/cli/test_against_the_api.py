@@ -133,7 +133,7 @@ CHANGES = [
     "fence config node1 --agent fence_apc --name pdu --address 192.0.2.9 --port 23 --plug 7 --order 1",
     "fence test node1 --dry-run", "fence test --all --dry-run", "fence remove node1 pdu --yes",
     "vm create db --image debian --memory 1GiB --pool local --ha restart --priority 10 --start-delay 30s --no-wait",
-    "host reboot node1 --force --yes --no-wait",
+    "host reboot node1 --force --yes --dry-run",
     "host remove node2 --keep-guests --yes --no-wait", "host remove node1 --force --keep-guests --yes --no-wait",
 ]  # fmt: skip
 
