@@ -46,7 +46,7 @@ INVENTORY = Inventory(
     cpus=4,
     memory_mib=8192,
     machines=("pc-q35-7.2",),
-    capabilities=("layers",),
+    capabilities=("layers", "volume-move"),
     digest="d1",
 )
 ROOT = Actor(name="test", roles={"": Role.ADMIN})
