@@ -2,13 +2,12 @@
 with the fleet's clock and planned faults. It outlives the agent that uses it, as libvirtd does.
 """
 
-import functools
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar
 
 from trimtab_agent.hypervisor import (
+    simulated_adoption,
     simulated_domains,
     simulated_hotplug,
     simulated_images,
@@ -20,9 +19,11 @@ from trimtab_agent.hypervisor import (
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, check_mac, check_marker
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE, IDLE_CPU_SHARE, SimulatedDomain, SimulatedHost
-from trimtab_agent.hypervisor.simulation import FaultKind, PoolStore, SimulatedFleet
+from trimtab_agent.hypervisor.simulated_verbs import verb
+from trimtab_agent.hypervisor.simulation import PoolStore, SimulatedFleet
 from trimtab_agent.hypervisor.statistics import DomainStatistics
 from trimtab_agent.version import agent_version
+from trimtab_protos.adoption_messages import AdoptedDisk, Described, DomainDescription
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, Unavailable
 from trimtab_protos.messages import (
     DomainObservation,
@@ -51,7 +52,7 @@ from trimtab_protos.messages import (
 )
 
 CAPABILITIES = (
-    "apply-domain",
+    *("adopt", "apply-domain"),
     "cdrom",
     "console-log",
     "copy-disks",
@@ -71,33 +72,6 @@ CAPABILITIES = (
     "tpm",
     "volume-linked-clone",
 )
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def verb(method: Callable[P, T]) -> Callable[P, T]:
-    """Make a method a verb: it fails while the hypervisor is down, takes its latency, and meets planned faults."""
-    name = method.__name__
-
-    @functools.wraps(method)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        host: Any = args[0]
-        host.require_up()
-        latency_s = host.fleet.latency_s.get(name, 0.0)
-        if latency_s:
-            host.fleet.clock.sleep(latency_s)
-        fault = host.fleet.take_fault(host.host_id, name)
-        if fault is not None and fault.kind is FaultKind.FAIL_BEFORE:
-            raise fault.error
-        if fault is not None and fault.kind is FaultKind.HANG:
-            fault.released.wait()
-            host.require_up()
-        result = method(*args, **kwargs)
-        if fault is not None and fault.kind is FaultKind.FAIL_AFTER:
-            raise fault.error
-        return result
-
-    return wrapped
 
 
 class SimulatedHypervisor:
@@ -115,6 +89,8 @@ class SimulatedHypervisor:
         self.domains: dict[str, SimulatedDomain] = {}
         self.prepared: dict[str, DomainSpec] = {}
         self.migrations: dict[str, simulated_migration.Migration] = {}
+        self.foreign: dict[str, DomainDescription] = {}
+        """Domains of others that can be adopted, by UUID."""
         self._listeners: list[Callable[[DomainChange], None]] = []
         self._is_up = True
         fleet.hosts[host.host_id] = self
@@ -194,13 +170,16 @@ class SimulatedHypervisor:
             numa_cells=(NumaCell(index=0, memory_mib=host.memory_mib, cpus=tuple(range(host.cpus))),),
             bridges=host.bridges,
             capabilities=CAPABILITIES,
-            unmanaged_vcpus=sum(domain.vcpus for domain in host.unmanaged),
-            unmanaged_memory_mib=sum(domain.memory_mib for domain in host.unmanaged),
-            unmanaged_disk_bytes=sum(domain.disk_bytes for domain in host.unmanaged),
-            unmanaged_macs=tuple(mac for domain in host.unmanaged for mac in domain.macs),
+            unmanaged_vcpus=sum(domain.vcpus for domain in self._unmanaged()),
+            unmanaged_memory_mib=sum(domain.memory_mib for domain in self._unmanaged()),
+            unmanaged_disk_bytes=sum(domain.disk_bytes for domain in self._unmanaged()),
+            unmanaged_macs=tuple(mac for domain in self._unmanaged() for mac in domain.macs),
             has_uefi=host.has_uefi,
             migration_address=host.migration_address,
         )
+
+    def _unmanaged(self) -> tuple[DomainObservation, ...]:
+        return (*self.host.unmanaged, *(simulated_adoption.observation(self, each) for each in list(self.foreign.values())))
 
     def load(self) -> HostLoad:
         active = [domain for domain in list(self.domains.values()) if domain.state in ACTIVE]
@@ -228,7 +207,8 @@ class SimulatedHypervisor:
         with self.fleet.lock:
             now_ms = self.fleet.clock.now_ms()
             unmanaged = (replace(domain, vm_id="", observed_at_ms=now_ms) for domain in self.host.unmanaged)
-            return (*(simulated_domains.observation(self, domain) for domain in self.domains.values()), *unmanaged)
+            plain = (simulated_adoption.observation(self, each) for each in self.foreign.values())
+            return (*(simulated_domains.observation(self, domain) for domain in self.domains.values()), *unmanaged, *plain)
 
     @verb
     def observe_domain(self, vm_id: str) -> DomainObservation:
@@ -323,6 +303,20 @@ class SimulatedHypervisor:
                 raise Conflict("image-in-use", f"volume {clones[0]} is a linked clone of image {image_id}", volumes=len(clones))
             store.images.pop(image_id, None)
 
+    # Adoption.
+
+    @verb
+    def describe_domain(self, domain: str, vm_id: str) -> Described:
+        return simulated_adoption.describe(self, domain, vm_id)
+
+    @verb
+    def adopt_domain(self, uuid: str, domain: DomainSpec, disks: Sequence[AdoptedDisk], stamp: Stamp) -> DomainObservation:
+        return simulated_adoption.adopt(self, uuid, domain, disks, stamp)
+
+    @verb
+    def release_domain(self, domain: DomainSpec, *, has_autostart: bool) -> DomainObservation:
+        return simulated_adoption.release(self, domain, has_autostart=has_autostart)
+
     # Networks.
 
     @verb
@@ -345,7 +339,10 @@ class SimulatedHypervisor:
             known = self.domains.get(domain.vm_id)
             if known is None:
                 known = self.domains[domain.vm_id] = SimulatedDomain(domain, stamp)
-            known.spec, known.stamp, known.is_persistent = domain, stamp, True
+            if known.own_name and known.state in ACTIVE:
+                known.stamp = stamp  # it keeps the definition it was adopted with
+                return simulated_domains.observation(self, known)
+            known.spec, known.stamp, known.is_persistent, known.own_name = domain, stamp, True, ""
             self.state_store(domain).state_files.add(domain.vm_id)
             self.emit("defined", known)
             return simulated_domains.observation(self, known)

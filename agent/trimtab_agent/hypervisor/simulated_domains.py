@@ -11,6 +11,7 @@ from trimtab_agent.hypervisor.kvm.identifiers import domain_name
 from trimtab_agent.hypervisor.simulated_layer_files import disks_of
 from trimtab_agent.hypervisor.simulation import StoredVolume
 from trimtab_agent.hypervisor.statistics import BlockStatistics, DomainStatistics, NicStatistics
+from trimtab_protos.adoption_messages import DomainDescription
 from trimtab_protos.errors import Conflict, NoCapacity, NotFound
 from trimtab_protos.messages import (
     Bridge,
@@ -67,6 +68,10 @@ class SimulatedDomain:
     """Bytes of the log that rotation has dropped: offsets go on counting them."""
     open_layers: dict[str, str] = field(default_factory=dict)
     """Volume id → the layer that the process writes to."""
+
+    own_name: str = ""
+    """Of an adopted domain, until it is defined after a stop."""
+    original: DomainDescription | None = None
 
     def write_console(self, text: str) -> None:
         self.console += text.encode()
@@ -211,7 +216,7 @@ def observation(host: "SimulatedHypervisor", domain: SimulatedDomain) -> DomainO
     return DomainObservation(
         vm_id=spec.vm_id,
         uuid=spec.uuid,
-        name=domain_name(spec.vm_id),
+        name=domain.own_name or domain_name(spec.vm_id),
         state=domain.state,
         reason=domain.reason,
         epoch=domain.stamp.epoch,

@@ -125,7 +125,25 @@ def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = 
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def stamp_metadata(vm_id: str, *, name: str, project: str, stamp: Stamp, boot_id: str, restarts_elsewhere: bool) -> str:
+@dataclass(frozen=True, slots=True)
+class AdoptedMark:
+    """That a domain keeps the definition it was adopted with."""
+
+    uuid: str
+    disks: Mapping[str, str]
+    """Volume ids by target."""
+
+
+def stamp_metadata(
+    vm_id: str,
+    *,
+    name: str,
+    project: str,
+    stamp: Stamp,
+    boot_id: str,
+    restarts_elsewhere: bool,
+    adopted: AdoptedMark | None = None,
+) -> str:
     """Return the metadata element for libvirt's `setMetadata`, which puts the namespace onto it by itself."""
     element = Element("domain")
     SubElement(
@@ -138,6 +156,10 @@ def stamp_metadata(vm_id: str, *, name: str, project: str, stamp: Stamp, boot_id
     if restarts_elsewhere:
         # Read back by an agent that starts: the warden kills these, and no others, when the host's lease has ended.
         SubElement(element, "loss", restarts="elsewhere")
+    if adopted is not None:
+        mark = SubElement(element, "adopted", uuid=check_uuid(adopted.uuid))
+        for target, volume_id in adopted.disks.items():
+            SubElement(mark, "disk", target=target, volume=check_id(volume_id, "volume_id"))
     SubElement(element, "stamp", epoch=str(stamp.epoch), turn=str(stamp.turn), boot=boot_id)
     return ElementTree.tostring(element, encoding="unicode")
 
