@@ -14,13 +14,16 @@ from typing import Any
 
 import grpc
 
+from trimtab_controller.agents.adoption import AdoptionVerbs
 from trimtab_controller.agents.backups import BackupVerbs
 from trimtab_controller.agents.jobs import Job, job_of
+from trimtab_protos.agent.v1 import adoption_service_pb2 as adoption_pb
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
 from trimtab_protos.agent.v1 import backup_service_pb2 as backup_pb
 from trimtab_protos.agent.v1 import command_pb2, domain_pb2, storage_pb2
 from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
+from trimtab_protos.agent.v1.adoption_service_pb2_grpc import AdoptionServiceStub
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import BackupServiceStub
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceStub
 from trimtab_protos.codec import enum_number, from_proto, to_proto
@@ -59,7 +62,8 @@ CHANNELS_MAX = 512
 PAGE_SIZE = 500
 _LAYER_VERBS = frozenset(method.name for method in layer_pb.DESCRIPTOR.services_by_name["LayerService"].methods)
 _BACKUP_VERBS = frozenset(method.name for method in backup_pb.DESCRIPTOR.services_by_name["BackupService"].methods)
-_Stubs = tuple[pb_grpc.AgentServiceStub, LayerServiceStub, BackupServiceStub]
+_ADOPTION_VERBS = frozenset(method.name for method in adoption_pb.DESCRIPTOR.services_by_name["AdoptionService"].methods)
+_Stubs = tuple[pb_grpc.AgentServiceStub, LayerServiceStub, BackupServiceStub, AdoptionServiceStub]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def _no_key(_sealed: str, _place: str) -> str:
     raise Unavailable("secrets-not-kept", "this process was given no key, so it can open no repository's")
 
 
-class GrpcAgentClient(BackupVerbs):
+class GrpcAgentClient(AdoptionVerbs, BackupVerbs):
     """Thread-safe. `lookup` reads the host's row; `connect` opens a channel to (host_id, address); `open_seal` opens what was sealed
     for a row (see `secret_box.py`).
     """
@@ -353,8 +357,9 @@ class GrpcAgentClient(BackupVerbs):
         return address
 
     def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
-        agents, layers, backups = self._stubs(address)
+        agents, layers, backups, adoption = self._stubs(address)
         stub: Any = layers if verb in _LAYER_VERBS else backups if verb in _BACKUP_VERBS else agents
+        stub = adoption if verb in _ADOPTION_VERBS else stub
         started, outcome = time.monotonic(), "ok"
         try:
             return getattr(stub, verb)(request, timeout=timeout_s)
@@ -375,7 +380,12 @@ class GrpcAgentClient(BackupVerbs):
                 channel = self._connect(*key)
                 line = self._lines[key] = (
                     channel,
-                    (pb_grpc.AgentServiceStub(channel), LayerServiceStub(channel), BackupServiceStub(channel)),
+                    (
+                        pb_grpc.AgentServiceStub(channel),
+                        LayerServiceStub(channel),
+                        BackupServiceStub(channel),
+                        AdoptionServiceStub(channel),
+                    ),
                 )
                 if len(self._lines) > CHANNELS_MAX:
                     _, (evicted, _stubs) = self._lines.popitem(last=False)

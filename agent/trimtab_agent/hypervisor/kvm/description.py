@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from xml.etree.ElementTree import Element
 
 from trimtab_agent.hypervisor.kvm import domain_facts
+from trimtab_agent.hypervisor.kvm.domain_xml import LOADERS
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.adoption_messages import DescribedDisk, DescribedNic, DomainDescription
 from trimtab_protos.messages import DomainState, Firmware
@@ -191,6 +192,9 @@ def _obstacles(root: Element, xml: str) -> tuple[str, ...]:
     found = []
     if root.find("devices/hostdev") is not None or root.find("devices/interface[@type='hostdev']") is not None:
         found.append("a device of its host is passed through to it; detach it with `virsh detach-device` first")
+    loader = (root.findtext("os/loader") or "").strip()
+    if loader and loader not in LOADERS:
+        found.append(f"its firmware is {loader}, whose variables fit no other; only {' and '.join(LOADERS)} can be taken over")
     kinds = {card.get("type", "") for card in root.findall("devices/interface")} - {*_NIC_KINDS, "hostdev"}
     found += [
         f"a network card is of type {kind}; only bridges and libvirt's networks can be taken over" for kind in sorted(kinds)

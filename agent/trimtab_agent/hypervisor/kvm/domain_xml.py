@@ -70,6 +70,7 @@ _NIC_MODELS = ("virtio", "e1000e")
 
 _OVMF = "/usr/share/OVMF"
 _LOADER = {False: f"{_OVMF}/OVMF_CODE_4M.fd", True: f"{_OVMF}/OVMF_CODE_4M.ms.fd"}
+LOADERS = tuple(_LOADER.values())
 NVRAM_TEMPLATE = {False: f"{_OVMF}/OVMF_VARS_4M.fd", True: f"{_OVMF}/OVMF_VARS_4M.ms.fd"}
 
 ElementTree.register_namespace(METADATA_PREFIX, METADATA_NAMESPACE)
