@@ -104,6 +104,7 @@ def release(host: "SimulatedHypervisor", spec: DomainSpec, *, has_autostart: boo
         state = domain.state
         simulated_domains.end_process(host, domain)
         pools = {pool.pool_id: pool for pool in domain.spec.pools}
+        host.state_store(domain.spec).state_files.discard(spec.vm_id)  # the plain domain's from now on
         for disk in domain.spec.disks:
             host.fleet.store(host.host_id, pools[disk.pool_id]).volumes.pop(disk.volume_id, None)
         plain = domain.original if domain.original is not None and domain.own_name else description_of(domain)
