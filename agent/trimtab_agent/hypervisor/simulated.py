@@ -90,7 +90,8 @@ class SimulatedHypervisor:
         self.prepared: dict[str, DomainSpec] = {}
         self.migrations: dict[str, simulated_migration.Migration] = {}
         self.foreign: dict[str, DomainDescription] = {}
-        """Domains of others that can be adopted, by UUID."""
+        """Domains of others that can be adopted, by UUID; and what ran under those that were ours."""
+        self.released: dict[str, SimulatedDomain] = {}
         self._listeners: list[Callable[[DomainChange], None]] = []
         self._is_up = True
         fleet.hosts[host.host_id] = self

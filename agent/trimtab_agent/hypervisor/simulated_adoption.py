@@ -70,7 +70,7 @@ def adopt(
         _give_names(host, spec, {disk.volume_id: there[disk.target, disk.path].size_bytes for disk in disks})
         domain = SimulatedDomain(spec, stamp, state=plain.state, own_name=plain.name, original=plain)
         if domain.state in ACTIVE:
-            _continue_process(host, domain)
+            _continue_process(host, domain, host.released.pop(uuid, None))
         host.domains[spec.vm_id] = domain
         del host.foreign[uuid]
         host.emit("defined", domain)
@@ -86,12 +86,14 @@ def _give_names(host: "SimulatedHypervisor", spec: DomainSpec, sizes: dict[str, 
             store.put_volume(StoredVolume(volume, _ADOPTED_BYTES))
 
 
-def _continue_process(host: "SimulatedHypervisor", domain: SimulatedDomain) -> None:
+def _continue_process(host: "SimulatedHypervisor", domain: SimulatedDomain, former: SimulatedDomain | None) -> None:
     """Count a process that runs already as the vm's."""
     for volume in simulated_domains.writable_volumes(host, domain.spec):
         volume.writer = (host.host_id, domain.spec.vm_id)
     domain.open_layers = {disk.volume_id: "" for disk in domain.spec.disks}
     domain.starts, domain.started_at_s = 1, host.fleet.clock.boottime_s()
+    if former is not None:
+        domain.starts, domain.cpu_time_s = former.starts, former.cpu_time_s
     host.fleet.note_start(domain.spec.vm_id, host.host_id, domain.stamp.epoch)
 
 
@@ -111,6 +113,7 @@ def release(host: "SimulatedHypervisor", spec: DomainSpec, *, has_autostart: boo
         disks = tuple(replace(disk, volume_id="") for disk in plain.disks)
         plain = replace(plain, vm_id="", state=state, has_autostart=has_autostart, disks=disks)
         host.foreign[plain.uuid] = plain
+        host.released[plain.uuid] = domain
         return observation(host, plain)
 
 
