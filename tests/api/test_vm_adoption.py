@@ -157,3 +157,53 @@ async def test_a_release_is_refused_while_something_depends_on_the_vm(api: Api) 
     assert (await api.call("p1-operator", "POST", f"{VMS}/web1:release")).json()["operation"]["kind"] == "vm.release"
     live = await api.call("p1-operator", "POST", f"{VMS}/web1:release")
     assert live.json()["code"] == "operation-in-progress"
+
+
+async def drifted(api: Api, **by_hand: Any) -> dict[str, Any]:
+    """A running vm whose domain somebody changed."""
+    vm = await api.make_vm("web1", vcpus=2, vcpus_max=4)
+    await api.end_operations()
+    table = schema.vm
+    seen = {"observed_state": "running", "host_id": api.ids["node1"], "machine": "pc-q35-7.2", "cpu_model": "qemu64"}
+    await api.write(lambda session: session.execute(table.update().where(table.c.id == vm["id"]).values(**seen)))
+    (volume,) = await api.rows(schema.volume, vm_id=vm["id"])
+    nics = await api.rows(schema.nic, vm_id=vm["id"])
+    as_ours = replace(
+        LEGACY,
+        vm_id=vm["id"],
+        machine="pc-q35-7.2",
+        memory_mib=vm["shape"]["memory_mib"],
+        disks=(DescribedDisk(target="vda", path="/p/volumes/v.qcow2", volume_id=volume["id"], bus="virtio", boot_order=1),),
+        nics=tuple(DescribedNic(mac=nic["mac"], bridge="br0") for nic in nics),
+    )
+    api.consoles.domains[vm["id"]] = Described(replace(as_ours, **by_hand), as_ours)
+    return vm
+
+
+async def test_a_vm_as_it_shall_be_has_no_differences(api: Api) -> None:
+    await drifted(api)
+    shown = (await api.call("p1-viewer", "GET", f"{VMS}/web1:diff")).json()
+    assert (shown["is_drifted"], shown["differences"], shown["is_original_in_force"]) == (False, [], False)
+    refused = await api.call("p1-operator", "POST", f"{VMS}/web1:reconcile", json={"mode": "revert"})
+    assert refused.json()["code"] == "nothing-to-reconcile"
+
+
+async def test_what_was_changed_by_hand_is_shown_and_settled_either_way(api: Api) -> None:
+    await drifted(api, vcpus=4)
+    shown = (await api.call("p1-viewer", "GET", f"{VMS}/web1:diff")).json()
+    assert shown["differences"] == [{"field": "vcpus", "desired": "2", "live": "4", "stored": "2"}]
+    taken = await api.call("p1-operator", "POST", f"{VMS}/web1:reconcile", json={"mode": "accept"})
+    assert (taken.status_code, taken.json()["operation"]["kind"]) == (202, "vm.resize"), taken.text
+    (project,) = await api.rows(schema.project, id=api.ids["p1"])
+    assert project["vcpus_used"] == 4, "what is taken over is charged"
+    await api.end_operations()
+    put_back = await api.call("p1-operator", "POST", f"{VMS}/web1:reconcile", json={"mode": "revert"})
+    assert put_back.json()["operation"]["kind"] == "vm.reconcile"
+
+
+async def test_what_does_not_fit_the_model_is_not_accepted(api: Api) -> None:
+    stray = DescribedDisk(target="vdb", path="/tmp/x.qcow2")
+    await drifted(api, disks=(stray,))
+    refused = await api.call("p1-operator", "POST", f"{VMS}/web1:reconcile", json={"mode": "accept"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "cannot-be-accepted")
+    assert "disk vdb" in refused.json()["detail"]

@@ -2,9 +2,11 @@
 
 import itertools
 import uuid
+from dataclasses import replace
 
 from tests.operations.example import Example, name_of
 from tests.operations.kit import GIB, FleetStory
+from trimtab_controller.core.drift_fields import Difference
 from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.core.model import Operation
 from trimtab_controller.services import adoption
@@ -107,9 +109,25 @@ def _released(story: FleetStory, operation: Operation) -> None:
     assert story.vm(operation.subject_id).deleted_at is not None
 
 
+def _reconcile(story: FleetStory) -> Operation:
+    """Somebody gave its guest other vcpus with virsh."""
+    vm = story.running_vm(name_of("web"))
+    domain = story.hypervisor(vm.host_id).domains[vm.id]
+    domain.spec = replace(domain.spec, vcpus=1)
+    found = (Difference("vcpus", "2", "1", "1"),)
+    caller = Caller(actor=story.actor, expected_version=None, now=story.clock.now())
+    return story.db.write(lambda session: adoption.reconcile(session, vm, caller, found, accept_as_is=False))
+
+
+def _reconciled(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert story.hypervisor(vm.host_id).domains[vm.id].spec.vcpus == 2
+
+
 EXAMPLES: dict[str, Example] = {
     "vm.adopt": Example(kind="vm.adopt", arrange=_adopt, done=_adopted, undone=_not_adopted),
     "vm.adopt of a stopped domain": Example(kind="vm.adopt", arrange=_adopt_stopped, done=_adopted, undone=_not_adopted),
+    "vm.reconcile": Example(kind="vm.reconcile", arrange=_reconcile, done=_reconciled, takes_place=frozenset({"revert"})),
     "vm.release": Example(kind="vm.release", arrange=_release, done=_released),
     "vm.release of an adopted vm": Example(kind="vm.release", arrange=_release_adopted, done=_released),
 }

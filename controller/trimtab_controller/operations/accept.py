@@ -14,7 +14,9 @@ from trimtab_controller.store import adoptions, events, operations, placements, 
 from trimtab_controller.store.database import Session
 from trimtab_protos.errors import Conflict
 
-_NEEDS_OWN_DEFINITION = frozenset({"vm.resize", "vm.attach", "vm.detach", "vm.change_cdrom", "snapshot.create", "backup.run"})
+_NEEDS_OWN_DEFINITION = frozenset(
+    {"vm.reconcile", "vm.resize", "vm.attach", "vm.detach", "vm.change_cdrom", "snapshot.create", "backup.run"}
+)
 
 
 def accept(

@@ -1,6 +1,6 @@
 """Adopts domains of others and releases vms: what is decided about them, and all that is taken in one transaction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,12 +10,14 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint
 from trimtab_controller.core.adoption import AdoptionPlan, HostFacts, NetworkChoice, PoolPlace, plan
+from trimtab_controller.core.drift_fields import Difference
 from trimtab_controller.core.ids import kind_of
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Actor, Nic, Operation, Project, Role, Vm
+from trimtab_controller.core.resize import When
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services import networks as network_service
-from trimtab_controller.services import quota
+from trimtab_controller.services import quota, vm_resize
 from trimtab_controller.services.authorise import require
 from trimtab_controller.services.vm_power import Caller, accept_on_vm
 from trimtab_controller.services.vms import VOLUME_NAME_MAX, PlannedNic, insert_nic
@@ -124,6 +126,32 @@ def release(session: Session, vm: Vm, caller: Caller, *, has_autostart: bool) ->
     if vm.ha != "none":
         raise Conflict("vm-is-kept", f"vm {vm.name} restarts elsewhere when its host dies; a plain domain must not", vm=vm.name)
     return accept_on_vm(session, vm, caller, "vm.release", {"has_autostart": has_autostart})
+
+
+def reconcile(session: Session, vm: Vm, caller: Caller, found: Sequence[Difference], *, accept_as_is: bool) -> Operation:
+    """Accept that the vm becomes as its domain is, or its domain as the vm shall be.
+
+    What runs is taken over only where it fits the model: vcpus and memory, within maximum, quota and the host's room.
+    """
+    if not found:
+        raise Conflict("nothing-to-reconcile", f"vm {vm.name} is as it shall be", vm=vm.name)
+    if not accept_as_is:
+        return accept_on_vm(session, vm, caller, "vm.reconcile", {})
+    other = sorted({one.field for one in found} - {"vcpus", "memory_mib"})
+    if other:
+        raise Conflict(
+            "cannot-be-accepted",
+            f"vm {vm.name}: only vcpus and memory can be taken over, not {', '.join(other[:5])}; `trimtab vm reconcile {vm.name} "
+            "--revert` puts ours back, `trimtab vm attach` gives it the same for good",
+            fields=other,
+        )
+    seen = {one.field: int(one.live) for one in found if one.live != one.desired}
+    if not seen:
+        raise Conflict(
+            "stored-only",
+            f"vm {vm.name} runs as it shall; only its stored definition differs: `trimtab vm reconcile {vm.name} --revert`",
+        )
+    return vm_resize.resize(session, vm, caller, vcpus=seen.get("vcpus", 0), memory_mib=seen.get("memory_mib", 0), when=When.AUTO)
 
 
 def _name(spec: AdoptSpec, described: DomainDescription) -> str:

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import Field
@@ -21,7 +22,7 @@ from trimtab_controller.api.resources.operations import OperationAnswer, render
 from trimtab_controller.api.runtime import Runtime
 from trimtab_controller.api.security import requires
 from trimtab_controller.api.v1.vm_verbs import run_verb
-from trimtab_controller.core.drift_fields import differences
+from trimtab_controller.core.drift_fields import Difference, differences
 from trimtab_controller.core.model import Actor, Role
 from trimtab_controller.services import adoption, vm_power
 from trimtab_controller.services.authorise import Access, Scope
@@ -51,6 +52,12 @@ class ReleaseBody(Body):
     """Whether libvirt shall start the plain domain when its host boots."""
 
     autostart: Bool = False
+
+
+class ReconcileBody(Body):
+    """`accept`: the vm becomes as its domain is; `revert`: the domain as the vm shall be."""
+
+    mode: Annotated[Literal["accept", "revert"], Field(examples=["revert"])]
 
 
 @router.post("/v1/projects/{project}/vms:adopt", status_code=202, response_model=AdoptionAnswer)
@@ -95,6 +102,44 @@ async def release_vm(
 @router.get(f"{_VM}:diff", response_model=DiffResource)
 async def diff_vm(runtime: InRuntime, access: ProjectViewer, name: NamePath) -> Response:
     """Compare a vm as it shall be with its domain as it runs and as it is stored."""
+    looked = await _look(runtime, access, name)
+    resource = DiffResource(
+        vm=looked.vm_name,
+        host=looked.host_name,
+        is_drifted=bool(looked.differences),
+        differences=tuple(render_difference(one) for one in looked.differences),
+        is_original_in_force=looked.is_original_in_force,
+    )
+    return json_response(dump(resource))
+
+
+@router.post(f"{_VM}:reconcile", status_code=202, response_model=OperationAnswer)
+async def reconcile_vm(
+    request: Request, runtime: InRuntime, access: ProjectOperator, name: NamePath, asked: Asked, body: ReconcileBody
+) -> Response:
+    """Take over what was changed by hand (`accept`), or put back what the vm shall be (`revert`)."""
+    order = Order(request=request, access=access, wish=asked, verb="vm.reconcile", body=body)
+    looked = await prepared(order, _look(runtime, access, name))
+    return await run_verb(
+        request,
+        access,
+        name,
+        asked,
+        body,
+        "vm.reconcile",
+        lambda *parts: adoption.reconcile(*parts, looked.differences, accept_as_is=body.mode == "accept"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    vm_name: str
+    host_name: str
+    differences: tuple[Difference, ...]
+    is_original_in_force: bool
+
+
+async def _look(runtime: Runtime, access: Access, name: str) -> _Looked:
     owner = access.own_project
 
     def read(session: Session) -> tuple[str, str, str, DomainSpec, bool]:
@@ -108,14 +153,7 @@ async def diff_vm(runtime: InRuntime, access: ProjectViewer, name: NamePath) -> 
     vm_name, host_id, host_name, spec, in_force = await runtime.context.db.read(read)
     seen = await _ask(runtime, partial(runtime.context.agents.describe_domain, host_id, vm_id=spec.vm_id))
     found = differences(spec, seen.live, seen.stored, is_original_in_force=in_force)
-    resource = DiffResource(
-        vm=vm_name,
-        host=host_name,
-        is_drifted=bool(found),
-        differences=tuple(render_difference(one) for one in found),
-        is_original_in_force=in_force,
-    )
-    return json_response(dump(resource))
+    return _Looked(vm_name, host_name, found, in_force)
 
 
 async def _ask(runtime: Runtime, question: Callable[[], Described]) -> Described:

@@ -79,6 +79,25 @@ def diff(session: Session, name: str) -> None:
         render.write_line(f"{humanise.plain(one['field'])}: {', '.join(humanise.plain(word) for word in words)}")
 
 
+@click.command()
+@_name
+@click.option("--accept", "mode", flag_value="accept", help="Take over the vcpus and memory that it runs with.")
+@click.option("--revert", "mode", flag_value="revert", help="Put back what the vm shall be; what cannot live, at its next stop.")
+@options.runs
+@click.pass_obj
+def reconcile(session: Session, name: str, mode: str | None) -> None:
+    """Settle what somebody changed by hand; `trimtab vm diff` shows it."""
+    if mode is None:
+        raise usage("give either --accept or --revert")
+    path = _VM.place(session, name, verb="reconcile")
+    resources.run(session, "POST", path, {"mode": mode}, sentence=lambda ended: _reconciled(name, ended))
+
+
+def _reconciled(name: str, ended: dict[str, Any]) -> str:
+    left = (ended.get("result") or {}).get("left") or []
+    return f"vm {name} is reconciled" + (f"; at its next stop: {humanise.plain('; '.join(left))}" if left else "")
+
+
 def _show_plan(adoption: dict[str, Any]) -> None:
     shape = f"{adoption['vcpus']} vcpus, {adoption['memory_mib']} MiB, {adoption['firmware']}, {adoption['cpu_model']}"
     lines = [
