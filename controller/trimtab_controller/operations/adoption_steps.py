@@ -17,7 +17,8 @@ def spec_at_home(context: Effect[Any], vm_id: str) -> tuple[str, int, DomainSpec
         parts = describe.read_vm(session, vm_id)
         return parts.vm.host_id, parts.vm.epoch, describe.domain_spec(session, parts, parts.vm.host_id)
 
-    return context.read(read)
+    found: tuple[str, int, DomainSpec] = context.read(read)
+    return found
 
 
 def give_up(context: Transaction[Any], vm_id: str) -> None:

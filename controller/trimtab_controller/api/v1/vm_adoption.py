@@ -127,7 +127,9 @@ async def reconcile_vm(
         asked,
         body,
         "vm.reconcile",
-        lambda *parts: adoption.reconcile(*parts, looked.differences, accept_as_is=body.mode == "accept"),
+        lambda session, vm, caller: adoption.reconcile(
+            session, vm, caller, looked.differences, accept_as_is=body.mode == "accept"
+        ),
     )
 
 

@@ -8,6 +8,7 @@ import click
 from trimtab_controller.cli import completion, humanise, options, render, resources
 from trimtab_controller.cli.errors import usage
 from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe
+from trimtab_controller.cli.render import Document
 from trimtab_controller.cli.resources import Resource
 from trimtab_controller.cli.session import Session
 from trimtab_controller.cli.values import PairType
@@ -93,7 +94,7 @@ def reconcile(session: Session, name: str, mode: str | None) -> None:
     resources.run(session, "POST", path, {"mode": mode}, sentence=lambda ended: _reconciled(name, ended))
 
 
-def _reconciled(name: str, ended: dict[str, Any]) -> str:
+def _reconciled(name: str, ended: Document) -> str:
     left = (ended.get("result") or {}).get("left") or []
     return f"vm {name} is reconciled" + (f"; at its next stop: {humanise.plain('; '.join(left))}" if left else "")
 
