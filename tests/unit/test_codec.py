@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from trimtab_protos import adoption_messages, messages
+from trimtab_protos import adoption_messages, messages, network_messages, pool_messages, volume_messages
 from trimtab_protos.agent.v1 import (
     adoption_service_pb2,
     agent_service_pb2,
@@ -12,6 +12,7 @@ from trimtab_protos.agent.v1 import (
     command_pb2,
     domain_pb2,
     inventory_pb2,
+    network_service_pb2,
     storage_pb2,
 )
 from trimtab_protos.codec import from_proto, to_proto
@@ -25,12 +26,13 @@ MODULES = (
     command_pb2,
     domain_pb2,
     inventory_pb2,
+    network_service_pb2,
     storage_pb2,
     gateway_service_pb2,
 )
 MIRRORED = [
     value
-    for module in (messages, adoption_messages)
+    for module in (messages, adoption_messages, network_messages, pool_messages, volume_messages)
     for value in vars(module).values()
     if dataclasses.is_dataclass(value) and isinstance(value, type) and value is not adoption_messages.Described
 ]

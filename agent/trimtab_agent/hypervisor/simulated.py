@@ -4,22 +4,21 @@ with the fleet's clock and planned faults. It outlives the agent that uses it, a
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from trimtab_agent.hypervisor import (
     simulated_adoption,
     simulated_domains,
     simulated_hotplug,
     simulated_images,
-    simulated_layer_files,
     simulated_layers,
     simulated_migration,
+    simulated_moves,
     simulated_storage,
 )
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, check_mac, check_marker
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE, IDLE_CPU_SHARE, SimulatedDomain, SimulatedHost
-from trimtab_agent.hypervisor.simulated_verbs import verb
+from trimtab_agent.hypervisor.simulated_verb import verb
 from trimtab_agent.hypervisor.simulation import PoolStore, SimulatedFleet
 from trimtab_agent.hypervisor.statistics import DomainStatistics
 from trimtab_agent.version import agent_version
@@ -50,6 +49,8 @@ from trimtab_protos.messages import (
     VolumeObservation,
     VolumeSpec,
 )
+from trimtab_protos.network_messages import FirewallSpec
+from trimtab_protos.volume_messages import VolumeMove
 
 CAPABILITIES = (
     *("adopt", "apply-domain"),
@@ -66,11 +67,10 @@ CAPABILITIES = (
     "network-isolated",
     "network-nat",
     *("host-devices", "numa-tuning"),
-    "pool-dir",
-    "seed-nocloud",
-    "simulated",
+    *("pool-dir", "pool-nfs"),
+    *("seed-nocloud", "simulated"),
     "tpm",
-    "volume-linked-clone",
+    *("volume-linked-clone", "volume-move"),
 )
 
 
@@ -86,11 +86,12 @@ class SimulatedHypervisor:
         self.boot_id = str(uuid.uuid4())
         self.pools: dict[str, PoolSpec] = {}
         self.networks: dict[str, NetworkSpec] = {}
+        self.firewalls: dict[str, FirewallSpec] = {}
         self.domains: dict[str, SimulatedDomain] = {}
         self.prepared: dict[str, DomainSpec] = {}
         self.migrations: dict[str, simulated_migration.Migration] = {}
+        # Domains of others that can be adopted, by UUID; and what ran under those that were ours.
         self.foreign: dict[str, DomainDescription] = {}
-        """Domains of others that can be adopted, by UUID; and what ran under those that were ours."""
         self.released: dict[str, SimulatedDomain] = {}
         self._listeners: list[Callable[[DomainChange], None]] = []
         self._is_up = True
@@ -171,16 +172,13 @@ class SimulatedHypervisor:
             numa_cells=(NumaCell(index=0, memory_mib=host.memory_mib, cpus=tuple(range(host.cpus))),),
             bridges=host.bridges,
             capabilities=CAPABILITIES,
-            unmanaged_vcpus=sum(domain.vcpus for domain in self._unmanaged()),
-            unmanaged_memory_mib=sum(domain.memory_mib for domain in self._unmanaged()),
-            unmanaged_disk_bytes=sum(domain.disk_bytes for domain in self._unmanaged()),
-            unmanaged_macs=tuple(mac for domain in self._unmanaged() for mac in domain.macs),
+            unmanaged_vcpus=sum(domain.vcpus for domain in simulated_adoption.unmanaged(self)),
+            unmanaged_memory_mib=sum(domain.memory_mib for domain in simulated_adoption.unmanaged(self)),
+            unmanaged_disk_bytes=sum(domain.disk_bytes for domain in simulated_adoption.unmanaged(self)),
+            unmanaged_macs=tuple(mac for domain in simulated_adoption.unmanaged(self) for mac in domain.macs),
             has_uefi=host.has_uefi,
             migration_address=host.migration_address,
         )
-
-    def _unmanaged(self) -> tuple[DomainObservation, ...]:
-        return (*self.host.unmanaged, *(simulated_adoption.observation(self, each) for each in list(self.foreign.values())))
 
     def load(self) -> HostLoad:
         active = [domain for domain in list(self.domains.values()) if domain.state in ACTIVE]
@@ -206,10 +204,8 @@ class SimulatedHypervisor:
     @verb
     def list_domains(self) -> tuple[DomainObservation, ...]:
         with self.fleet.lock:
-            now_ms = self.fleet.clock.now_ms()
-            unmanaged = (replace(domain, vm_id="", observed_at_ms=now_ms) for domain in self.host.unmanaged)
-            plain = (simulated_adoption.observation(self, each) for each in self.foreign.values())
-            return (*(simulated_domains.observation(self, domain) for domain in self.domains.values()), *unmanaged, *plain)
+            unmanaged = simulated_adoption.unmanaged(self)
+            return (*(simulated_domains.observation(self, domain) for domain in self.domains.values()), *unmanaged)
 
     @verb
     def observe_domain(self, vm_id: str) -> DomainObservation:
@@ -289,22 +285,13 @@ class SimulatedHypervisor:
 
     @verb
     def open_image(self, image_id: str, pool: PoolSpec) -> str:
-        with self.fleet.lock:
-            found = self.open_store(pool).images.get(image_id)
-            if found is None:
-                raise NotFound("image-not-found", f"pool {pool.pool_id} has no image {image_id}")
-            return found.path
+        return simulated_images.path_of(self, image_id, pool)
 
     @verb
     def delete_image(self, image_id: str, pool: PoolSpec) -> None:
-        with self.fleet.lock:
-            store = self.open_store(pool)
-            clones = [each.spec.volume_id for each in store.volumes.values() if each.spec.base_image_id == image_id]
-            if clones:
-                raise Conflict("image-in-use", f"volume {clones[0]} is a linked clone of image {image_id}", volumes=len(clones))
-            store.images.pop(image_id, None)
+        simulated_images.delete(self, image_id, pool)
 
-    # Adoption.
+    # Adoption and networks.
 
     @verb
     def describe_domain(self, domain: str, vm_id: str) -> Described:
@@ -318,8 +305,6 @@ class SimulatedHypervisor:
     def release_domain(self, domain: DomainSpec, *, has_autostart: bool) -> DomainObservation:
         return simulated_adoption.release(self, domain, has_autostart=has_autostart)
 
-    # Networks.
-
     @verb
     def ensure_network(self, network: NetworkSpec) -> None:
         with self.fleet.lock:
@@ -330,23 +315,22 @@ class SimulatedHypervisor:
         with self.fleet.lock:
             self.networks.pop(network_id, None)
 
+    @verb
+    def set_firewall(self, vm_id: str, firewall: FirewallSpec) -> int:
+        with self.fleet.lock:
+            if vm_id not in self.firewalls:
+                return 0
+            return self.keep_firewall(vm_id, firewall)
+
     # Domains.
 
     @verb
-    def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
+    def define_domain(self, domain: DomainSpec, stamp: Stamp, *, needs_volumes: bool = False) -> DomainObservation:
         with self.fleet.changed:
             self.check_definition(domain)
-            domain = simulated_layer_files.resolve(self, domain)
-            known = self.domains.get(domain.vm_id)
-            if known is None:
-                known = self.domains[domain.vm_id] = SimulatedDomain(domain, stamp)
-            if known.own_name and known.state in ACTIVE:
-                known.stamp = stamp  # it keeps the definition it was adopted with
-                return simulated_domains.observation(self, known)
-            known.spec, known.stamp, known.is_persistent, known.own_name = domain, stamp, True, ""
-            self.state_store(domain).state_files.add(domain.vm_id)
-            self.emit("defined", known)
-            return simulated_domains.observation(self, known)
+            if needs_volumes:
+                simulated_domains.writable_volumes(self, domain)
+            return simulated_domains.define(self, domain, stamp)
 
     @verb
     def apply_domain(self, domain: DomainSpec, stamp: Stamp) -> Applied:
@@ -365,6 +349,7 @@ class SimulatedHypervisor:
                 domain.state, domain.reason = DomainState.ABSENT, StateReason.DESTROYED
                 self.emit("undefined", domain)
             self.prepared.pop(vm_id, None)
+            self.firewalls.pop(vm_id, None)
             if not keep_state_files:
                 for pool in pools:
                     store = self.open_store(pool)
@@ -450,6 +435,14 @@ class SimulatedHypervisor:
     def delete_memory(self, vm_id: str, snapshot_id: str, pool: PoolSpec) -> None:
         simulated_layers.delete_memory(self, vm_id, snapshot_id, pool)
 
+    @verb
+    def move_volume(self, move: VolumeMove, domain: DomainSpec | None, stamp: Stamp, control: JobControl) -> LayerResult:
+        return simulated_moves.move(self, move, domain, stamp, control)
+
+    @verb
+    def settle_move(self, move: VolumeMove, domain: DomainSpec | None, stamp: Stamp, *, is_recorded: bool) -> bool:
+        return simulated_moves.settle(self, move, domain, stamp, is_recorded=is_recorded)
+
     # Parts that several verbs share; the caller holds the fleet's lock.
 
     def require_domain(self, vm_id: str) -> SimulatedDomain:
@@ -490,6 +483,14 @@ class SimulatedHypervisor:
         for disk in domain.disks:
             if disk.pool_id not in pools:
                 raise InvalidRequest("pool-missing", f"disk {disk.volume_id} names pool {disk.pool_id}, which the spec lacks")
+        self.keep_firewall(domain.vm_id, domain.firewall or FirewallSpec(generation=0))
+
+    def keep_firewall(self, vm_id: str, firewall: FirewallSpec) -> int:
+        """Put it in force unless a newer one is; return the generation that is."""
+        known = self.firewalls.get(vm_id)
+        if known is None or known.generation <= firewall.generation:
+            known = self.firewalls[vm_id] = firewall
+        return known.generation
 
     def reach_network(self, network: NetworkSpec) -> None:
         if network.kind is NetworkKind.BRIDGE:

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 _ADOPTED_BYTES = 1 << 20
 
 
+def unmanaged(host: "SimulatedHypervisor") -> tuple[DomainObservation, ...]:
+    """Return every domain of the host that is not ours."""
+    now_ms = host.fleet.clock.now_ms()
+    shown = (replace(domain, vm_id="", observed_at_ms=now_ms) for domain in host.host.unmanaged)
+    return (*shown, *(observation(host, each) for each in list(host.foreign.values())))
+
+
 def observation(host: "SimulatedHypervisor", described: DomainDescription) -> DomainObservation:
     """Return a plain domain as a listing shows it."""
     return DomainObservation(

@@ -10,12 +10,26 @@ from trimtab_controller.core.resize import OFF, When
 from trimtab_controller.operations import background
 from trimtab_controller.operations.registry import saga_named
 from trimtab_controller.operations.vm_steps import PLACEMENT_POLL_S
-from trimtab_controller.store import adoptions, events, operations, placements, vms
+from trimtab_controller.store import adoptions, events, operations, placements, vms, volume_moves
 from trimtab_controller.store.database import Session
 from trimtab_protos.errors import Conflict
 
 _NEEDS_OWN_DEFINITION = frozenset(
     {"vm.reconcile", "vm.resize", "vm.attach", "vm.detach", "vm.change_cdrom", "snapshot.create", "backup.run"}
+)
+
+# What relies on each disk being in one place.
+_ON_SETTLED_DISKS = frozenset(
+    {
+        "backup.run",
+        "snapshot.create",
+        "snapshot.revert",
+        "vm.attach",
+        "vm.detach",
+        "vm.migrate",
+        "vm.replace",
+        "volume.resize",
+    }
 )
 
 
@@ -47,6 +61,8 @@ def accept(
         _refuse_adopted(session, subject_id, subject_name, params)
     if saga.is_exclusive and subject_id.startswith("vm-"):
         background.make_room(session, kind, subject_id=subject_id, subject_name=subject_name, actor=actor.name, now=now)
+    if kind in _ON_SETTLED_DISKS:
+        volume_moves.require_settled(session, subject_id, subject_name)
     operation = operations.insert(
         session,
         operation_id=operation_id or mint("op"),

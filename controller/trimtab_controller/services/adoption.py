@@ -286,9 +286,16 @@ def _insert_nic(session: Session, vm_id: str, nic: Any, *, now: datetime) -> Non
         mac=nic.mac,
         model=nic.model,
         addresses=(),
+        # Its addresses are nobody's to know: a filter on them would cut it off at its next stop.
+        allows_spoofing=True,
     )
     network = describe.get_network(session, nic.network.id)
-    insert_nic(session, PlannedNic(nic=row, network=network, is_mac_given=True), now=now, field=f"nics[{nic.index}]")
+    insert_nic(
+        session,
+        PlannedNic(nic=row, network=network, is_mac_given=True, is_address_given=False),
+        now=now,
+        field=f"nics[{nic.index}]",
+    )
 
 
 def _claim(session: Session, vm: Vm, host_id: str, operation: Operation, *, now: datetime) -> None:

@@ -1,4 +1,4 @@
-"""What every verb of a simulated host has in common."""
+"""What makes a method of the simulated hypervisor one of its verbs."""
 
 import functools
 from collections.abc import Callable
