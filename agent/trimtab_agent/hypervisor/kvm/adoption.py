@@ -17,12 +17,13 @@ from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
 from trimtab_agent.hypervisor.kvm import adoption_files, description, domain_facts, errors
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_facts import DomainFacts
-from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, METADATA_PREFIX, AdoptedMark, stamp_metadata
+from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, METADATA_PREFIX
 from trimtab_agent.hypervisor.kvm.domains import Domains, find, require
 from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, check_uuid, domain_name
 from trimtab_agent.hypervisor.kvm.observe import Observer, absent, migration_operation
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
+from trimtab_agent.hypervisor.kvm.stamp_xml import AdoptedMark, stamp_metadata
 from trimtab_protos.adoption_messages import AdoptedDisk, Described, DescribedDisk, DomainDescription
 from trimtab_protos.errors import AlreadyExists, Conflict, NotFound
 from trimtab_protos.messages import DomainObservation, DomainSpec

@@ -25,12 +25,13 @@ from trimtab_agent.hypervisor.kvm import (
 )
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_facts import DomainFacts
-from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, METADATA_PREFIX, AdoptedMark, HostTraits, stamp_metadata
+from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, METADATA_PREFIX, HostTraits
 from trimtab_agent.hypervisor.kvm.firewall import Firewall
 from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, domain_name
 from trimtab_agent.hypervisor.kvm.observe import Observer, absent
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
+from trimtab_agent.hypervisor.kvm.stamp_xml import AdoptedMark, stamp_metadata
 from trimtab_protos.errors import AlreadyExists, Conflict, NotFound, Unavailable
 from trimtab_protos.messages import DomainObservation, DomainSpec, PoolSpec
 

@@ -7,8 +7,9 @@ import pytest
 
 from trimtab_agent.hypervisor.base import Stamp
 from trimtab_agent.hypervisor.kvm import adoption_files, description, domain_facts
-from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, AdoptedMark, stamp_metadata
+from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
+from trimtab_agent.hypervisor.kvm.stamp_xml import AdoptedMark, stamp_metadata
 from trimtab_protos.adoption_messages import DomainDescription
 from trimtab_protos.errors import Conflict, InvalidRequest, TrimtabError
 from trimtab_protos.messages import DiskFormat, DiskSpec, DomainSpec, DomainState, Firmware, PoolSpec
