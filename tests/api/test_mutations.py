@@ -142,6 +142,8 @@ async def test_no_mutating_route_escapes_the_trail(api: Api) -> None:
         "/v1/projects/{project}/volumes": {"name": "web1-root", "size_bytes": 1 << 20},
         "/v1/projects/{project}/volumes/{name}:resize": {"size_bytes": 1 << 20},
         "/v1/projects/{project}/vms": VM,
+        "/v1/projects/{project}/vms/{name}:reconcile": {"mode": "revert"},
+        "/v1/projects/{project}/vms:adopt": {"host": "absent", "domain": "legacy"},
         "/v1/projects/{project}/vm-groups": {"name": "g", "rules": [{"relation": "affinity"}]},
         "/v1/projects/{project}/vm-groups/{name}": {"rules": [{"relation": "affinity"}]},
         "/v1/projects/{project}/vms/{name}:clone": {"name": "web2"},

@@ -102,6 +102,23 @@ def take_place(session: Session, volume: Volume, pool: Pool, host_id: str) -> bo
     return True
 
 
+def take_present(session: Session, volume: Volume, pool: Pool, host_id: str) -> bool:
+    """As `take_place`, for a file that is there already: what it takes of the file system is not counted against it again."""
+    place = schema.SHARED if pool.is_shared else host_id
+    table = schema.pool_space
+    row = session.execute(sa.select(table).where(table.c.pool_id == pool.id, table.c.host_id == place)).one_or_none()
+    if row is None:
+        return False
+    where = {"volume_id": volume.id, "pool_id": pool.id, "host_id": place}
+    try:
+        claims.take_space(session, **where, size_bytes=volume.size_bytes, limit_bytes=int(row.capacity_bytes))
+    except claims.ClaimRefused:
+        return False
+    if not pool.is_shared:
+        bind(session, [volume.id], host_id)
+    return True
+
+
 def room_bytes(session: Session, pool: Pool, host_id: str) -> int | None:
     """Return how much is free beside the reserve at a volume's place, as it was seen last; None where nobody has seen it."""
     table = schema.pool_space

@@ -27,7 +27,7 @@ from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
 from trimtab_agent.hypervisor.kvm.domain_xml import HostTraits
-from trimtab_agent.hypervisor.kvm.domains import Domains, find, require, require_volumes, write_stamp
+from trimtab_agent.hypervisor.kvm.domains import Domains, find, is_adopted, require, require_volumes, write_stamp
 from trimtab_agent.hypervisor.kvm.firewall import INCOMING_GRACE_S, Firewall
 from trimtab_agent.hypervisor.kvm.inventory import InventoryReader
 from trimtab_agent.hypervisor.kvm.migration_xml import disk_targets, retarget
@@ -223,18 +223,21 @@ class Migrations:
         live_xml = domain.XMLDesc(_LIVE_XML)
         target = layer_files.resolve(target)
         # A running guest keeps its acceleration, whatever a probe would say today.
-        host = HostTraits(accelerator=domain_facts.read(live_xml).accelerator, console_log=self._logs.path_of(target.vm_id))
+        facts = domain_facts.read(live_xml)
+        host = HostTraits(accelerator=facts.accelerator, console_log=self._logs.path_of(target.vm_id))
         parameters: dict[str, Any] = {
             libvirt.VIR_MIGRATE_PARAM_URI: migration_uri,
             libvirt.VIR_MIGRATE_PARAM_DEST_XML: retarget(live_xml, target, stamp),
-            libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: domain_xml.build(target, stamp, host),
+            libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: self._stored_xml(domain, target, stamp, host),
         }
         flags = _FLAGS
         if self._config.has_tls:
             flags |= libvirt.VIR_MIGRATE_TLS
         if copied_volume_ids:
             flags |= libvirt.VIR_MIGRATE_NON_SHARED_INC
-            parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = disk_targets(target, frozenset(copied_volume_ids))
+            parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = disk_targets(
+                target, frozenset(copied_volume_ids), adopted=facts.adopted_disks
+            )
         if options.bandwidth_mib_s:
             parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = options.bandwidth_mib_s
         if options.has_auto_converge:
@@ -242,6 +245,12 @@ class Migrations:
         if options.allow_postcopy:
             flags |= libvirt.VIR_MIGRATE_POSTCOPY
         return parameters, flags
+
+    def _stored_xml(self, domain: Any, target: DomainSpec, stamp: Stamp, host: HostTraits) -> str:
+        """Return what the target stores: our definition, or the one that an adopted domain keeps until its next stop."""
+        if not is_adopted(domain):
+            return domain_xml.build(target, stamp, host)
+        return retarget(domain.XMLDesc(_LIVE_XML | libvirt.VIR_DOMAIN_XML_INACTIVE), target, stamp)
 
     # --- both sides --------------------------------------------------------------------------------------------------------
 
