@@ -24,6 +24,7 @@ from trimtab_agent.backup.source import BackupSource
 from trimtab_agent.certificates import CredentialSource
 from trimtab_agent.clock import Clock, SystemClock
 from trimtab_agent.commands import Commands
+from trimtab_agent.consoles import ConsoleServicer
 from trimtab_agent.guard import NO_WARDEN, Warden
 from trimtab_agent.hypervisor.base import DomainChange, Hypervisor, Stamp
 from trimtab_agent.inventory import InventoryReader
@@ -46,6 +47,7 @@ from trimtab_protos.agent.v1.agent_service_pb2_grpc import (
     add_ReplicaServiceServicer_to_server,
 )
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import add_BackupServiceServicer_to_server
+from trimtab_protos.agent.v1.console_service_pb2_grpc import add_ConsoleServiceServicer_to_server
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import add_LayerServiceServicer_to_server
 from trimtab_protos.codec import to_proto
 from trimtab_protos.controller.v1 import gateway_service_pb2
@@ -204,6 +206,7 @@ class Agent:
         add_AgentServiceServicer_to_server(self._agent_servicer(), server)
         add_ReplicaServiceServicer_to_server(self._replica_servicer(), server)
         add_LayerServiceServicer_to_server(self._layer_servicer(), server)
+        add_ConsoleServiceServicer_to_server(self._console_servicer(), server)
         if self.parts.backups is not None:
             add_BackupServiceServicer_to_server(self._backup_servicer(), server)
         self._health = health.aio.HealthServicer()
@@ -245,6 +248,13 @@ class Agent:
             commands=self.commands,
             jobs=self.jobs,
             pools=self.parts.pools,
+            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
+        )
+
+    def _console_servicer(self) -> ConsoleServicer:
+        return ConsoleServicer(
+            self.parts.hypervisor,
+            query=self.parts.pools.query,
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
 

@@ -80,6 +80,11 @@ class PowerAction(StrEnum):
     RESUME = "resume"
 
 
+class ConsoleKind(StrEnum):
+    SERIAL = "serial"
+    VNC = "vnc"
+
+
 class ChangedPart(StrEnum):
     VCPUS = "vcpus"
     MEMORY = "memory"

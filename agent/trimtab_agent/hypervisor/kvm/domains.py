@@ -4,6 +4,7 @@ A domain is ours when its metadata says so and its name agrees. Others are shown
 """
 
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import libvirt
 
 from trimtab_agent.hypervisor.base import Stamp
-from trimtab_agent.hypervisor.kvm import console, domain_facts, domain_xml, errors, layer_files, state_files, volumes
+from trimtab_agent.hypervisor.kvm import console, consoles, domain_facts, domain_xml, errors, layer_files, state_files, volumes
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_facts import DomainFacts
 from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, METADATA_PREFIX, HostTraits, stamp_metadata
@@ -20,7 +21,7 @@ from trimtab_agent.hypervisor.kvm.identifiers import check_id, domain_name
 from trimtab_agent.hypervisor.kvm.observe import Observer, absent
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_protos.errors import AlreadyExists, Conflict, NotFound, Unavailable
-from trimtab_protos.messages import DomainObservation, DomainSpec, PoolSpec
+from trimtab_protos.messages import ConsoleKind, DomainObservation, DomainSpec, PoolSpec
 
 _UNDEFINE_FLAGS = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -64,6 +65,7 @@ class Domains:
         connection: Connection,
         observer: Observer,
         logs: console.ConsoleLogs,
+        sockets: consoles.ConsoleSockets,
         *,
         accelerator: Callable[[], str],
         refuse_unfit: Callable[[DomainSpec], None],
@@ -72,6 +74,7 @@ class Domains:
         self._connection = connection
         self._observer = observer
         self._logs = logs
+        self.console_sockets = sockets
         self._accelerator = accelerator
         self._refuse_unfit = refuse_unfit
         self.locks = VmLocks()
@@ -88,6 +91,16 @@ class Domains:
         with self._connection.use(f"observe {vm_id}") as connection:
             domain = find(connection, vm_id)
             return self._observer.observe(domain) if domain is not None else absent(vm_id)
+
+    def open_console(self, vm_id: str, kind: ConsoleKind) -> socket.socket:
+        """See `Hypervisor.open_console`."""
+        check_id(vm_id, "vm_id")
+        with self._connection.use(f"open a console of {vm_id}") as connection:
+            domain = require(connection, vm_id)
+            if not domain.isActive():
+                raise Conflict("wrong-domain-state", f"{vm_id} does not run on this host", state="stopped")
+            live_xml = domain.XMLDesc(0)
+        return consoles.join(live_xml, vm_id, kind)
 
     def define(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
         """See `Hypervisor.define_domain`."""
@@ -115,11 +128,19 @@ class Domains:
                 # Only the controller decides where a guest runs, also after this host boots.
                 defined.setAutostart(0)
             self._logs.prepare(domain.vm_id, max_bytes=domain.serial_log_max_bytes)
+            self.console_sockets.prepare()
             return self._observer.observe(defined)
 
     def _build(self, domain: DomainSpec, stamp: Stamp, *, boot_id: str) -> str:
-        host = HostTraits(accelerator=self._accelerator(), console_log=self._logs.path_of(domain.vm_id))
-        return domain_xml.build(domain, stamp, host, boot_id=boot_id)
+        return domain_xml.build(domain, stamp, self.traits(domain.vm_id, self._accelerator()), boot_id=boot_id)
+
+    def traits(self, vm_id: str, accelerator: str) -> HostTraits:
+        """Return what of this host goes into the vm's definition."""
+        return HostTraits(
+            accelerator=accelerator,
+            console_log=self._logs.path_of(vm_id),
+            console_socket=self.console_sockets.serial_path(vm_id),
+        )
 
     def undefine(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
         """See `Hypervisor.undefine_domain`."""
@@ -138,6 +159,7 @@ class Domains:
             for pool in pools:
                 self._remove_state_files(vm_id, pool)
         self._logs.remove(vm_id)
+        self.console_sockets.remove(vm_id)
 
     def _remove_state_files(self, vm_id: str, pool: PoolSpec) -> None:
         try:

@@ -27,6 +27,7 @@ from trimtab_protos.messages import DomainSpec, Firmware, Inventory, NumaCell, P
 CAPABILITIES = (
     "apply-domain",
     "cdrom",
+    "console",
     "console-log",
     "copy-disks",
     "grow-volume",

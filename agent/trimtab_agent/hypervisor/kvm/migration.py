@@ -26,7 +26,6 @@ from trimtab_agent.hypervisor.kvm import domain_facts, domain_xml, errors, layer
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
-from trimtab_agent.hypervisor.kvm.domain_xml import HostTraits
 from trimtab_agent.hypervisor.kvm.domains import Domains, find, require, require_volumes, write_stamp
 from trimtab_agent.hypervisor.kvm.inventory import InventoryReader
 from trimtab_agent.hypervisor.kvm.migration_xml import disk_targets, retarget
@@ -116,6 +115,7 @@ class Migrations:
             require_volumes(domain)
             state_files.ensure(domain)
             self._logs.prepare(domain.vm_id, max_bytes=domain.serial_log_max_bytes)
+            self._domains.console_sockets.prepare()
         address = self._config.migration_address
         transport = "tls" if self._config.has_tls else "tcp"
         return f"qemu+{transport}://{_bracketed(address)}/system", f"tcp://{_bracketed(address)}"
@@ -203,7 +203,7 @@ class Migrations:
         live_xml = domain.XMLDesc(_LIVE_XML)
         target = layer_files.resolve(target)
         # A running guest keeps its acceleration, whatever a probe would say today.
-        host = HostTraits(accelerator=domain_facts.read(live_xml).accelerator, console_log=self._logs.path_of(target.vm_id))
+        host = self._domains.traits(target.vm_id, domain_facts.read(live_xml).accelerator)
         parameters: dict[str, Any] = {
             libvirt.VIR_MIGRATE_PARAM_URI: migration_uri,
             libvirt.VIR_MIGRATE_PARAM_DEST_XML: retarget(live_xml, target, stamp),

@@ -1,0 +1,63 @@
+"""Joins a guest's consoles: unix sockets on which QEMU listens, and which nobody but it and root reaches. No network is involved.
+
+The serial port's socket has a place of ours, so that it is the same on every host; the screen's is libvirt's own. Both are read from
+the running domain, since one that was started by an earlier release of the agent has its serial port on a file.
+"""
+
+import os
+import socket
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from trimtab_agent.hypervisor.kvm.identifiers import check_id
+from trimtab_agent.hypervisor.kvm.xml_tree import parse
+from trimtab_protos.errors import Conflict, Unavailable
+from trimtab_protos.messages import ConsoleKind
+
+_CONNECT_TIMEOUT_S = 2.0
+
+
+class ConsoleSockets:
+    """Where this host's serial ports listen. `sun_path` holds 107 characters: the directory's name must stay short."""
+
+    def __init__(self, runtime_dir: Path) -> None:
+        self._directory = runtime_dir / "consoles"
+
+    def serial_path(self, vm_id: str) -> str:
+        return str(self._directory / f"{check_id(vm_id, 'vm_id')}.sock")
+
+    def prepare(self) -> None:
+        """Make the directory; libvirt opens the sockets in it."""
+        self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        # mkdir's mode is cut by the umask; QEMU, which is not root, must get through to its socket.
+        os.chmod(self._directory, 0o711)  # noqa: S103
+
+    def remove(self, vm_id: str) -> None:
+        Path(self.serial_path(vm_id)).unlink(missing_ok=True)
+
+
+def join(live_xml: str, vm_id: str, kind: ConsoleKind) -> socket.socket:
+    """Return a connected socket of a running domain's console. See `Hypervisor.open_console`."""
+    path = socket_of(parse(live_xml), kind)
+    if not path:
+        raise Conflict(
+            "console-absent",
+            f"the guest of {vm_id} was started before hosts offered its {kind.value} console: stop and start the vm, or migrate it",
+        )
+    joined = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        joined.settimeout(_CONNECT_TIMEOUT_S)
+        joined.connect(path)
+    except OSError as error:
+        joined.close()
+        raise Unavailable("console-closed", f"the {kind.value} console of {vm_id} does not answer: {error.strerror}") from error
+    return joined
+
+
+def socket_of(root: Element, kind: ConsoleKind) -> str:
+    """Return the path of a live definition's console, "" where it has none."""
+    if kind is ConsoleKind.SERIAL:
+        source = root.find("devices/serial[@type='unix']/source")
+        return source.get("path", "") if source is not None else ""
+    listen = root.find("devices/graphics[@type='vnc']/listen[@type='socket']")
+    return listen.get("socket", "") if listen is not None else ""
