@@ -23,8 +23,8 @@ from trimtab_controller.services import identity, projects, tokens
 from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store import host_reports, hosts, image_replicas, images, networks, pools, schema
 from trimtab_controller.store.database import AsyncDatabase
-from trimtab_protos.errors import Unavailable
-from trimtab_protos.messages import Inventory
+from trimtab_protos.errors import TrimtabError, Unavailable
+from trimtab_protos.messages import ConsoleKind, Inventory
 
 T = TypeVar("T")
 GIB = 1 << 30
@@ -82,6 +82,41 @@ class ConsoleReader:
         return part, begin + len(part)
 
 
+class ConsoleDesk:
+    """Stands where hosts are: a console says back what is typed, until the test lets the guest end it."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[str, str, str]] = []
+        self.lines: list[EchoLine] = []
+        # The next one is refused with this.
+        self.refusal: TrimtabError | None = None
+
+    async def open_console(self, host_id: str, vm_id: str, kind: ConsoleKind) -> "EchoLine":
+        if self.refusal is not None:
+            raise self.refusal
+        self.opened.append((host_id, vm_id, kind.value))
+        self.lines.append(EchoLine())
+        return self.lines[-1]
+
+
+class EchoLine:
+    def __init__(self) -> None:
+        self._said: asyncio.Queue[bytes] = asyncio.Queue()
+        self.is_closed = False
+
+    async def read(self) -> bytes:
+        return await self._said.get()
+
+    async def write(self, content: bytes) -> None:
+        await self._said.put(b"heard " + content)
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+    def end(self) -> None:
+        self._said.put_nowait(b"")
+
+
 @dataclass
 class Api:
     """A running application over a database of its own."""
@@ -90,6 +125,7 @@ class Api:
     db: AsyncDatabase
     clock: TurnedClock
     consoles: ConsoleReader
+    desk: ConsoleDesk
     uploads_dir: Path
     nudges: list[int] = field(default_factory=list)
     # Token by caller: `admin` of the fleet, `p1-viewer`, ...
@@ -248,7 +284,7 @@ class Stream:
 
 def build_app(url: str, directory: Path, **settings: Any) -> Api:
     """Put the application together without starting it; nothing is read or written."""
-    clock, consoles = TurnedClock(), ConsoleReader()
+    clock, consoles, desk = TurnedClock(), ConsoleReader(), ConsoleDesk()
     db = AsyncDatabase(url)
     nudges: list[int] = []
     chosen: dict[str, Any] = {
@@ -270,6 +306,7 @@ def build_app(url: str, directory: Path, **settings: Any) -> Api:
             db=db,
             clock=clock,
             agents=consoles,
+            consoles=desk,
             settings=ApiSettings(**chosen),
             join_place=lambda: JoinPlace(api_url="https://192.0.2.1:8443", ca_fingerprint="sha256:aa"),
             ca_bundle_pem=lambda: "-----BEGIN CERTIFICATE-----\n",
@@ -277,7 +314,7 @@ def build_app(url: str, directory: Path, **settings: Any) -> Api:
             secrets=SecretBox(directory),
         )
     )
-    return Api(app=app, db=db, clock=clock, consoles=consoles, uploads_dir=chosen["uploads_dir"], nudges=nudges)
+    return Api(app=app, db=db, clock=clock, consoles=consoles, desk=desk, uploads_dir=chosen["uploads_dir"], nudges=nudges)
 
 
 @asynccontextmanager

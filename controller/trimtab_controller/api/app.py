@@ -18,6 +18,7 @@ from trimtab_controller.api.v1 import (
     audit,
     backup_repos,
     backups,
+    consoles,
     doctor,
     events,
     failover,
@@ -61,6 +62,7 @@ ROUTERS = (
     snapshots.router,
     templates.router,  # a verb of vms is among them
     vm_changes.router,
+    consoles.router,  # and here
     vm_verbs.router,
     vms.router,
     vm_groups.router,

@@ -44,6 +44,7 @@ KINDS = frozenset(
         "audit",
         "join",
         "req",
+        "con",
     ]
 )
 

@@ -20,6 +20,7 @@ from trimtab_controller.store.schema.compute import (
     vm_group,
     vm_group_member,
 )
+from trimtab_controller.store.schema.consoles import console
 from trimtab_controller.store.schema.failover import failover, failover_control, failover_vm, fence_path, host_guard
 from trimtab_controller.store.schema.fleet import (
     host,
@@ -55,6 +56,7 @@ __all__ = [
     "checkpoint",
     "claim",
     "claim_stock",
+    "console",
     "decision",
     "disk_claim",
     "event",
