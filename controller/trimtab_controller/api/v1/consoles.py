@@ -6,6 +6,7 @@
 Browsers can set no header of a websocket but its subprotocols, and what is in a path gets into logs: so the token is one of those.
 """
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -55,10 +56,16 @@ async def open_console(
     def work(session: Session, _actor: Actor, now: datetime) -> Answer:
         vm = vm_power.find(session, name, project=owner)
         made = consoles.create(session, vm, access, kind=kind, now=now)
-        ticket = {"id": made.console.id, "vm": vm.name, "kind": kind, "path": SOCKET_PATH, "subprotocol": SUBPROTOCOL}
-        shown = ConsoleTicket(**ticket, token=made.token, expires_at=made.console.expires_at)
-        repeated = ConsoleTicket(**ticket, token="", expires_at=made.console.expires_at)
-        return answered(shown, status=201, stored=repeated)
+        shown = ConsoleTicket(
+            id=made.console.id,
+            vm=vm.name,
+            kind=kind,
+            path=SOCKET_PATH,
+            subprotocol=SUBPROTOCOL,
+            token=made.token,
+            expires_at=made.console.expires_at,
+        )
+        return answered(shown, status=201, stored=replace(shown, token=""))
 
     return await mutate(Order(request=request, access=access, wish=asked, verb="vm.console", body=body), work)
 
