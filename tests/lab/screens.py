@@ -2,7 +2,9 @@
 
 import struct
 import zlib
+from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tests.lab.fleet_kit import Fleet
@@ -44,3 +46,41 @@ def read_png(content: bytes) -> Screen:
     rows = zlib.decompress(packed)
     row = 1 + width * 3
     return Screen(width, height, b"".join(rows[begin + 1 : begin + row] for begin in range(0, len(rows), row)))
+
+
+CELL_WIDTH, CELL_HEIGHT = 8, 16
+CELL_ROW = 3 * CELL_WIDTH
+FONT_ROM = Path("/usr/share/seabios/vgabios-stdvga.bin")
+# The letter A of VGA's 8×16 font, by which the font is found in the ROM.
+_LETTER_A = bytes.fromhex("000010386cc6c6fec6c6c6c600000000")
+
+
+def text_of(screen: Screen) -> str:
+    """Return the text of a screen of 8×16 cells, drawn with VGA's own font, as Linux's console is; other letters are '?'."""
+    letters = _letters()
+    lines = []
+    for top in range(0, screen.height - CELL_HEIGHT + 1, CELL_HEIGHT):
+        rows = [screen.rgb[(top + row) * screen.width * 3 :][: screen.width * 3] for row in range(CELL_HEIGHT)]
+        cells = (b"".join(row[left : left + CELL_ROW] for row in rows) for left in range(0, len(rows[0]), CELL_ROW))
+        lines.append("".join(letters.get(_glyph(cell), "?") for cell in cells).rstrip())
+    return "\n".join(lines)
+
+
+@cache
+def _letters() -> dict[bytes, str]:
+    rom = FONT_ROM.read_bytes()
+    base = rom.index(_LETTER_A) - ord("A") * CELL_HEIGHT
+    glyphs = {rom[base + code * CELL_HEIGHT :][:CELL_HEIGHT]: chr(code) for code in range(0x7E, 0x20, -1)}
+    return {**glyphs, bytes(CELL_HEIGHT): " "}
+
+
+@cache
+def _glyph(cell: bytes) -> bytes:
+    """Return a cell's pixels as a glyph's bits: the rarer of its two colours is the letter's. Most cells of a screen are alike."""
+    pixels = [cell[at : at + 3] for at in range(0, len(cell), 3)]
+    colours = Counter(pixels).most_common(2)
+    if len(colours) < 2:
+        return bytes(CELL_HEIGHT)
+    ink = colours[1][0]
+    rows = (pixels[at : at + CELL_WIDTH] for at in range(0, len(pixels), CELL_WIDTH))
+    return bytes(sum((pixel == ink) << (7 - x) for x, pixel in enumerate(row)) for row in rows)
