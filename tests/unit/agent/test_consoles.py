@@ -10,10 +10,12 @@ from tests.unit.agent.servicer_kit import World, make_running_vm, world
 from tests.unit.agent.waiting import until
 from trimtab_agent import consoles
 from trimtab_agent.hypervisor.base import Stamp
+from trimtab_agent.hypervisor.kvm.consoles import join
+from trimtab_controller.agents.consoles import GrpcConsoles
 from trimtab_protos import status, tls
 from trimtab_protos.agent.v1 import console_service_pb2 as pb
 from trimtab_protos.agent.v1.console_service_pb2_grpc import ConsoleServiceStub
-from trimtab_protos.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, TrimtabError
+from trimtab_protos.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, TrimtabError, Unavailable
 from trimtab_protos.messages import ConsoleKind, PowerAction
 
 __all__ = ["world"]
@@ -146,3 +148,32 @@ async def test_only_the_controller_reaches_a_console(running: World) -> None:
     assert type(await refused(Viewer(stranger))) is PermissionDenied
     await stranger.close()
     assert tls.CONTROLLER_NAME != "host-2"
+
+
+async def test_the_controllers_own_client_carries_a_session_and_tells_what_was_skipped(running: World) -> None:
+    host = running.hosts[0]
+    desk = GrpcConsoles(
+        find=lambda _host_id: host.agent.address,
+        connect=lambda host_id, address: running.channel(address, as_name=tls.CONTROLLER_NAME, to=host_id),
+    )
+    line = await desk.open_console("host-1", "vm-1", ConsoleKind.SERIAL)
+    with pytest.raises(Conflict):
+        await desk.open_console("host-1", "vm-1", ConsoleKind.SERIAL)
+    await line.write(b"hello\r")
+    said = b""
+    while b"heard: hello" not in said:
+        said += await asyncio.wait_for(line.read(), 30)
+    host.hypervisor.change_power("vm-1", PowerAction.FORCE_OFF, Stamp(epoch=1, turn=2))
+    while await asyncio.wait_for(line.read(), 30):
+        pass
+    await line.close()
+    nowhere = GrpcConsoles(find=lambda _host_id: "", connect=lambda _host_id, _address: host.channel)
+    with pytest.raises(Unavailable):
+        await nowhere.open_console("host-1", "vm-1", ConsoleKind.SERIAL)
+
+
+def test_a_guest_that_an_earlier_agent_started_is_told_how_it_gets_a_console() -> None:
+    before = "<domain><devices><serial type='file'><source path='/var/log/x.log'/></serial></devices></domain>"
+    with pytest.raises(Conflict, match="stop and start the vm") as caught:
+        join(before, "vm-1", ConsoleKind.SERIAL)
+    assert caught.value.code == "console-absent"

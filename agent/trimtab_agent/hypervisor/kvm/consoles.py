@@ -4,7 +4,6 @@ The serial port's socket has a place of ours, so that it is the same on every ho
 the running domain, since one that was started by an earlier release of the agent has its serial port on a file.
 """
 
-import os
 import socket
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -18,19 +17,19 @@ _CONNECT_TIMEOUT_S = 2.0
 
 
 class ConsoleSockets:
-    """Where this host's serial ports listen. `sun_path` holds 107 characters: the directory's name must stay short."""
+    """Where this host's serial ports listen: in the agent's own directory, which is there on hosts of the release before too, so that a
+    guest can move to one. `sun_path` holds 107 characters: its name must stay short.
+    """
 
     def __init__(self, runtime_dir: Path) -> None:
-        self._directory = runtime_dir / "consoles"
+        self._directory = runtime_dir
 
     def serial_path(self, vm_id: str) -> str:
-        return str(self._directory / f"{check_id(vm_id, 'vm_id')}.sock")
+        return str(self._directory / f"console-{check_id(vm_id, 'vm_id')}.sock")
 
     def prepare(self) -> None:
         """Make the directory; libvirt opens the sockets in it."""
-        self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        # mkdir's mode is cut by the umask; QEMU, which is not root, must get through to its socket.
-        os.chmod(self._directory, 0o711)  # noqa: S103
+        self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
 
     def remove(self, vm_id: str) -> None:
         Path(self.serial_path(vm_id)).unlink(missing_ok=True)
@@ -42,7 +41,7 @@ def join(live_xml: str, vm_id: str, kind: ConsoleKind) -> socket.socket:
     if not path:
         raise Conflict(
             "console-absent",
-            f"the guest of {vm_id} was started before hosts offered its {kind.value} console: stop and start the vm, or migrate it",
+            f"the guest of {vm_id} was started before hosts offered its {kind.value} console: stop and start the vm",
         )
     joined = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:

@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parent / "golden"
 TCG = HostTraits(
     accelerator="tcg",
     console_log="/var/log/libvirt/qemu/trimtab-vm-01hweb.serial.log",
-    console_socket="/run/trimtab/consoles/x.sock",
+    console_socket="/run/trimtab/console-x.sock",
 )
 KVM = replace(TCG, accelerator="kvm")
 STAMP = Stamp(epoch=3, turn=7)
