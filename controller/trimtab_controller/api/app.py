@@ -16,6 +16,7 @@ from trimtab_controller.api.security import check_declarations
 from trimtab_controller.api.shell import Shell
 from trimtab_controller.api.v1 import (
     audit,
+    backup_files,
     backup_repos,
     backups,
     consoles,
@@ -30,6 +31,7 @@ from trimtab_controller.api.v1 import (
     plans,
     pools,
     projects,
+    secgroups,
     snapshots,
     system,
     templates,
@@ -57,6 +59,7 @@ ROUTERS = (
     networks.router,
     images.router,
     volumes.router,
+    backup_files.router,
     backup_repos.router,
     backups.router,
     snapshots.router,
@@ -66,6 +69,7 @@ ROUTERS = (
     vm_verbs.router,
     vms.router,
     vm_groups.router,
+    secgroups.router,
     placement.router,
     operations.router,
     events.router,

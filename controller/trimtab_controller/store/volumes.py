@@ -9,11 +9,14 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Volume
 from trimtab_controller.store import keyset, lookup, schema
+from trimtab_controller.store.among import among_asked
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import Conflict
 from trimtab_protos.messages import DiskBus
 
 _table = schema.volume
+
+_OF_VMS = sa.select(*columns_of(_table, Volume)).where(among_asked(_table.c.vm_id, "vm_ids")).order_by(_table.c.disk_index)
 
 FILTERS: keyset.Filters = {
     "name": keyset.equals(_table.c.name),
@@ -60,11 +63,16 @@ def page(session: Session, page: keyset.Page, *, project_id: str) -> tuple[tuple
     return tuple(build(Volume, row) for row in found.rows), found.next_after
 
 
+def in_pool(session: Session, pool_id: str) -> tuple[Volume, ...]:
+    """Return the live volumes in the pool."""
+    query = sa.select(*columns_of(_table, Volume)).where(_table.c.pool_id == pool_id, _table.c.deleted_at.is_(None))
+    return tuple(build(Volume, row) for row in session.execute(query.order_by(_table.c.id)))
+
+
 def of_vms(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Volume, ...]]:
     """Return each vm's disks in order; one query."""
     found: dict[str, list[Volume]] = {vm_id: [] for vm_id in vm_ids}
-    query = sa.select(*columns_of(_table, Volume)).where(_table.c.vm_id.in_(vm_ids)).order_by(_table.c.disk_index)
-    for row in session.execute(query):
+    for row in session.execute(_OF_VMS, {"vm_ids": list(vm_ids)}):
         found[row.vm_id].append(build(Volume, row))
     return {vm_id: tuple(volumes) for vm_id, volumes in found.items()}
 
@@ -107,6 +115,22 @@ def take_over(session: Session, volume_id: str, old: Volume, *, vm_id: str) -> N
             version=_table.c.version + 1,
         )
     )
+
+
+def set_filling(session: Session, volume_id: str, *, backup_id: str, disk: str) -> None:
+    """Record that the volume still reads from a disk of a backup, or with "" that it stands alone."""
+    values = {"fill_backup_id": backup_id, "fill_disk": disk, "version": _table.c.version + 1}
+    session.execute(_table.update().where(_table.c.id == volume_id).values(values))
+
+
+def that_fill(session: Session, *, vm_id: str = "", backup_id: str = "") -> tuple[Volume, ...]:
+    """Return the volumes that still read from a backup: all, or those of a vm, or those that read from this one."""
+    query = sa.select(*columns_of(_table, Volume)).where(_table.c.fill_backup_id != "", holds_bytes()).order_by(_table.c.id)
+    if vm_id:
+        query = query.where(_table.c.vm_id == vm_id)
+    if backup_id:
+        query = query.where(_table.c.fill_backup_id == backup_id)
+    return tuple(build(Volume, row) for row in session.execute(query))
 
 
 def rename(session: Session, volume_id: str, name: str) -> None:

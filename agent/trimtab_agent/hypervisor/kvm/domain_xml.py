@@ -23,7 +23,6 @@ from trimtab_agent.hypervisor.kvm import hostdev_xml, numa_xml
 from trimtab_agent.hypervisor.kvm.identifiers import (
     check_cpu_word,
     check_id,
-    check_interface,
     check_mac,
     check_machine,
     check_name,
@@ -31,7 +30,8 @@ from trimtab_agent.hypervisor.kvm.identifiers import (
     check_uuid,
     domain_name,
 )
-from trimtab_agent.hypervisor.kvm.networks import libvirt_network_name
+from trimtab_agent.hypervisor.kvm.networks import bridge_of, libvirt_network_name
+from trimtab_agent.hypervisor.kvm.packet_rules import tap_name
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import InvalidRequest
@@ -66,6 +66,19 @@ _MAX_VCPUS = 240
 _MAX_MEMORY_MIB = 12 << 20
 _MAX_SPARE_PORTS = 32
 _MAX_LIMIT = 1 << 50
+RECONNECT_S = 3600
+"""For so long QEMU waits for an export of a backup that went away, the guest's reads with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What a volume that is being filled from a backup still reads from."""
+
+    name: str
+    socket: str
+
+
+NO_EXPORTS: Mapping[str, Export] = {}
 _NIC_MODELS = ("virtio", "e1000e")
 
 _OVMF = "/usr/share/OVMF"
@@ -87,10 +100,13 @@ class HostTraits:
     """Where QEMU listens for one who is at the serial port."""
 
 
-def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = "") -> str:
+def build(
+    domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = "", exports: Mapping[str, Export] = NO_EXPORTS
+) -> str:
     """Return the XML of the domain. InvalidRequest names the field that cannot be expressed.
 
-    `boot_id` is the host's boot during which the domain was last started, "" when it is known to be stopped.
+    `boot_id` is the host's boot during which the domain was last started, "" when it is known to be stopped. `exports` are those of
+    its volumes that do not stand alone yet.
     """
     _check(domain)
     pools = {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
@@ -110,7 +126,7 @@ def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = 
     _text(devices, "emulator", "/usr/bin/qemu-system-x86_64")
     _controllers(devices, domain)
     for disk in _in_order(domain.disks):
-        _disk(devices, disk, domain, pools)
+        _disk(devices, disk, domain, pools, exports.get(disk.volume_id))
     if domain.cdrom is not None:
         _cdrom(devices, domain.cdrom, pools)
     if domain.seed is not None:
@@ -310,7 +326,7 @@ def _nic_bus(nic: NicSpec) -> int:
     return _FIRST_INDEXED_BUS + 2 * nic.index + 1
 
 
-def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str, PoolLayout]) -> None:
+def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str, PoolLayout], export: Export | None) -> None:
     if disk.pool_id not in pools:
         raise InvalidRequest("pool-missing", f"disk {disk.index} is in a pool that the vm does not name", field="pools")
     element = SubElement(devices, "disk", type="file", device="disk")
@@ -325,6 +341,8 @@ def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str,
         discard="unmap",
     )
     SubElement(element, "source", file=pools[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id))
+    if export is not None:
+        _backing_export(element, export)
     SubElement(element, "target", dev=target_name(disk), bus=disk.bus.value)
     if disk.is_read_only:
         SubElement(element, "readonly")
@@ -342,6 +360,16 @@ def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str,
         _address(element, bus=_disk_bus(disk))
     else:
         SubElement(element, "address", type="drive", controller="0", bus="0", target="0", unit=str(disk.index))
+
+
+def _backing_export(element: Element, export: Export) -> None:
+    """Named here and not left to be found in the header: only so does QEMU wait for an export that is being started anew."""
+    backing = SubElement(element, "backingStore", type="network")
+    SubElement(backing, "format", type="raw")
+    source = SubElement(backing, "source", protocol="nbd", name=export.name)
+    SubElement(source, "host", transport="unix", socket=export.socket)
+    SubElement(source, "reconnect", delay=str(RECONNECT_S))
+    SubElement(backing, "backingStore")
 
 
 def _boot_order(disk: DiskSpec, domain: DomainSpec) -> int:
@@ -395,14 +423,15 @@ def _nic(devices: Element, nic: NicSpec, domain: DomainSpec) -> None:
     check_range(network.mtu, "mtu", low=576, high=65520)
     if network.kind is NetworkKind.BRIDGE:
         element = SubElement(devices, "interface", type="bridge")
-        SubElement(element, "source", bridge=check_interface(network.bridge, "bridge"))
+        SubElement(element, "source", bridge=bridge_of(network))
     else:
         element = SubElement(devices, "interface", type="network")
         SubElement(element, "source", network=libvirt_network_name(network.network_id))
     SubElement(element, "mac", address=check_mac(nic.mac))
+    SubElement(element, "target", dev=tap_name(nic.nic_id))
     SubElement(element, "model", type=nic.model)
     SubElement(element, "mtu", size=str(network.mtu))
-    SubElement(element, "alias", name=f"ua-{check_id(nic.nic_id, 'nic_id')}")
+    SubElement(element, "alias", name=f"ua-{nic.nic_id}")
     _address(element, bus=_nic_bus(nic))
 
 

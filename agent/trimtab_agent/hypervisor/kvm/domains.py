@@ -12,10 +12,21 @@ from typing import Any
 import libvirt
 
 from trimtab_agent.hypervisor.base import Stamp
-from trimtab_agent.hypervisor.kvm import console, consoles, domain_facts, domain_xml, errors, layer_files, state_files, volumes
+from trimtab_agent.hypervisor.kvm import (
+    console,
+    consoles,
+    domain_facts,
+    domain_xml,
+    errors,
+    filling,
+    layer_files,
+    state_files,
+    volumes,
+)
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_facts import DomainFacts
 from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, METADATA_PREFIX, HostTraits, stamp_metadata
+from trimtab_agent.hypervisor.kvm.firewall import Firewall
 from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, domain_name
 from trimtab_agent.hypervisor.kvm.observe import Observer, absent
@@ -66,6 +77,7 @@ class Domains:
         observer: Observer,
         logs: console.ConsoleLogs,
         sockets: consoles.ConsoleSockets,
+        firewall: Firewall,
         *,
         accelerator: Callable[[], str],
         refuse_unfit: Callable[[DomainSpec], None],
@@ -75,6 +87,7 @@ class Domains:
         self._observer = observer
         self._logs = logs
         self.console_sockets = sockets
+        self._firewall = firewall
         self._accelerator = accelerator
         self._refuse_unfit = refuse_unfit
         self.locks = VmLocks()
@@ -118,6 +131,8 @@ class Domains:
         # Built first: a spec that cannot be expressed must leave no files.
         self._build(domain, stamp, boot_id="")
         state_files.ensure(domain)
+        # Before the definition, and so before every start and every card that is plugged.
+        self._firewall.ensure(domain)
         with self._connection.use(f"define {domain.vm_id}", changes=True) as connection:
             existing = find(connection, domain.vm_id)
             boot_id = domain_facts.read(existing.XMLDesc(0)).boot_id if existing is not None else ""
@@ -132,7 +147,8 @@ class Domains:
             return self._observer.observe(defined)
 
     def _build(self, domain: DomainSpec, stamp: Stamp, *, boot_id: str) -> str:
-        return domain_xml.build(domain, stamp, self.traits(domain.vm_id, self._accelerator()), boot_id=boot_id)
+        host = self.traits(domain.vm_id, self._accelerator())
+        return domain_xml.build(domain, stamp, host, boot_id=boot_id, exports=filling.exports_of(domain))
 
     def traits(self, vm_id: str, accelerator: str) -> HostTraits:
         """Return what of this host goes into the vm's definition."""
@@ -154,6 +170,7 @@ class Domains:
             if domain is not None:
                 _remove(domain, vm_id, kill_if_running=kill_if_running, keep_state_files=keep_state_files)
                 self._observer.forget(domain.UUIDString())
+        self._firewall.drop(vm_id)
         # After the domain, which must go even where its storage does not answer.
         if not keep_state_files:
             for pool in pools:

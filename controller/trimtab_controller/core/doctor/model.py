@@ -91,6 +91,10 @@ class PoolFacts:
     reserve_permille: int
     problem: str
     """Why it is not usable there; "" where it is."""
+    is_unresponsive: bool = False
+    """Its storage does not answer: whoever works on it hangs."""
+    vms: tuple[str, ...] = ()
+    """Of one that is not usable on a host: the vms there that have disks in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +160,19 @@ class SnapshotFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackupFacts:
+    """A vm that is not protected as its policy says."""
+
+    project: str
+    vm: str
+    policy: str
+    problem: str
+    is_lost: bool
+    """There is nothing that it could be restored from."""
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetFacts:
     """One snapshot, read in one transaction."""
 
@@ -168,6 +185,7 @@ class FleetFacts:
     """In `needs_attention`."""
     networks: tuple[NetworkFacts, ...] = ()
     snapshots: tuple[SnapshotFacts, ...] = ()
+    overdue_backups: tuple[BackupFacts, ...] = ()
     is_failover_paused: bool = False
     failover_frozen: str = ""
     """Why failover stands still by itself; "" where it does not."""
