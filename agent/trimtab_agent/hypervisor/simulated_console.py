@@ -6,6 +6,7 @@ It says back what is typed, as a terminal's line does, and to every line `heard:
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE, SimulatedDomain
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
 
 RFB_GREETING = b"RFB 003.008\n"
+Answer = Callable[["SimulatedHypervisor", SimulatedDomain, socket.socket], None]
 
 
 def read(domain: SimulatedDomain, offset: int, max_bytes: int) -> tuple[bytes, int]:
@@ -37,7 +39,7 @@ def join(host: "SimulatedHypervisor", domain: SimulatedDomain, kind: ConsoleKind
     return ours
 
 
-def _serve(host: "SimulatedHypervisor", domain: SimulatedDomain, line: socket.socket, answer: "_Answer") -> None:
+def _serve(host: "SimulatedHypervisor", domain: SimulatedDomain, line: socket.socket, answer: Answer) -> None:
     with contextlib.suppress(OSError), line:  # whoever was at the console went, or the guest's process ended
         answer(host, domain, line)
     with host.fleet.lock, contextlib.suppress(ValueError):
@@ -61,6 +63,3 @@ def _answer_screen(_host: "SimulatedHypervisor", _domain: SimulatedDomain, line:
     line.sendall(RFB_GREETING)
     while line.recv(4096):
         pass
-
-
-_Answer = type(_answer_serial)
