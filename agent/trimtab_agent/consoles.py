@@ -18,8 +18,8 @@ from trimtab_agent.workers import WorkerPool
 from trimtab_protos import tls
 from trimtab_protos.agent.v1 import console_service_pb2 as pb
 from trimtab_protos.agent.v1.console_service_pb2_grpc import ConsoleServiceServicer
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import Conflict, InvalidRequest
-from trimtab_protos.messages import ConsoleKind
 
 PIECE_BYTES = 64 << 10
 SERIAL_HELD_BYTES = 256 << 10

@@ -82,11 +82,6 @@ class PowerAction(StrEnum):
     RESUME = "resume"
 
 
-class ConsoleKind(StrEnum):
-    SERIAL = "serial"
-    VNC = "vnc"
-
-
 class ChangedPart(StrEnum):
     VCPUS = "vcpus"
     MEMORY = "memory"

@@ -24,8 +24,9 @@ from trimtab_controller.services import identity, projects, tokens
 from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store import host_reports, hosts, image_replicas, images, networks, pools, schema
 from trimtab_controller.store.database import AsyncDatabase
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import TrimtabError, Unavailable
-from trimtab_protos.messages import ConsoleKind, Inventory
+from trimtab_protos.messages import Inventory
 
 T = TypeVar("T")
 GIB = 1 << 30

@@ -6,8 +6,9 @@ import time
 import pytest
 
 from tests.contract.hosts import Hosts, Vm, define, power, refusal, until
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import Conflict, NotFound
-from trimtab_protos.messages import ConsoleKind, PowerAction
+from trimtab_protos.messages import PowerAction
 
 pytestmark = [pytest.mark.timeout(400)]
 LOOK_S = 0.5

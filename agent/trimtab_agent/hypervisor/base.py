@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.messages import (
     ChangeLeft,
-    ConsoleKind,
     DomainObservation,
     DomainSpec,
     HostLoad,

@@ -24,9 +24,9 @@ from trimtab_agent.hypervisor.simulated_verb import verb
 from trimtab_agent.hypervisor.simulation import CAPABILITIES, PoolStore, SimulatedFleet
 from trimtab_agent.hypervisor.statistics import DomainStatistics
 from trimtab_agent.version import agent_version
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, Unavailable
 from trimtab_protos.messages import (
-    ConsoleKind,
     DomainObservation,
     DomainSpec,
     DomainState,

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE, SimulatedDomain
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import Conflict
-from trimtab_protos.messages import ConsoleKind
 
 if TYPE_CHECKING:
     from trimtab_agent.hypervisor.simulated import SimulatedHypervisor

@@ -10,8 +10,8 @@ import grpc
 
 from trimtab_protos.agent.v1 import console_service_pb2 as pb
 from trimtab_protos.agent.v1.console_service_pb2_grpc import ConsoleServiceStub
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import TrimtabError, Unavailable
-from trimtab_protos.messages import ConsoleKind
 from trimtab_protos.status import from_rpc_error
 
 OPEN_TIMEOUT_S = 10.0

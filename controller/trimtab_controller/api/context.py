@@ -12,8 +12,8 @@ from trimtab_controller.services.fencing import Seals
 from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store.database import AsyncDatabase
 from trimtab_controller.store.disk_reserve import KEEP_FREE_BYTES
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import Unavailable
-from trimtab_protos.messages import ConsoleKind
 
 
 class AgentReader(Protocol):

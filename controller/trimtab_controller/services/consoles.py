@@ -18,8 +18,8 @@ from trimtab_controller.services.authorise import Access, Unauthenticated, secre
 from trimtab_controller.services.mutations import Mutation, record
 from trimtab_controller.store import claims, consoles, identity, vms
 from trimtab_controller.store.consoles import Console
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import Conflict, TrimtabError
-from trimtab_protos.messages import ConsoleKind
 
 TOKEN_LIFETIME = timedelta(seconds=60)
 TOKEN_PREFIX = "con-"  # noqa: S105 - kind of the id that the token begins with

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.store import schema
 from trimtab_controller.store.rows import build
-from trimtab_protos.messages import ConsoleKind
+from trimtab_protos.console_messages import ConsoleKind
 
 _table = schema.console
 

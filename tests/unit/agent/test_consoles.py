@@ -15,8 +15,9 @@ from trimtab_controller.agents.consoles import GrpcConsoles
 from trimtab_protos import status, tls
 from trimtab_protos.agent.v1 import console_service_pb2 as pb
 from trimtab_protos.agent.v1.console_service_pb2_grpc import ConsoleServiceStub
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, TrimtabError, Unavailable
-from trimtab_protos.messages import ConsoleKind, PowerAction
+from trimtab_protos.messages import PowerAction
 
 __all__ = ["world"]
 

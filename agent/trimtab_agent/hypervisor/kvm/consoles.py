@@ -10,8 +10,8 @@ from xml.etree.ElementTree import Element
 
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import Conflict, Unavailable
-from trimtab_protos.messages import ConsoleKind
 
 _CONNECT_TIMEOUT_S = 2.0
 

@@ -31,8 +31,9 @@ from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, domain_name
 from trimtab_agent.hypervisor.kvm.observe import Observer, absent
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import AlreadyExists, Conflict, NotFound, Unavailable
-from trimtab_protos.messages import ConsoleKind, DomainObservation, DomainSpec, PoolSpec
+from trimtab_protos.messages import DomainObservation, DomainSpec, PoolSpec
 
 _UNDEFINE_FLAGS = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE

@@ -27,8 +27,8 @@ from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
 from trimtab_agent.hypervisor.kvm.pools import Pools
 from trimtab_agent.hypervisor.kvm.power import Power
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.messages import (
-    ConsoleKind,
     DiskFormat,
     DomainObservation,
     DomainSpec,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from trimtab_protos.messages import ConsoleKind
+from trimtab_protos.console_messages import ConsoleKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,8 +32,8 @@ from trimtab_controller.services import consoles, vm_power
 from trimtab_controller.services.authorise import Access, Scope, Unauthenticated
 from trimtab_controller.services.consoles import Ending, Seat
 from trimtab_controller.services.mutations import Answer, Mutation, record
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import PermissionDenied, TrimtabError, Unavailable
-from trimtab_protos.messages import ConsoleKind
 
 router = APIRouter(tags=["consoles"])
 ProjectOperator = Annotated[Access, requires(Role.OPERATOR, Scope.PROJECT)]
