@@ -28,6 +28,7 @@ from trimtab_agent.beacon_servicer import BeaconServicer
 from trimtab_agent.certificates import CredentialSource
 from trimtab_agent.clock import Clock, SystemClock
 from trimtab_agent.commands import Commands
+from trimtab_agent.consoles import ConsoleServicer
 from trimtab_agent.guard import NO_WARDEN, Warden
 from trimtab_agent.host_servicer import HostServicer
 from trimtab_agent.hypervisor.base import DomainChange, Hypervisor, Stamp
@@ -55,6 +56,7 @@ from trimtab_protos.agent.v1.agent_service_pb2_grpc import (
 )
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import add_BackupServiceServicer_to_server
 from trimtab_protos.agent.v1.beacon_service_pb2_grpc import add_BeaconServiceServicer_to_server
+from trimtab_protos.agent.v1.console_service_pb2_grpc import add_ConsoleServiceServicer_to_server
 from trimtab_protos.agent.v1.host_service_pb2_grpc import add_HostServiceServicer_to_server
 from trimtab_protos.agent.v1.instant_service_pb2_grpc import add_InstantServiceServicer_to_server
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import add_LayerServiceServicer_to_server
@@ -227,6 +229,7 @@ class Agent:
         add_ReplicaServiceServicer_to_server(self._replica_servicer(), server)
         add_LayerServiceServicer_to_server(self._layer_servicer(), server)
         add_AdoptionServiceServicer_to_server(self._adoption_servicer(), server)
+        add_ConsoleServiceServicer_to_server(self._console_servicer(), server)
         add_BeaconServiceServicer_to_server(self._beacon_servicer(), server)
         add_HostServiceServicer_to_server(self._host_servicer(), server)
         add_NetworkServiceServicer_to_server(self._network_servicer(), server)
@@ -281,6 +284,13 @@ class Agent:
             self.parts.hypervisor,
             commands=self.commands,
             pools=self.parts.pools,
+            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
+        )
+
+    def _console_servicer(self) -> ConsoleServicer:
+        return ConsoleServicer(
+            self.parts.hypervisor,
+            query=self.parts.pools.query,
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
 

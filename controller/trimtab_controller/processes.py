@@ -19,7 +19,7 @@ from trimtab_controller.pki import FleetPki
 from trimtab_controller.secret_box import SecretBox
 
 if TYPE_CHECKING:
-    from trimtab_controller.api.context import ApiContext
+    from trimtab_controller.api.context import ApiContext, ConsoleOpener
     from trimtab_controller.rpc.heard import HeardHosts
 
 logger = structlog.get_logger(__name__)
@@ -29,6 +29,8 @@ API_GRACE_S = 5
 # Objects made and kept before the youngest are looked through. What a request or a step makes is freed by its count; the default of
 # 700 walks through all that was imported some times a second, for nothing.
 GC_THRESHOLDS = (50_000, 20, 50)
+# What a viewer may paste at once; a session passes it on in smaller pieces.
+CONSOLE_MESSAGE_BYTES = 256 << 10
 
 
 def run(name: str, settings: Settings) -> None:
@@ -104,7 +106,13 @@ def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
     agents_database = wiring.build_database(settings, pool_size=4)
     asker = GatewayAsker(agents_database, wiring.ControllerChannels(settings))
     heard = HeardHosts(settings.effective_redis_url, ask_gateways=asker.states)
-    context = api_context(settings, agents=wiring.build_agents(settings, agents_database), nudge=nudger.nudge, heard=heard)
+    context = api_context(
+        settings,
+        agents=wiring.build_agents(settings, agents_database),
+        consoles=wiring.build_consoles(settings, agents_database),
+        nudge=nudger.nudge,
+        heard=heard,
+    )
     tls = ApiTls(settings)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -112,6 +120,9 @@ def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
             host=settings.bind_address,
             port=settings.api_port,
             http=BoundedHead,
+            ws="websockets-sansio",
+            ws_max_size=CONSOLE_MESSAGE_BYTES,
+            ws_per_message_deflate=False,
             ssl_context_factory=lambda _config, _default: tls.context,
             log_config=None,
             access_log=False,
@@ -180,7 +191,9 @@ class ApiTls:
         self._stamp = stamp
 
 
-def api_context(settings: Settings, *, agents: Any, nudge: Callable[[], None], heard: "HeardHosts") -> "ApiContext":
+def api_context(
+    settings: Settings, *, agents: Any, consoles: "ConsoleOpener", nudge: Callable[[], None], heard: "HeardHosts"
+) -> "ApiContext":
     """Return what the API is given."""
     from trimtab_controller.api.context import ApiContext, ApiSettings
     from trimtab_controller.store.database import AsyncDatabase
@@ -190,6 +203,7 @@ def api_context(settings: Settings, *, agents: Any, nudge: Callable[[], None], h
         db=AsyncDatabase(settings.effective_database_url, on_commit=metrics.count_commit),
         clock=SystemClock(),
         agents=agents,
+        consoles=consoles,
         settings=ApiSettings(
             uploads_dir=settings.uploads_dir,
             gateway_address=settings.gateway_addresses[0],

@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 
 from trimtab_controller import metrics
+from trimtab_controller.agents.consoles import GrpcConsoles
 from trimtab_controller.agents.grpc_client import AgentAddress, GrpcAgentClient
 from trimtab_controller.clock import SystemClock, system_rng
 from trimtab_controller.config import Settings
@@ -41,6 +42,15 @@ def build_agents(settings: Settings, db: Database) -> GrpcAgentClient:
     )
     connect.on_renewal = client.reconnect_all
     return client
+
+
+def build_consoles(settings: Settings, db: Database) -> GrpcConsoles:
+    """Return what opens sessions at guests' consoles, for the API's event loop."""
+
+    def find(host_id: str) -> str:
+        return db.read(lambda session: hosts.reach_agent(session, host_id))[0]
+
+    return GrpcConsoles(find=find, connect=ControllerChannels(settings).open_aio)
 
 
 def build_engine(settings: Settings, *, process: str) -> Engine:
@@ -91,6 +101,10 @@ class ControllerChannels:
 
     def __call__(self, host_id: str, address: str) -> grpc.Channel:
         return grpc.secure_channel(address, self._current(), options=tls.channel_options(host_id))
+
+    def open_aio(self, host_id: str, address: str) -> grpc.aio.Channel:
+        """Return a channel of its own for the running loop."""
+        return grpc.aio.secure_channel(address, self._current(), options=tls.channel_options(host_id, is_own_connection=True))
 
     def _current(self) -> grpc.ChannelCredentials:
         with self._lock:

@@ -25,7 +25,8 @@ from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store import host_reports, hosts, image_replicas, images, networks, pools, schema
 from trimtab_controller.store.database import AsyncDatabase
 from trimtab_protos.adoption_messages import Described
-from trimtab_protos.errors import NotFound, Unavailable
+from trimtab_protos.console_messages import ConsoleKind
+from trimtab_protos.errors import NotFound, TrimtabError, Unavailable
 from trimtab_protos.messages import Inventory
 
 T = TypeVar("T")
@@ -100,6 +101,41 @@ class ConsoleReader:
         return Piece(file[offset : offset + min(length, 1000)], 0, len(file))
 
 
+class ConsoleDesk:
+    """Stands where hosts are: a console says back what is typed, until the test lets the guest end it."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[str, str, str]] = []
+        self.lines: list[EchoLine] = []
+        # The next one is refused with this.
+        self.refusal: TrimtabError | None = None
+
+    async def open_console(self, host_id: str, vm_id: str, kind: ConsoleKind) -> "EchoLine":
+        if self.refusal is not None:
+            raise self.refusal
+        self.opened.append((host_id, vm_id, kind.value))
+        self.lines.append(EchoLine())
+        return self.lines[-1]
+
+
+class EchoLine:
+    def __init__(self) -> None:
+        self._said: asyncio.Queue[bytes] = asyncio.Queue()
+        self.is_closed = False
+
+    async def read(self) -> bytes:
+        return await self._said.get()
+
+    async def write(self, content: bytes) -> None:
+        await self._said.put(b"heard " + content)
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+    def end(self) -> None:
+        self._said.put_nowait(b"")
+
+
 @dataclass
 class Api:
     """A running application over a database of its own."""
@@ -108,6 +144,7 @@ class Api:
     db: AsyncDatabase
     clock: TurnedClock
     consoles: ConsoleReader
+    desk: ConsoleDesk
     uploads_dir: Path
     nudges: list[int] = field(default_factory=list)
     # Token by caller: `admin` of the fleet, `p1-viewer`, ...
@@ -266,7 +303,7 @@ class Stream:
 
 def build_app(url: str, directory: Path, **settings: Any) -> Api:
     """Put the application together without starting it; nothing is read or written."""
-    clock, consoles = TurnedClock(), ConsoleReader()
+    clock, consoles, desk = TurnedClock(), ConsoleReader(), ConsoleDesk()
     db = AsyncDatabase(url)
     nudges: list[int] = []
     chosen: dict[str, Any] = {
@@ -288,6 +325,7 @@ def build_app(url: str, directory: Path, **settings: Any) -> Api:
             db=db,
             clock=clock,
             agents=consoles,
+            consoles=desk,
             settings=ApiSettings(**chosen),
             join_place=lambda: JoinPlace(api_url="https://192.0.2.1:8443", ca_fingerprint="sha256:aa"),
             ca_bundle_pem=lambda: "-----BEGIN CERTIFICATE-----\n",
@@ -295,7 +333,7 @@ def build_app(url: str, directory: Path, **settings: Any) -> Api:
             secrets=SecretBox(directory),
         )
     )
-    return Api(app=app, db=db, clock=clock, consoles=consoles, uploads_dir=chosen["uploads_dir"], nudges=nudges)
+    return Api(app=app, db=db, clock=clock, consoles=consoles, desk=desk, uploads_dir=chosen["uploads_dir"], nudges=nudges)
 
 
 @asynccontextmanager

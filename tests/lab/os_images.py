@@ -3,16 +3,58 @@
 import tempfile
 from pathlib import Path
 
+import pycdlib
+
 from trimtab_lab.commands import run
 from trimtab_lab.guest import cache_directory, package
 
 RESCUE_PACKAGE = "grub-rescue-pc"
 INSTALLER_PACKAGE = "debian-installer-12-netboot-amd64"
+INSTALLER_BOOT = """default install
+prompt 0
+label install
+  kernel /linux
+  append initrd=/initrd.gz vga=normal fb=false --- quiet
+"""
 
 
 def rescue_iso() -> Path:
     """Return the CD image of GRUB's rescue shell, 5 MB; it boots by BIOS to a prompt."""
     return _from_package(RESCUE_PACKAGE, "usr/lib/grub-rescue/grub-rescue-cdrom.iso", "grub-rescue.iso")
+
+
+def installer_iso() -> Path:
+    """Return a CD image of Debian 12's installer, about 40 MB, as its network boot files; it boots by BIOS and asks for a language."""
+    cache = cache_directory()
+    cache.mkdir(parents=True, exist_ok=True)
+    kept = cache / "debian-installer.iso"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=cache, prefix="unpacking-") as scratch:
+            for name in (INSTALLER_PACKAGE, "isolinux", "syslinux-common"):
+                run(["dpkg-deb", "-x", str(package(cache, name)), scratch], timeout_s=120)
+            _write_boot_cd(Path(scratch), Path(scratch) / "made.iso")
+            (Path(scratch) / "made.iso").rename(kept)
+    return kept
+
+
+def _write_boot_cd(unpacked: Path, target: Path) -> None:
+    """Lay the installer's kernel and initramfs on a CD that ISOLINUX boots at once, its screen left in VGA's text mode."""
+    (installer,) = unpacked.glob("usr/lib/debian-installer/images/*/amd64/text/debian-installer/amd64")
+    (config := unpacked / "isolinux.cfg").write_text(INSTALLER_BOOT)
+    disc = pycdlib.PyCdlib()
+    disc.new(interchange_level=3, vol_ident="INSTALLER")
+    files = (
+        ("ISOLINUX.BIN", unpacked / "usr/lib/ISOLINUX/isolinux.bin"),
+        ("LDLINUX.C32", unpacked / "usr/lib/syslinux/modules/bios/ldlinux.c32"),
+        ("ISOLINUX.CFG", config),
+        ("LINUX", installer / "linux"),
+        ("INITRD.GZ", installer / "initrd.gz"),
+    )
+    for name, path in files:
+        disc.add_file(str(path), f"/{name if '.' in name else name + '.'};1")
+    disc.add_eltorito("/ISOLINUX.BIN;1", bootcatfile="/BOOT.CAT;1", boot_load_size=4, boot_info_table=True)
+    disc.write(str(target))
+    disc.close()
 
 
 def _from_package(name: str, inside: str, keep_as: str) -> Path:

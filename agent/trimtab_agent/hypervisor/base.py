@@ -9,12 +9,14 @@ The hypervisor knows nothing of operations, turns or leases: `servicer.py` and `
 Epoch and turn pass through it only to be kept in the domain's metadata, from which a lost journal is rebuilt.
 """
 
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from trimtab_protos.adoption_messages import AdoptedDisk, Described
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.messages import (
     ChangeLeft,
     DomainObservation,
@@ -114,6 +116,11 @@ class Hypervisor(Protocol):
 
     def read_console(self, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]:
         """Return bytes of the serial log and the next offset; negative offset: that many bytes before the end."""
+
+    def open_console(self, vm_id: str, kind: ConsoleKind) -> socket.socket:
+        """Return a stream socket, connected to the guest's console; it ends when the guest stops or moves away. The caller closes it.
+
+        NotFound: no such domain. Conflict: it does not run (`wrong-domain-state`); it was started before it had one (`console-absent`)."""
 
     def ensure_pool(self, pool: PoolSpec) -> PoolObservation:
         """Make the pool usable. InvalidRequest: path missing, not absolute, or inside a folder the agent must not use."""

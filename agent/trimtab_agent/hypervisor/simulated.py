@@ -2,11 +2,13 @@
 with the fleet's clock and planned faults. It outlives the agent that uses it, as libvirtd does.
 """
 
+import socket
 import uuid
 from collections.abc import Callable, Sequence
 
 from trimtab_agent.hypervisor import (
     simulated_adoption,
+    simulated_console,
     simulated_domains,
     simulated_hotplug,
     simulated_images,
@@ -19,10 +21,11 @@ from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, Sou
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, check_mac, check_marker
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE, IDLE_CPU_SHARE, SimulatedDomain, SimulatedHost
 from trimtab_agent.hypervisor.simulated_verb import verb
-from trimtab_agent.hypervisor.simulation import PoolStore, SimulatedFleet
+from trimtab_agent.hypervisor.simulation import CAPABILITIES, PoolStore, SimulatedFleet
 from trimtab_agent.hypervisor.statistics import DomainStatistics
 from trimtab_agent.version import agent_version
 from trimtab_protos.adoption_messages import AdoptedDisk, Described, DomainDescription
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, Unavailable
 from trimtab_protos.messages import (
     DomainObservation,
@@ -51,27 +54,6 @@ from trimtab_protos.messages import (
 )
 from trimtab_protos.network_messages import FirewallSpec
 from trimtab_protos.volume_messages import VolumeMove
-
-CAPABILITIES = (
-    *("adopt", "apply-domain"),
-    "cdrom",
-    "console-log",
-    "copy-disks",
-    "grow-volume",
-    "image-iso",
-    "image-qcow2",
-    "image-raw",
-    "layers",
-    "migrate",
-    "network-bridge",
-    "network-isolated",
-    "network-nat",
-    *("host-devices", "numa-tuning"),
-    *("pool-dir", "pool-nfs"),
-    *("seed-nocloud", "simulated"),
-    "tpm",
-    *("volume-linked-clone", "volume-move"),
-)
 
 
 class SimulatedHypervisor:
@@ -216,11 +198,12 @@ class SimulatedHypervisor:
     @verb
     def read_console(self, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]:
         with self.fleet.lock:
-            domain = self.require_domain(vm_id)
-            end = domain.console_base + len(domain.console)
-            start = max(domain.console_base, end + offset if offset < 0 else min(offset, end))
-            content = bytes(domain.console[start - domain.console_base :][:max_bytes])
-            return content, start + len(content)
+            return simulated_console.read(self.require_domain(vm_id), offset, max_bytes)
+
+    @verb
+    def open_console(self, vm_id: str, kind: ConsoleKind) -> socket.socket:
+        with self.fleet.lock:
+            return simulated_console.join(self, self.require_domain(vm_id), kind)
 
     @verb
     def domain_statistics(self) -> tuple[DomainStatistics, ...]:

@@ -3,6 +3,8 @@
 Functions of this module are called with the fleet's lock held.
 """
 
+import contextlib
+import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, assert_never
 
@@ -66,6 +68,8 @@ class SimulatedDomain:
     console: bytearray = field(default_factory=bytearray)
     console_base: int = 0
     """Bytes of the log that rotation has dropped: offsets go on counting them."""
+    open_consoles: list[socket.socket] = field(default_factory=list)
+    """The guest's ends of consoles that somebody is at."""
     open_layers: dict[str, str] = field(default_factory=dict)
     """Volume id → the layer that the process writes to."""
 
@@ -204,6 +208,9 @@ def end_process(host: "SimulatedHypervisor", domain: SimulatedDomain) -> None:
     if domain.state not in ACTIVE:
         return
     domain.cpu_time_s = cpu_time_s(host, domain)
+    for console in domain.open_consoles:
+        with contextlib.suppress(OSError):  # whoever was at it has gone already
+            console.shutdown(socket.SHUT_RDWR)
     pools = {pool.pool_id: pool for pool in domain.spec.pools}
     for disk in domain.spec.disks:
         # A volume that was deleted meanwhile is a file that only the process still held.

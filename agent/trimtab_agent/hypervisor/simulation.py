@@ -27,6 +27,32 @@ if TYPE_CHECKING:
 
 ANY_HOST = "*"
 DEFAULT_POOL_BYTES = 1 << 40
+CAPABILITIES = (
+    "adopt",
+    "apply-domain",
+    "cdrom",
+    "console",
+    "console-log",
+    "copy-disks",
+    "grow-volume",
+    "host-devices",
+    "image-iso",
+    "image-qcow2",
+    "image-raw",
+    "layers",
+    "migrate",
+    "network-bridge",
+    "network-isolated",
+    "network-nat",
+    "numa-tuning",
+    "pool-dir",
+    "pool-nfs",
+    "seed-nocloud",
+    "simulated",
+    "tpm",
+    "volume-linked-clone",
+    "volume-move",
+)
 
 
 class FaultKind(Enum):

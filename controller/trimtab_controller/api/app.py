@@ -19,6 +19,7 @@ from trimtab_controller.api.v1 import (
     backup_files,
     backup_repos,
     backups,
+    consoles,
     doctor,
     events,
     failover,
@@ -66,6 +67,7 @@ ROUTERS = (
     templates.router,  # a verb of vms is among them
     vm_adoption.router,
     vm_changes.router,
+    consoles.router,  # and here
     vm_verbs.router,
     vms.router,
     vm_groups.router,

@@ -13,6 +13,7 @@ from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store.database import AsyncDatabase
 from trimtab_controller.store.disk_reserve import KEEP_FREE_BYTES
 from trimtab_protos.adoption_messages import Described
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import Unavailable
 
 
@@ -24,6 +25,32 @@ class AgentReader(Protocol):
     def describe_domain(self, host_id: str, *, domain: str = "", vm_id: str = "") -> Described: ...
 
     def read_backup(self, host_id: str, disk: BackupDisk, format: str, offset: int, length: int) -> Piece: ...
+
+
+class ConsoleLine(Protocol):
+    """One open session at a guest's console."""
+
+    async def read(self) -> bytes:
+        """Return what the console said next; b"" where the guest's side has closed it. Unavailable where the host is lost."""
+
+    async def write(self, content: bytes) -> None:
+        """Send at most 64 KiB; waits while the console takes nothing."""
+
+    async def close(self) -> None:
+        """Leave the console; never raises."""
+
+
+class ConsoleOpener(Protocol):
+    async def open_console(self, host_id: str, vm_id: str, kind: ConsoleKind) -> ConsoleLine:
+        """Return an open session. Conflict: busy, absent, or the guest does not run; NotFound; Unavailable."""
+
+
+class NoConsoles:
+    """Stands where no host can be reached: refuses."""
+
+    async def open_console(self, host_id: str, vm_id: str, kind: ConsoleKind) -> ConsoleLine:
+        del vm_id, kind
+        raise Unavailable("peer-unreachable", f"this process reaches no consoles on {host_id}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +87,13 @@ class ApiSettings:
     tail_poll_s: float = 0.25
     sse_heartbeat_s: float = 15.0
     console_timeout_s: float = 10.0
+    # A session in which nothing is typed ends after this; one in which much is, after that.
+    console_idle_s: float = 900.0
+    console_max_s: float = 3600.0
+    # How often it is asked whether a session may go on.
+    console_check_s: float = 1.0
+    # Of this process; a vm's own bound is its host's to keep.
+    max_consoles: int = 200
 
 
 def _no_nudge() -> None:
@@ -105,6 +139,8 @@ class ApiContext:
     nudge: Callable[[], None] = _no_nudge
     # Host id -> when a gateway last heard of it: an observation of a connected host is as old as that.
     heard: Callable[[], Mapping[str, datetime]] = _nothing_heard
+    # Opens sessions at guests' consoles.
+    consoles: ConsoleOpener = field(default_factory=NoConsoles)
     # Encrypts what operators give that must not lie in rows as it is.
     secrets: Seals = field(default_factory=NoSecrets)
     # Host id -> its state as a gateway last wrote it; see `rpc/host_states.py`.

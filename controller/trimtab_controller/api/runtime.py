@@ -35,6 +35,7 @@ class Runtime:
         self.spool = Spool(context)
         self.settled_events = SettledEvents(context.db)
         self.tailer = EventTailer(context.db, self.settled_events, poll_s=settings.tail_poll_s)
+        self.open_consoles = 0
         self._noted: dict[str, datetime] = {}
         self._background: set[asyncio.Task[None]] = set()
 

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, WebSocket
 from fastapi.params import Depends as DependsMarker
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, APIWebSocketRoute
 from sqlalchemy.orm import Session
+from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute
 
 from trimtab_controller.api.paths import GrantPath, ProjectPath
@@ -75,15 +76,28 @@ class RequiresGrant(Requires):
         return await super().__call__(request)
 
 
+class RequiresConsoleToken(Requires):
+    """The declaration of a websocket: the endpoint itself uses the session's secret up, since a refusal of a socket is its own thing."""
+
+    async def __call__(self, websocket: WebSocket) -> Access:  # type: ignore[override]
+        del websocket
+        return Access(actor=ANONYMOUS)
+
+
 def requires(role: Role, scope: Scope) -> DependsMarker:
     """Declare a route's right: `access: Annotated[Access, requires(Role.VIEWER, Scope.PROJECT)]`."""
-    declared = {Scope.PROJECT: RequiresInProject, Scope.GRANT: RequiresGrant}.get(scope, Requires)
+    kinds: dict[Scope, type[Requires]] = {
+        Scope.PROJECT: RequiresInProject,
+        Scope.GRANT: RequiresGrant,
+        Scope.CONSOLE: RequiresConsoleToken,
+    }
+    declared = kinds.get(scope, Requires)
     marker = Depends(declared(role, scope))
     assert isinstance(marker, DependsMarker)
     return marker
 
 
-def declaration_of(route: APIRoute) -> Requires | None:
+def declaration_of(route: APIRoute | APIWebSocketRoute) -> Requires | None:
     """Return what the route declared; None where it declared nothing, or more than once."""
     found = [one.call for one in route.dependant.dependencies if isinstance(one.call, Requires)]
     return found[0] if len(found) == 1 and isinstance(found[0], Requires) else None
@@ -92,11 +106,13 @@ def declaration_of(route: APIRoute) -> Requires | None:
 def check_declarations(routes: list[BaseRoute]) -> None:
     """Refuse to serve a route that nobody thought about."""
     for route in routes:
-        if not isinstance(route, APIRoute) or declaration_of(route) is None:
+        declared = declaration_of(route) if isinstance(route, (APIRoute, APIWebSocketRoute)) else None
+        # Only a websocket is opened by a console's secret, and by nothing else.
+        if declared is None or isinstance(route, APIWebSocketRoute) != (declared.scope is Scope.CONSOLE):
             raise TypeError(f"route {getattr(route, 'path', route)!r} declares no `requires(role, scope)`")
 
 
-def client_address(request: Request) -> str:
+def client_address(request: HTTPConnection) -> str:
     return request.client.host if request.client else ""
 
 

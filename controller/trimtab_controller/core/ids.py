@@ -45,6 +45,7 @@ KINDS = frozenset(
         "audit",
         "join",
         "req",
+        "con",
     ]
 )
 

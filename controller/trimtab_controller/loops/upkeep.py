@@ -9,6 +9,7 @@ from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.store import (
     certificates,
+    consoles,
     events,
     fleet,
     host_tokens,
@@ -42,6 +43,7 @@ EVICTIONS_PER_ROUND = 20
 KEEP_HOST_TOKENS = timedelta(days=30)
 # A lapsed host proves itself with its last certificate when it rejoins, however late.
 KEEP_CERTIFICATES = timedelta(days=400)
+KEEP_CONSOLES = timedelta(days=7)
 
 
 class Upkeep:
@@ -142,6 +144,7 @@ class Upkeep:
             upkeep.delete_idempotency_before(session, now - KEEP_IDEMPOTENCY, limit=BATCH)
             host_tokens.delete_expired_before(session, now - KEEP_HOST_TOKENS, limit=BATCH)
             certificates.delete_expired_before(session, now - KEEP_CERTIFICATES, limit=BATCH)
+            consoles.delete_before(session, now - KEEP_CONSOLES, limit=BATCH)
 
         self._db.write(work, durable=False)
 

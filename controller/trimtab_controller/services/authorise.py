@@ -37,6 +37,7 @@ class Scope(StrEnum):
     GRANT = "grant"  # the project in the path, or `*` for the fleet
     OBJECT = "object"  # any valid token; the service checks the project of the object that the path names
     FLEET = "fleet"
+    CONSOLE = "console"  # no token: the secret of one console session, which the role on its project was shown for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +108,7 @@ def authorise(session: Session, access: Access, *, role: Role, scope: Scope, pat
     """Return the access with its project. PermissionDenied or NotFound where the caller's role does not reach."""
     actor = access.actor
     match scope:
-        case Scope.PUBLIC | Scope.SELF | Scope.OBJECT:
+        case Scope.PUBLIC | Scope.SELF | Scope.OBJECT | Scope.CONSOLE:
             return access
         case Scope.FLEET:
             require(actor, role, "")

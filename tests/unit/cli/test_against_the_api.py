@@ -24,10 +24,11 @@ class Served:
     def __init__(self, database_url: str, directory: Path, certificate: Path) -> None:
         self.api: Api | None = None
         self.port = 0
+        self.loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
         self._place = (database_url, directory, certificate)
         self._is_up = threading.Event()
         self._server: uvicorn.Server | None = None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread = threading.Thread(target=lambda: self.loop.run_until_complete(self._serve()), daemon=True)
         self._thread.start()
         assert self._is_up.wait(START_TIMEOUT_S)
 
@@ -57,6 +58,7 @@ class Served:
         assert self._server is not None
         self._server.should_exit = True
         self._thread.join(timeout=START_TIMEOUT_S)
+        self.loop.close()
 
 
 @pytest.fixture

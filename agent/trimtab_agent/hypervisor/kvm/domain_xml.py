@@ -97,6 +97,8 @@ class HostTraits:
     """`kvm` or `tcg`."""
     console_log: str
     """Path of this vm's serial log."""
+    console_socket: str
+    """Where QEMU listens for one who is at the serial port."""
 
 
 def build(
@@ -429,13 +431,13 @@ def _check_address(address: str) -> None:
 
 
 def _fixed_devices(devices: Element, host: HostTraits) -> None:
-    serial = SubElement(devices, "serial", type="file")
-    # Appended to, so that it can be cut short under QEMU's open descriptor and a restart keeps what was there.
-    SubElement(serial, "source", path=host.console_log, append="on")
-    SubElement(serial, "target", type="isa-serial", port="0")
-    console = SubElement(devices, "console", type="file")
-    SubElement(console, "source", path=host.console_log, append="on")
-    SubElement(console, "target", type="serial", port="0")
+    # libvirt shows the first serial port as the console too, and wants both to say the same.
+    for tag, kind in (("serial", "isa-serial"), ("console", "serial")):
+        port = SubElement(devices, tag, type="unix")
+        SubElement(port, "source", mode="bind", path=host.console_socket)
+        # Appended to, so that it can be cut short under QEMU's open descriptor and a restart keeps what was there.
+        SubElement(port, "log", file=host.console_log, append="on")
+        SubElement(port, "target", type=kind, port="0")
     channel = SubElement(devices, "channel", type="unix")
     SubElement(channel, "target", type="virtio", name=GUEST_AGENT_CHANNEL)
     SubElement(channel, "address", type="virtio-serial", controller="0", bus="0", port="1")

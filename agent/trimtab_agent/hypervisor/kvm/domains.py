@@ -5,6 +5,7 @@ keeps its own name and its own definition until its next stop; the first definit
 """
 
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from trimtab_agent.hypervisor.base import Stamp
 from trimtab_agent.hypervisor.kvm import (
     adoption_files,
     console,
+    consoles,
     domain_facts,
     domain_xml,
     errors,
@@ -32,6 +34,7 @@ from trimtab_agent.hypervisor.kvm.identifiers import check_id, domain_name
 from trimtab_agent.hypervisor.kvm.observe import Observer, absent
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_agent.hypervisor.kvm.stamp_xml import AdoptedMark, stamp_metadata
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import AlreadyExists, Conflict, NotFound, Unavailable
 from trimtab_protos.messages import DomainObservation, DomainSpec, PoolSpec
 
@@ -77,6 +80,7 @@ class Domains:
         connection: Connection,
         observer: Observer,
         logs: console.ConsoleLogs,
+        sockets: consoles.ConsoleSockets,
         firewall: Firewall,
         *,
         accelerator: Callable[[], str],
@@ -86,6 +90,7 @@ class Domains:
         self._connection = connection
         self._observer = observer
         self._logs = logs
+        self.console_sockets = sockets
         self._firewall = firewall
         self._accelerator = accelerator
         self._refuse_unfit = refuse_unfit
@@ -103,6 +108,16 @@ class Domains:
         with self._connection.use(f"observe {vm_id}") as connection:
             domain = find(connection, vm_id)
             return self._observer.observe(domain) if domain is not None else absent(vm_id)
+
+    def open_console(self, vm_id: str, kind: ConsoleKind) -> socket.socket:
+        """See `Hypervisor.open_console`."""
+        check_id(vm_id, "vm_id")
+        with self._connection.use(f"open a console of {vm_id}") as connection:
+            domain = require(connection, vm_id)
+            if not domain.isActive():
+                raise Conflict("wrong-domain-state", f"{vm_id} does not run on this host", state="stopped")
+            live_xml = domain.XMLDesc(0)
+        return consoles.join(live_xml, vm_id, kind)
 
     def define(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
         """See `Hypervisor.define_domain`."""
@@ -141,6 +156,7 @@ class Domains:
                 defined.setAutostart(0)
             self._logs.prepare(domain.vm_id, max_bytes=domain.serial_log_max_bytes)
             adoption_files.drop_names(names, domain)
+            self.console_sockets.prepare()
             return self._observer.observe(defined)
 
     def _stamp_adopted(self, domain: Any, stamp: Stamp) -> DomainObservation:
@@ -149,8 +165,16 @@ class Domains:
         return self._observer.observe(domain)
 
     def _build(self, domain: DomainSpec, stamp: Stamp, *, boot_id: str) -> str:
-        host = HostTraits(accelerator=self._accelerator(), console_log=self._logs.path_of(domain.vm_id))
+        host = self.traits(domain.vm_id, self._accelerator())
         return domain_xml.build(domain, stamp, host, boot_id=boot_id, exports=filling.exports_of(domain))
+
+    def traits(self, vm_id: str, accelerator: str) -> HostTraits:
+        """Return what of this host goes into the vm's definition."""
+        return HostTraits(
+            accelerator=accelerator,
+            console_log=self._logs.path_of(vm_id),
+            console_socket=self.console_sockets.serial_path(vm_id),
+        )
 
     def undefine(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
         """See `Hypervisor.undefine_domain`."""
@@ -170,6 +194,7 @@ class Domains:
             for pool in pools:
                 self._remove_state_files(vm_id, pool)
         self._logs.remove(vm_id)
+        self.console_sockets.remove(vm_id)
 
     def _remove_state_files(self, vm_id: str, pool: PoolSpec) -> None:
         try:

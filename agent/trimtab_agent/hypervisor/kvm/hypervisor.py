@@ -1,5 +1,6 @@
 """The libvirt implementation of `Hypervisor`: puts the parts together and says which verb is whose."""
 
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from trimtab_agent.hypervisor.kvm.backups import SOCKET_DIR, Backups
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
+from trimtab_agent.hypervisor.kvm.consoles import ConsoleSockets
 from trimtab_agent.hypervisor.kvm.domains import Domains, require_volumes, write_stamp
 from trimtab_agent.hypervisor.kvm.events import DomainEvents
 from trimtab_agent.hypervisor.kvm.firewall import Firewall
@@ -26,6 +28,7 @@ from trimtab_agent.hypervisor.kvm.observe import Observer
 from trimtab_agent.hypervisor.kvm.pools import Pools
 from trimtab_agent.hypervisor.kvm.power import Power
 from trimtab_protos.adoption_messages import AdoptedDisk, Described
+from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.messages import (
     DiskFormat,
     DomainObservation,
@@ -73,6 +76,7 @@ class KvmHypervisor:
             self._connection,
             self._observer,
             self._logs,
+            ConsoleSockets(config.runtime_dir),
             self._firewall,
             accelerator=self.accelerator,
             refuse_unfit=self._inventory.refuse_unfit,
@@ -141,6 +145,9 @@ class KvmHypervisor:
 
     def read_console(self, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]:
         return self._logs.read(vm_id, offset, max_bytes)
+
+    def open_console(self, vm_id: str, kind: ConsoleKind) -> socket.socket:
+        return self._domains.open_console(vm_id, kind)
 
     # --- storage -----------------------------------------------------------------------------------------------------------
 

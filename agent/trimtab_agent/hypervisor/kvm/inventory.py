@@ -28,6 +28,7 @@ CAPABILITIES = (
     "adopt",
     "apply-domain",
     "cdrom",
+    "console",
     "console-log",
     "copy-disks",
     "grow-volume",

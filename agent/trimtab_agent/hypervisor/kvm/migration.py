@@ -122,6 +122,7 @@ class Migrations:
             state_files.ensure(domain)
             self._firewall.ensure(domain, grace_s=INCOMING_GRACE_S)
             self._logs.prepare(domain.vm_id, max_bytes=domain.serial_log_max_bytes)
+            self._domains.console_sockets.prepare()
         address = self._config.migration_address
         transport = "tls" if self._config.has_tls else "tcp"
         return f"qemu+{transport}://{_bracketed(address)}/system", f"tcp://{_bracketed(address)}"
@@ -224,7 +225,7 @@ class Migrations:
         target = layer_files.resolve(target)
         # A running guest keeps its acceleration, whatever a probe would say today.
         facts = domain_facts.read(live_xml)
-        host = HostTraits(accelerator=facts.accelerator, console_log=self._logs.path_of(target.vm_id))
+        host = self._domains.traits(target.vm_id, facts.accelerator)
         parameters: dict[str, Any] = {
             libvirt.VIR_MIGRATE_PARAM_URI: migration_uri,
             libvirt.VIR_MIGRATE_PARAM_DEST_XML: retarget(live_xml, target, stamp),

@@ -13,6 +13,7 @@ from trimtab_controller.cli.nouns.templates import clone
 from trimtab_controller.cli.nouns.vm_adoption import adopt, diff, reconcile, release
 from trimtab_controller.cli.nouns.vm_changes import attach, cdrom, detach, resize
 from trimtab_controller.cli.nouns.vm_create import create
+from trimtab_controller.cli.nouns.vm_sessions import console, ssh
 from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, outcome, show_decision
 from trimtab_controller.cli.resources import Resource
 from trimtab_controller.cli.session import Session
@@ -54,6 +55,8 @@ vm.add_command(detach)
 vm.add_command(cdrom)
 vm.add_command(snapshot)
 vm.add_command(clone)
+vm.add_command(console)
+vm.add_command(ssh)
 
 
 @vm.command("list")
@@ -238,22 +241,6 @@ def explain(session: Session, name: str, why_not: str | None) -> None:
     """Say why a vm is where it is, and why not elsewhere."""
     decision = session.client.get(VM.place(session, name, verb="explain"), {"why_not": why_not} if why_not else None)
     show_decision(session, decision, name, why_not=why_not or "")
-
-
-@vm.command()
-@_name
-@click.option("--log", "is_log", is_flag=True, help="Print the serial log.")
-@click.option("--follow", "-f", is_flag=True, help="Go on as it grows.")
-@click.option("--raw", is_flag=True, help="Also to a terminal as the guest wrote it, its escape sequences included.")
-@options.where
-@click.pass_obj
-def console(session: Session, name: str, is_log: bool, follow: bool, raw: bool) -> None:
-    """Print what the guest wrote to its serial port."""
-    if not (is_log or follow):
-        raise usage("an interactive console is not offered; --log prints the serial log", hint=f"trimtab vm console {name} --log")
-    from trimtab_controller.cli.nouns.vm_console import print_log
-
-    print_log(session, VM.place(session, name) + "/console", follow=follow, raw=raw)
 
 
 def _run(session: Session, name: str, verb: str, body: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from trimtab_controller.store.schema.compute import (
     vm_group,
     vm_group_member,
 )
+from trimtab_controller.store.schema.consoles import console
 from trimtab_controller.store.schema.failover import (
     failover,
     failover_control,
@@ -74,6 +75,7 @@ __all__ = [
     "checkpoint",
     "claim",
     "claim_stock",
+    "console",
     "decision",
     "disk_claim",
     "event",

@@ -21,7 +21,11 @@ from trimtab_protos.errors import InvalidRequest
 from trimtab_protos.messages import CdromSpec, DiskBus, DiskFormat, DomainSpec, Firmware
 
 GOLDEN = Path(__file__).parent / "golden"
-TCG = HostTraits(accelerator="tcg", console_log="/var/log/libvirt/qemu/trimtab-vm-01hweb.serial.log")
+TCG = HostTraits(
+    accelerator="tcg",
+    console_log="/var/log/libvirt/qemu/trimtab-vm-01hweb.serial.log",
+    console_socket="/run/trimtab/console-x.sock",
+)
 KVM = replace(TCG, accelerator="kvm")
 STAMP = Stamp(epoch=3, turn=7)
 

@@ -12,7 +12,7 @@ from trimtab_agent.hypervisor.kvm.migration_xml import disk_targets, retarget
 from trimtab_protos.errors import Conflict
 from trimtab_protos.messages import CdromSpec, DiskFormat, DomainSpec, Firmware
 
-HOST = HostTraits(accelerator="tcg", console_log="/var/log/libvirt/qemu/x.log")
+HOST = HostTraits(accelerator="tcg", console_log="/var/log/libvirt/qemu/x.log", console_socket="/run/trimtab/console-x.sock")
 
 
 def live(spec: DomainSpec) -> str:

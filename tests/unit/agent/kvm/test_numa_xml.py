@@ -11,7 +11,7 @@ from trimtab_agent.hypervisor.kvm.domain_xml import HostTraits, build
 from trimtab_agent.hypervisor.kvm.migration_xml import retarget
 from trimtab_protos.errors import InvalidRequest
 
-HOST = HostTraits(accelerator="kvm", console_log="/var/log/libvirt/qemu/x.log")
+HOST = HostTraits(accelerator="kvm", console_log="/var/log/libvirt/qemu/x.log", console_socket="/run/trimtab/console-x.sock")
 STAMP = Stamp(epoch=1, turn=1)
 PINNED: dict[str, Any] = {"memory_mib": 1024, "memory_max_mib": 1024, "page_kib": 2048, "numa_cells": (1, 0), "cpuset": "4-7,12"}
 
