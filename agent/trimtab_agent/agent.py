@@ -18,6 +18,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from trimtab_agent import edge
 from trimtab_agent.backup.access import Repositories
+from trimtab_agent.backup.export.exports import BackupFiles, Exports
+from trimtab_agent.backup.instant import InstantServicer, fill_runner
 from trimtab_agent.backup.jobs import backup_runners
 from trimtab_agent.backup.servicer import BackupServicer
 from trimtab_agent.backup.source import BackupSource
@@ -52,6 +54,7 @@ from trimtab_protos.agent.v1.agent_service_pb2_grpc import (
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import add_BackupServiceServicer_to_server
 from trimtab_protos.agent.v1.beacon_service_pb2_grpc import add_BeaconServiceServicer_to_server
 from trimtab_protos.agent.v1.host_service_pb2_grpc import add_HostServiceServicer_to_server
+from trimtab_protos.agent.v1.instant_service_pb2_grpc import add_InstantServiceServicer_to_server
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import add_LayerServiceServicer_to_server
 from trimtab_protos.agent.v1.network_service_pb2_grpc import (
     add_NetworkServiceServicer_to_server,
@@ -130,9 +133,12 @@ class Agent:
         self.replay = Replay(parts.journal, parts.host_id, boot_id=parts.boot_id, clock=parts.clock, lease=self.lease_state)
         self.outbox = Outbox(parts.journal, parts.host_id)
         self.repositories = Repositories(parts.clock, holder=parts.host_id)
+        self.exports = Exports(self.repositories, holder=parts.host_id)
+        self.backup_files = BackupFiles(self.repositories, parts.clock)
         runners = {**job_runners(parts.hypervisor), **layer_runners(parts.hypervisor)}
         if parts.backups is not None:
             runners |= backup_runners(self.repositories, parts.backups, parts.clock)
+            runners[JobKind.FILL] = fill_runner(self.exports, parts.backups)
         self.jobs = Jobs(
             parts.journal,
             parts.host_id,
@@ -224,6 +230,7 @@ class Agent:
         add_ProbeServiceServicer_to_server(ProbeServicer(identify=self._identify()), server)
         if self.parts.backups is not None:
             add_BackupServiceServicer_to_server(self._backup_servicer(), server)
+            add_InstantServiceServicer_to_server(self._instant_servicer(self.parts.backups), server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         address = self.parts.listen_address
@@ -295,6 +302,19 @@ class Agent:
             self.parts.look_at_peer or PeerCheck(self.parts.credentials).run,
             commands=self.commands,
             pools=self.parts.pools,
+            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
+        )
+
+    def _instant_servicer(self, source: BackupSource) -> InstantServicer:
+        return InstantServicer(
+            self.repositories,
+            source,
+            self.exports,
+            self.backup_files,
+            commands=self.commands,
+            jobs=self.jobs,
+            pool=self.parts.pools.storage,
+            query=self.parts.pools.query,
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
 

@@ -57,6 +57,8 @@ class JobKind(StrEnum):
     """Merging layers and copying volumes."""
     MEMORY = "memory"
     """Saving a guest's memory and starting it from there."""
+    FILL = "fill"
+    """Filling disks of guests that run on a backup already."""
 
 
 DEFAULT_LIMITS: Mapping[JobKind, int] = {
@@ -67,6 +69,7 @@ DEFAULT_LIMITS: Mapping[JobKind, int] = {
     JobKind.UPKEEP: 1,
     JobKind.LAYERS: 2,
     JobKind.MEMORY: 2,
+    JobKind.FILL: 2,
 }
 
 

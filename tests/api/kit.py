@@ -14,6 +14,7 @@ import httpx
 from fastapi import FastAPI
 from sqlalchemy.orm import Session
 
+from trimtab_controller.agents.backups import BackupDisk, Piece
 from trimtab_controller.api.app import create_app
 from trimtab_controller.api.context import ApiContext, ApiSettings
 from trimtab_controller.clock import mint
@@ -45,7 +46,7 @@ INVENTORY = Inventory(
     cpus=4,
     memory_mib=8192,
     machines=("pc-q35-7.2",),
-    capabilities=("layers",),
+    capabilities=("layers", "volume-move"),
     digest="d1",
 )
 ROOT = Actor(name="test", roles={"": Role.ADMIN})
@@ -72,6 +73,8 @@ class ConsoleReader:
 
     def __init__(self) -> None:
         self.logs: dict[str, bytes] = {}
+        self.files: dict[tuple[str, str], bytes] = {}
+        """What a disk of a backup is as a file, by disk and format; pieces are of 1000 bytes."""
 
     def read_console(self, host_id: str, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]:
         if vm_id not in self.logs:
@@ -80,6 +83,12 @@ class ConsoleReader:
         begin = max(0, len(log) + offset) if offset < 0 else offset
         part = log[begin : begin + max_bytes]
         return part, begin + len(part)
+
+    def read_backup(self, host_id: str, disk: BackupDisk, format: str, offset: int, length: int) -> Piece:
+        file = self.files.get((disk.disk, format))
+        if file is None:
+            raise Unavailable("repository-not-open", f"{host_id} has no key of the repository now")
+        return Piece(file[offset : offset + min(length, 1000)], 0, len(file))
 
 
 @dataclass

@@ -1,9 +1,12 @@
 """Backups over the API: a repository is not made before its key came back, no key is ever told again, and refusals say what to do."""
 
+import base64
+import hashlib
 import json
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session
 
 from tests.api.kit import Api
 from trimtab_controller.store import schema
@@ -118,3 +121,35 @@ async def test_a_backup_is_refused_while_its_vm_is_nowhere_or_its_repository_is_
     await ready(api, "second")
     nowhere = await api.call("p1-operator", "POST", f"{P1}/backups", json={"vm": "web1", "repo": "second"})
     assert nowhere.json()["code"] == "vm-not-placed"
+
+
+async def test_a_disk_is_read_out_only_by_who_may_and_only_once_that_is_on_record(api: Api) -> None:
+    await ready(api)
+    vm = await api.make_vm("web1")
+    (repo,) = await api.rows(schema.backup_repo)
+    now, manifest = api.clock.now(), {"disks": [{"name": "vda", "size_bytes": 4096}]}
+
+    def listed(session: Session) -> None:
+        backup = {"id": "bk-01", "project_id": api.ids["p1"], "vm_id": vm["id"], "vm_name": "web1", "repo_id": repo["id"]}
+        more = {"state": "ready", "manifest": manifest, "created_at": now, "taken_at": now}
+        session.execute(schema.backup.insert().values(**backup, **more))
+
+    await api.write(listed)
+    api.consoles.files["vda", "qcow2"] = bytes(range(256)) * 8
+    file = f"{P1}/backups/bk-01/file"
+    assert (await api.call("p1-viewer", "GET", file)).status_code == 403
+    early = await api.call("p1-operator", "GET", file)
+    assert (early.status_code, early.json()["code"]) == (409, "backup-not-exported")
+    asked = await api.call("p1-operator", "POST", f"{P1}/backups/bk-01:export")
+    assert asked.json()["operation"]["kind"] == "backup.export"
+    done = schema.operation.update().values(state="done", result={"host_id": "host-1"})
+    await api.write(lambda session: session.execute(done))
+    got = b""
+    while len(got) < 2048:
+        piece = (await api.call("p1-operator", "GET", file, params={"disk": "vda", "offset": len(got)})).json()
+        content = base64.b64decode(piece["content_base64"])
+        assert hashlib.sha256(content).hexdigest() == piece["sha256"]
+        got += content
+    assert got == api.consoles.files["vda", "qcow2"]
+    other = await api.call("p1-operator", "GET", file, params={"disk": "vdb"})
+    assert (other.status_code, "it has vda" in other.json()["detail"]) == (404, True)

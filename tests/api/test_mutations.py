@@ -161,6 +161,7 @@ async def test_no_mutating_route_escapes_the_trail(api: Api) -> None:
         "/v1/projects/{project}/backups/{name}:replace": {"vm": "absent"},
         "/v1/hosts/{name}:release": {"reason": "its rack burnt"},
         "/v1/hosts/{name}:confirm-off": {"reason": "pulled the plug"},
+        "/v1/hosts/{name}:cut-power": {"confirm": "absent"},
         "/v1/hosts/{name}/fence-paths": {"paths": []},
         "/v1/plans": {"kind": "drain", "hosts": ["absent"]},
     }

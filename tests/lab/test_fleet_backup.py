@@ -1,5 +1,8 @@
 """Backups of real guests through the whole stack: increments after a move and a stop, a lost vm back on another host, counting on."""
 
+import hashlib
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,11 @@ def test_a_lost_vm_comes_back_on_another_host_from_its_last_increment(fleet: Fle
     assert again["nics"][0]["mac"] != vm["nics"][0]["mac"]
     fleet.wait_for_ticks("safe2", counted)
 
+    proves_and_takes_back(fleet, after["id"])
+
+    is_read_out_as_a_file(fleet, after["id"], tmp_path)
+    runs_at_once_and_is_filled(fleet, after["id"], counted)
+
     # From the repository and its key alone.
     fleet.ok("backup", "repo", "delete", "main", "--yes")
     assert fleet.ok("backup", "list", "-o", "json").json() == []
@@ -58,6 +66,89 @@ def test_a_lost_vm_comes_back_on_another_host_from_its_last_increment(fleet: Fle
     listed = {one["id"] for one in fleet.ok("backup", "list", "-o", "json").json()}
     assert listed == {full["id"], increment["id"], stopped["id"], after["id"]}
     fleet.delete("safe2")
+
+
+def proves_and_takes_back(fleet: Fleet, backup_id: str) -> None:
+    """Boot tests, also one that ends in the middle, leave nothing; one disk comes back; the vm itself goes back to its backup."""
+    before = {host: fleet.domains_of(host) for host in HOSTS}
+    files = {host: volume_files(fleet, host) for host in HOSTS}
+    for criterion in ((), ("--boot-pattern", r"tick \d+ uptime")):
+        proven = fleet.ok("backup", "verify", backup_id, "--boot", *criterion, "-o", "json").json()
+        assert (proven["level"], proven["problem"]) == ("L3", ""), proven
+        assert 0 < proven["recovery_ms"] < 300_000, proven
+    cut_short = fleet.begin("backup", "verify", backup_id, "--boot", "--boot-pattern", "never", "--boot-timeout", "10m")
+    wait_until(lambda: any(fleet.domains_of(host) != before[host] for host in HOSTS), "the copy to be defined")
+    fleet.ok("op", "cancel", cut_short)
+    assert fleet.end_of(cut_short)["state"] == "cancelled"
+    assert {host: fleet.domains_of(host) for host in HOSTS} == before
+    assert {host: volume_files(fleet, host) for host in HOSTS} == files
+
+    fleet.ok("backup", "restore-volume", backup_id, "vda", "--as", "one-disk", "--pool", "shared")
+    volume = fleet.ok("volume", "get", "one-disk", "-o", "json").json()
+    assert volume["size_bytes"] == fleet.vm("safe2")["volumes"][0]["size_bytes"]
+    fleet.ok("volume", "delete", "one-disk", "--yes")
+
+    own = run(fleet, "safe2")
+    fleet.wait_for_ticks("safe2", fleet.ticks("safe2")[0] + 3)
+    fleet.ok("vm", "stop", "safe2", "--force", "--wait")
+    fleet.ok("backup", "restore", own["id"], "--replace", "safe2", "--yes")
+    fleet.ok("vm", "start", "safe2", "--wait")
+    assert fleet.wait_for_ticks("safe2", 1)
+    fleet.ok("backup", "delete", own["id"], "--yes")
+
+
+def is_read_out_as_a_file(fleet: Fleet, backup_id: str, folder: Path) -> None:
+    whole, cut = folder / "out.qcow2", folder / "out.raw"
+    told = fleet.ok("backup", "export", backup_id, str(whole)).out
+    assert told.split()[0] == hashlib.sha256(whole.read_bytes()).hexdigest()
+    # A run that broke off is gone on with: the piece that it has stays, what was cut is asked for again.
+    fleet.ok("backup", "export", backup_id, str(cut))
+    begun = cut.with_name(f"{cut.name}.{backup_id}-first.part")
+    begun.write_bytes(cut.read_bytes()[: (1 << 20) + 5])
+    first = cut.read_bytes()
+    cut.unlink()
+    fleet.ok("backup", "export", backup_id, str(cut))
+    assert cut.read_bytes() == first
+    subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", str(whole)], check=True)
+    subprocess.run(["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", str(whole), str(cut)], check=True)
+
+
+def runs_at_once_and_is_filled(fleet: Fleet, backup_id: str, counted: int) -> None:
+    """A guest runs on the backup through the deaths of everything but itself; what is refused says why; then it stands alone."""
+    home = HOSTS[2]
+    options = ("--as", "fast", "--to", home, "--pool", "local=shared", "--instant", "--bandwidth", "1")
+    restored = fleet.ok("backup", "restore", backup_id, *options, "-o", "json").json()
+    vm = fleet.vm("fast")
+    assert vm["host"] == home, restored
+    [fill] = [
+        one for one in fleet.ok("op", "list", "--filter", "kind=vm.fill", "-o", "json").json() if one["subject"]["name"] == "fast"
+    ]
+    fleet.wait_for_ticks("fast", counted)
+    refused = fleet.trimtab("vm", "migrate", "fast", "--wait")
+    assert (refused.code, "vm-filling" in refused.err) == (5, True), refused
+
+    # The agent dies, and the process that serves the backup with it: QEMU waits until another serves it.
+    fleet.sh(home, "pkill -KILL -f backup.export.process")
+    fleet.lab.signal_service(home, "trimtab-agent", signal.SIGKILL)
+    seen, _ = fleet.ticks("fast")
+    fleet.wait_for_ticks("fast", seen + 3)
+    assert not fleet.operation(fill["id"])["done"], fleet.operation(fill["id"])
+    # The guest itself dies in the middle.
+    fleet.ok("vm", "stop", "fast", "--force", "--wait")
+    fleet.ok("vm", "start", "fast", "--wait")
+    fleet.wait_for_ticks("fast", counted)
+    ended = fleet.end_of(fill["id"])
+    assert ended["state"] == "done", ended
+    wait_until(lambda: "export.process" not in fleet.sh(home, "ps -eo args"), "the export to end")
+    chain = fleet.sh(home, f"qemu-img info -U --output=json /srv/trimtab-shared/volumes/{vm['volumes'][0]['id']}.qcow2")
+    assert "backing-filename" not in chain
+    fleet.ok("vm", "migrate", "fast", "--wait")
+    fleet.delete("fast")
+
+
+def volume_files(fleet: Fleet, host: str) -> set[str]:
+    """Return the volumes' files on both pools as one host sees them."""
+    return set(fleet.sh(host, "ls /srv/trimtab-shared/volumes /srv/trimtab-local/volumes").splitlines())
 
 
 def agent_answers(vm_id: str) -> str:

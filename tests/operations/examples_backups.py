@@ -1,6 +1,7 @@
 """One valid operation of every kind that concerns backups. See `examples.py`."""
 
 from collections.abc import Callable
+from typing import Any
 
 from tests.operations.backup_kit import (
     accept_backup,
@@ -18,10 +19,12 @@ from tests.operations.examples_storage import volume_is_gone, volume_is_there
 from tests.operations.examples_vms import not_created
 from tests.operations.kit import FleetStory
 from trimtab_controller.core.model import Backup, Operation
+from trimtab_controller.operations.accept import accept
+from trimtab_controller.services import backup_export, backup_restore
 from trimtab_controller.services import backup_repos as repo_service
-from trimtab_controller.services import backup_restore
 from trimtab_controller.services import backups as backup_service
-from trimtab_controller.store import backup_repos, backups, vms
+from trimtab_controller.store import backup_repos, backups, vms, volumes
+from trimtab_controller.store.database import Session
 
 Check = Callable[[FleetStory, Operation], None]
 
@@ -73,6 +76,24 @@ def backup_is(state: str) -> Check:
 def verifies(story: FleetStory) -> Operation:
     backup = _backed_up(story)
     return story.db.write(lambda session: backup_service.accept_verify(session, backup, actor=story.actor, now=story.clock.now()))
+
+
+def exports(story: FleetStory) -> Operation:
+    backup = _backed_up(story)
+    return story.db.write(
+        lambda session: backup_export.export(session, backup.id, project=story.project, actor=story.actor, now=story.clock.now())
+    )
+
+
+def is_handed_out(story: FleetStory, operation: Operation) -> None:
+    backup_id = operation.subject_id
+    host_id, place = story.db.read(lambda session: backup_export.place_of(session, backup_id, "", project=story.project))
+    size_bytes = story.client.read_backup(host_id, place, "qcow2", 0, 512).size_bytes
+    head = story.client.read_backup(host_id, place, "qcow2", 0, 1 << 20)
+    assert head.content.startswith(b"QFI")
+    assert head.size_bytes == size_bytes
+    raw = story.client.read_backup(host_id, place, "raw", 0, 1 << 20)
+    assert raw.content.startswith(place.vm_id.encode())
 
 
 def level_is(level: int) -> Check:
@@ -142,6 +163,41 @@ def restores(story: FleetStory) -> Operation:
 
 def restores_stopped(story: FleetStory) -> Operation:
     return accept_restore(story, _backed_up(story), name_of("again"), start=False, pools={"shared": "local"})
+
+
+def restores_instantly(story: FleetStory) -> Operation:
+    return accept_restore(story, _backed_up(story), name_of("again"), is_instant=True)
+
+
+def fills(story: FleetStory) -> Operation:
+    """A vm that runs on a backup."""
+    backup = _backed_up(story)
+    vm = story.vm(backup.vm_id)
+
+    def work(session: Session) -> Operation:
+        volumes.set_filling(session, story.volumes(vm.id)[0].id, backup_id=backup.id, disk="vda")
+        params = {"vm_id": vm.id, "ha": "restart"}
+        return accept(
+            session,
+            "vm.fill",
+            subject_id=vm.id,
+            subject_name=vm.name,
+            project_id=vm.project_id,
+            params=params,
+            actor=story.actor,
+            now=story.clock.now(),
+        )
+
+    return story.db.write(work)
+
+
+def stands_alone(story: FleetStory, operation: Operation) -> None:
+    (volume,) = story.volumes(operation.subject_id)
+    assert (volume.fill_backup_id, volume.fill_disk) == ("", "")
+    vm = story.vm(operation.subject_id)
+    source: Any = story.agents.agent(vm.host_id).parts.backups
+    assert volume.id not in source.instants.served
+    assert vm.ha == operation.params["ha"]
 
 
 def is_restored(story: FleetStory, operation: Operation) -> None:
@@ -222,11 +278,14 @@ EXAMPLES: dict[str, Example] = {
         takes_place=frozenset({"copy"}),
     ),
     "backup.verify": Example(kind="backup.verify", arrange=verifies, done=level_is(1), undone=level_is(0)),
+    "backup.export": Example(kind="backup.export", arrange=exports, done=is_handed_out),
     "backup.boot": Example(kind="backup.boot", arrange=boots, done=has_booted, undone=not_created),
     "backup.prune": Example(kind="backup.prune", arrange=deletes, done=is_forgotten),
     "volume.restore": Example(kind="volume.restore", arrange=restores_volume, done=volume_holds_it, undone=volume_is_gone),
     "vm.replace": Example(kind="vm.replace", arrange=replaces, done=is_as_it_was, undone=kept_its_disk),
     "vm.restore": Example(kind="vm.restore", arrange=restores, done=is_restored, undone=not_created),
+    "vm.restore at once": Example(kind="vm.restore", arrange=restores_instantly, done=is_restored, undone=not_created),
+    "vm.fill": Example(kind="vm.fill", arrange=fills, done=stands_alone),
     "vm.restore to another pool, not started": Example(
         kind="vm.restore", arrange=restores_stopped, done=is_restored, undone=not_created
     ),

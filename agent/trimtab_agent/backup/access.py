@@ -59,12 +59,7 @@ class Repositories:
 
     def open(self, name: str) -> Repository:
         """Return the repository, opened. Unavailable `repository-not-open` where the agent was restarted since it was granted."""
-        with self._lock:
-            access = self._known.get(name)
-        if access is None:
-            raise Unavailable(
-                "repository-not-open", "this host has no key of the repository now; open it again, then start the job again"
-            )
+        access = self.access(name)
         return open_repository(
             blobs_of(access),
             RepositoryKey.parse(access.key),
@@ -72,6 +67,16 @@ class Repositories:
             clock=self._clock,
             holder=self._holder,
         )
+
+    def access(self, name: str) -> Access:
+        """Return what was granted. Unavailable `repository-not-open` where the agent was restarted since."""
+        with self._lock:
+            access = self._known.get(name)
+        if access is None:
+            raise Unavailable(
+                "repository-not-open", "this host has no key of the repository now; open it again, then start the job again"
+            )
+        return access
 
     def _open(self, access: Access, blobs: BlobStore) -> RepositoryConfig:
         repository = open_repository(

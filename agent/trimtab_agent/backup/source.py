@@ -5,10 +5,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from trimtab_agent.backup.export.exports import Exported, Exports
 from trimtab_agent.backup.nbd import Extent
 from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
-from trimtab_protos.messages import PoolSpec, VolumeSpec
+from trimtab_agent.hypervisor.base import JobControl, Stamp
+from trimtab_protos.messages import DomainSpec, PoolSpec, VolumeSpec
 
 NVRAM = "nvram.fd"
 """The attachment with the UEFI variables of a vm that boots by UEFI."""
@@ -67,8 +69,36 @@ def common(served: Sequence[ServedDisk], wishes: Sequence[DiskWish]) -> str:
     return bases.pop() if is_known and len(bases) == 1 else ""
 
 
+class InstantSource(Protocol):
+    """Volumes of one host that are used before they are filled from a backup."""
+
+    def serve(self, volume_id: str, exported: Exported, exports: Exports) -> None:
+        """Have the disk of the backup served to the volume. Idempotent; before each start of its guest."""
+
+    def lay_over(self, volume: VolumeSpec, pool: PoolSpec, exported: Exported, disk: DiskReader) -> None:
+        """Make the volume anew: empty, it reads as the disk that is served to it. Conflict: a domain of this host uses it."""
+
+    def fill(
+        self,
+        spec: DomainSpec,
+        volume: VolumeSpec,
+        pool: PoolSpec,
+        stamp: Stamp,
+        *,
+        bandwidth_bytes_s: int,
+        control: JobControl,
+    ) -> int:
+        """Copy what the volume still reads from the backup, then end what serves it; return the bytes that were looked at.
+
+        Idempotent. Unavailable `fill-waits` where the guest does not run, or ended meanwhile: what was copied stays.
+        """
+
+
 class BackupSource(Protocol):
     """The vms of one host, as something to copy from."""
+
+    @property
+    def instants(self) -> InstantSource: ...
 
     def serve(
         self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool

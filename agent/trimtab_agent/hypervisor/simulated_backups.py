@@ -5,15 +5,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from trimtab_agent.backup.export.exports import Exported, Exports
 from trimtab_agent.backup.nbd import ALLOCATION, DIRTY, HOLE, ZERO, Extent
 from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_agent.backup.source import NVRAM, DiskWish, Instant, ServedDisk, common
 from trimtab_agent.clock import Clock
+from trimtab_agent.hypervisor.base import JobControl, Stamp
 from trimtab_agent.hypervisor.kvm.domain_xml import target_name
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError, Unavailable
-from trimtab_protos.messages import PoolSpec, VolumeSpec
+from trimtab_protos.messages import DomainSpec, JobProgress, PoolSpec, VolumeSpec
 
 if TYPE_CHECKING:
     from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
@@ -83,6 +85,41 @@ class _Served:
         return DIRTY if begin // GRAIN_BYTES in self._dirty else 0
 
 
+class SimulatedInstants:
+    """The `InstantSource` of simulated vms: a volume is whole as soon as it is laid over, and counted as filling until it was filled."""
+
+    def __init__(self, backups: "SimulatedBackups") -> None:
+        self._backups = backups
+        self.served: dict[str, Exported] = {}
+        """By volume, what is served to it now."""
+        self.may_fill = True
+        """Unset, filling waits as it does for a guest that does not run."""
+
+    def serve(self, volume_id: str, exported: Exported, exports: Exports) -> None:  # noqa: ARG002 - there is no process
+        self.served[volume_id] = exported
+
+    def lay_over(self, volume: VolumeSpec, pool: PoolSpec, exported: Exported, disk: DiskReader) -> None:  # noqa: ARG002
+        self._backups.restore_volume(volume, pool, disk, on_progress=lambda _done, _total: None)
+
+    def fill(
+        self,
+        spec: DomainSpec,
+        volume: VolumeSpec,
+        pool: PoolSpec,  # noqa: ARG002
+        stamp: Stamp,  # noqa: ARG002
+        *,
+        bandwidth_bytes_s: int,  # noqa: ARG002
+        control: JobControl,
+    ) -> int:
+        control.report(JobProgress(phase="filling", total_bytes=volume.size_bytes))
+        if control.cancelled.is_set():
+            raise Conflict("job-cancelled", "filling the volume was cancelled; it still reads from its backup")
+        if not self.may_fill:
+            raise Unavailable("fill-waits", f"volume {volume.volume_id} still reads from its backup", vm_id=spec.vm_id)
+        self.served.pop(volume.volume_id, None)
+        return volume.size_bytes
+
+
 class SimulatedBackups:
     """The `BackupSource` of simulated vms."""
 
@@ -95,6 +132,7 @@ class SimulatedBackups:
         self._clock = clock
         self._auto_disk_bytes = auto_disk_bytes
         self._hypervisor = hypervisor
+        self.instants = SimulatedInstants(self)
         self.vms: dict[str, SimulatedVm] = {}
         self.volumes: dict[str, bytes] = {}
         """What was restored, by volume."""

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 from trimtab_controller.agents.jobs import Job, job_of
 from trimtab_controller.core.model import BackupRepo
 from trimtab_protos.agent.v1 import backup_service_pb2 as pb
-from trimtab_protos.agent.v1 import storage_pb2
+from trimtab_protos.agent.v1 import domain_pb2, storage_pb2
+from trimtab_protos.agent.v1 import instant_service_pb2 as instant_pb
 from trimtab_protos.codec import from_proto, to_proto
-from trimtab_protos.messages import BackupSummary, CommandKey, PoolSpec, VolumeSpec
+from trimtab_protos.messages import BackupSummary, CommandKey, DomainSpec, PoolSpec, VolumeSpec
 
 # Storage that is far away or sleeps; the agent gives up by itself before.
 OPEN_DEADLINE_S = 30.0
@@ -51,7 +52,52 @@ class OpenedRepository:
     project_id: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupDisk:
+    """A disk of a listed backup, as a host finds it."""
+
+    repo_id: str
+    vm_id: str
+    backup_id: str
+    disk: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a disk as a file: its bytes, or how many bytes of zeros come instead; and the file's size."""
+
+    content: bytes
+    zeros: int
+    size_bytes: int
+
+
 class BackupAgents(Protocol):
+    def serve_backup(
+        self,
+        host_id: str,
+        key: CommandKey,
+        disk: BackupDisk,
+        *,
+        volume: VolumeSpec,
+        pool: PoolSpec,
+        makes_volume: bool = False,
+        state_for_vm_id: str = "",
+    ) -> None: ...
+
+    def start_fill(
+        self,
+        host_id: str,
+        key: CommandKey,
+        disk: BackupDisk,
+        *,
+        volume: VolumeSpec,
+        pool: PoolSpec,
+        domain: DomainSpec,
+        bandwidth_mib_s: int,
+    ) -> Job: ...
+
+    def read_backup(self, host_id: str, disk: BackupDisk, format: str, offset: int, length: int) -> Piece: ...
+
     def open_repository(self, host_id: str, key: CommandKey, repo: BackupRepo, *, create: bool = False) -> OpenedRepository: ...
 
     def list_backups(self, host_id: str, repo_id: str) -> tuple[tuple[BackupSummary, ...], tuple[str, ...]]: ...
@@ -145,6 +191,51 @@ class BackupVerbs(ABC):
         )
         return job_of(self._command(host_id, "StartRestore", request, key).job)
 
+    def serve_backup(
+        self,
+        host_id: str,
+        key: CommandKey,
+        disk: BackupDisk,
+        *,
+        volume: VolumeSpec,
+        pool: PoolSpec,
+        makes_volume: bool = False,
+        state_for_vm_id: str = "",
+    ) -> None:
+        request = instant_pb.ServeBackupRequest(
+            disk=_disk_ref(disk),
+            volume=to_proto(volume, storage_pb2.VolumeSpec),
+            pool=to_proto(pool, storage_pb2.PoolSpec),
+            makes_volume=makes_volume,
+            state_for_vm_id=state_for_vm_id,
+        )
+        self._command(host_id, "ServeBackup", request, key, timeout_s=OPEN_DEADLINE_S)
+
+    def start_fill(
+        self,
+        host_id: str,
+        key: CommandKey,
+        disk: BackupDisk,
+        *,
+        volume: VolumeSpec,
+        pool: PoolSpec,
+        domain: DomainSpec,
+        bandwidth_mib_s: int,
+    ) -> Job:
+        request = instant_pb.StartFillRequest(
+            disk=_disk_ref(disk),
+            volume=to_proto(volume, storage_pb2.VolumeSpec),
+            pool=to_proto(pool, storage_pb2.PoolSpec),
+            domain=to_proto(domain, domain_pb2.DomainSpec),
+            bandwidth_mib_s=bandwidth_mib_s,
+        )
+        return job_of(self._command(host_id, "StartFill", request, key).job)
+
+    def read_backup(self, host_id: str, disk: BackupDisk, format: str, offset: int, length: int) -> Piece:
+        request = instant_pb.ReadBackupRequest(disk=_disk_ref(disk), format=format, offset=offset, length=length)
+        piece = self._call(host_id, "ReadBackup", request, timeout_s=OPEN_DEADLINE_S)
+        return Piece(piece.content, piece.zeros, piece.size_bytes)
+
     def start_verify(self, host_id: str, key: CommandKey, *, repo_id: str, vm_id: str, backup_id: str) -> Job:
         request = pb.StartVerifyRequest(repository=repo_id, vm_id=vm_id, backup_id=backup_id)
         return job_of(self._command(host_id, "StartVerify", request, key).job)
@@ -167,3 +258,7 @@ class BackupVerbs(ABC):
     @abstractmethod
     def _call(self, host_id: str, verb: str, request: Any, *, timeout_s: float = 10.0) -> Any:
         """Send a question."""
+
+
+def _disk_ref(disk: BackupDisk) -> instant_pb.BackupDiskRef:
+    return instant_pb.BackupDiskRef(repository=disk.repo_id, vm_id=disk.vm_id, backup_id=disk.backup_id, disk=disk.disk)

@@ -23,11 +23,13 @@ from trimtab_protos.agent.v1 import backup_service_pb2 as backup_pb
 from trimtab_protos.agent.v1 import beacon_service_pb2 as beacon_pb
 from trimtab_protos.agent.v1 import command_pb2, domain_pb2, storage_pb2
 from trimtab_protos.agent.v1 import host_service_pb2 as host_pb
+from trimtab_protos.agent.v1 import instant_service_pb2 as instant_pb
 from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
 from trimtab_protos.agent.v1 import network_service_pb2 as network_pb
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import BackupServiceStub
 from trimtab_protos.agent.v1.beacon_service_pb2_grpc import BeaconServiceStub
 from trimtab_protos.agent.v1.host_service_pb2_grpc import HostServiceStub
+from trimtab_protos.agent.v1.instant_service_pb2_grpc import InstantServiceStub
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceStub
 from trimtab_protos.agent.v1.network_service_pb2_grpc import NetworkServiceStub
 from trimtab_protos.beacon_slots import Intent
@@ -76,6 +78,7 @@ _STUBS: tuple[tuple[Any, Any, str], ...] = (
     (NetworkServiceStub, network_pb, "NetworkService"),
     (BeaconServiceStub, beacon_pb, "BeaconService"),
     (HostServiceStub, host_pb, "HostService"),
+    (InstantServiceStub, instant_pb, "InstantService"),
 )
 _STUB_OF = {
     method.name: number

@@ -16,6 +16,7 @@ from trimtab_controller.api.security import check_declarations
 from trimtab_controller.api.shell import Shell
 from trimtab_controller.api.v1 import (
     audit,
+    backup_files,
     backup_repos,
     backups,
     doctor,
@@ -57,6 +58,7 @@ ROUTERS = (
     networks.router,
     images.router,
     volumes.router,
+    backup_files.router,
     backup_repos.router,
     backups.router,
     snapshots.router,

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from trimtab_controller.agents.backups import BackupDisk, Piece
 from trimtab_controller.clock import Clock
 from trimtab_controller.services.fencing import Seals
 from trimtab_controller.services.hosts import JoinPlace
@@ -18,6 +19,8 @@ class AgentReader(Protocol):
     """What the API asks of agents itself; everything else goes through operations."""
 
     def read_console(self, host_id: str, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]: ...
+
+    def read_backup(self, host_id: str, disk: BackupDisk, format: str, offset: int, length: int) -> Piece: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

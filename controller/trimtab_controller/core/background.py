@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 BACKUP = "backup.run"
+FILL = "vm.fill"
 
 
 class Beside(StrEnum):
@@ -39,6 +40,27 @@ BESIDE_BACKUP: Mapping[str, Beside] = {
     "vm.purge": Beside.ENDS,
     "vm.recover": Beside.ENDS,  # its host is gone, and the backup with it
 }
+
+
+# Beside the filling of its disks from a backup. What it does not name is refused until the disks stand alone.
+BESIDE_FILL = frozenset(
+    {
+        "vm.restore",  # it begins it
+        "vm.pause",
+        "vm.resume",
+        "vm.reboot",
+        "vm.resize",
+        "vm.change_cdrom",
+        "volume.limit",
+        # Filling waits while the guest is off, and goes on where it is started.
+        "vm.start",
+        "vm.stop",
+        # Filling sees that there is nothing left to fill.
+        "vm.delete",
+        "vm.undelete",
+        "vm.purge",
+    }
+)
 
 
 def beside_backup(kind: str) -> Beside:

@@ -17,7 +17,7 @@ from trimtab_controller.core.retention import Candidate, Proof, judge
 from trimtab_controller.core.schedule import parse_schedule
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.services import backup_restore, backup_status, backups
-from trimtab_controller.store import backup_repos, identity, leases, operations, vms
+from trimtab_controller.store import backup_repos, identity, leases, operations, vms, volumes
 from trimtab_controller.store import backups as backup_store
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import TrimtabError
@@ -199,7 +199,7 @@ def _superfluous(session: Session, now: datetime) -> list[Backup]:
         candidates = [_candidate(one) for one in mine.values()]
         verdicts = judge(candidates, policies[vm.backup_policy_id].retention, now=now)
         gone += [mine[verdict.backup_id] for verdict in verdicts if not verdict.is_kept]
-    return gone
+    return [one for one in gone if not volumes.that_fill(session, backup_id=one.id)]
 
 
 def _candidate(backup: Backup) -> Candidate:

@@ -2,14 +2,16 @@
 
 from datetime import datetime
 
-from trimtab_controller.core.background import BACKUP, Beside, beside_backup
-from trimtab_controller.store import operations
+from trimtab_controller.core.background import BACKUP, BESIDE_FILL, FILL, Beside, beside_backup
+from trimtab_controller.store import operations, volumes
 from trimtab_controller.store.database import Session
 from trimtab_protos.errors import Conflict
 
 
 def make_room(session: Session, kind: str, *, subject_id: str, subject_name: str, actor: str, now: datetime) -> None:
     """Cancel the subject's backup, or refuse, as the table says. Conflict `operation-in-progress` names the backup."""
+    if kind not in BESIDE_FILL:
+        refuse_filling(session, vm_id=subject_id, vm_name=subject_name, what=kind)
     backup = operations.live_background(session, subject_id, BACKUP)
     if backup is None:
         return
@@ -29,8 +31,25 @@ def make_room(session: Session, kind: str, *, subject_id: str, subject_name: str
             )
 
 
+def refuse_filling(session: Session, *, vm_id: str, vm_name: str, what: str) -> None:
+    """Raise Conflict `vm-filling` while disks of the vm still read from a backup."""
+    filling = volumes.that_fill(session, vm_id=vm_id)
+    if not filling:
+        return
+    live = operations.live_background(session, vm_id, FILL)
+    wait = f"wait with `trimtab op wait {live.id}`" if live is not None else "it goes on within a minute"
+    raise Conflict(
+        "vm-filling",
+        f"{what} is refused until the disks of {vm_name} stand alone: {len(filling)} of them still read from backup "
+        f"{filling[0].fill_backup_id}, on this host only; {wait}",
+        operation_id=live.id if live is not None else "",
+        backup_id=filling[0].fill_backup_id,
+    )
+
+
 def admit_backup(session: Session, *, vm_id: str, vm_name: str) -> None:
     """Refuse a backup beside another one, or beside what the table does not let it run with. Conflict `operation-in-progress`."""
+    refuse_filling(session, vm_id=vm_id, vm_name=vm_name, what="a backup")
     live = operations.live_background(session, vm_id, BACKUP) or operations.live_exclusive(session, vm_id)
     if live is None or (live.kind != BACKUP and beside_backup(live.kind) is Beside.RUNS):
         return

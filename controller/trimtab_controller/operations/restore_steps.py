@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from trimtab_controller.agents.backups import BackupDisk
 from trimtab_controller.core.model import Backup, Volume
 from trimtab_controller.operations import backup_steps, vm_steps
 from trimtab_controller.operations.saga import Effect, Json, Stopped, Wait
@@ -34,6 +35,33 @@ def fill(context: Effect[Any]) -> Json | Wait:
             return done
         written += int(done["written_bytes"])
     return {"volume_ids": [volume.id for volume in disks.volumes], "written_bytes": written, "host_id": host_id}
+
+
+def disk_of(context: Effect[Any], volume: Volume) -> BackupDisk:
+    """Return what a volume that is being filled reads from, opened on no host yet."""
+    backup: Backup = context.read(lambda session: backups.get(session, volume.fill_backup_id))
+    return BackupDisk(repo_id=backup.repo_id, vm_id=backup.vm_id, backup_id=backup.id, disk=volume.fill_disk)
+
+
+def lay_over(context: Effect[Any]) -> Json:
+    """Make each disk an empty layer over the backup, which is served to it from now on."""
+    host_id, epoch = vm_steps.chosen_host(context.results), int(context.results["place"]["epoch"])
+    disks = context.read(lambda session: describe.read_disks(session, context.params.vm_id))
+    home = describe.state_volume(disks.volumes)
+    for volume in disks.volumes:
+        if volume.fill_backup_id:
+            disk = disk_of(context, volume)
+            backup_steps.open_on(context, host_id, disk.repo_id)
+            context.agents.serve_backup(
+                host_id,
+                context.key(subject_id=context.params.vm_id, epoch=epoch, part=f"lay-{volume.id}"),
+                disk,
+                volume=describe.volume_spec(volume, {}),
+                pool=describe.pool_spec(disks.pools[volume.pool_id]),
+                makes_volume=True,
+                state_for_vm_id=context.params.vm_id if home is not None and volume.id == home.id else "",
+            )
+    return {"volume_ids": [volume.id for volume in disks.volumes], "written_bytes": 0, "host_id": host_id}
 
 
 def _written(restored: object) -> Json:

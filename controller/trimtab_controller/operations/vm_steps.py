@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
+from trimtab_controller.operations import filling
 from trimtab_controller.operations.saga import Effect, Json, Step, Transaction, Wait, effect, transaction
 from trimtab_controller.store import claims, describe, fleet, image_replicas, placements, snapshots, vms, volume_claims
 from trimtab_protos.errors import Conflict, Internal, NotFound, Unavailable
@@ -216,6 +217,7 @@ def define(context: Effect[Any]) -> Json:
         return describe.domain_spec(session, parts, host_id)
 
     spec = context.read(read)
+    filling.serve(context, host_id, epoch=epoch)
     context.agents.define_domain(host_id, context.key(subject_id=spec.vm_id, epoch=epoch), spec)
     return {"host_id": host_id}
 

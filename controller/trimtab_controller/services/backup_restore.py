@@ -17,7 +17,7 @@ from trimtab_controller.core.model import Actor, Backup, Nic, Operation, Pool, P
 from trimtab_controller.operations import backup_steps
 from trimtab_controller.operations.accept import accept, accept_placed
 from trimtab_controller.services import backups as backup_service
-from trimtab_controller.services import pools, quota, seeds
+from trimtab_controller.services import pools, quota, secgroups, seeds
 from trimtab_controller.services.vm_power import OFF
 from trimtab_controller.services.vm_views import VmView, read
 from trimtab_controller.services.vms import NicWish, PlannedNic, insert_nic, plan_nic, resolve_host
@@ -39,6 +39,9 @@ class RestoreSpec:
     # '' keeps the model of the backup, `auto` lets placement choose anew: for hosts with other hardware.
     cpu_model: str = ""
     start: bool = True
+    # It runs on the backup at once; its disks are filled while it does, so fast at most.
+    is_instant: bool = False
+    bandwidth_mib_s: int = 0
     # A boot test has none: it can meet nobody.
     has_nics: bool = True
 
@@ -48,7 +51,17 @@ def restore(
 ) -> tuple[VmView, Operation]:
     """Insert the vm and accept its restore. Raises whatever refuses it, by field: a name that is taken, a pool that is not here."""
     backup = backup_service.listed(session, backup_id, project=project)
-    vm_id, operation = _accept(session, "vm.restore", backup, spec, {"start": spec.start}, project=project, actor=actor, now=now)
+    params: dict[str, Any] = {"start": spec.start}
+    if spec.is_instant:
+        if not spec.start:
+            raise InvalidRequest(
+                "instant-needs-start",
+                "start: an instant restore fills the disks while the guest runs; leave out `--no-start` or `--instant`",
+                field="start",
+            )
+        ha = str(settings_of(backup)["vm"]["ha"])
+        params |= {"is_instant": True, "bandwidth_mib_s": spec.bandwidth_mib_s, "ha": ha}
+    vm_id, operation = _accept(session, "vm.restore", backup, spec, params, project=project, actor=actor, now=now)
     return read(session, vm_id), operation
 
 
@@ -259,7 +272,8 @@ def _insert_vm(
         host_selector=dict(saved["host_selector"]),
         host_class=host_class if host_class and hosts.find_class(session, host_class) else "",
         wishes=dict(saved["wishes"]),
-        ha=saved["ha"] if spec.has_nics else "none",
+        # Not elsewhere before its disks are whole.
+        ha=saved["ha"] if spec.has_nics and not spec.is_instant else "none",
         priority=saved["priority"],
         start_delay_s=int(saved.get("start_delay_s", 0)),
         drain_policy=saved["drain_policy"],
@@ -270,6 +284,9 @@ def _insert_vm(
         observed_addresses=[],
         created_at=now,
     )
+    if planned and settings.get("secgroups"):
+        # Refused where one is gone: restored without it the vm would be open to all.
+        secgroups.put_into(session, vm_id, settings["secgroups"], project=project, field="secgroups")
     for one in planned:
         insert_nic(session, one, now=now, field=f"networks[{one.nic.nic_index}]")
 
@@ -314,6 +331,8 @@ def _insert_volumes(
             iops_limit=int(one["iops_limit"]),
             bandwidth_limit_mib_s=int(one["bandwidth_limit_mib_s"]),
             is_deleted_with_vm=True,
+            fill_backup_id=backup.id if spec.is_instant else "",
+            fill_disk=str(one["disk"]) if spec.is_instant else "",
         )
         disks[volume.id] = str(one["disk"])
     return disks

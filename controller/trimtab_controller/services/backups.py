@@ -12,7 +12,7 @@ from trimtab_controller.operations import backup_steps
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.background import admit_backup
 from trimtab_controller.services import backup_repos as repo_service
-from trimtab_controller.store import backup_repos, backups, keyset, lookup, schema
+from trimtab_controller.store import backup_repos, backups, keyset, lookup, schema, volumes
 from trimtab_protos.errors import Conflict, NotFound
 
 
@@ -99,6 +99,13 @@ def delete(session: Session, backup_id: str, *, project: Project, actor: Actor, 
         raise Conflict("backup-running", f"backup {backup.id} is being made; cancel its operation instead", backup=backup.id)
     if backup.held_until is not None and backup.held_until > now:
         raise Conflict("backup-held", f"backup {backup.id} is held until {backup.held_until:%Y-%m-%d}", backup=backup.id)
+    filling = volumes.that_fill(session, backup_id=backup.id)
+    if filling:
+        raise Conflict(
+            "backup-in-use",
+            f"volume {filling[0].name} still reads from backup {backup.id}; wait until it stands alone",
+            volume_id=filling[0].id,
+        )
     if backup.state == "failed":
         backups.hide(session, [backup.id], now=now)
         return None

@@ -9,13 +9,13 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.doctor import examine
-from trimtab_controller.core.doctor.model import Finding, FleetFacts, UncoveredFacts
+from trimtab_controller.core.doctor.model import BackupFacts, Finding, FleetFacts, UncoveredFacts
 from trimtab_controller.core.planning import Estate
 from trimtab_controller.core.planning.domains import Domain
 from trimtab_controller.core.planning.proof import FailoverProof
 from trimtab_controller.operations.estates import read_estate
-from trimtab_controller.services import survival
-from trimtab_controller.store import doctor_rows
+from trimtab_controller.services import backup_status, survival
+from trimtab_controller.store import backup_repos, doctor_rows, identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,31 @@ def read(session: Session, *, now: datetime, host_states: Mapping[str, Mapping[s
     """Return the rows and, of `host_states` (as gateways last wrote them), what SQL does not know: the hosts' clocks."""
     rows, states = doctor_rows.read(session, now), host_states or {}
     hosts = tuple(replace(host, skew_ms=int(states.get(host.id, {}).get("skew_ms") or 0)) for host in rows.hosts)
-    return Patient(replace(rows, hosts=hosts), read_estate(session, now=now))
+    return Patient(replace(rows, hosts=hosts, overdue_backups=_overdue(session, now)), read_estate(session, now=now))
+
+
+def _overdue(session: Session, now: datetime) -> tuple[BackupFacts, ...]:
+    if not backup_repos.policies(session):
+        return ()
+    overdue = [
+        one
+        for one in backup_status.status(session, project_ids=None, now=now)
+        if one.policy is not None and one.protection.problem
+    ]
+    projects = {project_id: identity.find_project(session, project_id) for project_id in {one.vm.project_id for one in overdue}}
+    names = {project_id: project.name for project_id, project in projects.items() if project is not None}
+    return tuple(
+        BackupFacts(
+            project=names.get(one.vm.project_id, one.vm.project_id),
+            vm=one.vm.name,
+            policy=one.policy.name,
+            problem=one.protection.problem,
+            is_lost=one.protection.last_good is None,
+            since=one.protection.last_good.taken_at if one.protection.last_good is not None else one.vm.backup_asked_at,
+        )
+        for one in overdue
+        if one.policy is not None
+    )
 
 
 def diagnose(patient: Patient) -> tuple[Finding, ...]:

@@ -117,6 +117,22 @@ def take_over(session: Session, volume_id: str, old: Volume, *, vm_id: str) -> N
     )
 
 
+def set_filling(session: Session, volume_id: str, *, backup_id: str, disk: str) -> None:
+    """Record that the volume still reads from a disk of a backup, or with "" that it stands alone."""
+    values = {"fill_backup_id": backup_id, "fill_disk": disk, "version": _table.c.version + 1}
+    session.execute(_table.update().where(_table.c.id == volume_id).values(values))
+
+
+def that_fill(session: Session, *, vm_id: str = "", backup_id: str = "") -> tuple[Volume, ...]:
+    """Return the volumes that still read from a backup: all, or those of a vm, or those that read from this one."""
+    query = sa.select(*columns_of(_table, Volume)).where(_table.c.fill_backup_id != "", holds_bytes()).order_by(_table.c.id)
+    if vm_id:
+        query = query.where(_table.c.vm_id == vm_id)
+    if backup_id:
+        query = query.where(_table.c.fill_backup_id == backup_id)
+    return tuple(build(Volume, row) for row in session.execute(query))
+
+
 def rename(session: Session, volume_id: str, name: str) -> None:
     """Give a volume a name that is free."""
     session.execute(_table.update().where(_table.c.id == volume_id).values(name=name, version=_table.c.version + 1))

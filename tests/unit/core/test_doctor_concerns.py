@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.core.test_doctor import HEALTHY, NOW, host, pool, vm
 from trimtab_controller.core.doctor import examine
-from trimtab_controller.core.doctor.model import FenceFacts, FleetFacts, NetworkFacts, Severity, SnapshotFacts, some
+from trimtab_controller.core.doctor.model import BackupFacts, FenceFacts, FleetFacts, NetworkFacts, Severity, SnapshotFacts, some
 
 LAN = NetworkFacts(name="lan", mtu=1500, bridge="br0", mtus={"node1": 1500, "node2": 1500})
 DRAIN = "trimtab host drain node1 --plan"
@@ -137,6 +137,19 @@ _HOSTS = st.builds(
     machines=st.sampled_from([OLD_QEMU, NEW_QEMU]),
     fences=st.sampled_from([(), (DEAD,)]),
 )
+
+
+def test_a_vm_without_the_backup_that_its_policy_promises_is_told_with_what_makes_one() -> None:
+    late = BackupFacts(project="p1", vm="db", policy="nightly", problem="its last is 3 days old", is_lost=False, since=NOW)
+    found = examine(FleetFacts(now=NOW, overdue_backups=(late, replace(late, vm="web", is_lost=True))))
+    assert [(one.severity, one.kind, one.subject) for one in found] == [
+        (Severity.CRITICAL, "backup-missing", "vm p1/web"),
+        (Severity.WARNING, "backup-overdue", "vm p1/db"),
+    ]
+    assert found[1].cure == "trimtab backup run db --project p1"
+    assert "nightly" in found[1].message
+
+
 _VMS = st.builds(
     vm,
     name=st.sampled_from(["a", "b", "c"]),

@@ -23,9 +23,18 @@ OnDamage = Callable[[bytes, TrimtabError], None]
 
 
 def fetch(
-    repository: Repository, kind: Kind, ids: Sequence[bytes], on_content: OnContent, *, on_damage: OnDamage | None = None
+    repository: Repository,
+    kind: Kind,
+    ids: Sequence[bytes],
+    on_content: OnContent,
+    *,
+    on_damage: OnDamage | None = None,
+    workers: int = WORKERS,
 ) -> None:
-    """Give every content to `on_content`, each id once; a damaged one to `on_damage`, or raise its error where there is none."""
+    """Give every content to `on_content`, each id once; a damaged one to `on_damage`, or raise its error where there is none.
+
+    With one worker it is the caller's own thread: for whoever has several of them already.
+    """
     missing: list[bytes] = []
     places: list[Location] = []
     for id in dict.fromkeys(ids):
@@ -42,7 +51,11 @@ def fetch(
             with lock:
                 failed.append(id)
 
-    _in_parallel(runs_of(places), work)
+    if workers == 1:
+        for run in runs_of(places):
+            work(run)
+    else:
+        _in_parallel(runs_of(places), work, workers)
     for id in failed:  # rare: one by one, from any other copy, with the index read anew
         try:
             content = repository.read(kind, id)
@@ -98,9 +111,9 @@ def _read_run(repository: Repository, run: Sequence[Location], on_content: OnCon
     return failed
 
 
-def _in_parallel(runs: Iterator[Sequence[Location]], work: Callable[[Sequence[Location]], None]) -> None:
+def _in_parallel(runs: Iterator[Sequence[Location]], work: Callable[[Sequence[Location]], None], count: int) -> None:
     pending: set[Future[None]] = set()
-    with ThreadPoolExecutor(WORKERS, thread_name_prefix="fetch") as workers:
+    with ThreadPoolExecutor(count, thread_name_prefix="fetch") as workers:
         try:
             for run in runs:
                 pending.add(workers.submit(work, run))

@@ -82,6 +82,16 @@ class DiskReader:
             written += sum(self.manifest.length_of(chunk) for chunk, _ in window)
         return written
 
+    def content_of(self, id: bytes) -> bytes:
+        """Return one chunk, kept nowhere. Conflict where it is damaged."""
+        self._renew()
+        return self._repository.read(Kind.CHUNK, id)
+
+    def fetch(self, ids: Sequence[bytes], on_content: Callable[[bytes, bytes], None], on_damage: OnDamage) -> None:
+        """Give each chunk to `on_content`, neighbours read together, in the caller's thread and in no order."""
+        self._renew()
+        fetch(self._repository, Kind.CHUNK, ids, on_content, on_damage=on_damage, workers=1)
+
     def scan(self, on_damage: OnDamage) -> int:
         """Read and check every chunk; return how many bytes. Damage goes to `on_damage`."""
         scanned = 0
@@ -167,6 +177,12 @@ class BackupReader:
 
     def content_of(self, file: Attachment) -> bytes:
         return b"".join(self._repository.read(Kind.CHUNK, id) for id in file.chunks)
+
+    def renew(self) -> None:
+        """Show that the reader lives; to be called every few minutes where nothing may be read for long."""
+        if self._session is not None:
+            with contextlib.suppress(TrimtabError):  # tried again, long before silence counts as an end
+                self._session.renew()
 
     def close(self) -> None:
         with contextlib.suppress(TrimtabError):  # what was read is whole; the damage is found again

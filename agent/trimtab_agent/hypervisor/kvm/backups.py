@@ -24,7 +24,7 @@ from trimtab_agent.backup.nbd import ALLOCATION, NbdClient
 from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_agent.backup.restoring import restore_disk
-from trimtab_agent.backup.source import NVRAM, DiskWish, Instant, ServedDisk
+from trimtab_agent.backup.source import NVRAM, DiskWish, Instant, InstantSource, ServedDisk
 from trimtab_agent.hypervisor.kvm import state_files, volumes
 from trimtab_agent.hypervisor.kvm.backup_xml import (
     PulledDisk,
@@ -60,9 +60,11 @@ class Backups:
         connection: Connection,
         *,
         refuse_if_used: Callable[[Sequence[str], str], None] = lambda _paths, _what: None,
+        instants: InstantSource,
         socket_dir: Path = SOCKET_DIR,
     ) -> None:
         """`refuse_if_used` raises Conflict where a domain of this host has one of the files as a disk."""
+        self.instants = instants
         self._connection = connection
         self._refuse_if_used = refuse_if_used
         self._socket_dir = socket_dir

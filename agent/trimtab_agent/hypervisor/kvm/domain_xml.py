@@ -66,6 +66,19 @@ _MAX_VCPUS = 240
 _MAX_MEMORY_MIB = 12 << 20
 _MAX_SPARE_PORTS = 32
 _MAX_LIMIT = 1 << 50
+RECONNECT_S = 3600
+"""For so long QEMU waits for an export of a backup that went away, the guest's reads with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What a volume that is being filled from a backup still reads from."""
+
+    name: str
+    socket: str
+
+
+NO_EXPORTS: Mapping[str, Export] = {}
 _NIC_MODELS = ("virtio", "e1000e")
 
 _OVMF = "/usr/share/OVMF"
@@ -85,10 +98,13 @@ class HostTraits:
     """Path of this vm's serial log."""
 
 
-def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = "") -> str:
+def build(
+    domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = "", exports: Mapping[str, Export] = NO_EXPORTS
+) -> str:
     """Return the XML of the domain. InvalidRequest names the field that cannot be expressed.
 
-    `boot_id` is the host's boot during which the domain was last started, "" when it is known to be stopped.
+    `boot_id` is the host's boot during which the domain was last started, "" when it is known to be stopped. `exports` are those of
+    its volumes that do not stand alone yet.
     """
     _check(domain)
     pools = {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
@@ -108,7 +124,7 @@ def build(domain: DomainSpec, stamp: Stamp, host: HostTraits, *, boot_id: str = 
     _text(devices, "emulator", "/usr/bin/qemu-system-x86_64")
     _controllers(devices, domain)
     for disk in _in_order(domain.disks):
-        _disk(devices, disk, domain, pools)
+        _disk(devices, disk, domain, pools, exports.get(disk.volume_id))
     if domain.cdrom is not None:
         _cdrom(devices, domain.cdrom, pools)
     if domain.seed is not None:
@@ -308,7 +324,7 @@ def _nic_bus(nic: NicSpec) -> int:
     return _FIRST_INDEXED_BUS + 2 * nic.index + 1
 
 
-def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str, PoolLayout]) -> None:
+def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str, PoolLayout], export: Export | None) -> None:
     if disk.pool_id not in pools:
         raise InvalidRequest("pool-missing", f"disk {disk.index} is in a pool that the vm does not name", field="pools")
     element = SubElement(devices, "disk", type="file", device="disk")
@@ -323,6 +339,8 @@ def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str,
         discard="unmap",
     )
     SubElement(element, "source", file=pools[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id))
+    if export is not None:
+        _backing_export(element, export)
     SubElement(element, "target", dev=target_name(disk), bus=disk.bus.value)
     if disk.is_read_only:
         SubElement(element, "readonly")
@@ -340,6 +358,16 @@ def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str,
         _address(element, bus=_disk_bus(disk))
     else:
         SubElement(element, "address", type="drive", controller="0", bus="0", target="0", unit=str(disk.index))
+
+
+def _backing_export(element: Element, export: Export) -> None:
+    """Named here and not left to be found in the header: only so does QEMU wait for an export that is being started anew."""
+    backing = SubElement(element, "backingStore", type="network")
+    SubElement(backing, "format", type="raw")
+    source = SubElement(backing, "source", protocol="nbd", name=export.name)
+    SubElement(source, "host", transport="unix", socket=export.socket)
+    SubElement(source, "reconnect", delay=str(RECONNECT_S))
+    SubElement(backing, "backingStore")
 
 
 def _boot_order(disk: DiskSpec, domain: DomainSpec) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import libvirt
 
 from trimtab_agent.hypervisor.base import Stamp
-from trimtab_agent.hypervisor.kvm import console, domain_facts, domain_xml, errors, layer_files, state_files, volumes
+from trimtab_agent.hypervisor.kvm import console, domain_facts, domain_xml, errors, filling, layer_files, state_files, volumes
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_facts import DomainFacts
 from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, METADATA_PREFIX, HostTraits, stamp_metadata
@@ -124,7 +124,7 @@ class Domains:
 
     def _build(self, domain: DomainSpec, stamp: Stamp, *, boot_id: str) -> str:
         host = HostTraits(accelerator=self._accelerator(), console_log=self._logs.path_of(domain.vm_id))
-        return domain_xml.build(domain, stamp, host, boot_id=boot_id)
+        return domain_xml.build(domain, stamp, host, boot_id=boot_id, exports=filling.exports_of(domain))
 
     def undefine(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
         """See `Hypervisor.undefine_domain`."""

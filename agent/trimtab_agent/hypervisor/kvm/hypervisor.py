@@ -5,7 +5,7 @@ from typing import Any
 
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
 from trimtab_agent.hypervisor.kvm import accel_probe, domain_facts, images, layer_files, volumes
-from trimtab_agent.hypervisor.kvm.backups import Backups
+from trimtab_agent.hypervisor.kvm.backups import SOCKET_DIR, Backups
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
@@ -16,6 +16,7 @@ from trimtab_agent.hypervisor.kvm.host_load import HostLoadReader
 from trimtab_agent.hypervisor.kvm.hotplug import Hotplug
 from trimtab_agent.hypervisor.kvm.housekeeping import Housekeeping
 from trimtab_agent.hypervisor.kvm.identifiers import vm_id_of
+from trimtab_agent.hypervisor.kvm.instants import Instants
 from trimtab_agent.hypervisor.kvm.inventory import InventoryReader, read_boot_id
 from trimtab_agent.hypervisor.kvm.layers import Layers
 from trimtab_agent.hypervisor.kvm.migration import Migrations
@@ -91,7 +92,8 @@ class KvmHypervisor:
         )
         self._layers = Layers(self._connection, self._domains, self._networks, boot_id=boot_id)
         self._moves = Moves(self._connection, self._domains)
-        self.backups = Backups(self._connection, refuse_if_used=self._domains.refuse_if_used)
+        self._instants = Instants(self._connection, self._domains, socket_dir=SOCKET_DIR)
+        self.backups = Backups(self._connection, refuse_if_used=self._domains.refuse_if_used, instants=self._instants)
         """What backups copy from; apart from the verbs, since a backup is read for as long as its block is open."""
         self._housekeeping = Housekeeping(self._connection, self._observer, self._logs, self._firewall)
 
@@ -165,6 +167,7 @@ class KvmHypervisor:
         layout = self._pools.require_responsive(pool)
         self._domains.refuse_if_used(volumes.names_of(volume_id, layout), f"volume {volume_id}")
         volumes.refuse_if_below(volume_id, layout)
+        self._instants.forget(volume_id)
         volumes.delete(volume_id, layout)
 
     def import_image(self, image: ImageSpec, pool: PoolSpec, source: ImageSource, control: JobControl) -> ImageResult:

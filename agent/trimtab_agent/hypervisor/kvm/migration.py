@@ -50,6 +50,9 @@ from trimtab_protos.messages import (
 log = structlog.get_logger(__name__)
 
 REPORT_EVERY_S = 1.0
+RESUME_FOR_S = 30.0
+"""A post-copy that broke is tried to be resumed for so long: until then the guest stands still, after that its memory is given up."""
+RESUME_EVERY_S = 2.0
 _POLL_S = 0.2
 _POSTCOPY_AFTER_ITERATIONS = 2
 """Memory that a second pass did not catch up with will not converge by itself; then post-copy, where it is allowed."""
@@ -161,6 +164,8 @@ class Migrations:
             is_late = _follow(domain, move, options, control)
             if move is not None and move.refusal is not None:
                 raise move.refusal
+            if move is not None and move.error is not None and _is_torn(domain):
+                move = self._resume(vm_id, libvirt_uri, parameters, flags)
             if move is not None and move.error is not None:
                 if move.is_connection_lost:
                     raise DeadlineExceeded("hypervisor-lost", f"libvirt went away while {vm_id} migrated; look at both hosts")
@@ -187,6 +192,18 @@ class Migrations:
 
         threading.Thread(target=run, name=f"migrate-{vm_id}", daemon=True).start()
         return move
+
+    def _resume(self, vm_id: str, libvirt_uri: str, parameters: dict[str, Any], flags: int) -> _Move:
+        """Try to go on with a post-copy whose connection broke; what is returned has ended, with an error where it never went on."""
+        deadline_s = time.monotonic() + RESUME_FOR_S
+        while True:
+            log.warning("resuming a post-copy that broke", vm_id=vm_id)
+            move = self._start(vm_id, libvirt_uri, parameters, flags | libvirt.VIR_MIGRATE_POSTCOPY_RESUME)
+            move.ended.wait()
+            if move.refusal is not None or move.error is None or move.is_connection_lost or time.monotonic() > deadline_s:
+                return move
+            log.info("it does not go on yet", vm_id=vm_id, error=move.error.get_error_message())
+            time.sleep(RESUME_EVERY_S)  # libvirt tells nobody when the link is back
 
     def _refuse_immovable(self, domain: Any, vm_id: str, target: DomainSpec, copied: frozenset[str]) -> None:
         seen = self._observer.observe(domain)
@@ -277,6 +294,12 @@ def _bracketed(address: str) -> str:
 
 def _is_leaving(domain: Any) -> bool:
     return bool(domain.isActive()) and migration_operation(domain) == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT
+
+
+def _is_torn(domain: Any) -> bool:
+    """Tell whether a post-copy broke: the guest's memory is on both hosts, and here it stands still for good."""
+    state, reason = domain.state()
+    return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
 
 
 def _follow(domain: Any, move: _Move | None, options: MigrationOptions, control: JobControl) -> bool:

@@ -104,6 +104,9 @@ class RestoreBody(Body):
     # '' as it was, `auto` chosen anew.
     cpu_model: CpuModelOrAuto = ""
     start: Bool = True
+    # It runs on the backup at once; its disks are filled while it does, so fast at most (0: as fast as it goes).
+    instant: Bool = False
+    bandwidth_mib_s: Mib = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +284,8 @@ async def restore_backup(
         networks=body.networks,
         cpu_model=body.cpu_model,
         start=body.start,
+        is_instant=body.instant,
+        bandwidth_mib_s=body.bandwidth_mib_s,
     )
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:

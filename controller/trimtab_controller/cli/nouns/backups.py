@@ -1,6 +1,7 @@
 """`trimtab backup`: repositories, policies, backups, and how well vms are protected."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 
 from trimtab_controller.cli import completion, humanise, options, render, resources
 from trimtab_controller.cli.errors import usage
+from trimtab_controller.cli.nouns.backup_export import export
 from trimtab_controller.cli.nouns.backup_views import BACKUP, POLICY, REPO, STATUS
 from trimtab_controller.cli.session import Session
 from trimtab_controller.cli.values import DurationType, PairType
@@ -23,6 +25,9 @@ _key_file = click.option(
 @click.group()
 def backup() -> None:
     """Backups: repositories, policies, and what is proven of them."""
+
+
+backup.add_command(export)
 
 
 # --- repositories --------------------------------------------------------------------------------------------------------------
@@ -320,6 +325,8 @@ def verify(session: Session, backup_id: str, boot: bool, boot_pattern: str | Non
 @click.option("--network", "networks", type=PairType("lan=lan2"), multiple=True, help="Its network there = one here; repeats.")
 @click.option("--cpu-model", metavar="MODEL", help="`auto` for hosts with other hardware; else as it was.")
 @click.option("--no-start", is_flag=True, help="Leave it stopped.")
+@click.option("--instant", is_flag=True, help="It runs on the backup at once; its disks are filled while it does.")
+@click.option("--bandwidth", type=click.IntRange(0, 1_000_000), metavar="MIB/S", help="With --instant: fill so fast at most.")
 @options.destroys
 @options.runs
 @click.pass_obj
@@ -333,11 +340,13 @@ def restore(
     networks: Sequence[tuple[str, str]],
     cpu_model: str | None,
     no_start: bool,
+    instant: bool,
+    bandwidth: int | None,
 ) -> None:
     """Make a new vm of a backup, with an identity of its own, or take a stopped vm back to it.
 
     \b
-    trimtab backup restore bk-… --as db2 --to node3
+    trimtab backup restore bk-… --as db2 --to node3 [--instant]
     trimtab backup restore bk-… --replace db --yes
     """
     if (name is None) == (replace is None):
@@ -357,12 +366,18 @@ def restore(
     body |= {key: dict(pairs) for key, pairs in {"pools": pools, "networks": networks}.items() if pairs}
     if no_start:
         body["start"] = False
+    if instant:
+        body |= {"instant": True, **({"bandwidth_mib_s": bandwidth} if bandwidth else {})}
     resources.run(
         session,
         "POST",
         BACKUP.place(session, backup_id, verb="restore"),
         body,
-        sentence=lambda _: f"vm {name} is restored from {backup_id}; see it with `trimtab vm get {name}`",
+        sentence=lambda _: (
+            f"vm {name} runs on {backup_id}; its disks are filled meanwhile: `trimtab op list --filter kind=vm.fill`"
+            if instant
+            else f"vm {name} is restored from {backup_id}; see it with `trimtab vm get {name}`"
+        ),
     )
 
 
@@ -389,6 +404,26 @@ def restore_volume(session: Session, backup_id: str, disk: str, name: str, pool:
         body,
         sentence=lambda _: f"volume {name} is {disk} of {backup_id}; `trimtab vm attach` gives it to a vm",
     )
+
+
+@backup.command("hold")
+@_backup_id
+@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="No prune and no policy takes it before this day (UTC).")
+@click.option("--release", is_flag=True, help="Let it go again.")
+@options.changes
+@click.pass_obj
+def hold_backup(session: Session, backup_id: str, until: datetime | None, release: bool) -> None:
+    """Keep a backup whatever its policy says, for a court or an audit.
+
+    \b
+    trimtab backup hold bk-… --until 2027-12-31
+    """
+    if (until is None) is not release:
+        raise usage("give --until DAY, or --release to let it go again")
+    at = until.replace(tzinfo=UTC).isoformat() if until is not None else None
+    answer = resources.change(session, "POST", BACKUP.place(session, backup_id, verb="hold"), {"until": at})
+    said = f"backup {backup_id} is held until {until:%Y-%m-%d}" if until is not None else f"backup {backup_id} is held no more"
+    resources.show_changed(session, BACKUP, answer, said)
 
 
 @backup.command("delete")

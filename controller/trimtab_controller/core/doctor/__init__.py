@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from trimtab_controller.core.doctor import (
+    backups,
     certificates,
     clocks,
     failover,
@@ -40,6 +41,7 @@ CHECKS: tuple[Check, ...] = (
     fences.untested,
     protection.thin,
     snapshots.old,
+    backups.overdue,
     fences.missing,
     operations.parked,
 )

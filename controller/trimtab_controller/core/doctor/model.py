@@ -160,6 +160,19 @@ class SnapshotFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackupFacts:
+    """A vm that is not protected as its policy says."""
+
+    project: str
+    vm: str
+    policy: str
+    problem: str
+    is_lost: bool
+    """There is nothing that it could be restored from."""
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetFacts:
     """One snapshot, read in one transaction."""
 
@@ -172,6 +185,7 @@ class FleetFacts:
     """In `needs_attention`."""
     networks: tuple[NetworkFacts, ...] = ()
     snapshots: tuple[SnapshotFacts, ...] = ()
+    overdue_backups: tuple[BackupFacts, ...] = ()
     is_failover_paused: bool = False
     failover_frozen: str = ""
     """Why failover stands still by itself; "" where it does not."""

@@ -92,6 +92,9 @@ class Volume:
     # What the bottom layer of a linked clone lies over.
     parent_volume_id: str | None = None
     parent_layer_id: str = ""
+    # While it still reads from a backup: which, and which disk of it.
+    fill_backup_id: str = ""
+    fill_disk: str = ""
     purge_after: datetime | None = None
     # Of one that moves between pools: its other place, and whether it is `going` there or has `left` it.
     other_pool_id: str | None = None

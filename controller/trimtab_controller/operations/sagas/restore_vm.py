@@ -5,17 +5,21 @@
 | own           | (row, disks, nics and placement request came with the acceptance)       | withdraw, erase names, MACs, space, quota   |
 | place         | wait for the leader's answer: host and epoch                            | give the claims back                        |
 | make_volumes  | the agent's jobs: fill each disk, read it back, compare                 | cancel the jobs, delete each volume         |
+|               | or, `is_instant`: an empty layer over each disk of the backup          |                                             |
 | define        | define domain, seed, NVRAM                                              | kill and undefine                           |
 | power_on      | start (unless `start` is false)                                         | - define's undo kills                       |
 | finish        | record what was seen; the backup was restored and compared: level 2     | - last                                      |
+|               | instant: accept `vm.fill`, which fills the disks while the guest runs   |                                             |
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trimtab_controller.core.lifecycle import ObservedState
+from trimtab_controller.core.model import Actor
 from trimtab_controller.operations import restore_steps, vm_steps
-from trimtab_controller.operations.saga import Saga, Transaction, effect, transaction
+from trimtab_controller.operations.accept import accept
+from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, Wait, effect, transaction
 from trimtab_controller.store import backups, events, placements, vms, volume_claims
 
 
@@ -26,6 +30,10 @@ class Params:
     # Volume -> the disk of the backup that fills it.
     disks: Mapping[str, str]
     start: bool = True
+    is_instant: bool = False
+    # Of an instant one: how fast its disks are filled, and what it gets once they are.
+    bandwidth_mib_s: int = 0
+    ha: str = ""
     to_host_id: str = ""
 
 
@@ -45,21 +53,49 @@ def _finish(context: Transaction[Params]) -> None:
     vms.update(session, vm_id, problem="")
     if context.results["power_on"]["state"] == ObservedState.STOPPED.value:
         vm_steps.give_back_compute(context)
+    if context.params.is_instant:
+        _fill_on(context)
+        return
     backup = backups.get(session, context.params.backup_id)
     # Each disk was read back and compared with what was backed up.
     backups.update(session, backup.id, level=max(2, backup.level), verified_at=context.now)
-    vm = vms.get(session, vm_id)
+    _tell(context)
+
+
+def _tell(context: Transaction[Params], how: str = "") -> None:
+    session, backup_id = context.session, context.params.backup_id
+    vm, of = vms.get(session, context.params.vm_id), backups.get(session, backup_id).vm_name
     events.append(
         session,
         kind="vm.restored",
         project_id=vm.project_id,
-        subject_id=vm_id,
+        subject_id=vm.id,
         operation_id=context.operation.id,
         actor=context.operation.actor,
-        message=f"vm {vm.name} restored from {backup.id} of {backup.vm_name}",
-        context={"host_id": vm.host_id, "backup_id": backup.id},
+        message=f"vm {vm.name} restored from {backup_id} of {of}{how}",
+        context={"host_id": vm.host_id, "backup_id": backup_id},
         now=context.now,
     )
+
+
+def _make(context: Effect[Params]) -> Json | Wait:
+    return restore_steps.lay_over(context) if context.params.is_instant else restore_steps.fill(context)
+
+
+def _fill_on(context: Transaction[Params]) -> None:
+    """The guest runs on the backup; another operation fills its disks and gives it what a whole vm may have."""
+    params, vm = context.params, vms.get(context.session, context.params.vm_id)
+    accept(
+        context.session,
+        "vm.fill",
+        subject_id=vm.id,
+        subject_name=vm.name,
+        project_id=vm.project_id,
+        params={"vm_id": vm.id, "bandwidth_mib_s": params.bandwidth_mib_s, "ha": params.ha},
+        actor=Actor(name=context.operation.actor),
+        now=context.now,
+    )
+    _tell(context, "; its disks are filled while it runs")
 
 
 SAGA = Saga(
@@ -73,7 +109,7 @@ SAGA = Saga(
     steps=(
         transaction("own", _own, _disown),
         vm_steps.place("create"),
-        effect("make_volumes", restore_steps.fill, restore_steps.empty, cancel=restore_steps.cancel_fill),
+        effect("make_volumes", _make, restore_steps.empty, cancel=restore_steps.cancel_fill),
         effect("define", vm_steps.define, vm_steps.undefine_everywhere),
         effect("power_on", vm_steps.power_on_if_asked, None, because="the undo of `define` kills"),
         transaction("finish", _finish, None, because="nothing follows it"),

@@ -121,6 +121,9 @@ volume = sa.Table(
     sa.Column("move_state", sa.String(16), nullable=False, server_default=""),
     # Grows when content goes back in time (revert, restore) or into another file (move): old checkpoints and bitmaps die with it.
     sa.Column("generation", sa.BigInteger(), nullable=False, server_default="1"),
+    # While it still reads from a backup: which, and which disk of it.
+    sa.Column("fill_backup_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("fill_disk", sa.String(8), nullable=False, server_default=""),
     # absent until the agent proved it.
     sa.Column("observed_state", sa.String(16), nullable=False, server_default="absent"),
     sa.Column("allocated_bytes", sa.BigInteger(), nullable=False, server_default="0"),
