@@ -21,8 +21,7 @@ down: ## stop the demo, remove what it made, and say which packages remain
 
 test: ## the tests (sets itself up): every fault at every step of every saga, and real libvirt hosts and guests
 	@ops/bootstrap.sh
-	@$(PY) -m pytest -n 2 -m "not lab" tests
-	@$(PY) -m pytest -n 2 -m lab tests
+	@$(PY) -m tests.run
 
 lint: ## the rules alone
 	@$(PY) -m pytest -q tests/architecture

@@ -23,10 +23,12 @@ from trimtab_agent.backup.instant import InstantServicer, fill_runner
 from trimtab_agent.backup.jobs import backup_runners
 from trimtab_agent.backup.servicer import BackupServicer
 from trimtab_agent.backup.source import BackupSource
+from trimtab_agent.beacon_servicer import BeaconServicer
 from trimtab_agent.certificates import CredentialSource
 from trimtab_agent.clock import Clock, SystemClock
 from trimtab_agent.commands import Commands
 from trimtab_agent.guard import NO_WARDEN, Warden
+from trimtab_agent.host_servicer import HostServicer
 from trimtab_agent.hypervisor.base import DomainChange, Hypervisor, Stamp
 from trimtab_agent.inventory import InventoryReader
 from trimtab_agent.jobs import DEFAULT_LIMITS, JobKind, Jobs
@@ -35,6 +37,8 @@ from trimtab_agent.layers import LayerServicer, layer_runners
 from trimtab_agent.lease import Lease, LeaseState
 from trimtab_agent.observer import KnownPools, Observer
 from trimtab_agent.outbox import ItemKind, Outbox
+from trimtab_agent.packets import LookAtPeer, NetworkServicer, ProbeServicer
+from trimtab_agent.peer_check import PeerCheck
 from trimtab_agent.replay import Replay
 from trimtab_agent.replica import Offers, ReplicaServicer
 from trimtab_agent.runners import job_runners
@@ -48,8 +52,14 @@ from trimtab_protos.agent.v1.agent_service_pb2_grpc import (
     add_ReplicaServiceServicer_to_server,
 )
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import add_BackupServiceServicer_to_server
+from trimtab_protos.agent.v1.beacon_service_pb2_grpc import add_BeaconServiceServicer_to_server
+from trimtab_protos.agent.v1.host_service_pb2_grpc import add_HostServiceServicer_to_server
 from trimtab_protos.agent.v1.instant_service_pb2_grpc import add_InstantServiceServicer_to_server
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import add_LayerServiceServicer_to_server
+from trimtab_protos.agent.v1.network_service_pb2_grpc import (
+    add_NetworkServiceServicer_to_server,
+    add_ProbeServiceServicer_to_server,
+)
 from trimtab_protos.codec import to_proto
 from trimtab_protos.controller.v1 import gateway_service_pb2
 from trimtab_protos.errors import Internal, TrimtabError, Unavailable
@@ -97,6 +107,8 @@ class AgentParts:
     rng: random.Random = field(default_factory=random.SystemRandom)
     certificates: Callable[[], Sequence[Certificate]] = tuple
     leave: Callable[[bool], Sequence[str]] = no_leave
+    reboot: Callable[[], None] = lambda: None
+    """Has the operating system restart the machine, and returns."""
     backups: BackupSource | None = None
     """What backups copy from and restore into; None: this host offers none."""
     job_limits: dict[JobKind, int] = field(default_factory=lambda: dict(DEFAULT_LIMITS))
@@ -106,6 +118,8 @@ class AgentParts:
     warden: Warden = NO_WARDEN
     is_load_free: bool = False
     """See `Observer`."""
+    look_at_peer: LookAtPeer | None = None
+    """What tries the way to another host; None: over the links of this machine."""
     has_own_connections: bool = False
     """Set where one process plays several hosts: see `tls.channel_options`."""
 
@@ -210,6 +224,10 @@ class Agent:
         add_AgentServiceServicer_to_server(self._agent_servicer(), server)
         add_ReplicaServiceServicer_to_server(self._replica_servicer(), server)
         add_LayerServiceServicer_to_server(self._layer_servicer(), server)
+        add_BeaconServiceServicer_to_server(self._beacon_servicer(), server)
+        add_HostServiceServicer_to_server(self._host_servicer(), server)
+        add_NetworkServiceServicer_to_server(self._network_servicer(), server)
+        add_ProbeServiceServicer_to_server(ProbeServicer(identify=self._identify()), server)
         if self.parts.backups is not None:
             add_BackupServiceServicer_to_server(self._backup_servicer(), server)
             add_InstantServiceServicer_to_server(self._instant_servicer(self.parts.backups), server)
@@ -255,6 +273,19 @@ class Agent:
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
 
+    def _host_servicer(self) -> HostServicer:
+        return HostServicer(
+            self.parts.hypervisor,
+            commands=self.commands,
+            pool=self.parts.pools.mutate,
+            boot_id=self.parts.boot_id,
+            reboot=self.parts.reboot,
+            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
+        )
+
+    def _beacon_servicer(self) -> BeaconServicer:
+        return BeaconServicer(authorise=tls.require_controller if self.parts.credentials else lambda _context: None)
+
     def _backup_servicer(self) -> BackupServicer:
         return BackupServicer(
             self.repositories,
@@ -278,9 +309,20 @@ class Agent:
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
 
+    def _network_servicer(self) -> NetworkServicer:
+        return NetworkServicer(
+            self.parts.hypervisor,
+            self.parts.look_at_peer or PeerCheck(self.parts.credentials).run,
+            commands=self.commands,
+            pools=self.parts.pools,
+            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
+        )
+
     def _replica_servicer(self) -> ReplicaServicer:
-        identify = tls.peer_host_id if self.parts.credentials else lambda _context: ""
-        return ReplicaServicer(self.parts.hypervisor, self.offers, pool=self.parts.pools.storage, identify=identify)
+        return ReplicaServicer(self.parts.hypervisor, self.offers, pool=self.parts.pools.storage, identify=self._identify())
+
+    def _identify(self) -> Callable[[tls.AuthContext], str]:
+        return tls.peer_host_id if self.parts.credentials else lambda _context: ""
 
     def _new_session(self) -> Session:
         identity = Identity(

@@ -18,44 +18,17 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from trimtab_agent import beacon_slots, warden_state
+from trimtab_agent import beacon_state, warden_state
+from trimtab_agent.beacon_state import Task
 from trimtab_agent.warden_guests import boottime_s
+from trimtab_protos import beacon_slots
+from trimtab_protos.beacon_slots import Beat
 
-TASK_NAME = "beacon.json"
 IDLE_S = 1.0
 SEND_TIMEOUT_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What the agent wants of the beacon."""
-
-    host_id: str
-    boot_id: str
-    pool_path: str
-    ttl_s: float
-    every_s: float
-
-
-def write_task(directory: Path, task: Task | None) -> None:
-    """Leave the task for the beacon, or take it away."""
-    path = directory / TASK_NAME
-    if task is None:
-        path.unlink(missing_ok=True)
-        return
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(asdict(task)))
-    fresh.replace(path)
-
-
-def read_task(directory: Path) -> Task | None:
-    try:
-        return Task(**json.loads((directory / TASK_NAME).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 class Beacon:
@@ -63,20 +36,40 @@ class Beacon:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._counter = 0
+        self._state = beacon_state.read_state(directory)
+        self._counter = self._state.counter
 
     def round(self, task: Task) -> float | None:
-        """Write, then read; return until when the lease lasts, None where it is not renewed. OSError: the storage failed."""
+        """Write, then read; return until when the lease lasts, None where an intent forbids it. OSError: the storage failed."""
         began_s = boottime_s()
-        self._counter += 1
         with beacon_slots.opened(beacon_slots.path_of(Path(task.pool_path), task.host_id)) as slot:
-            said = {"host": task.host_id, "boot": task.boot_id, "counter": self._counter, "ttl_ms": int(task.ttl_s * 1000)}
-            beacon_slots.write_block(slot, 0, said)
+            self._check_slot(task, beacon_slots.read_block(slot, beacon_slots.BEAT))
+            self._counter += 1
+            beat = Beat(
+                host_id=task.host_id,
+                boot_id=task.boot_id,
+                lease_number=task.lease_number,
+                counter=self._counter,
+                ttl_ms=int(task.ttl_s * 1000),
+            )
+            beacon_slots.write_block(slot, beacon_slots.BEAT, beat)
             try:
-                intent = beacon_slots.read_block(slot, 1)
+                intent = beacon_slots.intent_of(beacon_slots.read_block(slot, beacon_slots.INTENT))
             except ValueError:
                 return None
-        return began_s + task.ttl_s if intent is None else None
+        is_forbidden = intent is not None and intent.forbids(task.lease_number)
+        return None if is_forbidden else began_s + task.ttl_s
+
+    def _check_slot(self, task: Task, block: bytes) -> None:
+        """Refuse (OSError) a slot that is not the one we wrote: where a pool is not mounted any more, no intent would ever be seen."""
+        try:
+            found = beacon_slots.beat_of(block)
+        except ValueError:
+            return
+        is_ours = found is not None and found.boot_id == task.boot_id and found.counter >= self._counter
+        if self._counter and not is_ours:
+            raise OSError(f"this is not the slot that was written last: is {task.pool_path} mounted?")
+        self._counter = max(self._counter, found.counter if found is not None and is_ours else 0)
 
     def tell(self, deadline_s: float) -> None:
         """Tell the warden; a warden that does not listen is not waited for."""
@@ -88,24 +81,40 @@ class Beacon:
             connection.recv(4096)
 
     def run(self, stopping: threading.Event) -> None:
-        was_renewed = False
         while not stopping.is_set():
-            task = read_task(self._directory)
+            task = beacon_state.read_task(self._directory)
             if task is None:
                 stopping.wait(IDLE_S)
                 continue
             due_s = boottime_s() + task.every_s
-            deadline_s = None
-            try:
-                deadline_s = self.round(task)
-                if deadline_s is not None:
-                    self.tell(deadline_s)
-            except OSError as error:
-                sys.stderr.write(f"beacon: not renewed: {error}\n")
-            if (deadline_s is not None) != was_renewed:
-                was_renewed = deadline_s is not None
-                sys.stderr.write(f"beacon: {'renews' if was_renewed else 'does not renew'} the lease in {task.pool_path}\n")
+            self._renew(task)
             stopping.wait(max(0.0, due_s - boottime_s()))
+
+    def _renew(self, task: Task) -> None:
+        was, problem, deadline_s = self._state, "", None
+        if was.pool_id != task.pool_id:
+            was, self._counter = replace(was, pool_id=task.pool_id, counter=0), 0
+        try:
+            deadline_s = self.round(task)
+            if deadline_s is None:
+                problem = "the controller forbids it: this host is being recovered"
+        except OSError as error:
+            problem = f"the storage failed: {error}"
+        if beacon_state.read_task(self._directory) != task:
+            return  # taken back while we were at it: whether the controller still looks for a beacon there is not known
+        state = replace(was, counter=self._counter, problem=problem, forbidden_lease=0)
+        if deadline_s is not None and task.lease_number:
+            state = replace(state, deadline_s=deadline_s, renewed_s=deadline_s - task.ttl_s)
+        elif deadline_s is None and not problem.startswith("the storage"):
+            state = replace(state, forbidden_lease=task.lease_number)
+        if (self._state.problem, self._state.pool_id) != (problem, task.pool_id):
+            sys.stderr.write(f"beacon: {problem or 'the slot works'} ({task.pool_path})\n")
+        self._state = state
+        # Before the warden is told: one that is started anew reads it, and would end the guests of a lease that it does not know of.
+        beacon_state.write_state(self._directory, state)
+        if deadline_s is not None and task.lease_number:
+            with contextlib.suppress(OSError):
+                self.tell(deadline_s)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
@@ -58,19 +58,25 @@ class Settings(BaseSettings):
     imports_at_once: Annotated[int, Field(ge=1, le=16)] = 2
     migrations_at_once: Annotated[int, Field(ge=1, le=16)] = 2
 
-    lease_fencing: bool = False
+    lease_fencing: Literal["auto", "on", "off"] = "auto"
     """Whether the warden ends guests that may start elsewhere when this host's lease ends, so that they come back without a power
-    device. Off unless asked for at the join: a controller that is away for longer than a lease costs those guests, and nothing that
-    runs shall end because the controller does.
-    """
+    device. `auto`: while the beacon renews, so that nothing that runs ends because the controllers do. `on`: always; without a beacon a
+    controller that is away for longer than a lease costs those guests. `off`: never."""
+
+    beacon: bool = True
+    """Whether the host renews its lease on shared storage as well, where it has a shared pool."""
 
     beacon_pool_id: Annotated[str, Field(pattern=r"^(pool-[0-9a-z][0-9a-z_-]{0,34})?$")] = ""
-    """Shared pool in which the host renews its lease as well. Empty: in none, and a controller that is away for longer than a lease
-    costs the guests that may start elsewhere. A host with one is recovered only after power fencing or an operator's word until
-    the controller writes fence intents."""
+    """The shared pool in which it does. Empty: the first of those it knows."""
 
     log_format: Annotated[str, Field(pattern="^(auto|json|console)$")] = "auto"
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
+
+    @field_validator("lease_fencing", mode="before")
+    @classmethod
+    def _as_word(cls, value: object) -> object:
+        """Joins of earlier releases wrote true or false."""
+        return {"true": "on", "false": "off"}.get(str(value).lower(), value)
 
     @field_validator("gateway_addresses", mode="before")
     @classmethod

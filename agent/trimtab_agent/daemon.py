@@ -14,11 +14,10 @@ import structlog
 from trimtab_agent import config, leave, metrics
 from trimtab_agent.agent import Agent, AgentParts, read_boot_id
 from trimtab_agent.backup.source import BackupSource
-from trimtab_agent.beacon import Task
 from trimtab_agent.certificates import PURPOSE_AGENT, IdentityFiles, report
 from trimtab_agent.clock import SystemClock
 from trimtab_agent.config import Settings
-from trimtab_agent.guard import NOT_ASKED_FOR, Guard
+from trimtab_agent.guard import NOT_ASKED_FOR, BeaconPlace, Guard
 from trimtab_agent.hypervisor.base import Hypervisor
 from trimtab_agent.jobs import DEFAULT_LIMITS, JobKind
 from trimtab_agent.journal import open_or_replace
@@ -34,8 +33,6 @@ from trimtab_protos.errors import Conflict, NotFound
 log = structlog.get_logger(__name__)
 
 LIBVIRT_WAIT_S = 3.0
-BEACON_ROUNDS = 5
-"""Renewals of a beacon in one lease."""
 LEAVE_ANSWER_S = 1.0
 """Between undoing the join and ending: the answer must reach the controller first."""
 
@@ -98,6 +95,7 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
             credentials=identity,
             certificates=lambda: (report(PURPOSE_AGENT, identity.current().certificate_pem), *libvirt.report()),
             leave=undo_join,
+            reboot=lambda: RealSystemctl().run("reboot", ""),
             job_limits=_job_limits(settings),
             on_gateways=lambda addresses: config.remember_gateways(settings, tuple(addresses)),
             on_ca_bundle=renewal.bundle_told,
@@ -124,25 +122,34 @@ def _install_libvirt(libvirt: LibvirtCertificates, ca_pem: bytes, certificate_pe
 
 
 def _guard(settings: Settings, agent: Callable[[], Agent]) -> Guard | None:
-    """Return the warden's client; None where it was not asked for, or guests are simulated and there is nothing to kill."""
-    if settings.hypervisor == "simulated" or not settings.lease_fencing:
+    """Return the warden's client; None where it was refused, or guests are simulated and there is nothing to kill."""
+    if settings.hypervisor == "simulated" or settings.lease_fencing == "off":
         return None
+    boot_id = read_boot_id()
 
-    def beacon(pool_id: str, ttl_s: float) -> Task | None:
-        pool = next((one for one in agent().known_pools.specs() if one.pool_id == pool_id and one.is_shared), None)
-        if pool is None:
+    def beacon() -> BeaconPlace | None:
+        """Return the place that was named, else the first shared pool: any host that reaches it can be asked to write there."""
+        if not settings.beacon:
             return None
-        return Task(
-            host_id=settings.host_id, boot_id=read_boot_id(), pool_path=pool.path, ttl_s=ttl_s, every_s=ttl_s / BEACON_ROUNDS
-        )
+        shared = sorted((one for one in agent().known_pools.specs() if one.is_shared), key=lambda one: one.pool_id)
+        wanted = [one for one in shared if settings.beacon_pool_id in {"", one.pool_id}]
+        if not wanted:
+            return None
+        return BeaconPlace(host_id=settings.host_id, boot_id=boot_id, pool_id=wanted[0].pool_id, pool_path=wanted[0].path)
+
+    def reopen() -> None:
+        session = agent().session
+        if session is not None:
+            session.resync()
 
     return Guard(
         runtime_dir=settings.runtime_dir,
         state_dir=settings.state_dir,
         clock=SystemClock(),
         on_killed=lambda vm_ids: agent().tell_killed(vm_ids),
-        beacon_pool_id=settings.beacon_pool_id,
+        needs_beacon=settings.lease_fencing == "auto",
         beacon=beacon,
+        on_forbidden=reopen,
     )
 
 

@@ -22,6 +22,7 @@ KEEPALIVE_COUNT = 3
 SOCKET_ATTEMPTS = 5
 AGENT_UNIT = "trimtab-agent.service"
 WARDEN_UNIT = "trimtab-warden.service"
+BEACON_UNIT = "trimtab-beacon.service"
 SYSTEM_UNIT_DIRECTORIES = ("etc/systemd/system", "lib/systemd/system", "usr/lib/systemd/system")
 
 UNIT = """\
@@ -80,6 +81,28 @@ WantedBy=multi-user.target
 """
 
 
+BEACON_UNIT_TEXT = """\
+[Unit]
+Description=Trimtab beacon: renews this host's lease on shared storage as well
+Documentation=man:trimtab-beacon(8)
+ConditionPathExists={configuration}
+After=trimtab-warden.service
+
+[Service]
+Type=exec
+ExecStart={program}
+Restart=always
+RestartSec=1
+# It hangs with its storage and nothing waits for it, a stop neither.
+TimeoutStopSec=2
+RuntimeDirectory=trimtab
+RuntimeDirectoryPreserve=yes
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One change of the host."""
@@ -112,6 +135,8 @@ class HostSetup:
             configuration=self._configuration, program=own_program("trimtab-warden"), state=self._configuration.parent
         )
         found.append(self._own_unit(WARDEN_UNIT, warden))
+        beacon = BEACON_UNIT_TEXT.format(configuration=self._configuration, program=own_program("trimtab-beacon"))
+        found.append(self._own_unit(BEACON_UNIT, beacon))
         found.append(
             self._own_unit(AGENT_UNIT, UNIT.format(configuration=self._configuration, program=own_program("trimtab-agent")))
         )

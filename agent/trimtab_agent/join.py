@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from trimtab_agent import config
 from trimtab_agent.certificates import IdentityFiles, new_agent_request, new_libvirt_request, write_file
-from trimtab_agent.host_setup import AGENT_UNIT, WARDEN_UNIT, HostSetup, restart_libvirtd
+from trimtab_agent.host_setup import AGENT_UNIT, BEACON_UNIT, WARDEN_UNIT, HostSetup, restart_libvirtd
 from trimtab_agent.libvirt_tls import LibvirtCertificates
 from trimtab_agent.systemd import Systemctl
 from trimtab_agent.undo import UndoLog
@@ -61,7 +61,9 @@ class JoinOptions:
     """Empty: the same."""
     agent_port: int = config.AGENT_PORT
     metrics_port: int = config.METRICS_PORT
-    lease_fencing: bool = False
+    lease_fencing: bool | None = None
+    """None: armed while the beacon renews."""
+    beacon: bool = True
     root: Path = Path("/")
     """Another one in tests: every file is below it."""
 
@@ -213,8 +215,8 @@ class Joiner:
             self._tell("libvirtd restarted (guests went on running)")
         if self._is_cut_short():
             self._write_configuration()
-        self._systemctl.run("start", WARDEN_UNIT)
-        self._systemctl.run("start", AGENT_UNIT)
+        for unit in (WARDEN_UNIT, BEACON_UNIT, AGENT_UNIT):
+            self._systemctl.run("start", unit)
 
     def _write_configuration(self) -> None:
         told = json.loads(self._answer_path.read_text())
@@ -224,7 +226,8 @@ class Joiner:
             **told,
             "listen_address": f"{family}:{self._options.agent_port}",
             "metrics_address": f"{family}:{self._options.metrics_port}",
-            "lease_fencing": self._options.lease_fencing,
+            "lease_fencing": {None: "auto", True: "on", False: "off"}[self._options.lease_fencing],
+            "beacon": self._options.beacon,
         }
         self._undo.remember_path(self._configuration)
         write_file(self._configuration, config.render(values).encode(), mode=0o600)

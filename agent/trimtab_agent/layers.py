@@ -18,6 +18,7 @@ from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceServicer
 from trimtab_protos.codec import from_proto, to_proto
 from trimtab_protos.errors import InvalidRequest
 from trimtab_protos.messages import CommandKey, DomainSpec, LayerMerge, PoolSpec, VolumeSpec
+from trimtab_protos.volume_messages import VolumeMove
 
 R = TypeVar("R", bound=Message)
 
@@ -37,6 +38,9 @@ def layer_runners(hypervisor: Hypervisor) -> Mapping[JobKind, Runner]:
         job = pb.LayerJob.FromString(request)
         if job.WhichOneof("work") == "copy":
             return hypervisor.copy_volume(from_proto(job.copy.volume, VolumeSpec), from_proto(job.copy.pool, PoolSpec), control)
+        if job.WhichOneof("work") == "move":
+            moved = from_proto(job.move.domain, DomainSpec) if job.move.HasField("domain") else None
+            return hypervisor.move_volume(from_proto(job.move.move, VolumeMove), moved, stamp, control)
         asked = job.merge
         domain = from_proto(asked.domain, DomainSpec) if asked.HasField("domain") else None
         merge, pool = from_proto(asked.merge, LayerMerge), from_proto(asked.pool, PoolSpec)
@@ -126,6 +130,27 @@ class LayerServicer(LayerServiceServicer):
     async def StartVolumeCopy(self, request: pb.StartVolumeCopyRequest, context: edge.Context) -> pb.StartVolumeCopyResponse:
         self._authorise(context)
         return await self._start(request, pb.StartVolumeCopyResponse, JobKind.LAYERS, pb.LayerJob(copy=request))
+
+    @edge.unary
+    async def StartVolumeMove(self, request: pb.StartVolumeMoveRequest, context: edge.Context) -> pb.StartVolumeMoveResponse:
+        self._authorise(context)
+        if request.HasField("domain"):
+            _require_subject(request.key, request.domain.vm_id)
+        return await self._start(request, pb.StartVolumeMoveResponse, JobKind.LAYERS, pb.LayerJob(move=request))
+
+    @edge.unary
+    async def SettleVolumeMove(self, request: pb.SettleVolumeMoveRequest, context: edge.Context) -> pb.SettleVolumeMoveResponse:
+        self._authorise(context)
+        if request.HasField("domain"):
+            _require_subject(request.key, request.domain.vm_id)
+        domain = from_proto(request.domain, DomainSpec) if request.HasField("domain") else None
+        move = from_proto(request.move, VolumeMove)
+
+        def act(_key: CommandKey, stamp: Stamp) -> pb.SettleVolumeMoveResponse:
+            is_moved = self._hypervisor.settle_move(move, domain, stamp, is_recorded=request.is_recorded)
+            return pb.SettleVolumeMoveResponse(is_moved=is_moved)
+
+        return await self._commands.run(request, pb.SettleVolumeMoveResponse, act, pool=self._pools.storage)
 
     async def _start(
         self, request: Message, response_class: type[R], kind: JobKind, work: pb.LayerJob, *, needs_lease: bool = False

@@ -73,10 +73,17 @@ def join_options(command: F) -> F:
         click.option("--agent-port", type=click.IntRange(1, 65535), default=config.AGENT_PORT, show_default=True),
         click.option("--metrics-port", type=click.IntRange(1, 65535), default=config.METRICS_PORT, show_default=True),
         click.option(
-            "--lease-fencing",
-            is_flag=True,
+            "--lease-fencing/--no-lease-fencing",
+            default=None,
             help="End vms of --ha restart here when this host loses its lease, so that they start elsewhere without a power device. "
-            "A controller that is away longer than a lease then ends them too.",
+            "Where neither is given: while the host renews its lease on shared storage too, so that a controller that is away ends "
+            "nobody.",
+        ),
+        click.option(
+            "--beacon/--no-beacon",
+            default=True,
+            show_default=True,
+            help="Renew the lease on shared storage too, where there is some.",
         ),
         click.option("--root", type=click.Path(path_type=Path), default=Path("/"), hidden=True),
     )
@@ -115,7 +122,7 @@ def join(**given: Any) -> None:
 @click.option("--root", type=click.Path(path_type=Path), default=Path("/"), hidden=True)
 def leave(keep_certificates: bool, yes: bool, root: Path) -> None:
     """Undo the join without the controller. Guests go on as plain libvirt domains."""
-    from trimtab_agent.host_setup import AGENT_UNIT, WARDEN_UNIT
+    from trimtab_agent.host_setup import AGENT_UNIT, BEACON_UNIT, WARDEN_UNIT
     from trimtab_agent.hypervisor.kvm.release import release
     from trimtab_agent.leave import leave as undo_join
     from trimtab_agent.systemd import RealSystemctl
@@ -124,7 +131,7 @@ def leave(keep_certificates: bool, yes: bool, root: Path) -> None:
         click.confirm("Take this host out of its fleet? Its guests go on, but nobody watches them any more", abort=True)
     systemctl = RealSystemctl()
     # The warden first: without the agent it would end the guests when the lease does.
-    for unit in (WARDEN_UNIT, AGENT_UNIT):
+    for unit in (WARDEN_UNIT, BEACON_UNIT, AGENT_UNIT):
         if systemctl.is_active(unit):
             systemctl.run("stop", unit)
     for line in undo_join(

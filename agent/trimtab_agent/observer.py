@@ -182,5 +182,5 @@ class Observer:
 
 def _aged(seen: PoolObservation, at_s: float, *, now_s: float) -> PoolObservation:
     if now_s - at_s > HUNG_AFTER_S and seen.is_responsive:
-        return replace(seen, is_responsive=False, problem="the pool does not answer")
+        return replace(seen, is_responsive=False, is_hung=True, problem="the pool does not answer")
     return seen

@@ -297,7 +297,8 @@ class AgentServicer(AgentServiceServicer):
 
         def act(_key: CommandKey, stamp: Stamp) -> pb.DefineDomainResponse:
             self._warden.expect(domain, stamp.epoch)
-            return pb.DefineDomainResponse(domain=_observation(self._hypervisor.define_domain(domain, stamp)))
+            seen = self._hypervisor.define_domain(domain, stamp, needs_volumes=request.needs_volumes)
+            return pb.DefineDomainResponse(domain=_observation(seen))
 
         return await self._commands.run(request, pb.DefineDomainResponse, act, pool=self._pools.mutate, needs_lease=True)
 

@@ -291,7 +291,7 @@ class Session:
         now_s = self._clock.boottime_s()
         self._lease.sent(self._sequence, at_boottime=now_s)
         warden = self._warden.report
-        self._warden.told(self._sequence, is_armed=warden.is_armed)
+        self._warden.told(self._sequence, warden)
         inventory = self._observer.inventory
         is_new = inventory is not None and inventory.digest != self._sent_digest
         if inventory is not None and is_new:
@@ -311,6 +311,8 @@ class Session:
             warden_missing=warden.missing,
             warden_vm_ids=warden.vm_ids,
             beacon_pool_id=warden.beacon_pool_id,
+            beacon_age_ms=int(warden.beacon_age_s * 1000) + 1 if warden.beacon_age_s is not None else 0,
+            beacon_problem=warden.beacon_problem,
         )
 
     async def _read(self, stream: "_Stream", ttl_s: float) -> None:
@@ -335,11 +337,12 @@ class Session:
         if sent_at is not None:
             self.last_heartbeat_s = now_s - sent_at
         self.last_ack_boottime = now_s
-        self._warden.heard(ack.sequence)
+        if ack.is_granted:
+            self._warden.heard(ack.sequence)
         is_extended = self._lease.acknowledged(ack.sequence, number=ack.lease_number, is_granted=ack.is_granted, ttl_s=ttl_s)
         after = self._lease.current(now=now_s)
         if is_extended:
-            self._warden.renewed(after.expires_at_boottime, ttl_s=ttl_s)
+            self._warden.renewed(after.expires_at_boottime, ttl_s=ttl_s, lease_number=after.number)
         if (before.number, before.is_live) != (after.number, after.is_live):
             log.info("lease changed", number=after.number, is_live=after.is_live)
 

@@ -9,7 +9,7 @@ An agent may be stopped and another started on the same hypervisor, as when the 
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from trimtab_agent.agent import Agent, AgentParts
@@ -75,6 +75,7 @@ async def start_simulated_agent(
     reader: SourceReader | None = None,
     rng: random.Random | None = None,
     backups: BackupSource | None = None,
+    reboot: Callable[[], None] = lambda: None,
 ) -> Agent:
     """Start an agent on a simulated host, a new one or one that is in the fleet already (an agent's restart).
 
@@ -103,6 +104,8 @@ async def start_simulated_agent(
             rng=rng or random.Random(host.host_id),
             certificates=certificates,
             backups=backups or SimulatedBackups(fleet.clock, auto_disk_bytes=1 << 20, hypervisor=hypervisor),
+            reboot=reboot,
+            look_at_peer=lambda peer, _rate_bytes: fleet.look(host.host_id, peer.host_id),
             is_load_free=True,
             has_own_connections=True,
         )

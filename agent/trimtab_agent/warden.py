@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trimtab_agent import warden_guests, warden_rights, warden_state
+from trimtab_agent import beacon_state, warden_guests, warden_rights, warden_state
 from trimtab_agent.warden_guests import Guest, Held, boottime_s
 from trimtab_agent.warden_state import HandOver
 
@@ -70,7 +70,8 @@ class Warden:
         self._watchdog_s = watchdog_s
         self._missing = list(missing) if watchdog_s else [*missing, "no supervisor watches it (WATCHDOG_USEC)"]
         self.handed: HandOver | None = warden_state.read(runtime_dir)
-        self._beacon_deadline_s = 0.0
+        # What the beacon renewed before this process began: with the controllers away it is all that keeps the guests.
+        self._beacon_deadline_s = beacon_state.read_state(runtime_dir).deadline_s
         self._held: list[Held] = []
         self._killed_at: dict[int, float] = {}
         self._looked_s = 0.0

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     """Silence after which a suspect host is called lost; no word about its guests. By more than one heartbeat longer than
     `suspect_after_s`, so that hosts which were cut off at one instant are all suspect before the first is lost."""
 
+    drift_period_s: Annotated[float, Field(ge=1, le=3600)] = 30.0
+    """How often the next 200 hosts are asked for all their domains; what they tell by themselves is heard at once."""
+
     agent_certificate_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 72.0
     controller_certificate_days: Annotated[float, Field(gt=0, le=365)] = 30.0
     host_token_minutes: Annotated[float, Field(gt=0, le=24 * 60)] = 15.0

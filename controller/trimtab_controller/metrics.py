@@ -69,6 +69,10 @@ FENCE_ACTIONS = Counter("trimtab_fence_actions", "Power-offs by what was read ba
 HOSTS_WITHOUT_FENCE = Gauge(
     "trimtab_hosts_without_fence", "Hosts with vms to restart that only an operator could prove off: no ready device, no warden."
 )
+HOSTS_BY_BEACON = Gauge("trimtab_hosts_by_beacon", "Silent hosts that live by their beacons.")
+FENCE_INTENTS = Counter(
+    "trimtab_fence_intents", "Fence intents by what came of them: written, refused, unreachable, proven, disproven.", ["outcome"]
+)
 FREE_VCPUS = Gauge("trimtab_capacity_free_vcpus", "Vcpus that vms may still claim: usable by the mean vm, stranded.", ["figure"])
 FREE_MEMORY_BYTES = Gauge("trimtab_capacity_free_memory_bytes", "Memory that vms may still claim: usable, stranded.", ["figure"])
 REBALANCE_PLANS = Counter("trimtab_rebalance_plans", "Rounds of the rebalancer by what came of them.", ["outcome"])
@@ -96,6 +100,9 @@ HEARTBEATS = Counter("trimtab_gateway_heartbeats", "Heartbeats handled.", ["outc
 GRANTING = Gauge("trimtab_gateway_granting", "1 while this gateway may grant leases.")
 CLOCK_SKEW_SECONDS = Gauge("trimtab_gateway_host_clock_skew_max_seconds", "Largest clock skew among this gateway's hosts.")
 UNARMED_HOSTS = Gauge("trimtab_gateway_hosts_without_warden", "Hosts of this gateway whose warden is not armed.")
+HOSTS_WITHOUT_BEACON = Gauge(
+    "trimtab_gateway_hosts_without_beacon", "Hosts of this gateway whose beacon should renew and does not, or has a problem."
+)
 OUTBOX_ITEMS = Counter("trimtab_gateway_outbox_items", "Items that hosts must not lose.", ["kind", "outcome"])
 COMMIT_SECONDS = Histogram("trimtab_gateway_commit_seconds", "Time of one group commit.", buckets=_FAST)
 COMMIT_SIZE = Histogram("trimtab_gateway_commit_works", "Pieces of work in one group commit.", buckets=_SIZES)

@@ -89,8 +89,13 @@ def set_frozen(name: str, *, frozen: bool) -> None:
         return
     state = MOUNT / "freezer" / name / "freezer.state"
     wanted = "FROZEN" if frozen else "THAWED"
-    state.write_text(wanted)
-    if not wait_until(lambda: state.read_text().strip() == wanted, timeout_s=10):
+
+    def is_so() -> bool:
+        # Written each time: a group in which something forks meanwhile may stay FREEZING for ever after one write.
+        state.write_text(wanted)
+        return state.read_text().strip() == wanted
+
+    if not wait_until(is_so, timeout_s=10):
         raise LabError(f"group {name} did not become {wanted} within 10 s")
 
 

@@ -125,22 +125,23 @@ class ControlPlane:
                 texts.append(_get(f"http://{self.lab.spec.ctl_address}:{port}/metrics"))
         return "\n".join(texts)
 
-    def join_hosts(self, *, lease_fencing: bool = False) -> None:
-        """Joins every host of the lab that has not joined yet."""
+    def join_hosts(self, *, lease_fencing: bool | None = None, beacon: bool = True) -> None:
+        """Joins every host of the lab that has not joined yet. `lease_fencing`: None leaves it to the beacon, as the join does."""
         for host in self.lab.spec.hosts():
             if not self.has_joined(host.name):
-                self.join(host.name, lease_fencing=lease_fencing)
+                self.join(host.name, lease_fencing=lease_fencing, beacon=beacon)
 
     def has_joined(self, host: str) -> bool:
         return (self.lab.spec.host(host).path_on_machine("/var/lib/trimtab") / "agent.toml").exists()
 
-    def join(self, host: str, *, lease_fencing: bool = False) -> None:
+    def join(self, host: str, *, lease_fencing: bool | None = None, beacon: bool = True) -> None:
         """What an operator does: create a one-use token, paste the line that comes with it on the host."""
         created = self.trimtab("host", "token", "create", host, "-o", "json")
         line = join_line(created)
         if line is None:
             raise LabError(f"`trimtab host token create {host}` printed no line to paste: {created}")
-        argv = [*shlex.split(line), *(["--lease-fencing"] if lease_fencing else [])]
+        fencing = {None: [], True: ["--lease-fencing"], False: ["--no-lease-fencing"]}[lease_fencing]
+        argv = [*shlex.split(line), *fencing, *([] if beacon else ["--no-beacon"])]
         self.lab.run(host, [*self.lab.agent_command, *argv[1:]], timeout_s=JOIN_TIMEOUT_S)
 
     def trimtab(self, *arguments: str, timeout_s: float = 60.0) -> str:

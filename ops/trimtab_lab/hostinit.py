@@ -11,6 +11,7 @@ import os
 import re
 import resource
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -152,6 +153,7 @@ class _Caller:
 class Init:
     def __init__(self, spec: BootSpec, *, boot_id: str) -> None:
         self._name = spec.name
+        self._agent_command = spec.agent_command
         self._boot_id = boot_id
         self._limits = raise_limits()
         self._supervisor = Supervisor(definitions(spec.agent_command), environment=ENVIRONMENT, log_directory=LOG_DIRECTORY)
@@ -254,6 +256,28 @@ class Init:
             with contextlib.suppress(OSError):
                 caller.connection.sendall(json.dumps(asdict(reply)).encode() + b"\n")
             self._drop(caller)
+            if reply == systemctl.REBOOT:
+                self._reboot()
+
+    def _reboot(self) -> None:
+        """End every process of this host at once, forget what was in memory, and begin anew under another boot id.
+
+        The lab host itself restarts: its guests, its network neighbours and the controller see what a machine's restart shows them.
+        """
+        sys.stdout.write("reboot: every process ends\n")
+        sys.stdout.flush()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
+        forget_memory()
+        boot_id = str(uuid.uuid4())
+        (Path("/run/trimtab-lab-identity") / "boot_id").write_text(boot_id + "\n")
+        signal.set_wakeup_fd(-1)
+        os.execv(
+            sys.executable, [sys.executable, "-m", "trimtab_lab.hostinit", "--again", self._name, boot_id, *self._agent_command]
+        )
 
     def _drop(self, caller: _Caller) -> None:
         self._selector.unregister(caller.connection)
@@ -280,5 +304,34 @@ class Init:
         self._recorded = text
 
 
+def forget_memory() -> None:
+    """Empty /run but for what the lab mounted and left there."""
+    for entry in Path("/run").iterdir():
+        if entry == INIT_DIRECTORY or entry.name == "trimtab-lab-identity" or os.path.ismount(entry):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    Path("/run/lock").mkdir(mode=0o1777, exist_ok=True)
+
+
+def begin_again(name: str, boot_id: str, agent_command: list[str]) -> None:
+    """Be the init of a host that restarted; its root stands as it stood."""
+    spec = BootSpec(
+        name=name,
+        network_namespace="",
+        cgroup_directories={},
+        root="/",
+        binds={},
+        smbios_uuid="",
+        agent_command=agent_command,
+        process_id_file="",
+    )
+    Init(spec, boot_id=boot_id).run()
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "--again":
+        begin_again(sys.argv[2], sys.argv[3], sys.argv[4:])
     sys.exit(launch(BootSpec(**json.loads(Path(sys.argv[1]).read_text()))))

@@ -171,6 +171,10 @@ class Lab:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(service.process_id, signal.SIGCONT)
 
+    def hang_storage(self, *, is_hung: bool = True) -> None:
+        """Lets the shared storage answer nobody any more, as a server that hangs; or again."""
+        storage.hang(self.spec, is_hung=is_hung)
+
     def signal_service(self, name: str, service: str, number: signal.Signals) -> int:
         """Sends a signal to the main process of `libvirtd`, `trimtab-agent`, ... and returns its pid on the machine."""
         process_id = self.service_process_id(name, service)

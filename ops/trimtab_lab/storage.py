@@ -8,6 +8,7 @@ lets them.
 
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,14 @@ def _is_served(mount: Path) -> bool:
         return os.path.ismount(mount) and mount.stat() is not None
     except OSError:
         return False
+
+
+def hang(lab: LabSpec, *, is_hung: bool) -> None:
+    """Stops the file server where it stands, or lets it go on. Callers wait in the kernel and can only be killed."""
+    process_id = running_process_id(lab, "bindfs")
+    if process_id is None:
+        raise LabError("the shared storage's server does not run")
+    os.kill(process_id, signal.SIGSTOP if is_hung else signal.SIGCONT)
 
 
 def unmount_shared(lab: LabSpec) -> None:

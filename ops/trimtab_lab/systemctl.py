@@ -38,6 +38,10 @@ class Reply:
     error: str = ""
 
 
+REBOOT = Reply(0, output="rebooting")
+"""After it was sent the init ends everything and begins anew."""
+
+
 class UnitWords:
     """What was said about each unit and outlives a boot: enabled, disabled, masked; and which inert one was started."""
 
@@ -81,6 +85,8 @@ def answer(arguments: list[str], supervisor: Supervisor, words: UnitWords) -> tu
     verb, units = plain[0], [without_suffix(each) for each in plain[1:]]
     if verb in ("daemon-reload", "daemon-reexec", "reset-failed"):
         return Reply(0), []
+    if verb == "reboot":
+        return REBOOT, []
     if verb == "is-system-running":
         return Reply(0, output="running\n"), []
     unknown = [unit for unit in units if unit not in supervisor.services and unit not in INERT_UNITS]

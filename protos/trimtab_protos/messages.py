@@ -1,11 +1,12 @@
 """The messages of `agent.v1` as frozen dataclasses, so that neither the agent's hypervisors nor the controller's sagas touch protobuf.
-
-Each class mirrors the message of the same name field by field (`codec.py` maps them generically; a test compares every field
-with the descriptors). Documentation of the fields stands in the `.proto` files. Enums: value = proto name without its prefix.
-"""
+Each class mirrors the message of the same name field by field (`codec.py`; a test compares every field with the descriptors). The
+fields' documentation stands in the `.proto` files. Enums: value = proto name without its prefix."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from trimtab_protos.network_messages import FirewallSpec
+from trimtab_protos.pool_messages import NfsSource
 
 
 class Direction(StrEnum):
@@ -22,6 +23,7 @@ class JobState(StrEnum):
 
 class PoolKind(StrEnum):
     DIR = "dir"
+    NFS = "nfs"
 
 
 class DiskFormat(StrEnum):
@@ -112,6 +114,7 @@ class PoolSpec:
     name: str = ""
     kind: PoolKind = PoolKind.DIR
     is_shared: bool = False
+    nfs: NfsSource | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +126,7 @@ class PoolObservation:
     is_responsive: bool = True
     problem: str = ""
     observed_at_ms: int = 0
+    is_hung: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +250,8 @@ class DiskSpec:
     layer_id: str = ""
     is_merging: bool = False
     merge_layer_id: str = ""
+    move_pool_id: str = ""
+    move_format: DiskFormat | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +262,7 @@ class NicSpec:
     index: int
     model: str = "virtio"
     addresses: tuple[str, ...] = ()
+    allows_spoofing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,6 +323,7 @@ class DomainSpec:
     numa_cells: tuple[int, ...] = ()
     cpuset: str = ""
     host_devices: tuple[str, ...] = ()
+    firewall: FirewallSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

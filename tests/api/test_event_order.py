@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from tests.api.kit import Api, running_api
+from trimtab_controller.api.settled_events import SettledEvents
 from trimtab_controller.store import events, schema
 
 P1 = "/v1/projects/p1/events"
@@ -44,6 +45,13 @@ async def newest(api: Api) -> int:
     return int(await api.db.read(lambda session: session.scalar(sa.select(sa.func.max(schema.event.c.seq))) or 0))
 
 
+async def known(api: Api) -> int:
+    """Return the newest number after the API has served it: until then it would wait half a minute for whoever writes."""
+    before = await newest(api)
+    assert await page(api, before) == []
+    return before
+
+
 async def page(api: Api, after: int) -> list[str]:
     answer = (await api.call("p1-viewer", "GET", P1, params={"after": after})).json()
     return [one["message"] for one in answer["items"]]
@@ -66,7 +74,7 @@ async def test_a_watcher_sees_an_event_whose_transaction_is_younger_and_whose_nu
 
 
 async def test_a_page_waits_for_numbers_that_may_still_appear(api: Api, postgres_url: str) -> None:
-    before = await newest(api)
+    before = await known(api)
     with open_session(postgres_url) as older, open_session(postgres_url) as younger:
         begin_writing(older)
         tell(younger, api, "late")
@@ -78,6 +86,7 @@ async def test_a_page_waits_for_numbers_that_may_still_appear(api: Api, postgres
 
 
 async def test_the_newest_page_gives_a_number_from_which_nothing_is_missed(api: Api, postgres_url: str) -> None:
+    await known(api)
     with open_session(postgres_url) as older, open_session(postgres_url) as younger:
         begin_writing(older)
         tell(younger, api, "late")
@@ -86,6 +95,15 @@ async def test_the_newest_page_gives_a_number_from_which_nothing_is_missed(api: 
         shown = (await api.call("p1-viewer", "GET", P1, params={"kind": "vm."})).json()
         younger.commit()
         assert "late" in await page(api, shown["last_seq"])
+
+
+async def test_a_process_that_knows_nothing_yet_says_so_rather_than_guess(api: Api, postgres_url: str) -> None:
+    settled = SettledEvents(api.db, first_wait_s=0.3)
+    with open_session(postgres_url) as session:
+        tell(session, api, "late")
+        assert await settled.newest() == 0
+        session.commit()
+    assert await settled.newest() == await newest(api)
 
 
 async def test_a_transaction_that_was_rolled_back_holds_nothing_up(api: Api, postgres_url: str) -> None:

@@ -198,3 +198,28 @@ async def test_a_drill_tells_when_each_vm_would_run_again_and_changes_nothing(ap
     await set_connectivity(api, "node1", "lost")
     late = await api.call("fleet-viewer", "GET", "/v1/hosts/node1/loss-drill")
     assert (late.status_code, late.json()["code"]) == (409, "host-not-up")
+
+
+async def test_a_real_drill_is_refused_where_no_device_is_ready_the_name_differs_or_a_vm_would_not_run_again(api: Api) -> None:
+    await api.equip()
+    await place(api, "db", "node1", ha="restart")
+    await api.write(
+        lambda session: session.execute(schema.pool.update().values(is_shared=True, sharing_proven_at=api.clock.now()))
+    )
+
+    async def cut(**said: object) -> tuple[int, str]:
+        answer = await api.call("admin", "POST", "/v1/hosts/node1:cut-power", json={"confirm": "node1", **said})
+        return answer.status_code, answer.json()["code"] if answer.content else ""
+
+    assert await cut() == (409, "fence-path-missing")
+    await api.call("admin", "PUT", PATHS, json={"paths": [DEVICE]})
+    now = api.clock.now()
+    await api.write(lambda session: failover.record_test(session, api.ids["node1"], "bmc", power="on", message="", now=now))
+    assert await cut(confirm="node2") == (400, "confirm-differs")
+    await place(api, "scratch", "node1")
+    assert await cut() == (409, "drill-would-lose"), "scratch is not kept"
+    assert await api.rows(schema.power_cut) == []
+    assert (await api.call("fleet-operator", "POST", "/v1/hosts/node1:cut-power", json={"confirm": "node1"})).status_code == 403
+    assert await cut(force=True) == (204, "")
+    (asked,) = await api.rows(schema.power_cut)
+    assert asked["host_id"] == api.ids["node1"]

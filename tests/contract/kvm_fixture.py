@@ -41,7 +41,7 @@ from trimtab_protos.messages import (
 
 START_TIMEOUT_S = 60.0
 _BLOCK_BYTES = 1 << 20
-_WITH_CONTROL = ("import_image", "migrate", "snapshot_memory", "restore_memory", "merge_layer", "copy_volume")
+_WITH_CONTROL = ("import_image", "migrate", "snapshot_memory", "restore_memory", "merge_layer", "copy_volume", "move_volume")
 
 
 @dataclass(frozen=True, slots=True)

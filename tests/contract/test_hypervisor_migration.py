@@ -31,6 +31,7 @@ from trimtab_protos.messages import (
     PowerAction,
     VolumeSpec,
 )
+from trimtab_protos.network_messages import FirewallRule, FirewallSpec
 
 pytestmark = [pytest.mark.timeout(400)]
 
@@ -147,3 +148,29 @@ def test_a_shared_disk_is_never_removed_by_settling(hosts: Hosts, vm: Vm) -> Non
     power(hosts.first, vm, PowerAction.START)
     settle(hosts.second, vm, MigrationSide.REMOVE, removed=(vm.volume,))
     assert hosts.first.hypervisor.observe_volume(vm.volume.volume_id, vm.pool).is_present
+
+
+# --- firewalls -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_firewall_moves_with_its_vm_the_highest_generation_stays_and_it_goes_with_it(hosts: Hosts, vm: Vm) -> None:
+    def closed(generation: int) -> FirewallSpec:
+        rules = (FirewallRule(protocol="tcp", first_port=generation, last_port=generation),)
+        return FirewallSpec(generation=generation, is_closed=True, rules=rules)
+
+    first, second = hosts.first.hypervisor, hosts.second.hypervisor
+    assert second.set_firewall(vm.id, closed(3)) == 0, "the vm is not there"
+    vm = replace(vm, spec=replace(vm.spec, firewall=closed(3)))
+    define(hosts.first, vm)
+    assert first.set_firewall(vm.id, closed(5)) == 5
+    assert first.set_firewall(vm.id, closed(4)) == 5, "a late message changes nothing"
+    power(hosts.first, vm, PowerAction.START)
+    assert first.set_firewall(vm.id, closed(5)) == 5, "nor does a start"
+    move(hosts, vm)
+    assert second.set_firewall(vm.id, closed(2)) == 3, "readied with what its spec says"
+    settle(hosts.second, replace(vm, spec=replace(vm.spec, firewall=closed(6))), MigrationSide.KEEP)
+    settle(hosts.first, vm, MigrationSide.REMOVE)
+    assert second.set_firewall(vm.id, closed(1)) == 6
+    assert first.set_firewall(vm.id, closed(7)) == 0, "the source forgot it"
+    second.undefine_domain(vm.id, vm.spec.pools, kill_if_running=True, keep_state_files=False)
+    assert second.set_firewall(vm.id, closed(7)) == 0

@@ -126,8 +126,10 @@ class Fleet:
 
 
 def fleet_settings(lab: Lab) -> dict[str, str]:
-    """Return the controller's settings: images may come from a server that a test runs on the machine's lab address."""
+    """Return the controller's settings: images may come from a server that a test runs on the machine's lab address, and tests wait
+    for what the drift loop says."""
     return {
+        "TRIMTAB_DRIFT_PERIOD_S": "3",
         "TRIMTAB_IMAGE_URL_HOSTS": lab.spec.machine_address,
         "TRIMTAB_IMAGE_URL_NETWORKS": str(lab.spec.subnet),
     }

@@ -7,8 +7,9 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from tests.lab.fleet_kit import Fleet, wait_until
+from tests.lab.fleet_kit import HOSTS, Fleet, wait_until
 from trimtab_lab import quorum
 from trimtab_lab.controlplane import FIRST_METRICS_PORT, ControlPlane
 from trimtab_lab.guest import build_guest_image
@@ -83,6 +84,9 @@ class LossFleet(Fleet):
         times = [datetime.fromisoformat(each["at"]).timestamp() for each in events if each["kind"] == kind]
         return min(at for at in times if at >= after_unix_s)
 
+    def protection(self, host: str) -> dict[str, Any]:
+        return dict(self.host(host)["protection"])
+
     def unarmed_hosts(self) -> int:
         """Return how many connected hosts said with their last heartbeat that their warden is not armed."""
         address = f"http://{self.lab.spec.ctl_address}:{GATEWAY_METRICS_PORT}/metrics"
@@ -97,12 +101,23 @@ class LossFleet(Fleet):
         wait_until(lambda: self.unarmed_hosts() == 0, "every warden to be armed")
 
 
+def use_beacons(fleet: LossFleet) -> None:
+    """Let the hosts be as a join makes them that says nothing of fencing: armed while their beacons renew."""
+    for host in HOSTS:
+        # Out in this order: the agent's last renewals still said that the warden works without.
+        script = """sed -i 's/^beacon = false/beacon = true/; s/^lease_fencing = .*/lease_fencing = "auto"/' /var/lib/trimtab/agent.toml
+        systemctl restart trimtab-agent"""
+        fleet.sh(host, script)
+    wait_until(lambda: all(fleet.protection(host)["beacon_age_s"] is not None for host in HOSTS), "every beacon to renew")
+    fleet.wait_until_armed()
+
+
 def build(lab: Lab, *, settings: dict[str, str] | None = None) -> LossFleet:
     """Bring up three hosts with wardens, a shared pool that is lock-free for guests, a local one, and the guest's image."""
     lab.up(hosts=3, has_lock_free_disk=True)
     plane = ControlPlane(lab, settings=settings)
     plane.start()
-    plane.join_hosts(lease_fencing=True)
+    plane.join_hosts(lease_fencing=True, beacon=False)
     fleet = LossFleet(lab, plane)
     wait_until(lambda: fleet.ok("host", "list", "-o", "json").out.count('"up"') >= 3, "three hosts to be up")
     fleet.ok("pool", "create", "shared", "--path", "/srv/trimtab-shared", "--shared")

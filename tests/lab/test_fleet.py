@@ -107,6 +107,32 @@ def test_a_guest_destroyed_by_hand_is_told_from_a_crash_and_not_restarted(fleet:
     assert seen["observed"]["state"] == "stopped"
     fleet.ok("vm", "start", "victim", "--wait")
     assert fleet.vm("victim")["problem"] == ""
+
+
+def test_definitions_that_were_undefined_or_left_behind_by_hand_are_mended_under_the_running_guest(fleet: Fleet) -> None:
+    vm = fleet.vm("victim")
+    domain, run = f"trimtab-{vm['id']}", fleet.sh("node2", f"cat /run/libvirt/qemu/trimtab-{vm['id']}.pid")
+    definition = fleet.sh("node2", f"virsh dumpxml --inactive {domain}")
+    fleet.sh("node2", f"virsh undefine --nvram {domain} || virsh undefine {domain}")
+    fleet.sh("node3", f"cat > /tmp/left.xml <<'END'\n{definition}\nEND\nvirsh define /tmp/left.xml")
+    wait_until(lambda: fleet.hosts_that_define(vm["id"]) == ["node2"], "what was left behind on node3 to be removed")
+    wait_until(
+        lambda: (
+            "persistent" in fleet.sh("node2", f"virsh list --persistent --name | grep -q {domain} && echo persistent || true")
+        ),
+        "the definition on node2 to be put back",
+    )
+    assert fleet.sh("node2", f"cat /run/libvirt/qemu/{domain}.pid") == run, "the guest ran through it"
+    wait_until(lambda: fleet.vm("victim")["problem"] == "", "all to be as wished")
+    fleet.ok("vm", "stop", "victim", "--force", "--wait")
+    fleet.sh("node2", f"virsh undefine --nvram {domain} || virsh undefine {domain}")
+    wait_until(lambda: fleet.hosts_that_define(vm["id"]) == ["node2"], "the stopped vm to be defined again")
+    done = {
+        one["kind"]
+        for one in fleet.ok("op", "list", "--filter", f"subject={vm['id']}", "-o", "json").json()
+        if one["state"] == "done"
+    }
+    assert {"vm.redefine", "vm.clean_copy"} <= done
     fleet.ok("vm", "delete", "victim", "--yes", "--wait")
 
 

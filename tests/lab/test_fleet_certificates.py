@@ -20,7 +20,7 @@ from trimtab_lab.specs import PLANE_GROUP
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
-LIFE_S = 60
+LIFE_S = 40
 SHORT = {"TRIMTAB_AGENT_CERTIFICATE_HOURS": str(LIFE_S / 3600)}
 AWAY = "node3"
 STAYING = ("node1", "node2")
@@ -35,7 +35,7 @@ def restart(fleet: Fleet, settings: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def short_lived(fleet: Fleet) -> Iterator[Fleet]:
-    """The fleet with certificates that live for a minute, and a new CA that is trusted besides the present one."""
+    """The fleet with certificates that live for less than a minute, and a new CA that is trusted besides the present one."""
     assert "A new CA is trusted" in rotate(fleet, "begin")
     restart(fleet, SHORT)
     yield fleet

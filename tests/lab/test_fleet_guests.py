@@ -36,8 +36,20 @@ def test_a_guest_behind_nat_gets_an_address_that_is_shown(fleet: Fleet) -> None:
         "the guest's address to be shown",
     )
     address = shown[0].partition("/")[0]
-    pinged = fleet.sh(fleet.vm("natted")["host"], f"busybox ping -c 1 -W 5 {address}")
-    assert "bytes from" in pinged, "the host of a NAT network reaches its guests"
+    vm = fleet.vm("natted")
+    assert vm["nics"][0]["addresses"] == [f"{address}/24"], "the one that was given to it"
+
+    def answers() -> bool:
+        return "bytes from" in fleet.sh(vm["host"], f"busybox ping -c 1 -W 5 {address}", check=False)
+
+    assert answers(), "the host of a NAT network reaches its guests"
+    fleet.ok("secgroup", "create", "closed", "--closed")
+    fleet.ok("vm", "update", "natted", "--secgroup", "closed")
+    assert not answers(), "a group that lets nothing in"
+    fleet.ok("secgroup", "update", "closed", "--allow", "icmp")
+    assert answers(), "what it allows now is in force when the command ends"
+    refused = fleet.trimtab("secgroup", "delete", "closed", "--yes")
+    assert (refused.code, "natted" in refused.err) == (5, True)
     fleet.delete("natted")
 
 

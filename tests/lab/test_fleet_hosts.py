@@ -78,6 +78,36 @@ def picture(fleet: Fleet, host: str) -> str:
 # --- the check -------------------------------------------------------------------------------------------------------------
 
 
+# --- the ways between hosts ------------------------------------------------------------------------------------------------
+
+
+def ways(fleet: Fleet) -> tuple[int, set[tuple[str, str, str]]]:
+    """Return the exit code of `host check --all` and what it met: (seen by, peer, kind)."""
+    ran = fleet.trimtab("host", "check", "--all", "-o", "json")
+    return ran.code, {(one["seen_by"], one["peer"], one["kind"]) for one in json.loads(ran.out)["problems"]}
+
+
+def test_each_way_between_hosts_is_looked_at_and_what_is_wrong_is_named(fleet: Fleet) -> None:
+    def listening() -> str:
+        return fleet.sh("node2", "ss -Hltn | sort")
+
+    before = listening()
+    assert ways(fleet) == (0, set())
+    fleet.sh("node2", "ip link set eth0 mtu 1400; nft add table inet broken; "
+                      "nft add chain inet broken in '{ type filter hook input priority 0; }'; "
+                      "nft add rule inet broken in tcp dport 49152-49215 drop")  # fmt: skip
+    code, met = ways(fleet)
+    assert code == CHECK_REFUSED
+    assert met == {(host, "node2", kind) for host in ("node1", "node3") for kind in ("migration-ports", "mtu")}
+    said = fleet.trimtab("host", "check", "node2")
+    assert said.code == CHECK_REFUSED
+    assert "cure: on node2: let node1 reach tcp ports 49152 to 49215" in said.out
+    assert "packets of 1500 bytes do not pass uncut, 1400 bytes do" in said.out
+    fleet.sh("node2", "ip link set eth0 mtu 1500; nft delete table inet broken")
+    assert ways(fleet) == (0, set())
+    assert listening() == before, "nothing was left listening"
+
+
 def test_check_lists_every_change_and_makes_none(fleet: Fleet, spare: str) -> None:
     before = picture(fleet, spare)
     checked = check(fleet, spare, join_arguments(fleet, spare))

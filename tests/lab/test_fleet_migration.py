@@ -105,6 +105,7 @@ def test_auto_converge_and_postcopy_are_used_where_asked(fleet: Fleet, mover: st
     switched_on = capabilities(fleet, home, vm["id"])
     assert switched_on["auto-converge"]
     assert switched_on["postcopy-ram"]
+    fleet.lab.run(home, ["virsh", "migrate-setspeed", f"trimtab-{vm['id']}", "500"])  # it was slow only to be looked at
     assert fleet.end_of(operation_id)["state"] == "done"
     assert_one_whole_copy(fleet, mover, on=target, counted=counted)
     assert fleet.ticks(mover)[1] > uptime

@@ -117,3 +117,58 @@ def test_a_host_whose_warden_is_not_armed_is_never_recovered_by_lease_alone(loss
         losses.lab.run(home, ["systemctl", "start", "trimtab-warden"])
     losses.wait_until_armed()
     assert losses.double_runs() == []
+
+
+# --- as hosts are by default: armed while their beacons renew in the shared pool ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def beaconed(losses: LossFleet, kept: str) -> LossFleet:
+    kit.use_beacons(losses)
+    return losses
+
+
+def test_controllers_that_are_away_for_longer_than_a_lease_end_nobody_while_the_beacon_renews(
+    beaconed: LossFleet, kept: str
+) -> None:
+    home, at_s = beaconed.home(kept), boottime_s()
+    beaconed.plane.crash()
+    try:
+        far_beyond_s = at_s + 2 * (kit.LEASE_S + kit.KILL_S)
+        beaconed.lab.signal_service(home, "trimtab-warden", signal.SIGKILL)  # the next one knows the lease only by the beacon
+        wait_until(lambda: boottime_s() > at_s + kit.LEASE_S, "the lease of the controllers to end")
+        beaconed.lab.run(home, ["systemctl", "restart", "trimtab-agent"])  # an upgrade, in the middle of it
+        beaconed.lab.signal_service(home, "trimtab-warden", signal.SIGKILL)
+        wait_until(lambda: beaconed.writes(kept)[-1].at_s > far_beyond_s, "the guest to count on where it is", patience_s=90)
+    finally:
+        beaconed.plane.start()
+    assert {each.host for each in beaconed.writes(kept) if each.at_s > at_s} == {home}
+    assert beaconed.double_runs() == []
+    beaconed.wait_until_armed()
+
+
+def test_storage_that_hangs_holds_up_neither_agent_nor_warden(beaconed: LossFleet, kept: str) -> None:
+    home = beaconed.home(kept)
+    beaconed.lab.hang_storage()
+    try:
+        # Its word "armed" is taken back: without a beacon, controllers that are away would end its guests.
+        wait_until(lambda: beaconed.unarmed_hosts() == 3, "every host to say that its beacon does not renew", patience_s=60)
+        protection = beaconed.protection(home)
+        assert protection["lease_age_s"] < kit.LEASE_S / 2
+        assert protection["beacon_age_s"] > kit.LEASE_S
+        now_s = boottime_s()
+        wait_until(lambda: beaconed.writes(kept)[-1].at_s > now_s, "the guest to count on")
+        assert all(beaconed.host(host)["connectivity"] == "up" for host in kit.HOSTS)
+    finally:
+        beaconed.lab.hang_storage(is_hung=False)
+    beaconed.wait_until_armed()
+    assert beaconed.home(kept) == home
+
+
+def test_a_dead_host_with_a_beacon_is_recovered_after_an_intent_that_another_host_wrote(beaconed: LossFleet, kept: str) -> None:
+    home, at_s = beaconed.home(kept), boottime_s()
+    beaconed.lab.crash(home)
+    comes_back_elsewhere(beaconed, kept, home, at_s)
+    beaconed.lab.boot(home)
+    beaconed.wait_until_armed()
+    wait_until(lambda: beaconed.protection(home)["beacon_age_s"] is not None, "its beacon to renew under its new lease")

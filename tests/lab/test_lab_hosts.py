@@ -319,6 +319,18 @@ def test_frozen_host_can_be_crashed(lab: Lab) -> None:
     assert [host.state for host in lab.status()] == ["up", "up"]
 
 
+def test_a_host_that_forks_all_the_time_freezes_as_well(lab: Lab) -> None:
+    """One write is not enough: the kernel leaves a group FREEZING for ever where a fork was under way in that instant."""
+    forking = subprocess.Popen(lab.command("node2", ["sh", "-c", "while :; do /bin/true; done & while :; do /bin/true; done"]))
+    try:
+        for _ in range(20):
+            lab.freeze("node2", everything=True)
+            lab.thaw("node2")
+    finally:
+        lab.crash("node2")
+        forking.wait()
+
+
 def test_up_again_boots_only_what_crashed(lab: Lab) -> None:
     before = [host.init_process_id for host in lab.status()]
     lab.crash("node2")

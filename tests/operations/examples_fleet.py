@@ -4,13 +4,17 @@ from tests.operations.example import Example, name_of
 from tests.operations.kit import FleetStory
 from trimtab_controller.core.model import Operation
 from trimtab_controller.core.planning import PlanKind
+from trimtab_controller.services import host_reboots, hosts_admin
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services import plans as plan_service
+from trimtab_controller.services import secgroups as secgroup_service
 from trimtab_controller.store import (
     hosts,
     networks,
+    plans,
     reach,
     schema,
+    secgroups,
 )
 from trimtab_controller.store.database import Session
 
@@ -130,7 +134,69 @@ def _called_off(story: FleetStory, operation: Operation) -> None:
         assert story.running_on(step.vm_id) == {story.vm(step.vm_id).host_id}
 
 
+def _reboot(story: FleetStory) -> Operation:
+    host_id = story.add_host(name_of("node-"))
+    return story.db.write(
+        lambda session: host_reboots.reboot(
+            session, hosts.get(session, host_id), force=False, actor=story.actor, now=story.clock.now()
+        )
+    )
+
+
+def _is_back(story: FleetStory, operation: Operation) -> None:
+    assert story.rebooted.count(operation.subject_id) == 1, "an order that comes twice restarts once"
+    host = story.db.read(lambda session: hosts.get(session, operation.subject_id))
+    assert host.boot_id == story.hypervisor(host.id).boot_id
+    assert not host.is_cordoned
+    assert not story.db.read(lambda session: plans.maintenance_of(session, [host.id]))
+
+
+def _is_open_again(story: FleetStory, operation: Operation) -> None:
+    assert not story.db.read(lambda session: hosts.get(session, operation.subject_id)).is_cordoned
+    assert not story.db.read(lambda session: plans.maintenance_of(session, [operation.subject_id]))
+
+
+def _apply_firewall(story: FleetStory) -> Operation:
+    """A running vm's group is changed: its host is told of the new rules."""
+    name = name_of("web")
+    vm = story.running_vm(name)
+
+    def work(session: Session) -> Operation:
+        made = {"project": story.project, "actor": story.actor, "now": story.clock.now()}
+        secgroup_service.create(session, name=f"sg-{name}", rules=["tcp/22"], **made)
+        secgroup_service.put_into(session, vm.id, [f"sg-{name}"], project=story.project, field="secgroups")
+        _view, operation = secgroup_service.change(session, f"sg-{name}", ["tcp/443"], expected_version=None, **made)
+        return operation
+
+    return story.db.write(work)
+
+
+def _firewall_is_applied(story: FleetStory, operation: Operation) -> None:
+    def read(session: Session) -> list[str]:
+        return list(secgroups.members(session, [operation.subject_id])[operation.subject_id])
+
+    (vm_id,) = story.db.read(read)
+    firewall = story.hypervisor(story.vm(vm_id).host_id).firewalls[vm_id]
+    assert [(rule.protocol, rule.first_port) for rule in firewall.rules] == [("tcp", 443)]
+    assert firewall.is_closed
+    assert vm_id not in {one.vm_id for one in story.db.read(lambda session: secgroups.behind(session, limit=100))}
+
+
+def _check_hosts(story: FleetStory) -> Operation:
+    return story.db.write(lambda session: hosts_admin.check(session, "", actor=story.actor, now=story.clock.now()))
+
+
+def _hosts_are_checked(story: FleetStory, operation: Operation) -> None:
+    result = story.operation(operation.id).result
+    assert result is not None
+    assert result["hosts"] >= 3
+    assert len(result["pairs"]) == result["hosts"] * min(result["hosts"] - 1, 16), "each way, from both ends"
+
+
 EXAMPLES: dict[str, Example] = {
+    "host.reboot": Example(kind="host.reboot", arrange=_reboot, done=_is_back, undone=_is_open_again),
+    "firewall.apply": Example(kind="firewall.apply", arrange=_apply_firewall, done=_firewall_is_applied),
+    "host.check": Example(kind="host.check", arrange=_check_hosts, done=_hosts_are_checked),
     "plan.apply": Example(kind="plan.apply", arrange=_drain, done=_drained, undone=_called_off),
     "network.create": Example(kind="network.create", arrange=_create_network, done=_network_is_usable, undone=_network_is_gone),
     "network.delete": Example(kind="network.delete", arrange=_delete_network, done=_network_is_gone),

@@ -1,10 +1,15 @@
 """One valid operation of every kind that works on images, volumes and pools. See `examples.py`."""
 
+from dataclasses import replace
+
 from tests.operations.example import Example, name_of
 from tests.operations.kit import GIB, FleetStory, NeverCancelled
-from trimtab_controller.core.model import Operation, Volume
+from trimtab_agent.hypervisor import simulated_layers
+from trimtab_agent.hypervisor.simulation import StoredVolume
+from trimtab_controller.core.model import Operation, Pool, Volume
 from trimtab_controller.services import images as image_service
 from trimtab_controller.services import pools as pool_service
+from trimtab_controller.services import volume_moves
 from trimtab_controller.services import volumes as volume_service
 from trimtab_controller.store import (
     describe,
@@ -13,6 +18,8 @@ from trimtab_controller.store import (
     pools,
     volumes,
 )
+from trimtab_controller.store import volume_moves as move_store
+from trimtab_controller.store.database import Session
 from trimtab_protos.messages import DiskFormat, HostFileSource, ImageSpec
 
 
@@ -186,7 +193,113 @@ def _delete_pool(story: FleetStory) -> Operation:
     )
 
 
+# --- moves between pools -----------------------------------------------------------------------------------------------------
+
+
+def other_pool(story: FleetStory) -> Pool:
+    """Return a second shared pool, made once for each fleet."""
+    found = story.db.read(lambda session: pools.find(session, "second"))
+    return found or story.add_pool("second", is_shared=True)
+
+
+def accept_move(story: FleetStory, volume_id: str, pool: Pool) -> Operation:
+    return story.db.write(
+        lambda session: volume_moves.move(
+            session,
+            volume_id,
+            volume_moves.MoveWish(to_pool=pool.name),
+            project=story.project,
+            expected_version=None,
+            actor=story.actor,
+            now=story.clock.now(),
+        )
+    )
+
+
+def stored(story: FleetStory, pool: Pool, volume_id: str) -> StoredVolume | None:
+    """Return what a pool holds of the volume, as the first host sees it."""
+    return story.fleet.store(story.host_ids[0], describe.pool_spec(pool)).volumes.get(volume_id)
+
+
+def moves_root(story: FleetStory, *, is_running: bool) -> Operation:
+    """The root disk of a vm, a linked clone of its image."""
+    vm = story.running_vm(name_of("web"))
+    simulated_layers.write(story.hypervisor(vm.host_id), vm.id, "made")
+    if not is_running:
+        story.accept_power(vm, "stop", force=True)
+        story.settle()
+    return accept_move(story, story.volumes(vm.id)[0].id, other_pool(story))
+
+
+def moved_to(story: FleetStory, pool: Pool, volume_id: str) -> None:
+    """The volume is there alone, stands by itself, and holds what its guest wrote."""
+    volume = story.db.read(lambda session: describe.get_volume(session, volume_id))
+    assert (volume.pool_id, volume.move_state, volume.base_image_id) == (pool.id, "", None)
+    (gone,) = {story.shared.id, other_pool(story).id} - {pool.id}
+    former = story.shared if gone == story.shared.id else other_pool(story)
+    assert stored(story, former, volume_id) is None, "nothing is left where it was"
+    there = stored(story, pool, volume_id)
+    assert there is not None
+    assert there.layers[""].below is None
+    if volume.vm_id is not None:
+        assert there.layers[""].marks == {"made"}
+
+
+def _root_moved(story: FleetStory, operation: Operation) -> None:
+    moved_to(story, other_pool(story), str(operation.params["volume_id"]))
+
+
+def stays(story: FleetStory, operation: Operation) -> None:
+    volume = story.db.read(lambda session: describe.get_volume(session, str(operation.params["volume_id"])))
+    assert (volume.pool_id, volume.move_state, volume.other_pool_id) == (story.shared.id, "", None)
+    there = stored(story, story.shared, volume.id)
+    assert there is not None
+    assert stored(story, other_pool(story), volume.id) is None, "nothing is left where it should have gone"
+    if volume.vm_id is not None:
+        assert there.layers[""].marks == {"made"}
+
+
+def _cut_off(story: FleetStory) -> Operation:
+    """A move whose operation a deletion took over while both sides were there."""
+    vm = story.running_vm(name_of("web"))
+    simulated_layers.write(story.hypervisor(vm.host_id), vm.id, "made")
+    volume = story.volumes(vm.id)[0]
+
+    def begin(session: Session) -> None:
+        assert move_store.begin(session, volume, other_pool(story), "", volume.format)
+
+    other_pool(story)
+    story.db.write(begin)
+    spec = replace(describe.volume_spec(volume, {}), pool_id=other_pool(story).id)
+    story.hypervisor(vm.host_id).ensure_volume(spec, describe.pool_spec(other_pool(story)))
+    params = {"volume_id": volume.id, "vm_id": vm.id}
+    return story.accept("volume.settle_move", vm.id, params, name=volume.name, project_id=volume.project_id)
+
+
 EXAMPLES: dict[str, Example] = {
+    "volume.move": Example(
+        kind="volume.move",
+        arrange=lambda story: moves_root(story, is_running=True),
+        done=_root_moved,
+        undone=stays,
+        # A guest that writes to the new place cannot be brought back to one that is gone; a copy that is whole stays.
+        takes_place=frozenset({"copy"}),
+    ),
+    "volume.move of a stopped vm": Example(
+        kind="volume.move",
+        arrange=lambda story: moves_root(story, is_running=False),
+        done=_root_moved,
+        undone=stays,
+        takes_place=frozenset({"copy"}),
+    ),
+    "volume.move of a volume apart": Example(
+        kind="volume.move",
+        arrange=lambda story: accept_move(story, present_volume(story), other_pool(story)),
+        done=_root_moved,
+        undone=stays,
+        takes_place=frozenset({"copy"}),
+    ),
+    "volume.settle_move": Example(kind="volume.settle_move", arrange=_cut_off, done=stays),
     "image.import": Example(
         kind="image.import", arrange=lambda story: _import(story, is_local=False), done=_imported, undone=_not_imported
     ),

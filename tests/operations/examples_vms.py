@@ -119,6 +119,20 @@ def _copy_cleaned(story: FleetStory, operation: Operation) -> None:
     assert story.running_on(vm.id) == {vm.host_id}
 
 
+def _redefine(story: FleetStory) -> Operation:
+    """Somebody undefined it at its home while it was off."""
+    vm = story.running_vm(name_of("web"))
+    stopped(story, vm)
+    del story.hypervisor(vm.host_id).domains[vm.id]
+    return story.accept("vm.redefine", vm.id, {"vm_id": vm.id}, name=vm.name, project_id=vm.project_id)
+
+
+def _redefined(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert vm.id in story.hypervisor(vm.host_id).domains
+    assert story.running_on(vm.id) == frozenset()
+
+
 def _paused(story: FleetStory, vm: Vm) -> None:
     story.accept_power(vm, "pause")
     story.settle()
@@ -230,6 +244,7 @@ EXAMPLES: dict[str, Example] = {
     ),
     "vm.recover": Example(kind="vm.recover", arrange=_recover, done=_ends_as(ObservedState.RUNNING)),
     "vm.settle_move": Example(kind="vm.settle_move", arrange=_settle_move, done=_move_settled),
+    "vm.redefine": Example(kind="vm.redefine", arrange=_redefine, done=_redefined),
     "vm.clean_copy": Example(kind="vm.clean_copy", arrange=_clean_copy, done=_copy_cleaned),
     "vm.purge": Example(kind="vm.purge", arrange=_purge, done=_purged),
 }

@@ -58,7 +58,7 @@ class _Facts:
 def audit_invariants(story: FleetStory) -> list[str]:
     """Return what is wrong; operations that are still live or need attention excuse nothing but themselves (I4)."""
     facts = story.db.read(_Facts)
-    checks = (_operations, _claims, _space, _quotas, _addresses, _migrations, _reach, _replicas)
+    checks = (_operations, _claims, _space, _moves, _quotas, _addresses, _migrations, _reach, _replicas)
     found = [violation for check in checks for violation in check(facts)]
     return [*found, *_domains(facts, story), *_files(facts, story), *_layers(facts, story), *_guests(story)]
 
@@ -137,6 +137,12 @@ def _space(facts: _Facts) -> Iterator[str]:
     for volume in facts.volumes.values():
         if volume.deleted_at is None and volume.observed_state == "present" and _place(facts, volume) not in known:
             yield f"volume {volume.name} is present and claims no space"
+
+
+def _moves(facts: _Facts) -> Iterator[str]:
+    for volume in facts.volumes.values():
+        if volume.move_state:
+            yield f"volume {volume.name} is {volume.move_state} and nobody works on its move"
 
 
 def _quotas(facts: _Facts) -> Iterator[str]:

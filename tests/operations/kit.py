@@ -82,6 +82,8 @@ class FleetStory:
         self.clock = VirtualClock()
         self.wire = Wire()
         self.agents = SimulatedAgents(workshop, directory, self.clock)
+        self.agents.on_reboot = self.reboots
+        self.rebooted: list[str] = []
         self.directory = directory
         self.secrets = SecretBox(directory)
         self.client = client_over(self.wire, self._lookup, open_seal=lambda sealed, place: self.secrets.open(sealed, place=place))
@@ -169,6 +171,15 @@ class FleetStory:
 
         self.db.write(work)
         return host_id
+
+    def reboots(self, host_id: str) -> None:
+        """What a host's operating system does when it is told to restart: guests end, and it is up again with another boot id."""
+        self.rebooted.append(host_id)
+        self.hypervisor(host_id).crash()
+        self.hypervisor(host_id).boot()
+        boot_id = self.hypervisor(host_id).boot_id
+        table = schema.host
+        self.db.write(lambda session: session.execute(table.update().where(table.c.id == host_id).values(boot_id=boot_id)))
 
     def add_pool(self, name: str, *, is_shared: bool) -> Pool:
         """Insert a pool that every host reaches."""
@@ -483,8 +494,7 @@ class FleetStory:
         self.clock.advance(engines.DRIVER_LEASE_S + 1)
 
     def _lookup(self, host_id: str) -> AgentAddress:
-        host = self.db.read(lambda session: hosts.get(session, host_id))
-        return AgentAddress(host.id, host.agent_address, host.incarnation, host.lease_number)
+        return AgentAddress(host_id, *self.db.read(lambda session: hosts.reach_agent(session, host_id)))
 
 
 def claims_of(story: FleetStory, vm_id: str) -> dict[str, str]:

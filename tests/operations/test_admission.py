@@ -2,12 +2,16 @@
 
 import pytest
 
+from tests.operations import examples_changes as changes
 from tests.operations.invariants import audit_invariants
-from tests.operations.kit import FleetStory
+from tests.operations.kit import GIB, FleetStory
 from trimtab_controller.core.lifecycle import OperationState
 from trimtab_controller.core.model import Operation
+from trimtab_controller.operations import estates, placement_snapshot
+from trimtab_controller.operations.admission import Gatekeeper
 from trimtab_controller.services import hosts_admin
-from trimtab_controller.store import hosts, placements, schema
+from trimtab_controller.store import fleet, hosts, placements, schema
+from trimtab_controller.store.database import Session
 
 WHOLE_HOST = {"vcpus": 8, "memory_mib": 1024}
 
@@ -96,3 +100,32 @@ def test_a_start_is_not_refused_when_the_next_loss_would_not_be_survived(story: 
     start = story.accept_power(story.vm(vm.id), "start")
     story.settle()
     assert story.operation(start.id).state is OperationState.DONE, story.operation(start.id).error
+
+
+def test_what_is_kept_from_batch_to_batch_is_what_the_database_says(story: FleetStory) -> None:
+    """Whatever is done to a vm: the marks by which a batch knows what changed leave nothing out that matters."""
+    kept = Gatekeeper()
+
+    def check(session: Session) -> None:
+        rows = fleet.read_rows(session)
+        kept.follow(session, rows, placement_snapshot.snapshot_of(rows, placement_snapshot.baselines_of(rows)))
+        assert kept.vms == {vm.vm_id: vm for vm in estates.read_vms(session, rows, kept.vms)}
+        on_hosts = schema.vm.select().where(schema.vm.c.host_id != "", schema.vm.c.deleted_at.is_(None))
+        assert set(kept.vms) == {row.id for row in session.execute(on_hosts)}
+
+    def did(operation: Operation) -> None:
+        story.settle()
+        assert story.operation(operation.id).state is OperationState.DONE, story.operation(operation.id).error
+        story.db.read(check)
+
+    web = changes.growing_vm(story, "web", ha="restart")
+    story.db.read(check)
+    did(changes.accept_resize(story, story.vm(web.id), vcpus=4))
+    did(changes.accept_volume_resize(story, story.volumes(web.id)[0].id, 3 * GIB))
+    did(changes.attaches(story, "db"))
+    did(changes.detaches(story, "cache"))
+    did(story.accept_power(story.vm(web.id), "migrate"))
+    did(story.accept_power(story.vm(web.id), "stop", force=True))
+    did(changes.accept_resize(story, story.vm(web.id), vcpus=2))
+    did(story.accept_power(story.vm(web.id), "start"))
+    did(story.accept_power(story.vm(web.id), "delete"))

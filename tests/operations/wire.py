@@ -215,12 +215,20 @@ class SimulatedAgents:
         self._directory = directory
         self._resources = SharedResources(journal=JournalFile(":memory:"), pools=workshop.pools, watch=workshop.watch)
         self._agents: dict[str, Agent] = {}
+        self.on_reboot: Callable[[str], None] = lambda _host_id: None
 
     def start(self, host: SimulatedHost) -> Agent:
         """Start the agent of a new host, or of one that is there: then with the journal it had."""
         address = f"unix:{self._directory}/{host.host_id[-8:]}.sock"
         agent: Agent = self._workshop.loop.run(
-            start_simulated_agent(self.fleet, host, resources=self._resources, credentials=None, listen_address=address)
+            start_simulated_agent(
+                self.fleet,
+                host,
+                resources=self._resources,
+                credentials=None,
+                listen_address=address,
+                reboot=lambda: self.on_reboot(host.host_id),
+            )
         )
         self._workshop.loop.run(_rebuilt(agent))
         agent.grant_lease(number=LEASE_NUMBER, ttl_s=FOR_EVER_S)

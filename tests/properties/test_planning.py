@@ -339,3 +339,29 @@ def test_what_admission_accepts_leaves_everything_as_well_covered_as_it_was(esta
         else:
             assert objection.vm_ids
             assert set(objection.vm_ids) <= set(proven)
+
+
+@unhurried
+@given(estates(), st.data())
+def test_vms_that_are_asked_about_together_leave_everything_as_well_covered_as_it_was(
+    estate: Estate, drawn: st.DataObject
+) -> None:
+    books, asked = Books(estate.fleet), []
+    for number in range(drawn.draw(st.integers(1, 6))):
+        vm = drawn.draw(vms(100 + number, len(estate.fleet)))
+        if vm.host_id in estate.fleet.row_of and books.available("vcpus", estate.fleet.row_of[vm.host_id]) >= vm.request.vcpus:
+            asked.append(vm)
+    gate = Admission(estate)
+    objections = gate.add_all(asked)
+    before = FailoverProof(estate, domains_of(estate, ["host"])).uncovered()
+    after = estate.changed(vms=[vm for vm in asked if vm.vm_id not in objections])
+    proven = FailoverProof(after, domains_of(after, ["host"])).uncovered()
+    assert not any(set(keys) - set(before.get(vm_id, ())) for vm_id, keys in proven.items())
+    # What was refused is refused again as things are now: nothing was refused for a vm that was not accepted itself.
+    for vm in asked:
+        if vm.vm_id in objections:
+            again = estate.changed(vms=[one for one in asked if one.vm_id not in objections or one.vm_id == vm.vm_id])
+            gate.follow(estate.changed(vms=[one for one in asked if one.vm_id not in objections]))
+            is_worse = gate.add(vm) is not None
+            proven_again = FailoverProof(again, domains_of(again, ["host"])).uncovered()
+            assert is_worse == any(set(keys) - set(proven.get(vm_id, ())) for vm_id, keys in proven_again.items())

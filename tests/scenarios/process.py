@@ -12,6 +12,7 @@ from trimtab_controller.core.failover.events import (
     ClosedCleanly,
     Event,
     GrantingEnded,
+    IntentProven,
     IntentWritten,
     LeaderStarted,
     MoveEnded,
@@ -149,6 +150,8 @@ class EngineProcess:
             case do.WriteIntent():
                 if self._once(("intent", effect.host)):
                     world.after(0.2, lambda: self._write_intent(effect.host, generation))
+            case do.ProveIntent():
+                world.after(0.2, lambda: self._prove_intent(effect.host, generation))
             case do.ResumeGranting():
                 self._under_way -= {("revoke", effect.host), ("intent", effect.host)}
                 self.revoked.discard(effect.host)
@@ -198,6 +201,10 @@ class EngineProcess:
         self.world.intents.add(name)
         at_s = self.world.now if self.world.hosts[name].has_beacon else NEVER_S
         self.feed(IntentWritten(host=name, at_s=at_s))
+
+    def _prove_intent(self, name: str, generation: int) -> None:
+        if generation == self.generation:
+            self.feed(IntentProven(host=name, why="" if name in self.world.intents else "it is gone"))
 
     def _power_off(self, effect: do.PowerOff) -> None:
         world, host, generation = self.world, self.world.hosts[effect.host], self.generation

@@ -4,14 +4,36 @@ import dataclasses
 
 import pytest
 
-from trimtab_protos import messages
-from trimtab_protos.agent.v1 import agent_service_pb2, backup_pb2, command_pb2, domain_pb2, inventory_pb2, storage_pb2
+from trimtab_protos import messages, network_messages, pool_messages, volume_messages
+from trimtab_protos.agent.v1 import (
+    agent_service_pb2,
+    backup_pb2,
+    command_pb2,
+    domain_pb2,
+    inventory_pb2,
+    network_service_pb2,
+    storage_pb2,
+)
 from trimtab_protos.codec import from_proto, to_proto
 from trimtab_protos.controller.v1 import gateway_service_pb2
 from trimtab_protos.errors import InvalidRequest
 
-MODULES = (agent_service_pb2, backup_pb2, command_pb2, domain_pb2, inventory_pb2, storage_pb2, gateway_service_pb2)
-MIRRORED = [value for value in vars(messages).values() if dataclasses.is_dataclass(value) and isinstance(value, type)]
+MODULES = (
+    agent_service_pb2,
+    backup_pb2,
+    command_pb2,
+    domain_pb2,
+    inventory_pb2,
+    network_service_pb2,
+    storage_pb2,
+    gateway_service_pb2,
+)
+MIRRORED = [
+    value
+    for module in (messages, network_messages, pool_messages, volume_messages)
+    for value in vars(module).values()
+    if dataclasses.is_dataclass(value) and isinstance(value, type)
+]
 
 
 def message_class_of(mirrored: type) -> type:

@@ -36,6 +36,8 @@ from trimtab_protos.messages import (
     VolumeObservation,
     VolumeSpec,
 )
+from trimtab_protos.network_messages import FirewallSpec
+from trimtab_protos.volume_messages import VolumeMove
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ class DomainChange:
 def restarts_elsewhere(domain: DomainSpec) -> bool:
     """Tell whether another host may start this vm: it is kept, and every disk that it writes to is on shared storage."""
     shared = {pool.pool_id for pool in domain.pools if pool.is_shared}
-    return domain.is_kept and all(disk.pool_id in shared for disk in domain.disks if not disk.is_read_only)
+    written = (disk for disk in domain.disks if not disk.is_read_only)
+    return domain.is_kept and all(disk.pool_id in shared and (disk.move_pool_id or disk.pool_id) in shared for disk in written)
 
 
 class JobControl(Protocol):
@@ -154,8 +157,13 @@ class Hypervisor(Protocol):
     def remove_network(self, network_id: str) -> None:
         """Remove what `ensure_network` made."""
 
-    def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
-        """Make domain, seed and NVRAM exist and equal the spec; a running domain keeps running."""
+    def set_firewall(self, vm_id: str, firewall: FirewallSpec) -> int:
+        """Change what may reach the vm, live; return the generation in force, 0 where the vm is not here. A lower one changes nothing."""
+
+    def define_domain(self, domain: DomainSpec, stamp: Stamp, *, needs_volumes: bool = False) -> DomainObservation:
+        """Make domain, seed and NVRAM exist and equal the spec; a running domain keeps running.
+
+        `needs_volumes`: NotFound, and nothing is defined, where a disk's volume is not there."""
 
     def apply_domain(self, domain: DomainSpec, stamp: Stamp) -> Applied:
         """Define the domain as the spec says and, where it runs, plug and unplug disks, cards, memory and vcpus until it is so.
@@ -225,3 +233,18 @@ class Hypervisor(Protocol):
 
     def delete_memory(self, vm_id: str, snapshot_id: str, pool: PoolSpec) -> None:
         """Remove the saved memory of a snapshot."""
+
+    # Volumes that go to another pool of this host.
+
+    def move_volume(self, move: VolumeMove, domain: DomainSpec | None, stamp: Stamp, control: JobControl) -> LayerResult:
+        """Bring the volume, seen through all that it lies over, into the target pool.
+
+        Under a guest of this host that runs the source is gone when this returns, and the guest writes to the target. Else both are
+        there and equal; the source goes with `settle_move`. At every instant the volume is whole on one side: in the source as long
+        as it is there. NoCapacity: the target is full; Conflict (`image-locked`): another guest has the volume open."""
+
+    def settle_move(self, move: VolumeMove, domain: DomainSpec | None, stamp: Stamp, *, is_recorded: bool) -> bool:
+        """End what is under way of a move and remove the side that is not the volume; tell whether the target is.
+
+        `is_recorded`: it is, by the controller's record, which `domain` follows. Conflict (`volume-half-moved`): the source is not
+        there and the target not whole, so that nothing is removed."""

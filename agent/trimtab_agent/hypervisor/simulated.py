@@ -2,25 +2,24 @@
 with the fleet's clock and planned faults. It outlives the agent that uses it, as libvirtd does.
 """
 
-import functools
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar
 
 from trimtab_agent.hypervisor import (
     simulated_domains,
     simulated_hotplug,
     simulated_images,
-    simulated_layer_files,
     simulated_layers,
     simulated_migration,
+    simulated_moves,
     simulated_storage,
 )
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, check_mac, check_marker
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE, IDLE_CPU_SHARE, SimulatedDomain, SimulatedHost
-from trimtab_agent.hypervisor.simulation import FaultKind, PoolStore, SimulatedFleet
+from trimtab_agent.hypervisor.simulated_verb import verb
+from trimtab_agent.hypervisor.simulation import PoolStore, SimulatedFleet
 from trimtab_agent.hypervisor.statistics import DomainStatistics
 from trimtab_agent.version import agent_version
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, Unavailable
@@ -49,6 +48,8 @@ from trimtab_protos.messages import (
     VolumeObservation,
     VolumeSpec,
 )
+from trimtab_protos.network_messages import FirewallSpec
+from trimtab_protos.volume_messages import VolumeMove
 
 CAPABILITIES = (
     "apply-domain",
@@ -65,39 +66,11 @@ CAPABILITIES = (
     "network-isolated",
     "network-nat",
     *("host-devices", "numa-tuning"),
-    "pool-dir",
-    "seed-nocloud",
-    "simulated",
+    *("pool-dir", "pool-nfs"),
+    *("seed-nocloud", "simulated"),
     "tpm",
-    "volume-linked-clone",
+    *("volume-linked-clone", "volume-move"),
 )
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def verb(method: Callable[P, T]) -> Callable[P, T]:
-    """Make a method a verb: it fails while the hypervisor is down, takes its latency, and meets planned faults."""
-    name = method.__name__
-
-    @functools.wraps(method)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        host: Any = args[0]
-        host.require_up()
-        latency_s = host.fleet.latency_s.get(name, 0.0)
-        if latency_s:
-            host.fleet.clock.sleep(latency_s)
-        fault = host.fleet.take_fault(host.host_id, name)
-        if fault is not None and fault.kind is FaultKind.FAIL_BEFORE:
-            raise fault.error
-        if fault is not None and fault.kind is FaultKind.HANG:
-            fault.released.wait()
-            host.require_up()
-        result = method(*args, **kwargs)
-        if fault is not None and fault.kind is FaultKind.FAIL_AFTER:
-            raise fault.error
-        return result
-
-    return wrapped
 
 
 class SimulatedHypervisor:
@@ -112,6 +85,7 @@ class SimulatedHypervisor:
         self.boot_id = str(uuid.uuid4())
         self.pools: dict[str, PoolSpec] = {}
         self.networks: dict[str, NetworkSpec] = {}
+        self.firewalls: dict[str, FirewallSpec] = {}
         self.domains: dict[str, SimulatedDomain] = {}
         self.prepared: dict[str, DomainSpec] = {}
         self.migrations: dict[str, simulated_migration.Migration] = {}
@@ -308,20 +282,11 @@ class SimulatedHypervisor:
 
     @verb
     def open_image(self, image_id: str, pool: PoolSpec) -> str:
-        with self.fleet.lock:
-            found = self.open_store(pool).images.get(image_id)
-            if found is None:
-                raise NotFound("image-not-found", f"pool {pool.pool_id} has no image {image_id}")
-            return found.path
+        return simulated_images.path_of(self, image_id, pool)
 
     @verb
     def delete_image(self, image_id: str, pool: PoolSpec) -> None:
-        with self.fleet.lock:
-            store = self.open_store(pool)
-            clones = [each.spec.volume_id for each in store.volumes.values() if each.spec.base_image_id == image_id]
-            if clones:
-                raise Conflict("image-in-use", f"volume {clones[0]} is a linked clone of image {image_id}", volumes=len(clones))
-            store.images.pop(image_id, None)
+        simulated_images.delete(self, image_id, pool)
 
     # Networks.
 
@@ -335,20 +300,22 @@ class SimulatedHypervisor:
         with self.fleet.lock:
             self.networks.pop(network_id, None)
 
+    @verb
+    def set_firewall(self, vm_id: str, firewall: FirewallSpec) -> int:
+        with self.fleet.lock:
+            if vm_id not in self.firewalls:
+                return 0
+            return self.keep_firewall(vm_id, firewall)
+
     # Domains.
 
     @verb
-    def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
+    def define_domain(self, domain: DomainSpec, stamp: Stamp, *, needs_volumes: bool = False) -> DomainObservation:
         with self.fleet.changed:
             self.check_definition(domain)
-            domain = simulated_layer_files.resolve(self, domain)
-            known = self.domains.get(domain.vm_id)
-            if known is None:
-                known = self.domains[domain.vm_id] = SimulatedDomain(domain, stamp)
-            known.spec, known.stamp, known.is_persistent = domain, stamp, True
-            self.state_store(domain).state_files.add(domain.vm_id)
-            self.emit("defined", known)
-            return simulated_domains.observation(self, known)
+            if needs_volumes:
+                simulated_domains.writable_volumes(self, domain)
+            return simulated_domains.define(self, domain, stamp)
 
     @verb
     def apply_domain(self, domain: DomainSpec, stamp: Stamp) -> Applied:
@@ -367,6 +334,7 @@ class SimulatedHypervisor:
                 domain.state, domain.reason = DomainState.ABSENT, StateReason.DESTROYED
                 self.emit("undefined", domain)
             self.prepared.pop(vm_id, None)
+            self.firewalls.pop(vm_id, None)
             if not keep_state_files:
                 for pool in pools:
                     store = self.open_store(pool)
@@ -452,6 +420,14 @@ class SimulatedHypervisor:
     def delete_memory(self, vm_id: str, snapshot_id: str, pool: PoolSpec) -> None:
         simulated_layers.delete_memory(self, vm_id, snapshot_id, pool)
 
+    @verb
+    def move_volume(self, move: VolumeMove, domain: DomainSpec | None, stamp: Stamp, control: JobControl) -> LayerResult:
+        return simulated_moves.move(self, move, domain, stamp, control)
+
+    @verb
+    def settle_move(self, move: VolumeMove, domain: DomainSpec | None, stamp: Stamp, *, is_recorded: bool) -> bool:
+        return simulated_moves.settle(self, move, domain, stamp, is_recorded=is_recorded)
+
     # Parts that several verbs share; the caller holds the fleet's lock.
 
     def require_domain(self, vm_id: str) -> SimulatedDomain:
@@ -492,6 +468,14 @@ class SimulatedHypervisor:
         for disk in domain.disks:
             if disk.pool_id not in pools:
                 raise InvalidRequest("pool-missing", f"disk {disk.volume_id} names pool {disk.pool_id}, which the spec lacks")
+        self.keep_firewall(domain.vm_id, domain.firewall or FirewallSpec(generation=0))
+
+    def keep_firewall(self, vm_id: str, firewall: FirewallSpec) -> int:
+        """Put it in force unless a newer one is; return the generation that is."""
+        known = self.firewalls.get(vm_id)
+        if known is None or known.generation <= firewall.generation:
+            known = self.firewalls[vm_id] = firewall
+        return known.generation
 
     def reach_network(self, network: NetworkSpec) -> None:
         if network.kind is NetworkKind.BRIDGE:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
 from trimtab_agent.hypervisor.kvm.identifiers import domain_name
-from trimtab_agent.hypervisor.simulated_layer_files import disks_of
+from trimtab_agent.hypervisor.simulated_layer_files import disks_of, resolve
 from trimtab_agent.hypervisor.simulation import StoredVolume
 from trimtab_agent.hypervisor.statistics import BlockStatistics, DomainStatistics, NicStatistics
 from trimtab_protos.errors import Conflict, NoCapacity, NotFound
@@ -74,6 +74,17 @@ class SimulatedDomain:
         if excess > 0:
             del self.console[:excess]
             self.console_base += excess
+
+
+def define(host: "SimulatedHypervisor", spec: DomainSpec, stamp: Stamp) -> DomainObservation:
+    spec = resolve(host, spec)
+    known = host.domains.get(spec.vm_id)
+    if known is None:
+        known = host.domains[spec.vm_id] = SimulatedDomain(spec, stamp)
+    known.spec, known.stamp, known.is_persistent = spec, stamp, True
+    host.state_store(spec).state_files.add(spec.vm_id)
+    host.emit("defined", known)
+    return observation(host, known)
 
 
 def act(host: "SimulatedHypervisor", domain: SimulatedDomain, action: PowerAction, stamp: Stamp) -> None:

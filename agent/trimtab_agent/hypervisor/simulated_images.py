@@ -175,3 +175,20 @@ def require_medium(host: "SimulatedHypervisor", domain: DomainSpec) -> None:
     pool = next(pool for pool in domain.pools if pool.pool_id == domain.cdrom.pool_id)
     if domain.cdrom.image_id not in host.open_store(pool).images:
         raise NotFound("image-not-found", f"pool {pool.pool_id} has no image {domain.cdrom.image_id}")
+
+
+def path_of(host: "SimulatedHypervisor", image_id: str, pool: PoolSpec) -> str:
+    with host.fleet.lock:
+        found = host.open_store(pool).images.get(image_id)
+        if found is None:
+            raise NotFound("image-not-found", f"pool {pool.pool_id} has no image {image_id}")
+        return found.path
+
+
+def delete(host: "SimulatedHypervisor", image_id: str, pool: PoolSpec) -> None:
+    with host.fleet.lock:
+        store = host.open_store(pool)
+        clones = [each.spec.volume_id for each in store.volumes.values() if each.spec.base_image_id == image_id]
+        if clones:
+            raise Conflict("image-in-use", f"volume {clones[0]} is a linked clone of image {image_id}", volumes=len(clones))
+        store.images.pop(image_id, None)

@@ -1,6 +1,6 @@
 """The files of simulated layers: what lies over what, and what a guest that starts finds. See `simulated_layers` for the verbs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -93,7 +93,7 @@ def active_layer(store: PoolStore, disk: DiskSpec) -> str:
 def disks_of(host: "SimulatedHypervisor", spec: DomainSpec) -> Iterator[tuple[DiskSpec, StoredVolume, str]]:
     """Yield each disk with its volume and the layer that a process of this spec writes to."""
     pools = {pool.pool_id: pool for pool in spec.pools}
-    for disk in spec.disks:
+    for disk in resolve(host, spec).disks:
         store = host.fleet.store(host.host_id, pools[disk.pool_id])
         volume = store.volumes.get(disk.volume_id)
         if volume is None:
@@ -104,13 +104,20 @@ def disks_of(host: "SimulatedHypervisor", spec: DomainSpec) -> Iterator[tuple[Di
 
 
 def resolve(host: "SimulatedHypervisor", spec: DomainSpec) -> DomainSpec:
-    """Return the spec with the layers that its disks are on now: what a merge that ended has made of them."""
-    if not any(disk.is_merging for disk in spec.disks):
+    """Return the spec with the pools and layers that its disks are on now: what a move or merge that ended has made of them."""
+    if not any(disk.is_merging or disk.move_pool_id for disk in spec.disks):
         return spec
     pools = {pool.pool_id: pool for pool in spec.pools}
-    stores = {disk.volume_id: host.fleet.store(host.host_id, pools[disk.pool_id]) for disk in spec.disks}
+    stores = {pool_id: host.fleet.store(host.host_id, pool) for pool_id, pool in pools.items()}
+    moved = (_where_it_is(disk, stores) for disk in spec.disks)
     disks = (
-        replace(disk, layer_id=active_layer(stores[disk.volume_id], disk), is_merging=False, merge_layer_id="")
-        for disk in spec.disks
+        replace(disk, layer_id=active_layer(stores[disk.pool_id], disk), is_merging=False, merge_layer_id="") for disk in moved
     )
     return replace(spec, disks=tuple(disks))
+
+
+def _where_it_is(disk: DiskSpec, stores: Mapping[str, PoolStore]) -> DiskSpec:
+    here = replace(disk, move_pool_id="", move_format=None)
+    if not disk.move_pool_id or disk.volume_id in stores[disk.pool_id].volumes:
+        return here
+    return replace(here, pool_id=disk.move_pool_id, format=disk.move_format or disk.format, layer_id="")

@@ -35,6 +35,7 @@ from trimtab_protos.messages import (
     StateReason,
     VolumeSpec,
 )
+from trimtab_protos.network_messages import FirewallSpec
 
 if TYPE_CHECKING:
     from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
@@ -134,10 +135,12 @@ def settle(
             if known is None:
                 raise Conflict("domain-absent", f"vm {vm_id} does not live on this host")
             known.spec, known.stamp, known.is_persistent = domain, stamp, True
+            host.keep_firewall(vm_id, domain.firewall or FirewallSpec(generation=0))
             return observation(host, known)
         if known is not None and known.state not in {DomainState.STOPPED, DomainState.CRASHED}:
             raise Conflict("domain-runs-here", f"vm {vm_id} runs on this host", state=known.state.value)
         host.domains.pop(vm_id, None)
+        host.firewalls.pop(vm_id, None)
         pools = {pool.pool_id: pool for pool in domain.pools}
         for volume in removed_volumes:
             pool = pools.get(volume.pool_id)

@@ -81,6 +81,7 @@ def observe_pool(host: "SimulatedHypervisor", pool: PoolSpec) -> PoolObservation
             available_bytes=max(0, store.capacity_bytes - store.used_bytes),
             promised_bytes=store.promised_bytes,
             is_responsive=is_responsive,
+            is_hung=not is_responsive,
             problem="" if is_responsive else "the pool does not answer",
             observed_at_ms=host.fleet.clock.now_ms(),
         )

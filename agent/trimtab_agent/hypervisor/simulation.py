@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from trimtab_agent.clock import Clock, SystemClock
 from trimtab_protos.errors import DeadlineExceeded, TrimtabError, Unavailable
 from trimtab_protos.messages import DomainSpec, ImageResult, ImageSpec, PoolSpec, VolumeSpec
+from trimtab_protos.network_messages import PeerFinding
 
 if TYPE_CHECKING:
     from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
@@ -146,6 +147,8 @@ class SimulatedFleet:
         """How long a guest takes to shut down after it was asked."""
         self.disk_contents: dict[str, bytearray] = {}
         """What is in volumes that were backed up or restored, by id, wherever they lie."""
+        self.peer_findings: dict[tuple[str, str], PeerFinding] = {}
+        """What a host meets on its way to another, by their ids; nothing wrong where nothing is named."""
         self.memory_rate_bytes_s = 0
         """Speed of a migration; 0: instantly."""
         self._faults: dict[tuple[str, str], deque[Fault]] = defaultdict(deque)
@@ -153,6 +156,11 @@ class SimulatedFleet:
         self._running: dict[str, set[str]] = defaultdict(set)
         self._cut: set[frozenset[str]] = set()
         self._directory: tempfile.TemporaryDirectory[str] | None = None
+
+    def look(self, host_id: str, peer_id: str) -> PeerFinding:
+        """Return what `host_id` meets on its way to the peer."""
+        fine = PeerFinding(host_id=peer_id, mtu=1500, mtu_passed=1500, rate_bytes_s=1 << 30, has_clock=True)
+        return self.peer_findings.get((host_id, peer_id), fine)
 
     # Faults and links.
 

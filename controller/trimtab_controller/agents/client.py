@@ -10,6 +10,8 @@ from typing import Protocol
 
 from trimtab_controller.agents.backups import BackupAgents
 from trimtab_controller.agents.jobs import Job
+from trimtab_controller.agents.packets import PacketAgents
+from trimtab_protos.beacon_slots import Intent
 from trimtab_protos.messages import (
     ChangeLeft,
     CommandKey,
@@ -30,9 +32,10 @@ from trimtab_protos.messages import (
     VolumeObservation,
     VolumeSpec,
 )
+from trimtab_protos.volume_messages import VolumeMove
 
 
-class AgentClient(BackupAgents, Protocol):
+class AgentClient(BackupAgents, PacketAgents, Protocol):
     """Thread-safe; every call has a deadline (10 s unless a verb's own work bounds it otherwise)."""
 
     def get_inventory(self, host_id: str) -> Inventory: ...
@@ -80,7 +83,9 @@ class AgentClient(BackupAgents, Protocol):
 
     def delete_image(self, host_id: str, key: CommandKey, image_id: str, format: DiskFormat, pool: PoolSpec) -> None: ...
 
-    def define_domain(self, host_id: str, key: CommandKey, domain: DomainSpec) -> DomainObservation: ...
+    def define_domain(
+        self, host_id: str, key: CommandKey, domain: DomainSpec, *, needs_volumes: bool = False
+    ) -> DomainObservation: ...
 
     def apply_domain(
         self, host_id: str, key: CommandKey, domain: DomainSpec
@@ -140,6 +145,21 @@ class AgentClient(BackupAgents, Protocol):
     def start_merge(self, host_id: str, key: CommandKey, merge: LayerMerge, pool: PoolSpec, domain: DomainSpec | None) -> Job: ...
 
     def start_volume_copy(self, host_id: str, key: CommandKey, volume: VolumeSpec, pool: PoolSpec) -> Job: ...
+
+    def start_volume_move(self, host_id: str, key: CommandKey, move: VolumeMove, domain: DomainSpec | None) -> Job: ...
+
+    def settle_volume_move(
+        self, host_id: str, key: CommandKey, move: VolumeMove, domain: DomainSpec | None, *, is_recorded: bool
+    ) -> bool: ...
+
+    def read_slots(self, host_id: str, pool: PoolSpec, of_host_ids: Sequence[str]) -> dict[str, tuple[bytes, bytes]]:
+        """Return beat and intent, as blocks, of those hosts' beacons in the pool, read by `host_id`."""
+
+    def write_intent(self, host_id: str, pool: PoolSpec, for_host_id: str, intent: Intent) -> bytes:
+        """Have `host_id` forbid another host's leases; return the block as it stands afterwards, perhaps a newer leader's."""
+
+    def reboot_host(self, host_id: str, key: CommandKey, boot_id: str, *, ends_guests: bool) -> bool:
+        """Restart the machine unless it has another boot id by now; return whether that began. Conflict `guests-running`."""
 
     def get_job(self, host_id: str, key: CommandKey) -> Job: ...
 

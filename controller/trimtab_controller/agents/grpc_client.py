@@ -16,15 +16,23 @@ import grpc
 
 from trimtab_controller.agents.backups import BackupVerbs
 from trimtab_controller.agents.jobs import Job, job_of
+from trimtab_controller.agents.packets import PacketVerbs
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
 from trimtab_protos.agent.v1 import backup_service_pb2 as backup_pb
+from trimtab_protos.agent.v1 import beacon_service_pb2 as beacon_pb
 from trimtab_protos.agent.v1 import command_pb2, domain_pb2, storage_pb2
+from trimtab_protos.agent.v1 import host_service_pb2 as host_pb
 from trimtab_protos.agent.v1 import instant_service_pb2 as instant_pb
 from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
+from trimtab_protos.agent.v1 import network_service_pb2 as network_pb
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import BackupServiceStub
+from trimtab_protos.agent.v1.beacon_service_pb2_grpc import BeaconServiceStub
+from trimtab_protos.agent.v1.host_service_pb2_grpc import HostServiceStub
 from trimtab_protos.agent.v1.instant_service_pb2_grpc import InstantServiceStub
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceStub
+from trimtab_protos.agent.v1.network_service_pb2_grpc import NetworkServiceStub
+from trimtab_protos.beacon_slots import Intent
 from trimtab_protos.codec import enum_number, from_proto, to_proto
 from trimtab_protos.errors import Unavailable
 from trimtab_protos.messages import (
@@ -53,16 +61,29 @@ from trimtab_protos.messages import (
     VolumeSpec,
 )
 from trimtab_protos.status import from_rpc_error
+from trimtab_protos.volume_messages import VolumeMove
 
 DEADLINE_S = 10.0
 # Reading everything of a host, or making a large file system answer.
 SLOW_DEADLINE_S = 20.0
 CHANNELS_MAX = 512
 PAGE_SIZE = 500
-_LAYER_VERBS = frozenset(method.name for method in layer_pb.DESCRIPTOR.services_by_name["LayerService"].methods)
-_BACKUP_VERBS = frozenset(method.name for method in backup_pb.DESCRIPTOR.services_by_name["BackupService"].methods)
-_INSTANT_VERBS = frozenset(method.name for method in instant_pb.DESCRIPTOR.services_by_name["InstantService"].methods)
-_Stubs = tuple[pb_grpc.AgentServiceStub, LayerServiceStub, BackupServiceStub, InstantServiceStub]
+BEACON_DEADLINE_S = 6.0
+_STUBS: tuple[tuple[Any, Any, str], ...] = (
+    (pb_grpc.AgentServiceStub, pb, "AgentService"),
+    (LayerServiceStub, layer_pb, "LayerService"),
+    (BackupServiceStub, backup_pb, "BackupService"),
+    (NetworkServiceStub, network_pb, "NetworkService"),
+    (BeaconServiceStub, beacon_pb, "BeaconService"),
+    (HostServiceStub, host_pb, "HostService"),
+    (InstantServiceStub, instant_pb, "InstantService"),
+)
+_STUB_OF = {
+    method.name: number
+    for number, (_stub, module, service) in enumerate(_STUBS)
+    for method in module.DESCRIPTOR.services_by_name[service].methods
+}
+_Stubs = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +100,7 @@ def _no_key(_sealed: str, _place: str) -> str:
     raise Unavailable("secrets-not-kept", "this process was given no key, so it can open no repository's")
 
 
-class GrpcAgentClient(BackupVerbs):
+class GrpcAgentClient(BackupVerbs, PacketVerbs):
     """Thread-safe. `lookup` reads the host's row; `connect` opens a channel to (host_id, address); `open_seal` opens what was sealed
     for a row (see `secret_box.py`).
     """
@@ -207,8 +228,11 @@ class GrpcAgentClient(BackupVerbs):
 
     # --- domains -------------------------------------------------------------------------------------------------------
 
-    def define_domain(self, host_id: str, key: CommandKey, domain: DomainSpec) -> DomainObservation:
-        response = self._command(host_id, "DefineDomain", pb.DefineDomainRequest(domain=_domain(domain)), key)
+    def define_domain(
+        self, host_id: str, key: CommandKey, domain: DomainSpec, *, needs_volumes: bool = False
+    ) -> DomainObservation:
+        request = pb.DefineDomainRequest(domain=_domain(domain), needs_volumes=needs_volumes)
+        response = self._command(host_id, "DefineDomain", request, key)
         return from_proto(response.domain, DomainObservation)
 
     def apply_domain(self, host_id: str, key: CommandKey, domain: DomainSpec) -> tuple[DomainObservation, tuple[ChangeLeft, ...]]:
@@ -324,6 +348,37 @@ class GrpcAgentClient(BackupVerbs):
         request = layer_pb.StartVolumeCopyRequest(volume=_volume(volume), pool=_pool(pool))
         return job_of(self._command(host_id, "StartVolumeCopy", request, key).job)
 
+    def start_volume_move(self, host_id: str, key: CommandKey, move: VolumeMove, domain: DomainSpec | None) -> Job:
+        request = layer_pb.StartVolumeMoveRequest(move=to_proto(move, storage_pb2.VolumeMove), domain=_domain_or_none(domain))
+        return job_of(self._command(host_id, "StartVolumeMove", request, key).job)
+
+    def settle_volume_move(
+        self, host_id: str, key: CommandKey, move: VolumeMove, domain: DomainSpec | None, *, is_recorded: bool
+    ) -> bool:
+        asked = to_proto(move, storage_pb2.VolumeMove)
+        request = layer_pb.SettleVolumeMoveRequest(move=asked, domain=_domain_or_none(domain), is_recorded=is_recorded)
+        is_moved: bool = self._command(host_id, "SettleVolumeMove", request, key, timeout_s=SLOW_DEADLINE_S).is_moved
+        return is_moved
+
+    # --- beacons -------------------------------------------------------------------------------------------------------
+
+    def read_slots(self, host_id: str, pool: PoolSpec, of_host_ids: Sequence[str]) -> dict[str, tuple[bytes, bytes]]:
+        request = beacon_pb.ReadSlotsRequest(pool=_pool(pool), host_ids=list(of_host_ids))
+        response = self._call(host_id, "ReadSlots", request, timeout_s=BEACON_DEADLINE_S)
+        return {slot.host_id: (slot.beat, slot.intent) for slot in response.slots}
+
+    def write_intent(self, host_id: str, pool: PoolSpec, for_host_id: str, intent: Intent) -> bytes:
+        request = beacon_pb.WriteIntentRequest(
+            pool=_pool(pool), host_id=for_host_id, term=intent.term, number=intent.number, lease_number=intent.lease_number
+        )
+        block: bytes = self._call(host_id, "WriteIntent", request, timeout_s=BEACON_DEADLINE_S).intent
+        return block
+
+    def reboot_host(self, host_id: str, key: CommandKey, boot_id: str, *, ends_guests: bool) -> bool:
+        request = host_pb.RebootHostRequest(boot_id=boot_id, ends_guests=ends_guests)
+        has_begun: bool = self._command(host_id, "RebootHost", request, key, timeout_s=SLOW_DEADLINE_S).has_begun
+        return has_begun
+
     # --- jobs and membership -------------------------------------------------------------------------------------------
 
     def get_job(self, host_id: str, key: CommandKey) -> Job:
@@ -356,10 +411,7 @@ class GrpcAgentClient(BackupVerbs):
         return address
 
     def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
-        agents, layers, backups, instants = self._stubs(address)
-        stub: Any = agents
-        for verbs, other in ((_LAYER_VERBS, layers), (_BACKUP_VERBS, backups), (_INSTANT_VERBS, instants)):
-            stub = other if verb in verbs else stub
+        stub = self._stubs(address)[_STUB_OF[verb]]
         started, outcome = time.monotonic(), "ok"
         try:
             return getattr(stub, verb)(request, timeout=timeout_s)
@@ -380,12 +432,7 @@ class GrpcAgentClient(BackupVerbs):
                 channel = self._connect(*key)
                 line = self._lines[key] = (
                     channel,
-                    (
-                        pb_grpc.AgentServiceStub(channel),
-                        LayerServiceStub(channel),
-                        BackupServiceStub(channel),
-                        InstantServiceStub(channel),
-                    ),
+                    tuple(stub(channel) for stub, _module, _service in _STUBS),
                 )
                 if len(self._lines) > CHANNELS_MAX:
                     _, (evicted, _stubs) = self._lines.popitem(last=False)
@@ -405,6 +452,10 @@ def _volume(volume: VolumeSpec) -> storage_pb2.VolumeSpec:
 
 def _domain(domain: DomainSpec) -> domain_pb2.DomainSpec:
     return to_proto(domain, domain_pb2.DomainSpec)
+
+
+def _domain_or_none(domain: DomainSpec | None) -> domain_pb2.DomainSpec | None:
+    return _domain(domain) if domain is not None else None
 
 
 def _format(value: DiskFormat) -> Any:

@@ -25,8 +25,18 @@ td:first-child{width:4.5rem;font-weight:600} code{font:13px ui-monospace,monospa
 """
 
 
+# By the routes that it describes; these live as long as the process.
+_documents: dict[tuple[int, ...], dict[str, Any]] = {}
+
+
 def document(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document: FastAPI's, with our errors, our security, and who may call what."""
+    """Return the OpenAPI document: FastAPI's, with our errors, our security, and who may call what.
+
+    It takes half a second to make, and is the same for every application of the process: they share their routes.
+    """
+    routes = tuple(id(route) for route in app.routes)
+    if app.openapi_schema is None:
+        app.openapi_schema = _documents.get(routes)
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
@@ -39,7 +49,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         for route in app.routes:
             if isinstance(route, APIRoute) and route.include_in_schema:
                 _amend(schema["paths"][route.path_format], route)
-        app.openapi_schema = schema
+        app.openapi_schema = _documents[routes] = schema
     return app.openapi_schema
 
 

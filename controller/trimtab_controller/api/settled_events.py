@@ -13,8 +13,8 @@ POLL_S = 0.01
 
 
 class SettledEvents:
-    def __init__(self, db: AsyncDatabase) -> None:
-        self._db = db
+    def __init__(self, db: AsyncDatabase, *, first_wait_s: float = FIRST_WAIT_S) -> None:
+        self._db, self._first_wait_s = db, first_wait_s
         self._newest = 0
 
     async def newest(self) -> int:
@@ -25,7 +25,7 @@ class SettledEvents:
         """
         first = latest = await self._db.read(event_horizon.sight)
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + (WAIT_S if self._newest else FIRST_WAIT_S)
+        deadline_s = loop.time() + (WAIT_S if self._newest else self._first_wait_s)
         while not first.is_settled_at(latest) and loop.time() < deadline_s:
             await asyncio.sleep(POLL_S)
             latest = await self._db.read(event_horizon.sight)

@@ -146,15 +146,17 @@ class NicWish:
     network: str
     mac: str = ""
     ip: str = ""
+    allows_spoofing: bool = False
 
-    def as_json(self) -> dict[str, str]:
-        return {key: value for key, value in (("network", self.network), ("mac", self.mac), ("ip", self.ip)) if value}
+    def as_json(self) -> dict[str, Any]:
+        given = {"network": self.network, "mac": self.mac, "ip": self.ip, "allow_spoofing": self.allows_spoofing}
+        return {key: value for key, value in given.items() if value}
 
 
 class NicType(ValueType):
-    """`NETWORK[,mac=52:54:00:12:34:56][,ip=10.0.0.5]`."""
+    """`NETWORK[,mac=52:54:00:12:34:56][,ip=10.0.0.5][,allow-spoofing]`."""
 
-    name = "network[,mac=..][,ip=..]"
+    name = "network[,mac=..][,ip=..][,allow-spoofing]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> NicWish:
         if isinstance(value, NicWish):
@@ -164,14 +166,17 @@ class NicType(ValueType):
         if not network or "=" in network:
             self.fail(f"{value!r} must start with the network's name, for example {example}", param, ctx)
         given: dict[str, str] = {}
+        allows_spoofing = "allow-spoofing" in rest
         for part in rest:
+            if part == "allow-spoofing":
+                continue
             key, separator, content = part.partition("=")
             if key not in {"mac", "ip"} or not separator or not content:
                 self.fail(f"{part!r} is not mac=… or ip=…, for example {example}", param, ctx)
             if key in given:
                 self.fail(f"{key} is given twice, for example {example}", param, ctx)
             given[key] = content
-        return NicWish(network, mac=given.get("mac", ""), ip=given.get("ip", ""))
+        return NicWish(network, mac=given.get("mac", ""), ip=given.get("ip", ""), allows_spoofing=allows_spoofing)
 
 
 class ColumnsType(ValueType):

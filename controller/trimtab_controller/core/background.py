@@ -32,6 +32,8 @@ BESIDE_BACKUP: Mapping[str, Beside] = {
     "vm.attach": Beside.REFUSED,
     "vm.detach": Beside.REFUSED,
     "volume.resize": Beside.REFUSED,  # QEMU has the disk in use
+    "volume.move": Beside.REFUSED,
+    "volume.settle_move": Beside.REFUSED,
     "vm.replace": Beside.REFUSED,
     "vm.stop": Beside.ENDS,  # nobody waits for a backup to stop a guest
     "vm.delete": Beside.ENDS,

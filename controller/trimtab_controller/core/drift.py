@@ -1,29 +1,38 @@
 """What to do about a vm whose observed state is not the desired one and that nobody is working on. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Vm
 from trimtab_protos.messages import StateReason
 
+RUNS_TWICE = "stray"
+"""The vm's `attention` while a second domain of it is active: nobody starts it, failover neither, until that one is gone."""
+
 
 class Cure(StrEnum):
-    """What the loop may do by itself; everything else is shown and left to the operator."""
+    """What the loop may do by itself, by the operation's kind; everything else is shown and left to the operator."""
 
     NONE = "none"
     # The guest was paused by an I/O error and its pool has room again.
-    RESUME = "resume"
+    RESUME = "vm.resume"
+    # Its definition is gone from its home, which answers and holds its claim; vm.redefine proves the rest.
+    DEFINE = "vm.redefine"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     problem: str
     cure: Cure = Cure.NONE
+    # Hosts from which a definition that does not run may be removed: the vm is proven to be at its home.
+    leftovers: tuple[str, ...] = ()
+    runs_twice: bool = False
 
 
 _GONE = frozenset({ObservedState.STOPPED, ObservedState.ABSENT, ObservedState.CRASHED})
+_PROVES_NOTHING = frozenset({ObservedState.UNKNOWN, ObservedState.ABSENT, ObservedState.INCOMING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,26 +42,59 @@ class Stray:
     host_name: str
     # Whether its guest has memory there: it may write to the vm's disks.
     is_active: bool
+    host_id: str = ""
+    epoch: int = 0
 
 
-def judge(vm: Vm, *, host_name: str, has_space: bool, strays: Sequence[Stray] = ()) -> Finding | None:
-    """Return what is wrong and what may be done; None where all is as wished.
+def judge(
+    vm: Vm,
+    *,
+    host_name: str,
+    has_space: bool,
+    is_host_up: bool = True,
+    is_transient: bool = False,
+    strays: Sequence[Stray] = (),
+) -> Finding | None:
+    """Return what is wrong and what may be done; None where all is as wished. `is_transient`: it runs and has no definition.
 
     A second domain goes before everything else: while one is active, nothing is done by itself, since two guests on one disk
     destroy it.
     """
-    if not strays:
-        return _of_its_host(vm, host_name, has_space)
-    active = [stray.host_name for stray in strays if stray.is_active]
+    active = [stray for stray in strays if stray.is_active]
     if active:
-        return Finding(
-            f"it also runs on {', '.join(active)}, where it does not belong: two guests may write to its disks. "
-            f"Find out which one is right before you touch either, then destroy the other there with `virsh destroy`"
-        )
+        return Finding(_runs_twice(vm, host_name, active), runs_twice=True)
+    at_home = _of_its_host(vm, host_name, has_space) or (_undefined(host_name) if is_transient else None)
+    if at_home is not None and at_home.cure is Cure.DEFINE and (not is_host_up or vm.attention):
+        at_home = replace(at_home, cure=Cure.NONE)
+    if not strays:
+        return at_home
     idle = ", ".join(stray.host_name for stray in strays)
-    rest = _of_its_host(vm, host_name, has_space)
-    left = f"a definition of it that is not running was left behind on {idle}; `virsh undefine` removes it there"
-    return Finding(f"{rest.problem}; {left}", rest.cure) if rest else Finding(left)
+    leftovers = tuple(stray.host_id for stray in strays if _may_go(vm, stray, is_host_up=is_host_up))
+    left = f"a definition of it that is not running was left behind on {idle}; " + (
+        "it is removed there" if len(leftovers) == len(strays) else "`virsh undefine` removes it there"
+    )
+    if at_home is None:
+        return Finding(left, leftovers=leftovers)
+    return replace(at_home, problem=f"{at_home.problem}; {left}", leftovers=leftovers)
+
+
+def _runs_twice(vm: Vm, host_name: str, active: Sequence[Stray]) -> str:
+    """Say what was seen where, under which epoch, and what to do: which guest is right is not for a loop to guess."""
+    seen = ", ".join(f"{stray.host_name} (epoch {stray.epoch})" for stray in active)
+    return (
+        f"it also runs on {seen}, where it does not belong; at home on {host_name} (epoch {vm.epoch}) it is "
+        f"{vm.observed_state.value}: two guests may write to its disks. Find out which one is right before you touch either, then "
+        f"destroy the other there with `virsh destroy`; until then nothing starts it"
+    )
+
+
+def _may_go(vm: Vm, stray: Stray, *, is_host_up: bool) -> bool:
+    """Tell whether an idle leftover may be removed: its home answers and has the domain, under no lower an epoch.
+
+    A higher one means that the database is older than its hosts (it was restored): then that definition may be the right one.
+    """
+    is_proven_at_home = is_host_up and vm.observed_host_id == vm.host_id and vm.observed_state not in _PROVES_NOTHING
+    return is_proven_at_home and stray.epoch <= vm.epoch and not vm.attention
 
 
 def _of_its_host(vm: Vm, host_name: str, has_space: bool) -> Finding | None:
@@ -69,7 +111,17 @@ def _of_its_host(vm: Vm, host_name: str, has_space: bool) -> Finding | None:
         return Finding(
             f"it runs on {host_name} although it should be stopped; `trimtab vm stop {vm.name}` or `vm start {vm.name}`"
         )
+    is_at_home = bool(vm.host_id) and vm.observed_host_id == vm.host_id
+    if vm.desired_power is DesiredPower.STOPPED and vm.observed_state is ObservedState.ABSENT and is_at_home:
+        return _undefined(host_name)
     return None
+
+
+def _undefined(host_name: str) -> Finding:
+    return Finding(
+        f"its definition vanished from {host_name}; it is put back there while its disks are there, and nothing is started",
+        Cure.DEFINE,
+    )
 
 
 def _of_running(vm: Vm, host_name: str, has_space: bool) -> Finding | None:

@@ -28,6 +28,7 @@ KINDS = frozenset(
         "net",
         "nic",
         "grp",
+        "sg",
         "plan",
         "bk",
         "repo",

@@ -5,6 +5,7 @@ difference means. A host that does not answer leaves its vms as last seen, with 
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,17 +13,17 @@ import structlog
 
 from trimtab_controller.agents.client import AgentClient
 from trimtab_controller.clock import Clock
-from trimtab_controller.core.drift import Cure, Finding, Stray, judge
+from trimtab_controller.core.drift import RUNS_TWICE, Cure, Finding, Stray, judge
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.model import Actor, Host, Vm
 from trimtab_controller.loops.usage import Usage
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.services import observations
-from trimtab_controller.store import drift, events, fleet, hosts, leases, operations, vms
+from trimtab_controller.services import observations, recovery
+from trimtab_controller.store import drift, events, failover, fleet, hosts, leases, operations, vms
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import Conflict, TrimtabError
-from trimtab_protos.messages import DomainState
+from trimtab_protos.messages import DomainObservation, DomainState
 
 log = structlog.get_logger(__name__)
 
@@ -31,11 +32,12 @@ SYSTEM = Actor(name="system:drift")
 PARALLEL, HOSTS_PER_ROUND = 8, 200
 JUDGED_PER_ROUND = 500
 RESUME_PAUSE_S, RESUME_PAUSE_MAX_S = 10.0, 3600.0
+_WRITES = frozenset({DomainState.RUNNING, DomainState.PAUSED, DomainState.STOPPING})
 
 
 @dataclass(frozen=True, slots=True)
-class _Resume:
-    """When a vm was last resumed by us: how long the pause until the next time is, and when all that is forgotten."""
+class _Attempt:
+    """When a vm was last cured by us: how long the pause until the next time is, and when all that is forgotten."""
 
     pause_s: float
     next_s: float
@@ -49,9 +51,11 @@ class Drift:
         self._asked_up_to = ""
         # By host that was asked: vm -> its domain there, where that host holds nothing of it.
         self._strays: dict[str, dict[str, Stray]] = {}
+        # By host that was asked: vms that live there and run without a definition.
+        self._transient: dict[str, frozenset[str]] = {}
         # Until every host was asked once, a problem that a leader before us showed may still be there.
         self._has_asked_all = False
-        self._resumes: dict[str, _Resume] = {}
+        self._attempts: dict[tuple[str, str], _Attempt] = {}
 
     def observe_hosts(self, term: int) -> None:
         """Ask the next hosts in line for all their domains and record what they say."""
@@ -66,6 +70,7 @@ class Drift:
         self._has_asked_all = self._has_asked_all or not self._asked_up_to
         members = self._db.read(fleet.joined_ids)
         self._strays = {host_id: found for host_id, found in self._strays.items() if host_id in members}
+        self._transient = {host_id: found for host_id, found in self._transient.items() if host_id in members}
 
     def _observe(self, term: int, host: Host) -> None:
         asked_at = self._clock.now()
@@ -83,41 +88,90 @@ class Drift:
 
         self._db.write(work, durable=False)
         domains = {one.vm_id: one for one in seen if one.vm_id and one.state is not DomainState.ABSENT}
-        strays = self._db.read(lambda session: drift.strays_on(session, host.id, list(domains))) if domains else frozenset()
-        self._strays[host.id] = {vm_id: Stray(host.name, domains[vm_id].state is not DomainState.STOPPED) for vm_id in strays}
+        if not domains:
+            self._strays[host.id], self._transient[host.id] = {}, frozenset()
+            return
+        self._note_strays(host, domains)
+        idle = [vm_id for vm_id, one in domains.items() if one.state is DomainState.STOPPED]
+        for vm in self._db.read(lambda session: drift.deleted_idle(session, idle)):
+            if domains[vm.id].epoch <= vm.epoch:
+                self._clean(term, vm, host.id)
+
+    def _note_strays(self, host: Host, domains: Mapping[str, DomainObservation]) -> None:
+        unkept = [
+            vm_id for vm_id, one in domains.items() if one.state in _WRITES and not one.is_persistent and not one.is_migrating
+        ]
+
+        def read(session: Session) -> tuple[frozenset[str], frozenset[str]]:
+            return drift.strays_on(session, host.id, list(domains)), drift.settled_on(session, host.id, unkept)
+
+        strays, self._transient[host.id] = self._db.read(read)
+        self._strays[host.id] = {
+            vm_id: Stray(host.name, domains[vm_id].state is not DomainState.STOPPED, host.id, domains[vm_id].epoch)
+            for vm_id in strays
+        }
 
     def judge_vms(self, term: int) -> None:
-        """Show what is not as wished, clear what is again, and resume guests whose pool has room."""
+        """Show what is not as wished, clear what is again, and cure what may be: see `core.drift`."""
         strays: dict[str, list[Stray]] = defaultdict(list)
         for found in list(self._strays.values()):
             for vm_id, stray in found.items():
                 strays[vm_id].append(stray)
-        suspects = self._db.read(lambda session: drift.suspects(session, limit=JUDGED_PER_ROUND, also=list(strays)))
-        for vm, host_name, has_space in suspects:
-            finding = judge(vm, host_name=host_name, has_space=has_space, strays=strays[vm.id])
-            problem = finding.problem if finding else ""
-            if problem != vm.problem and (problem or self._has_asked_all):
-                self._show(term, vm, problem)
-            if finding is not None and finding.cure is not Cure.NONE and self._may_resume(vm):
-                self._heal(term, vm, finding)
+        transient = {(host_id, vm_id) for host_id, vm_ids in list(self._transient.items()) for vm_id in vm_ids}
+        also = [*strays, *(vm_id for _host_id, vm_id in transient)]
 
-    def _may_resume(self, vm: Vm) -> bool:
-        """Tell whether it is time: a disk that fails for another reason than space pauses the guest again at once."""
+        def read(session: Session) -> tuple[tuple[drift.Suspect, ...], bool]:
+            return drift.suspects(session, limit=JUDGED_PER_ROUND, also=also), failover.control(session).is_paused
+
+        suspects, is_paused = self._db.read(read)
+        for suspect in suspects:
+            vm = suspect.vm
+            finding = judge(
+                vm,
+                host_name=suspect.host_name,
+                has_space=suspect.has_space,
+                is_host_up=suspect.is_host_up,
+                is_transient=(vm.host_id, vm.id) in transient,
+                strays=strays[vm.id],
+            )
+            if _differs(vm, finding) and (finding or self._has_asked_all):
+                self._show(term, vm, finding)
+            if finding is not None:
+                self._cure(term, vm, finding, is_paused=is_paused)
+
+    def _cure(self, term: int, vm: Vm, finding: Finding, *, is_paused: bool) -> None:
+        """Heal what the finding allows. While an operator holds failover, nothing that concerns where a vm is."""
+        if finding.cure is Cure.RESUME and self._may_try(vm, Cure.RESUME.value):
+            self._heal(term, vm, finding.cure)
+        if is_paused:
+            return
+        for host_id in finding.leftovers:
+            self._clean(term, vm, host_id)
+        if finding.cure is Cure.DEFINE and self._may_try(vm, Cure.DEFINE.value):
+            self._heal(term, vm, finding.cure)
+            self._transient[vm.host_id] = self._transient.get(vm.host_id, frozenset()) - {vm.id}
+
+    def _may_try(self, vm: Vm, what: str) -> bool:
+        """Tell whether it is time: what fails for another reason than the one we cure fails again at once."""
         now_s = self._clock.boottime_s()
-        self._resumes = {vm_id: one for vm_id, one in self._resumes.items() if now_s < one.forgotten_s}
-        last = self._resumes.get(vm.id)
+        self._attempts = {key: one for key, one in self._attempts.items() if now_s < one.forgotten_s}
+        last = self._attempts.get((vm.id, what))
         if last is not None and now_s < last.next_s:
             return False
         pause_s = min(2 * last.pause_s, RESUME_PAUSE_MAX_S) if last else RESUME_PAUSE_S
-        self._resumes[vm.id] = _Resume(pause_s, now_s + pause_s, now_s + pause_s + RESUME_PAUSE_MAX_S)
+        self._attempts[vm.id, what] = _Attempt(pause_s, now_s + pause_s, now_s + pause_s + RESUME_PAUSE_MAX_S)
         return True
 
-    def _show(self, term: int, vm: Vm, problem: str) -> None:
+    def _show(self, term: int, vm: Vm, finding: Finding | None) -> None:
+        problem = finding.problem if finding else ""
+
         def work(session: Session) -> None:
             leases.assert_leader(session, term)
             if operations.live_exclusive(session, vm.id) is not None:
                 return
-            vms.update(session, vm.id, problem=problem[:1000])
+            vms.update(session, vm.id, problem=problem[:1000], attention=_attention(vm, finding))
+            if problem == vm.problem:
+                return
             events.append(
                 session,
                 kind="vm.drift" if problem else "vm.drift_ended",
@@ -130,12 +184,24 @@ class Drift:
 
         self._db.write(work, durable=False)
 
-    def _heal(self, term: int, vm: Vm, finding: Finding) -> None:
+    def _clean(self, term: int, vm: Vm, host_id: str) -> None:
+        """Have what the host holds of the vm undefined, unless it runs by now; disks stay."""
+        if not self._may_try(vm, f"clean {host_id}"):
+            return
+
+        def work(session: Session) -> None:
+            leases.assert_leader(session, term)
+            recovery.clean_copy(session, vm, host_id, kill=False, now=self._clock.now(), actor=SYSTEM)
+
+        self._db.write(work)
+        self._nudger.nudge()
+
+    def _heal(self, term: int, vm: Vm, cure: Cure) -> None:
         def work(session: Session) -> None:
             leases.assert_leader(session, term)
             accept(
                 session,
-                f"vm.{finding.cure.value}",
+                cure.value,
                 subject_id=vm.id,
                 subject_name=vm.name,
                 project_id=vm.project_id,
@@ -151,3 +217,15 @@ class Drift:
                 raise
             return
         self._nudger.nudge()
+
+
+def _attention(vm: Vm, finding: Finding | None) -> str:
+    """Return what the vm's `attention` shall be; what others wrote there stays."""
+    if vm.attention not in {"", RUNS_TWICE}:
+        return vm.attention
+    return RUNS_TWICE if finding is not None and finding.runs_twice else ""
+
+
+def _differs(vm: Vm, finding: Finding | None) -> bool:
+    problem = finding.problem[:1000] if finding else ""
+    return problem != vm.problem or _attention(vm, finding) != vm.attention

@@ -20,6 +20,7 @@ from trimtab_controller.core.planning.rebalance import RebalanceMode
 from trimtab_controller.fencing import FenceAgents
 from trimtab_controller.loops.backups import BackupLoop
 from trimtab_controller.loops.drift import Drift
+from trimtab_controller.loops.drill_cuts import DrillCuts
 from trimtab_controller.loops.failover import BELIEVED, FailoverLoop
 from trimtab_controller.loops.failover_effects import no_secret
 from trimtab_controller.loops.fence_readiness import FenceReadiness
@@ -56,6 +57,7 @@ def lanes(
     failover_settings: FailoverSettings = BELIEVED,
     open_secret: Callable[[str, str], str] = no_secret,
     host_states: HostStates = dict,
+    drift_period_s: float = 30.0,
 ) -> dict[str, list[Job]]:
     """Return the leader's jobs by lane, with their periods.
 
@@ -75,6 +77,7 @@ def lanes(
     failover = FailoverLoop(
         engine=engine, clock=clock, fencer=fencer, settings=failover_settings, open_secret=open_secret, nudger=nudger
     )
+    cuts = DrillCuts(db=db, clock=clock, fencer=fencer, open_secret=open_secret)
     readiness = FenceReadiness(db=db, clock=clock, fencer=fencer, open_secret=open_secret)
     return {
         # A request waits half a period on average; an empty round is one indexed query. One that answers reads the whole fleet.
@@ -82,7 +85,7 @@ def lanes(
         # Alone in its lane: nothing else may delay it, and a tick more than 3 s late counts as our own pause.
         "failover": [Job("failover", 1.0, failover.run)],
         # A device may take half a minute to answer.
-        "fencing": [Job("test fences", 1.0, readiness.run)],
+        "fencing": [Job("test fences", 1.0, readiness.run), Job("cut power for drills", 1.0, cuts.run)],
         "redrive": [Job("redrive", 0.25, redrive.run)],
         "upkeep": [
             Job("figures", 5.0, figures.run),
@@ -91,6 +94,8 @@ def lanes(
             Job("purge", 30.0, upkeep.purge),
             Job("purge volumes", 30.0, upkeep.purge_volumes),
             Job("tidy snapshots", 10.0, upkeep.tidy_snapshots),
+            Job("settle moves", 5.0, upkeep.settle_moves),
+            Job("apply firewalls", 30.0, upkeep.apply_firewalls),
             Job("evict images", 300.0, upkeep.evict_images),
             Job("retain", 60.0, upkeep.retain),
         ],
@@ -100,7 +105,7 @@ def lanes(
             Job("retain backups", 60.0, backups.retain),
             Job("measure backups", 30.0, backups.measure),
         ],
-        "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", 30.0, drift.observe_hosts)],
+        "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", drift_period_s, drift.observe_hosts)],
         # Seconds of arithmetic on a large fleet: nothing else waits for it.
         "planning": [
             Job("note hosts", 30.0, lambda _term: usage.note_hosts(host_states())),
@@ -129,6 +134,7 @@ def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], Non
         failover_settings=failover_settings(settings),
         open_secret=lambda sealed, place: box.open(sealed, place=place),
         host_states=host_states,
+        drift_period_s=settings.drift_period_s,
     )
     threads = [
         threading.Thread(target=_lane, args=(name, jobs, leader, engine.clock, stopping), name=f"lane-{name}", daemon=True)

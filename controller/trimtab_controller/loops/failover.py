@@ -19,6 +19,7 @@ from trimtab_controller import metrics
 from trimtab_controller.clock import Clock
 from trimtab_controller.core.failover import FailoverSettings, steps
 from trimtab_controller.core.failover import effects as do
+from trimtab_controller.core.failover.detection import LIVES_BY_BEACON
 from trimtab_controller.core.failover.events import (
     ConfirmedOff,
     Event,
@@ -59,6 +60,7 @@ WATCHED_S = 120.0
 """So long the vms that a returning host listed are looked after: their leftovers there go once they are seen running at home."""
 WHY_EVERY_S = 5.0
 _AWAY = frozenset({HostConnectivity.LOST, HostConnectivity.FENCED})
+_SILENT = frozenset({HostConnectivity.SUSPECT, HostConnectivity.LOST})
 _OFF = frozenset({"stopped", "absent", "crashed"})
 
 
@@ -84,6 +86,7 @@ class FailoverLoop:
             clock=clock,
             fencer=fencer,
             power_timeout_s=settings.power_timeout_s,
+            lease_ttl_s=settings.lease_ttl_s,
             open_secret=open_secret,
             askers=askers,
         )
@@ -158,19 +161,34 @@ class FailoverLoop:
         return found + self._ended(seen) + self._ended_alone(seen)
 
     def _heard(self, seen: Snapshot) -> list[Event]:
-        now = self._clock.boottime_s()
+        now, beacons = self._clock.boottime_s(), self._hands.beacons
         found: list[Event] = []
+        silent = [
+            host_id
+            for host_id, host in seen.hosts.items()
+            if host.connectivity in _SILENT and seen.guards.get(host_id, HostGuard()).beacon_pool_id
+        ]
+        beacons.watch(seen, silent)
         for host_id, host in seen.hosts.items():
             record, guard = self._state.hosts[host_id], seen.guards.get(host_id, HostGuard())
             if host.connectivity is HostConnectivity.UP and record.standing in _AWAY:
                 # It comes back with what it holds, or not at all: nothing is concluded from a list that we have not seen.
                 self._hands.ask_for_list(host_id, host.boot_id)
             silent_s = {HostConnectivity.UP: 0.0, HostConnectivity.SUSPECT: self._settings.suspect_after_s + 0.1}
-            if host.connectivity in silent_s:
+            lives_by_beacon = record.ends_granting_since_s is None and beacons.is_alive(host_id)
+            if (
+                host.connectivity is HostConnectivity.LOST
+                and record.ends_granting_since_s is None
+                and beacons.is_undecided(host_id)
+            ):
+                # What its beacon says is not known yet.
+                silent_s[HostConnectivity.LOST] = silent_s[HostConnectivity.SUSPECT]
+            if host.connectivity in silent_s or lives_by_beacon:
                 found.append(
                     Renewed(
                         host=host_id,
-                        at_s=now - silent_s[host.connectivity],
+                        at_s=now if lives_by_beacon else now - silent_s[host.connectivity],
+                        is_beacon=lives_by_beacon,
                         boot_id=host.boot_id,
                         is_armed=guard.is_armed,
                         kill_s=guard.kill_ms / 1000,
@@ -187,6 +205,11 @@ class FailoverLoop:
         for host_id, host in seen.hosts.items():
             record = self._state.hosts.get(host_id) or reading.host_record(host, seen)
             paths = tuple(path.name for path in seen.paths.get(host_id, ()))
+            has_beacon = bool(seen.guards.get(host_id, HostGuard()).beacon_pool_id)
+            # One that tells, silent as it is, that it renews there no more may have done so a moment before.
+            has_beacon |= record.has_beacon and record.ends_granting_since_s is not None
+            if has_beacon != record.has_beacon:
+                record = replace(record, has_beacon=has_beacon, intent_is_proven=False)
             if (record.power_paths, record.is_cordoned, record.has_listed) != (paths, host.is_cordoned, True):
                 record = replace(record, power_paths=paths, is_cordoned=host.is_cordoned, has_listed=True)
             hosts[host_id] = record
@@ -346,6 +369,7 @@ class FailoverLoop:
 
     def _measure(self) -> None:
         metrics.FAILOVER_FROZEN.labels("breaker").set(bool(self._state.frozen))
+        metrics.HOSTS_BY_BEACON.set(sum(1 for host in self._state.hosts.values() if LIVES_BY_BEACON in host.degraded))
         metrics.FAILOVER_FROZEN.labels("operator").set(self._state.is_paused)
         phases = Counter(vm.phase for vm in self._state.vms.values())
         metrics.FAILOVER_VMS.labels("waiting").set(phases[Phase.RECOVERING])

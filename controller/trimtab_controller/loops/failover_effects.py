@@ -8,6 +8,7 @@ import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -20,11 +21,12 @@ from trimtab_controller.core.failover.records import NEVER_S, Evidence, VmRecord
 from trimtab_controller.core.lifecycle import DesiredPower, HostConnectivity, ObservedState
 from trimtab_controller.core.model import Actor, Vm
 from trimtab_controller.fencing import Fencer, Power
+from trimtab_controller.loops.beacons import Beacons
 from trimtab_controller.loops.failover_reading import Snapshot, seen_from
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.engine import Engine
 from trimtab_controller.services import fencing, recovery
-from trimtab_controller.store import claims, events, failover, hosts, leases, vms
+from trimtab_controller.store import claims, events, failover, fence_intents, hosts, leases, vms
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError
@@ -54,6 +56,7 @@ class Hands:
         clock: Clock,
         fencer: Fencer,
         power_timeout_s: float,
+        lease_ttl_s: float,
         open_secret: Callable[[str, str], str],
         askers: Executor | None = None,
     ) -> None:
@@ -64,6 +67,7 @@ class Hands:
         self._answers: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._asked: set[tuple[str, str]] = set()
         self._gone: dict[tuple[str, str], float] = {}
+        self.beacons = Beacons(agents=engine.agents, clock=clock, ask=self._ask, lease_ttl_s=lease_ttl_s)
         self.restarts: dict[str, str] = {}
         """Vm -> the operation that restarts it."""
         self.drives_until_s = NEVER_S
@@ -96,11 +100,10 @@ class Hands:
             case do.EndGranting():
                 if effect.host not in seen.revocations:
                     self.write(term, lambda session: leases.revoke(session, effect.host, term=term, now=self._clock.now()))
-            case do.WriteIntent():
-                # A host that renews in a pool besides has a second channel that is not closed yet: its lease proves nothing.
-                if not seen.guards.get(effect.host, HostGuard()).beacon_pool_id:
-                    return [IntentWritten(host=effect.host, at_s=NEVER_S)]
+            case do.WriteIntent() | do.ProveIntent():
+                return self._close_beacon(effect, term, seen)
             case do.ResumeGranting():
+                self.beacons.forget(effect.host)
                 self.write(term, lambda session: self._forget(session, effect.host))
             case do.PowerOff():
                 self._switch_off(effect, term, seen)
@@ -116,6 +119,16 @@ class Hands:
                 log.info("left to the maintenance of hosts", host_id=effect.host)
             case _:
                 self._begin(effect, term)
+        return ()
+
+    def _close_beacon(self, effect: do.WriteIntent | do.ProveIntent, term: int, seen: Snapshot) -> Sequence[Event]:
+        """A host that renews in a pool besides has a second channel, which is closed there; one without is done at once."""
+        if isinstance(effect, do.ProveIntent):
+            self.beacons.prove(effect.host, seen)
+        elif seen.guards.get(effect.host, HostGuard()).beacon_pool_id:
+            self.beacons.write(effect.host, term, seen, fenced=partial(self._while_silent, effect.host, term))
+        else:
+            return [IntentWritten(host=effect.host, at_s=NEVER_S)]
         return ()
 
     # --- operations -----------------------------------------------------------------------------------------------------------
@@ -263,7 +276,18 @@ class Hands:
 
         self._ask(host_id, "", work)
 
-    def _ask(self, host_id: str, vm_id: str, question: Callable[[], Event]) -> None:
+    def _while_silent(self, host_id: str, term: int, work: Callable[[Session], None]) -> None:
+        """Write while we lead and the host is silent; Conflict where either is over."""
+
+        def checked(session: Session) -> None:
+            if hosts.get(session, host_id).connectivity is HostConnectivity.UP:
+                raise Conflict("host-came-back", f"{host_id} is heard from again")
+            work(session)
+
+        self.write(term, checked)
+
+    def _ask(self, host_id: str, vm_id: str, question: Callable[[], Event | None]) -> None:
+        """`vm_id`: or another word for what is asked of or about the host; the same is not asked twice at a time."""
         key = (host_id, vm_id)
         if key in self._asked:
             return
@@ -271,7 +295,9 @@ class Hands:
 
         def work() -> None:
             try:
-                self._answers.put(question())
+                answer = question()
+                if answer is not None:
+                    self._answers.put(answer)
             except TrimtabError as error:
                 log.debug("host does not say", host_id=host_id, vm_id=vm_id, code=error.code)
             finally:
@@ -327,6 +353,7 @@ class Hands:
     def _forget(self, session: Session, host_id: str) -> None:
         """Let a host that came back renew, and forget what operators said of its loss."""
         leases.lift_revocation(session, host_id)
+        fence_intents.forget(session, host_id)
         said = failover.control(session)
         if host_id in said.released or host_id in said.confirmed_off:
             failover.set_control(

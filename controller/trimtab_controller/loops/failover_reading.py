@@ -7,13 +7,13 @@ from trimtab_controller.core.failover.records import Desired, Evidence, Holder, 
 from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState, OperationState
 from trimtab_controller.core.model import Operation
 from trimtab_controller.core.model.failover import FailoverControl, FailoverRow, FailoverVmRow, FencePathRow
-from trimtab_controller.store import failover, host_guards, hosts, leases, operations
+from trimtab_controller.store import failover, host_guards, hosts, leases, operations, pools
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.failover import KeptVm
 from trimtab_controller.store.host_guards import HostGuard
 from trimtab_controller.store.hosts import Standing
 from trimtab_controller.store.leases import Lease, Revocation
-from trimtab_protos.messages import DomainObservation, DomainState
+from trimtab_protos.messages import DomainObservation, DomainState, PoolSpec
 
 _SEEN_BY_STATE = {
     ObservedState.RUNNING: Seen.RUNNING,
@@ -45,6 +45,10 @@ class Snapshot:
     guards: Mapping[str, HostGuard]
     session_gateways: Mapping[str, str]
     """Host -> the gateway of its newest session."""
+    beacon_pools: Mapping[str, PoolSpec]
+    """The pools in which hosts renew besides, by id."""
+    beacon_readers: Mapping[str, tuple[str, ...]]
+    """Pool -> the live hosts that said lately that they reach it."""
 
 
 def read(session: Session, *, also: Collection[str], operation_ids: Collection[str]) -> Snapshot:
@@ -55,8 +59,10 @@ def read(session: Session, *, also: Collection[str], operation_ids: Collection[s
     starts = failover.open_starts(session)
     wanted = {one.operation_id for one in starts if one.operation_id} | set(operation_ids)
     kept = failover.kept_vms(session, also=also)
+    standings, guards = {host.id: host for host in hosts.standings(session)}, host_guards.read_all(session)
+    beacon_pools = pools.specs_of(session, {guard.beacon_pool_id for guard in guards.values()} - {""})
     return Snapshot(
-        hosts={host.id: host for host in hosts.standings(session)},
+        hosts=standings,
         paths=paths,
         vms={vm.id: vm for vm in kept},
         tombstones=failover.tombstones(session, also),
@@ -67,9 +73,18 @@ def read(session: Session, *, also: Collection[str], operation_ids: Collection[s
         revocations={one.host_id: one for one in leases.revocations(session)},
         gateways=leases.named(session, leases.GATEWAY_PREFIX),
         control=failover.control(session),
-        guards=host_guards.read_all(session),
+        guards=guards,
         session_gateways=hosts.session_gateways(session),
+        beacon_pools=beacon_pools,
+        beacon_readers={
+            pool_id: tuple(one.host_id for one in places if one.state == "ready" and _is_up(one.host_id, standings))
+            for pool_id, places in pools.hosts_of(session, list(beacon_pools)).items()
+        },
     )
+
+
+def _is_up(host_id: str, standings: Mapping[str, Standing]) -> bool:
+    return host_id in standings and standings[host_id].connectivity is HostConnectivity.UP
 
 
 def host_record(host: Standing, seen: Snapshot) -> HostRecord:
@@ -85,6 +100,7 @@ def host_record(host: Standing, seen: Snapshot) -> HostRecord:
         boot_id=host.boot_id,
         power_paths=tuple(path.name for path in seen.paths.get(host.id, ())),
         was_armed_at_loss=guard.is_armed,
+        has_beacon=bool(guard.beacon_pool_id),
         is_armed=guard.is_armed,
         kill_s=guard.kill_ms / 1000,
         evidence=evidence,

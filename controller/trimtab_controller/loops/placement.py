@@ -39,6 +39,7 @@ COMMITTED_TOGETHER = 250
 class PlacementLoop:
     def __init__(self, *, db: Database, clock: Clock, nudger: Nudger, rng: random.Random) -> None:
         self._db, self._clock, self._nudger, self._rng = db, clock, nudger, rng
+        self._gatekeeper = Gatekeeper()
 
     def run(self, term: int) -> None:
         """Answer everything that is pending; nothing pending costs one indexed query."""
@@ -83,8 +84,8 @@ class PlacementLoop:
         """Return the decisions, with refusals where a class accepts only what survives the loss of a host."""
         if not Gatekeeper.is_needed(batch.rows):
             return decisions
-        keeper = self._db.read(lambda session: Gatekeeper(session, batch.rows, now=self._clock.now()))
-        return [keeper.judge(decision, batch.needs[decision.request.vm_id]) for decision in decisions]
+        self._db.read(lambda session: self._gatekeeper.follow(session, batch.rows, batch.snapshot))
+        return self._gatekeeper.judge(decisions, batch.needs)
 
     def _cured(self, decisions: Sequence[Decision], books: Books, policy_of: PolicyOf, batch: Batch) -> Iterator[Decision]:
         """Yield the decisions, the first refusals with what would let them in."""

@@ -17,11 +17,13 @@ from trimtab_controller.store import (
     operations,
     placements,
     plans,
+    secgroups,
     snapshots,
     upkeep,
     usage,
     vms,
     volume_claims,
+    volume_moves,
 )
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import Conflict
@@ -83,6 +85,31 @@ class Upkeep:
                 subject_name=vm.name,
                 project_id=vm.project_id,
                 params={"vm_id": vm.id, "snapshot_id": snapshot.id},
+            )
+
+    def settle_moves(self, term: int) -> None:
+        """Accept a volume.settle_move for every volume that moves while nothing sees to it."""
+        for volume in self._db.read(lambda session: volume_moves.unsettled(session, limit=BATCH)):
+            self._accept(
+                term,
+                "volume.settle_move",
+                subject_id=volume.vm_id or volume.id,
+                subject_name=volume.name,
+                project_id=volume.project_id,
+                params={"volume_id": volume.id, "vm_id": volume.vm_id or ""},
+            )
+
+    def apply_firewalls(self, term: int) -> None:
+        """Accept a firewall.apply for every vm whose host missed a change of its security groups and is up."""
+        for vm in self._db.read(lambda session: secgroups.behind(session, limit=BATCH)):
+            params = {"vm_id": vm.vm_id}
+            self._accept(
+                term,
+                "firewall.apply",
+                subject_id=vm.vm_id,
+                subject_name=vm.name,
+                project_id=vm.project_id,
+                params=params,
             )
 
     def evict_images(self, term: int) -> None:

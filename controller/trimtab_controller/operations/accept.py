@@ -9,8 +9,22 @@ from trimtab_controller.core.model import Actor, Operation
 from trimtab_controller.operations import background
 from trimtab_controller.operations.registry import saga_named
 from trimtab_controller.operations.vm_steps import PLACEMENT_POLL_S
-from trimtab_controller.store import events, operations, placements
+from trimtab_controller.store import events, operations, placements, volume_moves
 from trimtab_controller.store.database import Session
+
+# What relies on each disk being in one place.
+_ON_SETTLED_DISKS = frozenset(
+    {
+        "backup.run",
+        "snapshot.create",
+        "snapshot.revert",
+        "vm.attach",
+        "vm.detach",
+        "vm.migrate",
+        "vm.replace",
+        "volume.resize",
+    }
+)
 
 
 def accept(
@@ -39,6 +53,8 @@ def accept(
     saga.params_from_json(params)  # a defect of ours shows here, not in a worker
     if saga.is_exclusive and subject_id.startswith("vm-"):
         background.make_room(session, kind, subject_id=subject_id, subject_name=subject_name, actor=actor.name, now=now)
+    if kind in _ON_SETTLED_DISKS:
+        volume_moves.require_settled(session, subject_id, subject_name)
     operation = operations.insert(
         session,
         operation_id=operation_id or mint("op"),

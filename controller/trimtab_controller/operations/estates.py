@@ -1,14 +1,14 @@
 """From rows to the `Estate` that plans, proof and capacity are made on."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 import numpy as np
 
 from trimtab_controller.core.lifecycle import ObservedState
-from trimtab_controller.core.model import PlacementAsk
+from trimtab_controller.core.model import Host, PlacementAsk
 from trimtab_controller.core.planning.estate import MIB, DrainPolicy, Estate, Power, VmSnapshot
 from trimtab_controller.core.planning.load import HostUse, predicted, wanted_millis
 from trimtab_controller.core.planning.timeline import Rates
@@ -39,15 +39,20 @@ def read_estate(session: Session, *, now: datetime) -> Estate:
     hosts = {host.id: host for host in rows.hosts}
     vms = []
     for found in estate_rows.placed_vms(session):
-        home = hosts.get(found.needs.vm.host_id)
-        accelerator = home.inventory.accelerator if home is not None and home.inventory is not None else ""
-        vms.append(_vm(found, accelerator, loads.get(found.needs.vm.id, 0), rows.groups))
+        vms.append(_vm(found, _accelerator(found, hosts), loads.get(found.needs.vm.id, 0), rows.groups))
     return Estate.of(
         snapshot,
         _as_wanted(vms, rows, _host_use(session, now)),
         host_versions={host.id: host.version for host in rows.hosts},
         cpu_millis={host.id: host.inventory.cpus * 1000 for host in rows.hosts if host.inventory is not None},
     )
+
+
+def read_vms(session: Session, rows: FleetRows, vm_ids: Collection[str]) -> list[VmSnapshot]:
+    """Return these vms, of those that are on hosts, without what they are predicted to use."""
+    found = estate_rows.vms_on_hosts(session, vm_ids)
+    hosts = {host.id: host for host in rows.hosts}
+    return [_vm(one, _accelerator(one, hosts), 0, rows.groups) for one in found]
 
 
 def as_placed(needs: VmNeeds, host_id: str, rows: FleetRows, *, cells: tuple[int, ...] = ()) -> VmSnapshot:
@@ -113,6 +118,11 @@ def _predicted(session: Session, metric: str, now: datetime) -> dict[str, float]
                 samples[row, column] = mean
     means = predicted(samples, step_s=BUCKET_S) if history else np.zeros(0)
     return {subject_id: float(mean) for subject_id, mean in zip(history, means, strict=True)}
+
+
+def _accelerator(found: EstateVm, hosts: Mapping[str, Host]) -> str:
+    home = hosts.get(found.needs.vm.host_id)
+    return home.inventory.accelerator if home is not None and home.inventory is not None else ""
 
 
 def _vm(found: EstateVm, accelerator: str, load_millis: int, groups: Mapping[str, GroupRow]) -> VmSnapshot:

@@ -14,6 +14,7 @@ from trimtab_controller.core.lifecycle import ENDED_STATES, DesiredPower, Operat
 from trimtab_controller.core.model import Actor, Operation, PlanStepRow, Vm
 from trimtab_controller.core.planning.plan import Plan, Step, StepKind
 from trimtab_controller.core.planning.timeline import Slots
+from trimtab_controller.operations import volume_plan_steps
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.store import fleet, operations, plans, reach, vms
 from trimtab_controller.store.database import Session
@@ -65,7 +66,7 @@ def carry_on(course: Course) -> tuple[PlanStepRow, ...]:
             course.put(row, "failed", message="a step that it waits for failed")
         elif course.is_late:
             course.put(row, "failed", message="the deadline passed before its turn came")
-        elif all(state in _PASSED for state in before) and (not step.moves_vm or _has_slot(course, step, busy, under_way)):
+        elif all(state in _PASSED for state in before) and (not step.takes_slot or _has_slot(course, step, busy, under_way)):
             started = _start(course, row, step)
             under_way += started
             for host_id in {step.host_id, step.target_host_id} - {""} if started else ():
@@ -132,6 +133,8 @@ def _start(course: Course, row: PlanStepRow, step: Step) -> bool:
             course.put(row, "running", message=f"end it with `trimtab host maintenance end {name}`")
         case StepKind.MIGRATE | StepKind.RESTART:
             return _start_move(course, row, step)
+        case StepKind.MOVE_VOLUME:
+            return volume_plan_steps.start(course, row, step)
         case StepKind.RECOVER:
             course.put(row, "failed", message="a recovery is driven by the failover of its host, not by a plan")
     return False
@@ -206,12 +209,16 @@ def _take_end(course: Course, row: PlanStepRow, step: Step, child: Operation) ->
             vms.set_desired(course.session, step.vm_id, DesiredPower.RUNNING)
             _try_again(course, row, child)
     elif is_done:
-        course.put(row, "done", target_host_id=vms.get(course.session, step.vm_id).host_id, message="")
+        course.put(row, "done", target_host_id=_where_now(course, step), message="")
     elif step.kind is StepKind.RESTART and row.attempts + 1 < TRIES_MAX:
         plans.set_step(course.session, row, attempts=row.attempts + 1)
         _start_again(course, row, step)
     else:
         _try_again(course, row, child)
+
+
+def _where_now(course: Course, step: Step) -> str:
+    return vms.get(course.session, step.vm_id).host_id if step.moves_vm else step.target_host_id
 
 
 def _start_again(course: Course, row: PlanStepRow, step: Step) -> None:
@@ -250,7 +257,7 @@ def _call_off_one(course: Course, row: PlanStepRow) -> bool:
         if row.state == "stopping":
             vms.set_desired(course.session, step.vm_id, DesiredPower.RUNNING)
         is_done = child.state is OperationState.DONE
-        course.put(row, "done" if is_done else "cancelled", target_host_id=vms.get(course.session, step.vm_id).host_id)
+        course.put(row, "done" if is_done else "cancelled", target_host_id=_where_now(course, step))
         return True
     # A start is let through: cancelled, it would leave the vm stopped.
     if child.kind != "vm.start" and not child.is_cancel_requested:

@@ -13,7 +13,7 @@ from trimtab_controller.operations.fan_out import ask_each
 from trimtab_controller.operations.saga import Effect, Json, Transaction
 from trimtab_controller.store import describe, reach
 from trimtab_controller.store.host_reports import NOT_SHARED
-from trimtab_controller.store.reach import FAILED, READY, UNKNOWN, UpHost
+from trimtab_controller.store.reach import FAILED, READY, UNKNOWN, UNRESPONSIVE, UpHost
 from trimtab_protos.codec import as_json, from_json
 from trimtab_protos.errors import Conflict, TrimtabError, Unavailable
 from trimtab_protos.messages import PoolObservation
@@ -32,7 +32,10 @@ def ensure_pool(context: Effect[Any], pool: Pool, hosts: Sequence[UpHost], *, su
     def ask(host: UpHost) -> Json:
         seen = context.agents.ensure_pool(host.id, context.key(subject_id=subject_id, part=pool.id), spec)
         if seen.problem or not seen.is_responsive:
-            return {"state": FAILED, "problem": seen.problem or "the folder does not answer"}
+            return {
+                "state": UNRESPONSIVE if seen.is_hung else FAILED,
+                "problem": seen.problem or "the folder does not answer",
+            }
         return {"state": READY, "problem": "", "observation": as_json(seen)}
 
     return _ask_all(context, hosts, ask)

@@ -44,9 +44,14 @@ class HostState:
     guards: tuple[HostGuard, ...] = (HostGuard(),)
     """What the lease is counted on for, as recorded; several while a record is under way or its outcome is unknown."""
     is_recording_guard: bool = False
+    refused_sequence: int = 0
+    """The newest heartbeat, where it was not granted."""
     clock_rate_ppm: int = 0
     warden_missing: tuple[str, ...] = ()
     warden_vm_ids: tuple[str, ...] = ()
+    beacon_age_ms: int = 0
+    """As the host said with its last heartbeat; 0: it did not renew since it booted."""
+    beacon_problem: str = ""
     skew_ms: int = 0
     is_hypervisor_up: bool = True
     is_warden_armed: bool = False
@@ -72,6 +77,8 @@ class HostState:
                 "warden_missing": self.warden_missing,
                 "warden_vm_ids": self.warden_vm_ids,
                 "beacon_pool_id": self.guards[-1].beacon_pool_id,
+                "beacon_age_ms": self.beacon_age_ms,
+                "beacon_problem": self.beacon_problem,
                 "load": {
                     "cpu_used_permille": load.cpu_used_permille,
                     "cpu_steal_permille": load.cpu_steal_permille,

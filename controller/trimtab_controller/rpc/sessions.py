@@ -186,7 +186,9 @@ class HostSession:
         state.clock_rate_ppm = beat.clock_rate_ppm
         state.warden_missing = tuple(beat.warden_missing)
         state.warden_vm_ids = tuple(beat.warden_vm_ids)
+        state.beacon_age_ms, state.beacon_problem = beat.beacon_age_ms, beat.beacon_problem[:200]
         is_granted = self._may_count_on(state, beat) and gateway.right.may_grant(self.host_id)
+        state.refused_sequence = 0 if is_granted else beat.sequence
         if is_granted:
             state.granted_boottime_s = gateway.clock.boottime_s()
         (_GRANTED if is_granted else _REFUSED).inc()
@@ -226,7 +228,17 @@ class HostSession:
         if not is_written:
             return  # a newer session speaks for the host
         state.guards = (heard,)
+        await self._grant_late(state)
         log.info("host guard recorded", host_id=self.host_id, is_armed=heard.is_armed, kill_ms=heard.kill_ms)
+
+    async def _grant_late(self, state: HostState) -> None:
+        """Grant the heartbeat that waited for the record: a host whose warden is to end nobody any more needs to know it soon."""
+        sequence = state.refused_sequence
+        if not sequence or not self._gateway.right.may_grant(self.host_id):
+            return
+        state.refused_sequence, state.granted_boottime_s = 0, self._gateway.clock.boottime_s()
+        ack = pb.HeartbeatAck(sequence=sequence, lease_number=state.lease_number, is_granted=True)
+        await self._send(pb.SessionResponse(heartbeat_ack=ack))
 
     async def _commit_inventory(self, message: inventory_pb2.Inventory) -> None:
         inventory, now = from_proto(message, Inventory), self._gateway.clock.now()

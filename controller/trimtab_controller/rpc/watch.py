@@ -98,6 +98,7 @@ class Watch:
         changed, gateway.changed = gateway.changed, set()
         states = gateway.states.values()
         metrics.CLOCK_SKEW_SECONDS.set(max((abs(state.skew_ms) for state in states), default=0) / 1000)
+        metrics.HOSTS_WITHOUT_BEACON.set(sum(1 for state in states if state.beacon_problem))
         metrics.UNARMED_HOSTS.set(sum(1 for state in states if not state.is_warden_armed))
         if not await self._mirror.write(gateway.states, changed, boottime_s=gateway.clock.boottime_s()):
             gateway.changed |= changed

@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -13,14 +13,14 @@ from sqlalchemy.orm import Session
 from trimtab_controller.clock import mint
 from trimtab_controller.core.ids import domain_uuid
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
-from trimtab_controller.core.model import Actor, Backup, Operation, Pool, Project, Vm, Volume
+from trimtab_controller.core.model import Actor, Backup, Nic, Operation, Pool, Project, Vm, Volume
 from trimtab_controller.operations import backup_steps
 from trimtab_controller.operations.accept import accept, accept_placed
 from trimtab_controller.services import backups as backup_service
-from trimtab_controller.services import pools, quota
+from trimtab_controller.services import pools, quota, seeds
 from trimtab_controller.services.vm_power import OFF
 from trimtab_controller.services.vm_views import VmView, read
-from trimtab_controller.services.vms import NicWish, insert_nic, plan_nic, resolve_host
+from trimtab_controller.services.vms import NicWish, PlannedNic, insert_nic, plan_nic, resolve_host
 from trimtab_controller.store import backup_settings, describe, hosts, snapshots, vms
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
@@ -238,18 +238,11 @@ def _insert_vm(
     session: Session, spec: RestoreSpec, settings: Mapping[str, Any], *, vm_id: str, project: Project, now: datetime
 ) -> None:
     saved = settings["vm"]
-    planned = tuple(
-        plan_nic(
-            session,
-            vm_id,
-            i,
-            NicWish(network=spec.networks.get(one["network"], one["network"])),
-            project=project,
-            field=f"networks[{one['network']}]",
-            model=str(one["model"]),
-        )
-        for i, one in enumerate(settings["nics"] if spec.has_nics else ())
-    )
+    planned: tuple[PlannedNic, ...] = ()
+    for i, one in enumerate(settings["nics"] if spec.has_nics else ()):
+        wish, where = NicWish(network=spec.networks.get(one["network"], one["network"])), f"networks[{one['network']}]"
+        card = plan_nic(session, vm_id, i, wish, project=project, field=where, model=str(one["model"]), beside=planned)
+        planned = (*planned, card)
     quota.charge(session, project.id, quota.Charge(vms=1, vcpus=int(saved["vcpus"]), memory_mib=int(saved["memory_mib"])))
     macs = {str(one["mac"]): plan.nic.mac for one, plan in zip(settings["nics"] if planned else (), planned, strict=True)}
     host_class = str(saved["host_class"])
@@ -284,7 +277,7 @@ def _insert_vm(
         priority=saved["priority"],
         start_delay_s=int(saved.get("start_delay_s", 0)),
         drain_policy=saved["drain_policy"],
-        seed=_seed(settings["seed"], vm_id=vm_id, vm_name=spec.name, macs=macs),
+        seed=_seed(settings["seed"], vm_id=vm_id, vm_name=spec.name, macs=macs, nics=[one.told for one in planned]),
         desired_power=(DesiredPower.RUNNING if spec.start else DesiredPower.STOPPED).value,
         observed_state=ObservedState.ABSENT.value,
         observed_at=now,
@@ -295,7 +288,7 @@ def _insert_vm(
         insert_nic(session, one, now=now, field=f"networks[{one.nic.nic_index}]")
 
 
-def _seed(saved: Mapping[str, str], *, vm_id: str, vm_name: str, macs: Mapping[str, str]) -> dict[str, str]:
+def _seed(saved: Mapping[str, str], *, vm_id: str, vm_name: str, macs: Mapping[str, str], nics: Sequence[Nic]) -> dict[str, str]:
     """Return the seed with a new instance id, so that the guest makes host keys and machine-id of its own, and its new MACs."""
     if not saved:
         return {}
@@ -303,6 +296,7 @@ def _seed(saved: Mapping[str, str], *, vm_id: str, vm_name: str, macs: Mapping[s
     network_yaml = saved.get("network_yaml", "")
     for before, after in macs.items():
         network_yaml = network_yaml.replace(before, after)
+    network_yaml = seeds.with_addresses(network_yaml, nics)
     return {**saved, "meta_yaml": yaml.safe_dump(meta, sort_keys=False, allow_unicode=True), "network_yaml": network_yaml}
 
 

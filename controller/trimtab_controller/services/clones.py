@@ -15,10 +15,10 @@ from trimtab_controller.core.ids import domain_uuid, kind_of
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Nic, Operation, Project, Snapshot, Vm, Volume
 from trimtab_controller.operations.accept import accept_placed
-from trimtab_controller.services import quota, seeds, snapshots
+from trimtab_controller.services import quota, secgroups, seeds, snapshots
 from trimtab_controller.services.vm_power import Caller
 from trimtab_controller.services.vm_views import VmView
-from trimtab_controller.services.vms import VOLUME_NAME_MAX, NicWish, insert_nic, plan_nic
+from trimtab_controller.services.vms import VOLUME_NAME_MAX, NicWish, PlannedNic, insert_nic, plan_nic
 from trimtab_controller.store import describe, vms
 from trimtab_controller.store import snapshots as snapshot_store
 from trimtab_controller.store import volumes as volume_store
@@ -44,13 +44,16 @@ def clone(session: Session, source: Vm, caller: Caller, spec: CloneSpec, *, proj
     charge = quota.Charge(vms=1, vcpus=source.vcpus, memory_mib=source.memory_mib, disk_bytes=disk_bytes)
     quota.charge(session, project.id, charge)
     vm_id, operation_id = mint("vm"), mint("op")
-    planned = [
-        plan_nic(session, vm_id, nic.nic_index, NicWish(network=nic.network_id), project=project, field="name", model=nic.model)
-        for nic in vms.nics_of(session, [source.id])[source.id]
-    ]
-    seed = seeds.for_clone(source.seed, vm_id=vm_id, vm_name=spec.name, nics=[one.nic for one in planned])
+    planned: list[PlannedNic] = []
+    for nic in vms.nics_of(session, [source.id])[source.id]:
+        wish = NicWish(network=nic.network_id)
+        planned.append(
+            plan_nic(session, vm_id, nic.nic_index, wish, project=project, field="name", model=nic.model, beside=planned)
+        )
+    seed = seeds.for_clone(source.seed, vm_id=vm_id, vm_name=spec.name, nics=[one.told for one in planned])
     vm = vms.insert(session, **_vm_values(source, spec, vm_id=vm_id, caller=caller), seed=seed)
     kept, snapshot_operation = _source_layers(session, source, caller, spec, wakes=operation_id, vm_id=vm_id)
+    secgroups.copy(session, source.id, vm_id)
     volumes = [_volume(session, volume, spec, kept, vm=vm, caller=caller) for volume in disks.volumes]
     nics: list[Nic] = [insert_nic(session, one, now=caller.now, field="name") for one in planned]
     is_local = any(not disks.pools[volume.pool_id].is_shared for volume in disks.volumes)

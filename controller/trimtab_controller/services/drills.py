@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from trimtab_controller.core.failover import FailoverSettings
 from trimtab_controller.core.failover.drill import Assumptions, Drill, lose_host
 from trimtab_controller.core.failover.records import Desired, Holder, HostRecord, VmRecord
 from trimtab_controller.core.lifecycle import HostConnectivity
-from trimtab_controller.core.model import Host
+from trimtab_controller.core.model import Actor, Host
 from trimtab_controller.core.planning import Estate
 from trimtab_controller.core.planning.domains import HOST
 from trimtab_controller.services import survival
-from trimtab_controller.store import failover, host_guards, hosts
+from trimtab_controller.store import events, failover, host_guards, hosts, power_cuts
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.failover import KeptVm
-from trimtab_protos.errors import Conflict
+from trimtab_protos.errors import Conflict, InvalidRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,8 @@ def read(session: Session, lost: Host, estate: Estate) -> Inputs:
         records[host.id] = HostRecord(
             id=host.id,
             standing=host.connectivity,
-            is_armed=guard.is_armed and not guard.beacon_pool_id,
+            is_armed=guard.is_armed,
+            has_beacon=bool(guard.beacon_pool_id),
             kill_s=guard.kill_ms / 1000,
             power_paths=own,
             is_cordoned=host.is_cordoned,
@@ -53,6 +55,39 @@ def read(session: Session, lost: Host, estate: Estate) -> Inputs:
     has_power = any(path.is_ready for path in paths if path.host_id == lost.id)
     vms = {vm.id: vm for vm in failover.vms_at_home(session, lost.id) if vm.desired_power == "running"}
     return Inputs(estate=estate, hosts=records, vms=vms, lost=lost, has_power=has_power)
+
+
+def cut_power(session: Session, inputs: Inputs, drill: Drill, *, confirm: str, force: bool, actor: Actor, now: datetime) -> None:
+    """Ask the leader to cut the host's power. Conflict where no device is ready, or, without `force`, where a vm would not run again.
+
+    `confirm` must be the host's name: InvalidRequest where it is not.
+    """
+    lost = inputs.lost
+    if confirm != lost.name:
+        raise InvalidRequest(
+            "confirm-differs", f"confirm: say the name of the host that is to be lost, {lost.name}", field="confirm"
+        )
+    if not inputs.has_power:
+        raise Conflict(
+            "fence-path-missing",
+            f"{lost.name} has no power device that answered its last test; see `trimtab fence test {lost.name}`",
+            host_id=lost.id,
+        )
+    stays_off = sorted(inputs.vms[one.vm].name for one in drill.outcomes if one.seconds is None and one.vm in inputs.vms)
+    if (drill.frozen or stays_off) and not force:
+        why = drill.frozen or f"{len(stays_off)} vms would not run again: {', '.join(stays_off[:8])}"
+        raise Conflict(
+            "drill-would-lose", f"the power of {lost.name} is not cut: {why}; `--force` cuts it all the same", host_id=lost.id
+        )
+    power_cuts.ask(session, lost.id, asked_by=actor.name, now=now)
+    events.append(
+        session,
+        kind="drill.asked",
+        subject_id=lost.id,
+        actor=actor.name,
+        message=f"{actor.name} asked for {lost.name} to lose its power: a drill",
+        now=now,
+    )
 
 
 def host_loss(inputs: Inputs, *, settings: FailoverSettings, assumptions: Assumptions | None = None) -> Drill:

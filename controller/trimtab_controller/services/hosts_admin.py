@@ -16,6 +16,7 @@ from trimtab_controller.services.vms import merge_labels
 from trimtab_controller.store import (
     certificates,
     events,
+    fence_intents,
     host_guards,
     host_stocks,
     hosts,
@@ -27,6 +28,7 @@ from trimtab_controller.store import (
     schema,
 )
 from trimtab_controller.store.certificates import HostCertificate
+from trimtab_controller.store.fence_intents import FenceIntentRow
 from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
 
@@ -47,6 +49,7 @@ class HostView:
     guard: HostGuard | None = None
     # Names of the vms that its warden kills when its lease ends.
     would_kill: tuple[str, ...] = ()
+    fence_intent: FenceIntentRow | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,7 @@ def get(session: Session, name_or_id: str) -> HostView:
         fence_paths=fencing.of_host(session, host),
         guard=host_guards.read(session, host.id),
         would_kill=fencing.would_be_killed(session, host),
+        fence_intent=fence_intents.find(session, host.id),
     )
 
 
@@ -224,6 +228,23 @@ def remove(
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------------
+
+
+def check(session: Session, name_or_id: str, *, actor: Actor, now: datetime) -> Operation:
+    """Accept that hosts look at the ways to each other: from and to one, or ('') all. NotFound names the field."""
+    host = hosts.find(session, name_or_id) if name_or_id else None
+    if name_or_id and host is None:
+        raise NotFound("host-not-found", f"host: there is no host {name_or_id}; see `trimtab host list`", field="host")
+    return accept(
+        session,
+        "host.check",
+        subject_id=host.id if host is not None else "fleet",
+        subject_name=host.name if host is not None else "all hosts",
+        project_id="",
+        params={"host_id": host.id if host is not None else ""},
+        actor=actor,
+        now=now,
+    )
 
 
 def find_class(session: Session, name_or_id: str) -> HostClass:

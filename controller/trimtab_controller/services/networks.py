@@ -8,6 +8,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint
+from trimtab_controller.core.addresses import LONGEST_OWN_PREFIX, overlapping
 from trimtab_controller.core.model import Actor, Network, Operation, Project, Role
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services.authorise import require
@@ -49,6 +50,7 @@ def create(
     if spec.kind == "bridge":
         require(actor, Role.ADMIN, "")
     project_id = project.id if project else ""
+    _refuse_overlap(session, spec.subnet, project_id=project_id)
     network = networks.insert(
         session,
         network_id=mint("net"),
@@ -158,9 +160,27 @@ def _check(spec: NetworkSpec) -> None:
             raise InvalidRequest("subnet-missing", 'subnet: give one, for example "10.20.0.0/24"', field="subnet")
         return
     try:
-        ipaddress.ip_network(spec.subnet)
+        subnet = ipaddress.ip_network(spec.subnet)
     except ValueError as error:
         raise InvalidRequest("subnet-wrong", f'subnet: {error}; for example "10.20.0.0/24"', field="subnet") from error
+    if spec.kind != "bridge" and (subnet.version == 6 or subnet.prefixlen > LONGEST_OWN_PREFIX):
+        message = f"subnet: an IPv4 network of /{LONGEST_OWN_PREFIX} or larger, for example 10.20.0.0/24, not {spec.subnet}"
+        raise InvalidRequest("subnet-wrong", message, field="subnet")
+
+
+def _refuse_overlap(session: Session, subnet: str, *, project_id: str) -> None:
+    """Refuse a subnet that another network has a part of: a host could not tell where an address is, and a guest would have two."""
+    if not subnet:
+        return
+    networks.lock_subnets(session)
+    there = {network.id: network for network in networks.with_subnet(session)}
+    taken = overlapping(subnet, ((network.id, network.subnet) for network in there.values()))
+    if taken is None:
+        return
+    other = there[taken]
+    is_visible = other.project_id in {"", project_id}
+    who = f"network {other.name} ({other.subnet})" if is_visible else "a network of another project"
+    raise Conflict("subnet-overlaps", f"subnet: {subnet} overlaps with {who}; choose another", field="subnet")
 
 
 def _by_host_id(session: Session, bridges: Mapping[str, str]) -> dict[str, str]:

@@ -54,7 +54,9 @@ def preview(session: Session, view: FleetView, vm: Vm, *, to_host_id: str) -> De
         reasons = [verdict.sentence() for verdict in decision.refused[:REASONS_MAX]]
         raise NoCapacity("no-host-fits", decision.summary(), reasons="\n".join(reasons))
     if Gatekeeper.is_needed(view.rows):
-        judged = Gatekeeper(session, view.rows, now=vm.created_at).judge(decision, needs)
+        keeper = Gatekeeper()
+        keeper.follow(session, view.rows, view.snapshot)
+        (judged,) = keeper.judge([decision], {vm.id: needs})
         if judged.chosen_host_id is None:
             raise NoCapacity(code_of(judged), judged.summary(), reasons=judged.refused[0].sentence())
     class_id = next(host.host_class_id for host in view.rows.hosts if host.id == decision.chosen_host_id)

@@ -26,13 +26,15 @@ from trimtab_controller.core.planning import (
     undo_steps,
 )
 from trimtab_controller.core.planning.peaks import peaks_of
+from trimtab_controller.core.planning.pool_drain import PoolContents, plan_pool_drain
 from trimtab_controller.core.planning.staleness import pins_of
 from trimtab_controller.core.planning.timeline import timed
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.estates import read_estate, read_rates
 from trimtab_controller.operations.plan_steps import WAS_CORDONED
+from trimtab_controller.operations.pool_estates import read_contents
 from trimtab_controller.operations.sagas.apply_plan import check_fresh
-from trimtab_controller.services import hosts_admin
+from trimtab_controller.services import hosts_admin, pools
 from trimtab_controller.store import events, hosts, keyset, lookup, operations, plans, reach, schema
 from trimtab_protos.errors import Conflict, InvalidRequest
 
@@ -52,6 +54,8 @@ class PlanWish:
     max_moves: int | None = None
     plan_id: str = ""
     """For `undo`: the plan to take back."""
+    pool: str = ""
+    """For `drain-pool`: the name or id of the pool to empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +78,8 @@ class PlanInputs:
     scope: tuple[str, ...]
     terms: Terms
     history: History
+    contents: PoolContents | None = None
+    """For `drain-pool`."""
     done: tuple[Step, ...] = ()
     """For `undo`: the steps that were done, with the targets that they got."""
 
@@ -86,6 +92,7 @@ def gather(session: Session, wish: PlanWish, *, now: datetime) -> PlanInputs:
         scope=_scope(session, wish),
         terms=Terms(rates=read_rates(session), deadline_s=wish.deadline_s),
         history=_history(session, now) if wish.kind is PlanKind.REBALANCE else History(),
+        contents=read_contents(session, pools.find(session, wish.pool).id) if wish.kind is PlanKind.DRAIN_POOL else None,
         done=_done_steps(session, wish.plan_id) if wish.kind is PlanKind.UNDO else (),
     )
 
@@ -108,6 +115,9 @@ def decide(inputs: PlanInputs) -> Plan:
             limit = ConsolidatePolicy()
             limit = replace(limit, moves_max=wish.max_moves or limit.moves_max)
             return plan_consolidate(estate, limit, terms)
+        case PlanKind.DRAIN_POOL:
+            assert inputs.contents is not None, "a pool that is drained was read"
+            return plan_pool_drain(inputs.contents, terms.slots, terms.rates)
         case PlanKind.UNDO:
             return _undo(inputs)
 
@@ -277,5 +287,8 @@ def _view(session: Session, row: PlanRow, *, with_steps: bool) -> PlanView:
     plan = Plan.from_json(row.changes)
     ids = {*plan.scope, *(step.host_id for step in plan.steps), *(step.target_host_id for step in plan.steps)} - {""}
     names = lookup.names(session, schema.host, ids if with_steps else plan.scope)
+    if plan.kind in {PlanKind.DRAIN_POOL, PlanKind.UNDO}:
+        named = {*plan.scope, *(step.pool_id for step in plan.steps), *(step.target_pool_id for step in plan.steps)} - {""}
+        names = {**names, **lookup.names(session, schema.pool, named)}
     steps = plans.steps_of(session, row.id) if with_steps else ()
     return PlanView(row=row, plan=plan, steps=steps, host_names=names, is_full=with_steps)

@@ -1,15 +1,22 @@
 """Pools: where volumes and images lie."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Operation, Pool, PoolSpace
+from trimtab_controller.core.way_back import USABLE, way_back
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.store import keyset, lookup, pools, schema
+from trimtab_protos.codec import as_json
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
+from trimtab_protos.pool_messages import NfsSource
+
+# Where agents mount exports; they mount nowhere else.
+MOUNTS = "/srv/trimtab-mounts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +26,21 @@ class PoolSpec:
     path: str
     is_shared: bool
     is_default: bool
+    # What placement leaves free, in thousandths of the capacity.
+    reserve_permille: int = 50
+    # Of kind nfs: from where and how it is mounted; `path` is then the export's.
+    nfs: NfsSource | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmView:
+    """A vm with disks in a pool, and what becomes of it where the pool is not usable."""
+
+    name: str
+    project: str
+    host: str
+    state: str
+    way_back: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,23 +50,26 @@ class PoolView:
     # By host name; '' for the space of a shared pool.
     hosts: dict[str, pools.PoolOnHost]
     spaces: dict[str, PoolSpace]
+    # Of one pool that was asked for by name.
+    vms: tuple[VmView, ...] = ()
 
 
 def create(session: Session, spec: PoolSpec, *, actor: Actor, now: datetime) -> tuple[PoolView, Operation]:
     """Insert the pool and accept its making on each host. AlreadyExists where name or path is taken."""
-    taken = pools.at_path(session, spec.path)
-    if taken is not None:
-        raise AlreadyExists("pool-path-taken", f"path: {spec.path} is pool {taken.name} already", field="path")
+    pool_id = mint("pool")
+    path, settings = _place(session, spec, pool_id)
     if spec.is_default and pools.default_ids(session):
         raise Conflict("pool-default-taken", "is_default: another pool is the default already; delete it first")
     pool = pools.insert(
         session,
-        pool_id=mint("pool"),
+        pool_id=pool_id,
         name=spec.name,
         kind=spec.kind,
-        path=spec.path,
-        is_shared=spec.is_shared,
+        path=path,
+        is_shared=spec.is_shared or spec.nfs is not None,
         is_default=spec.is_default,
+        reserve_permille=spec.reserve_permille,
+        settings=settings,
         now=now,
     )
     operation = accept(
@@ -58,6 +83,24 @@ def create(session: Session, spec: PoolSpec, *, actor: Actor, now: datetime) -> 
         now=now,
     )
     return views(session, (pool,))[0], operation
+
+
+def _place(session: Session, spec: PoolSpec, pool_id: str) -> tuple[str, dict[str, Any]]:
+    """Return the pool's path on hosts and its settings. AlreadyExists where another pool has that storage."""
+    if spec.nfs is None:
+        taken = pools.at_path(session, spec.path)
+        if taken is not None:
+            what = (
+                f"is pool {taken.name} already" if taken.path == spec.path else f"and pool {taken.name} at {taken.path} overlap"
+            )
+            raise AlreadyExists("pool-path-taken", f"path: {spec.path} {what}", field="path")
+        return spec.path, {}
+    mounted = pools.of_source(session, spec.nfs.server, spec.nfs.export)
+    if mounted is not None:
+        raise AlreadyExists(
+            "pool-path-taken", f"path: {spec.nfs.server}:{spec.nfs.export} is pool {mounted.name} already", field="path"
+        )
+    return f"{MOUNTS}/{pool_id}", as_json(spec.nfs)
 
 
 def delete(session: Session, name_or_id: str, *, expected_version: int | None, actor: Actor, now: datetime) -> Operation:
@@ -88,7 +131,31 @@ def find(session: Session, name_or_id: str) -> Pool:
 
 
 def get(session: Session, name_or_id: str) -> PoolView:
-    return views(session, (find(session, name_or_id),))[0]
+    view = views(session, (find(session, name_or_id),))[0]
+    return replace(view, vms=_vms(session, view))
+
+
+def _vms(session: Session, view: PoolView) -> tuple[VmView, ...]:
+    states = {one.host_id: one.state for one in view.hosts.values()}
+    found = pools.vms_in(session, view.pool.id)
+    names = lookup.names(session, schema.host, {one.host_id for one in found})
+    usable = {host_id for host_id, state in states.items() if state == USABLE}
+    return tuple(
+        VmView(
+            name=one.name,
+            project=one.project,
+            host=names.get(one.host_id, ""),
+            state=one.observed_state,
+            way_back=way_back(
+                one.name,
+                state=one.observed_state,
+                reason=one.observed_reason,
+                pool_state=states.get(one.host_id, ""),
+                is_usable_elsewhere=view.pool.is_shared and bool(usable - {one.host_id}),
+            ),
+        )
+        for one in found
+    )
 
 
 def page(session: Session, page: keyset.Page) -> tuple[tuple[PoolView, ...], tuple[str, str] | None]:

@@ -1,6 +1,7 @@
 """The documents of a cloud-init NoCloud seed, made from typed fields by a YAML dumper, never by pasting text."""
 
 import ipaddress
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,13 @@ def documents(wish: SeedWish | None, *, vm_id: str, vm_name: str, nics: Sequence
         _check_yaml(wish.network_config, "seed.network_config")
     network_yaml = wish.network_config or (_network_yaml(nics) if has_addresses else "")
     return {"meta_yaml": _dump(meta), "user_yaml": wish.user_data or "#cloud-config\n{}\n", "network_yaml": network_yaml}
+
+
+def with_addresses(network_yaml: str, nics: Sequence[Nic]) -> str:
+    """Return a network-config for other cards: the one that was made for the old ones is made anew, one of the user's own stays."""
+    ethernets = (yaml.safe_load(network_yaml or "{}") or {}).get("ethernets") or {}
+    is_ours = all(re.fullmatch("nic[0-9]+", str(name)) for name in ethernets)
+    return _network_yaml(nics) if is_ours and any(nic.addresses for nic in nics) else network_yaml
 
 
 def for_clone(documents: Mapping[str, str], *, vm_id: str, vm_name: str, nics: Sequence[Nic]) -> dict[str, str]:
@@ -113,8 +121,8 @@ def _check_yaml(text: str, field: str) -> None:
         raise InvalidRequest("seed-yaml", f"{field}: a mapping is expected, as in `hostname: web1`", field=field)
 
 
-def parse_address(text: str, subnet: str, *, field: str) -> tuple[str, int]:
-    """Return (address, prefix length) of `10.0.0.5` or `10.0.0.5/24`. InvalidRequest outside the network's subnet."""
+def parse_address(text: str, subnet: str, *, gateway: str = "", field: str) -> tuple[str, int]:
+    """Return (address, prefix length) of `10.0.0.5` or `10.0.0.5/24`. InvalidRequest outside the network's subnet, or the gateway's."""
     try:
         interface = ipaddress.ip_interface(text)
     except ValueError as error:
@@ -126,6 +134,8 @@ def parse_address(text: str, subnet: str, *, field: str) -> tuple[str, int]:
             raise InvalidRequest("address-outside", f"{field}: {address} is not in the network's subnet {subnet}", field=field)
         if address in {network.network_address, network.broadcast_address} and network.num_addresses > 2:
             raise InvalidRequest("address-reserved", f"{field}: {address} is reserved in {subnet}", field=field)
+        if str(address) == gateway:
+            raise InvalidRequest("address-gateway", f"{field}: {address} is the gateway of {subnet}; take another", field=field)
         if "/" not in text:
             prefix_length = network.prefixlen
     if address.is_unspecified or address.is_multicast or address.is_loopback:

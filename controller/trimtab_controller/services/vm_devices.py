@@ -1,5 +1,7 @@
 """Gives volumes and network cards to vms and takes them away: the row and the operation in one transaction."""
 
+from collections.abc import Sequence
+
 from sqlalchemy.orm import Session
 
 from trimtab_controller import osinfo
@@ -7,9 +9,9 @@ from trimtab_controller.core.guest_os import Family, Hardware, hardware_for
 from trimtab_controller.core.model import Operation, Project, Vm, Volume
 from trimtab_controller.core.resize import OFF
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.services import images, layered, volumes
+from trimtab_controller.services import images, layered, secgroups, volumes
 from trimtab_controller.services.vm_power import Caller, accept_on_vm
-from trimtab_controller.services.vms import NicWish, insert_nic, plan_nic
+from trimtab_controller.services.vms import NicWish, insert_nic, plan_nic, require_spoofing
 from trimtab_controller.store import describe, lookup, networks, reach, schema, vms
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import Conflict, NotFound
@@ -50,6 +52,7 @@ def attach_network(session: Session, vm: Vm, caller: Caller, *, wish: NicWish, p
     """Accept that the vm gets a card on the network; MAC and address are taken at once."""
     cards = vms.nics_of(session, [vm.id])[vm.id]
     index = _free_index("nics", [card.nic_index for card in cards])
+    require_spoofing(wish, caller.actor)
     planned = plan_nic(session, vm.id, index, wish, project=project, field="network", model=hardware_of(vm).nic_model)
     if vm.host_id and vm.observed_state not in OFF:
         on_host = {one.host_id: one.state for one in networks.hosts_of(session, [planned.network.id])[planned.network.id]}
@@ -112,6 +115,22 @@ def change_cdrom(session: Session, vm: Vm, caller: Caller, *, iso: str, project:
         subject_name=vm.name,
         project_id=vm.project_id,
         params=params,
+        actor=caller.actor,
+        now=caller.now,
+    )
+
+
+def set_secgroups(session: Session, vm: Vm, caller: Caller, *, names: Sequence[str], project: Project) -> Operation:
+    """Put the vm into these security groups and no others, and accept that its host follows."""
+    lookup.update_version(session, schema.vm, f"vm {vm.name}", vm.id, expected_version=caller.expected_version)
+    secgroups.put_into(session, vm.id, names, project=project, field="secgroups")
+    return accept(
+        session,
+        secgroups.APPLY,
+        subject_id=vm.id,
+        subject_name=vm.name,
+        project_id=vm.project_id,
+        params={"vm_id": vm.id},
         actor=caller.actor,
         now=caller.now,
     )

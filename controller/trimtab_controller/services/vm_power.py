@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint
+from trimtab_controller.core.drift import RUNS_TWICE
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Actor, Operation, Project, Vm
 from trimtab_controller.operations.accept import accept
@@ -48,6 +49,8 @@ def find(session: Session, name_or_id: str, *, project: Project, with_deleted: b
 
 def start(session: Session, vm: Vm, caller: Caller, *, to_host: str = "") -> Operation:
     to_host_id = resolve_host(session, to_host, actor=caller.actor)
+    if vm.attention == RUNS_TWICE:
+        raise Conflict("vm-runs-twice", f"vm {vm.name} is not started: {vm.problem}"[:1000], vm=vm.name)
     if vm.has_tpm and vm.host_id:
         if to_host_id not in {"", vm.host_id}:
             raise Conflict(

@@ -8,7 +8,18 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Nic, Operation, Project, Vm, Volume
 from trimtab_controller.core.placement.verdict import Decision
-from trimtab_controller.store import keyset, lookup, operations, placements, schema, vm_groups, vm_listing, vms, volumes
+from trimtab_controller.store import (
+    keyset,
+    lookup,
+    operations,
+    placements,
+    schema,
+    secgroups,
+    vm_groups,
+    vm_listing,
+    vms,
+    volumes,
+)
 from trimtab_protos.errors import NotFound
 
 
@@ -23,6 +34,8 @@ class VmView:
     names: Mapping[str, str]
     # '' where it is in no group.
     group_name: str = ""
+    # Names of its security groups.
+    secgroups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +63,7 @@ def views(session: Session, found: Sequence[Vm]) -> tuple[VmView, ...]:
             schema.network: {nic.network_id for some in nics.values() for nic in some},
         },
     )
-    groups = vm_groups.names_of(session, ids)
+    groups, closed_by = vm_groups.names_of(session, ids), secgroups.names_of(session, ids)
     return tuple(
         VmView(
             vm=vm,
@@ -59,6 +72,7 @@ def views(session: Session, found: Sequence[Vm]) -> tuple[VmView, ...]:
             operation=live.get(vm.id),
             names=names,
             group_name=groups.get(vm.id, ""),
+            secgroups=closed_by.get(vm.id, ()),
         )
         for vm in found
     )

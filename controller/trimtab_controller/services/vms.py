@@ -1,8 +1,8 @@
 """Creates vms and changes what is not power: one transaction from a request to the rows that the saga works on."""
 
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -10,20 +10,21 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller import osinfo
 from trimtab_controller.clock import mint, system_rng
+from trimtab_controller.core import addresses as addressing
 from trimtab_controller.core.guest_os import Family, GuestOs, hardware_for
 from trimtab_controller.core.ids import domain_uuid, kind_of, mac_address
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Actor, Image, Network, Nic, Operation, Pool, Project, Role, Vm, Volume
 from trimtab_controller.core.resize import Shape
 from trimtab_controller.operations.accept import accept_placed
-from trimtab_controller.services import backup_policies, images, pools, quota, seeds, vm_cells, vm_groups, volumes
+from trimtab_controller.services import backup_policies, images, pools, quota, secgroups, seeds, vm_cells, vm_groups, volumes
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services.authorise import require
 from trimtab_controller.services.vm_views import VmView
 from trimtab_controller.store import events, hosts, lookup, networks, schema, vms
 from trimtab_controller.store import vm_groups as group_store
 from trimtab_controller.store import volumes as volume_store
-from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
+from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NoCapacity, NotFound
 from trimtab_protos.messages import DiskBus, DiskFormat, Firmware
 
 VOLUME_NAME_MAX = 63
@@ -33,8 +34,10 @@ VOLUME_NAME_MAX = 63
 class NicWish:
     network: str
     mac: str = ""
-    # `10.0.0.5` or `10.0.0.5/24`; '' declares none.
+    # `10.0.0.5` or `10.0.0.5/24`; '' draws a free one where the network has a subnet.
     ip: str = ""
+    # It may send as others, as a router does; takes an administrator of the fleet.
+    allows_spoofing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,8 @@ class VmSpec:
     numa_cells: int = 1
     # A vm group of the project, by name or id; '' for none.
     group: str = ""
+    # Security groups of the project, by name or id; none: anything may reach it.
+    secgroups: tuple[str, ...] = ()
     ha: str = "none"
     """`restart`: started elsewhere when its host is proven off; `none`: left alone."""
     priority: int = 0
@@ -119,6 +124,13 @@ class PlannedNic:
     network: Network
     # Whether the user named the MAC: then no other will do.
     is_mac_given: bool
+    # Whether the user named the address.
+    is_address_given: bool
+
+    @property
+    def told(self) -> Nic:
+        """The nic as the guest's seed is told of it: an address that was drawn is DHCP's to say where that answers for the network."""
+        return replace(self.nic, addresses=()) if self.network.has_dhcp and not self.is_address_given else self.nic
 
 
 def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, now: datetime) -> tuple[VmView, Operation]:
@@ -133,19 +145,24 @@ def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, no
         raise NotFound("host-class-not-found", f"host_class: there is no host class {spec.host_class}", field="host_class")
     group = vm_groups.find(session, spec.group, project=project, field="group") if spec.group else None
     vm_id = mint("vm")
-    planned = tuple(
-        plan_nic(session, vm_id, i, wish, project=project, field=f"networks[{i}]", model=hardware.nic_model)
-        for i, wish in enumerate(spec.networks)
-    )
+    planned: tuple[PlannedNic, ...] = ()
+    for i, wish in enumerate(spec.networks):
+        require_spoofing(wish, actor)
+        card = plan_nic(
+            session, vm_id, i, wish, project=project, field=f"networks[{i}]", model=hardware.nic_model, beside=planned
+        )
+        planned = (*planned, card)
     disk_bytes = 0 if root.volume is not None else root.size_bytes
     quota.charge(session, project.id, quota.Charge(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_bytes=disk_bytes))
-    seed = seeds.documents(spec.seed, vm_id=vm_id, vm_name=spec.name, nics=[one.nic for one in planned])
+    seed = seeds.documents(spec.seed, vm_id=vm_id, vm_name=spec.name, nics=[one.told for one in planned])
     vm = vms.insert(
         session,
         **_vm_values(spec, vm_id=vm_id, project=project, root=root, now=now),
         **_os_values(spec, guest_os, root),
         seed=seed,
     )
+    if spec.secgroups:
+        secgroups.put_into(session, vm_id, spec.secgroups, project=project, field="secgroups")
     if group is not None:
         group_store.add_member(session, group.id, vm_id)
     volume = _give_root(session, spec, root, vm_id=vm_id, project=project, bus=hardware.disk_bus, now=now)
@@ -165,7 +182,16 @@ def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, no
     named += [one.network for one in planned]
     names = {one.id: one.name for one in named if one is not None}
     group_name = group.name if group is not None else ""
-    return VmView(vm=vm, volumes=(volume,), nics=nics, operation=operation, names=names, group_name=group_name), operation
+    view = VmView(
+        vm=vm,
+        volumes=(volume,),
+        nics=nics,
+        operation=operation,
+        names=names,
+        group_name=group_name,
+        secgroups=tuple(sorted(set(spec.secgroups))),
+    )
+    return view, operation
 
 
 def change(
@@ -359,18 +385,38 @@ def _give_root(
     return volume_store.insert(session, volume_id=mint("vol"), now=now, name=name, **values)
 
 
+def require_spoofing(wish: NicWish, actor: Actor) -> None:
+    """Raise PermissionDenied where somebody else than an administrator of the fleet wants a card that may send as others."""
+    if wish.allows_spoofing:
+        require(actor, Role.ADMIN, "")
+
+
 def plan_nic(
-    session: Session, vm_id: str, index: int, wish: NicWish, *, project: Project, field: str, model: str = "virtio"
+    session: Session,
+    vm_id: str,
+    index: int,
+    wish: NicWish,
+    *,
+    project: Project,
+    field: str,
+    model: str = "virtio",
+    beside: Sequence[PlannedNic] = (),
 ) -> PlannedNic:
-    """Return the nic as it is going to be; the database has the last word about its MAC and address."""
+    """Return the nic as it is going to be; the database has the last word about its MAC and address.
+
+    `beside`: other nics of the vm that are not inserted yet.
+    """
     network = network_service.find(session, wish.network, project=project)
     mac = wish.mac.lower() or mac_address(system_rng())
     if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
         raise InvalidRequest("mac-wrong", f'{field}.mac: a unicast MAC, for example "52:54:00:12:34:56"', field=f"{field}.mac")
     addresses: tuple[str, ...] = ()
     if wish.ip:
-        address, prefix_length = seeds.parse_address(wish.ip, network.subnet, field=f"{field}.ip")
+        gateway = addressing.gateway_of(network.kind, network.subnet)
+        address, prefix_length = seeds.parse_address(wish.ip, network.subnet, gateway=gateway, field=f"{field}.ip")
         addresses = (f"{address}/{prefix_length}",)
+    elif network.subnet:
+        addresses = _draw_address(session, network, beside, field=f"{field}.ip")
     nic = Nic(
         id=mint("nic"),
         vm_id=vm_id,
@@ -379,8 +425,22 @@ def plan_nic(
         mac=mac,
         model=model,
         addresses=addresses,
+        allows_spoofing=wish.allows_spoofing,
     )
-    return PlannedNic(nic=nic, network=network, is_mac_given=bool(wish.mac))
+    return PlannedNic(nic=nic, network=network, is_mac_given=bool(wish.mac), is_address_given=bool(wish.ip))
+
+
+def _draw_address(session: Session, network: Network, beside: Sequence[PlannedNic], *, field: str) -> tuple[str, ...]:
+    """Return the lowest free address of the network's subnet. NoCapacity where there is none; IPv6 guests make their own."""
+    networks.lock(session, network.id)
+    coming = {text.partition("/")[0] for one in beside if one.network.id == network.id for text in one.nic.addresses}
+    address = addressing.first_free(network.subnet, networks.addresses_on(session, network.id) | coming)
+    if address is not None:
+        return (f"{address}/{network.subnet.partition('/')[2]}",)
+    if ":" in network.subnet:
+        return ()
+    message = f"{field}: every address of network {network.name} ({network.subnet}) is taken; purge vms, or make another network"
+    raise NoCapacity("addresses-taken", message, field=field)
 
 
 def insert_nic(session: Session, planned: PlannedNic, *, now: datetime, field: str) -> Nic:

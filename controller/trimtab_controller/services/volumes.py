@@ -36,6 +36,8 @@ class VolumeView:
     host_name: str
     image_name: str
     vm_name: str
+    # Of a volume that moves.
+    other_pool_name: str = ""
 
 
 def create(session: Session, spec: VolumeSpec, *, project: Project, actor: Actor, now: datetime) -> tuple[VolumeView, Operation]:
@@ -230,7 +232,7 @@ def views(session: Session, found: tuple[Volume, ...]) -> tuple[VolumeView, ...]
         session,
         {
             schema.project: {one.project_id for one in found},
-            schema.pool: {one.pool_id for one in found},
+            schema.pool: {one.pool_id for one in found} | {one.other_pool_id for one in found},
             schema.host: {one.host_id for one in found},
             schema.image: {one.base_image_id for one in found},
             schema.vm: {one.vm_id for one in found},
@@ -244,6 +246,7 @@ def views(session: Session, found: tuple[Volume, ...]) -> tuple[VolumeView, ...]
             host_name=names.get(one.host_id, ""),
             image_name=names.get(one.base_image_id or "", ""),
             vm_name=names.get(one.vm_id or "", ""),
+            other_pool_name=names.get(one.other_pool_id or "", ""),
         )
         for one in found
     )

@@ -33,6 +33,11 @@ class _Among(FunctionElement[bool]):
     inherit_cache = True
     name = "among"
 
+    def self_group(self, against: Any = None) -> "_Among":
+        """Stand as it is among other conditions: `... = 1` around it, for want of a boolean, keeps SQLite from the column's index."""
+        del against
+        return self
+
 
 def among(column: sa.ColumnElement[str], ids: Collection[str]) -> sa.ColumnElement[bool]:
     """Return whether the column is one of these, of which there may be any number."""

@@ -272,10 +272,13 @@ def resize_space(session: Session, *, volume_id: str, size_bytes: int, limit_byt
     session.execute(table.update().where(table.c.volume_id == volume_id).values(size_bytes=size_bytes))
 
 
-def give_back_space(session: Session, volume_ids: Sequence[str], *, host_id: str | None = None) -> None:
+def give_back_space(
+    session: Session, volume_ids: Sequence[str], *, host_id: str | None = None, pool_id: str | None = None
+) -> None:
     """Delete the volumes' space claims (at one place, or all) and lower the counters; nothing where there is none."""
     table, space = schema.disk_claim, schema.pool_space
     where = [table.c.volume_id.in_(volume_ids)] + ([table.c.host_id == host_id] if host_id is not None else [])
+    where += [table.c.pool_id == pool_id] if pool_id is not None else []
     deleted = table.delete().where(*where).returning(table.c.pool_id, table.c.host_id, table.c.size_bytes)
     for row in session.execute(deleted).all():
         session.execute(

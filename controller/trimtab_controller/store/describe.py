@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core import cpu_sets, guest_os
 from trimtab_controller.core.model import Image, Network, Nic, Pool, Vm, Volume
-from trimtab_controller.store import schema, vms
+from trimtab_controller.store import schema, secgroups, vms
 from trimtab_controller.store.rows import build, columns_of
+from trimtab_protos.codec import from_json
 from trimtab_protos.errors import NotFound
 from trimtab_protos.messages import (
     CdromSpec,
@@ -21,10 +22,12 @@ from trimtab_protos.messages import (
     NetworkKind,
     NetworkSpec,
     NicSpec,
+    PoolKind,
     PoolSpec,
     SeedSpec,
     VolumeSpec,
 )
+from trimtab_protos.pool_messages import NfsSource
 
 T = TypeVar("T")
 
@@ -105,9 +108,15 @@ def read_disks(session: Session, vm_id: str) -> VmDisks:
     image_ids = {volume.base_image_id for volume in volumes if volume.base_image_id}
     return VmDisks(
         volumes=volumes,
-        pools=_by_id(session, schema.pool, Pool, {volume.pool_id for volume in volumes}),
+        pools=_by_id(session, schema.pool, Pool, {pool_id for volume in volumes for pool_id in pool_ids_of(volume)}),
         images=_by_id(session, schema.image, Image, image_ids),
     )
+
+
+def pool_ids_of(volume: Volume) -> tuple[str, ...]:
+    """Return the pools in which a guest that starts may find the volume."""
+    is_going = volume.move_state == "going" and volume.other_pool_id is not None
+    return (volume.pool_id, volume.other_pool_id) if is_going and volume.other_pool_id else (volume.pool_id,)
 
 
 def volumes_of(session: Session, vm_id: str) -> tuple[Volume, ...]:
@@ -132,7 +141,8 @@ def get_network(session: Session, network_id: str) -> Network:
 
 
 def pool_spec(pool: Pool) -> PoolSpec:
-    return PoolSpec(pool_id=pool.id, path=pool.path, name=pool.name, kind=pool.kind, is_shared=pool.is_shared)
+    nfs = from_json(dict(pool.settings), NfsSource) if pool.kind is PoolKind.NFS else None
+    return PoolSpec(pool_id=pool.id, path=pool.path, name=pool.name, kind=pool.kind, is_shared=pool.is_shared, nfs=nfs)
 
 
 def volume_spec(volume: Volume, images: Mapping[str, Image]) -> VolumeSpec:
@@ -218,6 +228,7 @@ def domain_spec(session: Session, parts: VmParts, host_id: str) -> DomainSpec:
         numa_cells=cells,
         cpuset=cpuset,
         host_devices=_host_devices(session, vm, host_id),
+        firewall=secgroups.firewall_of(session, vm.id),
         is_kept=vm.ha == "restart",
     )
 
@@ -275,6 +286,8 @@ def _disk(volume: Volume) -> DiskSpec:
         layer_id=volume.layer_id,
         is_merging=volume.merge_layer_id is not None,
         merge_layer_id=volume.merge_layer_id or "",
+        move_pool_id=volume.other_pool_id or "" if volume.move_state == "going" else "",
+        move_format=DiskFormat(volume.other_format) if volume.move_state == "going" else None,
         iops_limit=volume.iops_limit,
         bandwidth_limit_bytes_s=volume.bandwidth_limit_mib_s << 20,
     )
@@ -282,7 +295,13 @@ def _disk(volume: Volume) -> DiskSpec:
 
 def _nic(nic: Nic) -> NicSpec:
     return NicSpec(
-        nic_id=nic.id, network_id=nic.network_id, mac=nic.mac, index=nic.nic_index, model=nic.model, addresses=nic.addresses
+        nic_id=nic.id,
+        network_id=nic.network_id,
+        mac=nic.mac,
+        index=nic.nic_index,
+        model=nic.model,
+        addresses=nic.addresses,
+        allows_spoofing=nic.allows_spoofing,
     )
 
 

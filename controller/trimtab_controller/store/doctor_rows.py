@@ -19,7 +19,7 @@ from trimtab_controller.core.doctor.model import (
     VmFacts,
 )
 from trimtab_controller.core.lifecycle import LIVE_STATES, OperationState
-from trimtab_controller.store import failover, host_guards, schema
+from trimtab_controller.store import failover, host_guards, pools, schema
 
 _LIVE = tuple(state.value for state in LIVE_STATES)
 
@@ -177,10 +177,10 @@ def _pools(session: Session) -> tuple[PoolFacts, ...]:
         .where(pool.c.deleted_at.is_(None), host.c.deleted_at.is_(None))
     )
     broken = (
-        sa.select(pool.c.name, host.c.name.label("host"), reach.c.problem)
+        sa.select(pool.c.id, pool.c.name, host.c.id.label("host_id"), host.c.name.label("host"), reach.c.state, reach.c.problem)
         .join(reach, reach.c.pool_id == pool.c.id)
         .join(host, host.c.id == reach.c.host_id)
-        .where(pool.c.deleted_at.is_(None), host.c.deleted_at.is_(None), reach.c.state == "failed")
+        .where(pool.c.deleted_at.is_(None), host.c.deleted_at.is_(None), reach.c.state.in_(("failed", "unresponsive")))
     )
     full = [
         PoolFacts(
@@ -201,6 +201,8 @@ def _pools(session: Session) -> tuple[PoolFacts, ...]:
             available_bytes=0,
             reserve_permille=0,
             problem=row.problem or "it cannot be used there",
+            is_unresponsive=row.state == "unresponsive",
+            vms=tuple(one.name for one in pools.vms_in(session, row.id) if one.host_id == row.host_id),
         )
         for row in session.execute(broken)
     ]

@@ -1,12 +1,13 @@
 """Which vms the drift loop has to judge."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core.lifecycle import LIVE_STATES
+from trimtab_controller.core.lifecycle import LIVE_STATES, HostConnectivity
 from trimtab_controller.core.model import Vm
 from trimtab_controller.store import schema, vms
 from trimtab_controller.store.rows import columns_of
@@ -15,15 +16,23 @@ from trimtab_controller.store.rows import columns_of
 RESUME_MARGIN_BYTES = 64 << 20
 
 
-def suspects(session: Session, *, limit: int, also: Collection[str] = ()) -> tuple[tuple[Vm, str, bool], ...]:
-    """Return (vm, host name, whether its pools have room) of vms that differ from their wish, are shown as if they did, or are
-    among `also`, and that no operation works on."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspect:
+    vm: Vm
+    host_name: str
+    is_host_up: bool
+    has_space: bool
+    """Whether every pool of its disks answers and has room."""
+
+
+def suspects(session: Session, *, limit: int, also: Collection[str] = ()) -> tuple[Suspect, ...]:
+    """Return the vms that differ from their wish, are shown as if they did, or are among `also`, and that no operation works on."""
     vm, host, operation = schema.vm, schema.host, schema.operation
     busy = sa.select(operation.c.subject_id).where(
         operation.c.is_exclusive, operation.c.state.in_([s.value for s in LIVE_STATES])
     )
     query = (
-        sa.select(*columns_of(vm, Vm), host.c.name.label("host_name"))
+        sa.select(*columns_of(vm, Vm), host.c.name.label("host_name"), host.c.connectivity)
         .outerjoin(host, host.c.id == vm.c.host_id)
         .where(
             vm.c.deleted_at.is_(None),
@@ -35,7 +44,15 @@ def suspects(session: Session, *, limit: int, also: Collection[str] = ()) -> tup
     )
     rows: Sequence[Any] = session.execute(query).all()
     full = _vms_on_full_pools(session, [row.id for row in rows])
-    return tuple((vms.from_row(row), row.host_name or "its host", row.id not in full) for row in rows)
+    return tuple(
+        Suspect(
+            vm=vms.from_row(row),
+            host_name=row.host_name or "its host",
+            is_host_up=row.connectivity == HostConnectivity.UP.value,
+            has_space=row.id not in full,
+        )
+        for row in rows
+    )
 
 
 def _vms_on_full_pools(session: Session, vm_ids: list[str]) -> frozenset[str]:
@@ -50,7 +67,7 @@ def _vms_on_full_pools(session: Session, vm_ids: list[str]) -> frozenset[str]:
         sa.select(volume.c.vm_id)
         .join(vm, vm.c.id == volume.c.vm_id)
         .join(reach, sa.and_(reach.c.pool_id == volume.c.pool_id, reach.c.host_id == vm.c.host_id))
-        .where(volume.c.vm_id.in_(vm_ids), reach.c.state == "failed")
+        .where(volume.c.vm_id.in_(vm_ids), reach.c.state.in_(("failed", "unresponsive")))
     )
     return frozenset(vm_id for vm_id in session.scalars(full.union(failed)) if vm_id is not None)
 
@@ -61,5 +78,25 @@ def strays_on(session: Session, host_id: str, vm_ids: Collection[str]) -> frozen
     claimed = sa.select(claim.c.vm_id).where(claim.c.host_id == host_id)
     query = sa.select(vm.c.id).where(
         vm.c.id.in_(vm_ids), vm.c.deleted_at.is_(None), vm.c.host_id != host_id, vm.c.id.not_in(claimed)
+    )
+    return frozenset(session.scalars(query))
+
+
+def deleted_idle(session: Session, vm_ids: Collection[str]) -> tuple[Vm, ...]:
+    """Return those of these that are deleted and that no operation works on."""
+    vm, operation = schema.vm, schema.operation
+    busy = sa.select(operation.c.subject_id).where(operation.c.state.in_([s.value for s in LIVE_STATES]))
+    query = sa.select(*columns_of(vm, Vm)).where(vm.c.id.in_(vm_ids), vm.c.deleted_at.is_not(None), vm.c.id.not_in(busy))
+    return tuple(vms.from_row(row) for row in session.execute(query))
+
+
+def settled_on(session: Session, host_id: str, vm_ids: Collection[str]) -> frozenset[str]:
+    """Return those live vms of these that have their home on the host and that no operation works on."""
+    if not vm_ids:
+        return frozenset()
+    vm, operation = schema.vm, schema.operation
+    busy = sa.select(operation.c.subject_id).where(operation.c.state.in_([s.value for s in LIVE_STATES]))
+    query = sa.select(vm.c.id).where(
+        vm.c.id.in_(vm_ids), vm.c.deleted_at.is_(None), vm.c.host_id == host_id, vm.c.id.not_in(busy)
     )
     return frozenset(session.scalars(query))

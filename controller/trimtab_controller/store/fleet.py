@@ -223,6 +223,13 @@ def _networks(session: Session, network_ids: Collection[str]) -> dict[str, VmNet
     return {row.id: VmNetwork(row.id, row.name, row.mtu) for row in rows}
 
 
+def network_facts(session: Session) -> tuple[tuple[str, str, int], ...]:
+    """Return (id, name, MTU) of all networks."""
+    table = schema.network
+    rows = session.execute(sa.select(table.c.id, table.c.name, table.c.mtu).order_by(table.c.id))
+    return tuple((row.id, row.name, row.mtu) for row in rows)
+
+
 def _claimed(session: Session, volume_ids: Collection[str]) -> frozenset[str]:
     table = schema.disk_claim
     return frozenset(session.scalars(sa.select(table.c.volume_id).where(among(table.c.volume_id, volume_ids))))

@@ -12,8 +12,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from trimtab_controller.store import host_stocks, hosts, inventories, schema
-from trimtab_protos.messages import Inventory, NetworkKind, NetworkSpec, PoolKind, PoolObservation, PoolSpec
+from trimtab_controller.core.model import Pool
+from trimtab_controller.store import describe, host_stocks, hosts, inventories, schema
+from trimtab_controller.store.rows import build, columns_of
+from trimtab_protos.messages import Inventory, NetworkKind, NetworkSpec, PoolObservation, PoolSpec
 
 _host = schema.host
 
@@ -152,8 +154,8 @@ def store_pools(session: Session, reports: Sequence[PoolReport], *, now: datetim
 def _judge_pool(state: str, problem: str, seen: PoolObservation) -> tuple[str, str]:
     """Return (state, problem) of a pool on a host after a heartbeat.
 
-    A heartbeat moves a pool between ready and failed. Only preparing the host makes an unknown one ready, and only a marker that
-    is read ends `NOT_SHARED`.
+    A heartbeat moves a pool between ready, failed and unresponsive. Only preparing the host makes an unknown one ready, and only a
+    marker that is read ends `NOT_SHARED`.
     """
     is_well = seen.is_responsive and not seen.problem
     if state == "failed" and problem.startswith(NOT_SHARED):
@@ -161,7 +163,9 @@ def _judge_pool(state: str, problem: str, seen: PoolObservation) -> tuple[str, s
     problem = "" if is_well else seen.problem or "the folder does not answer"
     if state == "unknown":
         return state, problem
-    return "ready" if is_well else "failed", problem
+    if is_well:
+        return "ready", problem
+    return "unresponsive" if seen.is_hung else "failed", problem
 
 
 def _insert(session: Session, table: sa.Table) -> Any:
@@ -184,15 +188,12 @@ def pool_specs_of(session: Session, host_id: str) -> tuple[PoolSpec, ...]:
     """Return the live pools that are mapped to the host."""
     pool, mapping = schema.pool, schema.pool_host
     query = (
-        sa.select(pool)
+        sa.select(*columns_of(pool, Pool))
         .join(mapping, mapping.c.pool_id == pool.c.id)
         .where(mapping.c.host_id == host_id, pool.c.deleted_at.is_(None))
         .order_by(pool.c.id)
     )
-    return tuple(
-        PoolSpec(pool_id=row.id, path=row.path, name=row.name, kind=PoolKind(row.kind), is_shared=row.is_shared)
-        for row in session.execute(query)
-    )
+    return tuple(describe.pool_spec(build(Pool, row)) for row in session.execute(query))
 
 
 def network_specs_of(session: Session, host_id: str) -> tuple[NetworkSpec, ...]:

@@ -247,18 +247,17 @@ class Standing:
     connectivity: HostConnectivity
     boot_id: str
     is_cordoned: bool
+    lease_number: int
 
 
-_STANDINGS = sa.select(_table.c.id, _table.c.name, _table.c.connectivity, _table.c.boot_id, _table.c.is_cordoned).where(
-    _table.c.deleted_at.is_(None)
-)
+_STANDINGS = sa.select(*columns_of(_table, Standing)).where(_table.c.deleted_at.is_(None))
 
 
 def standings(session: Session) -> tuple[Standing, ...]:
     """Return how every live host stands."""
     return tuple(
-        Standing(host_id, name, HostConnectivity(connectivity), boot_id, is_cordoned)
-        for host_id, name, connectivity, boot_id, is_cordoned in session.execute(_STANDINGS)
+        Standing(host_id, name, HostConnectivity(connectivity), boot_id, is_cordoned, lease_number)
+        for host_id, name, connectivity, boot_id, is_cordoned, lease_number in session.execute(_STANDINGS)
     )
 
 

@@ -54,6 +54,24 @@ def counts(session: Session, host_ids: Sequence[str]) -> dict[str, HostCounts]:
     return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reached:
+    """A joined host and where others reach it."""
+
+    id: str
+    name: str
+    agent_address: str
+    migration_address: str
+    is_up: bool
+
+
+def reached(session: Session) -> tuple[Reached, ...]:
+    """Return every joined host, by id."""
+    columns = (_table.c.id, _table.c.name, _table.c.agent_address, _table.c.migration_address)
+    query = sa.select(*columns, (_table.c.connectivity == "up").label("is_up")).where(_table.c.deleted_at.is_(None))
+    return tuple(build(Reached, row) for row in session.execute(query.order_by(_table.c.id)))
+
+
 def addresses(session: Session) -> tuple[tuple[str, str, str], ...]:
     """Return (id, name, agent address) of every joined host, for Prometheus."""
     query = sa.select(_table.c.id, _table.c.name, _table.c.agent_address).where(_table.c.deleted_at.is_(None))

@@ -5,6 +5,7 @@ shown twice or skipped because others came or went. Used by every listing in `st
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -39,25 +40,50 @@ class Rows:
     next_after: tuple[str, str] | None
 
 
-def fetch(session: Session, query: sa.Select[Any], table: sa.Table, page: Page, *, filters: Filters) -> Rows:
-    """Run `query` (which selects at least the ordering column and `id` of `table`) for one page."""
-    query = query.where(*conditions(table, page, filters))
-    column, identifier = _order_column(table, page), table.c.id
+def fetch(
+    session: Session,
+    query: sa.Select[Any],
+    table: sa.Table,
+    page: Page,
+    *,
+    filters: Filters,
+    given: Mapping[str, Any] | None = None,
+) -> Rows:
+    """Run `query` (which selects at least the ordering column and `id` of `table`) for one page.
+
+    `given`: the parameters of a query that is kept by its module; its pages are built once, where nothing is filtered.
+    """
+    column = _order_column(table, page)
+    asked: dict[str, Any] = {**(given or {}), "at_most": page.limit + 1}
     if page.after is not None:
         value: Any = page.after[0]
-        if isinstance(column.type, UtcDateTime):
-            value = _instant(value)
-        last = sa.tuple_(sa.literal(value, column.type), sa.literal(page.after[1]))
-        position = sa.tuple_(column, identifier)
-        query = query.where(position < last if page.is_descending else position > last)
-    order = (column.desc(), identifier.desc()) if page.is_descending else (column, identifier)
-    rows = session.execute(query.order_by(*order).limit(page.limit + 1)).all()
+        asked |= {"after_value": _instant(value) if isinstance(column.type, UtcDateTime) else value, "after_id": page.after[1]}
+    shape = (table, column, page.is_descending, page.after is not None)
+    is_kept = given is not None and not page.filters and not page.labels
+    statement = _kept(query, *shape) if is_kept else _placed(query.where(*conditions(table, page, filters)), *shape)
+    rows = session.execute(statement, asked).all()
     if len(rows) <= page.limit:
         return Rows(tuple(rows), None)
     shown = rows[: page.limit]
     last_row = shown[-1]._mapping
-    value = last_row[column]
-    return Rows(tuple(shown), (value.isoformat() if isinstance(value, datetime) else str(value), str(last_row[identifier])))
+    value = last_row[column.name]
+    return Rows(tuple(shown), (value.isoformat() if isinstance(value, datetime) else str(value), str(last_row["id"])))
+
+
+def _placed(
+    query: sa.Select[Any], table: sa.Table, column: sa.Column[Any], is_descending: bool, has_before: bool
+) -> sa.Select[Any]:
+    """Return the query in order, from the first row or from after the one that it is executed with."""
+    identifier = table.c.id
+    if has_before:
+        last = sa.tuple_(sa.bindparam("after_value", type_=column.type), sa.bindparam("after_id", type_=identifier.type))
+        position = sa.tuple_(column, identifier)
+        query = query.where(position < last if is_descending else position > last)
+    order = (column.desc(), identifier.desc()) if is_descending else (column, identifier)
+    return query.order_by(*order).limit(sa.bindparam("at_most", type_=sa.Integer()))
+
+
+_kept = lru_cache(256)(_placed)
 
 
 def conditions(table: sa.Table, page: Page, filters: Filters) -> Sequence[sa.ColumnElement[bool]]:

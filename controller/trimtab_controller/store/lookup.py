@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from trimtab_controller.store.among import among_asked
 from trimtab_controller.store.inserts import insert_unless_taken
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import AlreadyExists, Conflict
@@ -46,15 +47,18 @@ def names(session: Session, table: sa.Table, ids: Collection[str | None]) -> dic
 
 def names_in(session: Session, wanted: Mapping[sa.Table, Collection[str | None]]) -> dict[str, str]:
     """Return id -> name over several tables, of deleted rows too; one query."""
-    queries = []
-    for table, ids in wanted.items():
-        known = {one for one in ids if one}
-        if known:
-            queries.append(sa.select(table.c.id, table.c.name).where(table.c.id.in_(known)))
-    if not queries:
+    known = {table: [one for one in set(ids) if one] for table, ids in wanted.items()}
+    asked = tuple(table for table, ids in known.items() if ids)
+    if not asked:
         return {}
-    query = queries[0] if len(queries) == 1 else sa.union_all(*queries)
-    return {row.id: row.name for row in session.execute(query)}
+    return {row.id: row.name for row in session.execute(_names_of(asked), {f"of_{table.name}": known[table] for table in asked})}
+
+
+@cache
+def _names_of(tables: tuple[sa.Table, ...]) -> Any:
+    """Return the query of `names_in`, with a parameter for each table."""
+    queries = [sa.select(one.c.id, one.c.name).where(among_asked(one.c.id, f"of_{one.name}")) for one in tables]
+    return queries[0] if len(queries) == 1 else sa.union_all(*queries)
 
 
 def insert_named(session: Session, table: sa.Table, target: type[T], noun: str, **values: Any) -> T:

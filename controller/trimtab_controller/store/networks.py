@@ -89,6 +89,18 @@ def dependants(session: Session, network_id: str, *, limit: int = 5) -> tuple[st
     return tuple(session.scalars(query))
 
 
+def with_subnet(session: Session) -> tuple[Network, ...]:
+    """Return every live network that has a subnet, of all projects."""
+    query = sa.select(*columns_of(_table, Network)).where(_table.c.deleted_at.is_(None), _table.c.subnet != "")
+    return tuple(build(Network, row) for row in session.execute(query.order_by(_table.c.id)))
+
+
+def lock_subnets(session: Session) -> None:
+    """Let nobody else add a network until this transaction ends. On SQLite nobody else writes anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(sa.text("LOCK TABLE network IN SHARE ROW EXCLUSIVE MODE"))
+
+
 def check_version(session: Session, network_id: str, expected_version: int | None) -> None:
     """Raise the version; Conflict `stale-etag` where it is not the expected one."""
     lookup.update_version(session, _table, "the network", network_id, expected_version=expected_version)
@@ -126,6 +138,7 @@ def insert_nic(session: Session, nic: Nic, *, now: datetime) -> bool:
         "nic_index": nic.nic_index,
         "mac": nic.mac,
         "model": nic.model,
+        "allows_spoofing": nic.allows_spoofing,
         "created_at": now,
     }
     return insert_unless_taken(session, schema.nic, values) is not None
@@ -143,6 +156,17 @@ def address_holder(session: Session, network_id: str, address: str) -> AddressHo
     )
     row = session.execute(query).first()
     return build(AddressHolder, row) if row else None
+
+
+def lock(session: Session, network_id: str) -> None:
+    """Let nobody else draw an address of the network until this transaction ends. On SQLite nobody else writes anyway."""
+    session.execute(sa.select(_table.c.id).where(_table.c.id == network_id).with_for_update())
+
+
+def addresses_on(session: Session, network_id: str) -> frozenset[str]:
+    """Return every address that a nic on the network has, without prefix lengths."""
+    query = sa.select(schema.nic_address.c.address).where(schema.nic_address.c.network_id == network_id)
+    return frozenset(session.scalars(query))
 
 
 def insert_address(session: Session, *, network_id: str, address: str, prefix_length: int, nic_id: str) -> bool:

@@ -1,6 +1,8 @@
 """Lists of operations for users, newest first."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -27,8 +29,16 @@ def page(
     session: Session, page: keyset.Page, *, project_ids: Sequence[str] | None
 ) -> tuple[tuple[Operation, ...], tuple[str, str] | None]:
     """Return operations of the projects ('' among them: the fleet's own; None: all). Plan: ix_operation_project or the key."""
-    query = sa.select(_table)
-    if project_ids is not None:
-        query = query.where(_table.c.project_id.in_(project_ids))
-    found = keyset.fetch(session, query, _table, page, filters=FILTERS)
+    owners = {f"project_{i}": one for i, one in enumerate(project_ids or ())}
+    query = _listed(None if project_ids is None else tuple(owners))
+    found = keyset.fetch(session, query, _table, page, filters=FILTERS, given=owners)
     return tuple(operations.from_row(row) for row in found.rows), found.next_after
+
+
+@lru_cache(64)
+def _listed(owners: tuple[str, ...] | None) -> sa.Select[Any]:
+    """Return the query of `page` with a parameter for each project."""
+    query = sa.select(_table)
+    if owners is None:
+        return query
+    return query.where(_table.c.project_id.in_([sa.bindparam(owner, type_=_table.c.project_id.type) for owner in owners]))

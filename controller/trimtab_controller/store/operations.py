@@ -6,7 +6,7 @@ Whoever drives an operation holds (driver, turn); every write of a driver names 
 Statements that every step of every operation runs are built once, below: to build one costs up to ten times its execution.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -83,6 +83,25 @@ _JOURNAL = (
 )
 _INSERT_TURN, _INSERT_ENTRY = schema.turn.insert(), schema.journal.insert()
 _FREE_SLOTS = schema.slot.delete().where(schema.slot.c.operation_id == sa.bindparam("of_operation"))
+
+
+def _states(states: Iterable[str]) -> list[sa.ColumnElement[str]]:
+    return [sa.literal_column(f"'{state}'") for state in states]
+
+
+# Plans of these: uq_operation_exclusive, ix_operation_subject.
+_LOCKED = (_table.c.is_exclusive, _table.c.state.in_(_states((*_LIVE, OperationState.NEEDS_ATTENTION.value))))
+_LOCKING = sa.select(_table).where(among_asked(_table.c.subject_id, "subject_ids"), *_LOCKED)
+_LOCKING_ONE = sa.select(_table).where(_table.c.subject_id == sa.bindparam("subject"), *_LOCKED)
+_LIVE_OF_KIND = (
+    sa.select(_table)
+    .where(
+        _table.c.subject_id == sa.bindparam("subject"),
+        _table.c.kind == sa.bindparam("of_kind"),
+        _table.c.state.in_(_states(_LIVE)),
+    )
+    .limit(1)
+)
 
 
 class Fenced(Exception):
@@ -163,16 +182,13 @@ def live_of(session: Session, subject_id: str) -> tuple[Operation, ...]:
 
 def live_exclusive(session: Session, subject_id: str) -> Operation | None:
     """Return the operation that locks the subject, if there is one (one that needs attention still does)."""
-    states = (*_LIVE, OperationState.NEEDS_ATTENTION.value)
-    query = sa.select(_table).where(_table.c.subject_id == subject_id, _table.c.is_exclusive, _table.c.state.in_(states))
-    row = session.execute(query).one_or_none()
+    row = session.execute(_LOCKING_ONE, {"subject": subject_id}).one_or_none()
     return from_row(row) if row else None
 
 
 def live_background(session: Session, subject_id: str, kind: str) -> Operation | None:
     """Return the live operation of this kind that runs beside whatever locks the subject."""
-    query = sa.select(_table).where(_table.c.subject_id == subject_id, _table.c.kind == kind, _table.c.state.in_(_LIVE)).limit(1)
-    row = session.execute(query).one_or_none()
+    row = session.execute(_LIVE_OF_KIND, {"subject": subject_id, "of_kind": kind}).one_or_none()
     return from_row(row) if row else None
 
 
@@ -203,9 +219,8 @@ def page(
 
 def live_by_subject(session: Session, subject_ids: Sequence[str]) -> dict[str, Operation]:
     """Return the locking operation of each of these subjects that has one."""
-    states = (*_LIVE, OperationState.NEEDS_ATTENTION.value)
-    query = sa.select(_table).where(_table.c.subject_id.in_(subject_ids), _table.c.is_exclusive, _table.c.state.in_(states))
-    return {row.subject_id: from_row(row) for row in session.execute(query)}
+    found = session.execute(_LOCKING, {"subject_ids": list(subject_ids)})
+    return {row.subject_id: from_row(row) for row in found}
 
 
 # --- driving -----------------------------------------------------------------------------------------------------------

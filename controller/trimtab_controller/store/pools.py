@@ -1,8 +1,9 @@
 """Pools in SQL: rows, lists, their state and space per host."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -11,6 +12,7 @@ from trimtab_controller.core.model import Pool, PoolSpace
 from trimtab_controller.store import keyset, lookup, schema
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_controller.store.volumes import holds_bytes
+from trimtab_protos.messages import PoolKind, PoolSpec
 
 _table = schema.pool
 
@@ -22,19 +24,41 @@ FILTERS: keyset.Filters = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VmInPool:
+    """A vm with disks in a pool."""
+
+    name: str
+    project: str
+    # '' where it has no home.
+    host_id: str
+    observed_state: str
+    observed_reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolOnHost:
     """What one host says of a pool."""
 
     pool_id: str
     host_id: str
-    # unknown, ready or failed.
+    # unknown, ready, failed or unresponsive.
     state: str
     problem: str
     observed_at: datetime | None
 
 
 def insert(
-    session: Session, *, pool_id: str, name: str, kind: str, path: str, is_shared: bool, is_default: bool, now: datetime
+    session: Session,
+    *,
+    pool_id: str,
+    name: str,
+    kind: str,
+    path: str,
+    is_shared: bool,
+    is_default: bool,
+    now: datetime,
+    reserve_permille: int = 50,
+    settings: Mapping[str, Any] | None = None,
 ) -> Pool:
     return lookup.insert_named(
         session,
@@ -46,7 +70,8 @@ def insert(
         kind=kind,
         path=path,
         is_shared=is_shared,
-        settings={"is_default": is_default},
+        reserve_permille=reserve_permille,
+        settings={"is_default": is_default, **(settings or {})},
         created_at=now,
     )
 
@@ -57,8 +82,7 @@ def find(session: Session, name_or_id: str) -> Pool | None:
 
 def defaults(session: Session) -> tuple[Pool, ...]:
     """Return the candidates for "the pool" when nobody names one: the flagged one, else every live pool."""
-    columns = [*columns_of(_table, Pool), _table.c.settings]
-    query = sa.select(*columns).where(_table.c.deleted_at.is_(None)).order_by(_table.c.name)
+    query = sa.select(*columns_of(_table, Pool)).where(_table.c.deleted_at.is_(None)).order_by(_table.c.name)
     rows = session.execute(query).all()
     flagged = [row for row in rows if row.settings.get("is_default")]
     return tuple(build(Pool, row) for row in flagged or rows)
@@ -85,6 +109,15 @@ def hosts_of(session: Session, pool_ids: Sequence[str]) -> dict[str, tuple[PoolO
     return {pool_id: tuple(states) for pool_id, states in found.items()}
 
 
+def specs_of(session: Session, pool_ids: Collection[str]) -> dict[str, PoolSpec]:
+    """Return the live ones of these pools, as hosts are told them."""
+    query = sa.select(_table).where(_table.c.id.in_(pool_ids), _table.c.deleted_at.is_(None))
+    return {
+        row.id: PoolSpec(pool_id=row.id, path=row.path, name=row.name, kind=PoolKind(row.kind), is_shared=row.is_shared)
+        for row in session.execute(query)
+    }
+
+
 def spaces_of(session: Session, pool_ids: Sequence[str]) -> dict[str, tuple[PoolSpace, ...]]:
     """Return the space of each pool at each place; one query."""
     table = schema.pool_space
@@ -94,18 +127,48 @@ def spaces_of(session: Session, pool_ids: Sequence[str]) -> dict[str, tuple[Pool
     return {pool_id: tuple(spaces) for pool_id, spaces in found.items()}
 
 
+def live(session: Session) -> tuple[Pool, ...]:
+    """Return every live pool, by name."""
+    query = sa.select(*columns_of(_table, Pool)).where(_table.c.deleted_at.is_(None)).order_by(_table.c.name)
+    return tuple(build(Pool, row) for row in session.execute(query))
+
+
 def at_path(session: Session, path: str) -> Pool | None:
-    """Return the live pool that has this path already."""
-    row = session.execute(
-        sa.select(*columns_of(_table, Pool)).where(_table.c.path == path, _table.c.deleted_at.is_(None)).limit(1)
-    ).first()
-    return build(Pool, row) if row else None
+    """Return a live pool that has this path already, or one inside or around it: each would count and remove the other's files."""
+    live = session.execute(sa.select(*columns_of(_table, Pool)).where(_table.c.deleted_at.is_(None)).order_by(_table.c.name))
+    found = (build(Pool, row) for row in live)
+    return next(
+        (pool for pool in found if f"{pool.path}/".startswith(f"{path}/") or f"{path}/".startswith(f"{pool.path}/")), None
+    )
+
+
+def of_source(session: Session, server: str, export: str) -> Pool | None:
+    """Return the live pool that mounts this export already."""
+    return next(
+        (one for one in live(session) if (one.settings.get("server"), one.settings.get("export")) == (server, export)), None
+    )
+
+
+def vms_in(session: Session, pool_id: str, *, limit: int = 100) -> tuple[VmInPool, ...]:
+    """Return the vms with disks in the pool, by name."""
+    volume, vm, project = schema.volume, schema.vm, schema.project
+    query = (
+        sa.select(vm.c.name, project.c.name.label("project"), vm.c.host_id, vm.c.observed_state, vm.c.observed_reason)
+        .join(volume, volume.c.vm_id == vm.c.id)
+        .join(project, project.c.id == vm.c.project_id)
+        .where(sa.or_(volume.c.pool_id == pool_id, volume.c.other_pool_id == pool_id), vm.c.deleted_at.is_(None))
+        .distinct()
+        .order_by(vm.c.name, project.c.name)
+        .limit(limit)
+    )
+    return tuple(build(VmInPool, dict(row._mapping)) for row in session.execute(query))
 
 
 def dependants(session: Session, pool_id: str, *, limit: int = 5) -> dict[str, tuple[str, ...]]:
     """Return the names of volumes and images that lie in the pool, by noun."""
     volume, image, replica = schema.volume, schema.image, schema.image_replica
-    volumes = sa.select(volume.c.name).where(volume.c.pool_id == pool_id, holds_bytes())
+    is_there = sa.or_(volume.c.pool_id == pool_id, volume.c.other_pool_id == pool_id)
+    volumes = sa.select(volume.c.name).where(is_there, holds_bytes())
     # An image is lost with its last replica; a copy of one that is elsewhere too is only a cache entry.
     elsewhere = sa.select(replica.c.image_id).where(replica.c.pool_id != pool_id, replica.c.state == "ready").scalar_subquery()
     images = (

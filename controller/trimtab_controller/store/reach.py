@@ -18,7 +18,7 @@ from trimtab_controller.store.host_reports import PoolReport, store_pools
 from trimtab_protos.errors import Conflict
 from trimtab_protos.messages import PoolObservation
 
-READY, FAILED, UNKNOWN = "ready", "failed", "unknown"
+READY, FAILED, UNKNOWN, UNRESPONSIVE = "ready", "failed", "unknown", "unresponsive"
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,10 +99,10 @@ def clones_of(session: Session, snapshot: Snapshot) -> tuple[Clone, ...]:
     return tuple(one for one in found if (one.parent_volume_id, one.parent_layer_id) in kept)
 
 
-def is_known_to(session: Session, host_id: str) -> bool:
-    """Tell whether the host's agent knows layers, as far as it has told what it knows."""
+def is_known_to(session: Session, host_id: str, capability: str = "layers") -> bool:
+    """Tell whether the host's agent knows layers (or something else), as far as it has told what it knows."""
     inventory = session.scalar(sa.select(schema.host.c.inventory).where(schema.host.c.id == host_id))
-    return not inventory or "layers" in inventory.get("capabilities", ())
+    return not inventory or capability in inventory.get("capabilities", ())
 
 
 # --- layers ------------------------------------------------------------------------------------------------------------------

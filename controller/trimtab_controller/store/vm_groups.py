@@ -10,12 +10,18 @@ from sqlalchemy.orm import Session
 from trimtab_controller.core.model import VmGroup
 from trimtab_controller.core.placement.needs import GroupRule
 from trimtab_controller.store import keyset, lookup, schema
-from trimtab_controller.store.among import among
+from trimtab_controller.store.among import among, among_asked
 from trimtab_controller.store.rows import build, columns_of
 
 _table, _member = schema.vm_group, schema.vm_group_member
 
 FILTERS: keyset.Filters = {"name": keyset.equals(_table.c.name)}
+
+_NAMES_OF = (
+    sa.select(_member.c.vm_id, _table.c.name)
+    .join(_table, _table.c.id == _member.c.vm_group_id)
+    .where(among_asked(_member.c.vm_id, "vm_ids"), _table.c.deleted_at.is_(None))
+)
 
 
 def insert(session: Session, *, group_id: str, project_id: str, name: str, rules: Sequence[GroupRule], now: datetime) -> VmGroup:
@@ -64,12 +70,7 @@ def members(session: Session, group_ids: Sequence[str]) -> Mapping[str, tuple[Me
 
 def names_of(session: Session, vm_ids: Sequence[str]) -> Mapping[str, str]:
     """Return the name of each vm's group; vms without one are left out."""
-    query = (
-        sa.select(_member.c.vm_id, _table.c.name)
-        .join(_table, _table.c.id == _member.c.vm_group_id)
-        .where(among(_member.c.vm_id, vm_ids), _table.c.deleted_at.is_(None))
-    )
-    return {row.vm_id: row.name for row in session.execute(query)}
+    return {row.vm_id: row.name for row in session.execute(_NAMES_OF, {"vm_ids": list(vm_ids)})}
 
 
 def set_rules(session: Session, group: VmGroup, rules: Sequence[GroupRule], *, expected_version: int | None) -> None:

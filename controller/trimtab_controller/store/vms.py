@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Nic, Vm
 from trimtab_controller.core.resize import NOTHING, Shape, charged_for, shape_of
-from trimtab_controller.store import project_quota, schema
+from trimtab_controller.store import project_quota, schema, secgroups
 from trimtab_controller.store.among import among_asked
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import AlreadyExists, NotFound
@@ -21,6 +21,23 @@ _columns = columns_of(_table, Vm)
 
 # Every step of every saga of a vm runs these: built once, since to build a statement costs several times its execution.
 _BY_ID = sa.select(*_columns).where(_table.c.id == sa.bindparam("vm_id"))
+_LIVE_BY_NAME = sa.select(*_columns).where(
+    _table.c.project_id == sa.bindparam("project"), _table.c.name == sa.bindparam("wanted"), _table.c.deleted_at.is_(None)
+)
+_LIVE_BY_ID = sa.select(*_columns).where(
+    _table.c.id == sa.bindparam("wanted"), _table.c.project_id == sa.bindparam("project"), _table.c.deleted_at.is_(None)
+)
+_DELETED = (
+    sa.select(*_columns)
+    .where(
+        _table.c.project_id == sa.bindparam("project"),
+        sa.or_(_table.c.name == sa.bindparam("wanted"), _table.c.id == sa.bindparam("wanted")),
+        _table.c.deleted_at.is_not(None),
+        _table.c.purged_at.is_(None),
+    )
+    .order_by(_table.c.deleted_at.desc())
+    .limit(1)
+)
 _INSERT = _table.insert().returning(*_columns)
 _WRITE_BY_ID = _table.update().where(_table.c.id == sa.bindparam("vm_id"))
 _WRITE_NEXT_VERSION = _WRITE_BY_ID.values(version=_table.c.version + 1)
@@ -63,16 +80,16 @@ def get(session: Session, vm_id: str) -> Vm:
 
 
 def find(session: Session, project_id: str, name_or_id: str, *, with_deleted: bool = False) -> Vm | None:
-    """Return the vm of this name or id, live before deleted, latest deleted first; None where the project has none."""
-    query = (
-        sa.select(*_columns)
-        .where(_table.c.project_id == project_id, sa.or_(_table.c.name == name_or_id, _table.c.id == name_or_id))
-        .order_by(_table.c.deleted_at.is_not(None), _table.c.deleted_at.desc())
-        .limit(1)
-    )
-    query = query.where(_table.c.purged_at.is_(None)) if with_deleted else query.where(_table.c.deleted_at.is_(None))
-    row = session.execute(query).one_or_none()
-    return from_row(row) if row else None
+    """Return the vm of this name or id, live before deleted, latest deleted first; None where the project has none.
+
+    Plans: uq_vm_name_live, then the key. One statement for both reads every vm; so does that for deleted ones, which is rare.
+    """
+    asked = {"project": project_id, "wanted": name_or_id}
+    for query in (_LIVE_BY_NAME, _LIVE_BY_ID, *((_DELETED,) if with_deleted else ())):
+        row = session.execute(query, asked).one_or_none()
+        if row is not None:
+            return from_row(row)
+    return None
 
 
 def page(
@@ -149,10 +166,11 @@ def nics_of(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Nic, ...
 
 
 def delete_nics(session: Session, vm_id: str) -> None:
-    """Free the vm's MACs and addresses."""
+    """Free the vm's MACs and addresses, and take it out of its security groups."""
     ids = sa.select(schema.nic.c.id).where(schema.nic.c.vm_id == vm_id)
     session.execute(schema.nic_address.delete().where(schema.nic_address.c.nic_id.in_(ids)))
     session.execute(schema.nic.delete().where(schema.nic.c.vm_id == vm_id))
+    secgroups.forget(session, vm_id)
 
 
 def delete_nic(session: Session, nic_id: str) -> None:

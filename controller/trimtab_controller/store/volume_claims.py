@@ -14,7 +14,15 @@ from trimtab_protos.errors import Conflict
 _table = schema.volume
 
 # What a volume that is gone lies over no longer.
-_APART = {"parent_volume_id": None, "parent_layer_id": "", "layer_id": "", "merge_layer_id": None, "purge_after": None}
+_APART = {
+    "parent_volume_id": None,
+    "parent_layer_id": "",
+    "layer_id": "",
+    "merge_layer_id": None,
+    "purge_after": None,
+    "other_pool_id": None,
+    "move_state": "",
+}
 
 _WRITE = _table.update().where(_table.c.id.in_(sa.bindparam("volume_ids", expanding=True)))
 _WRITE_NEXT_VERSION = _WRITE.values(version=_table.c.version + 1)
@@ -74,7 +82,7 @@ def take_place(session: Session, volume: Volume, pool: Pool, host_id: str) -> bo
     The bound is that of placement: capacity less the reserve, and no more than is available where others fill the file system.
     """
     place = schema.SHARED if pool.is_shared else host_id
-    limit_bytes = _limit_bytes(session, pool, place)
+    limit_bytes = limit_bytes_at(session, pool, place)
     if limit_bytes is None:
         return False
     try:
@@ -103,7 +111,7 @@ def room_bytes(session: Session, pool: Pool, host_id: str) -> int | None:
     return int(row.available_bytes - row.capacity_bytes * pool.reserve_permille // 1000)
 
 
-def _limit_bytes(session: Session, pool: Pool, place: str) -> int | None:
+def limit_bytes_at(session: Session, pool: Pool, place: str) -> int | None:
     """Return how much may be claimed at a place of the pool; None where nobody has seen it."""
     table = schema.pool_space
     row = session.execute(sa.select(table).where(table.c.pool_id == pool.id, table.c.host_id == place)).one_or_none()
@@ -119,7 +127,7 @@ def grow(session: Session, volume: Volume, pool: Pool, size_bytes: int) -> bool:
     A volume that is nowhere yet claims nothing yet.
     """
     is_somewhere = pool.is_shared or bool(volume.host_id)
-    limit_bytes = _limit_bytes(session, pool, schema.SHARED if pool.is_shared else volume.host_id)
+    limit_bytes = limit_bytes_at(session, pool, schema.SHARED if pool.is_shared else volume.host_id)
     if is_somewhere and limit_bytes is None:
         return False
     try:

@@ -9,11 +9,14 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Volume
 from trimtab_controller.store import keyset, lookup, schema
+from trimtab_controller.store.among import among_asked
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import Conflict
 from trimtab_protos.messages import DiskBus
 
 _table = schema.volume
+
+_OF_VMS = sa.select(*columns_of(_table, Volume)).where(among_asked(_table.c.vm_id, "vm_ids")).order_by(_table.c.disk_index)
 
 FILTERS: keyset.Filters = {
     "name": keyset.equals(_table.c.name),
@@ -60,11 +63,16 @@ def page(session: Session, page: keyset.Page, *, project_id: str) -> tuple[tuple
     return tuple(build(Volume, row) for row in found.rows), found.next_after
 
 
+def in_pool(session: Session, pool_id: str) -> tuple[Volume, ...]:
+    """Return the live volumes in the pool."""
+    query = sa.select(*columns_of(_table, Volume)).where(_table.c.pool_id == pool_id, _table.c.deleted_at.is_(None))
+    return tuple(build(Volume, row) for row in session.execute(query.order_by(_table.c.id)))
+
+
 def of_vms(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Volume, ...]]:
     """Return each vm's disks in order; one query."""
     found: dict[str, list[Volume]] = {vm_id: [] for vm_id in vm_ids}
-    query = sa.select(*columns_of(_table, Volume)).where(_table.c.vm_id.in_(vm_ids)).order_by(_table.c.disk_index)
-    for row in session.execute(query):
+    for row in session.execute(_OF_VMS, {"vm_ids": list(vm_ids)}):
         found[row.vm_id].append(build(Volume, row))
     return {vm_id: tuple(volumes) for vm_id, volumes in found.items()}
 

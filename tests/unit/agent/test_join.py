@@ -139,12 +139,12 @@ def test_join_makes_a_member_whose_files_are_private(machine: Machine) -> None:
     settings = config.load(machine.root / "var/lib/trimtab/agent.toml")
     assert (settings.host_id, settings.gateway_addresses) == (host_id, ("127.0.0.1:8444",))
     assert settings.listen_address == "0.0.0.0:18446"
-    assert settings.lease_fencing is False, "nothing that runs ends because the controller does, unless that was asked for"
+    assert settings.lease_fencing == "auto", "nothing that runs ends because the controller does, unless that was asked for"
 
 
 def test_fencing_by_lease_is_asked_for_at_the_join(machine: Machine) -> None:
     machine.joiner(lease_fencing=True).join()
-    assert config.load(machine.root / "var/lib/trimtab/agent.toml").lease_fencing is True
+    assert config.load(machine.root / "var/lib/trimtab/agent.toml").lease_fencing == "on"
 
 
 def test_libvirts_certificates_fit_what_gnutls_wants(machine: Machine) -> None:
@@ -425,5 +425,10 @@ def test_renewed_libvirt_certificates_are_exchanged_as_a_pair(machine: Machine) 
 def test_the_packaged_units_are_those_that_a_join_writes() -> None:
     packaged = Path(__file__).parents[3] / "ops" / "systemd"
     places = {"configuration": "/var/lib/trimtab/agent.toml", "state": "/var/lib/trimtab"}
-    for name, text in (("trimtab-agent", host_setup.UNIT), ("trimtab-warden", host_setup.WARDEN_UNIT_TEXT)):
+    texts = {
+        "trimtab-agent": host_setup.UNIT,
+        "trimtab-warden": host_setup.WARDEN_UNIT_TEXT,
+        "trimtab-beacon": host_setup.BEACON_UNIT_TEXT,
+    }
+    for name, text in texts.items():
         assert (packaged / f"{name}.service").read_text() == text.format(program=f"/usr/bin/{name}", **places)

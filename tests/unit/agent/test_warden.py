@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.unit.agent.waiting import until_now as until
-from trimtab_agent import warden, warden_guests, warden_state
+from trimtab_agent import beacon_state, warden, warden_guests, warden_state
 from trimtab_agent.warden_guests import Guest, boottime_s
 
 HOLD = "import signal; signal.pause()"
@@ -157,6 +157,20 @@ def test_a_second_channel_that_renews_keeps_guests_alive_after_the_first_has_end
     began_s = boottime_s()
     until(lambda: not machine.runs("vm-kept"))
     assert boottime_s() - began_s > 1.2
+
+
+def test_a_warden_that_starts_anew_knows_what_the_second_channel_renewed(machine: Machine) -> None:
+    """With the controllers away for long the first channel's end is long past: its restart must not end the guests."""
+    kept = machine.guest("vm-kept")
+    machine.warden.kill()
+    machine.warden.wait()
+    (machine.directory / warden_state.SOCKET_NAME).unlink(missing_ok=True)
+    warden_state.write(machine.directory, warden_state.HandOver(1, boottime_s() - 30, (kept,)))
+    beacon_state.write_state(machine.directory, beacon_state.State(boottime_s() + 60, boottime_s()))
+    machine.warden = machine.start()
+    answer = machine.hand([kept], ends_in_s=-30.0)
+    assert answer["deadline"] > boottime_s() + 30
+    assert machine.runs("vm-kept")
 
 
 def test_k_and_what_was_not_granted_are_told(machine: Machine) -> None:

@@ -73,6 +73,7 @@ def served(
 
 
 READS = [
+    "secgroup list",
     "host list", "host get node1", "host token list", "host-class list", "host-class get default", "pool list", "pool get local",
     "network list", "network list --shared", "network get default", "image list", "image get debian", "volume list",
     "vm list", "vm get web1", "vm list --deleted -l tier=web --filter state=unknown --sort-by -created_at --limit 5",
@@ -115,6 +116,12 @@ CHANGES = [
     "project delete shop --yes",
     "user create ann", "user create ci --service", "user grant ann operator", "user grant ann viewer --fleet",
     "user revoke ann --fleet --yes", "token create --user ann --name ci --expires 30d", "user delete ann --yes",
+    "secgroup create web --allow tcp/443 --allow tcp/22@10.0.0.0/8", "secgroup create none --closed",
+    "vm update web1 --secgroup web --no-wait", "secgroup update web --allow icmp --no-wait",
+    "vm update web1 --no-secgroups --no-wait", "secgroup delete web --yes",
+    "vm create router --image debian --memory 1GiB --pool local --network default,allow-spoofing --secgroup none --no-wait",
+    "network create lab1 --isolated --subnet 10.31.0.0/24 --dhcp --mtu 9000 --no-wait",
+    "host check --all --no-wait", "host check node1 --dry-run",
     "network create front --bridge br0 --bridge-on node1=br1 --vlan 7 --mtu 9000 --no-wait",
     "network create lab --nat --subnet 10.30.0.0/24 --dhcp --shared --no-wait",
     "pool create fast --path /srv/fast --shared --no-wait",
@@ -126,6 +133,7 @@ CHANGES = [
     "fence config node1 --agent fence_apc --name pdu --address 192.0.2.9 --port 23 --plug 7 --order 1",
     "fence test node1 --dry-run", "fence test --all --dry-run", "fence remove node1 pdu --yes",
     "vm create db --image debian --memory 1GiB --pool local --ha restart --priority 10 --start-delay 30s --no-wait",
+    "host reboot node1 --force --yes --dry-run",
     "host remove node2 --keep-guests --yes --no-wait", "host remove node1 --force --keep-guests --yes --no-wait",
 ]  # fmt: skip
 

@@ -129,6 +129,7 @@ VERBS = {
     "volume resize data 2GiB": ("POST", "/v1/projects/default/volumes/data:resize", {"size_bytes": 2 << 30}),
     "vm undelete web1": ("POST", f"{VMS}/web1:undelete", {}),
     "vm delete web1 --yes": ("DELETE", f"{VMS}/web1", None),
+    "host reboot node1 --yes": ("POST", "/v1/hosts/node1:reboot", None),
     "host remove node1 --yes": ("DELETE", "/v1/hosts/node1", None),
     "image delete debian --yes": ("DELETE", "/v1/projects/default/images/debian", None),
     "volume undelete data": ("POST", "/v1/projects/default/volumes/data:undelete", None),

@@ -103,3 +103,29 @@ def test_confirm_off_and_release_ask_and_send_their_reason(trimtab: Trimtab, con
         said = trimtab(*arguments, "node2", "--reason", "pulled the plug", "--yes")
         assert said.code == 0, said.err
         assert controller.asked("POST", path)[0].document == {"reason": "pulled the plug"}
+
+
+def test_a_real_drill_wants_the_hosts_name_typed_and_shows_what_was_foreseen_beside_what_was_measured(
+    trimtab: Trimtab, controller: FakeController
+) -> None:
+    foreseen = {
+        "host": "node2", "fenced_s": 12.0, "proof": "power_off", "score": 100.0, "frozen": "",
+        "outcomes": [{"vm": "db", "seconds": 17.0, "why": ""}],
+    }  # fmt: skip
+    cut = {"at": "2026-01-01T00:00:00Z", "kind": "drill.power_cut"}
+    ran = {"vm": "db", "vm_id": "vm-1", "state": "running", "why": "", "host": "node3", "ended_at": "2026-01-01T00:00:14.500Z"}
+    loss = LOSS | {"id": "fo-02", "host": "node2", "state": "fenced", "outcomes": [ran]}
+    controller.on("GET", "/v1/hosts/node2/loss-drill", Answer(foreseen))
+    controller.on("POST", "/v1/hosts/node2:cut-power", Answer(None, status=204))
+    controller.on("GET", "/v1/events", Answer({"items": [cut]}))
+    controller.on("GET", "/v1/failovers", page(), page(loss))
+    controller.on("GET", "/v1/failovers/fo-02", Answer(loss))
+    for given in ((), ("--confirm-host", "node3"), ("--yes",)):
+        refused = trimtab("drill", "host-loss", "node2", "--mode", "real", *given)
+        assert refused.code == 2, refused.err
+    assert controller.asked("POST", "/v1/hosts/node2:cut-power") == []
+    done = trimtab("drill", "host-loss", "node2", "--mode", "real", "--confirm-host", "node2")
+    assert done.code == 0, done.err
+    assert controller.asked("POST", "/v1/hosts/node2:cut-power")[0].document == {"confirm": "node2", "force": False}
+    assert "17.0s" in done.out
+    assert "14.5s" in done.out

@@ -135,6 +135,8 @@ class AgentStream:
         while True:
             response = await self.receive()
             if response.WhichOneof("body") == "heartbeat_ack":
+                if response.heartbeat_ack.sequence < self._sequence:
+                    continue  # one that waited for the record of what it said, granted late
                 assert response.heartbeat_ack.sequence == self._sequence
                 return response.heartbeat_ack
 

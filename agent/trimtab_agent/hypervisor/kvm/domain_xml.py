@@ -23,7 +23,6 @@ from trimtab_agent.hypervisor.kvm import hostdev_xml, numa_xml
 from trimtab_agent.hypervisor.kvm.identifiers import (
     check_cpu_word,
     check_id,
-    check_interface,
     check_mac,
     check_machine,
     check_name,
@@ -31,7 +30,8 @@ from trimtab_agent.hypervisor.kvm.identifiers import (
     check_uuid,
     domain_name,
 )
-from trimtab_agent.hypervisor.kvm.networks import libvirt_network_name
+from trimtab_agent.hypervisor.kvm.networks import bridge_of, libvirt_network_name
+from trimtab_agent.hypervisor.kvm.packet_rules import tap_name
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import InvalidRequest
@@ -421,14 +421,15 @@ def _nic(devices: Element, nic: NicSpec, domain: DomainSpec) -> None:
     check_range(network.mtu, "mtu", low=576, high=65520)
     if network.kind is NetworkKind.BRIDGE:
         element = SubElement(devices, "interface", type="bridge")
-        SubElement(element, "source", bridge=check_interface(network.bridge, "bridge"))
+        SubElement(element, "source", bridge=bridge_of(network))
     else:
         element = SubElement(devices, "interface", type="network")
         SubElement(element, "source", network=libvirt_network_name(network.network_id))
     SubElement(element, "mac", address=check_mac(nic.mac))
+    SubElement(element, "target", dev=tap_name(nic.nic_id))
     SubElement(element, "model", type=nic.model)
     SubElement(element, "mtu", size=str(network.mtu))
-    SubElement(element, "alias", name=f"ua-{check_id(nic.nic_id, 'nic_id')}")
+    SubElement(element, "alias", name=f"ua-{nic.nic_id}")
     _address(element, bus=_nic_bus(nic))
 
 

@@ -15,6 +15,7 @@ from trimtab_agent.hypervisor.kvm import console, domain_facts, domain_xml, erro
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_facts import DomainFacts
 from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, METADATA_PREFIX, HostTraits, stamp_metadata
+from trimtab_agent.hypervisor.kvm.firewall import Firewall
 from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, domain_name
 from trimtab_agent.hypervisor.kvm.observe import Observer, absent
@@ -64,6 +65,7 @@ class Domains:
         connection: Connection,
         observer: Observer,
         logs: console.ConsoleLogs,
+        firewall: Firewall,
         *,
         accelerator: Callable[[], str],
         refuse_unfit: Callable[[DomainSpec], None],
@@ -72,6 +74,7 @@ class Domains:
         self._connection = connection
         self._observer = observer
         self._logs = logs
+        self._firewall = firewall
         self._accelerator = accelerator
         self._refuse_unfit = refuse_unfit
         self.locks = VmLocks()
@@ -105,6 +108,8 @@ class Domains:
         # Built first: a spec that cannot be expressed must leave no files.
         self._build(domain, stamp, boot_id="")
         state_files.ensure(domain)
+        # Before the definition, and so before every start and every card that is plugged.
+        self._firewall.ensure(domain)
         with self._connection.use(f"define {domain.vm_id}", changes=True) as connection:
             existing = find(connection, domain.vm_id)
             boot_id = domain_facts.read(existing.XMLDesc(0)).boot_id if existing is not None else ""
@@ -133,6 +138,7 @@ class Domains:
             if domain is not None:
                 _remove(domain, vm_id, kill_if_running=kill_if_running, keep_state_files=keep_state_files)
                 self._observer.forget(domain.UUIDString())
+        self._firewall.drop(vm_id)
         # After the domain, which must go even where its storage does not answer.
         if not keep_state_files:
             for pool in pools:

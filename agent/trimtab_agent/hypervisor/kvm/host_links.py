@@ -4,9 +4,10 @@ import contextlib
 from pathlib import Path
 
 from trimtab_agent.hypervisor.kvm.networks import OWN_BRIDGE_PREFIX
+from trimtab_agent.hypervisor.kvm.packet_rules import TAP_PREFIX
 from trimtab_protos.messages import Bridge
 
-GUEST_PORT_PREFIXES = ("vnet", "tap", "macvtap")
+GUEST_PORT_PREFIXES = (TAP_PREFIX, "vnet", "tap", "macvtap")
 
 
 def read_bridges(sys_net: Path = Path("/sys/class/net")) -> tuple[Bridge, ...]:

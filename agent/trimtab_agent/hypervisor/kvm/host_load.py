@@ -7,7 +7,7 @@ from pathlib import Path
 from trimtab_protos.messages import HostLoad
 
 _CPU_FIELDS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
-_VIRTUAL_PREFIXES = ("lo", "vnet", "tap", "macvtap", "docker", "virbr", "tt-")
+_VIRTUAL_PREFIXES = ("lo", "vnet", "tap", "macvtap", "docker", "virbr", "tt-", "tn-", "tv-")
 
 
 class HostLoadReader:

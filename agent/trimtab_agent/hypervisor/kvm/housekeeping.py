@@ -14,6 +14,7 @@ import structlog
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
 from trimtab_agent.hypervisor.kvm.domain_facts import read
+from trimtab_agent.hypervisor.kvm.firewall import Firewall
 from trimtab_agent.hypervisor.kvm.observe import Observer
 from trimtab_protos.errors import TrimtabError
 
@@ -22,6 +23,8 @@ log = structlog.get_logger(__name__)
 LOGS_EVERY_S = 2.0
 """A guest that floods its serial port writes a few MiB in this time, no more."""
 ADDRESSES_EVERY_S = 10.0
+FIREWALL_EVERY_S = 5.0
+"""How long guests' packets may pass unseen after somebody flushed all rules."""
 _AGENT_TIMEOUT_S = 1
 _AGENT_REST_S = 60.0
 """How long a guest agent that did not answer is left alone."""
@@ -31,22 +34,24 @@ _LINK_LOCAL = ("127.", "::1", "fe80:", "169.254.")
 class Housekeeping:
     """The periodic work. Its threads end with `stop`."""
 
-    def __init__(self, connection: Connection, observer: Observer, logs: ConsoleLogs) -> None:
+    def __init__(self, connection: Connection, observer: Observer, logs: ConsoleLogs, firewall: Firewall) -> None:
         self._connection = connection
         self._observer = observer
         self._logs = logs
+        self._firewall = firewall
         self._stopping = threading.Event()
         self._silent_until: dict[str, float] = {}
         self.running_domains = 0
 
     def start(self) -> None:
         self._run_every(LOGS_EVERY_S, self._keep_logs, "console-logs")
+        self._run_every(FIREWALL_EVERY_S, self._firewall.repair, "packet-rules")
         self._run_every(ADDRESSES_EVERY_S, self._ask_addresses, "guest-addresses")
 
     def stop(self) -> None:
         self._stopping.set()
 
-    def _run_every(self, period_s: float, work: Callable[[], None], name: str) -> None:
+    def _run_every(self, period_s: float, work: Callable[[], object], name: str) -> None:
         def loop() -> None:
             while not self._stopping.wait(period_s):
                 try:

@@ -9,8 +9,9 @@ from trimtab_agent.hypervisor.kvm.backups import SOCKET_DIR, Backups
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
-from trimtab_agent.hypervisor.kvm.domains import Domains, write_stamp
+from trimtab_agent.hypervisor.kvm.domains import Domains, require_volumes, write_stamp
 from trimtab_agent.hypervisor.kvm.events import DomainEvents
+from trimtab_agent.hypervisor.kvm.firewall import Firewall
 from trimtab_agent.hypervisor.kvm.host_load import HostLoadReader
 from trimtab_agent.hypervisor.kvm.hotplug import Hotplug
 from trimtab_agent.hypervisor.kvm.housekeeping import Housekeeping
@@ -19,6 +20,7 @@ from trimtab_agent.hypervisor.kvm.instants import Instants
 from trimtab_agent.hypervisor.kvm.inventory import InventoryReader, read_boot_id
 from trimtab_agent.hypervisor.kvm.layers import Layers
 from trimtab_agent.hypervisor.kvm.migration import Migrations
+from trimtab_agent.hypervisor.kvm.moves import Moves
 from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
 from trimtab_agent.hypervisor.kvm.pools import Pools
@@ -44,6 +46,8 @@ from trimtab_protos.messages import (
     VolumeObservation,
     VolumeSpec,
 )
+from trimtab_protos.network_messages import FirewallSpec
+from trimtab_protos.volume_messages import VolumeMove
 
 
 class KvmHypervisor:
@@ -61,12 +65,14 @@ class KvmHypervisor:
         self._connection = Connection(config.libvirt_uri, on_open=self._events.register, on_up=self._events.resync)
         self._load = HostLoadReader()
         self._networks = Networks(self._connection)
+        self._firewall = Firewall(config.runtime_dir / "firewall")
         self._pools = Pools(self._connection)
         self._inventory = InventoryReader(config, self._connection, self._pools, boot_id=boot_id, accelerator=self.accelerator)
         self._domains = Domains(
             self._connection,
             self._observer,
             self._logs,
+            self._firewall,
             accelerator=self.accelerator,
             refuse_unfit=self._inventory.refuse_unfit,
         )
@@ -78,16 +84,18 @@ class KvmHypervisor:
             self._domains,
             self._observer,
             self._networks,
+            self._firewall,
             self._pools,
             self._logs,
             self._inventory,
             boot_id=boot_id,
         )
         self._layers = Layers(self._connection, self._domains, self._networks, boot_id=boot_id)
+        self._moves = Moves(self._connection, self._domains)
         self._instants = Instants(self._connection, self._domains, socket_dir=SOCKET_DIR)
         self.backups = Backups(self._connection, refuse_if_used=self._domains.refuse_if_used, instants=self._instants)
         """What backups copy from; apart from the verbs, since a backup is read for as long as its block is open."""
-        self._housekeeping = Housekeeping(self._connection, self._observer, self._logs)
+        self._housekeeping = Housekeeping(self._connection, self._observer, self._logs, self._firewall)
 
     def start(self) -> None:
         """Open the connection and keep it open from now on; returns at once, also where libvirt is down."""
@@ -181,18 +189,21 @@ class KvmHypervisor:
     def remove_network(self, network_id: str) -> None:
         self._networks.remove(network_id)
 
+    def set_firewall(self, vm_id: str, firewall: FirewallSpec) -> int:
+        return self._firewall.set(vm_id, firewall)
+
     # --- domains -----------------------------------------------------------------------------------------------------------
 
-    def define_domain(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
+    def define_domain(self, domain: DomainSpec, stamp: Stamp, *, needs_volumes: bool = False) -> DomainObservation:
         self._require_responsive(domain.pools)
-        for network in domain.networks:
-            self._networks.ensure(network)
+        if needs_volumes:
+            require_volumes(domain)
+        self._networks.ensure_for(domain)
         return self._domains.define(domain, stamp)
 
     def apply_domain(self, domain: DomainSpec, stamp: Stamp) -> Applied:
         self._require_responsive(domain.pools)
-        for network in domain.networks:
-            self._networks.ensure(network)
+        self._networks.ensure_for(domain)
         return self._hotplug.apply(domain, stamp)
 
     def undefine_domain(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
@@ -240,8 +251,7 @@ class KvmHypervisor:
 
     def switch_layers(self, domain: DomainSpec, stamp: Stamp, *, wants_freeze: bool) -> LayerResult:
         self._require_responsive(domain.pools)
-        for network in domain.networks:
-            self._networks.ensure(network)
+        self._networks.ensure_for(domain)
         return self._layers.switch(domain, stamp, wants_freeze=wants_freeze)
 
     def snapshot_memory(self, domain: DomainSpec, stamp: Stamp, snapshot_id: str, control: JobControl) -> LayerResult:
@@ -250,6 +260,7 @@ class KvmHypervisor:
 
     def restore_memory(self, domain: DomainSpec, stamp: Stamp, snapshot_id: str, control: JobControl) -> LayerResult:
         self._require_responsive(domain.pools)
+        self._firewall.ensure(domain)
         return self._layers.restore_memory(domain, stamp, snapshot_id, control)
 
     def merge_layer(
@@ -272,6 +283,16 @@ class KvmHypervisor:
         self._pools.require_responsive(pool)
         layer_files.delete_memory(vm_id, snapshot_id, pool)
 
+    # --- moves between pools -----------------------------------------------------------------------------------------------
+
+    def move_volume(self, move: VolumeMove, domain: DomainSpec | None, stamp: Stamp, control: JobControl) -> LayerResult:
+        self._require_responsive(_pools_of(move, domain))
+        return self._moves.move(move, domain, stamp, control)
+
+    def settle_move(self, move: VolumeMove, domain: DomainSpec | None, stamp: Stamp, *, is_recorded: bool) -> bool:
+        self._require_responsive(_pools_of(move, domain))
+        return self._moves.settle(move, domain, stamp, is_recorded=is_recorded)
+
     def _require_responsive(self, pools: Sequence[PoolSpec]) -> None:
         """Fail before a vm's lock is taken: who holds it must not hang with the storage."""
         for pool in pools:
@@ -287,3 +308,8 @@ class KvmHypervisor:
             facts = domain_facts.read(domain.XMLDesc(0))
             if facts.vm_id and facts.boot_id and domain.isPersistent() and not domain.isActive():
                 write_stamp(domain, facts, Stamp(epoch=facts.epoch, turn=facts.turn), boot_id="")
+
+
+def _pools_of(move: VolumeMove, domain: DomainSpec | None) -> Sequence[PoolSpec]:
+    named = (move.source_pool, move.target_pool, *(domain.pools if domain is not None else ()))
+    return tuple({pool.pool_id: pool for pool in named}.values())

@@ -43,8 +43,10 @@ CAPABILITIES = (
     "network-nat",
     "numa-tuning",
     "pool-dir",
+    "pool-nfs",
     "seed-nocloud",
     "volume-linked-clone",
+    "volume-move",
 )
 _DEFAULT_MACHINE = "q35"
 _UEFI_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from trimtab_agent.hypervisor.kvm import os_errors, qemu_img, volumes
+from trimtab_agent.hypervisor.kvm import move_files, os_errors, qemu_img, volumes
 from trimtab_agent.hypervisor.kvm.pool_layout import (
     VOLUMES,
     PoolLayout,
@@ -27,15 +27,18 @@ _FLOOR_BYTES_S = 4 << 20
 
 
 def resolve(domain: DomainSpec) -> DomainSpec:
-    """Return the spec with the layers that its disks are on now: what a merge that ended has made of them."""
-    if not any(disk.is_merging for disk in domain.disks):
+    """Return the spec with the pools and layers that its disks are on now: what a move or merge that ended has made of them."""
+    if not any(disk.is_merging or disk.move_pool_id for disk in domain.disks):
         return domain
     layouts = {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
-    return replace(domain, disks=tuple(_resolve(disk, layouts[disk.pool_id]) for disk in domain.disks))
+    disks = (move_files.resolve(disk, layouts) if disk.move_pool_id else disk for disk in domain.disks)
+    return replace(domain, disks=tuple(_resolve(disk, layouts[disk.pool_id]) for disk in disks))
 
 
 def _resolve(disk: DiskSpec, layout: PoolLayout) -> DiskSpec:
-    if not disk.is_merging or exists(layout, disk.volume_id, disk.layer_id):
+    if not disk.is_merging:
+        return disk
+    if exists(layout, disk.volume_id, disk.layer_id):
         return replace(disk, is_merging=False, merge_layer_id="")
     return replace(disk, layer_id=disk.merge_layer_id, is_merging=False, merge_layer_id="")
 

@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
@@ -21,6 +20,7 @@ import structlog
 from trimtab_agent.hypervisor.base import JobControl, Stamp
 from trimtab_agent.hypervisor.kvm import domain_facts, layer_files, volumes
 from trimtab_agent.hypervisor.kvm.backups import freeze, thaw
+from trimtab_agent.hypervisor.kvm.block_jobs import Disk, disks_of, is_ready, job_of, job_unless_ended, run_on
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_xml import state_layout
 from trimtab_agent.hypervisor.kvm.domains import Domains, find, require, write_stamp
@@ -28,7 +28,6 @@ from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.kvm.migration_xml import retarget
 from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
-from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import Conflict, Internal, NoCapacity, NotFound, Unavailable
 from trimtab_protos.messages import DiskFormat, DomainSpec, JobProgress, LayerMerge, LayerResult, PoolSpec, VolumeSpec
 
@@ -45,14 +44,6 @@ _SNAPSHOT_FLAGS = (
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Disk:
-    """One disk of a running domain, by libvirt's name, with the files that QEMU has open: what it writes to comes first."""
-
-    target: str
-    chain: tuple[str, ...]
 
 
 class Layers:
@@ -184,7 +175,7 @@ class Layers:
                 layer_files.lay_children_over(merge, merge.children, layout)
                 layer_files.unlink_merged(merge, layout)
                 if domain is not None and merge.keeps_running and domain.isActive():
-                    _run_on(domain)
+                    run_on(domain)
                 if spec is not None and domain is not None:
                     self._domains.define_locked(spec, stamp)
         return LayerResult(paused_ms=paused_ms)
@@ -203,30 +194,10 @@ class Layers:
 # --- what QEMU has open ------------------------------------------------------------------------------------------------------
 
 
-def _disks(domain: Any) -> Mapping[str, _Disk]:
-    """Return the running domain's disks by alias."""
-    found = {}
-    for element in parse(domain.XMLDesc(0)).findall("devices/disk"):
-        alias, target = element.find("alias"), element.find("target")
-        if alias is not None and target is not None:
-            found[alias.get("name", "")] = _Disk(target.get("dev", ""), tuple(_chain(element)))
-    return found
-
-
-def _chain(disk: Element) -> Iterator[str]:
-    element: Element | None = disk
-    while element is not None:
-        source = element.find("source")
-        if source is None:
-            return
-        yield source.get("file", "")
-        element = element.find("backingStore")
-
-
 def _to_switch(domain: Any, spec: DomainSpec) -> dict[str, str]:
     """Return target → the new layer's path of each disk that is not on it yet. Conflict where it would not lie over the present one."""
     layouts = {pool.pool_id: PoolLayout.of(pool) for pool in spec.pools}
-    disks = _disks(domain)
+    disks = disks_of(domain)
     wanted = {}
     for disk in layer_files.resolve(spec).disks:
         live = disks.get(f"ua-{disk.volume_id}")
@@ -245,7 +216,7 @@ def _snapshot_xml(domain: Any, new: Mapping[str, str], *, memory: str = "") -> s
     if memory:
         SubElement(root, "memory", snapshot="external", file=memory)
     table = SubElement(root, "disks")
-    for disk in _disks(domain).values():
+    for disk in disks_of(domain).values():
         if disk.target not in new:
             SubElement(table, "disk", name=disk.target, snapshot="no")
             continue
@@ -278,20 +249,20 @@ def _base(merge: LayerMerge, layout: PoolLayout) -> str:
     return layout.volume(merge.volume_id, DiskFormat.QCOW2, merge.base_layer_id)
 
 
-def _live_disk(domain: Any, merge: LayerMerge, layout: PoolLayout) -> _Disk | None:
+def _live_disk(domain: Any, merge: LayerMerge, layout: PoolLayout) -> Disk | None:
     """Return the disk where a guest that runs has the lower layer open; None where the files are nobody's."""
     if domain is None or not domain.isActive():
         return None
-    disk = _disks(domain).get(f"ua-{merge.volume_id}")
+    disk = disks_of(domain).get(f"ua-{merge.volume_id}")
     return disk if disk is not None and _base(merge, layout) in disk.chain else None
 
 
-def _begin_merge(domain: Any, merge: LayerMerge, layout: PoolLayout) -> _Disk | None:
+def _begin_merge(domain: Any, merge: LayerMerge, layout: PoolLayout) -> Disk | None:
     """Let QEMU begin, or find it at it; None where there is nothing for it to do."""
     disk, top = _live_disk(domain, merge, layout), _top(merge, layout)
     if disk is None or top not in disk.chain:
         return None
-    if not _job(domain, disk.target):
+    if not job_of(domain, disk.target):
         flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if disk.chain[0] == top else 0
         # The base by name: left out, it would be the last of the chain, which others may be clones of.
         domain.blockCommit(disk.target, _base(merge, layout), top, 0, flags)
@@ -307,7 +278,7 @@ def _end_merge(domain: Any, merge: LayerMerge, layout: PoolLayout, control: JobC
     if disk is None:
         _commit(merge, layout, control)
         return 0
-    if top in disk.chain and disk.chain[0] == top and _job(domain, disk.target):
+    if top in disk.chain and disk.chain[0] == top and job_of(domain, disk.target):
         return _pivot(domain, disk, merge, layout, top)
     _require_merged(domain, merge, layout, top)
     return 0
@@ -321,7 +292,7 @@ def _commit(merge: LayerMerge, layout: PoolLayout, control: JobControl) -> None:
         raise Unavailable("pool-full", f"the merge of volume {merge.volume_id} waits for space in its pool") from error
 
 
-def _pivot(domain: Any, disk: _Disk, merge: LayerMerge, layout: PoolLayout, top: str) -> int:
+def _pivot(domain: Any, disk: Disk, merge: LayerMerge, layout: PoolLayout, top: str) -> int:
     """Let the guest write to the lower layer alone, and remove the upper one before it writes anything more."""
     began = time.monotonic()
     is_running = domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
@@ -333,16 +304,16 @@ def _pivot(domain: Any, disk: _Disk, merge: LayerMerge, layout: PoolLayout, top:
         layer_files.unlink_merged(merge, layout)
     finally:
         if is_running:
-            _run_on(domain)
+            run_on(domain)
     return int((time.monotonic() - began) * 1000)
 
 
 def _await_job(domain: Any, target: str, control: JobControl, *, until_ready: bool) -> None:
     wait = threading.Event()
-    while job := _job_unless_ended(domain, target):
+    while job := job_unless_ended(domain, target):
         done, total = int(job.get("cur", 0)), int(job.get("end", 0))
         control.report(JobProgress(done_bytes=done, total_bytes=total, phase="merging"))
-        if until_ready and _is_ready(domain, target):
+        if until_ready and is_ready(domain, target):
             return
         if control.cancelled.is_set():
             domain.blockJobAbort(target, 0)
@@ -350,32 +321,9 @@ def _await_job(domain: Any, target: str, control: JobControl, *, until_ready: bo
         wait.wait(_POLL_S)
 
 
-def _job(domain: Any, target: str) -> Mapping[str, Any]:
-    found = domain.blockJobInfo(target, 0)
-    return found if isinstance(found, dict) else {}
-
-
-def _job_unless_ended(domain: Any, target: str) -> Mapping[str, Any]:
-    try:
-        return _job(domain, target)
-    except libvirt.libvirtError:
-        if domain.isActive():
-            raise
-        return {}  # the guest ended, and the job with it
-
-
-def _is_ready(domain: Any, target: str) -> bool:
-    """Tell whether QEMU keeps both layers equal; the numbers of the job are equal for an instant before that already."""
-    for disk in parse(domain.XMLDesc(0)).findall("devices/disk"):
-        name, mirror = disk.find("target"), disk.find("mirror")
-        if name is not None and name.get("dev") == target:
-            return mirror is not None and mirror.get("ready") == "yes"
-    return False
-
-
 def _require_merged(domain: Any, merge: LayerMerge, layout: PoolLayout, top: str) -> None:
     """Raise what ended the job where the guest is still on the upper layer."""
-    disk = _disks(domain).get(f"ua-{merge.volume_id}")
+    disk = disks_of(domain).get(f"ua-{merge.volume_id}")
     if disk is None or top not in disk.chain:
         return
     space = os.statvfs(layout.path)
@@ -383,10 +331,3 @@ def _require_merged(domain: Any, merge: LayerMerge, layout: PoolLayout, top: str
         # Retryable: what was begun must be finished once there is room.
         raise Unavailable("pool-full", f"the merge of volume {merge.volume_id} waits for space in pool {layout.pool_id}")
     raise Internal("merge-failed", f"QEMU ended the merge of volume {merge.volume_id} before it was whole; see the domain's log")
-
-
-def _run_on(domain: Any) -> None:
-    """Let the guest run that was held still, perhaps by an agent that was killed."""
-    state, reason = domain.state()
-    if state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_USER:
-        domain.resume()

@@ -28,6 +28,7 @@ from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
 from trimtab_agent.hypervisor.kvm.domain_xml import HostTraits
 from trimtab_agent.hypervisor.kvm.domains import Domains, find, require, require_volumes, write_stamp
+from trimtab_agent.hypervisor.kvm.firewall import INCOMING_GRACE_S, Firewall
 from trimtab_agent.hypervisor.kvm.inventory import InventoryReader
 from trimtab_agent.hypervisor.kvm.migration_xml import disk_targets, retarget
 from trimtab_agent.hypervisor.kvm.networks import Networks
@@ -78,6 +79,7 @@ class Migrations:
         domains: Domains,
         observer: Observer,
         networks: Networks,
+        firewall: Firewall,
         pools: Pools,
         logs: ConsoleLogs,
         inventory: InventoryReader,
@@ -89,6 +91,7 @@ class Migrations:
         self._domains = domains
         self._observer = observer
         self._networks = networks
+        self._firewall = firewall
         self._pools = pools
         self._logs = logs
         self._inventory = inventory
@@ -106,8 +109,7 @@ class Migrations:
             layouts = {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
             for pool in domain.pools:
                 self._pools.ensure(pool)
-            for network in domain.networks:
-                self._networks.ensure(network)
+            self._networks.ensure_for(domain)
             for volume in copied_volumes:
                 layout = layouts[volume.pool_id]
                 self._domains.refuse_if_used(volumes.names_of(volume.volume_id, layout), f"volume {volume.volume_id}")
@@ -115,6 +117,7 @@ class Migrations:
                 volumes.ensure(volume, layout)
             require_volumes(domain)
             state_files.ensure(domain)
+            self._firewall.ensure(domain, grace_s=INCOMING_GRACE_S)
             self._logs.prepare(domain.vm_id, max_bytes=domain.serial_log_max_bytes)
         address = self._config.migration_address
         transport = "tls" if self._config.has_tls else "tcp"
@@ -253,6 +256,7 @@ class Migrations:
         if seen.state is DomainState.ABSENT:
             raise Conflict("domain-absent", f"{vm_id} is not on this host and cannot be kept here")
         self._domains.define_locked(domain, stamp)
+        self._firewall.end_grace(vm_id)
         with self._connection.use(f"settle {vm_id}", changes=True) as connection:
             kept = require(connection, vm_id)
             boot_id = self._boot_id if kept.isActive() else ""

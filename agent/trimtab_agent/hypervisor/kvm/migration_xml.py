@@ -5,16 +5,17 @@ differs between hosts is replaced: file paths, bridges, our metadata.
 """
 
 from xml.etree import ElementTree
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, SubElement
 
 from trimtab_agent.hypervisor.base import Stamp
 from trimtab_agent.hypervisor.kvm import numa_xml
 from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, iso_path, state_layout, target_name
-from trimtab_agent.hypervisor.kvm.networks import libvirt_network_name
+from trimtab_agent.hypervisor.kvm.networks import bridge_of, libvirt_network_name
+from trimtab_agent.hypervisor.kvm.packet_rules import tap_name
 from trimtab_agent.hypervisor.kvm.pool_layout import SEED_FILE, PoolLayout
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import Conflict
-from trimtab_protos.messages import DomainSpec, NetworkKind, NetworkSpec
+from trimtab_protos.messages import DomainSpec, NetworkKind, NetworkSpec, NicSpec
 
 _CDROM = "cdrom"
 
@@ -34,9 +35,9 @@ def retarget(live_xml: str, target: DomainSpec, stamp: Stamp) -> str:
     nvram = root.find("os/nvram")
     if nvram is not None:
         nvram.text = state_layout(target).nvram(target.vm_id)
-    networks = {nic.mac: _network_of(nic.network_id, target) for nic in target.nics}
+    cards = {nic.mac: nic for nic in target.nics}
     for card in root.findall("devices/interface"):
-        _move_card(card, networks)
+        _move_card(card, cards, target)
     return ElementTree.tostring(root, encoding="unicode")
 
 
@@ -71,14 +72,18 @@ def _move_disk(disk: Element, paths: dict[str, str], target: DomainSpec) -> None
         raise Conflict("disk-unknown", f"the running domain has a disk {name} that the vm does not have")
 
 
-def _move_card(card: Element, networks: dict[str, NetworkSpec]) -> None:
+def _move_card(card: Element, cards: dict[str, NicSpec], target: DomainSpec) -> None:
     mac, source = card.find("mac"), card.find("source")
-    network = networks.get(mac.get("address", "")) if mac is not None else None
-    if network is None or source is None:
+    nic = cards.get(mac.get("address", "")) if mac is not None else None
+    if nic is None or source is None:
         raise Conflict("nic-unknown", "the running domain has a network card that the vm does not have")
+    network = _network_of(nic.network_id, target)
+    port = card.find("target")
+    # A guest that an earlier release started has a port with a name of libvirt's, which no rules are made for.
+    (port if port is not None else SubElement(card, "target")).set("dev", tap_name(nic.nic_id))
     if network.kind is NetworkKind.BRIDGE:
         card.set("type", "bridge")
-        source.attrib = {"bridge": network.bridge}
+        source.attrib = {"bridge": bridge_of(network)}
     else:
         card.set("type", "network")
         source.attrib = {"network": libvirt_network_name(network.network_id)}

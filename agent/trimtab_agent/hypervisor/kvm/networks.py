@@ -12,12 +12,12 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from trimtab_agent.hypervisor.kvm import errors
+from trimtab_agent.hypervisor.kvm import errors, vlans
 from trimtab_agent.hypervisor.kvm.connection import Connection
-from trimtab_agent.hypervisor.kvm.identifiers import DOMAIN_PREFIX, check_id, check_interface, check_range
+from trimtab_agent.hypervisor.kvm.identifiers import DOMAIN_PREFIX, check_id, check_interface, check_mac, check_name, check_range
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import Conflict, InvalidRequest
-from trimtab_protos.messages import NetworkKind, NetworkSpec
+from trimtab_protos.messages import DomainSpec, NetworkKind, NetworkSpec, NicSpec
 
 OWN_BRIDGE_PREFIX = "tt-"
 _SYS_NET = Path("/sys/class/net")
@@ -37,10 +37,26 @@ class Networks:
         match network.kind:
             case NetworkKind.BRIDGE:
                 check_bridge(network)
+                if network.vlan:
+                    own = own_bridge(network.network_id)
+                    vlans.ensure(network.name, own, base=network.bridge, vlan=network.vlan, mtu=network.mtu, sys_net=_SYS_NET)
             case NetworkKind.NAT | NetworkKind.ISOLATED:
                 wanted = network_xml(network)
                 with self._connection.use(f"make network {network.name}", changes=True) as connection:
                     _ensure_libvirt_network(connection, network, wanted)
+
+    def ensure_for(self, domain: DomainSpec) -> None:
+        """Make the networks of a domain usable, and keep its cards' addresses for them where this host answers DHCP."""
+        for network in domain.networks:
+            self.ensure(network)
+        served = {one.network_id: one for one in domain.networks if one.has_dhcp and one.kind is not NetworkKind.BRIDGE}
+        cards = [nic for nic in domain.nics if nic.network_id in served and nic.addresses]
+        if not cards:
+            return
+        with self._connection.use(f"keep addresses of {domain.vm_id}", changes=True) as connection:
+            for nic in cards:
+                found = connection.networkLookupByName(libvirt_network_name(nic.network_id))
+                _reserve(found, nic, name=domain.name)
 
     def start(self, connection: Any, name: str) -> None:
         """Start libvirt's network `name` if it is one of ours and is not running."""
@@ -50,7 +66,10 @@ class Networks:
                 _start(network)
 
     def remove(self, network_id: str) -> None:
-        name = libvirt_network_name(network_id)
+        name, own = libvirt_network_name(network_id), own_bridge(network_id)
+        if (_SYS_NET / vlans.device_of(own)).exists():
+            _refuse_if_used(network_id, own)
+            vlans.remove(own, sys_net=_SYS_NET)
         with self._connection.use(f"remove network {network_id}", changes=True) as connection:
             try:
                 network = connection.networkLookupByName(name)
@@ -72,14 +91,16 @@ def own_bridge(network_id: str) -> str:
     return OWN_BRIDGE_PREFIX + hashlib.sha256(network_id.encode()).hexdigest()[:10]
 
 
+def bridge_of(network: NetworkSpec) -> str:
+    """Return the bridge whose ports guests of a bridge network are on this host."""
+    return own_bridge(network.network_id) if network.vlan else check_interface(network.bridge, "bridge")
+
+
 def check_bridge(network: NetworkSpec, sys_net: Path = _SYS_NET) -> None:
     """Make sure that guests can use the operator's bridge. Conflict says what is missing."""
     bridge = check_interface(network.bridge, "bridge")
     if not (sys_net / bridge / "bridge").is_dir():
         raise Conflict("bridge-missing", f"network {network.name}: this host has no bridge {bridge}", bridge=bridge)
-    if network.vlan:
-        # libvirt hands a VLAN tag to Open vSwitch only; on a Linux bridge the tag would silently be missing.
-        raise Conflict("vlan-not-supported", f"network {network.name}: bridge {bridge} cannot tag VLANs; map a bridge per VLAN")
     mtu = int((sys_net / bridge / "mtu").read_text())
     if mtu < network.mtu:
         raise Conflict(
@@ -138,6 +159,30 @@ def _ensure_libvirt_network(connection: Any, network: NetworkSpec, wanted: str) 
         _start(defined)
 
 
+def _reserve(network: Any, nic: NicSpec, *, name: str) -> None:
+    """Have the network's DHCP server give the card its address, and DNS know it by the vm's name unless another vm has that."""
+    address = str(ipaddress.ip_interface(nic.addresses[0]).ip)
+    kept = parse(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)).findall("ip/dhcp/host")
+    wanted = {"mac": check_mac(nic.mac), "ip": address}
+    others = [host for host in kept if host.get("mac") != nic.mac and host.get("ip") != address]
+    if not any(host.get("name") == name for host in others):
+        wanted["name"] = check_name(name, "name")
+    if any(dict(host.attrib) == wanted for host in kept):
+        return
+    for host in kept:
+        if host not in others:
+            _change_reservation(network, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, dict(host.attrib))
+    _change_reservation(network, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, wanted)
+
+
+def _change_reservation(network: Any, command: int, host: dict[str, str]) -> None:
+    flags = libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
+    if network.isActive():
+        flags |= libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE
+    text = ElementTree.tostring(ElementTree.Element("host", host), encoding="unicode")
+    network.update(command, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, text, flags)
+
+
 def _start(network: Any) -> None:
     try:
         network.create()
@@ -163,6 +208,7 @@ def _essence(xml: str) -> tuple[object, ...]:
 
 def _refuse_if_used(network_id: str, bridge: str) -> None:
     ports = _SYS_NET / bridge / "brif"
-    guests = [port.name for port in ports.iterdir() if not port.name.endswith("-nic")] if ports.is_dir() else []
+    names = [port.name for port in ports.iterdir()] if ports.is_dir() else []
+    guests = [name for name in names if not name.endswith("-nic") and name != vlans.device_of(bridge)]
     if guests:
         raise Conflict("network-in-use", f"{len(guests)} guests of this host use network {network_id}", network_id=network_id)

@@ -47,7 +47,7 @@ class PoolLayout:
     def of(cls, pool: PoolSpec) -> "PoolLayout":
         """Return the layout of `pool`. InvalidRequest where its id or path is none that the agent may use."""
         check_id(pool.pool_id, "pool_id")
-        if pool.kind is not PoolKind.DIR:
+        if pool.kind not in (PoolKind.DIR, PoolKind.NFS):
             raise InvalidRequest("pool-kind-unknown", f"this host knows no pools of kind {pool.kind}", field="kind")
         return cls(pool_id=pool.pool_id, path=_check_path(pool.path))
 

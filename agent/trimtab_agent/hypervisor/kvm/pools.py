@@ -8,19 +8,20 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import libvirt
 
-from trimtab_agent.hypervisor.kvm import errors, os_errors, volumes
+from trimtab_agent.hypervisor.kvm import errors, nfs_mounts, os_errors, volumes
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
 from trimtab_agent.hypervisor.kvm.identifiers import DOMAIN_PREFIX, check_id
 from trimtab_agent.hypervisor.kvm.pool_layout import VOLUMES, PoolLayout, marker_name, sync_directory
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import Conflict, InvalidRequest, TrimtabError, Unavailable
-from trimtab_protos.messages import PoolObservation, PoolSpec
+from trimtab_protos.messages import PoolKind, PoolObservation, PoolSpec
 
 T = TypeVar("T")
 
@@ -37,6 +38,9 @@ class Pools:
 
     def ensure(self, pool: PoolSpec) -> PoolObservation:
         layout = PoolLayout.of(pool)
+        if pool.kind is PoolKind.NFS:
+            self._on_storage(layout, lambda: nfs_mounts.ensure(pool), timeout_s=nfs_mounts.MOUNT_TIMEOUT_S + 5)
+        self._refuse_second_path(pool, layout)
         self._on_storage(layout, layout.create_subdirectories, timeout_s=10.0)
         with self._connection.use(f"define pool {pool.pool_id}", changes=True) as connection:
             _ensure_libvirt_pool(connection, layout)
@@ -46,18 +50,44 @@ class Pools:
         layout = PoolLayout.of(pool)
         now_ms = time.time_ns() // 1_000_000
         try:
+            self._watch_mount(pool, layout)
             return self._guarded.run(pool.pool_id, lambda: _observe(layout, now_ms), timeout_s=OBSERVE_TIMEOUT_S)
         except Hung:
-            problem = f"{layout.path} does not answer"
+            problem, is_hung = f"{layout.path} does not answer", True
         except (TrimtabError, OSError) as error:
-            problem = str(error)
-        return PoolObservation(pool_id=pool.pool_id, is_responsive=False, problem=problem, observed_at_ms=now_ms)
+            problem, is_hung = str(error), getattr(error, "code", "") == "pool-hung"
+        return PoolObservation(pool_id=pool.pool_id, is_responsive=False, is_hung=is_hung, problem=problem, observed_at_ms=now_ms)
 
     def require_responsive(self, pool: PoolSpec) -> PoolLayout:
         """Return the layout of a pool that answers now. Unavailable: it hangs, and who worked on it would hang with it."""
         layout = PoolLayout.of(pool)
+        if pool.kind is PoolKind.NFS and not nfs_mounts.is_mounted(pool):
+            raise Unavailable("pool-not-mounted", f"pool {pool.pool_id} is not mounted at {pool.path}")
         self._on_storage(layout, lambda: _touch(layout), timeout_s=OBSERVE_TIMEOUT_S)
         return layout
+
+    def _watch_mount(self, pool: PoolSpec, layout: PoolLayout) -> None:
+        """Mount an export anew that is not: the host has booted, or somebody unmounted it."""
+        if pool.kind is PoolKind.NFS and not nfs_mounts.is_mounted(pool):
+            self._on_storage(layout, lambda: nfs_mounts.ensure(pool), timeout_s=nfs_mounts.MOUNT_TIMEOUT_S + 5)
+
+    def _refuse_second_path(self, pool: PoolSpec, layout: PoolLayout) -> None:
+        """Raise Conflict where another pool of this host is the same directory under another name, by a bind mount or a second export."""
+        own = self._on_storage(layout, lambda: _identity(layout), timeout_s=OBSERVE_TIMEOUT_S)
+        for other in self.known():
+            if other.pool_id == pool.pool_id:
+                continue
+            there = PoolLayout(pool_id=other.pool_id, path=Path(other.path))
+            try:
+                is_same = self._guarded.run(other.pool_id, lambda: _identity(there), timeout_s=OBSERVE_TIMEOUT_S) == own  # noqa: B023
+            except (Hung, TrimtabError, OSError):
+                continue  # one that does not answer is not the one that just did
+            if is_same:
+                raise Conflict(
+                    "pool-path-taken",
+                    f"{layout.path} is the same directory as {there.path} of pool {other.pool_id} on this host",
+                    pool_id=other.pool_id,
+                )
 
     def observe_known(self) -> tuple[PoolObservation, ...]:
         """Return what every pool of this host is now; the hung ones cost their time limit, together at most twice that."""
@@ -76,6 +106,7 @@ class Pools:
         return self._on_storage(layout, lambda: _marker(layout, name, content, remove=remove), timeout_s=10.0)
 
     def remove(self, pool_id: str) -> None:
+        """Forget the pool; what was mounted for it is unmounted, also where its server does not answer."""
         name = DOMAIN_PREFIX + check_id(pool_id, "pool_id")
         with self._connection.use(f"forget pool {pool_id}", changes=True) as connection:
             try:
@@ -86,6 +117,7 @@ class Pools:
             except libvirt.libvirtError as error:
                 if not errors.is_gone(error):
                     raise
+        nfs_mounts.remove(pool_id)
 
     def _on_storage(self, layout: PoolLayout, work: Callable[[], T], *, timeout_s: float) -> T:
         try:
@@ -107,6 +139,12 @@ def _observe(layout: PoolLayout, now_ms: int) -> PoolObservation:
         is_responsive=True,
         observed_at_ms=now_ms,
     )
+
+
+def _identity(layout: PoolLayout) -> tuple[int, int]:
+    with layout.open() as directory:
+        found = os.fstat(directory)
+    return found.st_dev, found.st_ino
 
 
 def _touch(layout: PoolLayout) -> None:

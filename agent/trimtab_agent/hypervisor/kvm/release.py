@@ -6,6 +6,7 @@ would keep the host from joining another fleet. NAT networks stay, since guests 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import libvirt
@@ -13,12 +14,14 @@ import structlog
 
 from trimtab_agent.hypervisor.kvm import domain_facts, errors
 from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, METADATA_PREFIX
+from trimtab_agent.hypervisor.kvm.firewall import forget_all
 from trimtab_agent.hypervisor.kvm.identifiers import DOMAIN_PREFIX
+from trimtab_protos.errors import TrimtabError
 
 log = structlog.get_logger(__name__)
 
 
-def release(uri: str = "qemu:///system") -> Sequence[str]:
+def release(uri: str = "qemu:///system", runtime_dir: Path = Path("/run/trimtab")) -> Sequence[str]:
     """Release every domain and pool of ours; return what was done, for people. Idempotent.
 
     Where libvirt does not answer nothing is done and the host leaves all the same.
@@ -34,7 +37,19 @@ def release(uri: str = "qemu:///system") -> Sequence[str]:
     finally:
         connection.close()
     lines = [f"{name} is a plain libvirt domain now" for name in sorted(released)]
+    lines += _open_packets(runtime_dir)
     return [*lines, *(f"libvirt's pool {name} forgotten, its files stay" for name in sorted(forgotten))]
+
+
+def _open_packets(runtime_dir: Path) -> list[str]:
+    """Take the rules of guests' packets off: nobody would change them any more."""
+    try:
+        return (
+            ["nftables' table trimtab removed: guests' packets pass as they are"] if forget_all(runtime_dir / "firewall") else []
+        )
+    except TrimtabError as error:
+        log.warning("packet rules stay", error=error.message)
+        return [f"nftables' table bridge trimtab could not be removed: {error.message}"]
 
 
 def _release(domain: Any) -> str:

@@ -203,11 +203,7 @@ def _whole_names(directory: int) -> Iterator[str]:
 
 
 def _create(volume: VolumeSpec, layout: PoolLayout, directory: int, name: str, watch: "CopyWatch | None") -> None:
-    _remove_leftovers(directory, volume.volume_id)
-    temporary = f".{volume.volume_id}.{secrets.token_hex(6)}.part"
-    # Made by us with O_EXCL before qemu-img sees the name: it must never follow a link that somebody put there.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory))
-    try:
+    with unfinished(directory, volume.volume_id) as temporary:
         if volume.copy_image_id:
             _copy_image(volume, layout, directory, temporary)
         elif volume.copy_volume_id:
@@ -220,7 +216,18 @@ def _create(volume: VolumeSpec, layout: PoolLayout, directory: int, name: str, w
             os.truncate(f"/proc/self/fd/{directory}/{temporary}", volume.size_bytes)
         else:
             _qemu_img(["create", "-q", "-f", "qcow2", temporary, str(volume.size_bytes)], directory)
-        _publish(directory, temporary, name)
+        publish(directory, temporary, name)
+
+
+@contextlib.contextmanager
+def unfinished(directory: int, volume_id: str) -> Iterator[str]:
+    """Lend the hidden name of an empty file for the block to fill and publish; the name is gone afterwards."""
+    _remove_leftovers(directory, volume_id)
+    temporary = f".{volume_id}.{secrets.token_hex(6)}.part"
+    # Made by us with O_EXCL before qemu-img sees the name: it must never follow a link that somebody put there.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory))
+    try:
+        yield temporary
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=directory)
@@ -235,7 +242,8 @@ def _remove_leftovers(directory: int, volume_id: str) -> None:
                     os.unlink(name, dir_fd=directory)
 
 
-def _publish(directory: int, temporary: str, name: str) -> None:
+def publish(directory: int, temporary: str, name: str) -> None:
+    """Give a file that is whole its name. AlreadyExists where somebody was faster."""
     descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
         os.fsync(descriptor)

@@ -10,6 +10,7 @@ from trimtab_controller.api.resources.failover import FencePathResource, render_
 from trimtab_controller.core.model import HostClass
 from trimtab_controller.services.hosts import IssuedHostToken
 from trimtab_controller.services.hosts_admin import HostView
+from trimtab_controller.store.fence_intents import FenceIntentRow
 from trimtab_controller.store.host_guards import HostGuard
 from trimtab_controller.store.host_tokens import HostToken
 from trimtab_protos.messages import Inventory
@@ -91,6 +92,19 @@ class InventoryResource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FenceIntentResource:
+    """What was written in a silent host's slot on shared storage: its leases up to this one are forbidden."""
+
+    lease_number: int
+    # Of the leader.
+    term: int
+    # The id of the host whose agent was asked to write it.
+    via_host: str
+    # When it was durable; None: not yet.
+    written_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProtectionResource:
     """What makes certain that this host's guests have ended before they start elsewhere."""
 
@@ -107,6 +121,12 @@ class ProtectionResource:
     warden_missing: tuple[str, ...]
     # The shared pool in which it renews besides, so that it outlives the controllers; '' : in none.
     beacon_pool: str
+    # Since it renewed there, as it said last, and the time since then; None: not since it booted.
+    beacon_age_s: float | None
+    # Why its last round did not renew; '' where it did.
+    beacon_problem: str
+    # The intent that forbids its leases there, written while it is silent; None: there is none.
+    fence_intent: FenceIntentResource | None
     fence_paths: tuple[FencePathResource, ...]
     # As `warden`, `power`, `none`: the best proof that could be had of it now. Without one an operator has to confirm.
     best_proof: str
@@ -251,9 +271,25 @@ def _protection(view: HostView, *, now: datetime, state: Mapping[str, Any]) -> P
         would_kill=view.would_kill,
         warden_missing=tuple(state.get("warden_missing") or ()),
         beacon_pool=next((name for name, one in view.pools.items() if one.pool_id == guard.beacon_pool_id), guard.beacon_pool_id),
+        beacon_age_s=_beacon_age_s(state, now),
+        beacon_problem=str(state.get("beacon_problem") or ""),
+        fence_intent=_fence_intent(view.fence_intent),
         fence_paths=paths,
         best_proof=best,
     )
+
+
+def _beacon_age_s(state: Mapping[str, Any], now: datetime) -> float | None:
+    at_ms, age_ms = state.get("at_ms"), state.get("beacon_age_ms")
+    if not at_ms or not age_ms:
+        return None
+    return round(float(age_ms) / 1000 + max(0.0, now.timestamp() - float(at_ms) / 1000), 1)
+
+
+def _fence_intent(row: FenceIntentRow | None) -> FenceIntentResource | None:
+    if row is None:
+        return None
+    return FenceIntentResource(lease_number=row.lease_number, term=row.term, via_host=row.via_host_id, written_at=row.written_at)
 
 
 def render_class(host_class: HostClass) -> HostClassResource:

@@ -28,6 +28,10 @@ class PlanStepResource:
     operation: str
     message: str
     why: str
+    # Of a step that moves a volume: which, from where, to where.
+    volume: str
+    pool: str
+    target_pool: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +179,9 @@ def render_plan(view: PlanView) -> PlanResource:
                 operation=own.operation_id if own is not None else "",
                 message=own.message if own is not None else "",
                 why=step.why,
+                volume=step.volume_name,
+                pool=names.get(step.pool_id, step.pool_id),
+                target_pool=names.get(step.target_pool_id, step.target_pool_id),
             )
         )
     return PlanResource(

@@ -22,7 +22,7 @@ class SpaceResource:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolHostResource:
     host: str
-    # unknown, ready or failed.
+    # unknown, ready, failed, or unresponsive: its storage does not answer there.
     state: str
     problem: str
     observed_at: datetime | None
@@ -31,18 +31,35 @@ class PoolHostResource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolVmResource:
+    name: str
+    project: str
+    # '' where it has no home.
+    host: str
+    state: str
+    # What becomes of it where the pool is not usable there; '' where nothing is wrong.
+    way_back: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolResource:
     id: str
     name: str
     kind: str
     path: str
+    # What is mounted there; '' for a directory of the hosts.
+    source: str
     is_shared: bool
     is_default: bool
+    # What placement leaves free, in thousandths of the capacity.
+    reserve_permille: int
     # When each host had read a marker that another wrote; None: not proven, so no volumes yet.
     sharing_proven_at: datetime | None
     # Of a shared pool, else the sum over its hosts.
     space: SpaceResource
     hosts: tuple[PoolHostResource, ...]
+    # With disks in it; of a pool that was asked for by name.
+    vms: tuple[PoolVmResource, ...]
     version: int
     etag: str
     created_at: datetime
@@ -120,6 +137,9 @@ class VolumeResource:
     # How fast a guest may use it; 0: as fast as the pool.
     iops_limit: int
     bandwidth_limit_mib_s: int
+    # '' where it does not move; else the pool that it is going to, or what is left of it in the one that it has left.
+    moving_to: str
+    leaving: str
     version: int
     etag: str
     created_at: datetime
@@ -182,6 +202,8 @@ def render_pool(view: PoolView) -> PoolResource:
         name=pool.name,
         kind=pool.kind.value,
         path=pool.path,
+        source=f"{pool.settings['server']}:{pool.settings['export']}" if pool.settings.get("server") else "",
+        reserve_permille=pool.reserve_permille,
         is_shared=pool.is_shared,
         is_default=view.is_default,
         sharing_proven_at=pool.sharing_proven_at,
@@ -194,6 +216,10 @@ def render_pool(view: PoolView) -> PoolResource:
         hosts=tuple(
             PoolHostResource(host=name, state=one.state, problem=one.problem, observed_at=one.observed_at, space=spaces.get(name))
             for name, one in sorted(view.hosts.items())
+        ),
+        vms=tuple(
+            PoolVmResource(name=one.name, project=one.project, host=one.host, state=one.state, way_back=one.way_back)
+            for one in view.vms
         ),
         version=pool.version,
         etag=etag_of(pool.version),
@@ -242,6 +268,8 @@ def render_volume(view: VolumeView) -> VolumeResource:
         is_deleted_with_vm=volume.is_deleted_with_vm,
         iops_limit=volume.iops_limit,
         bandwidth_limit_mib_s=volume.bandwidth_limit_mib_s,
+        moving_to=view.other_pool_name if volume.move_state == "going" else "",
+        leaving=view.other_pool_name if volume.move_state == "left" else "",
         version=volume.version,
         etag=etag_of(volume.version),
         created_at=volume.created_at,

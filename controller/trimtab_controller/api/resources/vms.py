@@ -62,7 +62,10 @@ class NicResource:
     id: str
     network: str
     mac: str
+    # Given to it, with prefix length.
     addresses: tuple[str, ...]
+    # It may send as others.
+    allow_spoofing: bool
     index: int
 
 
@@ -93,6 +96,8 @@ class VmResource:
     start_delay_s: int
     volumes: tuple[VmVolumeResource, ...]
     nics: tuple[NicResource, ...]
+    # What may reach it; none: anything.
+    secgroups: tuple[str, ...]
     # '' where it boots from a volume of its own.
     image: str
     # The ISO in its drive; '' for an empty drive, None for no drive.
@@ -220,10 +225,16 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         ),
         nics=tuple(
             NicResource(
-                id=one.id, network=names.get(one.network_id, ""), mac=one.mac, addresses=one.addresses, index=one.nic_index
+                id=one.id,
+                network=names.get(one.network_id, ""),
+                mac=one.mac,
+                addresses=one.addresses,
+                allow_spoofing=one.allows_spoofing,
+                index=one.nic_index,
             )
             for one in view.nics
         ),
+        secgroups=view.secgroups,
         image=names.get(vm.image_id or "", ""),
         cdrom=names.get(vm.cdrom_image_id, "") if vm.has_cdrom else None,
         problem=vm.problem,

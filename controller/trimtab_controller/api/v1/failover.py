@@ -26,9 +26,10 @@ from trimtab_controller.api.resources.failover import (
     render_paths,
     render_status,
 )
+from trimtab_controller.api.runtime import Runtime
 from trimtab_controller.api.security import requires
 from trimtab_controller.core.failover import FailoverSettings
-from trimtab_controller.core.failover.drill import Assumptions
+from trimtab_controller.core.failover.drill import Assumptions, Drill
 from trimtab_controller.core.model import Actor, Role
 from trimtab_controller.fencing import SECRET_MAX, FencePath
 from trimtab_controller.services import drills, failover_view, fencing, hosts_admin, recovery, survival
@@ -147,19 +148,44 @@ async def confirm_off(request: Request, access: FleetAdmin, name: NamePath, body
 @router.get("/v1/hosts/{name}/loss-drill", response_model=DrillResource)
 async def drill_host_loss(runtime: InRuntime, _access: FleetViewer, name: NamePath, boot_s: BootSeconds = 5.0) -> Response:
     """Play the loss of this host by failover's own core on a copy of the fleet: when each vm would run again, and which would not."""
+    now, assumptions = runtime.context.clock.now(), Assumptions(boot_s=boot_s)
+    inputs, found = await _foresee(runtime, name, assumptions)
+    names = {vm.id: vm.name for vm in inputs.vms.values()}
+    return json_response(dump(render_drill(found, host=inputs.lost.name, names=names, assumptions=assumptions, at=now)))
+
+
+async def _foresee(runtime: Runtime, name: str, assumptions: Assumptions) -> tuple[drills.Inputs, Drill]:
+    """Play the loss of the host; seconds of arithmetic on a large fleet: not on the event loop, and in no transaction."""
     context = runtime.context
-    now, assumptions = context.clock.now(), Assumptions(boot_s=boot_s)
+    now = context.clock.now()
 
     def read(session: Session) -> drills.Inputs:
-        host = hosts_admin.find(session, name)
-        return drills.read(session, host, survival.read(session, now=now))
+        return drills.read(session, hosts_admin.find(session, name), survival.read(session, now=now))
 
     inputs = await context.db.read(read)
     settings = FailoverSettings(lease_ttl_s=context.settings.lease_ttl_s)
-    # Seconds of arithmetic on a large fleet: not on the event loop.
-    found = await asyncio.to_thread(drills.host_loss, inputs, settings=settings, assumptions=assumptions)
-    names = {vm.id: vm.name for vm in inputs.vms.values()}
-    return json_response(dump(render_drill(found, host=inputs.lost.name, names=names, assumptions=assumptions, at=now)))
+    return inputs, await asyncio.to_thread(drills.host_loss, inputs, settings=settings, assumptions=assumptions)
+
+
+class CutPowerBody(Body):
+    """`confirm` is the host's name once more; `force` also where vms would not run again."""
+
+    confirm: Annotated[str, Field(min_length=1, max_length=63, examples=["node2"])]
+    force: bool = False
+
+
+@router.post("/v1/hosts/{name}:cut-power", status_code=204, response_class=Response)
+async def cut_power(
+    request: Request, runtime: InRuntime, access: FleetAdmin, name: NamePath, body: CutPowerBody, asked: Asked
+) -> Response:
+    """Cut the host's power by its power device, for a drill. Refused where a vm of it would not run again."""
+    inputs, drill = await _foresee(runtime, name, Assumptions())
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        drills.cut_power(session, inputs, drill, confirm=body.confirm, force=body.force, actor=actor, now=now)
+        return NO_CONTENT
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="host.cut_power", body=body), work)
 
 
 # --- power devices -----------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from trimtab_controller.api.runtime import Runtime
 from trimtab_controller.api.security import requires
 from trimtab_controller.core.model import Actor, Role
 from trimtab_controller.core.placement.policies import policy_named
-from trimtab_controller.services import hosts, hosts_admin
+from trimtab_controller.services import host_reboots, hosts, hosts_admin
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.mutations import Answer
 from trimtab_controller.store import host_tokens, hosts_read
@@ -177,6 +177,25 @@ async def remove_host(
     return await mutate(Order(request=request, access=access, wish=asked, verb="host.remove"), work)
 
 
+@router.post("/v1/hosts/{name}:reboot", status_code=202, response_model=OperationAnswer)
+async def reboot_host(
+    request: Request,
+    access: FleetOperator,
+    name: NamePath,
+    asked: Asked,
+    force: Annotated[
+        bool, Query(description="Stop the vms that it has, and start them again, instead of moving them away.")
+    ] = False,
+) -> Response:
+    """Empty the host, let it restart, and take vms again once it is back."""
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        operation = host_reboots.reboot(session, hosts_admin.find(session, name), force=force, actor=actor, now=now)
+        return accepted(OperationAnswer(operation=render(operation, project_name="")))
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="host.reboot"), work)
+
+
 async def _change(runtime: Runtime, order: Order, name: str, change: hosts_admin.HostChange) -> Response:
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
         view = hosts_admin.change(session, name, change, expected_version=order.wish.if_match, actor=actor, now=now)
@@ -228,6 +247,27 @@ async def delete_host_token(request: Request, access: FleetAdmin, token: JoinTok
         return NO_CONTENT
 
     return await mutate(Order(request=request, access=access, wish=asked, verb="host_token.delete"), work)
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------------
+
+
+class HostCheckBody(Body):
+    """'' looks at all hosts; else at all ways from and to one."""
+
+    host: RefOrNone = ""
+
+
+@router.post("/v1/hosts:check", status_code=202, response_model=OperationAnswer)
+async def check_hosts(request: Request, access: FleetOperator, body: HostCheckBody, asked: Asked) -> Response:
+    """Have hosts look at the ways to each other: ports, TLS, MTU, rate, clocks. The operation's result names what is wrong."""
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        return accepted(
+            OperationAnswer(operation=render(hosts_admin.check(session, body.host, actor=actor, now=now), project_name=""))
+        )
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="host.check", body=body), work)
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------------

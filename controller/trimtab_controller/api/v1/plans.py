@@ -10,7 +10,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from trimtab_controller.api.fields import LABEL_KEY_PATTERN, Body, HostName, Labels, MemoryMib, Vcpus
+from trimtab_controller.api.fields import LABEL_KEY_PATTERN, Body, HostName, Labels, MemoryMib, RefOrNone, Vcpus
 from trimtab_controller.api.lists import PAGE_SIZE, FilterText, PageSize, PageToken, SelectorText, parse, parse_pairs
 from trimtab_controller.api.mutate import NO_CONTENT, Order, accepted, answered, mutate, prepared
 from trimtab_controller.api.params import Asked, InRuntime
@@ -59,19 +59,22 @@ _ADDED = re.compile(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})c/([1-9][0-9]{0,5})(GiB
 
 
 class PlanBody(Body):
-    """`hosts` and `labels` for drain, evacuate and upgrade; `plan` for undo."""
+    """`hosts` and `labels` for drain, evacuate and upgrade; `pool` for drain-pool; `plan` for undo."""
 
-    kind: Literal["drain", "rebalance", "consolidate", "evacuate", "upgrade", "undo"]
+    kind: Literal["drain", "rebalance", "consolidate", "evacuate", "upgrade", "drain-pool", "undo"]
     hosts: Annotated[list[HostName], Field(max_length=1000, examples=[["node3"]])] = Field(default_factory=list)
     labels: Labels = Field(default_factory=dict)
     deadline_s: Annotated[int, Field(strict=True, ge=1, le=30 * 86400, examples=[3600])] | None = None
     max_moves: Annotated[int, Field(strict=True, ge=1, le=100_000, examples=[50])] | None = None
     plan: PlanRef = ""
+    pool: RefOrNone = ""
 
     def wish(self) -> PlanWish:
         """Return the wish. InvalidRequest for an undo of nothing."""
         if (self.kind == "undo") != bool(self.plan):
             raise InvalidRequest("plan-field", "plan: given for kind undo, and for no other", field="plan")
+        if (self.kind == "drain-pool") != bool(self.pool):
+            raise InvalidRequest("pool-field", "pool: given for kind drain-pool, and for no other", field="pool")
         return PlanWish(
             kind=PlanKind(self.kind),
             hosts=tuple(self.hosts),
@@ -79,6 +82,7 @@ class PlanBody(Body):
             deadline_s=self.deadline_s,
             max_moves=self.max_moves,
             plan_id=self.plan,
+            pool=self.pool,
         )
 
 

@@ -16,7 +16,7 @@ from trimtab_controller.api.v1.vm_verbs import run_verb
 from trimtab_controller.api.v1.vms import NicBody
 from trimtab_controller.core.model import Operation, Role, Vm
 from trimtab_controller.core.resize import When
-from trimtab_controller.services import vm_devices, vm_resize, vms
+from trimtab_controller.services import vm_devices, vm_resize
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.vm_power import Caller
 from trimtab_protos.errors import InvalidRequest
@@ -77,8 +77,7 @@ async def attach_device(request: Request, access: ProjectOperator, name: NamePat
         _require_one("volume", body.volume, card)
         if card is None:
             return vm_devices.attach_volume(session, vm, caller, volume=body.volume, project=owner)
-        wish = vms.NicWish(network=card.network, mac=card.mac, ip=card.ip)
-        return vm_devices.attach_network(session, vm, caller, wish=wish, project=owner)
+        return vm_devices.attach_network(session, vm, caller, wish=card.wish(), project=owner)
 
     return await run_verb(request, access, name, asked, body, "vm.attach", act)
 

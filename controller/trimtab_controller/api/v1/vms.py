@@ -38,6 +38,7 @@ from trimtab_controller.api.resources.operations import render
 from trimtab_controller.api.resources.vms import VmAnswer, VmResource, render_vm
 from trimtab_controller.api.runtime import Runtime
 from trimtab_controller.api.security import requires
+from trimtab_controller.core.firewall import GROUPS_MAX
 from trimtab_controller.core.model import Actor, Operation, Project, Role, Vm
 from trimtab_controller.services import placement_advisor, seeds, vm_power, vm_views, vms
 from trimtab_controller.services.authorise import Access, Scope
@@ -62,11 +63,17 @@ DeviceKind = Annotated[str, Field(pattern=r"^[0-9a-f]{4}-[0-9a-f]{4}$")]
 
 
 class NicBody(Part):
-    """`mac` is chosen where it is left out; `ip` declares an address, which no other nic on the network may have."""
+    """`mac` is chosen where it is left out. `ip` declares an address, which no other nic on the network may have; where it is left out
+    and the network has a subnet, a free one is given."""
 
     network: Ref
     mac: Mac = ""
     ip: Address = ""
+    # It may send as others, as a router does; takes an administrator of the fleet.
+    allow_spoofing: Bool = False
+
+    def wish(self) -> vms.NicWish:
+        return vms.NicWish(network=self.network, mac=self.mac, ip=self.ip, allows_spoofing=self.allow_spoofing)
 
 
 class SeedBody(Part):
@@ -135,6 +142,8 @@ class VmBody(Body):
     numa_cells: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
     # A vm group of the project.
     group: RefOrNone = ""
+    # Security groups of the project; none: anything may reach it.
+    secgroups: Annotated[tuple[Ref, ...], Field(max_length=GROUPS_MAX, examples=[["web"]])] = ()
     ha: Literal["restart", "none"] = "none"
     priority: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = 0
     start_delay_s: Annotated[int, Field(strict=True, ge=0, le=86400, examples=[30])] = 0
@@ -150,7 +159,7 @@ class VmBody(Body):
             memory_max_mib=self.memory_max_mib,
             disk_bytes=self.disk_bytes,
             pool=self.pool,
-            networks=tuple(vms.NicWish(network=one.network, mac=one.mac, ip=one.ip) for one in self.networks),
+            networks=tuple(one.wish() for one in self.networks),
             firmware=self.firmware,
             labels=self.labels,
             host_selector=self.host_selector,
@@ -166,6 +175,7 @@ class VmBody(Body):
             has_secure_boot=self.secure_boot,
             tolerations=tuple((one.key, one.value) for one in self.tolerations),
             resources=self.resources,
+            secgroups=self.secgroups,
             group=self.group,
             devices=self.devices,
             is_dedicated=self.dedicated,

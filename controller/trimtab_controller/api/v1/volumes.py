@@ -8,7 +8,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from trimtab_controller.api.fields import Body, DiskBytes, Name, RefOrNone
+from trimtab_controller.api.fields import Body, DiskBytes, Name, Ref, RefOrNone
 from trimtab_controller.api.mutate import Order, accepted, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
 from trimtab_controller.api.paths import NamePath
@@ -18,7 +18,7 @@ from trimtab_controller.api.resources.operations import OperationAnswer, render
 from trimtab_controller.api.resources.storage import VolumeAnswer, VolumeResource, render_volume
 from trimtab_controller.api.security import requires
 from trimtab_controller.core.model import Actor, Role
-from trimtab_controller.services import volumes
+from trimtab_controller.services import volume_moves, volumes
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.mutations import Answer
 
@@ -46,6 +46,12 @@ class VolumeLimitBody(Body):
 
 class VolumeSizeBody(Body):
     size_bytes: DiskBytes
+
+
+class VolumeMoveBody(Body):
+    to_pool: Ref
+    # 0: as fast as the storage.
+    bandwidth_mib_s: Annotated[int, Field(strict=True, ge=0, le=1_000_000, examples=[100])] = 0
 
 
 @router.get("/v1/projects/{project}/volumes", response_model=ListOf[VolumeResource])
@@ -91,6 +97,19 @@ async def resize_volume(
         return accepted(OperationAnswer(operation=render(operation, project_name=owner.name)))
 
     return await mutate(Order(request=request, access=access, wish=asked, verb="volume.resize", body=body), work)
+
+
+@router.post("/v1/projects/{project}/volumes/{name}:move", status_code=202, response_model=OperationAnswer)
+async def move_volume(request: Request, access: ProjectOperator, name: NamePath, body: VolumeMoveBody, asked: Asked) -> Response:
+    """Bring a volume to another pool, under a running guest too; a linked clone becomes independent."""
+    owner = access.own_project
+    wish = volume_moves.MoveWish(to_pool=body.to_pool, bandwidth_mib_s=body.bandwidth_mib_s)
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        operation = volume_moves.move(session, name, wish, project=owner, expected_version=asked.if_match, actor=actor, now=now)
+        return accepted(OperationAnswer(operation=render(operation, project_name=owner.name)))
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="volume.move", body=body), work)
 
 
 @router.post("/v1/projects/{project}/volumes/{name}:undelete", status_code=202, response_model=OperationAnswer)

@@ -105,13 +105,12 @@ def _protection(protection: Mapping[str, Any], moment: datetime) -> None:
     kill_s = protection.get("kill_s")
     victims = ", ".join(protection.get("would_kill") or []) or "no vm"
     missing = ", ".join(protection.get("warden_missing") or [])
-    beacon = f"renews in pool {protection['beacon_pool']} too" if protection.get("beacon_pool") else "none"
     render.pairs(
         [
             ("lease", f"number {protection.get('lease_number', 0)}, renewed {humanise.ago(protection.get('lease_age_s'))}"),
             ("warden", armed + (f" ({missing})" if missing else "") + (f", kills within {kill_s:g} s" if kill_s else "")),
             ("would kill", victims),
-            ("beacon", beacon),
+            ("beacon", _beacon(protection)),
         ],
         indent="  ",
     )
@@ -129,6 +128,23 @@ def _protection(protection: Mapping[str, Any], moment: datetime) -> None:
     ]
     if rows:
         render.table(["ORDER", "DEVICE", "AGENT", "POWER", "STATE", "TESTED", "MESSAGE"], rows)
+
+
+def _beacon(protection: Mapping[str, Any]) -> str:
+    pool, problem = protection.get("beacon_pool"), humanise.plain(protection.get("beacon_problem") or "")
+    if not pool:
+        return (
+            f"none: {problem}"
+            if problem
+            else "none: away for longer than a lease, the controllers end what the warden would kill"
+        )
+    age_s, intent = protection.get("beacon_age_s"), protection.get("fence_intent")
+    said = f"in pool {pool}, " + ("not renewed yet" if age_s is None else f"renewed {humanise.ago(age_s)}")
+    if intent:
+        said += f"; leases up to {intent['lease_number']} are forbidden" + (
+            "" if intent.get("written_at") else ", not durably yet"
+        )
+    return said + (f" ({problem})" if problem else "")
 
 
 def _certificates(certificates: Sequence[Mapping[str, Any]], moment: datetime) -> None:

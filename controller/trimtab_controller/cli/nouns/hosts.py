@@ -8,6 +8,7 @@ import click
 from trimtab_controller.cli import completion, humanise, options, render, resources
 from trimtab_controller.cli.errors import usage
 from trimtab_controller.cli.nouns import failover, plans
+from trimtab_controller.cli.nouns.host_check import check
 from trimtab_controller.cli.nouns.host_views import COLUMNS, describe
 from trimtab_controller.cli.paths import join
 from trimtab_controller.cli.render import Column
@@ -146,6 +147,24 @@ def _count(resource: str, text: str) -> int:
 
 @host.command()
 @_name
+@click.option("--force", is_flag=True, help="Stop its vms and start them again afterwards, instead of moving them away first.")
+@options.destroys
+@options.runs
+@click.pass_obj
+def reboot(session: Session, name: str, force: bool) -> None:
+    """Empty a host, restart it, and let it take vms again once it is back under a new boot id."""
+    session.confirm(f"Restart host {name}?" + (" Its vms are stopped meanwhile." if force else " Its vms are moved away first."))
+    resources.run(
+        session,
+        "POST",
+        join("hosts", name) + ":reboot",
+        query={"force": True} if force else None,
+        sentence=lambda _: f"host {name} was restarted",
+    )
+
+
+@host.command()
+@_name
 @click.option("--keep-guests", is_flag=True, help="Leave running guests as plain libvirt domains.")
 @click.option("--force", is_flag=True, help="Also where it does not answer; `trimtab-agent leave` there undoes its join.")
 @options.destroys
@@ -166,6 +185,7 @@ def remove(session: Session, name: str, keep_guests: bool, force: bool) -> None:
 
 plans.add_to(host, _name)
 failover.add_to(host, _name)
+host.add_command(check)
 
 
 @host.group()

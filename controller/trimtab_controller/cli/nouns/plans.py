@@ -62,6 +62,8 @@ def _figures(figures: Document) -> str:
 
 
 def _step_row(step: Document) -> list[str]:
+    if step.get("volume"):
+        return _volume_row(step)
     target = str(step.get("target") or "")
     shown = target if step.get("is_target_fixed") or step.get("state") == "done" or not target else f"{target}?"
     after = ",".join(str(one) for one in step.get("after") or [])
@@ -69,6 +71,14 @@ def _step_row(step: Document) -> list[str]:
     return [
         str(step.get("position")), str(step.get("state")), str(step.get("kind")), str(step.get("vm") or ""),
         str(step.get("host") or ""), shown, after, f"+{at}", str(step.get("message") or ""),
+    ]  # fmt: skip
+
+
+def _volume_row(step: Document) -> list[str]:
+    at = humanise.duration(float(step.get("starts_s") or 0))
+    return [
+        str(step.get("position")), str(step.get("state")), str(step.get("kind")), str(step.get("volume")),
+        str(step.get("pool") or ""), str(step.get("target_pool") or ""), "", f"+{at}", str(step.get("message") or ""),
     ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from trimtab_controller.cli import completion, humanise, options, render, resources
+from trimtab_controller.cli.nouns import pool_drain
 from trimtab_controller.cli.render import Column, Document
 from trimtab_controller.cli.resources import Resource
 from trimtab_controller.cli.session import Session
@@ -33,6 +34,7 @@ def _describe_pool(item: Document) -> None:
             ("id", str(item.get("id", ""))),
             ("kind", str(item.get("kind", ""))),
             ("path", str(item.get("path", ""))),
+            *([("mounted from", str(item.get("source")))] if item.get("source") else []),
             ("shared", render.as_text(item.get("is_shared"))),
             ("default", render.as_text(item.get("is_default"))),
             ("sharing proved", humanise.since(item.get("sharing_proven_at"), moment)),
@@ -41,6 +43,13 @@ def _describe_pool(item: Document) -> None:
     )
     render.heading("space")
     render.pairs([("all" if not item.get("is_shared") else "shared", _space(item.get("space") or {}, moment))], indent="  ")
+    render.pairs(
+        [
+            ("claimed", f"{humanise.size(render.at(item, 'space.claimed_bytes'))} by volumes at their full size"),
+            ("reserve", f"{(item.get('reserve_permille') or 0) / 10:g} % is left free by placement"),
+        ],
+        indent="  ",
+    )
     hosts = item.get("hosts") or []
     if hosts:
         render.heading("hosts")
@@ -54,6 +63,11 @@ def _describe_pool(item: Document) -> None:
             for one in hosts
         ]
         render.table(["HOST", "STATE", "SPACE", "PROBLEM"], [[humanise.plain(cell) for cell in row] for row in rows])
+    vms = item.get("vms") or []
+    if vms:
+        render.heading("vms")
+        cells = [[str(one.get(key) or "") for key in ("name", "project", "host", "state", "way_back")] for one in vms]
+        render.table(["VM", "PROJECT", "HOST", "STATE", "WAY BACK"], [[humanise.plain(cell) for cell in row] for row in cells])
 
 
 def _space(one: Mapping[str, Any], moment: datetime) -> str:
@@ -78,6 +92,13 @@ POOL = Resource(
         Column("capacity", "space.capacity_bytes", lambda item, _now: humanise.size(render.at(item, "space.capacity_bytes"))),
         Column("available", "space.available_bytes", lambda item, _now: humanise.size(render.at(item, "space.available_bytes"))),
         Column("default", "is_default", is_wide=True),
+        Column(
+            "claimed",
+            "space.claimed_bytes",
+            lambda item, _now: humanise.size(render.at(item, "space.claimed_bytes")),
+            is_wide=True,
+        ),
+        Column("source", "source", is_wide=True),
         Column("id", "id", is_wide=True),
         Column("created", "created_at", _created, is_wide=True),
     ),
@@ -131,18 +152,41 @@ def get_pool(session: Session, name: str) -> None:
 @pool.command("create")
 @click.argument("name")
 @click.option(
-    "--path", required=True, metavar="DIRECTORY", help="The same on each host, for example /var/lib/trimtab/pools/fast."
+    "--path",
+    required=True,
+    metavar="DIRECTORY",
+    help="The same on each host, for example /var/lib/trimtab/pools/fast; of nfs what the server exports.",
 )
-@click.option("--kind", type=click.Choice(["dir"]), default="dir", show_default=True, help="A directory.")
+@click.option(
+    "--type",
+    "--kind",
+    "kind",
+    type=click.Choice(["dir", "nfs"]),
+    default="dir",
+    show_default=True,
+    help="A directory, or an NFS export that each host mounts.",
+)
+@click.option("--server", metavar="HOST", help="Of nfs: its server, a name or an address.")
+@click.option("--soft", "is_soft", is_flag=True, help="Of nfs: let writes fail when the server is gone; else guests wait for it.")
+@click.option("--timeout", "timeout_s", type=click.IntRange(1, 600), metavar="SECONDS", help="Of nfs: of one try; 60.")
+@click.option("--retries", type=click.IntRange(1, 100), help="Of nfs: tries until a soft mount gives up; 2.")
+@click.option("--nfs-version", type=click.Choice(["3", "4.0", "4.1", "4.2"]), help="Of nfs: 4.2.")
+@click.option("--reserve", type=click.FloatRange(0, 90), metavar="PERCENT", help="What placement leaves free; 5.")
 @click.option("--shared", "is_shared", is_flag=True, help="One storage that all hosts see; it counts once each has proved it.")
 @click.option("--default", "is_default", is_flag=True, help="Where disks go that name no pool.")
 @options.runs
 @click.pass_obj
-def create_pool(session: Session, name: str, path: str, kind: str, is_shared: bool, is_default: bool) -> None:
-    """Make a directory on the hosts a pool."""
-    body = {"name": name, "kind": kind, "path": path, "is_shared": is_shared}
-    if is_default:
-        body["is_default"] = True
+def create_pool(
+    session: Session, /, name: str, kind: str, is_soft: bool, is_default: bool, reserve: float | None, **wishes: Any
+) -> None:
+    """Make a directory on the hosts, or an export that they mount, a pool.
+
+    trimtab pool create share --type nfs --server nas --path /vms
+    """
+    body: dict[str, Any] = {"name": name, "kind": kind, **{key: value for key, value in wishes.items() if value is not None}}
+    body |= ({"is_default": True} if is_default else {}) | ({"is_soft": True} if is_soft else {})
+    if reserve is not None:
+        body["reserve_permille"] = round(reserve * 10)
     resources.run(
         session,
         "POST",
@@ -163,6 +207,9 @@ def delete_pool(session: Session, name: str) -> None:
     """Forget an empty pool; the directory stays."""
     session.confirm(f"Delete pool {name}?")
     resources.run(session, "DELETE", POOL.place(session, name), sentence=lambda _: f"pool {name} deleted")
+
+
+pool_drain.add_to(pool, _pool_name)
 
 
 @click.group()
@@ -237,6 +284,31 @@ def resize_volume(session: Session, name: str, size: int) -> None:
         {"size_bytes": size},
         reread=lambda: resources.read(session, VOLUME, name),
         sentence=lambda item: f"volume {name} has {humanise.size(item.get('size_bytes'))}; grow its file system in the guest",
+        resource=VOLUME,
+    )
+
+
+@volume.command("move")
+@_volume_name
+@click.option(
+    "--to", "to_pool", required=True, metavar="POOL", shell_complete=completion.names_of("pools"), help="Where it shall be."
+)
+@click.option("--bandwidth", type=click.IntRange(0, 1_000_000), default=0, metavar="MIB/S", help="How fast at most; 0: no limit.")
+@options.runs
+@click.pass_obj
+def move_volume(session: Session, name: str, to_pool: str, bandwidth: int) -> None:
+    """Bring a volume to another pool while its vm runs on; a linked clone becomes independent.
+
+    trimtab volume move web1-root --to fast
+    """
+    body = {"to_pool": to_pool} | ({"bandwidth_mib_s": bandwidth} if bandwidth else {})
+    resources.run(
+        session,
+        "POST",
+        VOLUME.place(session, name, verb="move"),
+        body,
+        reread=lambda: resources.read(session, VOLUME, name),
+        sentence=lambda item: f"volume {name} is in pool {item.get('pool', '')}",
         resource=VOLUME,
     )
 

@@ -32,6 +32,14 @@ _OPTIONS = (
     _option("--hugepages", type=click.Choice([*_PAGES_KIB]), help="Huge pages of this size behind all of its memory."),
     _option("--numa-cells", type=click.IntRange(1, 64), help="Take both from so many NUMA cells, in equal shares; else one."),
     _option("--group", metavar="NAME", shell_complete=completion.names_of("vm-groups"), help="A member of this vm group."),
+    _option(
+        "--secgroup",
+        "secgroups",
+        multiple=True,
+        metavar="NAME",
+        shell_complete=completion.names_of("secgroups"),
+        help="What may reach it; repeats. In none, anything may.",
+    ),
 )
 
 
@@ -52,6 +60,7 @@ def given(ctx: click.Context) -> dict[str, Any]:
         "hugepages_kib": _PAGES_KIB.get(wishes["hugepages"]),
         "numa_cells": wishes["numa_cells"],
         "group": wishes["group"],
+        "secgroups": list(wishes["secgroups"]) or None,
     }
 
 

@@ -7,6 +7,7 @@ import click
 
 from trimtab_controller.cli import completion, options, resources
 from trimtab_controller.cli.errors import CommandFailed, usage
+from trimtab_controller.cli.nouns import secgroups
 from trimtab_controller.cli.nouns.snapshots import snapshot
 from trimtab_controller.cli.nouns.templates import clone
 from trimtab_controller.cli.nouns.vm_changes import attach, cdrom, detach, resize
@@ -79,7 +80,10 @@ def get_vm(session: Session, name: str) -> None:
               help="What a drain may do: move it live (default), also stop and start it, or leave it to you.")  # fmt: skip
 @click.option("--backup-policy", metavar="NAME", shell_complete=completion.names_of("backup-policies"),
               help="Back it up by this policy; '' takes it off.")  # fmt: skip
-@options.changes
+@click.option("--secgroup", "groups", multiple=True, metavar="NAME", shell_complete=completion.names_of("secgroups"),
+              help="Into these security groups and no others; repeats.")  # fmt: skip
+@click.option("--no-secgroups", is_flag=True, help="Out of every security group: anything may reach it.")
+@options.runs
 @click.pass_obj
 def update(
     session: Session,
@@ -88,9 +92,16 @@ def update(
     unset: Sequence[str],
     drain_policy: str | None,
     backup_policy: str | None,
+    groups: Sequence[str],
+    no_secgroups: bool,
 ) -> None:
-    """Change a vm's labels, what a drain may do with it, and the policy that backs it up."""
+    """Change a vm's labels, what a drain may do with it, the policy that backs it up, and what may reach it."""
     body: dict[str, Any] = _given({"drain_policy": drain_policy, "backup_policy": backup_policy})
+    if groups or no_secgroups:
+        if body or labels or unset or (groups and no_secgroups):
+            raise usage("security groups change by themselves, in an operation; give --secgroup or --no-secgroups alone")
+        secgroups.set_for_vm(session, name, groups)
+        return
     if labels or unset or not body:
         body["labels"] = resources.label_changes(labels, unset)
     answer = resources.change(session, "PATCH", VM.place(session, name), body)

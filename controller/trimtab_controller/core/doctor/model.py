@@ -91,6 +91,10 @@ class PoolFacts:
     reserve_permille: int
     problem: str
     """Why it is not usable there; "" where it is."""
+    is_unresponsive: bool = False
+    """Its storage does not answer: whoever works on it hangs."""
+    vms: tuple[str, ...] = ()
+    """Of one that is not usable on a host: the vms there that have disks in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

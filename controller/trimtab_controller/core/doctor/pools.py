@@ -5,6 +5,8 @@ from trimtab_controller.core.doctor.model import Finding, FleetFacts, PoolFacts,
 CRITICAL_PERMILLE = 20
 """Below this much free space guests are about to be paused by failed writes, whatever the reserve."""
 
+_NAMED = 8
+
 NOTICE_PERMILLE = 200
 WARN_PERMILLE = 100
 
@@ -41,10 +43,25 @@ def filling(fleet: FleetFacts) -> tuple[Finding, ...]:
 
 def unusable(fleet: FleetFacts) -> tuple[Finding, ...]:
     return tuple(
-        _finding(pool, Severity.CRITICAL, "pool-unusable", pool.problem, f"trimtab pool get {pool.name}")
+        _finding(
+            pool,
+            Severity.CRITICAL,
+            "pool-unresponsive" if pool.is_unresponsive else "pool-unusable",
+            pool.problem + _concerned(pool),
+            f"trimtab pool get {pool.name}",
+        )
         for pool in fleet.pools
         if pool.problem
     )
+
+
+def _concerned(pool: PoolFacts) -> str:
+    """Say whose disks are there, and how they come back."""
+    if not pool.vms:
+        return ""
+    names = ", ".join(pool.vms[:_NAMED]) + (f" and {len(pool.vms) - _NAMED} more" if len(pool.vms) > _NAMED else "")
+    way = "they go on when it answers" if pool.is_unresponsive else "they need it to start"
+    return f"; it has disks of {names}: {way}"
 
 
 def _finding(pool: PoolFacts, severity: Severity, kind: str, words: str, cure: str) -> Finding:

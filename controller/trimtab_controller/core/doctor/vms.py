@@ -1,6 +1,7 @@
 """Vms that are not as desired, cannot move, or would not come back."""
 
 from trimtab_controller.core.doctor.model import Finding, FleetFacts, Severity, VmFacts
+from trimtab_controller.core.drift import RUNS_TWICE
 
 
 def troubled(fleet: FleetFacts) -> tuple[Finding, ...]:
@@ -8,6 +9,9 @@ def troubled(fleet: FleetFacts) -> tuple[Finding, ...]:
     found = []
     for vm in fleet.vms:
         if vm.is_busy:
+            continue
+        if vm.given_up_by == RUNS_TWICE:
+            found.append(_finding(vm, Severity.CRITICAL, "vm-runs-twice", vm.problem, _get(vm)))
             continue
         if vm.given_up_by:
             words = f"{vm.given_up_by} gave it up: {vm.problem or 'no reason is known'}"

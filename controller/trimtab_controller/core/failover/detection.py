@@ -12,6 +12,7 @@ from trimtab_controller.core.failover.events import LeaderStarted, Renewed, Tick
 from trimtab_controller.core.failover.records import NEVER_S, Closing, Evidence, HostRecord, Proof
 from trimtab_controller.core.lifecycle import HostConnectivity
 
+LIVES_BY_BEACON = "management is lost; it lives by its beacon"
 _SILENT = frozenset({HostConnectivity.SUSPECT, HostConnectivity.LOST})
 
 
@@ -29,6 +30,7 @@ def start_leading(draft: Draft, _event: LeaderStarted) -> None:
                 power=replace(host.power, is_under_way=False, at_s=NEVER_S) if host.power else None,
                 # Granting that has ended stays ended: that is a committed row. It is counted from our own start nevertheless.
                 intent_s=draft.now if host.intent_s is not None else None,
+                intent_is_proven=False,
                 closing_since_s=draft.now,
                 has_listed=False,
                 losses=tuple(draft.now for _loss in host.losses),
@@ -56,7 +58,7 @@ def hear(draft: Draft, event: Renewed) -> None:
             (not event.has_uplink, "network-degraded: the guests' uplink is lost"),
             (not event.has_storage, "storage is lost"),
             (not event.takes_commands, "commands do not reach it"),
-            (event.is_beacon, "management is lost; it lives by its beacon"),
+            (event.is_beacon, LIVES_BY_BEACON),
         )
         if is_wrong
     )
@@ -160,6 +162,7 @@ def return_to_service(draft: Draft, host: HostRecord, what: str) -> HostRecord:
         ends_granting_since_s=None,
         granting_ended=False,
         intent_s=None,
+        intent_is_proven=False,
         clean_vms=None,
         is_released=False,
         closing=Closing.NO,

@@ -11,6 +11,7 @@ from trimtab_controller.core.failover import effects as do
 from trimtab_controller.core.failover.events import (
     Event,
     GrantingEnded,
+    IntentProven,
     IntentWritten,
     LeaderStarted,
     PowerAnswered,
@@ -99,6 +100,8 @@ class _Play:
                 self.due.append((self.now + given.revoke_s, GrantingEnded(host=effect.host, handled_s=NEVER_S)))
             case do.WriteIntent():
                 self.due.append((self.now + given.revoke_s, IntentWritten(host=effect.host, at_s=self.now)))
+            case do.ProveIntent():
+                self.due.append((self.now + given.revoke_s, IntentProven(host=effect.host)))
             case do.PowerOff():
                 message = "" if self.has_power else "its last test failed"
                 answered = PowerAnswered(

@@ -31,8 +31,15 @@ class WriteIntent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProveIntent:
+    """Read the fence intent once more, now that the bound has passed since it was written; answer with IntentProven."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeGranting:
-    """Lift the revocation and clear the intent: the host may renew again."""
+    """Lift the revocation: the host may renew again, on both channels."""
 
     host: str
 
@@ -146,6 +153,7 @@ Effect = (
     SetStanding
     | EndGranting
     | WriteIntent
+    | ProveIntent
     | ResumeGranting
     | PowerOff
     | StartVm

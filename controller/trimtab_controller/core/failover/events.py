@@ -56,6 +56,14 @@ class IntentWritten:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IntentProven:
+    """The fence intent was read again. `why`: it did not stand there all the time, so the wait begins anew; '' : it did."""
+
+    host: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PowerAnswered:
     """`is_off`: the device was told to switch off *and* its status was read back as off."""
 
@@ -193,6 +201,7 @@ Event = (
     | Renewed
     | GrantingEnded
     | IntentWritten
+    | IntentProven
     | PowerAnswered
     | ConfirmedOff
     | ClosedCleanly

@@ -2,7 +2,8 @@
 
     1  its agent confirmed a clean stop
     2  power off, and the status read back as off
-    3  the lease bound passed, where the warden was proven armed with the last renewal
+    3  the lease bound passed, where the warden was proven armed with the last renewal; with a beacon, since the fence intent was
+       durable in its slot, and it stands there still
     4  an operator confirms by name
 A host that holds nothing of ours is not switched off. While a power action is under way the host does not come back.
 """
@@ -11,8 +12,8 @@ from dataclasses import replace
 
 from trimtab_controller.core.failover.detection import stand
 from trimtab_controller.core.failover.draft import Draft
-from trimtab_controller.core.failover.effects import EndGranting, PowerOff, Refuse, WriteIntent
-from trimtab_controller.core.failover.events import ConfirmedOff, GrantingEnded, IntentWritten, PowerAnswered
+from trimtab_controller.core.failover.effects import EndGranting, PowerOff, ProveIntent, Refuse, WriteIntent
+from trimtab_controller.core.failover.events import ConfirmedOff, GrantingEnded, IntentProven, IntentWritten, PowerAnswered
 from trimtab_controller.core.failover.records import NEVER_S, Closing, Desired, HostRecord, PowerTry, Proof
 from trimtab_controller.core.failover.recovery import let_go
 from trimtab_controller.core.lifecycle import HostConnectivity
@@ -44,7 +45,7 @@ def _climb(draft: Draft, host: HostRecord) -> None:
         draft.do(WriteIntent(host=host.id))
     if host.clean_vms is not None:
         fence(draft, host, Proof.CLEAN_STOP, "its agent confirmed that its guests had ended before it went down")
-    elif _has_bound_passed(draft, host):
+    elif _has_bound_passed(draft, host) and _has_intent_held(draft, host):
         from_s = _counted_from_s(draft, host)
         fence(draft, host, Proof.LEASE_BOUND, f"its lease ended: {draft.now - from_s:.1f} s since the last renewal or intent")
     elif host.closing is not Closing.FREEZE and draft.held_by(host.id):
@@ -115,6 +116,14 @@ def _has_bound_passed(draft: Draft, host: HostRecord) -> bool:
     return draft.now >= _counted_from_s(draft, host) + draft.settings.lease_wait_s(host.kill_s)
 
 
+def _has_intent_held(draft: Draft, host: HostRecord) -> bool:
+    """Tell whether nothing renewed the lease on the second channel meanwhile; have it looked at where that is not known yet."""
+    if host.has_beacon and not host.intent_is_proven:
+        draft.do(ProveIntent(host=host.id))
+        return False
+    return True
+
+
 def granting_ended(draft: Draft, event: GrantingEnded) -> None:
     host = draft.hosts.get(event.host)
     if host is not None and host.ends_granting_since_s is not None:
@@ -125,6 +134,20 @@ def intent_written(draft: Draft, event: IntentWritten) -> None:
     host = draft.hosts.get(event.host)
     if host is not None and host.ends_granting_since_s is not None and host.intent_s is None:
         draft.put(replace(host, intent_s=event.at_s))
+
+
+def intent_proven(draft: Draft, event: IntentProven) -> None:
+    """Take what stands in the slot at the end of the wait; what is not ours any more begins the wait anew."""
+    host = draft.hosts.get(event.host)
+    if host is None or host.intent_s is None or not _has_bound_passed(draft, host):
+        return
+    if not event.why:
+        draft.put(replace(host, intent_is_proven=True))
+        return
+    told = f"its fence intent proves nothing: {event.why}"
+    if not host.evidence or host.evidence[-1].what != told:
+        host = draft.note(host, told)
+    draft.put(replace(host, intent_s=None))
 
 
 # --- rung 4 ------------------------------------------------------------------------------------------------------------------

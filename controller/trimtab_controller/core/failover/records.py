@@ -89,6 +89,10 @@ class HostRecord:
     granting_ended: bool = False
     intent_s: float | None = None
     """When the fence intent was durable on the shared storage (or there is none to write it to)."""
+    has_beacon: bool = False
+    """It renews its lease on shared storage as well: only a fence intent that stood there all the time ends its lease."""
+    intent_is_proven: bool = False
+    """The intent was read again after the bound had passed, and was still ours."""
     evidence: tuple[Evidence, ...] = ()
     proof: Proof | None = None
     was_armed_at_loss: bool = False

@@ -1,7 +1,7 @@
 """The nouns of the control plane as frozen dataclasses: what `store` returns and every layer above passes on."""
 
 from trimtab_controller.core.model.backups import Backup, BackupPolicy, BackupRepo
-from trimtab_controller.core.model.compute import Claim, MigrationRow, Nic, Vm, VmGroup
+from trimtab_controller.core.model.compute import Claim, MigrationRow, Nic, SecGroup, Vm, VmGroup
 from trimtab_controller.core.model.fleet import Host, HostClass
 from trimtab_controller.core.model.identity import Actor, Project, Role, Token, User
 from trimtab_controller.core.model.operations import Event, JournalEntry, Operation, OperationError
@@ -34,6 +34,7 @@ __all__ = [
     "PoolSpace",
     "Project",
     "Role",
+    "SecGroup",
     "Snapshot",
     "Template",
     "Token",

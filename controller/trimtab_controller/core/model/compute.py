@@ -52,7 +52,7 @@ class Vm:
     observed_at: datetime | None
     observed_addresses: tuple[str, ...]
     problem: str
-    # Failover gave it up; '' : no.
+    # Who says that only an operator may go on with it: `failover` gave it up, `stray` runs twice; '' : nobody.
     attention: str = ""
     version: int
     created_at: datetime
@@ -91,6 +91,20 @@ class Nic:
     model: str
     # With prefix length: `10.0.0.5/24`.
     addresses: tuple[str, ...]
+    # It may send as others, as a router does.
+    allows_spoofing: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecGroup:
+    """What may reach the vms that are in it; rules as `core.firewall` writes them."""
+
+    id: str
+    project_id: str
+    name: str
+    rules: tuple[str, ...]
+    version: int
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

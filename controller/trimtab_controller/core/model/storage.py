@@ -1,7 +1,7 @@
 """Pools, images, volumes and networks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +19,8 @@ class Pool:
     reserve_permille: int
     version: int
     created_at: datetime
+    # Of a pool that is mounted: from where and how (`describe.nfs_source`).
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,11 @@ class Volume:
     fill_backup_id: str = ""
     fill_disk: str = ""
     purge_after: datetime | None = None
+    # Of one that moves between pools: its other place, and whether it is `going` there or has `left` it.
+    other_pool_id: str | None = None
+    other_host_id: str = ""
+    other_format: str = ""
+    move_state: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

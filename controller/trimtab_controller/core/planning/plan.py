@@ -21,6 +21,8 @@ class PlanKind(StrEnum):
     EVACUATE = "evacuate"
     # Host after host: drain, hold until the operator ends the maintenance, open again.
     UPGRADE = "upgrade"
+    # Volumes leave a pool.
+    DRAIN_POOL = "drain-pool"
     # The way back from a plan that was applied.
     UNDO = "undo"
 
@@ -35,6 +37,8 @@ class StepKind(StrEnum):
     # Wait until the operator ends the maintenance of the host.
     HOLD = "hold"
     UNCORDON = "uncordon"
+    # A volume goes to another pool of its host.
+    MOVE_VOLUME = "move-volume"
 
 
 VM_STEPS = frozenset({StepKind.MIGRATE, StepKind.RESTART, StepKind.RECOVER})
@@ -53,6 +57,9 @@ class Cause(StrEnum):
     NOT_PROTECTED = "not-protected"
     STATE_UNKNOWN = "state-unknown"
     DEADLINE = "deadline"
+    NO_ROOM = "no-room"
+    VOLUME_STAYS = "volume-stays"
+    IMAGE_STAYS = "image-stays"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +105,19 @@ class Step:
     """Forecast, from the start of the plan."""
     ends_s: float = 0.0
     why: str = ""
+    volume_id: str = ""
+    """Of a step that moves a volume; its host is the one that does the work."""
+    volume_name: str = ""
+    pool_id: str = ""
+    target_pool_id: str = ""
 
     @property
     def moves_vm(self) -> bool:
         return self.kind in VM_STEPS
+
+    @property
+    def takes_slot(self) -> bool:
+        return self.moves_vm or self.kind is StepKind.MOVE_VOLUME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +154,8 @@ class Plan:
 
     @property
     def moves(self) -> tuple[Step, ...]:
-        return tuple(step for step in self.steps if step.moves_vm)
+        """The steps that move a vm or a volume."""
+        return tuple(step for step in self.steps if step.takes_slot)
 
     @property
     def is_empty(self) -> bool:
@@ -189,6 +206,11 @@ def undo_steps(steps: Iterable[Step]) -> tuple[Step, ...]:
         replace(step, host_id=step.target_host_id, target_host_id=step.host_id, is_target_fixed=True, why="undo")
         for step in reversed(done)
         if step.kind in {StepKind.MIGRATE, StepKind.RESTART}
+    ]
+    back += [
+        replace(step, pool_id=step.target_pool_id, target_pool_id=step.pool_id, why="undo")
+        for step in reversed(done)
+        if step.kind is StepKind.MOVE_VOLUME
     ]
     back += [Step(position=0, kind=kind, host_id=host_id, why="undo") for kind, host_id in shut]
     return tuple(

@@ -12,6 +12,7 @@ fit, and such a domain is looked at again after every change; so is one with a v
 """
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -78,6 +79,10 @@ class FailoverProof:
         self.domains = tuple(domains)
         self._begin()
         self._evidence = {domain.key: self._prove(domain) for domain in self.domains}
+
+    def copy(self) -> "FailoverProof":
+        """Return a proof to try claims on: an `update` of it leaves this one as it is, as long as no host's properties change."""
+        return copy(self)  # answers are replaced, not written; what is remembered of vms and classes holds for both
 
     def results(self) -> tuple[DomainProof, ...]:
         """Return every domain's proof in the order of `domains`."""

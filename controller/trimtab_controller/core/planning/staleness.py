@@ -89,7 +89,7 @@ def _no_longer_fits(plan: Plan, estate: Estate) -> list[Change]:
     """Return the first step that has no room any more, as a change; targets that the scheduler picks again may differ."""
     trial = WhatIf(_with_opened(estate, {step.host_id for step in plan.steps if step.kind is StepKind.UNCORDON}))
     opened = tuple(step.host_id for step in plan.steps if step.kind is StepKind.CORDON)
-    for step in plan.moves:
+    for step in (one for one in plan.moves if one.moves_vm):
         vm = estate.vms.get(step.vm_id)
         if vm is None or trial.host_of[step.vm_id] != step.host_id:
             continue

@@ -13,6 +13,8 @@ from trimtab_controller.core.planning.plan import Step, StepKind
 
 # What a migration on a quiet 10 Gbit/s network reaches with TLS; used until a fleet has measured its own.
 DEFAULT_BYTES_PER_S = 400 * (1 << 20)
+# What a copy between two storages of a host reaches.
+DISK_BYTES_PER_S = 150 * (1 << 20)
 # Preparing, switching over and settling, whatever the size.
 DEFAULT_OVERHEAD_S = 5.0
 # Stop, release, place, start; a guest that ignores its power button is not in it.
@@ -58,6 +60,8 @@ class Rates:
         return cls(bytes_per_s=median(rates), overhead_s=overhead_s, is_measured=True)
 
     def duration_s(self, step: Step) -> float:
+        if step.kind is StepKind.MOVE_VOLUME:
+            return DEFAULT_OVERHEAD_S + step.copied_bytes / DISK_BYTES_PER_S
         if not step.moves_vm:
             return 0.0
         if step.kind is not StepKind.MIGRATE:
@@ -73,7 +77,7 @@ def timed(steps: Sequence[Step], slots: Slots, rates: Rates) -> tuple[tuple[Step
     found = []
     for step in steps:
         ready_s = max((ends[position] for position in step.after), default=0.0)
-        heaps = [free_at.setdefault(key, [0.0] * slots.count(key)) for key in slots.keys(step)] if step.moves_vm else []
+        heaps = [free_at.setdefault(key, [0.0] * slots.count(key)) for key in slots.keys(step)] if step.takes_slot else []
         starts_s = max([ready_s, *(heap[0] for heap in heaps)])
         ends_s = starts_s + rates.duration_s(step)
         for heap in heaps:

@@ -17,10 +17,11 @@ from datetime import datetime
 from typing import Any
 
 from trimtab_controller.core.model import Actor, PlanStepRow
-from trimtab_controller.core.planning.plan import Plan
+from trimtab_controller.core.planning.plan import Plan, PlanKind, Step
+from trimtab_controller.core.planning.pool_drain import changes as pool_changes
 from trimtab_controller.core.planning.staleness import changes
 from trimtab_controller.core.planning.timeline import Slots
-from trimtab_controller.operations import estates, plan_steps
+from trimtab_controller.operations import estates, plan_steps, pool_estates
 from trimtab_controller.operations.plan_steps import Course
 from trimtab_controller.operations.saga import Json, Saga, Transaction, Wait, transaction
 from trimtab_controller.store import events, plans
@@ -39,9 +40,12 @@ class Params:
 
 def check_fresh(session: Any, plan: Plan, *, now: datetime) -> None:
     """Raise Conflict (`plan-stale`) where what the plan read changed in a way that matters."""
-    found = changes(plan, estates.read_estate(session, now=now))
+    if plan.kind is PlanKind.DRAIN_POOL:
+        found = pool_changes(plan, pool_estates.read_contents(session, plan.scope[0]))
+    else:
+        found = tuple(change.message for change in changes(plan, estates.read_estate(session, now=now)))
     if found:
-        told = "; ".join(change.message for change in found[:4]) + ("; …" if len(found) > 4 else "")
+        told = "; ".join(found[:4]) + ("; …" if len(found) > 4 else "")
         raise Conflict(
             "plan-stale", f"the fleet changed since the plan was made: {told}; make a new one with `trimtab plan create`"
         )
@@ -115,18 +119,22 @@ def _finish(context: Transaction[Params]) -> None:
 def _report(course: Course, rows: tuple[PlanStepRow, ...]) -> Json:
     steps = course.plan.steps
     return {
-        "moved": sum(1 for row in rows if row.state == "done" and steps[row.position].moves_vm),
+        "moved": sum(1 for row in rows if row.state == "done" and steps[row.position].takes_slot),
         "skipped": sum(1 for row in rows if row.state == "skipped"),
         "failed": [
-            {"position": row.position, "vm": steps[row.position].vm_name, "message": row.message[:300]}
+            {"position": row.position, "vm": _subject(steps[row.position]), "message": row.message[:300]}
             for row in rows
             if row.state == "failed"
         ][:100],
     }
 
 
+def _subject(step: Step) -> str:
+    return step.volume_name or step.vm_name
+
+
 def _waiting_for(course: Course, rows: tuple[PlanStepRow, ...]) -> str:
-    names = [course.plan.steps[row.position].vm_name or row.message for row in rows if row.state in plans.UNDER_WAY]
+    names = [_subject(course.plan.steps[row.position]) or row.message for row in rows if row.state in plans.UNDER_WAY]
     return f"{', '.join(names[:4])}{', …' if len(names) > 4 else ''}" if names else "steps whose turn has not come"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from trimtab_controller.core.model import Pool, Volume
-from trimtab_controller.operations import vm_steps
+from trimtab_controller.operations import move_steps, vm_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
 from trimtab_controller.store import describe, fleet, vms
 from trimtab_controller.store.database import Session
@@ -47,6 +47,7 @@ def _wipe(context: Effect[Params]) -> Json:
         # Without epoch: this host may once have prepared for a migration that did not take place, under one that never became ours.
         key = context.key(subject_id=parts.vm.id, part=volume.id)
         context.agents.delete_volume(host_id, key, volume.id, volume.format, describe.pool_spec(pool))
+        move_steps.wipe_other_place(context, volume)
         if volume.boot_order == 1:
             vm_steps.remove_domain(context, host_id, epoch=0, keep_state_files=False, part="files")
         deleted.append(volume.id)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from trimtab_controller.core.model import Volume
+from trimtab_controller.operations import move_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
 from trimtab_controller.store import describe, fleet, hosts, volume_claims
 from trimtab_protos.errors import Conflict, Unavailable
@@ -37,6 +38,7 @@ def _wipe(context: Effect[Params]) -> Json:
     host_id = context.read(partial(fleet.host_for_volume, pool=pool, volume=volume))
     if not host_id:
         raise Unavailable("volume-unreachable", f"no host that is up reaches volume {volume.name} in pool {pool.name}")
+    move_steps.wipe_other_place(context, volume)
     key = context.key(subject_id=volume.id)
     context.agents.delete_volume(host_id, key, volume.id, volume.format, describe.pool_spec(pool))
     return {"host_id": host_id}

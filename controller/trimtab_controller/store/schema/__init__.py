@@ -20,7 +20,15 @@ from trimtab_controller.store.schema.compute import (
     vm_group,
     vm_group_member,
 )
-from trimtab_controller.store.schema.failover import failover, failover_control, failover_vm, fence_path, host_guard
+from trimtab_controller.store.schema.failover import (
+    failover,
+    failover_control,
+    failover_vm,
+    fence_intent,
+    fence_path,
+    host_guard,
+    power_cut,
+)
 from trimtab_controller.store.schema.fleet import (
     host,
     host_certificate,
@@ -32,7 +40,16 @@ from trimtab_controller.store.schema.fleet import (
     lease_revocation,
 )
 from trimtab_controller.store.schema.identity import audit, project, role_binding, token, user
-from trimtab_controller.store.schema.network import network, network_host, nic, nic_address, unmanaged_mac
+from trimtab_controller.store.schema.network import (
+    network,
+    network_host,
+    nic,
+    nic_address,
+    secgroup,
+    secgroup_member,
+    unmanaged_mac,
+    vm_firewall,
+)
 from trimtab_controller.store.schema.operations import event, idempotency, journal, operation, slot, turn
 from trimtab_controller.store.schema.storage import (
     SHARED,
@@ -61,6 +78,7 @@ __all__ = [
     "failover",
     "failover_control",
     "failover_vm",
+    "fence_intent",
     "fence_path",
     "host",
     "host_certificate",
@@ -89,8 +107,11 @@ __all__ = [
     "pool",
     "pool_host",
     "pool_space",
+    "power_cut",
     "project",
     "role_binding",
+    "secgroup",
+    "secgroup_member",
     "slot",
     "snapshot",
     "template",
@@ -101,6 +122,7 @@ __all__ = [
     "usage_rollup",
     "user",
     "vm",
+    "vm_firewall",
     "vm_group",
     "vm_group_member",
     "volume",

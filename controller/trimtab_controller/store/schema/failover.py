@@ -37,6 +37,29 @@ host_guard = sa.Table(
     sa.CheckConstraint("kill_ms >= 0", name="kill_ms"),
 )
 
+# The newest fence intent against a silent host that renews on shared storage; gone once the host is back.
+fence_intent = sa.Table(
+    "fence_intent",
+    metadata,
+    ref("host_id", "host.id", primary_key=True),
+    sa.Column("term", sa.BigInteger(), nullable=False),
+    sa.Column("number", sa.BigInteger(), nullable=False),
+    sa.Column("lease_number", sa.BigInteger(), nullable=False),
+    sa.Column("pool_id", sa.String(40), nullable=False),
+    sa.Column("via_host_id", sa.String(40), nullable=False),
+    sa.Column("begun_at", UtcDateTime(), nullable=False),
+    sa.Column("written_at", UtcDateTime()),
+)
+
+# A cut of a host's power that an operator asked for; the leader removes it before it carries it out.
+power_cut = sa.Table(
+    "power_cut",
+    metadata,
+    ref("host_id", "host.id", primary_key=True),
+    sa.Column("asked_by", sa.String(128), nullable=False),
+    sa.Column("asked_at", UtcDateTime(), nullable=False),
+)
+
 # One loss of one host, from lost to its return: the timeline is its evidence, in order.
 failover = sa.Table(
     "failover",

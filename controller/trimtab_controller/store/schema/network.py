@@ -59,6 +59,8 @@ nic = sa.Table(
     sa.Column("nic_index", sa.Integer(), nullable=False),
     sa.Column("mac", sa.String(17), nullable=False, unique=True),
     sa.Column("model", sa.String(16), nullable=False, server_default="virtio"),
+    # The guest may send as others, as a router does.
+    sa.Column("allows_spoofing", sa.Boolean(), nullable=False, server_default=sa.false()),
     created_at(),
     sa.UniqueConstraint("vm_id", "nic_index"),
 )
@@ -83,3 +85,36 @@ unmanaged_mac = sa.Table(
     sa.Column("mac", sa.String(17), primary_key=True),
 )
 sa.Index("ix_unmanaged_mac_mac", unmanaged_mac.c.mac)
+
+# Who may reach a vm. rules: as `core.firewall` writes them.
+secgroup = sa.Table(
+    "secgroup",
+    metadata,
+    id_column(),
+    ref("project_id", "project.id"),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("rules", Json, nullable=False),
+    version(),
+    created_at(),
+    deleted_at(),
+)
+unique_among_live("uq_secgroup_name_live", secgroup.c.project_id, secgroup.c.name)
+
+secgroup_member = sa.Table(
+    "secgroup_member",
+    metadata,
+    ref("secgroup_id", "secgroup.id", primary_key=True),
+    ref("vm_id", "vm.id", primary_key=True),
+)
+sa.Index("ix_secgroup_member_vm_id", secgroup_member.c.vm_id)
+
+# Of a vm that was ever in a group. The generation grows with each change of its groups, in the same transaction; hosts keep the highest.
+vm_firewall = sa.Table(
+    "vm_firewall",
+    metadata,
+    ref("vm_id", "vm.id", primary_key=True),
+    sa.Column("generation", sa.BigInteger(), nullable=False),
+    # What its host has said that it is under.
+    sa.Column("applied_generation", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.CheckConstraint("applied_generation <= generation", name="applied"),
+)

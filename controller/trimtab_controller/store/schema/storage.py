@@ -32,7 +32,7 @@ pool = sa.Table(
     version(),
     created_at(),
     deleted_at(),
-    sa.CheckConstraint("kind IN ('dir')", name="kind"),
+    sa.CheckConstraint("kind IN ('dir', 'nfs')", name="kind"),
 )
 unique_among_live("uq_pool_name_live", pool.c.name)
 
@@ -41,10 +41,10 @@ pool_host = sa.Table(
     metadata,
     ref("pool_id", "pool.id", primary_key=True),
     ref("host_id", "host.id", primary_key=True),
-    sa.Column("state", sa.String(16), nullable=False),  # unknown, ready, failed
+    sa.Column("state", sa.String(16), nullable=False),  # unknown, ready, failed, unresponsive
     sa.Column("problem", sa.String(500), nullable=False, server_default=""),
     sa.Column("observed_at", UtcDateTime()),
-    sa.CheckConstraint("state IN ('unknown', 'ready', 'failed')", name="state"),
+    sa.CheckConstraint("state IN ('unknown', 'ready', 'failed', 'unresponsive')", name="state"),
 )
 
 # Space is claimed per place: one row for a shared pool, one per host for a local one.
@@ -114,7 +114,12 @@ volume = sa.Table(
     # The layer that its vm writes to ('': the bottom one), and while that is being merged the one that it goes into.
     sa.Column("layer_id", sa.String(40), nullable=False, server_default=""),
     sa.Column("merge_layer_id", sa.String(40)),
-    # Grows when content goes back in time (revert, restore): old checkpoints and bitmaps die with it.
+    # Of a volume that moves between pools: its other place, and whether it is `going` there or has `left` it ('': it does not move).
+    sa.Column("other_pool_id", sa.String(40)),
+    sa.Column("other_host_id", sa.String(40), nullable=False, server_default=""),
+    sa.Column("other_format", sa.String(16), nullable=False, server_default=""),
+    sa.Column("move_state", sa.String(16), nullable=False, server_default=""),
+    # Grows when content goes back in time (revert, restore) or into another file (move): old checkpoints and bitmaps die with it.
     sa.Column("generation", sa.BigInteger(), nullable=False, server_default="1"),
     # While it still reads from a backup: which, and which disk of it.
     sa.Column("fill_backup_id", sa.String(40), nullable=False, server_default=""),
@@ -146,6 +151,7 @@ sa.Index("uq_volume_vm_disk", volume.c.vm_id, volume.c.disk_index, unique=True)
 sa.Index("ix_volume_base_image_id", volume.c.base_image_id)
 
 sa.Index("ix_volume_parent_volume_id", volume.c.parent_volume_id)
+sa.Index("ix_volume_other_pool_id", volume.c.other_pool_id)
 
 # The layers of a volume over its bottom one, each with what it lies over ('': the bottom one).
 volume_layer = sa.Table(

@@ -796,6 +796,9 @@ class DefineDomainRequest(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
+    NEEDS_VOLUMES_FIELD_NUMBER: _builtins.int
+    needs_volumes: _builtins.bool
+    """Whether NOT_FOUND is wanted, and nothing defined, where a disk's volume is not there."""
     @_builtins.property
     def key(self) -> _command_pb2.CommandKey: ...
     @_builtins.property
@@ -805,10 +808,11 @@ class DefineDomainRequest(_message.Message):
         *,
         key: _command_pb2.CommandKey | None = ...,
         domain: _domain_pb2.DomainSpec | None = ...,
+        needs_volumes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "key", b"key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "key", b"key", "needs_volumes", b"needs_volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -184,6 +184,8 @@ class DiskSpec(_message.Message):
     LAYER_ID_FIELD_NUMBER: _builtins.int
     IS_MERGING_FIELD_NUMBER: _builtins.int
     MERGE_LAYER_ID_FIELD_NUMBER: _builtins.int
+    MOVE_POOL_ID_FIELD_NUMBER: _builtins.int
+    MOVE_FORMAT_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     pool_id: _builtins.str
     format: _storage_pb2.DiskFormat.ValueType
@@ -200,6 +202,9 @@ class DiskSpec(_message.Message):
     is_merging: _builtins.bool
     """While that layer is being merged into `merge_layer_id`: where its file is gone, the other one is written to."""
     merge_layer_id: _builtins.str
+    move_pool_id: _builtins.str
+    """While the volume moves: where it goes. Its file in `pool_id` is the disk for as long as it is there, then the one in this pool."""
+    move_format: _storage_pb2.DiskFormat.ValueType
     def __init__(
         self,
         *,
@@ -215,10 +220,12 @@ class DiskSpec(_message.Message):
         layer_id: _builtins.str = ...,
         is_merging: _builtins.bool = ...,
         merge_layer_id: _builtins.str = ...,
+        move_pool_id: _builtins.str = ...,
+        move_format: _storage_pb2.DiskFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_s", b"bandwidth_limit_bytes_s", "boot_order", b"boot_order", "bus", b"bus", "format", b"format", "index", b"index", "iops_limit", b"iops_limit", "is_merging", b"is_merging", "is_read_only", b"is_read_only", "layer_id", b"layer_id", "merge_layer_id", b"merge_layer_id", "pool_id", b"pool_id", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_s", b"bandwidth_limit_bytes_s", "boot_order", b"boot_order", "bus", b"bus", "format", b"format", "index", b"index", "iops_limit", b"iops_limit", "is_merging", b"is_merging", "is_read_only", b"is_read_only", "layer_id", b"layer_id", "merge_layer_id", b"merge_layer_id", "move_format", b"move_format", "move_pool_id", b"move_pool_id", "pool_id", b"pool_id", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -236,12 +243,15 @@ class NicSpec(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    ALLOWS_SPOOFING_FIELD_NUMBER: _builtins.int
     nic_id: _builtins.str
     network_id: _builtins.str
     mac: _builtins.str
     index: _builtins.int
     model: _builtins.str
     """virtio, e1000e."""
+    allows_spoofing: _builtins.bool
+    """The guest may send with other MACs and addresses than its own, as a router does."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Declared addresses with prefix length, for the seed and for anti-spoofing."""
@@ -255,14 +265,78 @@ class NicSpec(_message.Message):
         index: _builtins.int = ...,
         model: _builtins.str = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
+        allows_spoofing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "index", b"index", "mac", b"mac", "model", b"model", "network_id", b"network_id", "nic_id", b"nic_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "allows_spoofing", b"allows_spoofing", "index", b"index", "mac", b"mac", "model", b"model", "network_id", b"network_id", "nic_id", b"nic_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NicSpec: _TypeAlias = NicSpec  # noqa: Y015
+
+@_typing.final
+class FirewallRule(_message.Message):
+    """FirewallRule lets packets of one kind reach the guest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    FIRST_PORT_FIELD_NUMBER: _builtins.int
+    LAST_PORT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    protocol: _builtins.str
+    """tcp, udp, icmp or any."""
+    first_port: _builtins.int
+    """Ports of tcp and udp; 0 to 0 is all."""
+    last_port: _builtins.int
+    source: _builtins.str
+    """CIDR that they come from; empty: anywhere."""
+    def __init__(
+        self,
+        *,
+        protocol: _builtins.str = ...,
+        first_port: _builtins.int = ...,
+        last_port: _builtins.int = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_port", b"first_port", "last_port", b"last_port", "protocol", b"protocol", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FirewallRule: _TypeAlias = FirewallRule  # noqa: Y015
+
+@_typing.final
+class FirewallSpec(_message.Message):
+    """FirewallSpec is what may reach a vm, as all of its security groups say together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    IS_CLOSED_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Only grows; a host that has a higher one keeps it."""
+    is_closed: _builtins.bool
+    """Whatever no rule names is dropped; false where the vm is in no security group."""
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___FirewallRule]: ...
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        is_closed: _builtins.bool = ...,
+        rules: _abc.Iterable[Global___FirewallRule] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "is_closed", b"is_closed", "rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FirewallSpec: _TypeAlias = FirewallSpec  # noqa: Y015
 
 @_typing.final
 class CdromSpec(_message.Message):
@@ -355,6 +429,7 @@ class DomainSpec(_message.Message):
     NUMA_CELLS_FIELD_NUMBER: _builtins.int
     CPUSET_FIELD_NUMBER: _builtins.int
     HOST_DEVICES_FIELD_NUMBER: _builtins.int
+    FIREWALL_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     uuid: _builtins.str
     name: _builtins.str
@@ -411,6 +486,10 @@ class DomainSpec(_message.Message):
     def host_devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """PCI devices of the host that the guest is given, `0000:41:00.0`."""
 
+    @_builtins.property
+    def firewall(self) -> Global___FirewallSpec:
+        """Absent: anything may reach it."""
+
     def __init__(
         self,
         *,
@@ -444,10 +523,11 @@ class DomainSpec(_message.Message):
         numa_cells: _abc.Iterable[_builtins.int] | None = ...,
         cpuset: _builtins.str = ...,
         host_devices: _abc.Iterable[_builtins.str] | None = ...,
+        firewall: Global___FirewallSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cdrom", b"cdrom", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cdrom", b"cdrom", "firewall", b"firewall", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cdrom", b"cdrom", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "cpuset", b"cpuset", "disks", b"disks", "firmware", b"firmware", "has_hyperv", b"has_hyperv", "has_local_time_clock", b"has_local_time_clock", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "host_devices", b"host_devices", "is_kept", b"is_kept", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "nics", b"nics", "numa_cells", b"numa_cells", "page_kib", b"page_kib", "pools", b"pools", "project", b"project", "seed", b"seed", "serial_log_max_bytes", b"serial_log_max_bytes", "spare_pcie_ports", b"spare_pcie_ports", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cdrom", b"cdrom", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "cpuset", b"cpuset", "disks", b"disks", "firewall", b"firewall", "firmware", b"firmware", "has_hyperv", b"has_hyperv", "has_local_time_clock", b"has_local_time_clock", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "host_devices", b"host_devices", "is_kept", b"is_kept", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "nics", b"nics", "numa_cells", b"numa_cells", "page_kib", b"page_kib", "pools", b"pools", "project", b"project", "seed", b"seed", "serial_log_max_bytes", b"serial_log_max_bytes", "spare_pcie_ports", b"spare_pcie_ports", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -381,6 +381,112 @@ class StartVolumeCopyResponse(_message.Message):
 Global___StartVolumeCopyResponse: _TypeAlias = StartVolumeCopyResponse  # noqa: Y015
 
 @_typing.final
+class StartVolumeMoveRequest(_message.Message):
+    """StartVolumeMoveRequest: `domain` is absent where no vm has the volume on this host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    MOVE_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> _command_pb2.CommandKey: ...
+    @_builtins.property
+    def move(self) -> _storage_pb2.VolumeMove: ...
+    @_builtins.property
+    def domain(self) -> _domain_pb2.DomainSpec: ...
+    def __init__(
+        self,
+        *,
+        key: _command_pb2.CommandKey | None = ...,
+        move: _storage_pb2.VolumeMove | None = ...,
+        domain: _domain_pb2.DomainSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "key", b"key", "move", b"move"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "key", b"key", "move", b"move"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartVolumeMoveRequest: _TypeAlias = StartVolumeMoveRequest  # noqa: Y015
+
+@_typing.final
+class StartVolumeMoveResponse(_message.Message):
+    """StartVolumeMoveResponse is the job, begun or found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> _agent_service_pb2.Job: ...
+    def __init__(
+        self,
+        *,
+        job: _agent_service_pb2.Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartVolumeMoveResponse: _TypeAlias = StartVolumeMoveResponse  # noqa: Y015
+
+@_typing.final
+class SettleVolumeMoveRequest(_message.Message):
+    """SettleVolumeMoveRequest: `is_recorded` says that the volume is in the target pool by record, so that the source goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    MOVE_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    IS_RECORDED_FIELD_NUMBER: _builtins.int
+    is_recorded: _builtins.bool
+    @_builtins.property
+    def key(self) -> _command_pb2.CommandKey: ...
+    @_builtins.property
+    def move(self) -> _storage_pb2.VolumeMove: ...
+    @_builtins.property
+    def domain(self) -> _domain_pb2.DomainSpec: ...
+    def __init__(
+        self,
+        *,
+        key: _command_pb2.CommandKey | None = ...,
+        move: _storage_pb2.VolumeMove | None = ...,
+        domain: _domain_pb2.DomainSpec | None = ...,
+        is_recorded: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "key", b"key", "move", b"move"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "is_recorded", b"is_recorded", "key", b"key", "move", b"move"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleVolumeMoveRequest: _TypeAlias = SettleVolumeMoveRequest  # noqa: Y015
+
+@_typing.final
+class SettleVolumeMoveResponse(_message.Message):
+    """SettleVolumeMoveResponse says where the volume is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_MOVED_FIELD_NUMBER: _builtins.int
+    is_moved: _builtins.bool
+    def __init__(
+        self,
+        *,
+        is_moved: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_moved", b"is_moved"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleVolumeMoveResponse: _TypeAlias = SettleVolumeMoveResponse  # noqa: Y015
+
+@_typing.final
 class LayerJob(_message.Message):
     """LayerJob is a job's request as the agent's journal keeps it."""
 
@@ -390,6 +496,7 @@ class LayerJob(_message.Message):
     MEMORY_RESTORE_FIELD_NUMBER: _builtins.int
     MERGE_FIELD_NUMBER: _builtins.int
     COPY_FIELD_NUMBER: _builtins.int
+    MOVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def memory_snapshot(self) -> Global___StartMemorySnapshotRequest: ...
     @_builtins.property
@@ -398,6 +505,8 @@ class LayerJob(_message.Message):
     def merge(self) -> Global___StartMergeRequest: ...
     @_builtins.property
     def copy(self) -> Global___StartVolumeCopyRequest: ...
+    @_builtins.property
+    def move(self) -> Global___StartVolumeMoveRequest: ...
     def __init__(
         self,
         *,
@@ -405,12 +514,13 @@ class LayerJob(_message.Message):
         memory_restore: Global___StartMemoryRestoreRequest | None = ...,
         merge: Global___StartMergeRequest | None = ...,
         copy: Global___StartVolumeCopyRequest | None = ...,
+        move: Global___StartVolumeMoveRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["copy", b"copy", "memory_restore", b"memory_restore", "memory_snapshot", b"memory_snapshot", "merge", b"merge", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["copy", b"copy", "memory_restore", b"memory_restore", "memory_snapshot", b"memory_snapshot", "merge", b"merge", "move", b"move", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy", b"copy", "memory_restore", b"memory_restore", "memory_snapshot", b"memory_snapshot", "merge", b"merge", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy", b"copy", "memory_restore", b"memory_restore", "memory_snapshot", b"memory_snapshot", "merge", b"merge", "move", b"move", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["memory_snapshot", "memory_restore", "merge", "copy"]  # noqa: Y015
+    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["memory_snapshot", "memory_restore", "merge", "copy", "move"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 

@@ -71,6 +71,16 @@ class LayerServiceStub:
                 request_serializer=trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.StartVolumeCopyRequest.SerializeToString,
                 response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.StartVolumeCopyResponse.FromString,
                 _registered_method=True)
+        self.StartVolumeMove = channel.unary_unary(
+                '/trimtab_protos.agent.v1.LayerService/StartVolumeMove',
+                request_serializer=trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.StartVolumeMoveRequest.SerializeToString,
+                response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.StartVolumeMoveResponse.FromString,
+                _registered_method=True)
+        self.SettleVolumeMove = channel.unary_unary(
+                '/trimtab_protos.agent.v1.LayerService/SettleVolumeMove',
+                request_serializer=trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.SettleVolumeMoveRequest.SerializeToString,
+                response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.SettleVolumeMoveResponse.FromString,
+                _registered_method=True)
 
 
 class LayerServiceServicer:
@@ -127,6 +137,21 @@ class LayerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartVolumeMove(self, request, context):
+        """StartVolumeMove begins (or finds) the job that takes a volume to another pool, under a running guest too. Under a guest that runs
+        the source is gone when it ends; else both are there and equal, and the caller says with SettleVolumeMove which one stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleVolumeMove(self, request, context):
+        """SettleVolumeMove ends what is under way and removes the side that is not the volume; says which one is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LayerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -164,6 +189,16 @@ def add_LayerServiceServicer_to_server(servicer, server):
                     servicer.StartVolumeCopy,
                     request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.StartVolumeCopyRequest.FromString,
                     response_serializer=trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.StartVolumeCopyResponse.SerializeToString,
+            ),
+            'StartVolumeMove': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartVolumeMove,
+                    request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.StartVolumeMoveRequest.FromString,
+                    response_serializer=trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.StartVolumeMoveResponse.SerializeToString,
+            ),
+            'SettleVolumeMove': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleVolumeMove,
+                    request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.SettleVolumeMoveRequest.FromString,
+                    response_serializer=trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.SettleVolumeMoveResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -357,6 +392,60 @@ class LayerService:
             '/trimtab_protos.agent.v1.LayerService/StartVolumeCopy',
             trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.StartVolumeCopyRequest.SerializeToString,
             trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.StartVolumeCopyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartVolumeMove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab_protos.agent.v1.LayerService/StartVolumeMove',
+            trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.StartVolumeMoveRequest.SerializeToString,
+            trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.StartVolumeMoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleVolumeMove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab_protos.agent.v1.LayerService/SettleVolumeMove',
+            trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.SettleVolumeMoveRequest.SerializeToString,
+            trimtab__protos_dot_agent_dot_v1_dot_layer__service__pb2.SettleVolumeMoveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,12 @@ class LayerServiceStub:
     """StartMerge begins (or finds) the job that merges a layer into the one below, under a running guest too."""
     StartVolumeCopy: _grpc.UnaryUnaryMultiCallable[_layer_service_pb2.StartVolumeCopyRequest, _layer_service_pb2.StartVolumeCopyResponse]
     """StartVolumeCopy begins (or finds) the job that makes an independent volume of a layer."""
+    StartVolumeMove: _grpc.UnaryUnaryMultiCallable[_layer_service_pb2.StartVolumeMoveRequest, _layer_service_pb2.StartVolumeMoveResponse]
+    """StartVolumeMove begins (or finds) the job that takes a volume to another pool, under a running guest too. Under a guest that runs
+    the source is gone when it ends; else both are there and equal, and the caller says with SettleVolumeMove which one stays.
+    """
+    SettleVolumeMove: _grpc.UnaryUnaryMultiCallable[_layer_service_pb2.SettleVolumeMoveRequest, _layer_service_pb2.SettleVolumeMoveResponse]
+    """SettleVolumeMove ends what is under way and removes the side that is not the volume; says which one is."""
 
 @_typing.type_check_only
 class LayerServiceAsyncStub(LayerServiceStub):
@@ -71,6 +77,12 @@ class LayerServiceAsyncStub(LayerServiceStub):
     """StartMerge begins (or finds) the job that merges a layer into the one below, under a running guest too."""
     StartVolumeCopy: _aio.UnaryUnaryMultiCallable[_layer_service_pb2.StartVolumeCopyRequest, _layer_service_pb2.StartVolumeCopyResponse]  # type: ignore[assignment]
     """StartVolumeCopy begins (or finds) the job that makes an independent volume of a layer."""
+    StartVolumeMove: _aio.UnaryUnaryMultiCallable[_layer_service_pb2.StartVolumeMoveRequest, _layer_service_pb2.StartVolumeMoveResponse]  # type: ignore[assignment]
+    """StartVolumeMove begins (or finds) the job that takes a volume to another pool, under a running guest too. Under a guest that runs
+    the source is gone when it ends; else both are there and equal, and the caller says with SettleVolumeMove which one stays.
+    """
+    SettleVolumeMove: _aio.UnaryUnaryMultiCallable[_layer_service_pb2.SettleVolumeMoveRequest, _layer_service_pb2.SettleVolumeMoveResponse]  # type: ignore[assignment]
+    """SettleVolumeMove ends what is under way and removes the side that is not the volume; says which one is."""
 
 class LayerServiceServicer(metaclass=_abc_1.ABCMeta):
     """LayerService is what snapshots and clones ask of one host. A snapshot is a layer that nobody writes to any more; the guest writes to
@@ -132,5 +144,23 @@ class LayerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_layer_service_pb2.StartVolumeCopyResponse, _abc.Awaitable[_layer_service_pb2.StartVolumeCopyResponse]]:
         """StartVolumeCopy begins (or finds) the job that makes an independent volume of a layer."""
+
+    @_abc_1.abstractmethod
+    def StartVolumeMove(
+        self,
+        request: _layer_service_pb2.StartVolumeMoveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_layer_service_pb2.StartVolumeMoveResponse, _abc.Awaitable[_layer_service_pb2.StartVolumeMoveResponse]]:
+        """StartVolumeMove begins (or finds) the job that takes a volume to another pool, under a running guest too. Under a guest that runs
+        the source is gone when it ends; else both are there and equal, and the caller says with SettleVolumeMove which one stays.
+        """
+
+    @_abc_1.abstractmethod
+    def SettleVolumeMove(
+        self,
+        request: _layer_service_pb2.SettleVolumeMoveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_layer_service_pb2.SettleVolumeMoveResponse, _abc.Awaitable[_layer_service_pb2.SettleVolumeMoveResponse]]:
+        """SettleVolumeMove ends what is under way and removes the side that is not the volume; says which one is."""
 
 def add_LayerServiceServicer_to_server(servicer: LayerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

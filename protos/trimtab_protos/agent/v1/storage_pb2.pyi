@@ -27,12 +27,16 @@ class _PoolKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PoolKind.Val
     DESCRIPTOR: _descriptor.EnumDescriptor
     POOL_KIND_UNSPECIFIED: _PoolKind.ValueType  # 0
     POOL_KIND_DIR: _PoolKind.ValueType  # 1
+    POOL_KIND_NFS: _PoolKind.ValueType  # 2
+    """A directory that the agent mounts from an NFS server."""
 
 class PoolKind(_PoolKind, metaclass=_PoolKindEnumTypeWrapper):
     """PoolKind is the driver of a pool. A later release adds more; an agent refuses one that it does not list as a capability."""
 
 POOL_KIND_UNSPECIFIED: PoolKind.ValueType  # 0
 POOL_KIND_DIR: PoolKind.ValueType  # 1
+POOL_KIND_NFS: PoolKind.ValueType  # 2
+"""A directory that the agent mounts from an NFS server."""
 Global___PoolKind: _TypeAlias = PoolKind  # noqa: Y015
 
 class _DiskFormat:
@@ -66,11 +70,16 @@ class PoolSpec(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     IS_SHARED_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    NFS_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     kind: Global___PoolKind.ValueType
     path: _builtins.str
     is_shared: _builtins.bool
     name: _builtins.str
+    @_builtins.property
+    def nfs(self) -> Global___NfsSource:
+        """Of kind NFS: what is mounted at `path`."""
+
     def __init__(
         self,
         *,
@@ -79,14 +88,53 @@ class PoolSpec(_message.Message):
         path: _builtins.str = ...,
         is_shared: _builtins.bool = ...,
         name: _builtins.str = ...,
+        nfs: Global___NfsSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nfs", b"nfs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_shared", b"is_shared", "kind", b"kind", "name", b"name", "path", b"path", "pool_id", b"pool_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_shared", b"is_shared", "kind", b"kind", "name", b"name", "nfs", b"nfs", "path", b"path", "pool_id", b"pool_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PoolSpec: _TypeAlias = PoolSpec  # noqa: Y015
+
+@_typing.final
+class NfsSource(_message.Message):
+    """NfsSource is an export and how it is mounted. `nodev,nosuid,noexec` always are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
+    IS_SOFT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    export: _builtins.str
+    is_soft: _builtins.bool
+    """A soft mount fails a request after `retries` times `timeout_s`, which a guest sees as a disk error; a hard one waits for ever."""
+    timeout_s: _builtins.int
+    retries: _builtins.int
+    version: _builtins.str
+    """3, 4.0, 4.1, 4.2."""
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+        export: _builtins.str = ...,
+        is_soft: _builtins.bool = ...,
+        timeout_s: _builtins.int = ...,
+        retries: _builtins.int = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "is_soft", b"is_soft", "retries", b"retries", "server", b"server", "timeout_s", b"timeout_s", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NfsSource: _TypeAlias = NfsSource  # noqa: Y015
 
 @_typing.final
 class PoolObservation(_message.Message):
@@ -101,6 +149,7 @@ class PoolObservation(_message.Message):
     IS_RESPONSIVE_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     OBSERVED_AT_MS_FIELD_NUMBER: _builtins.int
+    IS_HUNG_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     capacity_bytes: _builtins.int
     available_bytes: _builtins.int
@@ -109,6 +158,8 @@ class PoolObservation(_message.Message):
     is_responsive: _builtins.bool
     problem: _builtins.str
     observed_at_ms: _builtins.int
+    is_hung: _builtins.bool
+    """It is not responsive since its storage does not answer, not since it says no."""
     def __init__(
         self,
         *,
@@ -119,10 +170,11 @@ class PoolObservation(_message.Message):
         is_responsive: _builtins.bool = ...,
         problem: _builtins.str = ...,
         observed_at_ms: _builtins.int = ...,
+        is_hung: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes", "is_responsive", b"is_responsive", "observed_at_ms", b"observed_at_ms", "pool_id", b"pool_id", "problem", b"problem", "promised_bytes", b"promised_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes", "is_hung", b"is_hung", "is_responsive", b"is_responsive", "observed_at_ms", b"observed_at_ms", "pool_id", b"pool_id", "problem", b"problem", "promised_bytes", b"promised_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -531,3 +583,59 @@ class LayerResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LayerResult: _TypeAlias = LayerResult  # noqa: Y015
+
+@_typing.final
+class VolumeMove(_message.Message):
+    """VolumeMove takes a volume from one pool of a host to another. It is whole in one of them at every instant: in the source as long as
+    its file is there, else in the target.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_POOL_FIELD_NUMBER: _builtins.int
+    TARGET_POOL_FIELD_NUMBER: _builtins.int
+    SOURCE_FORMAT_FIELD_NUMBER: _builtins.int
+    TARGET_FORMAT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    VM_ID_FIELD_NUMBER: _builtins.int
+    KEEPS_RUNNING_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_BYTES_S_FIELD_NUMBER: _builtins.int
+    TAKES_STATE_FILES_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    source_format: Global___DiskFormat.ValueType
+    target_format: Global___DiskFormat.ValueType
+    size_bytes: _builtins.int
+    vm_id: _builtins.str
+    """Vm that may have the volume open; empty: none."""
+    keeps_running: _builtins.bool
+    """The vm is not paused by its user: it runs when this ends."""
+    bandwidth_bytes_s: _builtins.int
+    """0: as fast as the storage."""
+    takes_state_files: _builtins.bool
+    """The vm's other files (NVRAM) lie with this volume and go along."""
+    @_builtins.property
+    def source_pool(self) -> Global___PoolSpec: ...
+    @_builtins.property
+    def target_pool(self) -> Global___PoolSpec: ...
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        source_pool: Global___PoolSpec | None = ...,
+        target_pool: Global___PoolSpec | None = ...,
+        source_format: Global___DiskFormat.ValueType = ...,
+        target_format: Global___DiskFormat.ValueType = ...,
+        size_bytes: _builtins.int = ...,
+        vm_id: _builtins.str = ...,
+        keeps_running: _builtins.bool = ...,
+        bandwidth_bytes_s: _builtins.int = ...,
+        takes_state_files: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source_pool", b"source_pool", "target_pool", b"target_pool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_s", b"bandwidth_bytes_s", "keeps_running", b"keeps_running", "size_bytes", b"size_bytes", "source_format", b"source_format", "source_pool", b"source_pool", "takes_state_files", b"takes_state_files", "target_format", b"target_format", "target_pool", b"target_pool", "vm_id", b"vm_id", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeMove: _TypeAlias = VolumeMove  # noqa: Y015

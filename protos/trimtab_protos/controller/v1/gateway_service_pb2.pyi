@@ -114,6 +114,8 @@ class Heartbeat(_message.Message):
     WARDEN_MISSING_FIELD_NUMBER: _builtins.int
     WARDEN_VM_IDS_FIELD_NUMBER: _builtins.int
     BEACON_POOL_ID_FIELD_NUMBER: _builtins.int
+    BEACON_AGE_MS_FIELD_NUMBER: _builtins.int
+    BEACON_PROBLEM_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     sent_boottime_ms: _builtins.int
     """CLOCK_BOOTTIME of the host when sent, milliseconds."""
@@ -130,6 +132,10 @@ class Heartbeat(_message.Message):
     """Millionths by which the clock of leases is fast against the machine's bare oscillator."""
     beacon_pool_id: _builtins.str
     """The shared pool in which this host renews its lease as well; a fence intent must be written there. Empty: in none."""
+    beacon_age_ms: _builtins.int
+    """Since the beacon renewed last, milliseconds; 0: it has not since the host booted."""
+    beacon_problem: _builtins.str
+    """Why its last round did not renew; empty where it did."""
     @_builtins.property
     def load(self) -> Global___HostLoad: ...
     @_builtins.property
@@ -163,10 +169,12 @@ class Heartbeat(_message.Message):
         warden_missing: _abc.Iterable[_builtins.str] | None = ...,
         warden_vm_ids: _abc.Iterable[_builtins.str] | None = ...,
         beacon_pool_id: _builtins.str = ...,
+        beacon_age_ms: _builtins.int = ...,
+        beacon_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beacon_pool_id", b"beacon_pool_id", "clock_rate_ppm", b"clock_rate_ppm", "inventory", b"inventory", "is_hypervisor_up", b"is_hypervisor_up", "is_warden_armed", b"is_warden_armed", "kill_ms", b"kill_ms", "lease_number", b"lease_number", "load", b"load", "pools", b"pools", "sent_boottime_ms", b"sent_boottime_ms", "sent_unix_ms", b"sent_unix_ms", "sequence", b"sequence", "warden_missing", b"warden_missing", "warden_vm_ids", b"warden_vm_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beacon_age_ms", b"beacon_age_ms", "beacon_pool_id", b"beacon_pool_id", "beacon_problem", b"beacon_problem", "clock_rate_ppm", b"clock_rate_ppm", "inventory", b"inventory", "is_hypervisor_up", b"is_hypervisor_up", "is_warden_armed", b"is_warden_armed", "kill_ms", b"kill_ms", "lease_number", b"lease_number", "load", b"load", "pools", b"pools", "sent_boottime_ms", b"sent_boottime_ms", "sent_unix_ms", b"sent_unix_ms", "sequence", b"sequence", "warden_missing", b"warden_missing", "warden_vm_ids", b"warden_vm_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

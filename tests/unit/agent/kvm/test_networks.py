@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.unit.agent.kvm.factories import bridge_network, nat_network
+from trimtab_agent.hypervisor.kvm import vlans
 from trimtab_agent.hypervisor.kvm.host_links import read_bridges
-from trimtab_agent.hypervisor.kvm.networks import check_bridge, network_xml, own_bridge
+from trimtab_agent.hypervisor.kvm.networks import bridge_of, check_bridge, network_xml, own_bridge
 from trimtab_protos.errors import Conflict, InvalidRequest
 from trimtab_protos.messages import Bridge, NetworkKind
 
@@ -21,13 +22,14 @@ def sys_net(tmp_path: Path) -> Path:
         ("br0", 1500, "1"),
         ("eth0", 1500, "1"),
         ("vnet3", 1500, "1"),
+        ("tn-0123456789", 1500, "1"),
         ("eth1", 9000, "0"),
         ("tt-1", 1400, "0"),
     ):
         (tmp_path / link).mkdir()
         (tmp_path / link / "mtu").write_text(f"{mtu}\n")
         (tmp_path / link / "carrier").write_text(f"{carrier}\n")
-    for bridge, ports in (("br0", ("eth0", "vnet3")), ("tt-1", ())):
+    for bridge, ports in (("br0", ("eth0", "vnet3", "tn-0123456789")), ("tt-1", ())):
         (tmp_path / bridge / "bridge").mkdir()
         (tmp_path / bridge / "brif").mkdir()
         for port in ports:
@@ -47,13 +49,38 @@ def test_a_bridge_that_fits_passes(sys_net: Path) -> None:
         ({"bridge": "br9"}, "bridge-missing"),
         ({"bridge": "eth0"}, "bridge-missing"),
         ({"mtu": 9000}, "bridge-mtu-too-small"),
-        ({"vlan": 7}, "vlan-not-supported"),
     ],
 )
 def test_a_bridge_that_does_not_fit_is_a_conflict(sys_net: Path, changes: dict[str, Any], code: str) -> None:
     with pytest.raises(Conflict) as refused:
         check_bridge(bridge_network(**changes), sys_net)
     assert refused.value.code == code
+
+
+def test_a_vlan_is_a_device_on_the_operators_bridge_and_a_bridge_of_ours_over_it() -> None:
+    own = own_bridge("net-1")
+    made = vlans.making(own, base="br0", vlan=20, mtu=9000)
+    device = vlans.device_of(own)
+    assert [" ".join(command) for command in made] == [
+        f"link add link br0 name {device} mtu 9000 type vlan id 20",
+        f"link add name {own} mtu 9000 type bridge stp_state 0 forward_delay 0",
+        f"link set dev {device} master {own} up",
+        f"link set dev {own} up",
+    ]
+    assert len(device) <= 15
+    assert bridge_of(bridge_network(vlan=20)) == own_bridge(bridge_network().network_id), "guests are on ours"
+    assert bridge_of(bridge_network()) == "br0"
+    for wrong in ({"base": "br0; reboot"}, {"vlan": 0}, {"vlan": 4095}):
+        with pytest.raises(InvalidRequest):
+            vlans.making(own, **{"base": "br0", "vlan": 20, "mtu": 1500, **wrong})  # type: ignore[arg-type]
+
+
+def test_a_host_that_cannot_make_a_vlan_says_so_and_keeps_nothing(tmp_path: Path) -> None:
+    with pytest.raises(Conflict) as refused:
+        vlans.ensure("lan", "tt-absent", base="no-such-bridge"[:15], vlan=20, mtu=1500, sys_net=tmp_path)
+    assert refused.value.code == "vlan-not-supported"
+    assert "--bridge-on" in refused.value.message
+    assert not Path("/sys/class/net/tv-absent").exists()
 
 
 @pytest.mark.parametrize("bridge", ["", "../lo", "a/b", "x" * 16, "br 0"])

@@ -1,0 +1,203 @@
+"""A host that renews its lease on shared storage as well: it lives by it, and is recovered by lease only after a proven intent.
+
+The slots are real files, read and written by the real agents of the simulated hosts.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.operations.failover_kit import ROUNDS, Story, story_of
+from tests.operations.kit import FleetStory
+from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_controller.core.model import Pool, Vm
+from trimtab_controller.store import fence_intents, host_guards, hosts, leases, schema
+from trimtab_controller.store.host_guards import HostGuard
+from trimtab_protos import beacon_slots
+from trimtab_protos.beacon_slots import Beat, Intent
+
+
+@dataclass
+class Beaconed:
+    """A story whose victim has a beacon, and no power device."""
+
+    story: Story
+    pool: Path
+    vm: Vm
+    counter: int = 0
+    is_alive: bool = False
+    """Whether the victim's beacon counts on."""
+
+    @property
+    def host_id(self) -> str:
+        return self.vm.host_id
+
+    @property
+    def slot(self) -> Path:
+        return beacon_slots.path_of(self.pool, self.host_id)
+
+    def beat(self, *, boot_id: str = "") -> None:
+        self.counter += 1
+        host = self.story.fleet.db.read(lambda session: hosts.get(session, self.host_id))
+        said = Beat(
+            host_id=self.host_id,
+            boot_id=boot_id or host.boot_id,
+            lease_number=host.lease_number,
+            counter=self.counter,
+            ttl_ms=15_000,
+        )
+        with beacon_slots.opened(self.slot) as slot:
+            beacon_slots.write_block(slot, beacon_slots.BEAT, said)
+
+    def intent(self) -> Intent | None:
+        with beacon_slots.opened(self.slot) as slot:
+            return beacon_slots.intent_of(beacon_slots.read_block(slot, beacon_slots.INTENT))
+
+    def rounds(self, count: int, *, until: Callable[[], bool] = lambda: False) -> None:
+        """One second each; a beacon that lives counts every third, and obeys."""
+        for number in range(count):
+            if until():
+                return
+            intent = self.intent()
+            if self.is_alive and number % 3 == 0 and intent is None:
+                self.beat()
+            self.story.rounds(1)
+            self.acknowledge()
+
+    def acknowledge(self) -> None:
+        def work(session: Any) -> None:
+            for one in leases.revocations(session):
+                if "gw-1" not in one.acknowledgements:
+                    leases.acknowledge(session, one.host_id, number=one.number, gateway_id="gw-1", granted_ago_ms=12_000)
+
+        self.story.fleet.db.write(work)
+
+    def fall_silent(self) -> None:
+        self.story.silence(self.host_id, HostConnectivity.SUSPECT)
+        self.rounds(3)
+        self.story.silence(self.host_id, HostConnectivity.LOST)
+
+    def is_fenced(self) -> bool:
+        host = self.story.fleet.db.read(lambda session: hosts.get(session, self.host_id))
+        return host.connectivity is HostConnectivity.FENCED
+
+    def now_s(self) -> float:
+        return self.story.fleet.clock.boottime_s()
+
+    @property
+    def wait_s(self) -> float:
+        return self.story.loop.state.settings.lease_wait_s(3.0)
+
+    def told(self) -> str:
+        return str(self.story.record(self.host_id).evidence)
+
+
+@pytest.fixture
+def beaconed(new_story: Callable[..., FleetStory], tmp_path: Path) -> Iterator[Beaconed]:
+    for story in story_of(new_story(host_count=5)):
+        vm, fleet = story.kept_vm(), story.fleet
+        pool = fleet.add_pool("beacons", is_shared=True)
+
+        def prepare(session: Any, vm: Vm = vm, fleet: FleetStory = fleet, pool: Pool = pool) -> None:
+            now = fleet.clock.now()
+            session.execute(schema.pool.update().where(schema.pool.c.id == pool.id).values(path=str(tmp_path)))
+            session.execute(schema.pool_host.update().where(schema.pool_host.c.pool_id == pool.id).values(state="ready"))
+            session.execute(schema.host.update().where(schema.host.c.id == vm.host_id).values(gateway_id="gw-1"))
+            guard = HostGuard(is_armed=True, beacon_pool_id=pool.id)
+            number = hosts.get(session, vm.host_id).lease_number
+            assert host_guards.write(session, vm.host_id, guard, lease_number=number, now=now)
+            leases.take(session, leases.GATEWAY_PREFIX + "gw-1", owner="gw-1", seen=None, ttl_ms=15_000, now=now)
+
+        fleet.db.write(prepare)
+        made = Beaconed(story, tmp_path, vm)
+        made.beat()
+        story.rounds(14)
+        yield made
+
+
+def test_the_wait_is_counted_from_the_intent_that_another_hosts_agent_wrote(beaconed: Beaconed) -> None:
+    beaconed.fall_silent()
+    beaconed.rounds(20, until=lambda: beaconed.intent() is not None)
+    written_s = beaconed.now_s()
+    intent = beaconed.intent()
+    assert intent is not None
+    lease_number = beaconed.story.fleet.db.read(lambda session: hosts.get(session, beaconed.host_id)).lease_number
+    assert (intent.term, intent.lease_number) == (beaconed.story.fleet.term, lease_number)
+    row = beaconed.story.fleet.db.read(lambda session: fence_intents.find(session, beaconed.host_id))
+    assert row is not None
+    assert row.written_at is not None
+    assert row.via_host_id != beaconed.host_id, "a silent host is not asked to write against itself"
+    beaconed.rounds(60, until=beaconed.is_fenced)
+    assert beaconed.is_fenced()
+    # The gateway granted last some twenty seconds before the intent: counted from there a copy would start at once.
+    assert beaconed.wait_s - 1.0 <= beaconed.now_s() - written_s <= beaconed.wait_s + 3.0
+    beaconed.story.power_cut(beaconed.host_id)  # as its warden did
+    beaconed.rounds(ROUNDS, until=lambda: bool(beaconed.story.fleet.running_on(beaconed.vm.id)))
+    assert beaconed.story.fleet.running_on(beaconed.vm.id)
+
+
+def test_a_silent_host_whose_beacon_counts_on_is_left_alone_and_recovered_once_that_ends_too(beaconed: Beaconed) -> None:
+    beaconed.is_alive = True
+    beaconed.fall_silent()
+    beaconed.rounds(60)
+    assert not beaconed.is_fenced()
+    assert beaconed.intent() is None
+    assert any("lives by its beacon" in word for word in beaconed.story.loop.state.hosts[beaconed.host_id].degraded)
+    beaconed.is_alive = False
+    beaconed.rounds(60, until=beaconed.is_fenced)
+    assert beaconed.is_fenced()
+
+
+def test_a_host_that_returns_has_nothing_to_be_cleared(beaconed: Beaconed) -> None:
+    beaconed.fall_silent()
+    beaconed.rounds(20, until=lambda: beaconed.intent() is not None)
+    standing = beaconed.intent()
+    beaconed.story.return_of(beaconed.host_id)
+    beaconed.rounds(5)
+    assert beaconed.story.loop.state.hosts[beaconed.host_id].standing is HostConnectivity.UP
+    assert beaconed.intent() == standing, "it forbids leases that the host has no more"
+    assert beaconed.story.fleet.db.read(lambda session: fence_intents.find(session, beaconed.host_id)) is None
+
+
+def test_without_a_host_that_reaches_the_storage_nothing_follows_from_the_lease(beaconed: Beaconed) -> None:
+    fleet = beaconed.story.fleet
+    fleet.db.write(lambda session: session.execute(schema.pool_host.update().values(state="failed")))
+    beaconed.fall_silent()
+    beaconed.rounds(90)
+    assert not beaconed.is_fenced()
+
+
+def test_an_intent_of_a_newer_leader_is_not_replaced_and_not_counted_on(beaconed: Beaconed) -> None:
+    newer = Intent(term=beaconed.story.fleet.term + 1, number=1, lease_number=99)
+    beacon_slots.place_intent(beaconed.slot, newer)
+    beaconed.fall_silent()
+    beaconed.rounds(90)
+    assert beaconed.intent() == newer
+    assert not beaconed.is_fenced()
+
+
+def test_an_intent_that_a_late_write_replaced_meanwhile_begins_the_wait_anew(beaconed: Beaconed) -> None:
+    beaconed.fall_silent()
+    beaconed.rounds(20, until=lambda: beaconed.intent() is not None)
+    beaconed.rounds(10)
+    ours = beaconed.intent()
+    assert ours is not None
+    with beacon_slots.opened(beaconed.slot) as slot:  # a deposed leader's, which had passed its check before ours was there
+        beacon_slots.write_block(slot, beacon_slots.INTENT, replace(ours, term=ours.term - 1, lease_number=0))
+    crossed_s = beaconed.now_s()
+    beaconed.rounds(90, until=beaconed.is_fenced)
+    assert beaconed.is_fenced()
+    assert beaconed.now_s() - crossed_s > beaconed.wait_s + 5, "the host may have renewed again in between"
+    assert "another one stands in the slot" in beaconed.told()
+
+
+def test_a_slot_in_which_this_boot_of_the_host_never_renewed_proves_nothing(beaconed: Beaconed) -> None:
+    """Where the pool is not mounted, on its side or on the writer's, the intent lies where the host never looks."""
+    beaconed.beat(boot_id="another")
+    beaconed.fall_silent()
+    beaconed.rounds(90)
+    assert not beaconed.is_fenced()
+    assert "did not renew in this slot" in beaconed.told()
