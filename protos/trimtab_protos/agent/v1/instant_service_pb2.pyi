@@ -93,6 +93,8 @@ Global___ServeBackupRequest: _TypeAlias = ServeBackupRequest  # noqa: Y015
 
 @_typing.final
 class ServeBackupResponse(_message.Message):
+    """ServeBackupResponse says that it is served now."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
