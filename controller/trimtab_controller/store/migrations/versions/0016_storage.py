@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0016"
-down_revision = "0017"
+down_revision = "0015"
 
 _CHECKS = (
     ("pool", "ck_pool_kind", "kind IN ('dir')", "kind IN ('dir', 'nfs')"),
