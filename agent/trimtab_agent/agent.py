@@ -17,6 +17,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from trimtab_agent import edge
+from trimtab_agent.adoption import AdoptionServicer
 from trimtab_agent.backup.access import Repositories
 from trimtab_agent.backup.export.exports import BackupFiles, Exports
 from trimtab_agent.backup.instant import InstantServicer, fill_runner
@@ -47,6 +48,7 @@ from trimtab_agent.session import Identity, Session
 from trimtab_agent.workers import WorkerPool
 from trimtab_protos import tls
 from trimtab_protos.agent.v1 import domain_pb2
+from trimtab_protos.agent.v1.adoption_service_pb2_grpc import add_AdoptionServiceServicer_to_server
 from trimtab_protos.agent.v1.agent_service_pb2_grpc import (
     add_AgentServiceServicer_to_server,
     add_ReplicaServiceServicer_to_server,
@@ -224,6 +226,7 @@ class Agent:
         add_AgentServiceServicer_to_server(self._agent_servicer(), server)
         add_ReplicaServiceServicer_to_server(self._replica_servicer(), server)
         add_LayerServiceServicer_to_server(self._layer_servicer(), server)
+        add_AdoptionServiceServicer_to_server(self._adoption_servicer(), server)
         add_BeaconServiceServicer_to_server(self._beacon_servicer(), server)
         add_HostServiceServicer_to_server(self._host_servicer(), server)
         add_NetworkServiceServicer_to_server(self._network_servicer(), server)
@@ -269,6 +272,14 @@ class Agent:
             self.parts.hypervisor,
             commands=self.commands,
             jobs=self.jobs,
+            pools=self.parts.pools,
+            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
+        )
+
+    def _adoption_servicer(self) -> AdoptionServicer:
+        return AdoptionServicer(
+            self.parts.hypervisor,
+            commands=self.commands,
             pools=self.parts.pools,
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )

@@ -43,7 +43,7 @@ class Demo:
         if not self.lab.spec.has_lock_free_disk:
             raise LabError("the demo of an older release is still up; end it with `make down`, then try again")
         self.plane.start()
-        self.plane.join_hosts(lease_fencing=True)
+        self.plane.join_hosts(lease_fencing=True, beacon=False)  # by the lease alone a lost host is proven off soonest
         self.wait_for_hosts()
         self.trimtab("host", "list")
         self.prepare()
@@ -58,7 +58,7 @@ class Demo:
 
     def prepare(self) -> None:
         self.say("Storage, a network and an image")
-        self.trimtab("pool", "create", "shared", "--path", "/srv/trimtab-shared", "--shared")
+        self.trimtab("pool", "create", "shared", "--path", "/srv/trimtab-shared", "--shared", "--default")
         self.trimtab("pool", "create", "local", "--path", "/srv/trimtab-local")
         self.trimtab("network", "create", "default", "--bridge", "br-guest")
         image = build_guest_image().qcow2

@@ -24,7 +24,8 @@ from trimtab_controller.services import identity, projects, tokens
 from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store import host_reports, hosts, image_replicas, images, networks, pools, schema
 from trimtab_controller.store.database import AsyncDatabase
-from trimtab_protos.errors import Unavailable
+from trimtab_protos.adoption_messages import Described
+from trimtab_protos.errors import NotFound, Unavailable
 from trimtab_protos.messages import Inventory
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ INVENTORY = Inventory(
     cpus=4,
     memory_mib=8192,
     machines=("pc-q35-7.2",),
-    capabilities=("layers",),
+    capabilities=("layers", "volume-move"),
     digest="d1",
 )
 ROOT = Actor(name="test", roles={"": Role.ADMIN})
@@ -69,12 +70,20 @@ class TurnedClock:
 
 
 class ConsoleReader:
-    """Stands where agents are: has one console log per vm."""
+    """Stands where agents are: has one console log per vm, and domains of others."""
 
     def __init__(self) -> None:
         self.logs: dict[str, bytes] = {}
+        # What is on any host, by name or by vm id.
+        self.domains: dict[str, Described] = {}
         self.files: dict[tuple[str, str], bytes] = {}
         """What a disk of a backup is as a file, by disk and format; pieces are of 1000 bytes."""
+
+    def describe_domain(self, host_id: str, *, domain: str = "", vm_id: str = "") -> Described:
+        found = self.domains.get(domain or vm_id)
+        if found is None:
+            raise NotFound("domain-not-found", f"{host_id} has no domain {domain or vm_id}")
+        return found
 
     def read_console(self, host_id: str, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]:
         if vm_id not in self.logs:

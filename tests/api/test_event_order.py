@@ -53,7 +53,7 @@ async def known(api: Api) -> int:
 
 
 async def page(api: Api, after: int) -> list[str]:
-    answer = (await api.call("p1-viewer", "GET", P1, params={"after": after})).json()
+    answer = (await api.call("p1-viewer", "GET", P1, params={"after": after, "page_size": 1000})).json()
     return [one["message"] for one in answer["items"]]
 
 

@@ -99,31 +99,27 @@ async def test_a_list_takes_the_same_number_of_queries_for_few_and_for_many(api:
     statements: list[str] = []
 
     def note(statement: str) -> None:
-        if statement.startswith("SELECT") and "upload" not in statement:  # the spool is swept beside it
+        # Beside it the spool is swept and the tail of the events is looked at.
+        is_beside = any(text in statement for text in ("upload", "max(event.seq)", "event.seq >"))
+        if statement.startswith("SELECT") and not is_beside:
             statements.append(statement)
 
     def look(connection: Any, *_rest: Any) -> None:
         connection.set_trace_callback(note)  # of the driver: prepared statements do not pass by SQLAlchemy
 
-    def look_away(connection: Any, *_rest: Any) -> None:
-        connection.set_trace_callback(None)
-
     nic = [{"network": "default"}]
     for i in range(8):
         await api.make_vm(f"web{i}", networks=nic)
     await api.call("admin", "GET", path)  # the use of the token is noted, inventories are read
-    sa.event.listen(sa.Pool, "checkout", look)
-    sa.event.listen(sa.Pool, "checkin", look_away)
-    try:
-        await api.call("admin", "GET", path, params={"page_size": 5})
-        for_few = len(statements)
-        statements.clear()
-        await api.call("admin", "GET", path, params={"page_size": 100})
-    finally:
-        sa.event.remove(sa.Pool, "checkout", look)
-        sa.event.remove(sa.Pool, "checkin", look_away)
+    engine = api.db._database.engine
+    engine.dispose()
+    sa.event.listen(engine, "connect", look)
+    await api.call("admin", "GET", path, params={"page_size": 5})
+    for_few = len(statements)
+    statements.clear()
+    await api.call("admin", "GET", path, params={"page_size": 100})
     assert len(statements) == for_few, statements
-    assert for_few <= 14
+    assert 2 <= for_few <= 14
 
 
 async def test_operations_are_filtered_and_newest_first(api: Api) -> None:

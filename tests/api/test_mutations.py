@@ -142,6 +142,8 @@ async def test_no_mutating_route_escapes_the_trail(api: Api) -> None:
         "/v1/projects/{project}/volumes": {"name": "web1-root", "size_bytes": 1 << 20},
         "/v1/projects/{project}/volumes/{name}:resize": {"size_bytes": 1 << 20},
         "/v1/projects/{project}/vms": VM,
+        "/v1/projects/{project}/vms/{name}:reconcile": {"mode": "revert"},
+        "/v1/projects/{project}/vms:adopt": {"host": "absent", "domain": "legacy"},
         "/v1/projects/{project}/vm-groups": {"name": "g", "rules": [{"relation": "affinity"}]},
         "/v1/projects/{project}/vm-groups/{name}": {"rules": [{"relation": "affinity"}]},
         "/v1/projects/{project}/vms/{name}:clone": {"name": "web2"},
@@ -162,6 +164,7 @@ async def test_no_mutating_route_escapes_the_trail(api: Api) -> None:
         "/v1/projects/{project}/backups/{name}:replace": {"vm": "absent"},
         "/v1/hosts/{name}:release": {"reason": "its rack burnt"},
         "/v1/hosts/{name}:confirm-off": {"reason": "pulled the plug"},
+        "/v1/hosts/{name}:cut-power": {"confirm": "absent"},
         "/v1/hosts/{name}/fence-paths": {"paths": []},
         "/v1/plans": {"kind": "drain", "hosts": ["absent"]},
     }

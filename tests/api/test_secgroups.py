@@ -123,3 +123,15 @@ async def test_only_an_administrator_of_the_fleet_lets_a_card_send_as_others(api
     given = await api.call("admin", "POST", f"{P1}/vms", json=body)
     assert given.status_code == 202, given.text
     assert given.json()["vm"]["nics"][0]["allow_spoofing"] is True
+
+
+async def test_a_template_keeps_the_groups_of_the_vm_that_it_was_made_of(api: Api) -> None:
+    await make(api)
+    vm = await api.make_vm("web1", secgroups=["web"])
+    await api.set_vm(vm["id"], observed_state="stopped", desired_power="stopped", host_id=api.ids["node1"])
+    await api.write(lambda session: session.execute(schema.volume.update().values(observed_state="present")))
+    await api.end_operations()
+    made = await api.call("p1-operator", "POST", f"{P1}/templates", json={"name": "gold", "from_vm": "web1"})
+    assert made.status_code == 202, made.text
+    (row,) = await api.rows(schema.template, name="gold")
+    assert row["settings"]["secgroups"] == ["web"]

@@ -82,6 +82,15 @@ def test_a_start_without_the_disk_is_refused(hosts: Hosts, name: str) -> None:
     remove(hosts, made)
 
 
+def test_a_definition_that_needs_its_disks_is_refused_without_them(hosts: Hosts, vm: Vm, name: str) -> None:
+    missing = vm_of(hosts.first, f"{name}x", hosts.first.shared_pool)
+    define_domain = hosts.first.hypervisor.define_domain
+    error = refusal(lambda: define_domain(missing.spec, Stamp(1, 1), needs_volumes=True))
+    assert error == (NotFound, "volume-not-found")
+    assert absent(hosts.first, missing)
+    assert define_domain(vm.spec, Stamp(1, 1), needs_volumes=True).state is DomainState.STOPPED
+
+
 def test_a_running_domain_goes_only_where_it_may_be_killed(hosts: Hosts, vm: Vm) -> None:
     power(hosts.first, vm, PowerAction.START)
     undefine = hosts.first.hypervisor.undefine_domain

@@ -21,7 +21,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         plane.join_hosts()
         made = Fleet(lab, plane)
         wait_until(lambda: made.ok("host", "list", "-o", "json").out.count('"up"') >= 3, "three hosts to be up")
-        made.ok("pool", "create", "shared", "--path", "/srv/trimtab-shared", "--shared")
+        made.ok("pool", "create", "shared", "--path", "/srv/trimtab-shared", "--shared", "--default")
         made.ok("pool", "create", "local", "--path", "/srv/trimtab-local")
         made.ok("network", "create", "default", "--bridge", "br-guest")
         made.ok("image", "import", "micro", str(build_guest_image().qcow2), "--pool", "shared", "--wait")

@@ -104,7 +104,6 @@ class LossFleet(Fleet):
 def use_beacons(fleet: LossFleet) -> None:
     """Let the hosts be as a join makes them that says nothing of fencing: armed while their beacons renew."""
     for host in HOSTS:
-        # Out in this order: the agent's last renewals still said that the warden works without.
         script = """sed -i 's/^beacon = false/beacon = true/; s/^lease_fencing = .*/lease_fencing = "auto"/' /var/lib/trimtab/agent.toml
         systemctl restart trimtab-agent"""
         fleet.sh(host, script)

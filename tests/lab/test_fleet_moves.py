@@ -1,5 +1,6 @@
 """Volumes that go to another pool through the whole stack, under real guests; pools whose storage does not answer."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -21,8 +22,8 @@ def test_a_guest_counts_on_while_its_disk_goes_to_another_pool_and_its_agent_die
     volume = root_of(fleet, "mover")
     operation = fleet.begin("volume", "move", volume["name"], "--to", "local", "--bandwidth", "8")
     domain, files = f"trimtab-{vm['id']}", f"{SHARED}/{volume['id']}.qcow2 {LOCAL}/{volume['id']}.qcow2"
-    wait_until(lambda: "Block Copy" in fleet.sh("node1", f"virsh blockjob {domain} vda", check=False), "QEMU to copy")
-    fleet.lab.run("node1", ["sh", "-c", "kill -9 $(systemctl show --value -p MainPID trimtab-agent)"])
+    wait_until(lambda: "<mirror" in fleet.sh("node1", f"virsh dumpxml {domain}"), "QEMU to copy")
+    fleet.lab.signal_service("node1", "trimtab-agent", signal.SIGKILL)
     ended = fleet.end_of(operation)
     assert ended["state"] == "done", ended
     assert fleet.sh("node1", f"ls {files} 2>/dev/null || true").split() == [f"{LOCAL}/{volume['id']}.qcow2"]
@@ -52,14 +53,18 @@ def test_a_guest_counts_on_while_its_disk_goes_to_another_pool_and_its_agent_die
 @pytest.fixture
 def fuse_pool(fleet: Fleet) -> Iterator[str]:
     """A pool of node2 alone that a user-space file server serves; the fixture lends the server's process id."""
-    serve = "mkdir -p /srv/fuse /srv/fuse.backing; bindfs -o allow_other /srv/fuse.backing /srv/fuse; pidof bindfs"
-    process_id = fleet.sh("node2", serve).split()[0]
+    fleet.sh("node2", "mkdir -p /srv/fuse /srv/fuse.backing")
+    serve = "bindfs -f -o allow_other /srv/fuse.backing /srv/fuse >/dev/null 2>&1 & echo $! >/run/fuse.pid"
+    fleet.lab.run("node2", ["sh", "-c", serve])
+    wait_until(lambda: "/srv/fuse " in fleet.sh("node2", "cat /proc/mounts"), "the mount")
+    process_id = fleet.sh("node2", "cat /run/fuse.pid").strip()
     try:
         fleet.ok("pool", "create", "fuse", "--path", "/srv/fuse", "--wait")
         yield process_id
     finally:
         fleet.sh("node2", f"kill -CONT {process_id} 2>/dev/null || true", check=False)
         fleet.trimtab("pool", "delete", "fuse", "--yes", "--wait")
+        fleet.sh("node2", "umount --lazy /srv/fuse", check=False)
 
 
 def state_on(fleet: Fleet, pool: str, host: str) -> str:
@@ -76,12 +81,12 @@ def test_a_hung_file_system_is_shown_and_stalls_nothing_else(fleet: Fleet, fuse_
     assert fleet.host("node2")["connectivity"] == "up", "heartbeats wait for no storage"
     shown = fleet.ok("pool", "get", "fuse", "-o", "json").json()
     assert [one["name"] for one in shown["vms"]] == ["stuck"]
-    assert "stuck" in fleet.trimtab("doctor").out
+    assert "stuck" in fleet.trimtab("doctor", "-o", "json").out
     # Verbs of others on the same host go on, and nothing new is placed there.
     fleet.ok("vm", "reboot", "free", "--force", "--wait")
     fleet.ok("vm", "stop", "free", "--force", "--wait")
     refused = fleet.trimtab("volume", "create", "nowhere", "--size", "1MiB", "--pool", "fuse", "--wait")
-    assert refused.code == 6, refused.err
+    assert refused.code == 7, refused.err
     fleet.sh("node2", f"kill -CONT {fuse_pool}")
     wait_until(lambda: state_on(fleet, "fuse", "node2") == "ready", "the pool to be active again")
     counted, _uptime = fleet.ticks("stuck")

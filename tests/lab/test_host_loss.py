@@ -11,8 +11,10 @@ import pytest
 
 from tests.lab import host_loss_kit as kit
 from tests.lab.fleet_kit import wait_until
+from tests.lab.host_faults import Hands
 from tests.lab.host_loss_kit import LossFleet, boottime_s
 from trimtab_lab.hosts import Lab
+from trimtab_lab.power import PowerDevices
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
@@ -123,6 +125,16 @@ def test_a_host_whose_warden_is_not_armed_is_never_recovered_by_lease_alone(loss
 
 
 @pytest.fixture(scope="module")
+def devices(losses: LossFleet) -> Iterator[PowerDevices]:
+    made = PowerDevices(losses.lab)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="module")
 def beaconed(losses: LossFleet, kept: str) -> LossFleet:
     kit.use_beacons(losses)
     return losses
@@ -156,13 +168,14 @@ def test_storage_that_hangs_holds_up_neither_agent_nor_warden(beaconed: LossFlee
         protection = beaconed.protection(home)
         assert protection["lease_age_s"] < kit.LEASE_S / 2
         assert protection["beacon_age_s"] > kit.LEASE_S
-        now_s = boottime_s()
-        wait_until(lambda: beaconed.writes(kept)[-1].at_s > now_s, "the guest to count on")
         assert all(beaconed.host(host)["connectivity"] == "up" for host in kit.HOSTS)
     finally:
         beaconed.lab.hang_storage(is_hung=False)
+    boot, now_s = beaconed.writes(kept)[-1].boot, boottime_s()
     beaconed.wait_until_armed()
-    assert beaconed.home(kept) == home
+    # It waited for its disk, as on any storage that hangs, and nobody ended it for that.
+    wait_until(lambda: beaconed.writes(kept)[-1].at_s > now_s, "the guest to count on")
+    assert (beaconed.home(kept), beaconed.writes(kept)[-1].boot) == (home, boot)
 
 
 def test_a_dead_host_with_a_beacon_is_recovered_after_an_intent_that_another_host_wrote(beaconed: LossFleet, kept: str) -> None:
@@ -172,3 +185,37 @@ def test_a_dead_host_with_a_beacon_is_recovered_after_an_intent_that_another_hos
     beaconed.lab.boot(home)
     beaconed.wait_until_armed()
     wait_until(lambda: beaconed.protection(home)["beacon_age_s"] is not None, "its beacon to renew under its new lease")
+
+
+def test_a_host_that_is_rebooted_is_emptied_first_and_comes_back_under_another_boot_id(beaconed: LossFleet, kept: str) -> None:
+    home = beaconed.home(kept)
+    before, inits = beaconed.host(home), beaconed.lab.init_process_id(home)
+    at_s = boottime_s()
+    beaconed.ok("host", "reboot", home, "--yes", "--wait")
+    after = beaconed.wait_for_host(home)
+    assert after["boot_id"] != before["boot_id"]
+    assert beaconed.lab.init_process_id(home) == inits, "it restarted by itself; nobody took its power"
+    assert not after["is_cordoned"]
+    assert beaconed.writes(kept)[-1].host != home
+    boots = {each.boot for each in beaconed.writes(kept) if each.at_s > at_s}
+    assert len(boots) == 1, "the guest moved and ran all the time"
+    assert beaconed.double_runs() == []
+    beaconed.wait_until_armed()
+
+
+def test_a_real_drill_cuts_the_power_by_the_hosts_own_device_and_measures_what_follows(
+    beaconed: LossFleet, kept: str, devices: PowerDevices
+) -> None:
+    home = beaconed.home(kept)
+    refused = beaconed.trimtab("drill", "host-loss", home, "--mode", "real", "--confirm-host", home)
+    assert refused.code == 5, "it has no power device"
+    Hands(beaconed, devices).give_device(home)
+    at_s = boottime_s()
+    drilled = beaconed.ok("drill", "host-loss", home, "--mode", "real", "--confirm-host", home)
+    assert "MEASURED" in drilled.out
+    assert not devices.is_on(home)
+    first = beaconed.first_elsewhere(kept, home, at_s)
+    assert beaconed.overlap(kept, home, first) == ""
+    beaconed.lab.boot(home)
+    beaconed.wait_until_armed()
+    assert beaconed.double_runs() == []

@@ -306,6 +306,19 @@ def test_a_guest_that_ignores_the_request_is_not_cut_off_when_its_stop_is_cancel
     assert story.running_on(vm.id) == {vm.host_id}
 
 
+def test_a_guest_that_was_still_booting_is_asked_again_and_not_cut_off(story: FleetStory) -> None:
+    vm = story.running_vm("web1")
+    before, boots = story.clock.now(), story.fleet.stubborn_vms
+    boots.add(vm.id)
+    operation = story.accept_power(vm, "stop", timeout_s=60)
+    story.settle(until=lambda: "shut down" in story.operation(operation.id).waiting_for)
+    boots.discard(vm.id)
+    story.settle()
+    ended(story, operation, OperationState.DONE)
+    assert (story.clock.now() - before).total_seconds() < 15
+    assert story.vm(vm.id).observed_reason == "guest_shutdown"
+
+
 def test_a_guest_that_ignores_the_request_is_cut_off_after_its_time(story: FleetStory) -> None:
     vm = story.running_vm("web1")
     story.fleet.stubborn_vms.add(vm.id)

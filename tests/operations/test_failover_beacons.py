@@ -194,6 +194,25 @@ def test_an_intent_that_a_late_write_replaced_meanwhile_begins_the_wait_anew(bea
     assert "another one stands in the slot" in beaconed.told()
 
 
+def test_a_beacon_that_renews_a_newer_lease_than_is_on_record_is_forbidden_that_one_or_nothing_follows(
+    beaconed: Beaconed,
+) -> None:
+    """After a restore of yesterday's database the record may know of older leases only."""
+    beaconed.story.fleet.db.write(
+        lambda session: session.execute(schema.host.update().where(schema.host.c.id == beaconed.host_id).values(lease_number=40))
+    )
+    beaconed.beat()
+    beaconed.story.fleet.db.write(
+        lambda session: session.execute(schema.host.update().where(schema.host.c.id == beaconed.host_id).values(lease_number=1))
+    )
+    beaconed.fall_silent()
+    beaconed.rounds(60, until=beaconed.is_fenced)
+    intent = beaconed.intent()
+    assert intent is not None
+    assert intent.forbids(40)
+    assert beaconed.is_fenced()
+
+
 def test_a_slot_in_which_this_boot_of_the_host_never_renewed_proves_nothing(beaconed: Beaconed) -> None:
     """Where the pool is not mounted, on its side or on the writer's, the intent lies where the host never looks."""
     beaconed.beat(boot_id="another")

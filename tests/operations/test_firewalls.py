@@ -1,5 +1,6 @@
 """Security groups through every layer but the kernel: whom a change reaches, and who is told later."""
 
+from tests.operations.backup_kit import accept_restore, made_backup, ready_repo
 from tests.operations.kit import FleetStory
 from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
 from trimtab_controller.core.model import Operation, Vm
@@ -85,6 +86,18 @@ def test_a_host_that_does_not_answer_is_told_when_it_is_back(story: FleetStory) 
     before = len(story.db.read(lambda session: session.execute(schema.operation.select()).all()))
     upkeep.apply_firewalls(story.term)
     assert len(story.db.read(lambda session: session.execute(schema.operation.select()).all())) == before, "once is enough"
+
+
+def test_a_restored_vm_is_as_closed_as_it_was(story: FleetStory) -> None:
+    ready_repo(story)
+    vm = story.running_vm("db")
+    group(story, "web", "tcp/443")
+    put(story, vm, "web")
+    story.settle()
+    restored = accept_restore(story, made_backup(story, vm), "db2")
+    story.settle()
+    again = story.vm(restored.subject_id)
+    assert in_force(story.hypervisor(again.host_id), again) == (True, ["tcp/443"])
 
 
 def test_a_purged_vm_frees_its_groups(story: FleetStory) -> None:

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from trimtab_protos import messages, network_messages, pool_messages, volume_messages
+from trimtab_protos import adoption_messages, messages, network_messages, pool_messages, volume_messages
 from trimtab_protos.agent.v1 import (
+    adoption_service_pb2,
     agent_service_pb2,
     backup_pb2,
     command_pb2,
@@ -19,6 +20,7 @@ from trimtab_protos.controller.v1 import gateway_service_pb2
 from trimtab_protos.errors import InvalidRequest
 
 MODULES = (
+    adoption_service_pb2,
     agent_service_pb2,
     backup_pb2,
     command_pb2,
@@ -30,9 +32,9 @@ MODULES = (
 )
 MIRRORED = [
     value
-    for module in (messages, network_messages, pool_messages, volume_messages)
+    for module in (messages, adoption_messages, network_messages, pool_messages, volume_messages)
     for value in vars(module).values()
-    if dataclasses.is_dataclass(value) and isinstance(value, type)
+    if dataclasses.is_dataclass(value) and isinstance(value, type) and value is not adoption_messages.Described
 ]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from trimtab_protos.adoption_messages import AdoptedDisk, Described
 from trimtab_protos.messages import (
     ChangeLeft,
     DomainObservation,
@@ -177,6 +178,16 @@ class Hypervisor(Protocol):
     def change_power(self, vm_id: str, action: PowerAction, stamp: Stamp) -> DomainObservation:
         """Do it, ensure-wise: starting a running domain is fine. NotFound: no such domain. Conflict: e.g. resume of a
         stopped one, start of one whose image is locked elsewhere (`image-locked`)."""
+
+    def describe_domain(self, domain: str, vm_id: str) -> Described:
+        """Return what a domain is: one of anybody's by name or UUID, or the vm's. NotFound where there is none."""
+
+    def adopt_domain(self, uuid: str, domain: DomainSpec, disks: Sequence[AdoptedDisk], stamp: Stamp) -> DomainObservation:
+        """Make the domain with this UUID the vm's; its guest notices nothing. Its disks' files get the names of volumes beside their
+        own. NotFound: no such domain; Conflict: it is another vm's, or a disk is not what it was when it was described."""
+
+    def release_domain(self, domain: DomainSpec, *, has_autostart: bool) -> DomainObservation:
+        """Make the vm's domain a plain one, which goes on as it is; state ABSENT where the vm has none."""
 
     def prepare_migration(self, domain: DomainSpec, copied_volumes: Sequence[VolumeSpec], source_host_id: str) -> tuple[str, str]:
         """Ready this host as target; return (libvirt URI, migration URI). Conflict names what would be refused."""

@@ -4,9 +4,9 @@ with the fleet's clock and planned faults. It outlives the agent that uses it, a
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from trimtab_agent.hypervisor import (
+    simulated_adoption,
     simulated_domains,
     simulated_hotplug,
     simulated_images,
@@ -22,6 +22,7 @@ from trimtab_agent.hypervisor.simulated_verb import verb
 from trimtab_agent.hypervisor.simulation import PoolStore, SimulatedFleet
 from trimtab_agent.hypervisor.statistics import DomainStatistics
 from trimtab_agent.version import agent_version
+from trimtab_protos.adoption_messages import AdoptedDisk, Described, DomainDescription
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, Unavailable
 from trimtab_protos.messages import (
     DomainObservation,
@@ -52,7 +53,7 @@ from trimtab_protos.network_messages import FirewallSpec
 from trimtab_protos.volume_messages import VolumeMove
 
 CAPABILITIES = (
-    "apply-domain",
+    *("adopt", "apply-domain"),
     "cdrom",
     "console-log",
     "copy-disks",
@@ -89,6 +90,9 @@ class SimulatedHypervisor:
         self.domains: dict[str, SimulatedDomain] = {}
         self.prepared: dict[str, DomainSpec] = {}
         self.migrations: dict[str, simulated_migration.Migration] = {}
+        # Domains of others that can be adopted, by UUID; and what ran under those that were ours.
+        self.foreign: dict[str, DomainDescription] = {}
+        self.released: dict[str, SimulatedDomain] = {}
         self._listeners: list[Callable[[DomainChange], None]] = []
         self._is_up = True
         fleet.hosts[host.host_id] = self
@@ -168,10 +172,10 @@ class SimulatedHypervisor:
             numa_cells=(NumaCell(index=0, memory_mib=host.memory_mib, cpus=tuple(range(host.cpus))),),
             bridges=host.bridges,
             capabilities=CAPABILITIES,
-            unmanaged_vcpus=sum(domain.vcpus for domain in host.unmanaged),
-            unmanaged_memory_mib=sum(domain.memory_mib for domain in host.unmanaged),
-            unmanaged_disk_bytes=sum(domain.disk_bytes for domain in host.unmanaged),
-            unmanaged_macs=tuple(mac for domain in host.unmanaged for mac in domain.macs),
+            unmanaged_vcpus=sum(domain.vcpus for domain in simulated_adoption.unmanaged(self)),
+            unmanaged_memory_mib=sum(domain.memory_mib for domain in simulated_adoption.unmanaged(self)),
+            unmanaged_disk_bytes=sum(domain.disk_bytes for domain in simulated_adoption.unmanaged(self)),
+            unmanaged_macs=tuple(mac for domain in simulated_adoption.unmanaged(self) for mac in domain.macs),
             has_uefi=host.has_uefi,
             migration_address=host.migration_address,
         )
@@ -200,8 +204,7 @@ class SimulatedHypervisor:
     @verb
     def list_domains(self) -> tuple[DomainObservation, ...]:
         with self.fleet.lock:
-            now_ms = self.fleet.clock.now_ms()
-            unmanaged = (replace(domain, vm_id="", observed_at_ms=now_ms) for domain in self.host.unmanaged)
+            unmanaged = simulated_adoption.unmanaged(self)
             return (*(simulated_domains.observation(self, domain) for domain in self.domains.values()), *unmanaged)
 
     @verb
@@ -288,7 +291,19 @@ class SimulatedHypervisor:
     def delete_image(self, image_id: str, pool: PoolSpec) -> None:
         simulated_images.delete(self, image_id, pool)
 
-    # Networks.
+    # Adoption and networks.
+
+    @verb
+    def describe_domain(self, domain: str, vm_id: str) -> Described:
+        return simulated_adoption.describe(self, domain, vm_id)
+
+    @verb
+    def adopt_domain(self, uuid: str, domain: DomainSpec, disks: Sequence[AdoptedDisk], stamp: Stamp) -> DomainObservation:
+        return simulated_adoption.adopt(self, uuid, domain, disks, stamp)
+
+    @verb
+    def release_domain(self, domain: DomainSpec, *, has_autostart: bool) -> DomainObservation:
+        return simulated_adoption.release(self, domain, has_autostart=has_autostart)
 
     @verb
     def ensure_network(self, network: NetworkSpec) -> None:

@@ -11,6 +11,7 @@ from trimtab_agent.hypervisor.kvm.identifiers import domain_name
 from trimtab_agent.hypervisor.simulated_layer_files import disks_of, resolve
 from trimtab_agent.hypervisor.simulation import StoredVolume
 from trimtab_agent.hypervisor.statistics import BlockStatistics, DomainStatistics, NicStatistics
+from trimtab_protos.adoption_messages import DomainDescription
 from trimtab_protos.errors import Conflict, NoCapacity, NotFound
 from trimtab_protos.messages import (
     Bridge,
@@ -68,6 +69,10 @@ class SimulatedDomain:
     open_layers: dict[str, str] = field(default_factory=dict)
     """Volume id → the layer that the process writes to."""
 
+    own_name: str = ""
+    """Of an adopted domain, until it is defined after a stop."""
+    original: DomainDescription | None = None
+
     def write_console(self, text: str) -> None:
         self.console += text.encode()
         excess = len(self.console) - max(self.spec.serial_log_max_bytes, 1)
@@ -81,7 +86,10 @@ def define(host: "SimulatedHypervisor", spec: DomainSpec, stamp: Stamp) -> Domai
     known = host.domains.get(spec.vm_id)
     if known is None:
         known = host.domains[spec.vm_id] = SimulatedDomain(spec, stamp)
-    known.spec, known.stamp, known.is_persistent = spec, stamp, True
+    if known.own_name and known.state in ACTIVE:
+        known.stamp = stamp  # it keeps the definition it was adopted with
+        return observation(host, known)
+    known.spec, known.stamp, known.is_persistent, known.own_name = spec, stamp, True, ""
     host.state_store(spec).state_files.add(spec.vm_id)
     host.emit("defined", known)
     return observation(host, known)
@@ -222,7 +230,7 @@ def observation(host: "SimulatedHypervisor", domain: SimulatedDomain) -> DomainO
     return DomainObservation(
         vm_id=spec.vm_id,
         uuid=spec.uuid,
-        name=domain_name(spec.vm_id),
+        name=domain.own_name or domain_name(spec.vm_id),
         state=domain.state,
         reason=domain.reason,
         epoch=domain.stamp.epoch,

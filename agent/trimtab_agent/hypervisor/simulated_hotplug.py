@@ -20,6 +20,8 @@ def apply(host: "SimulatedHypervisor", spec: DomainSpec, stamp: Stamp) -> Applie
         domain = host.domains.get(spec.vm_id)
         if domain is None:
             domain = host.domains[spec.vm_id] = SimulatedDomain(spec, stamp)
+        if domain.own_name and domain.state in ACTIVE:
+            raise Conflict("adopted-definition", "it keeps the definition it was adopted with; stop and start it first")
         domain.stamp, domain.is_persistent = stamp, True
         taken, left = (spec, ()) if domain.state not in ACTIVE else _ask_guest(host, domain, spec)
         if domain.state in ACTIVE:

@@ -8,6 +8,7 @@ leave the outcome unknown: send again under the same key, or observe.
 from collections.abc import Sequence
 from typing import Protocol
 
+from trimtab_controller.agents.adoption import AdoptionAgents
 from trimtab_controller.agents.backups import BackupAgents
 from trimtab_controller.agents.jobs import Job
 from trimtab_controller.agents.packets import PacketAgents
@@ -35,7 +36,7 @@ from trimtab_protos.messages import (
 from trimtab_protos.volume_messages import VolumeMove
 
 
-class AgentClient(BackupAgents, PacketAgents, Protocol):
+class AgentClient(AdoptionAgents, BackupAgents, PacketAgents, Protocol):
     """Thread-safe; every call has a deadline (10 s unless a verb's own work bounds it otherwise)."""
 
     def get_inventory(self, host_id: str) -> Inventory: ...

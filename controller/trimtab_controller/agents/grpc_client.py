@@ -14,9 +14,11 @@ from typing import Any
 
 import grpc
 
+from trimtab_controller.agents.adoption import AdoptionVerbs
 from trimtab_controller.agents.backups import BackupVerbs
 from trimtab_controller.agents.jobs import Job, job_of
 from trimtab_controller.agents.packets import PacketVerbs
+from trimtab_protos.agent.v1 import adoption_service_pb2 as adoption_pb
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
 from trimtab_protos.agent.v1 import backup_service_pb2 as backup_pb
@@ -26,6 +28,7 @@ from trimtab_protos.agent.v1 import host_service_pb2 as host_pb
 from trimtab_protos.agent.v1 import instant_service_pb2 as instant_pb
 from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
 from trimtab_protos.agent.v1 import network_service_pb2 as network_pb
+from trimtab_protos.agent.v1.adoption_service_pb2_grpc import AdoptionServiceStub
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import BackupServiceStub
 from trimtab_protos.agent.v1.beacon_service_pb2_grpc import BeaconServiceStub
 from trimtab_protos.agent.v1.host_service_pb2_grpc import HostServiceStub
@@ -66,12 +69,15 @@ from trimtab_protos.volume_messages import VolumeMove
 DEADLINE_S = 10.0
 # Reading everything of a host, or making a large file system answer.
 SLOW_DEADLINE_S = 20.0
-CHANNELS_MAX = 512
+# Some 120 KiB each: a fleet of four thousand hosts keeps all of its channels (half a GiB), and small ones pay for what they have. With
+# fewer than hosts, each call in turn would open one, at the price of two TLS handshakes of more than a millisecond.
+CHANNELS_MAX = 4096
 PAGE_SIZE = 500
 BEACON_DEADLINE_S = 6.0
 _STUBS: tuple[tuple[Any, Any, str], ...] = (
     (pb_grpc.AgentServiceStub, pb, "AgentService"),
     (LayerServiceStub, layer_pb, "LayerService"),
+    (AdoptionServiceStub, adoption_pb, "AdoptionService"),
     (BackupServiceStub, backup_pb, "BackupService"),
     (NetworkServiceStub, network_pb, "NetworkService"),
     (BeaconServiceStub, beacon_pb, "BeaconService"),
@@ -100,7 +106,7 @@ def _no_key(_sealed: str, _place: str) -> str:
     raise Unavailable("secrets-not-kept", "this process was given no key, so it can open no repository's")
 
 
-class GrpcAgentClient(BackupVerbs, PacketVerbs):
+class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
     """Thread-safe. `lookup` reads the host's row; `connect` opens a channel to (host_id, address); `open_seal` opens what was sealed
     for a row (see `secret_box.py`).
     """

@@ -35,6 +35,7 @@ from trimtab_controller.api.v1 import (
     system,
     templates,
     users,
+    vm_adoption,
     vm_changes,
     vm_groups,
     vm_verbs,
@@ -63,6 +64,7 @@ ROUTERS = (
     backups.router,
     snapshots.router,
     templates.router,  # a verb of vms is among them
+    vm_adoption.router,
     vm_changes.router,
     vm_verbs.router,
     vms.router,

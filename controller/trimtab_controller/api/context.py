@@ -12,6 +12,7 @@ from trimtab_controller.services.fencing import Seals
 from trimtab_controller.services.hosts import JoinPlace
 from trimtab_controller.store.database import AsyncDatabase
 from trimtab_controller.store.disk_reserve import KEEP_FREE_BYTES
+from trimtab_protos.adoption_messages import Described
 from trimtab_protos.errors import Unavailable
 
 
@@ -19,6 +20,8 @@ class AgentReader(Protocol):
     """What the API asks of agents itself; everything else goes through operations."""
 
     def read_console(self, host_id: str, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]: ...
+
+    def describe_domain(self, host_id: str, *, domain: str = "", vm_id: str = "") -> Described: ...
 
     def read_backup(self, host_id: str, disk: BackupDisk, format: str, offset: int, length: int) -> Piece: ...
 

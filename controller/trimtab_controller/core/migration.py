@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from trimtab_protos.messages import DomainObservation, DomainSpec, DomainState, Firmware, Inventory, NetworkKind
+from trimtab_protos.messages import DomainObservation, DomainSpec, DomainState, Firmware, Inventory, NetworkKind, StateReason
 
 # Holding the guest's memory and able to run it.
 _HAS_GUEST = frozenset({DomainState.RUNNING, DomainState.PAUSED, DomainState.STOPPING})
@@ -13,6 +13,8 @@ class Outcome(StrEnum):
     ON_SOURCE = "on_source"
     ON_TARGET = "on_target"
     NOWHERE = "nowhere"
+    # A post-copy failed for good: parts of its memory are on either side, and neither can ever run it again.
+    TORN = "torn"
     # In flight, or one side holds it in a way that may still change: look again.
     UNSETTLED = "unsettled"
 
@@ -20,8 +22,10 @@ class Outcome(StrEnum):
 def outcome(*, source: DomainObservation, target: DomainObservation) -> Outcome:
     """Return where the guest is, from what both hosts say now.
 
-    A paused guest on the source beside a running one on the target is the moment of the switch (or a failed post-copy): unsettled.
+    A paused guest on the source beside a running one on the target is the moment of the switch: unsettled.
     """
+    if any(seen.reason is StateReason.POSTCOPY_FAILED and seen.state in _HAS_GUEST for seen in (source, target)):
+        return Outcome.TORN
     if source.is_migrating or target.is_migrating or target.state is DomainState.INCOMING:
         return Outcome.UNSETTLED
     if target.state in _HAS_GUEST and source.state in _HAS_NOTHING:

@@ -49,6 +49,7 @@ class _Watched:
     since_s: float
     first_s: float | None = None
     counter: int = 0
+    lease_number: int = 0
     moved_s: float | None = None
 
 
@@ -93,7 +94,10 @@ class Beacons:
 
     def write(self, host_id: str, term: int, seen: Snapshot, *, fenced: Callable[[Callable[[Session], None]], None]) -> None:
         """Have the intent written. `fenced` runs a transaction under the leader's term, or raises Conflict."""
-        lease_number = seen.hosts[host_id].lease_number
+        with self._lock:
+            watched = self._watched.get(host_id)
+            # A database that was restored from a backup may know of older leases only than the host has.
+            lease_number = max(seen.hosts[host_id].lease_number, watched.lease_number if watched is not None else 0)
 
         def place(writer: str, pool: PoolSpec) -> Event | None:
             with self._lock:
@@ -127,10 +131,12 @@ class Beacons:
             why = ""
             if ours is None or _intent(intent_block) != ours:
                 why = "another one stands in the slot"
-            elif ours.lease_number != standing.lease_number:
+            elif ours.lease_number < standing.lease_number:
                 why = "the host opened a session since it was written"
             elif (beat := _beat(beat_block)) is None or (beat.host_id, beat.boot_id) != (host_id, standing.boot_id):
                 why = "the host did not renew in this slot since it booted: is the pool mounted on both?"
+            elif not ours.forbids(beat.lease_number):
+                why = f"its beacon renews lease {beat.lease_number}, which is newer than the one on record"
             metrics.FENCE_INTENTS.labels("disproven" if why else "proven").inc()
             return IntentProven(host=host_id, why=why)
 
@@ -169,6 +175,7 @@ class Beacons:
             watched = self._watched.get(host_id)
             if watched is None or beat is None:
                 return
+            watched.lease_number = beat.lease_number
             if watched.first_s is None:
                 watched.first_s, watched.counter = now, beat.counter
             elif beat.counter != watched.counter:

@@ -16,12 +16,14 @@ from trimtab_controller.core.model import Claim, PlacementAsk
 from trimtab_controller.core.placement.books import Books
 from trimtab_controller.core.placement.engine import PolicyOf, place
 from trimtab_controller.core.placement.journal import InputDigest
+from trimtab_controller.core.placement.lifetimes import Occupancy
 from trimtab_controller.core.placement.request import PlacementRequest
 from trimtab_controller.core.placement.verdict import KEPT_HOSTS, LISTED_HOSTS, Decision
 from trimtab_controller.loops.placement_writes import RACED, Answer, Batch, write_answers
 from trimtab_controller.nudge import Nudger
-from trimtab_controller.operations import placement_cures, placement_snapshot
+from trimtab_controller.operations import lifetimes, placement_cures, placement_snapshot
 from trimtab_controller.operations.admission import Gatekeeper
+from trimtab_controller.operations.lifetimes import LifetimeKeeper
 from trimtab_controller.store import claims, fleet, leases, operations, placements, vms
 from trimtab_controller.store.database import Database, Session
 
@@ -40,6 +42,7 @@ class PlacementLoop:
     def __init__(self, *, db: Database, clock: Clock, nudger: Nudger, rng: random.Random) -> None:
         self._db, self._clock, self._nudger, self._rng = db, clock, nudger, rng
         self._gatekeeper = Gatekeeper()
+        self._lifetimes = LifetimeKeeper()
 
     def run(self, term: int) -> None:
         """Answer everything that is pending; nothing pending costs one indexed query."""
@@ -60,7 +63,7 @@ class PlacementLoop:
     def _decide(self, asks: Sequence[PlacementAsk], batch: Batch) -> list[Answer]:
         requests = [_request(ask, batch) for ask in asks]
         started_s = self._clock.boottime_s()
-        books, policy_of = Books(batch.snapshot), placement_snapshot.policy_of(batch.rows)
+        books, policy_of = Books(batch.snapshot, occupancy=self._occupancy(batch)), placement_snapshot.policy_of(batch.rows)
         decisions = place(
             batch.snapshot,
             requests,
@@ -79,6 +82,12 @@ class PlacementLoop:
             ask = by_operation[decision.request.request_id]
             answers.append(Answer(ask, decision, mint("dec"), stored, digest.next(stored)))
         return answers
+
+    def _occupancy(self, batch: Batch) -> Occupancy | None:
+        if not lifetimes.is_needed(batch.rows):
+            return None
+        now = self._clock.now()
+        return self._db.read(lambda session: self._lifetimes.occupancy(session, batch.snapshot, now=now))
 
     def _admitted(self, decisions: Sequence[Decision], batch: Batch) -> Sequence[Decision]:
         """Return the decisions, with refusals where a class accepts only what survives the loss of a host."""

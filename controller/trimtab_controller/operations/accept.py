@@ -6,11 +6,17 @@ from typing import Any
 
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Operation
+from trimtab_controller.core.resize import OFF, When
 from trimtab_controller.operations import background
 from trimtab_controller.operations.registry import saga_named
 from trimtab_controller.operations.vm_steps import PLACEMENT_POLL_S
-from trimtab_controller.store import events, operations, placements, volume_moves
+from trimtab_controller.store import adoptions, events, operations, placements, vms, volume_moves
 from trimtab_controller.store.database import Session
+from trimtab_protos.errors import Conflict
+
+_NEEDS_OWN_DEFINITION = frozenset(
+    {"vm.reconcile", "vm.resize", "vm.attach", "vm.detach", "vm.change_cdrom", "snapshot.create", "backup.run"}
+)
 
 # What relies on each disk being in one place.
 _ON_SETTLED_DISKS = frozenset(
@@ -51,6 +57,8 @@ def accept(
     """
     saga = saga_named(kind)
     saga.params_from_json(params)  # a defect of ours shows here, not in a worker
+    if kind in _NEEDS_OWN_DEFINITION:
+        _refuse_adopted(session, subject_id, subject_name, params)
     if saga.is_exclusive and subject_id.startswith("vm-"):
         background.make_room(session, kind, subject_id=subject_id, subject_name=subject_name, actor=actor.name, now=now)
     if kind in _ON_SETTLED_DISKS:
@@ -83,6 +91,20 @@ def accept(
         now=now,
     )
     return operation
+
+
+def _refuse_adopted(session: Session, vm_id: str, name: str, params: Mapping[str, Any]) -> None:
+    """Refuse what finds its way in a running guest by devices as Trimtab defines them, of one that was adopted and not stopped since."""
+    adoption = adoptions.find(session, vm_id)
+    if adoption is None or adoption.ended_at is not None or params.get("when") == When.NEXT_STOP.value:
+        return
+    if vms.get(session, vm_id).observed_state not in OFF:
+        raise Conflict(
+            "adopted-definition",
+            f"vm {name} was adopted and runs under its original definition until its next stop; "
+            f"`trimtab vm stop {name}` and `trimtab vm start {name}` first",
+            vm=name,
+        )
 
 
 def accept_placed(

@@ -7,6 +7,7 @@ from trimtab_controller.core.baseline import Baseline, common_baseline
 from trimtab_controller.core.model import Host, HostClass, PlacementAsk
 from trimtab_controller.core.placement.columns import Scarce, scarce_of
 from trimtab_controller.core.placement.fleet import FleetSnapshot, HostSnapshot, NetworkReach, PoolPlace, PoolSnapshot
+from trimtab_controller.core.placement.lifetimes import family_of
 from trimtab_controller.core.placement.needs import DiskNeed, GroupNeed, GroupRule, NetworkNeed, Toleration
 from trimtab_controller.core.placement.policies import BEST_FIT, POLICIES, Policy
 from trimtab_controller.core.placement.request import PlacementKind, PlacementRequest
@@ -110,6 +111,7 @@ def request_of(
         resources=wishes.get("resources", {}),
         tolerations=tuple(Toleration(one["key"], one.get("value", "")) for one in wishes.get("tolerations", ())),
         group=_group_need(group) if group is not None else None,
+        family=family_of(vm.project_id, vm.name),
         priority=vm.priority,
         order=int(ask.created_at.timestamp() * 1_000_000),
     )

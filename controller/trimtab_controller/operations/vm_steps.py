@@ -10,7 +10,7 @@ from typing import Any
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.operations import filling
 from trimtab_controller.operations.saga import Effect, Json, Step, Transaction, Wait, effect, transaction
-from trimtab_controller.store import claims, describe, fleet, image_replicas, placements, snapshots, vms, volume_claims
+from trimtab_controller.store import adoptions, claims, describe, fleet, image_replicas, placements, snapshots, vms, volume_claims
 from trimtab_protos.errors import Conflict, Internal, NotFound, Unavailable
 from trimtab_protos.messages import (
     DomainObservation,
@@ -268,6 +268,9 @@ def seen_json(host_id: str, seen: DomainObservation) -> Json:
 
 def record_seen(context: Transaction[Any], step: str) -> None:
     """Write what `step` observed onto the vm."""
+    if step == "power_on":
+        # It was defined before: whatever definition it was adopted with is not in force any more.
+        adoptions.end(context.session, context.params.vm_id, now=context.now)
     seen = context.results[step]
     vms.observe(
         context.session,

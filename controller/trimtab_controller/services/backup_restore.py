@@ -17,7 +17,7 @@ from trimtab_controller.core.model import Actor, Backup, Nic, Operation, Pool, P
 from trimtab_controller.operations import backup_steps
 from trimtab_controller.operations.accept import accept, accept_placed
 from trimtab_controller.services import backups as backup_service
-from trimtab_controller.services import pools, quota, seeds
+from trimtab_controller.services import pools, quota, secgroups, seeds
 from trimtab_controller.services.vm_power import OFF
 from trimtab_controller.services.vm_views import VmView, read
 from trimtab_controller.services.vms import NicWish, PlannedNic, insert_nic, plan_nic, resolve_host
@@ -284,6 +284,9 @@ def _insert_vm(
         observed_addresses=[],
         created_at=now,
     )
+    if planned and settings.get("secgroups"):
+        # Refused where one is gone: restored without it the vm would be open to all.
+        secgroups.put_into(session, vm_id, settings["secgroups"], project=project, field="secgroups")
     for one in planned:
         insert_nic(session, one, now=now, field=f"networks[{one.nic.nic_index}]")
 

@@ -16,11 +16,13 @@ from trimtab_controller.core.lifecycle import LIVE_STATES, OperationState
 from trimtab_controller.core.model import Actor, Host, OperationError
 from trimtab_controller.core.restored import Difference, Finding, KnownVm, compare
 from trimtab_controller.services import recovery
-from trimtab_controller.store import claims, events, hosts, operations, schema, vms
+from trimtab_controller.store import claims, events, hosts, leases, operations, schema, vms
 from trimtab_controller.store.claims import ClaimRefused
 from trimtab_protos.errors import Conflict, TrimtabError
 from trimtab_protos.messages import DomainObservation
 
+NUMBERS_AHEAD = 1_000_000
+"""More sessions of a host, or leaders, than there can have been since any backup."""
 SYSTEM = Actor(name="system:recover")
 HOSTS_AT_ONCE = 16
 ATTENTION = "restored"
@@ -86,10 +88,18 @@ def apply(session: Session, restored: Restored, *, now: datetime) -> None:
     """Bring the database up to what was seen, in the caller's transaction. Starts, ends and deletes nothing."""
     recovery.set_paused(session, True, actor=SYSTEM, now=now)
     _close_operations(session, now=now)
+    _raise_numbers(session)
     for finding in restored.findings:
         _apply(session, finding, now=now)
     told = f"the database was restored: {len(restored.findings)} differences, {len(restored.silent)} hosts silent; failover is paused"
     events.append(session, kind="alarm.database-restored", subject_id="failover", actor=SYSTEM.name, message=told, now=now)
+
+
+def _raise_numbers(session: Session) -> None:
+    """Raise every lease and the leader's term above all that were given since: agents and fence intents take no lower ones."""
+    host, lease = schema.host, schema.lease
+    session.execute(host.update().values(lease_number=host.c.lease_number + NUMBERS_AHEAD))
+    session.execute(lease.update().where(lease.c.name == leases.ENGINE).values(term=lease.c.term + NUMBERS_AHEAD))
 
 
 def _close_operations(session: Session, *, now: datetime) -> None:

@@ -14,7 +14,7 @@ from trimtab_controller.core.model import Actor, Image, Operation, Project, Temp
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services import seeds, snapshots, vms
 from trimtab_controller.services.vm_power import Caller
-from trimtab_controller.store import describe, images, templates
+from trimtab_controller.store import describe, images, secgroups, templates
 from trimtab_controller.store import vms as vm_store
 from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
 
@@ -200,6 +200,7 @@ def _settings(session: Session, vm: Vm, *, disk_bytes: int, pool_id: str) -> dic
         "ha": vm.ha,
         "priority": vm.priority,
         "wishes": dict(vm.wishes),
+        "secgroups": list(secgroups.names_of(session, [vm.id]).get(vm.id, ())),
         "user_yaml": vm.seed.get("user_yaml", ""),
         "meta_yaml": vm.seed.get("meta_yaml", ""),
     }
@@ -233,6 +234,7 @@ def _vm_spec(template: Template, spec: VmsSpec, name: str) -> vms.VmSpec:
         has_secure_boot=settings["has_secure_boot"],
         ha=settings["ha"],
         priority=settings["priority"],
+        secgroups=tuple(settings.get("secgroups", ())),
     )
     return replace(
         made,

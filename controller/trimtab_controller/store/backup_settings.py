@@ -3,13 +3,13 @@
 The seed is among them and may hold secrets: it lies in the manifest, which is sealed, and in rows that only the vm's operators read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Volume
-from trimtab_controller.store import describe
+from trimtab_controller.store import describe, secgroups
 from trimtab_protos.messages import DiskBus
 
 FORMAT = 1
@@ -44,8 +44,8 @@ def disk_name(volume: Volume) -> str:
     return ("vd" if volume.bus is DiskBus.VIRTIO else "sd") + chr(ord("a") + (volume.disk_index or 0))
 
 
-def of_vm(parts: describe.VmParts) -> Mapping[str, Any]:
-    """Return the settings of the vm and of what belongs to it."""
+def of_vm(parts: describe.VmParts, groups: Sequence[str]) -> Mapping[str, Any]:
+    """Return the settings of the vm and of what belongs to it; `groups` are the names of its security groups."""
     vm: dict[str, Any] = {name: getattr(parts.vm, name) for name in _VM_FIELDS}
     vm |= {"labels": dict(vm["labels"]), "cpu_features": list(vm["cpu_features"]), "firmware": str(vm["firmware"])}
     vm |= {"host_selector": dict(vm["host_selector"]), "wishes": dict(vm["wishes"])}
@@ -79,8 +79,9 @@ def of_vm(parts: describe.VmParts) -> Mapping[str, Any]:
             }
             for nic in parts.nics
         ],
+        "secgroups": list(groups),
     }
 
 
 def read(session: Session, vm_id: str) -> Mapping[str, Any]:
-    return of_vm(describe.read_vm(session, vm_id))
+    return of_vm(describe.read_vm(session, vm_id), secgroups.names_of(session, [vm_id]).get(vm_id, ()))

@@ -16,7 +16,6 @@ statement) and 1.0 ms in one thread; through psycopg's async driver 6.4 ms again
 
 import asyncio
 import random
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,9 +29,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from trimtab_controller.store import disk_reserve
+from trimtab_controller.store import disk_reserve, kept
 from trimtab_controller.store.disk_reserve import DiskReserve
 from trimtab_controller.store.group_commit import CommitThread, GroupCommit, Piece
+from trimtab_controller.store.kept import KeptConnections
 from trimtab_controller.store.lean import Statements
 from trimtab_protos.errors import Unavailable
 
@@ -40,10 +40,9 @@ T = TypeVar("T")
 
 __all__ = ["AsyncDatabase", "Database", "Session", "migration_engine"]
 
-BUSY_TIMEOUT_MS = 30_000
-# Between two looks at another process' write lock; half a commit.
-LOCK_POLL_S = (0.0005, 0.002)
 TRIES = 4
+# Connections beyond the pool's size, for a moment.
+OVERFLOW = 4
 # PostgreSQL: serialization_failure, deadlock_detected, lock_not_available, and idle_in_transaction_session_timeout: a process that
 # was frozen inside a transaction, which the server ended.
 RETRIED_SQLSTATES = frozenset({"40001", "40P01", "55P03", "25P03"})
@@ -54,69 +53,14 @@ FULL_SQLSTATES = frozenset({"53100"})
 
 _WRITE = "trimtab_write"
 _DURABLE = "trimtab_durable"
-# What a connection's `synchronous` is at the moment; changing it is a statement that most transactions need not run.
-_LEVEL = "trimtab_level"
 
 
 def _configure(engine: Engine) -> None:
     """Attach the listeners that make a driver behave as the module says."""
     if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _sqlite_connect)
-        sa.event.listen(engine, "begin", _sqlite_begin)
+        kept.configure(engine)
     else:
         sa.event.listen(engine, "begin", _postgres_begin)
-
-
-def _sqlite_connect(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver must not begin transactions by itself
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}", "temp_store=MEMORY"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _sqlite_begin(connection: Connection) -> None:
-    options = connection.get_execution_options()
-    if not options.get(_WRITE):
-        _sqlite_run(connection, "BEGIN")
-        return
-    level = "FULL" if options.get(_DURABLE, True) else "NORMAL"
-    if connection.info.get(_LEVEL) != level:
-        _sqlite_run(connection, f"PRAGMA synchronous={level}")
-        connection.info[_LEVEL] = level
-    _take_write_lock(connection)
-
-
-def _take_write_lock(connection: Connection) -> None:
-    """Begin to write, as soon as no other process does.
-
-    SQLite's own waiting sleeps longer each time, up to a tenth of a second, while others come and go: under load the processes of
-    one node wait most of their time for a lock that is held for milliseconds.
-    """
-    driver: Any = connection.connection.dbapi_connection
-    ends_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000
-    driver.execute("PRAGMA busy_timeout=0")
-    try:
-        while True:
-            try:
-                driver.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.Error as error:
-                is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-                if not is_busy or time.monotonic() >= ends_s:
-                    raise OperationalError("BEGIN IMMEDIATE", None, error) from error
-            time.sleep(random.uniform(*LOCK_POLL_S))
-    finally:
-        driver.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-
-
-def _sqlite_run(connection: Connection, statement: str) -> None:
-    """Run a statement of ours on the driver itself: every transaction pays for it, and SQLAlchemy's way costs ten times as much."""
-    driver: Any = connection.connection.dbapi_connection
-    try:
-        driver.execute(statement)
-    except sqlite3.Error as error:
-        raise OperationalError(statement, None, error) from error
 
 
 def _postgres_begin(connection: Connection) -> None:
@@ -129,7 +73,7 @@ def _postgres_begin(connection: Connection) -> None:
 
 def _connect_arguments(url: sa.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
-        return {"timeout": BUSY_TIMEOUT_MS / 1000}
+        return {"timeout": kept.BUSY_TIMEOUT_MS / 1000}
     # A frozen process must not hold row locks for longer than a leader's successor may wait.
     return {
         "connect_timeout": 5,
@@ -216,7 +160,7 @@ class LeanSession:
 
     def begin_nested(self) -> Savepoint:
         if self._connection.dialect.name == "sqlite":
-            return Savepoint(partial(_sqlite_run, self._connection))
+            return Savepoint(partial(kept.run, self._connection))
         return Savepoint(self._connection.exec_driver_sql)
 
     def connection(self) -> Connection:
@@ -244,13 +188,14 @@ class Database:
             parsed,
             connect_args=_connect_arguments(parsed),
             pool_size=pool_size,
-            max_overflow=4,
-            pool_timeout=10,
+            max_overflow=OVERFLOW,
+            pool_timeout=kept.POOL_TIMEOUT_S,
             pool_pre_ping=parsed.get_backend_name() != "sqlite",
         )
         _configure(self.engine)
         self.reserve = DiskReserve(url)
         self._statements = Statements(self.engine.dialect) if self.dialect == "sqlite" else None
+        self._kept = KeptConnections(self.engine, size=pool_size + OVERFLOW) if self.dialect == "sqlite" else None
         self._group = GroupCommit(self.write_pieces) if self.dialect == "sqlite" else None
 
     @property
@@ -269,7 +214,7 @@ class Database:
         """Run `query` on one consistent snapshot (SQLite) or read-committed (PostgreSQL); again where the server asks for that."""
         for attempt in range(TRIES):
             try:
-                with self._begin({}) as session:
+                with self._begin() as session:
                     return query(session)
             except DBAPIError as error:
                 if attempt + 1 < TRIES and _is_retried(error):
@@ -284,7 +229,7 @@ class Database:
     def _write(self, transaction: Callable[[Session], T], *, durable: bool) -> T:
         for attempt in range(TRIES):
             try:
-                with self._begin({_WRITE: True, _DURABLE: durable}) as session:
+                with self._begin(is_write=True, is_durable=durable) as session:
                     return transaction(session)
             except DBAPIError as error:
                 if attempt + 1 < TRIES and _is_full(error) and self.reserve.give_up():
@@ -340,11 +285,15 @@ class Database:
         return True
 
     @contextmanager
-    def _begin(self, options: dict[str, Any]) -> Iterator[Session]:
-        with self.engine.connect() as connection:
-            connection.execution_options(**options)
-            with connection.begin():
+    def _begin(self, *, is_write: bool = False, is_durable: bool = True) -> Iterator[Session]:
+        if self._kept is not None:
+            with self._kept.transaction(is_write=is_write, is_durable=is_durable) as connection:
                 yield cast(Session, LeanSession(connection, self._statements))
+            return
+        with self.engine.connect() as connection:
+            connection.execution_options(**{_WRITE: is_write, _DURABLE: is_durable})
+            with connection.begin():
+                yield cast(Session, LeanSession(connection))
 
 
 class AsyncDatabase:
@@ -383,6 +332,6 @@ def migration_engine(url: str) -> Engine:
     """Return an engine for Alembic: no pool, plain transactions."""
     engine = sa.create_engine(url, poolclass=NullPool)
     if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _sqlite_connect)
+        sa.event.listen(engine, "connect", kept.configure_connection)
         sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return engine

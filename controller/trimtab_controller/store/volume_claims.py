@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import MigrationRow, Pool, Volume
 from trimtab_controller.store import claims, project_quota, schema
+from trimtab_controller.store.among import among_asked
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import Conflict
 
@@ -24,7 +25,7 @@ _APART = {
     "move_state": "",
 }
 
-_WRITE = _table.update().where(_table.c.id.in_(sa.bindparam("volume_ids", expanding=True)))
+_WRITE = _table.update().where(among_asked(_table.c.id, "volume_ids"))
 _WRITE_NEXT_VERSION = _WRITE.values(version=_table.c.version + 1)
 
 
@@ -94,6 +95,23 @@ def take_place(session: Session, volume: Volume, pool: Pool, host_id: str) -> bo
             size_bytes=volume.size_bytes,
             limit_bytes=limit_bytes,
         )
+    except claims.ClaimRefused:
+        return False
+    if not pool.is_shared:
+        bind(session, [volume.id], host_id)
+    return True
+
+
+def take_present(session: Session, volume: Volume, pool: Pool, host_id: str) -> bool:
+    """As `take_place`, for a file that is there already: what it takes of the file system is not counted against it again."""
+    place = schema.SHARED if pool.is_shared else host_id
+    table = schema.pool_space
+    row = session.execute(sa.select(table).where(table.c.pool_id == pool.id, table.c.host_id == place)).one_or_none()
+    if row is None:
+        return False
+    where = {"volume_id": volume.id, "pool_id": pool.id, "host_id": place}
+    try:
+        claims.take_space(session, **where, size_bytes=volume.size_bytes, limit_bytes=int(row.capacity_bytes))
     except claims.ClaimRefused:
         return False
     if not pool.is_shared:

@@ -36,6 +36,11 @@ def find(session: Session, project_id: str, name_or_id: str) -> Volume | None:
     return lookup.find(session, _table, Volume, name_or_id, project_ids=(project_id,))
 
 
+def tie_to_vm(session: Session, volume_ids: Sequence[str]) -> None:
+    """Let the volumes end with the vm that has them."""
+    session.execute(_table.update().where(_table.c.id.in_(volume_ids)).values(is_deleted_with_vm=True))
+
+
 def holds_bytes() -> sa.ColumnElement[bool]:
     """Return the condition that a volume is live, or deleted and not purged yet."""
     return sa.or_(_table.c.deleted_at.is_(None), _table.c.purge_after.is_not(None))

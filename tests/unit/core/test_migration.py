@@ -14,6 +14,7 @@ from trimtab_protos.messages import (
     Inventory,
     NetworkKind,
     NetworkSpec,
+    StateReason,
 )
 
 
@@ -28,6 +29,15 @@ RUNNING, PAUSED, ABSENT, STOPPED, INCOMING = (
     DomainState.STOPPED,
     DomainState.INCOMING,
 )
+
+
+@pytest.mark.parametrize("other", [RUNNING, PAUSED, ABSENT, STOPPED])
+@pytest.mark.parametrize("state", [RUNNING, PAUSED])
+@pytest.mark.parametrize("is_migrating", [True, False])
+def test_a_failed_postcopy_leaves_no_whole_guest_anywhere(state: DomainState, other: DomainState, is_migrating: bool) -> None:
+    torn = replace(seen(state, is_migrating=is_migrating), reason=StateReason.POSTCOPY_FAILED)
+    assert outcome(source=torn, target=seen(other)) is Outcome.TORN
+    assert outcome(source=seen(other), target=torn) is Outcome.TORN
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Reads what matters out of a libvirt definition, ours or anybody's. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
@@ -44,6 +45,8 @@ class DomainFacts:
     nvram_path: str
     restarts_elsewhere: bool
     """Its definition said that another host may start it when this one is lost."""
+    adopted_disks: Mapping[str, str] | None
+    """Volume ids by target, of a domain that keeps the definition it was adopted with; None for one that is defined as we do."""
     has_guest_agent: bool
     """The guest's agent has its end of the channel open; known of a running domain only."""
 
@@ -56,8 +59,11 @@ def read(xml: str) -> DomainFacts:
     stamp = root.find(f"metadata/{{{METADATA_NAMESPACE}}}domain/{{{METADATA_NAMESPACE}}}stamp")
     loss = root.find(f"metadata/{{{METADATA_NAMESPACE}}}domain/{{{METADATA_NAMESPACE}}}loss")
     vm_id = vm.get("id", "") if vm is not None else ""
-    # Both must agree: a clone that somebody made with `virt-clone` carries our metadata under another name, and is not ours.
-    is_ours = vm is not None and vm_id_of(libvirt_name) == vm_id
+    # Name or UUID must agree: a clone that somebody made with `virt-clone` carries our metadata under others, and is not ours. An
+    # adopted domain keeps its own name until its next stop, and its metadata says its UUID.
+    adopted = root.find(f"metadata/{{{METADATA_NAMESPACE}}}domain/{{{METADATA_NAMESPACE}}}adopted")
+    is_adopted = vm is not None and adopted is not None and adopted.get("uuid") == root.findtext("uuid")
+    is_ours = vm is not None and (vm_id_of(libvirt_name) == vm_id or is_adopted)
     channel = root.find(f"devices/channel/target[@name='{GUEST_AGENT_CHANNEL}']")
     return DomainFacts(
         vm_id=vm_id if is_ours else "",
@@ -76,8 +82,14 @@ def read(xml: str) -> DomainFacts:
         networks=tuple(source.get("network", "") for source in root.findall("devices/interface[@type='network']/source")),
         nvram_path=root.findtext("os/nvram") or "",
         restarts_elsewhere=is_ours and loss is not None and loss.get("restarts") == "elsewhere",
+        adopted_disks=_adopted_disks(adopted) if is_adopted else None,
         has_guest_agent=channel is not None and channel.get("state") == "connected",
     )
+
+
+def _adopted_disks(adopted: Element | None) -> dict[str, str]:
+    disks = adopted.findall(f"{{{METADATA_NAMESPACE}}}disk") if adopted is not None else ()
+    return {disk.get("target", ""): disk.get("volume", "") for disk in disks}
 
 
 def _disk_paths(root: Element) -> list[str]:

@@ -25,7 +25,6 @@ from trimtab_agent.hypervisor.kvm.identifiers import (
     check_id,
     check_mac,
     check_machine,
-    check_name,
     check_range,
     check_uuid,
     domain_name,
@@ -33,6 +32,7 @@ from trimtab_agent.hypervisor.kvm.identifiers import (
 from trimtab_agent.hypervisor.kvm.networks import bridge_of, libvirt_network_name
 from trimtab_agent.hypervisor.kvm.packet_rules import tap_name
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
+from trimtab_agent.hypervisor.kvm.stamp_xml import stamp_metadata
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import InvalidRequest
 from trimtab_protos.messages import CdromSpec, DiskBus, DiskFormat, DiskSpec, DomainSpec, Firmware, NetworkKind, NicSpec
@@ -83,6 +83,7 @@ _NIC_MODELS = ("virtio", "e1000e")
 
 _OVMF = "/usr/share/OVMF"
 _LOADER = {False: f"{_OVMF}/OVMF_CODE_4M.fd", True: f"{_OVMF}/OVMF_CODE_4M.ms.fd"}
+LOADERS = tuple(_LOADER.values())
 NVRAM_TEMPLATE = {False: f"{_OVMF}/OVMF_VARS_4M.fd", True: f"{_OVMF}/OVMF_VARS_4M.ms.fd"}
 
 ElementTree.register_namespace(METADATA_PREFIX, METADATA_NAMESPACE)
@@ -139,23 +140,6 @@ def build(
         SubElement(tpm, "backend", type="emulator", version="2.0")
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"
-
-
-def stamp_metadata(vm_id: str, *, name: str, project: str, stamp: Stamp, boot_id: str, restarts_elsewhere: bool) -> str:
-    """Return the metadata element for libvirt's `setMetadata`, which puts the namespace onto it by itself."""
-    element = Element("domain")
-    SubElement(
-        element,
-        "vm",
-        id=check_id(vm_id, "vm_id"),
-        name=check_name(name, "name"),
-        project=check_name(project, "project"),
-    )
-    if restarts_elsewhere:
-        # Read back by an agent that starts: the warden kills these, and no others, when the host's lease has ended.
-        SubElement(element, "loss", restarts="elsewhere")
-    SubElement(element, "stamp", epoch=str(stamp.epoch), turn=str(stamp.turn), boot=boot_id)
-    return ElementTree.tostring(element, encoding="unicode")
 
 
 def boot_disk(domain: DomainSpec) -> DiskSpec | None:

@@ -1,6 +1,7 @@
 """Domains of this host: found, defined, undefined. Their power is `power.py`'s, their moving `migration.py`'s.
 
-A domain is ours when its metadata says so and its name agrees. Others are shown and never touched.
+A domain is ours when its metadata says so and its name or its UUID agrees. Others are shown and never touched. An adopted domain
+keeps its own name and its own definition until its next stop; the first definition after that is ours in all.
 """
 
 import contextlib
@@ -11,15 +12,26 @@ from typing import Any
 import libvirt
 
 from trimtab_agent.hypervisor.base import Stamp
-from trimtab_agent.hypervisor.kvm import console, domain_facts, domain_xml, errors, filling, layer_files, state_files, volumes
+from trimtab_agent.hypervisor.kvm import (
+    adoption_files,
+    console,
+    domain_facts,
+    domain_xml,
+    errors,
+    filling,
+    layer_files,
+    state_files,
+    volumes,
+)
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_facts import DomainFacts
-from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, METADATA_PREFIX, HostTraits, stamp_metadata
+from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, METADATA_PREFIX, HostTraits
 from trimtab_agent.hypervisor.kvm.firewall import Firewall
 from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, domain_name
 from trimtab_agent.hypervisor.kvm.observe import Observer, absent
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
+from trimtab_agent.hypervisor.kvm.stamp_xml import AdoptedMark, stamp_metadata
 from trimtab_protos.errors import AlreadyExists, Conflict, NotFound, Unavailable
 from trimtab_protos.messages import DomainObservation, DomainSpec, PoolSpec
 
@@ -105,6 +117,7 @@ class Domains:
     def define_locked(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
         """`define` for a caller that holds the vm's lock."""
         domain = layer_files.resolve(domain)
+        names: tuple[str, ...] = ()
         # Built first: a spec that cannot be expressed must leave no files.
         self._build(domain, stamp, boot_id="")
         state_files.ensure(domain)
@@ -112,6 +125,13 @@ class Domains:
         self._firewall.ensure(domain)
         with self._connection.use(f"define {domain.vm_id}", changes=True) as connection:
             existing = find(connection, domain.vm_id)
+            if existing is not None and is_adopted(existing):
+                if existing.isActive():
+                    return self._stamp_adopted(existing, stamp)
+                adoption_files.bring_nvram(existing.XMLDesc(0), domain)
+                names = adoption_files.former_names(existing.XMLDesc(0), domain)
+                existing.undefineFlags(_UNDEFINE_FLAGS | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM)
+                existing = None
             boot_id = domain_facts.read(existing.XMLDesc(0)).boot_id if existing is not None else ""
             defined = connection.defineXML(self._build(domain, stamp, boot_id=boot_id))
             if existing is not None:
@@ -120,7 +140,13 @@ class Domains:
                 # Only the controller decides where a guest runs, also after this host boots.
                 defined.setAutostart(0)
             self._logs.prepare(domain.vm_id, max_bytes=domain.serial_log_max_bytes)
+            adoption_files.drop_names(names, domain)
             return self._observer.observe(defined)
+
+    def _stamp_adopted(self, domain: Any, stamp: Stamp) -> DomainObservation:
+        facts = domain_facts.read(domain.XMLDesc(0))
+        write_stamp(domain, facts, stamp, boot_id=facts.boot_id)
+        return self._observer.observe(domain)
 
     def _build(self, domain: DomainSpec, stamp: Stamp, *, boot_id: str) -> str:
         host = HostTraits(accelerator=self._accelerator(), console_log=self._logs.path_of(domain.vm_id))
@@ -173,11 +199,29 @@ def find(connection: Any, vm_id: str) -> Any:
         facts = domain_facts.read(domain.XMLDesc(0))
     except libvirt.libvirtError as error:
         if errors.is_gone(error):
-            return None
+            return _find_adopted(connection, vm_id)
         raise
+    if facts.vm_id and facts.vm_id != vm_id:
+        return _find_adopted(connection, vm_id)
     if not facts.vm_id:
         raise AlreadyExists("domain-exists", f"a domain that is not Trimtab's is called {domain_name(vm_id)}", uuid=facts.uuid)
     return domain
+
+
+def _find_adopted(connection: Any, vm_id: str) -> Any:
+    """Return the domain that is the vm's by its metadata, whatever it is called: one released and adopted again is called after
+    the vm it was.
+    """
+    for domain in connection.listAllDomains():
+        with _gone_is_fine():
+            if domain_facts.read(domain.XMLDesc(0)).vm_id == vm_id:
+                return domain
+    return None
+
+
+def is_adopted(domain: Any) -> bool:
+    """Tell whether a domain of ours keeps the definition that it was adopted with."""
+    return domain_facts.read(domain.XMLDesc(0)).adopted_disks is not None
 
 
 def require(connection: Any, vm_id: str) -> Any:
@@ -199,6 +243,7 @@ def write_stamp(domain: Any, facts: DomainFacts, stamp: Stamp, *, boot_id: str) 
         stamp=stamp,
         boot_id=boot_id,
         restarts_elsewhere=facts.restarts_elsewhere,
+        adopted=AdoptedMark(facts.uuid, facts.adopted_disks) if facts.adopted_disks is not None else None,
     )
     domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, METADATA_PREFIX, METADATA_NAMESPACE, flags)
 

@@ -128,11 +128,10 @@ class DomainEvents:
             domain = _lookup(connection, uuid)
             if domain is not None and kind in ("stopped", "crashed"):
                 self._on_stopped(domain)
-            seen = self._observer.observe(domain) if domain is not None else absent(vm_id_of(name))
-        if domain is None:
-            self._known.pop(uuid, None)
-        else:
-            self._known[uuid] = name
+            known = self._known.pop(uuid, "") or vm_id_of(name)
+            seen = self._observer.observe(domain) if domain is not None else absent(known)
+        if domain is not None:
+            self._known[uuid] = seen.vm_id
         self._tell(kind, seen)
 
     def _is_news(self, uuid: str, kind: str) -> bool:
@@ -147,11 +146,11 @@ class DomainEvents:
         assert self._connection is not None
         with self._connection.use("observe every domain") as connection:
             domains = {domain.UUIDString(): domain for domain in connection.listAllDomains()}
-            vanished = {uuid: name for uuid, name in self._known.items() if uuid not in domains}
-            self._known = {uuid: domain.name() for uuid, domain in domains.items()}
+            vanished = {uuid: vm_id for uuid, vm_id in self._known.items() if uuid not in domains}
             self._started = {uuid for uuid, domain in domains.items() if domain.isActive()}
             seen = [self._observer.observe(domain) for domain in domains.values()]
-        for each in (*seen, *(absent(vm_id_of(name)) for name in vanished.values())):
+        self._known = {each.uuid: each.vm_id for each in seen if each.uuid}
+        for each in (*seen, *(absent(vm_id) for vm_id in vanished.values())):
             self._tell(RESYNC, each)
 
     def _tell(self, kind: str, seen: DomainObservation) -> None:

@@ -22,7 +22,7 @@ from trimtab_agent.hypervisor.base import Applied, Stamp
 from trimtab_agent.hypervisor.kvm import domain_facts, errors, volumes
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_xml import MEMORY_ALIAS, MEMORY_STEP_MIB
-from trimtab_agent.hypervisor.kvm.domains import Domains, find, require, require_volumes
+from trimtab_agent.hypervisor.kvm.domains import Domains, find, is_adopted, require, require_volumes
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
@@ -62,6 +62,11 @@ class Hotplug:
             self._domains.define_locked(spec, stamp)
             with self._connection.use(f"change {spec.vm_id}", changes=True) as connection:
                 domain = require(connection, spec.vm_id)
+                if domain.isActive() and is_adopted(domain):
+                    raise Conflict(
+                        "adopted-definition",
+                        f"{spec.vm_id} keeps the definition it was adopted with until it is stopped; stop and start it first",
+                    )
                 left = self._apply_live(connection, domain, spec) if domain.isActive() else ()
                 return Applied(self._observer.observe(domain), left)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
 from trimtab_agent.hypervisor.kvm import accel_probe, domain_facts, images, layer_files, volumes
+from trimtab_agent.hypervisor.kvm.adoption import Adoption
 from trimtab_agent.hypervisor.kvm.backups import SOCKET_DIR, Backups
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
@@ -15,7 +16,6 @@ from trimtab_agent.hypervisor.kvm.firewall import Firewall
 from trimtab_agent.hypervisor.kvm.host_load import HostLoadReader
 from trimtab_agent.hypervisor.kvm.hotplug import Hotplug
 from trimtab_agent.hypervisor.kvm.housekeeping import Housekeeping
-from trimtab_agent.hypervisor.kvm.identifiers import vm_id_of
 from trimtab_agent.hypervisor.kvm.instants import Instants
 from trimtab_agent.hypervisor.kvm.inventory import InventoryReader, read_boot_id
 from trimtab_agent.hypervisor.kvm.layers import Layers
@@ -25,6 +25,7 @@ from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
 from trimtab_agent.hypervisor.kvm.pools import Pools
 from trimtab_agent.hypervisor.kvm.power import Power
+from trimtab_protos.adoption_messages import AdoptedDisk, Described
 from trimtab_protos.messages import (
     DiskFormat,
     DomainObservation,
@@ -90,6 +91,7 @@ class KvmHypervisor:
             self._inventory,
             boot_id=boot_id,
         )
+        self._adoption = Adoption(self._connection, self._domains, self._observer, boot_id=boot_id)
         self._layers = Layers(self._connection, self._domains, self._networks, boot_id=boot_id)
         self._moves = Moves(self._connection, self._domains)
         self._instants = Instants(self._connection, self._domains, socket_dir=SOCKET_DIR)
@@ -212,6 +214,19 @@ class KvmHypervisor:
     def change_power(self, vm_id: str, action: PowerAction, stamp: Stamp) -> DomainObservation:
         return self._power.change(vm_id, action, stamp)
 
+    # --- adoption ----------------------------------------------------------------------------------------------------------
+
+    def describe_domain(self, domain: str, vm_id: str) -> Described:
+        return self._adoption.describe(domain, vm_id)
+
+    def adopt_domain(self, uuid: str, domain: DomainSpec, disks: Sequence[AdoptedDisk], stamp: Stamp) -> DomainObservation:
+        self._require_responsive(domain.pools)
+        return self._adoption.adopt(uuid, domain, disks, stamp)
+
+    def release_domain(self, domain: DomainSpec, *, has_autostart: bool) -> DomainObservation:
+        self._require_responsive(domain.pools)
+        return self._adoption.release(domain, has_autostart=has_autostart)
+
     # --- migration -----------------------------------------------------------------------------------------------------------
 
     def prepare_migration(self, domain: DomainSpec, copied_volumes: Sequence[VolumeSpec], source_host_id: str) -> tuple[str, str]:
@@ -300,7 +315,7 @@ class KvmHypervisor:
 
     def _clear_boot_mark(self, domain: Any) -> None:
         """Take the mark off a domain that was seen to stop: should the host boot later, that is not why it is off."""
-        vm_id = vm_id_of(domain.name())
+        vm_id = domain_facts.read(domain.XMLDesc(0)).vm_id
         if not vm_id:
             return
         # Under the lock and on fresh facts: a start that runs right now must not lose its stamp to this.

@@ -25,6 +25,7 @@ from trimtab_protos.errors import Conflict
 from trimtab_protos.messages import DomainSpec, Firmware, Inventory, NumaCell, PciDevice
 
 CAPABILITIES = (
+    "adopt",
     "apply-domain",
     "cdrom",
     "console-log",

@@ -27,7 +27,7 @@ from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
 from trimtab_agent.hypervisor.kvm.domain_xml import HostTraits
-from trimtab_agent.hypervisor.kvm.domains import Domains, find, require, require_volumes, write_stamp
+from trimtab_agent.hypervisor.kvm.domains import Domains, find, is_adopted, require, require_volumes, write_stamp
 from trimtab_agent.hypervisor.kvm.firewall import INCOMING_GRACE_S, Firewall
 from trimtab_agent.hypervisor.kvm.inventory import InventoryReader
 from trimtab_agent.hypervisor.kvm.migration_xml import disk_targets, retarget
@@ -50,6 +50,9 @@ from trimtab_protos.messages import (
 log = structlog.get_logger(__name__)
 
 REPORT_EVERY_S = 1.0
+RESUME_FOR_S = 30.0
+"""A post-copy that broke is tried to be resumed for so long: until then the guest stands still, after that its memory is given up."""
+RESUME_EVERY_S = 2.0
 _POLL_S = 0.2
 _POSTCOPY_AFTER_ITERATIONS = 2
 """Memory that a second pass did not catch up with will not converge by itself; then post-copy, where it is allowed."""
@@ -161,6 +164,8 @@ class Migrations:
             is_late = _follow(domain, move, options, control)
             if move is not None and move.refusal is not None:
                 raise move.refusal
+            if move is not None and move.error is not None and _is_torn(domain):
+                move = self._resume(vm_id, libvirt_uri, parameters, flags)
             if move is not None and move.error is not None:
                 if move.is_connection_lost:
                     raise DeadlineExceeded("hypervisor-lost", f"libvirt went away while {vm_id} migrated; look at both hosts")
@@ -188,6 +193,18 @@ class Migrations:
         threading.Thread(target=run, name=f"migrate-{vm_id}", daemon=True).start()
         return move
 
+    def _resume(self, vm_id: str, libvirt_uri: str, parameters: dict[str, Any], flags: int) -> _Move:
+        """Try to go on with a post-copy whose connection broke; what is returned has ended, with an error where it never went on."""
+        deadline_s = time.monotonic() + RESUME_FOR_S
+        while True:
+            log.warning("resuming a post-copy that broke", vm_id=vm_id)
+            move = self._start(vm_id, libvirt_uri, parameters, flags | libvirt.VIR_MIGRATE_POSTCOPY_RESUME)
+            move.ended.wait()
+            if move.refusal is not None or move.error is None or move.is_connection_lost or time.monotonic() > deadline_s:
+                return move
+            log.info("it does not go on yet", vm_id=vm_id, error=move.error.get_error_message())
+            time.sleep(RESUME_EVERY_S)  # libvirt tells nobody when the link is back
+
     def _refuse_immovable(self, domain: Any, vm_id: str, target: DomainSpec, copied: frozenset[str]) -> None:
         seen = self._observer.observe(domain)
         if seen.state not in (DomainState.RUNNING, DomainState.PAUSED):
@@ -206,18 +223,21 @@ class Migrations:
         live_xml = domain.XMLDesc(_LIVE_XML)
         target = layer_files.resolve(target)
         # A running guest keeps its acceleration, whatever a probe would say today.
-        host = HostTraits(accelerator=domain_facts.read(live_xml).accelerator, console_log=self._logs.path_of(target.vm_id))
+        facts = domain_facts.read(live_xml)
+        host = HostTraits(accelerator=facts.accelerator, console_log=self._logs.path_of(target.vm_id))
         parameters: dict[str, Any] = {
             libvirt.VIR_MIGRATE_PARAM_URI: migration_uri,
             libvirt.VIR_MIGRATE_PARAM_DEST_XML: retarget(live_xml, target, stamp),
-            libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: domain_xml.build(target, stamp, host),
+            libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: self._stored_xml(domain, target, stamp, host),
         }
         flags = _FLAGS
         if self._config.has_tls:
             flags |= libvirt.VIR_MIGRATE_TLS
         if copied_volume_ids:
             flags |= libvirt.VIR_MIGRATE_NON_SHARED_INC
-            parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = disk_targets(target, frozenset(copied_volume_ids))
+            parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = disk_targets(
+                target, frozenset(copied_volume_ids), adopted=facts.adopted_disks
+            )
         if options.bandwidth_mib_s:
             parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = options.bandwidth_mib_s
         if options.has_auto_converge:
@@ -225,6 +245,12 @@ class Migrations:
         if options.allow_postcopy:
             flags |= libvirt.VIR_MIGRATE_POSTCOPY
         return parameters, flags
+
+    def _stored_xml(self, domain: Any, target: DomainSpec, stamp: Stamp, host: HostTraits) -> str:
+        """Return what the target stores: our definition, or the one that an adopted domain keeps until its next stop."""
+        if not is_adopted(domain):
+            return domain_xml.build(target, stamp, host)
+        return retarget(domain.XMLDesc(_LIVE_XML | libvirt.VIR_DOMAIN_XML_INACTIVE), target, stamp)
 
     # --- both sides --------------------------------------------------------------------------------------------------------
 
@@ -277,6 +303,12 @@ def _bracketed(address: str) -> str:
 
 def _is_leaving(domain: Any) -> bool:
     return bool(domain.isActive()) and migration_operation(domain) == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT
+
+
+def _is_torn(domain: Any) -> bool:
+    """Tell whether a post-copy broke: the guest's memory is on both hosts, and here it stands still for good."""
+    state, reason = domain.state()
+    return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
 
 
 def _follow(domain: Any, move: _Move | None, options: MigrationOptions, control: JobControl) -> bool:

@@ -4,11 +4,12 @@ The guest must find the very same hardware there, so the live definition is kept
 differs between hosts is replaced: file paths, bridges, our metadata.
 """
 
+from collections.abc import Mapping
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from trimtab_agent.hypervisor.base import Stamp
-from trimtab_agent.hypervisor.kvm import numa_xml
+from trimtab_agent.hypervisor.kvm import domain_facts, numa_xml
 from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, iso_path, state_layout, target_name
 from trimtab_agent.hypervisor.kvm.networks import bridge_of, libvirt_network_name
 from trimtab_agent.hypervisor.kvm.packet_rules import tap_name
@@ -23,17 +24,21 @@ _CDROM = "cdrom"
 def retarget(live_xml: str, target: DomainSpec, stamp: Stamp) -> str:
     """Return the migratable definition `live_xml` as it shall be on the target. Conflict: it has a disk or card that the spec lacks."""
     root = parse(live_xml)
+    adopted = domain_facts.read(live_xml).adopted_disks
     _stamp(root, stamp)
     numa_xml.place(root, target)
     layouts = {pool.pool_id: PoolLayout.of(pool) for pool in target.pools}
     paths = {_CDROM: iso_path(target.cdrom, layouts)} if target.cdrom is not None and target.cdrom.image_id else {}
+    names = _names(target, adopted)
     paths |= {
-        target_name(disk): layouts[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id) for disk in target.disks
+        names[disk.volume_id]: layouts[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id) for disk in target.disks
     }
     for disk in root.findall("devices/disk"):
         _move_disk(disk, paths, target)
     nvram = root.find("os/nvram")
     if nvram is not None:
+        if adopted is not None:
+            raise Conflict("adopted-definition", "its UEFI variables move with its next stop; stop and start it first")
         nvram.text = state_layout(target).nvram(target.vm_id)
     cards = {nic.mac: nic for nic in target.nics}
     for card in root.findall("devices/interface"):
@@ -41,9 +46,16 @@ def retarget(live_xml: str, target: DomainSpec, stamp: Stamp) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def disk_targets(target: DomainSpec, volume_ids: frozenset[str]) -> list[str]:
-    """Return libvirt's names of the disks whose volumes are to be copied."""
-    return [target_name(disk) for disk in target.disks if disk.volume_id in volume_ids]
+def disk_targets(target: DomainSpec, volume_ids: frozenset[str], *, adopted: Mapping[str, str] | None = None) -> list[str]:
+    """Return libvirt's names of the disks whose volumes are to be copied; `adopted`: volume ids by the names of an adopted domain."""
+    names = _names(target, adopted)
+    return [names[disk.volume_id] for disk in target.disks if disk.volume_id in volume_ids]
+
+
+def _names(target: DomainSpec, adopted: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Return what libvirt calls each volume's disk: an adopted domain has names of its own."""
+    own = {volume_id: name for name, volume_id in (adopted or {}).items()}
+    return {disk.volume_id: own.get(disk.volume_id, target_name(disk)) for disk in target.disks}
 
 
 def _stamp(root: Element, stamp: Stamp) -> None:

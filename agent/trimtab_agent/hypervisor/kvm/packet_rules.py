@@ -17,7 +17,7 @@ remembered, so that connections which the source had seen begin go on. One that 
 import hashlib
 import ipaddress
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, check_mac, check_range
@@ -93,7 +93,7 @@ def install(packets: GuestPackets, *, there: Collection[str], grace_s: int = 0) 
         tap = tap_name(nic.nic_id)
         commands += [_add("set", flows) for flows in (_flow_set(tap, 4), _flow_set(tap, 6)) if flows["name"] not in there]
         for direction, rules in (
-            ("from", _from_guest(nic, tap, packets.firewall)),
+            ("from", _from_guest(_with_siblings(nic, packets), tap, packets.firewall)),
             ("to", _to_guest(nic, tap, packets.firewall)),
         ):
             chain = f"{direction}-{tap}"
@@ -120,6 +120,14 @@ def remove(nic_ids: Sequence[str], *, there: Collection[str]) -> list[Command]:
         commands += [{"delete": {"set": _ours({"name": name})}} for name in names if name in there]
         commands += [_element("add", "grace", [tap]), _element("delete", "grace", [tap])]
     return commands
+
+
+def _with_siblings(nic: NicSpec, packets: GuestPackets) -> NicSpec:
+    """Return the card with the addresses of the vm's other cards on its network too: Linux answers for any of them by any of them."""
+    if not nic.addresses:
+        return nic
+    beside = [each for each in packets.nics if each.network_id == nic.network_id]
+    return replace(nic, addresses=tuple(sorted({address for each in beside for address in each.addresses})))
 
 
 # --- from the guest -----------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from trimtab_controller.fencing import SECRET_MAX, FencePath
 from trimtab_controller.services import drills, failover_view, fencing, hosts_admin, recovery, survival
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.mutations import Answer
+from trimtab_protos.errors import TrimtabError
 
 router = APIRouter(tags=["failover"])
 FleetViewer = Annotated[Access, requires(Role.VIEWER, Scope.FLEET)]
@@ -179,9 +180,17 @@ async def cut_power(
     request: Request, runtime: InRuntime, access: FleetAdmin, name: NamePath, body: CutPowerBody, asked: Asked
 ) -> Response:
     """Cut the host's power by its power device, for a drill. Refused where a vm of it would not run again."""
-    inputs, drill = await _foresee(runtime, name, Assumptions())
+    try:
+        foreseen = await _foresee(runtime, name, Assumptions())
+    except TrimtabError:
+        foreseen = None  # told below, where refusals are recorded
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        inputs = (
+            foreseen[0] if foreseen else drills.read(session, hosts_admin.find(session, name), survival.read(session, now=now))
+        )
+        settings = FailoverSettings(lease_ttl_s=runtime.context.settings.lease_ttl_s)
+        drill = foreseen[1] if foreseen else drills.host_loss(inputs, settings=settings)
         drills.cut_power(session, inputs, drill, confirm=body.confirm, force=body.force, actor=actor, now=now)
         return NO_CONTENT
 

@@ -68,7 +68,11 @@ def placement() -> None:
     help="With --trace: how many hosts there are; left out, as many as it can need.",
 )  # fmt: skip
 @click.option(
-    "--policy", default="best-fit", metavar="NAME", show_default=True, help="pack, spread, balanced or fragmentation-aware."
+    "--policy",
+    default="best-fit",
+    metavar="NAME",
+    show_default=True,
+    help="pack, spread, balanced, fragmentation-aware or lifetime-aware.",
 )
 @click.option("--journal", is_flag=True, help="The fleet's own decisions, on its own hosts, by the controller.")
 @click.option("--since", type=MomentType(), metavar="WHEN", help="With --journal: for example 7d, or 2026-11-20T02:00Z.")

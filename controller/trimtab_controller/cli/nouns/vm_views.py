@@ -100,6 +100,7 @@ def describe(item: Document) -> None:
             ("image", str(item.get("image") or "")),
             ("cdrom", str(item.get("cdrom") or "empty") if item.get("cdrom") is not None else ""),
             ("addresses", _addresses(item, moment)),
+            ("secgroups", ",".join(item.get("secgroups") or [])),
             ("labels", render.as_text(item.get("labels"))),
             ("epoch", render.as_text(item.get("epoch"))),
             ("version", f"{item.get('version', '')} (etag {item.get('etag', '')})"),

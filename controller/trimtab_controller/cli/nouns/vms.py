@@ -10,6 +10,7 @@ from trimtab_controller.cli.errors import CommandFailed, usage
 from trimtab_controller.cli.nouns import secgroups
 from trimtab_controller.cli.nouns.snapshots import snapshot
 from trimtab_controller.cli.nouns.templates import clone
+from trimtab_controller.cli.nouns.vm_adoption import adopt, diff, reconcile, release
 from trimtab_controller.cli.nouns.vm_changes import attach, cdrom, detach, resize
 from trimtab_controller.cli.nouns.vm_create import create
 from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, outcome, show_decision
@@ -43,6 +44,10 @@ def vm() -> None:
 
 
 vm.add_command(create)
+vm.add_command(adopt)
+vm.add_command(release)
+vm.add_command(diff)
+vm.add_command(reconcile)
 vm.add_command(resize)
 vm.add_command(attach)
 vm.add_command(detach)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from trimtab_controller.core.placement.fleet import ALL, FleetSnapshot, Floats, Integers, Mask, Rows, at_rows
+from trimtab_controller.core.placement.lifetimes import Occupancy
 from trimtab_controller.core.placement.members import Members
 from trimtab_controller.core.placement.request import PlacementRequest
 from trimtab_controller.core.placement.space import CellNeed, SpaceNeed, amounts_of
@@ -30,12 +31,15 @@ class Books:
         "free",
         "free_shares",
         "members",
+        "occupancy",
         "shared_free_bytes",
         "standing",
     )
 
-    def __init__(self, fleet: FleetSnapshot) -> None:
+    def __init__(self, fleet: FleetSnapshot, *, occupancy: Occupancy | None = None) -> None:
         self.fleet = fleet
+        self.occupancy = occupancy
+        """Who is where and for how long, for policies that ask; claims are written there too. A copy of the books has none."""
         self.free: dict[str, Integers] = {resource: column.copy() for resource, column in fleet.free.items()}
         self.shared_free_bytes = dict(fleet.shared_free_bytes)
         # Free / limit, kept along: dividing all hosts again for every decision costs more than all filters.
@@ -73,9 +77,14 @@ class Books:
         self._book(trial, amounts, row, sign=-1)
         if request.group is not None:
             self.members.put(request.group.group_id, request.vm_id, row)
+        if self.occupancy is not None:
+            self.occupancy.put(row, request.vm_id, request.life_kind)
 
-    def release(self, request: PlacementRequest, host_id: str) -> None:
-        """Take back what `claim` booked; in a plan also what a running vm holds (then `held_cells` says where)."""
+    def release(self, request: PlacementRequest, host_id: str, *, is_end: bool = False) -> None:
+        """Take back what `claim` booked; in a plan also what a running vm holds (then `held_cells` says where).
+
+        `is_end`: since the vm ended; of that `occupancy` learns.
+        """
         trial, row = self.trial(request), self.fleet.row_of[host_id]
         amounts = trial.amounts
         if trial.cells is not None:
@@ -83,6 +92,8 @@ class Books:
         self._book(trial, amounts, row, sign=1)
         if request.group is not None:
             self.members.take(request.group.group_id, request.vm_id, row)
+        if self.occupancy is not None:
+            self.occupancy.take(row, request.vm_id, is_end=is_end)
 
     def available(self, resource: str, row: int) -> int:
         """Return how much is free on a host; 0 of what no host has."""

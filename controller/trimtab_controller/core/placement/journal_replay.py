@@ -17,7 +17,8 @@ from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.placement.books import Books
 from trimtab_controller.core.placement.engine import decide
 from trimtab_controller.core.placement.fleet import FleetSnapshot, HostSnapshot
-from trimtab_controller.core.placement.policies import Policy
+from trimtab_controller.core.placement.lifetimes import Lifetimes, Occupancy, family_of
+from trimtab_controller.core.placement.policies import Policy, knows_lifetimes
 from trimtab_controller.core.placement.request import PlacementRequest
 from trimtab_controller.core.placement.snapshot import GroupSnapshot
 from trimtab_controller.core.placement.verdict import KEPT_HOSTS
@@ -135,7 +136,9 @@ def _emptied(host: HostSnapshot) -> HostSnapshot:
 
 class _Run:
     def __init__(self, fleet: FleetSnapshot, policy: Policy, began_s: float, cpu_time_ns: Callable[[], int]) -> None:
-        self._fleet, self._books, self._policy, self._cpu_time_ns = fleet, Books(fleet), policy, cpu_time_ns
+        self._fleet, self._policy, self._cpu_time_ns = fleet, policy, cpu_time_ns
+        self._occupancy = Occupancy(len(fleet), Lifetimes()) if knows_lifetimes(policy) else None
+        self._books = Books(fleet, occupancy=self._occupancy)
         self._held: dict[str, tuple[PlacementRequest, str]] = {}
         # Where the replay made each vm: its local disks are there.
         self._home_of: dict[str, str] = {}
@@ -144,6 +147,8 @@ class _Run:
         self.placements = self.refused = self.refused_then = self.same_host = 0
 
     def take(self, event: JournalEvent) -> None:
+        if self._occupancy is not None:
+            self._occupancy.pass_time(event.at_s)
         self._give_back(event)
         if event.request is None:
             self.then.put(event.vm_id, "", event.at_s)
@@ -180,7 +185,7 @@ class _Run:
     def _give_back(self, event: JournalEvent) -> None:
         held = self._held.pop(event.vm_id, None)
         if held is not None:
-            self._books.release(*held)
+            self._books.release(*held, is_end=event.request is None)
             self.now.put(event.vm_id, "", event.at_s)
 
     def _asked(self, request: PlacementRequest) -> PlacementRequest:
@@ -197,6 +202,7 @@ class _Run:
             preferred_host_id=home if request.preferred_host_id else "",
             excluded_host_ids=(),
             held_cells=(),
+            family=family_of(request.project_id, request.vm_name),
         )
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from trimtab_controller.core.placement.books import Books
 from trimtab_controller.core.placement.engine import decide
 from trimtab_controller.core.placement.fleet import FleetSnapshot, HostSnapshot
-from trimtab_controller.core.placement.policies import Policy, policy_named
+from trimtab_controller.core.placement.lifetimes import Lifetimes, Occupancy
+from trimtab_controller.core.placement.policies import Policy, knows_lifetimes, policy_named
 from trimtab_controller.core.placement.request import PlacementKind, PlacementRequest
 from trimtab_controller.core.placement.verdict import KEPT_HOSTS, Decision
 
@@ -28,19 +29,25 @@ class Fleet:
         self.last_decision: Decision | None = None
         """Of the last `place`: why there, or why not."""
         names = [f"host-{index:07}" for index in range(hosts)]
+        self._occupancy = Occupancy(hosts, Lifetimes()) if knows_lifetimes(self.policy) else None
         self._books = Books(
             FleetSnapshot.of(
                 # The engine counts in base units; a thousandth of a cpu is one here.
                 HostSnapshot(host_id=name, name=name, vcpus_limit=cpu_millis, memory_limit_mib=memory_mib)
                 for name in names
-            )
+            ),
+            occupancy=self._occupancy,
         )
         self._placed: dict[str, tuple[PlacementRequest, str]] = {}
 
     def place(self, vm: str, cpu_millis: int, memory_mib: int, batch: str, now: float) -> int | None:
-        """Return the host that the vm is given, None where none fits. `batch` names the requests that came together."""
-        del batch  # for policies that place what came together as one; none does yet
+        """Return the host that the vm is given, None where none fits. `batch` names the requests that came together.
+
+        `now`, in seconds, never goes back.
+        """
         name = str(vm)
+        if self._occupancy is not None:
+            self._occupancy.pass_time(now)
         request = PlacementRequest(
             request_id=name,
             vm_id=name,
@@ -49,6 +56,7 @@ class Fleet:
             kind=PlacementKind.CREATE,
             vcpus=cpu_millis,
             memory_mib=memory_mib,
+            family=batch,
             order=int(now),
         )
         decision = self.last_decision = decide(self._books, request, policy=self.policy, listed_hosts=KEPT_HOSTS)
@@ -61,10 +69,11 @@ class Fleet:
 
     def remove(self, vm: str, now: float) -> None:
         """Give back what the vm has; nothing for one that was refused."""
-        del now
+        if self._occupancy is not None:
+            self._occupancy.pass_time(now)
         placed = self._placed.pop(str(vm), None)
         if placed is not None:
-            self._books.release(*placed)
+            self._books.release(*placed, is_end=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from trimtab_controller.core.placement.lifetimes import Kind
 from trimtab_controller.core.placement.needs import DiskNeed, GroupNeed, NetworkNeed, Toleration
 from trimtab_protos.messages import Firmware
 
@@ -67,6 +68,8 @@ class PlacementRequest:
     """What operators count, by name."""
     tolerations: tuple[Toleration, ...] = ()
     group: GroupNeed | None = None
+    family: str = ""
+    """Vms of one family are expected to live alike: what one owner names or asks for together."""
     priority: int = 0
     order: int = 0
     """Earlier first within a project and priority: for example the microsecond of creation."""
@@ -79,6 +82,10 @@ class PlacementRequest:
             raise ValueError(f"request {self.request_id} does not divide into {self.cell_count} cells")
 
     @property
+    def life_kind(self) -> Kind:
+        return Kind(self.family, self.vcpus, self.memory_mib)
+
+    @property
     def page_count(self) -> int:
         return self.memory_mib * 1024 // self.page_kib if self.page_kib else 0
 
@@ -88,7 +95,7 @@ class PlacementRequest:
         return is_cut or (self.is_dedicated and self.vcpus % self.cell_count != 0)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the request as stored beside its decision, so that it can be asked again."""
+        """Return the request as stored beside its decision, so that it can be asked again; `family` follows from names."""
         return {
             "request_id": self.request_id,
             "vm_id": self.vm_id,

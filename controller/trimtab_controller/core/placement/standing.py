@@ -19,7 +19,7 @@ from trimtab_controller.core.placement.books import Books, Trial
 from trimtab_controller.core.placement.filters import FILTERS, Filter, Reads
 from trimtab_controller.core.placement.filters.capacity import lacks_shared_space
 from trimtab_controller.core.placement.fleet import ALL, Mask, RowIndex, Rows
-from trimtab_controller.core.placement.policies import Policy
+from trimtab_controller.core.placement.policies import Policy, knows_lifetimes
 from trimtab_controller.core.placement.ranking import best_positions
 from trimtab_controller.core.placement.request import PlacementRequest
 from trimtab_controller.core.placement.scoring import Scores, six_digits
@@ -48,8 +48,8 @@ def standing_decision(
     depth: int = RANKED,
 ) -> Decision | None:
     """Return the decision with the best `count` hosts; None where only a scan can tell: hosts are named, the group has wishes, none fits."""
-    if _is_singular(request):
-        return None
+    if _is_singular(request) or (books.occupancy is not None and knows_lifetimes(policy)):
+        return None  # that a host is in use for so long changes with time, whatever is claimed
     trial = Trial.of(books, request)
     if trial.space.bound or lacks_shared_space(trial):
         return None

@@ -17,7 +17,7 @@ from trimtab_controller.core.placement.fleet import Mask
 from trimtab_controller.core.placement.sieve import Sieve
 
 # Say nothing about where a vm may go besides its size.
-_FREE = frozenset({"request_id", "vm_id", "vm_name", "vcpus", "memory_mib", "disks", "priority", "order", "image_ids"})
+_FREE = frozenset({"request_id", "vm_id", "vm_name", "vcpus", "memory_mib", "disks", "priority", "order", "family", "image_ids"})
 # Asked of the filters once per class; the pools of disks are added by `_key`.
 _ASKED = frozenset(
     {

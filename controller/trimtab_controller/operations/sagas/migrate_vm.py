@@ -16,8 +16,12 @@
 From `place` until `finish` (or the end of the undo) both hosts are holders: both claims stay, and a recovery or delete needs
 evidence about both. Nothing is concluded from what libvirt returned: `move` ends when one side is observed to run the guest and
 the other is observed not to.
+
+A post-copy that failed (it is used only where an operator asked for it) leaves memory on either side. The agent tries to resume it for
+half a minute; after that both sides are killed, seen to be gone, and the guest starts anew on the target, whose disks are the newer ones.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +32,16 @@ from trimtab_controller.operations.fan_out import ask_both
 from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, TookPlace, Transaction, Wait, effect, transaction
 from trimtab_controller.store import claims, describe, events, fleet, vms, volume_claims
 from trimtab_protos.errors import Conflict, NotFound
-from trimtab_protos.messages import CommandKey, Direction, DomainSpec, JobState, MigrationOptions, MigrationSide, VolumeSpec
+from trimtab_protos.messages import (
+    CommandKey,
+    Direction,
+    DomainSpec,
+    JobState,
+    MigrationOptions,
+    MigrationSide,
+    PowerAction,
+    VolumeSpec,
+)
 
 # The job's end wakes the row; progress is shown at this pace.
 POLL_S = 2.0
@@ -165,6 +178,8 @@ def _settle_outcome(context: Effect[Params], move: _Move, job: Any) -> Json | Wa
             raise _why_not_moved(job)
         case core.Outcome.NOWHERE:
             raise Conflict("guest-ended-during-migration", "the guest ended while it was moved; it is on neither host")
+        case core.Outcome.TORN:
+            return _end_torn(context, move)
         case _:
             return Wait(POLL_S, "both hosts to tell where the guest is")
 
@@ -174,6 +189,17 @@ def _observe_both(context: Effect[Params], move: _Move) -> core.Outcome:
     agents, vm_id = context.agents, context.params.vm_id
     source, target = ask_both(lambda host_id: agents.get_domain(host_id, vm_id), move.source_host_id, move.target_host_id)
     return core.outcome(source=source, target=target)
+
+
+def _end_torn(context: Effect[Params], move: _Move) -> Json | Wait:
+    """Kill what is left of the guest on both sides; once it is seen on neither, it has moved and lost its memory."""
+    for host_id in (move.target_host_id, move.source_host_id):
+        key = context.key(subject_id=context.params.vm_id, epoch=move.target_epoch, part=f"torn-{host_id}")
+        with contextlib.suppress(NotFound):
+            context.agents.change_power(host_id, key, context.params.vm_id, PowerAction.FORCE_OFF)
+    if _observe_both(context, move) is not core.Outcome.NOWHERE:
+        return Wait(POLL_S, "both halves of the guest to be gone")
+    return {"target_host_id": move.target_host_id, "memory": "lost"}
 
 
 def _why_not_moved(job: Any) -> Exception:
@@ -196,6 +222,8 @@ def _cancel_move(context: Effect[Params]) -> Json | Wait | Stopped:
             return {"target_host_id": move.target_host_id, "cancel": "too late"}
         case core.Outcome.NOWHERE:
             return Stopped()
+        case core.Outcome.TORN:
+            return _end_torn(context, move)
         case _:
             return Wait(POLL_S, "both hosts to tell where the guest is")
 
@@ -214,6 +242,9 @@ def _unmove(context: Effect[Params]) -> Json | Wait | TookPlace:
             return {}
         case core.Outcome.ON_TARGET:
             return TookPlace({"target_host_id": move.target_host_id, "cancel": "too late"})
+        case core.Outcome.TORN:
+            ended = _end_torn(context, move)
+            return ended if isinstance(ended, Wait) else TookPlace(ended)
         case _:
             return Wait(POLL_S, "both hosts to tell where the guest is")
 
@@ -241,11 +272,27 @@ def _switch(context: Transaction[Params]) -> None:
     if row is None:
         raise Conflict("migration-gone", "the migration's record is gone")
     vms.update(session, vm_id, host_id=row.target_host_id, epoch=row.target_epoch)
-    vms.observe(session, vm_id, host_id=row.target_host_id, state=ObservedState.RUNNING, reason="", at=context.now)
+    state = ObservedState.STOPPED if _is_memory_lost(context.results) else ObservedState.RUNNING
+    vms.observe(session, vm_id, host_id=row.target_host_id, state=state, reason="", at=context.now)
+
+
+def _is_memory_lost(results: Any) -> bool:
+    return bool(results["move"].get("memory") == "lost")
+
+
+def _start_anew(context: Effect[Params], move: _Move) -> None:
+    """Start the guest on the target from its disks, under the target's epoch: what it had in memory is gone."""
+    host_id, vm_id = move.target_host_id, context.params.vm_id
+    defining = context.key(subject_id=vm_id, epoch=move.target_epoch, part="define")
+    context.agents.define_domain(host_id, defining, move.target_domain)
+    starting = context.key(subject_id=vm_id, epoch=move.target_epoch, part="start")
+    context.agents.change_power(host_id, starting, vm_id, PowerAction.START)
 
 
 def _keep_target(context: Effect[Params]) -> Json:
     move = _move_of(context)
+    if _is_memory_lost(context.results):
+        _start_anew(context, move)
     key = context.key(subject_id=context.params.vm_id, epoch=move.target_epoch)
     seen = context.agents.settle_migration(
         move.target_host_id, key, context.params.vm_id, MigrationSide.KEEP, move.target_domain, ()
@@ -272,15 +319,16 @@ def _finish(context: Transaction[Params]) -> None:
     claims.promote_target(session, vm_id)
     claims.end_migration(session, vm_id)
     vm_steps.record_seen(context, "keep_target")
-    vm = vms.get(session, vm_id)
+    vm, is_lost = vms.get(session, vm_id), _is_memory_lost(context.results)
     events.append(
         session,
-        kind="vm.migrated",
+        kind="vm.memory_lost" if is_lost else "vm.migrated",
         project_id=vm.project_id,
         subject_id=vm_id,
         operation_id=context.operation.id,
         actor=context.operation.actor,
-        message=f"vm {vm.name} moved to {fleet.name_of(session, row.target_host_id)}",
+        message=f"vm {vm.name} moved to {fleet.name_of(session, row.target_host_id)}"
+        + ("; its memory was lost with a post-copy that failed, and it was started anew" if is_lost else ""),
         context={"source_host_id": row.source_host_id, "target_host_id": row.target_host_id},
         now=context.now,
     )

@@ -54,7 +54,7 @@ def _find(context: Transaction[Params]) -> Json:
         raise Conflict("vm-not-placed", f"vm {parts.vm.name} is on no host, so there is nobody to read its disks")
     repo = backup_steps.require_ready(session, params.repo_id)
     backup_steps.require_reach(repo, parts.vm.host_id)
-    return {"host_id": parts.vm.host_id, "settings": backup_settings.of_vm(parts)}
+    return {"host_id": parts.vm.host_id, "settings": backup_settings.read(session, params.vm_id)}
 
 
 def _order(context: Effect[Params]) -> BackupOrder:

@@ -5,7 +5,7 @@
 | own     | (the wish was recorded at acceptance)                            | wish for running again                   |
 | find    | by force: a migration under way is aborted; where is the guest?  | - it only looks                          |
 | ask     | guest agent or ACPI, unless `force`                              | - a guest cannot be un-asked             |
-| off     | wait until it is off; past `timeout_s` cut the power (pivot)     | - off is off                             |
+| off     | wait until it is off, ask again; past `timeout_s` cut the power (pivot) | - off is off                             |
 | clean   | what such a migration left on the other side                     | -                                        |
 | finish  | record, give compute back                                        | - last                                   |
 """
@@ -16,11 +16,14 @@ from trimtab_controller.core.lifecycle import DesiredPower
 from trimtab_controller.operations import superseded, vm_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, Transaction, Wait, effect, transaction
 from trimtab_controller.store import vms
+from trimtab_protos.errors import Conflict
 from trimtab_protos.messages import DomainState, PowerAction
 
 OFF = frozenset({DomainState.STOPPED, DomainState.ABSENT, DomainState.CRASHED})
 # The agent's event wakes the row; a guest that ignores the request is looked at this often.
 POLL_S = 2.0
+# A guest that is still booting hears nothing: without this its power would be cut although it would have obeyed.
+ASK_AGAIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +61,25 @@ def _off(context: Effect[Params]) -> Json | Wait:
     if seen.state in OFF:
         return vm_steps.seen_json(host_id, seen)
     if asked["was_asked"] and context.waited_s < context.params.timeout_s:
+        if seen.state is DomainState.RUNNING and context.waited_s >= ASK_AGAIN_S:
+            _ask_again(context, host_id, epoch=int(asked["epoch"]))
         remaining = context.params.timeout_s - int(context.waited_s)
         return Wait(POLL_S, f"the guest to shut down (its power is cut in {remaining} s)")
     seen = context.agents.change_power(
         host_id, context.key(subject_id=vm_id, epoch=int(asked["epoch"])), vm_id, PowerAction.FORCE_OFF
     )
     return vm_steps.seen_json(host_id, seen)
+
+
+def _ask_again(context: Effect[Params], host_id: str, *, epoch: int) -> None:
+    """Once in each ten seconds: the part of the key is the same in all of them."""
+    vm_id = context.params.vm_id
+    key = context.key(subject_id=vm_id, epoch=epoch, part=f"again-{int(context.waited_s // ASK_AGAIN_S)}")
+    try:
+        context.agents.change_power(host_id, key, vm_id, PowerAction.SHUT_DOWN)
+    except Conflict as changed:
+        if changed.code != "wrong-domain-state":
+            raise
 
 
 def _cancel_off(context: Effect[Params]) -> Json | Stopped:

@@ -1,5 +1,6 @@
 """The tables. Constraints state the invariants; code only arranges not to hit them."""
 
+from trimtab_controller.store.schema.adoption import adoption
 from trimtab_controller.store.schema.backups import backup, backup_policy, backup_repo
 from trimtab_controller.store.schema.base import metadata
 from trimtab_controller.store.schema.compute import (
@@ -65,6 +66,7 @@ from trimtab_controller.store.schema.storage import (
 
 __all__ = [
     "SHARED",
+    "adoption",
     "audit",
     "backup",
     "backup_policy",

@@ -66,6 +66,16 @@ def test_a_router_sends_what_it_likes() -> None:
     assert sent == [[{"accept": None}]]
 
 
+def test_cards_of_one_vm_on_one_network_may_answer_for_each_other_and_on_another_not() -> None:
+    second = NicSpec(nic_id="nic-2", network_id="net-1", mac="52:54:00:00:00:02", index=1, addresses=("10.0.0.3/24",))
+    elsewhere = NicSpec(nic_id="nic-3", network_id="net-2", mac="52:54:00:00:00:03", index=2, addresses=("10.9.0.3/24",))
+    made = packet_rules.install(GuestPackets(vm_id="vm-1", nics=(NIC, second, elsewhere)), there=())
+    said = json.dumps(chain(made, "from"))
+    assert "10.0.0.2" in said
+    assert "10.0.0.3" in said
+    assert "10.9.0.3" not in said
+
+
 def test_a_set_that_is_there_is_not_made_again() -> None:
     made = packet_rules.install(packets(), there=())
     names = {command["add"]["set"]["name"] for command in made if "set" in command.get("add", {})}

@@ -2,12 +2,14 @@
 
 from trimtab_controller.core.placement.scorers.base import Scorer
 from trimtab_controller.core.placement.scorers.fragments import FRAGMENTATION
+from trimtab_controller.core.placement.scorers.lifetimes import LIFETIME
 from trimtab_controller.core.placement.scorers.locality import HOME, IMAGE_LOCALITY
 from trimtab_controller.core.placement.scorers.packing import BALANCED, BEST_FIT, SPREAD
 from trimtab_controller.core.placement.scorers.wishes import GROUP, SPARE, TAINTS
 
 SCORERS: dict[str, Scorer] = {
-    scorer.name: scorer for scorer in (BEST_FIT, SPREAD, BALANCED, FRAGMENTATION, IMAGE_LOCALITY, HOME, GROUP, TAINTS, SPARE)
+    scorer.name: scorer
+    for scorer in (BEST_FIT, SPREAD, BALANCED, FRAGMENTATION, LIFETIME, IMAGE_LOCALITY, HOME, GROUP, TAINTS, SPARE)
 }
 
-__all__ = ["SCORERS", "Scorer"]
+__all__ = ["LIFETIME", "SCORERS", "Scorer"]

@@ -1,0 +1,180 @@
+"""What can be done to a host, to the controllers or to what both need, with what ends it and what must follow.
+
+Shared by the campaign (`tests/soak/host_loss.py`) and the lab tests.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+
+from tests.lab.fleet_kit import wait_until
+from tests.lab.host_loss_kit import LEASE_S, LossFleet, boottime_s
+from trimtab_lab import cgroups
+from trimtab_lab.power import PASSWORD, USER, Fault, PowerDevices
+from trimtab_lab.specs import PLANE_GROUP
+
+
+class Must(Enum):
+    """What must become of the host's kept guests."""
+
+    MOVE = auto()
+    """Each counts on on another host, within the goal."""
+    MOVE_LATE = auto()
+    """The same, but what went wrong besides takes time."""
+    STAY = auto()
+    """Each counts on where it was: a fault that is no death moves nobody."""
+    RUN = auto()
+    """Each counts on somewhere, in one place."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostFault:
+    inflict: Callable[[str], None]
+    end: Callable[[str], None]
+    must: Must
+    must_with_beacon: Must | None = None
+    """Where the hosts renew on shared storage too; None: the same."""
+
+
+def all_faults(fleet: LossFleet, devices: PowerDevices) -> Mapping[str, HostFault]:
+    lab, hands = fleet.lab, Hands(fleet, devices)
+
+    def with_warden(number: signal.Signals) -> Callable[[str], None]:
+        def inflict(host: str) -> None:
+            lab.signal_service(host, "trimtab-warden", number)
+            lab.cut(host)
+
+        return inflict
+
+    def both_frozen(host: str) -> None:
+        lab.signal_service(host, "trimtab-warden", signal.SIGSTOP)
+        lab.freeze(host)
+
+    def killed_agent(host: str) -> None:
+        lab.cut(host)
+        lab.signal_service(host, "trimtab-agent", signal.SIGKILL)
+
+    def thaw_and_heal(host: str) -> None:
+        lab.thaw(host)
+        lab.heal(host)
+
+    stays = Must.STAY
+    return {
+        "power": HostFault(lab.crash, lab.boot, Must.MOVE),
+        "link": HostFault(lab.cut, lab.heal, Must.MOVE, stays),
+        "one-way-cut": HostFault(hands.cut_one_way, hands.heal_one_way, Must.MOVE, stays),
+        "frozen-agent": HostFault(lab.freeze, lab.thaw, Must.MOVE, stays),
+        "both-frozen": HostFault(both_frozen, lab.thaw, Must.MOVE, stays),
+        "link-and-frozen-warden": HostFault(with_warden(signal.SIGSTOP), thaw_and_heal, Must.MOVE, stays),
+        "link-and-killed-warden": HostFault(with_warden(signal.SIGKILL), lab.heal, Must.MOVE, stays),
+        "link-and-killed-agent": HostFault(killed_agent, lab.heal, Must.MOVE, Must.RUN),
+        "killed-libvirtd": HostFault(hands.kill_libvirtd, lambda _host: None, stays),
+        "controller-killed-mid-recovery": HostFault(hands.crash_and_kill_controller, lab.boot, Must.MOVE_LATE),
+        "redis-down": HostFault(hands.crash_without_redis, hands.redis_again, Must.MOVE),
+        "storage-hung": HostFault(hands.hang_storage, lambda _host: None, stays),
+        "device-works": HostFault(hands.with_device(Fault.NONE), hands.without_device, Must.MOVE, stays),
+        "device-dead": HostFault(hands.with_device(Fault.DEAD), hands.without_device, Must.MOVE_LATE, stays),
+        "device-slow": HostFault(hands.with_device(Fault.SLOW), hands.without_device, Must.MOVE_LATE, stays),
+        "device-lying": HostFault(hands.with_device(Fault.LYING), hands.without_device, Must.MOVE_LATE, stays),
+        "returns-mid-recovery": HostFault(hands.crash_and_return, lab.boot, Must.RUN),
+        "migration-in-flight": HostFault(hands.crash_while_migrating, lab.boot, Must.RUN),
+    }
+
+
+class Hands:
+    """The faults that take more than a call of the lab's."""
+
+    def __init__(self, fleet: LossFleet, devices: PowerDevices) -> None:
+        self._fleet, self._lab, self._devices = fleet, fleet.lab, devices
+
+    def cut_one_way(self, host: str) -> None:
+        """What the host sends to the controllers is lost; what they send arrives."""
+        self._lab.run(host, ["iptables", "-I", "OUTPUT", "-d", self._lab.spec.ctl_address, "-j", "DROP"])
+
+    def heal_one_way(self, host: str) -> None:
+        self._lab.run(host, ["iptables", "-D", "OUTPUT", "-d", self._lab.spec.ctl_address, "-j", "DROP"])
+
+    def kill_libvirtd(self, host: str) -> None:
+        self._lab.signal_service(host, "libvirtd", signal.SIGKILL)
+
+    def crash_and_kill_controller(self, host: str) -> None:
+        """Every process of the controller dies once the host's recovery is under way, and starts again."""
+        self._lab.crash(host)
+        self._fleet.wait_for_host(host, "lost")
+        self._fleet.plane.crash()
+        self._fleet.plane.start()
+
+    def _redis(self) -> list[int]:
+        found = cgroups.process_ids(self._lab.spec.cgroup(PLANE_GROUP))
+        return [one for one in found if b"redis-server" in Path(f"/proc/{one}/cmdline").read_bytes()]
+
+    def crash_without_redis(self, host: str) -> None:
+        for process_id in self._redis():
+            os.kill(process_id, signal.SIGSTOP)
+        self._lab.crash(host)
+
+    def redis_again(self, host: str) -> None:
+        for process_id in self._redis():
+            os.kill(process_id, signal.SIGCONT)
+        self._lab.boot(host)
+
+    def hang_storage(self, _host: str) -> None:
+        """For longer than a lease; the guests wait for their disks meanwhile, as on any storage that hangs."""
+        at_s = boottime_s()
+        self._lab.hang_storage()
+        try:
+            wait_until(lambda: boottime_s() - at_s > 1.5 * LEASE_S, "more than a lease to pass")
+        finally:
+            self._lab.hang_storage(is_hung=False)
+
+    def with_device(self, fault: Fault) -> Callable[[str], None]:
+        """The host has a power device that was ready; it has that fault when the host's link is cut."""
+
+        def inflict(host: str) -> None:
+            self.give_device(host)
+            self._devices.fault(host, fault)
+            self._lab.cut(host)
+
+        return inflict
+
+    def give_device(self, host: str) -> None:
+        secret = self._lab.spec.state_directory / "device.pass"
+        secret.write_text(PASSWORD + "\n")
+        options = self._devices.options(host)
+        self._devices.fault(host, Fault.NONE)
+        self._fleet.ok(
+            "fence", "config", host, "--agent", "fence_redfish", "--address", options["ip"], "--port", options["ipport"],
+            "--user", USER, "--secret-file", str(secret), "--option", f"systems_uri={options['systems_uri']}",
+            "--option", "ssl_insecure=1",
+        )  # fmt: skip
+        wait_until(lambda: self._is_ready(host), f"the device of {host} to be ready")
+
+    def _is_ready(self, host: str) -> bool:
+        paths = self._fleet.protection(host)["fence_paths"]
+        return bool(paths) and all(one["is_ready"] for one in paths)
+
+    def without_device(self, host: str) -> None:
+        self._devices.fault(host, Fault.NONE)
+        for one in self._fleet.protection(host)["fence_paths"]:
+            self._fleet.ok("fence", "remove", host, one["name"], "--yes")
+        if self._lab.init_process_id(host) is None:
+            self._lab.boot(host)
+        else:
+            self._lab.heal(host)
+
+    def crash_and_return(self, host: str) -> None:
+        """The host is back before its guests run elsewhere, or just after."""
+        at_s = boottime_s()
+        self._lab.crash(host)
+        wait_until(lambda: boottime_s() - at_s > 14, "most of its lease to pass")
+        self._lab.boot(host)
+
+    def crash_while_migrating(self, host: str) -> None:
+        listed = self._fleet.ok("vm", "list", "-o", "json").json()
+        vms = [one for one in (listed["items"] if isinstance(listed, dict) else listed) if one.get("host") == host]
+        for one in vms:
+            self._fleet.begin("vm", "migrate", one["name"])
+        self._lab.crash(host)

@@ -1,0 +1,110 @@
+"""A guest of somebody's comes under control, moves, is defined anew at its next stop and goes back: its counter tells what it noticed."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.fleet_kit import TICK, Fleet, wait_until
+from trimtab_lab.guest import build_guest_image
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+DISK = "/srv/trimtab-shared/legacy-db.qcow2"
+SERIAL = "/var/log/libvirt/qemu/legacy-db-serial.log"
+DEFINITION = f"""
+<domain type='qemu'><name>legacy-db</name><memory unit='MiB'>96</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type><boot dev='hd'/></os><features><acpi/>
+<tcg><tb-cache unit='MiB'>16</tb-cache></tcg></features>
+<cpu mode='custom' match='exact'><model fallback='forbid'>qemu64</model></cpu>
+<devices>
+<disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none'/><source file='{DISK}'/><target dev='vdb' bus='virtio'/></disk>
+<interface type='bridge'><mac address='52:54:00:0f:0a:01'/><source bridge='br-guest'/><model type='virtio'/></interface>
+<serial type='file'><source path='{SERIAL}' append='on'/></serial>
+<watchdog model='i6300esb' action='none'/>
+<memballoon model='virtio'/>
+</devices></domain>
+"""
+
+
+def ticks(fleet: Fleet, host: str) -> tuple[int, float]:
+    """Return the guest's newest (counter, uptime) from the serial log of its own definition."""
+    found = TICK.findall(fleet.sh(host, f"tail -c 4000 {SERIAL}", check=False))
+    return (int(found[-1][0]), float(found[-1][1])) if found else (0, 0.0)
+
+
+def counts_on(fleet: Fleet, host: str, since: tuple[int, float], by: int = 2) -> tuple[int, float]:
+    """Return a later tick; the guest never started anew, so that its uptime grew, and no number is left out."""
+    seen = wait_until(lambda: now if (now := ticks(fleet, host))[0] >= since[0] + by else None, "the guest to count on")
+    assert seen[1] > since[1], "it was not restarted"
+    return seen
+
+
+@pytest.fixture(scope="module")
+def legacy(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A running domain on node1 that somebody made with virsh, its disk in the folder of a shared pool, started by its host's boot."""
+    scratch = tmp_path_factory.mktemp("legacy")
+    raw = Path(shutil.copy(build_guest_image().raw, scratch))
+    definition = scratch / "legacy-db.xml"
+    definition.write_text(DEFINITION)
+    fleet.sh("node1", f"qemu-img convert -f raw -O qcow2 {raw} {DISK}")
+    fleet.sh("node1", f"virsh define {definition}; virsh start legacy-db; virsh autostart legacy-db")
+    wait_until(lambda: ticks(fleet, "node1")[0] >= 1, "the guest to count")
+    yield "legacy-db"
+    ends = "for d in $(virsh list --all --name); do case $d in legacy*) virsh destroy $d; virsh undefine $d;; esac; done"
+    for host in ("node1", "node2"):
+        fleet.sh(host, ends, check=False)
+
+
+def test_a_domain_is_adopted_moved_defined_anew_and_released(fleet: Fleet, legacy: str) -> None:
+    before = ticks(fleet, "node1")
+    process = fleet.sh("node1", "cat /run/libvirt/qemu/legacy-db.pid")
+
+    shown = fleet.ok("vm", "adopt", f"node1/{legacy}", "--dry-run").out
+    assert f"volume: vdb {DISK} in pool shared" in shown
+    assert "kept until its next stop, gone after it: devices/watchdog (i6300esb)" in shown
+    assert "it can be adopted" in shown
+    assert "trimtab" not in fleet.sh("node1", "virsh dumpxml legacy-db"), "a dry run changes nothing"
+
+    adopting = fleet.begin("vm", "adopt", f"node1/{legacy}")
+    fleet.sh("node1", "systemctl restart trimtab-agent")
+    assert fleet.end_of(adopting)["state"] == "done"
+    assert fleet.sh("node1", "cat /run/libvirt/qemu/legacy-db.pid") == process
+    assert "disable" in fleet.sh("node1", "virsh dominfo legacy-db | grep Autostart")
+    fleet.wait_for_host("node1")
+    seen = counts_on(fleet, "node1", before)
+    vm = fleet.vm(legacy)
+    assert (vm["host"], vm["observed"]["state"]) == ("node1", "running")
+    assert json.loads(fleet.ok("vm", "diff", legacy, "-o", "json").out)["differences"] == []
+
+    fleet.ok("vm", "migrate", legacy, "--to", "node2", "--wait")
+    seen = counts_on(fleet, "node2", seen)
+    assert legacy not in fleet.domains_of("node1")
+
+    fleet.ok("vm", "stop", legacy, "--wait")
+    fleet.ok("vm", "start", legacy, "--to", "node1", "--wait")
+    fleet.wait_for_ticks(legacy, seen[0] + 1)
+    assert fleet.runs_on(vm["id"]) == ["node1"], "it has the standard name from its next stop on"
+    assert legacy not in fleet.domains_of("node2")
+    assert fleet.sh("node1", f"ls {DISK} || echo gone", check=False).strip() == "gone", "the file has its volume's name alone"
+
+    by_hand = "--type bridge --source br-guest --model virtio --mac 52:54:00:0f:0a:02 --config"
+    fleet.sh("node1", f"virsh attach-interface trimtab-{vm['id']} {by_hand}")
+    drifted = json.loads(fleet.ok("vm", "diff", legacy, "-o", "json").out)["differences"]
+    assert ("nic 52:54:00:0f:0a:02", "", "", "attached") in [tuple(one.values()) for one in drifted]
+
+    process = fleet.sh("node1", f"cat /run/libvirt/qemu/trimtab-{vm['id']}.pid")
+    releasing = fleet.begin("vm", "release", legacy)
+    fleet.sh("node1", "systemctl restart trimtab-agent")
+    assert fleet.end_of(releasing)["state"] == "done"
+    assert fleet.trimtab("vm", "get", legacy).code == 4
+    assert fleet.sh("node1", f"cat /run/libvirt/qemu/trimtab-{vm['id']}.pid") == process
+    left = fleet.sh("node1", f"virsh dumpxml trimtab-{vm['id']}")
+    assert "urn:trimtab" not in left
+    disk = re.search(r"source file='([^']+)'", left)
+    assert disk is not None
+    assert fleet.sh("node1", f"test -s {disk[1]} && echo there").strip() == "there"
+    fleet.sh("node1", f"virsh destroy trimtab-{vm['id']}; virsh undefine trimtab-{vm['id']}; rm {disk[1]}")
