@@ -317,15 +317,6 @@ class Agent:
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
 
-    def _network_servicer(self) -> NetworkServicer:
-        return NetworkServicer(
-            self.parts.hypervisor,
-            self.parts.look_at_peer or PeerCheck(self.parts.credentials).run,
-            commands=self.commands,
-            pools=self.parts.pools,
-            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
-        )
-
     def _instant_servicer(self, source: BackupSource) -> InstantServicer:
         return InstantServicer(
             self.repositories,
@@ -336,6 +327,15 @@ class Agent:
             jobs=self.jobs,
             pool=self.parts.pools.storage,
             query=self.parts.pools.query,
+            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
+        )
+
+    def _network_servicer(self) -> NetworkServicer:
+        return NetworkServicer(
+            self.parts.hypervisor,
+            self.parts.look_at_peer or PeerCheck(self.parts.credentials).run,
+            commands=self.commands,
+            pools=self.parts.pools,
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
 

@@ -156,6 +156,7 @@ async def test_no_mutating_route_escapes_the_trail(api: Api) -> None:
         "/v1/projects/{project}/vms/{name}": {"labels": {}},
         "/v1/backup-repos": {"name": "main", "url": "file:///srv/backup", "host": "absent"},
         "/v1/backup-repos/{name}:confirm": {"key": "ttk1-wrong"},
+        "/v1/backup-repos/{name}:replicate": {"to": "second"},
         "/v1/projects/{project}/backup-policies": {"name": "nightly", "schedule": "0 2 * * *"},
         "/v1/projects/{project}/backups": {"vm": "absent"},
         "/v1/projects/{project}/backups/{name}:restore": {"name": "db2"},

@@ -78,6 +78,25 @@ def verifies(story: FleetStory) -> Operation:
     return story.db.write(lambda session: backup_service.accept_verify(session, backup, actor=story.actor, now=story.clock.now()))
 
 
+def replicates(story: FleetStory) -> Operation:
+    backup = _backed_up(story)
+    second = ready_repo(story, "second")
+
+    def work(session: Session) -> Operation:
+        repo = backup_repos.get(session, backup.repo_id)
+        return repo_service.replicate(
+            session, repo.name, second.name, bandwidth_mib_s=0, actor=story.actor, now=story.clock.now()
+        )
+
+    return story.db.write(work)
+
+
+def is_in_both(story: FleetStory, operation: Operation) -> None:
+    first, _ = story.client.list_backups(story.host_ids[0], operation.subject_id)
+    second, _ = story.client.list_backups(story.host_ids[0], str(operation.params["to_repo_id"]))
+    assert {one.backup_id for one in first} <= {one.backup_id for one in second}
+
+
 def exports(story: FleetStory) -> Operation:
     backup = _backed_up(story)
     return story.db.write(
@@ -278,6 +297,7 @@ EXAMPLES: dict[str, Example] = {
         takes_place=frozenset({"copy"}),
     ),
     "backup.verify": Example(kind="backup.verify", arrange=verifies, done=level_is(1), undone=level_is(0)),
+    "backup_repo.replicate": Example(kind="backup_repo.replicate", arrange=replicates, done=is_in_both),
     "backup.export": Example(kind="backup.export", arrange=exports, done=is_handed_out),
     "backup.boot": Example(kind="backup.boot", arrange=boots, done=has_booted, undone=not_created),
     "backup.prune": Example(kind="backup.prune", arrange=deletes, done=is_forgotten),

@@ -1,11 +1,13 @@
 """What the jobs of backups do: the request as it was journaled, turned into one run over a repository that was granted before."""
 
+import contextlib
 from collections.abc import Mapping
 
 from trimtab_agent.backup.access import Repositories
 from trimtab_agent.backup.repository.manifests import Manifest, Subject
 from trimtab_agent.backup.repository.prune import GRACE_S, prune
 from trimtab_agent.backup.repository.reader import open_backup
+from trimtab_agent.backup.repository.replication import replicate
 from trimtab_agent.backup.repository.verify import verify_all, verify_backup
 from trimtab_agent.backup.running import BackupRequest, DiskToBackUp, run_backup
 from trimtab_agent.backup.source import NVRAM, BackupSource
@@ -29,8 +31,8 @@ from trimtab_protos.messages import (
 )
 
 REPORT_EVERY_S = 1.0
-_VERIFY, _PRUNE = b"V", b"P"
-"""The first byte of a journaled request of upkeep: two verbs, one class of jobs."""
+_VERIFY, _PRUNE, _REPLICATE = b"V", b"P", b"R"
+"""The first byte of a journaled request of upkeep: three verbs, one class of jobs."""
 
 
 def backup_runners(repositories: Repositories, source: BackupSource, clock: Clock) -> Mapping[JobKind, Runner]:
@@ -67,6 +69,10 @@ def backup_runners(repositories: Repositories, source: BackupSource, clock: Cloc
             repository.close()
 
     def upkeep(request: bytes, stamp: Stamp, control: JobControl) -> JobResult:  # noqa: ARG001 a repository has no metadata
+        if request[:1] == _REPLICATE:
+            asked = pb.StartReplicationRequest.FromString(request[1:])
+            progress = _Progress(control, clock, phase="replicating", bandwidth_bytes_s=asked.bandwidth_mib_s << 20)
+            return _replicate(repositories, asked, progress)
         control.report(JobProgress(phase="verifying" if request[:1] == _VERIFY else "pruning"))
         if request[:1] == _VERIFY:
             return _verify(repositories, pb.StartVerifyRequest.FromString(request[1:]))
@@ -81,6 +87,20 @@ def verify_request(request: pb.StartVerifyRequest) -> bytes:
 
 def prune_request(request: pb.StartPruneRequest) -> bytes:
     return _PRUNE + request.SerializeToString()
+
+
+def replication_request(request: pb.StartReplicationRequest) -> bytes:
+    return _REPLICATE + request.SerializeToString()
+
+
+def _replicate(repositories: Repositories, asked: pb.StartReplicationRequest, progress: "_Progress") -> RestoreResult:
+    with contextlib.ExitStack() as stack:
+        source = repositories.open(asked.repository)
+        stack.callback(source.close)
+        target = repositories.open(asked.to_repository)
+        stack.callback(target.close)
+        _count, read = replicate(source, target, on_progress=progress)
+    return RestoreResult(written_bytes=read, root="")
 
 
 def summary_of(manifest: Manifest) -> BackupSummary:

@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 
 from trimtab_agent import edge
 from trimtab_agent.backup.access import Access, Repositories
-from trimtab_agent.backup.jobs import prune_request, summary_of, verify_request
+from trimtab_agent.backup.jobs import prune_request, replication_request, summary_of, verify_request
 from trimtab_agent.commands import Commands
 from trimtab_agent.hypervisor.base import Stamp
 from trimtab_agent.jobs import JobKind, Jobs
@@ -114,6 +114,11 @@ class BackupServicer(BackupServiceServicer):
     async def StartPrune(self, request: pb.StartPruneRequest, context: edge.Context) -> pb.StartPruneResponse:
         self._authorise(context)
         return await self._start(request, pb.StartPruneResponse, JobKind.UPKEEP, prune_request(request))
+
+    @edge.unary
+    async def StartReplication(self, request: pb.StartReplicationRequest, context: edge.Context) -> pb.StartReplicationResponse:
+        self._authorise(context)
+        return await self._start(request, pb.StartReplicationResponse, JobKind.UPKEEP, replication_request(request))
 
     async def _start(self, request: Message, response_class: type[R], kind: JobKind, journaled: bytes) -> R:
         def act(key: CommandKey, _stamp: Stamp) -> R:

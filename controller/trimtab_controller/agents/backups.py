@@ -124,6 +124,8 @@ class BackupAgents(Protocol):
         self, host_id: str, key: CommandKey, *, repo_id: str, forget: Sequence[tuple[str, str]], is_dry_run: bool
     ) -> Job: ...
 
+    def start_replication(self, host_id: str, key: CommandKey, *, repo_id: str, to_repo_id: str, bandwidth_mib_s: int) -> Job: ...
+
 
 class BackupVerbs(ABC):
     """`BackupAgents` over whatever sends a message: mixed into the gRPC client."""
@@ -250,6 +252,10 @@ class BackupVerbs(ABC):
             is_dry_run=is_dry_run,
         )
         return job_of(self._command(host_id, "StartPrune", request, key).job)
+
+    def start_replication(self, host_id: str, key: CommandKey, *, repo_id: str, to_repo_id: str, bandwidth_mib_s: int) -> Job:
+        request = pb.StartReplicationRequest(repository=repo_id, to_repository=to_repo_id, bandwidth_mib_s=bandwidth_mib_s)
+        return job_of(self._command(host_id, "StartReplication", request, key).job)
 
     @abstractmethod
     def _command(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = 10.0) -> Any:

@@ -20,12 +20,11 @@ def receive(
     reopen: Callable[[], None],
     partial: Path,
     *,
-    retries: tuple[type[Exception], ...],
     on_progress: Callable[[int, int], None],
 ) -> str:
     """Fill `partial` from where it ends; return the SHA-256 of all of it.
 
-    `ask(offset)` returns a piece, `reopen` makes a host ready again after one of `retries`.
+    `ask(offset)` returns a piece; where it fails, `reopen` makes a host ready again, and it is asked once more.
     """
     with partial.open("ab"):
         pass
@@ -36,7 +35,7 @@ def receive(
         while offset < size_bytes:
             try:
                 piece = ask(offset)
-            except retries:
+            except CommandFailed:
                 failures += 1
                 if failures >= TRIES:
                     raise
@@ -45,7 +44,10 @@ def receive(
             failures, size_bytes = 0, int(piece["size_bytes"])
             content = base64.b64decode(piece["content_base64"])
             if hashlib.sha256(content).hexdigest() != piece["sha256"]:
-                raise CommandFailed(f"the piece at {offset} arrived as something else than it was sent", code="piece-damaged")
+                raise CommandFailed(
+                    f"the piece at {offset} arrived as something else than it was sent; run the export again, it goes on from there",
+                    code="piece-damaged",
+                )
             if not content and not piece["zeros"]:
                 break
             file.seek(offset)

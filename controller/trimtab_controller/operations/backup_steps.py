@@ -66,7 +66,7 @@ def open_on(context: Effect[Any], host_id: str, repo_id: str, *, create: bool = 
     Asked before each look at a job: an agent that was restarted has forgotten the key, which is in its memory only.
     """
     repo = context.read(lambda session: backup_repos.get(session, repo_id))
-    key = context.key(subject_id=context.operation.id, part=f"open-{host_id}", direction=Direction.DO)
+    key = context.key(subject_id=context.operation.id, part=f"open-{repo_id}-{host_id}", direction=Direction.DO)
     opened = context.agents.open_repository(host_id, key, repo, create=create)
     if repo.repository_id and opened.repository_id != repo.repository_id:
         raise Conflict(

@@ -121,6 +121,17 @@ def rebuild(session: Session, name: str, *, actor: Actor, now: datetime) -> Oper
     return _accept(session, "backup_repo.rebuild", repo, {}, actor=actor, now=now)
 
 
+def replicate(session: Session, name: str, to_name: str, *, bandwidth_mib_s: int, actor: Actor, now: datetime) -> Operation:
+    """Accept that what the other repository does not list yet is copied into it. Conflict where either cannot be used."""
+    repo, target = find(session, name), find(session, to_name)
+    if repo.id == target.id:
+        raise InvalidRequest("repository-is-itself", "to: a repository is not copied into itself; name another one", field="to")
+    backup_steps.require_ready(session, repo.id)
+    backup_steps.require_ready(session, target.id)
+    params = {"to_repo_id": target.id, "bandwidth_mib_s": bandwidth_mib_s}
+    return _accept(session, "backup_repo.replicate", repo, params, actor=actor, now=now)
+
+
 def prune(session: Session, name: str, *, is_dry_run: bool, actor: Actor, now: datetime) -> Operation:
     """Accept the removal of what no listed backup needs; a dry run only counts it."""
     repo = find(session, name)

@@ -9,7 +9,6 @@ import pytest
 
 from trimtab_controller.cli.backup_file import PIECE_BYTES, receive
 from trimtab_controller.cli.errors import CommandFailed
-from trimtab_protos.errors import Unavailable
 
 FILE = b"a" * PIECE_BYTES + bytes(3 * PIECE_BYTES) + b"b" * (PIECE_BYTES // 2)
 
@@ -24,7 +23,7 @@ class Server:
         self.asked.append(offset)
         if self.fails:
             self.fails -= 1
-            raise Unavailable("repository-not-open", "the host was restarted")
+            raise CommandFailed("the host was restarted")
         content = FILE[offset : offset + PIECE_BYTES]
         zeros = 3 * PIECE_BYTES if offset == PIECE_BYTES else 0
         content = b"" if zeros else content
@@ -40,7 +39,7 @@ class Server:
 
 
 def get(server: Server, partial: Path) -> str:
-    return receive(server.ask, server.reopen, partial, retries=(Unavailable,), on_progress=lambda _done, _total: None)
+    return receive(server.ask, server.reopen, partial, on_progress=lambda _done, _total: None)
 
 
 def test_the_file_is_what_was_sent_and_zeros_are_holes(tmp_path: Path) -> None:
@@ -62,7 +61,7 @@ def test_a_host_that_forgot_is_asked_again_and_one_that_never_answers_is_an_erro
     server = Server(fails=3)
     get(server, tmp_path / "part")
     assert server.reopened == 3
-    with pytest.raises(Unavailable):
+    with pytest.raises(CommandFailed):
         get(Server(fails=99), tmp_path / "other")
 
 
@@ -72,5 +71,5 @@ def test_a_piece_that_arrives_as_something_else_is_refused(tmp_path: Path) -> No
     def ask(offset: int) -> Any:
         return {**server.ask(offset), "sha256": "0" * 64}
 
-    with pytest.raises(CommandFailed):
-        receive(ask, server.reopen, tmp_path / "part", retries=(Unavailable,), on_progress=lambda _done, _total: None)
+    with pytest.raises(CommandFailed, match="arrived as something else"):
+        receive(ask, server.reopen, tmp_path / "part", on_progress=lambda _done, _total: None)

@@ -22,6 +22,7 @@ from trimtab_protos.errors import TrimtabError
 
 RENEW_EVERY_S = 60.0
 _NAME = "asked"
+_ENDS = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,17 +55,16 @@ def export_name(backup_id: str, disk: str) -> str:
 
 
 def serve(order: Order) -> None:
+    # Before any thread begins, so that none of them takes the signal that the main one waits for.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     repositories = Repositories(SystemClock(), holder=order.holder)
     repositories.grant(_NAME, order.access, create=False)
     repository = repositories.open(_NAME)
-    ended = threading.Event()
     with open_backup(repository, order.vm_id, order.backup_id) as reader, DiskContent(reader.disk(order.disk)) as content:
         server = NbdServer(Path(order.socket), {export_name(order.backup_id, order.disk): content}, owner=order.owner)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda _number, _frame: ended.set())
         threading.Thread(target=server.serve, name="accept", daemon=True).start()
         _say({})
-        while not ended.wait(RENEW_EVERY_S):
+        while signal.sigtimedwait(_ENDS, RENEW_EVERY_S) is None:
             reader.renew()
         server.close()
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from trimtab_controller import repository_keys
-from trimtab_controller.api.fields import Body, Bool, Name, RefOrNone
+from trimtab_controller.api.fields import Body, Bool, Name, Ref, RefOrNone
 from trimtab_controller.api.mutate import NO_CONTENT, Order, accepted, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
 from trimtab_controller.api.paths import NamePath
@@ -54,6 +54,12 @@ class BackupRepoBody(Body):
 
 class ConfirmBody(Body):
     key: Key
+
+
+class ReplicateBody(Body):
+    to: Ref
+    # 0: as fast as it goes.
+    bandwidth_mib_s: Annotated[int, Field(strict=True, ge=0, le=1_000_000, examples=[100])] = 0
 
 
 class PruneBody(Body):
@@ -139,6 +145,19 @@ async def rebuild_backup_repo(request: Request, access: FleetAdmin, name: NamePa
         return accepted(OperationAnswer(operation=render(operation, project_name="")))
 
     return await mutate(Order(request=request, access=access, wish=asked, verb="backup_repo.rebuild"), work)
+
+
+@router.post("/v1/backup-repos/{name}:replicate", status_code=202, response_model=OperationAnswer)
+async def replicate_backup_repo(
+    request: Request, access: FleetAdmin, name: NamePath, asked: Asked, body: ReplicateBody
+) -> Response:
+    """Copy what another repository does not list yet into it."""
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        operation = backup_repos.replicate(session, name, body.to, bandwidth_mib_s=body.bandwidth_mib_s, actor=actor, now=now)
+        return accepted(OperationAnswer(operation=render(operation, project_name="")))
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="backup_repo.replicate", body=body), work)
 
 
 @router.post("/v1/backup-repos/{name}:prune", status_code=202, response_model=OperationAnswer)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from trimtab_controller.cli import backup_file, completion, humanise, options, render, resources, waiting
-from trimtab_controller.cli.errors import CommandFailed, usage
+from trimtab_controller.cli.errors import usage
 from trimtab_controller.cli.nouns.backup_views import BACKUP
 from trimtab_controller.cli.session import Session
 
@@ -54,7 +54,6 @@ def export(session: Session, backup_id: str, file: Path, disk: str | None, image
         lambda offset: session.client.get(f"{place}/file", {"disk": disk or "", "format": chosen, "offset": offset}),
         reopen,
         partial,
-        retries=(CommandFailed,),
         on_progress=progress,
     )
     partial.rename(file)

@@ -119,6 +119,29 @@ def rebuild_repo(session: Session, name: str) -> None:
     )
 
 
+@repo.command("replicate")
+@_repo_name
+@click.option("--to", required=True, metavar="NAME", shell_complete=completion.names_of("backup-repos"), help="The other one.")
+@click.option("--bandwidth", type=click.IntRange(0, 1_000_000), metavar="MIB/S", help="Read a second at most.")
+@options.runs
+@click.pass_obj
+def replicate_repo(session: Session, name: str, to: str, bandwidth: int | None) -> None:
+    """Copy what another repository does not list yet into it, under its own key. A run that broke off is gone on with.
+
+    \b
+    trimtab backup repo replicate main --to second
+    """
+    resources.run(
+        session,
+        "POST",
+        REPO.place(session, name, verb="replicate"),
+        {"to": to, **({"bandwidth_mib_s": bandwidth} if bandwidth else {})},
+        sentence=lambda item: (
+            f"{to} has what {name} lists; {humanise.size((item.get('result') or {}).get('read_bytes'))} were read"
+        ),
+    )
+
+
 @repo.command("delete")
 @_repo_name
 @options.destroys

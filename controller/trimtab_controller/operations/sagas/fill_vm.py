@@ -2,7 +2,8 @@
 
 | step   | do                                                                            | undo                               |
 |--------|-------------------------------------------------------------------------------|------------------------------------|
-| fill   | the agent's jobs, disk by disk: copy what still reads from the backup (pivot)   | - a half is of no use: only forward |
+| own    | nothing: a cancel comes too late from here on (pivot)                           | - a half is of no use: only forward |
+| fill   | the agent's jobs, disk by disk: copy what still reads from the backup           | - a half is of no use: only forward |
 | finish | the disks stand alone: a vm like any other, with the `ha` it had                | - last                             |
 
 Nothing ends it but the disks being whole or the vm being deleted: where the guest is off, its host down, the repository away, it waits
@@ -29,6 +30,10 @@ class Params:
     bandwidth_mib_s: int = 0
     # Given to the vm once its disks are whole; '' leaves what it has.
     ha: str = ""
+
+
+def _own(_context: Transaction[Params]) -> None:
+    """Nothing to do: from here on a cancel comes too late."""
 
 
 def _fill(context: Effect[Params]) -> Json | Wait:
@@ -100,7 +105,8 @@ SAGA = Saga(
     is_exclusive=False,
     result=lambda results: {"is_whole": results["fill"]["is_whole"]},
     steps=(
-        effect("fill", _fill, None, because="a half is of no use: only forward", pivot=True),
+        transaction("own", _own, None, because="a half is of no use: only forward, also where somebody cancels", pivot=True),
+        effect("fill", _fill, None, because="a half is of no use: only forward"),
         transaction("finish", _finish, None, because="nothing follows it"),
     ),
 )

@@ -510,3 +510,57 @@ class StartPruneResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartPruneResponse: _TypeAlias = StartPruneResponse  # noqa: Y015
+
+@_typing.final
+class StartReplicationRequest(_message.Message):
+    """StartReplicationRequest: both repositories were opened on this host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    TO_REPOSITORY_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_MIB_S_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    to_repository: _builtins.str
+    bandwidth_mib_s: _builtins.int
+    """0: unlimited."""
+    @_builtins.property
+    def key(self) -> _command_pb2.CommandKey: ...
+    def __init__(
+        self,
+        *,
+        key: _command_pb2.CommandKey | None = ...,
+        repository: _builtins.str = ...,
+        to_repository: _builtins.str = ...,
+        bandwidth_mib_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "key", b"key", "repository", b"repository", "to_repository", b"to_repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartReplicationRequest: _TypeAlias = StartReplicationRequest  # noqa: Y015
+
+@_typing.final
+class StartReplicationResponse(_message.Message):
+    """StartReplicationResponse is the job, begun or found; its result is a RestoreResult with the bytes that were read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> _agent_service_pb2.Job: ...
+    def __init__(
+        self,
+        *,
+        job: _agent_service_pb2.Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartReplicationResponse: _TypeAlias = StartReplicationResponse  # noqa: Y015

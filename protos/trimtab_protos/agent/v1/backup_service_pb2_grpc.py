@@ -67,6 +67,11 @@ class BackupServiceStub:
                 request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartPruneRequest.SerializeToString,
                 response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartPruneResponse.FromString,
                 _registered_method=True)
+        self.StartReplication = channel.unary_unary(
+                '/trimtab_protos.agent.v1.BackupService/StartReplication',
+                request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartReplicationRequest.SerializeToString,
+                response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartReplicationResponse.FromString,
+                _registered_method=True)
 
 
 class BackupServiceServicer:
@@ -117,6 +122,13 @@ class BackupServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartReplication(self, request, context):
+        """StartReplication begins (or finds) the job that copies what another repository does not list yet into it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BackupServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -149,6 +161,11 @@ def add_BackupServiceServicer_to_server(servicer, server):
                     servicer.StartPrune,
                     request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartPruneRequest.FromString,
                     response_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartPruneResponse.SerializeToString,
+            ),
+            'StartReplication': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartReplication,
+                    request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartReplicationRequest.FromString,
+                    response_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartReplicationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -316,6 +333,33 @@ class BackupService:
             '/trimtab_protos.agent.v1.BackupService/StartPrune',
             trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartPruneRequest.SerializeToString,
             trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartPruneResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartReplication(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab_protos.agent.v1.BackupService/StartReplication',
+            trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartReplicationRequest.SerializeToString,
+            trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartReplicationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,8 @@ class BackupServiceStub:
     """StartVerify begins (or finds) the job that reads one backup, or everything, and checks it."""
     StartPrune: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.StartPruneRequest, _backup_service_pb2.StartPruneResponse]
     """StartPrune begins (or finds) the job that takes backups off the list and removes what none needs."""
+    StartReplication: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.StartReplicationRequest, _backup_service_pb2.StartReplicationResponse]
+    """StartReplication begins (or finds) the job that copies what another repository does not list yet into it."""
 
 @_typing.type_check_only
 class BackupServiceAsyncStub(BackupServiceStub):
@@ -69,6 +71,8 @@ class BackupServiceAsyncStub(BackupServiceStub):
     """StartVerify begins (or finds) the job that reads one backup, or everything, and checks it."""
     StartPrune: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartPruneRequest, _backup_service_pb2.StartPruneResponse]  # type: ignore[assignment]
     """StartPrune begins (or finds) the job that takes backups off the list and removes what none needs."""
+    StartReplication: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartReplicationRequest, _backup_service_pb2.StartReplicationResponse]  # type: ignore[assignment]
+    """StartReplication begins (or finds) the job that copies what another repository does not list yet into it."""
 
 class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
     """BackupService is what the controller may ask of one host about backups. Jobs are read and cancelled through AgentService.
@@ -123,5 +127,13 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_backup_service_pb2.StartPruneResponse, _abc.Awaitable[_backup_service_pb2.StartPruneResponse]]:
         """StartPrune begins (or finds) the job that takes backups off the list and removes what none needs."""
+
+    @_abc_1.abstractmethod
+    def StartReplication(
+        self,
+        request: _backup_service_pb2.StartReplicationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_backup_service_pb2.StartReplicationResponse, _abc.Awaitable[_backup_service_pb2.StartReplicationResponse]]:
+        """StartReplication begins (or finds) the job that copies what another repository does not list yet into it."""
 
 def add_BackupServiceServicer_to_server(servicer: BackupServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -93,7 +93,7 @@ Global___ServeBackupRequest: _TypeAlias = ServeBackupRequest  # noqa: Y015
 
 @_typing.final
 class ServeBackupResponse(_message.Message):
-    """ServeBackupResponse: the backup is served."""
+    """ServeBackupResponse says that it is served now."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

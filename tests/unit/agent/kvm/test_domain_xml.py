@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tests.unit.agent.kvm import factories as make
 from trimtab_agent.hypervisor.base import Stamp
 from trimtab_agent.hypervisor.kvm import domain_facts
-from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, HostTraits, build
+from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, Export, HostTraits, build
+from trimtab_agent.hypervisor.kvm.filling import parse_export
 from trimtab_protos.errors import InvalidRequest
 from trimtab_protos.messages import CdromSpec, DiskBus, DiskFormat, DomainSpec, Firmware
 
@@ -244,3 +245,19 @@ def test_a_vm_that_may_be_given_vcpus_can_give_back_all_but_its_first() -> None:
     shown = [(one.get("enabled"), one.get("hotpluggable")) for one in root.findall("vcpus/vcpu")]
     assert shown == [("yes", "no"), ("yes", "yes"), ("no", "yes")]
     assert ElementTree.fromstring(xml_of(make.domain(vcpus=2, vcpus_max=2))).find("vcpus") is None
+
+
+def test_a_disk_that_reads_from_a_backup_names_its_export_and_how_long_qemu_waits_for_it() -> None:
+    spec = make.domain()
+    volume_id = spec.disks[0].volume_id
+    export = parse_export("nbd+unix:///bk-1.vda?socket=/var/lib/libvirt/qemu/trimtab-v.nbd")
+    assert export == Export(name="bk-1.vda", socket="/var/lib/libvirt/qemu/trimtab-v.nbd")
+    root = ElementTree.fromstring(build(spec, STAMP, TCG, exports={volume_id: export}))
+    (backing,) = [one for one in root.findall("devices/disk/backingStore") if one.get("type") == "network"]
+    source, reconnect = backing.find("source"), backing.find("source/reconnect")
+    assert source is not None
+    assert reconnect is not None
+    assert (source.get("protocol"), source.get("name")) == ("nbd", "bk-1.vda")
+    assert int(reconnect.get("delay", "0")) >= 600
+    assert parse_export("/srv/pool/volumes/base.qcow2") is None
+    assert "backingStore" not in build(spec, STAMP, TCG)
