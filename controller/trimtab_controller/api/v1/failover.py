@@ -1,6 +1,7 @@
 """Failover: losses of hosts, what it is doing, operators' words to it; and hosts' power devices."""
 
 import asyncio
+import contextlib
 from datetime import datetime
 from typing import Annotated
 
@@ -180,10 +181,9 @@ async def cut_power(
     request: Request, runtime: InRuntime, access: FleetAdmin, name: NamePath, body: CutPowerBody, asked: Asked
 ) -> Response:
     """Cut the host's power by its power device, for a drill. Refused where a vm of it would not run again."""
-    try:
+    foreseen: tuple[drills.Inputs, Drill] | None = None
+    with contextlib.suppress(TrimtabError):  # told below, where refusals are recorded
         foreseen = await _foresee(runtime, name, Assumptions())
-    except TrimtabError:
-        foreseen = None  # told below, where refusals are recorded
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
         inputs = (
