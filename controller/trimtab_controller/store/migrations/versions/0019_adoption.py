@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0014"
+revision = "0019"
 down_revision = "0018"
 _JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 
