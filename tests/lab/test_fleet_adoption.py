@@ -67,7 +67,7 @@ def test_a_domain_is_adopted_moved_defined_anew_and_released(fleet: Fleet, legac
     assert f"volume: vdb {DISK} in pool shared" in shown
     assert "kept until its next stop, gone after it: devices/watchdog (i6300esb)" in shown
     assert "it can be adopted" in shown
-    assert "trimtab" not in fleet.sh("node1", "virsh dumpxml legacy-db"), "a dry run changes nothing"
+    assert "urn:trimtab" not in fleet.sh("node1", "virsh dumpxml legacy-db"), "a dry run changes nothing"
 
     adopting = fleet.begin("vm", "adopt", f"node1/{legacy}")
     fleet.sh("node1", "systemctl restart trimtab-agent")
