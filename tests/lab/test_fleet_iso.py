@@ -64,7 +64,7 @@ def test_the_medium_changes_and_goes_under_the_running_guest(fleet: Fleet, rescu
 def test_debians_installer_shows_its_first_question_on_the_screen(fleet: Fleet, tmp_path: Path) -> None:
     fleet.ok("image", "import", "installer", str(installer_iso()), "--kind", "iso", "--pool", "shared", "--wait")
     fleet.ok(
-        "vm", "create", "install1", "--iso", "installer", "--disk", "64MiB", "--os", "debian12", "--memory", "384MiB",
+        "vm", "create", "install1", "--iso", "installer", "--disk", "64MiB", "--os", "linux", "--memory", "384MiB",
         "--pool", "local", "--network", "default", "--to", "node3", "--wait",
     )  # fmt: skip
     shown = wait_until(
