@@ -15,8 +15,11 @@ LEAVE_KEY = b"\x1d"  # Ctrl-]
 _PIECE_BYTES = 4096
 
 
-def talk(line: ConsoleLine) -> None:
-    """Carry stdin and stdout until Ctrl-], the end of stdin where it is no terminal, or the end of the session."""
+def talk(line: ConsoleLine, *, greeting: str) -> None:
+    """Carry stdin and stdout until Ctrl-], the end of stdin where it is no terminal, or the end of the session.
+
+    The greeting is shown once every key goes to the guest: who answers it at once must not interrupt us.
+    """
     failures: list[CommandFailed] = []
     has_ended = threading.Event()
 
@@ -31,7 +34,9 @@ def talk(line: ConsoleLine) -> None:
             has_ended.set()
 
     listening = threading.Thread(target=listen, name="console", daemon=True)
-    with _raw_terminal():
+    with _raw_terminal() as line_end:
+        sys.stderr.write(f"{greeting}{line_end}")
+        sys.stderr.flush()
         listening.start()
         _send_keys(line, has_ended)
         line.close()
@@ -59,15 +64,15 @@ def _send_keys(line: ConsoleLine, has_ended: threading.Event) -> None:
 
 
 @contextlib.contextmanager
-def _raw_terminal() -> Iterator[None]:
-    """Let every key through while the block runs; the terminal is always put back as it was."""
+def _raw_terminal() -> Iterator[str]:
+    """Let every key through while the block runs, and yield what ends a line then; the terminal is always put back as it was."""
     if not sys.stdin.isatty():
-        yield
+        yield "\n"
         return
     source = sys.stdin.fileno()
     before = termios.tcgetattr(source)
     tty.setraw(source)
     try:
-        yield
+        yield "\r\n"
     finally:
         termios.tcsetattr(source, termios.TCSADRAIN, before)

@@ -64,9 +64,7 @@ def console(
     else:
         from trimtab_controller.cli.terminal_line import talk
 
-        line = open_line(session, path, "serial")
-        click.echo(f"At the serial console of {name}; Ctrl-] leaves it.", err=True)
-        talk(line)
+        talk(open_line(session, path, "serial"), greeting=f"At the serial console of {name}; Ctrl-] leaves it.")
 
 
 def _photograph(line: ConsoleLine, file: Path) -> None:

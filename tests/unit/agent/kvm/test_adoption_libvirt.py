@@ -11,6 +11,7 @@ from trimtab_agent.hypervisor.kvm import domain_facts, domains
 from trimtab_agent.hypervisor.kvm.adoption import Adoption
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
+from trimtab_agent.hypervisor.kvm.consoles import ConsoleSockets
 from trimtab_agent.hypervisor.kvm.firewall import Firewall
 from trimtab_agent.hypervisor.kvm.observe import Observer
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
@@ -59,6 +60,7 @@ def adoption(connection: Connection, tmp_path: Path) -> Adoption:
         connection,
         observer,
         ConsoleLogs(tmp_path / "logs"),
+        ConsoleSockets(tmp_path / "run"),
         Firewall(tmp_path / "firewall"),
         accelerator=lambda: "tcg",
         refuse_unfit=lambda _spec: None,
