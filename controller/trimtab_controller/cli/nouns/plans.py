@@ -1,7 +1,7 @@
 """`trimtab plan`: what would be changed, in order, before anything is."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -131,7 +131,7 @@ def get_plan(session: Session, plan_id: str) -> None:
     resources.get_one(session, PLAN, plan_id)
 
 
-def make(session: Session, body: dict[str, Any]) -> None:
+def make(session: Session, body: Mapping[str, Any]) -> None:
     """Make a plan and show it."""
     answer = resources.change(session, "POST", PLAN.place(session), body)
     render.show_one(session, answer, PLAN.columns, describe)
@@ -265,6 +265,25 @@ def delete_plan(session: Session, plan_id: str) -> None:
 # --- what hosts add: `host drain`, `host maintenance` -------------------------------------------------------------------------
 
 
+def empty(session: Session, body: Mapping[str, Any], *, what: str, stays: str, is_plan_only: bool) -> None:
+    """Make the plan of `body` and apply it, unless it is wanted for review alone. Exit code 3 where something stays."""
+    if is_plan_only or session.is_dry_run:
+        make(session, body)
+        return
+    made = resources.change(session, "POST", PLAN.place(session), body)
+    for one in made.get("blockers") or []:
+        render.say(f"{one['vm']} stays: {one['message']}; {one['cure']}")
+    answer = session.client.send("POST", PLAN.place(session, made["id"], verb="apply"))
+    follow(session, str(made["id"]), answer)
+    if made.get("blockers") and session.is_waiting:
+        raise CommandFailed(
+            f"{what} is not empty: {made['blocker_count']} {stays}",
+            code="drain-blocked",
+            hint=f"trimtab plan get {made['id']}",
+            exit_with=ExitCode.CHECK_FAILED,
+        )
+
+
 def add_to(host: click.Group, name_argument: Callable[[Any], Any]) -> None:
     """Put drain and maintenance under `trimtab host`."""
 
@@ -277,21 +296,7 @@ def add_to(host: click.Group, name_argument: Callable[[Any], Any]) -> None:
     def drain(session: Session, name: str, is_plan_only: bool, deadline: int | None) -> None:
         """Move everything off a healthy host, which stays cordoned. Exit code 3 where something stays."""
         body: dict[str, Any] = {"kind": "drain", "hosts": [name]} | ({"deadline_s": deadline} if deadline else {})
-        if is_plan_only or session.is_dry_run:
-            make(session, body)
-            return
-        made = resources.change(session, "POST", PLAN.place(session), body)
-        for one in made.get("blockers") or []:
-            render.say(f"{one['vm']} stays: {one['message']}; {one['cure']}")
-        answer = session.client.send("POST", PLAN.place(session, made["id"], verb="apply"))
-        follow(session, str(made["id"]), answer)
-        if made.get("blockers") and session.is_waiting:
-            raise CommandFailed(
-                f"host {name} is not empty: {made['blocker_count']} vms stay",
-                code="drain-blocked",
-                hint=f"trimtab plan get {made['id']}",
-                exit_with=ExitCode.CHECK_FAILED,
-            )
+        empty(session, body, what=f"host {name}", stays="vms stay", is_plan_only=is_plan_only)
 
     @host.group("maintenance")
     def maintenance() -> None:

@@ -168,7 +168,7 @@ def get_pool(session: Session, name: str) -> None:
 )
 @click.option("--server", metavar="HOST", help="Of nfs: its server, a name or an address.")
 @click.option("--soft", "is_soft", is_flag=True, help="Of nfs: let writes fail when the server is gone; else guests wait for it.")
-@click.option("--timeout", "timeout_s", type=click.IntRange(1, 600), metavar="SECONDS", help="Of nfs: of one try; 60.")
+@click.option("--nfs-timeout", "timeout_s", type=click.IntRange(1, 600), metavar="SECONDS", help="Of nfs: of one try; 60.")
 @click.option("--retries", type=click.IntRange(1, 100), help="Of nfs: tries until a soft mount gives up; 2.")
 @click.option("--nfs-version", type=click.Choice(["3", "4.0", "4.1", "4.2"]), help="Of nfs: 4.2.")
 @click.option("--reserve", type=click.FloatRange(0, 90), metavar="PERCENT", help="What placement leaves free; 5.")
