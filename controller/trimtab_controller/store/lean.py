@@ -164,9 +164,6 @@ def _result_convert(type_: Any, dialect: Dialect) -> _Convert | None:
     convert: _Convert | None = type_._cached_result_processor(dialect, None)
     if isinstance(type_, UtcDateTime):
         return lambda text: None if text is None else datetime.fromisoformat(f"{text}+00:00")
-    if convert is not None and isinstance(type_, sa.JSON):
-        loads: _Convert = convert
-        return lambda text: {} if text == "{}" else [] if text == "[]" else loads(text)
     return convert
 
 
