@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 from trimtab_agent.backup.repository.folder import FolderBlobs
 from trimtab_agent.backup.repository.keys import RepositoryKey
@@ -19,7 +20,7 @@ from trimtab_agent.backup.repository.reader import open_backup
 from trimtab_agent.backup.repository.repository import Repository, create_repository, open_repository
 from trimtab_agent.backup.restoring import restore_disk, served_volume
 from trimtab_agent.backup.running import BackupRequest, DiskToBackUp, run_backup
-from trimtab_agent.backup.source import DiskContent, DiskWish, Instant
+from trimtab_agent.backup.source import DiskContent, DiskWish, Instant, InstantSource
 from trimtab_agent.clock import SystemClock
 from trimtab_agent.hypervisor.kvm.backups import Backups
 from trimtab_agent.hypervisor.kvm.connection import Connection
@@ -65,7 +66,8 @@ def back_up(repository: Repository, vm_id: str, backup_id: str) -> dict[str, obj
     connection = Connection("qemu:///system", on_open=lambda _connection: None)
     connection.start()
     assert connection.wait_until_up(30)
-    source = Hashed(Backups(connection))
+    # Nothing here is used before it is filled from a backup.
+    source = Hashed(Backups(connection, instants=cast(InstantSource, None)))
     request = BackupRequest(backup_id, Subject("fleet-1", "default", vm_id, vm_id), [DiskToBackUp("vda", f"vol-{vm_id}", 1)])
     try:
         manifest = run_backup(repository, source, request, on_progress=lambda _done, _total: None)

@@ -129,7 +129,7 @@ def runs_at_once_and_is_filled(fleet: Fleet, backup_id: str, counted: int) -> No
     assert (refused.code, "vm-filling" in refused.err) == (5, True), refused
 
     # The agent dies, and the process that serves the backup with it: QEMU waits until another serves it.
-    fleet.sh(home, "pkill -KILL -f backup.export.process")
+    fleet.sh(home, "pkill -KILL -f '[b]ackup.export.process'")
     fleet.lab.signal_service(home, "trimtab-agent", signal.SIGKILL)
     fleet.wait_for_ticks("fast", counted)
     # The guest itself dies in the middle.

@@ -79,7 +79,7 @@ def seat(fleet: Fleet, *arguments: str) -> Iterator[Seat]:
 
 @pytest.fixture(scope="module")
 def guest(fleet: Fleet) -> Iterator[str]:
-    fleet.create("seated1", pool="shared", index=71, to="node1")
+    fleet.create("seated1", pool="shared", index=81, to="node1")
     fleet.wait_for_ticks("seated1", 1)
     yield "seated1"
     fleet.delete("seated1")

@@ -17,7 +17,7 @@ def root_of(fleet: Fleet, name: str) -> dict[str, str]:
 
 
 def test_a_guest_counts_on_while_its_disk_goes_to_another_pool_and_its_agent_dies_on_the_way(fleet: Fleet) -> None:
-    vm = fleet.create("mover", pool="shared", index=61, to="node1")
+    vm = fleet.create("mover", pool="shared", index=86, to="node1")
     counted, uptime = fleet.wait_for_ticks("mover", 3)
     volume = root_of(fleet, "mover")
     operation = fleet.begin("volume", "move", volume["name"], "--to", "local", "--bandwidth", "8")
@@ -73,7 +73,7 @@ def state_on(fleet: Fleet, pool: str, host: str) -> str:
 
 
 def test_a_hung_file_system_is_shown_and_stalls_nothing_else(fleet: Fleet, fuse_pool: str) -> None:
-    fleet.create("stuck", pool="fuse", index=62, to="node2")
+    fleet.create("stuck", pool="fuse", index=87, to="node2")
     fleet.create("free", pool="local", index=63, to="node2")
     fleet.wait_for_ticks("stuck", 1)
     fleet.sh("node2", f"kill -STOP {fuse_pool}")

@@ -29,6 +29,8 @@ from trimtab_protos.errors import AlreadyExists, Conflict, NotFound
 from trimtab_protos.messages import DomainObservation, DomainSpec
 
 _LOOK_TIMEOUT_S = 2.0
+# Modes of a definition that names a CPU model, or leaves it to QEMU.
+_NAMED_CPU = ("custom", "")
 _VOLUME_FILE = re.compile(r"/volumes/(vol-[0-9a-z_-]+)(?:\.[0-9a-z_-]+)?\.(?:qcow2|raw)")
 
 
@@ -47,8 +49,13 @@ class Adoption:
         with self._connection.use(f"describe {name or vm_id}") as connection:
             domain = require(connection, vm_id) if vm_id else _named(connection, name)
             live = self._describe(domain, 0)
-            has_two = bool(domain.isActive()) and bool(domain.isPersistent())
-            return Described(live, self._describe(domain, libvirt.VIR_DOMAIN_XML_INACTIVE) if has_two else live)
+            if not (domain.isActive() and domain.isPersistent()):
+                return Described(live, live)
+            stored = self._describe(domain, libvirt.VIR_DOMAIN_XML_INACTIVE)
+            if stored.cpu_mode in _NAMED_CPU:
+                # libvirt adds to the live definition what QEMU's model has beyond its own: nobody asked for that.
+                live = replace(live, cpu_features=stored.cpu_features)
+            return Described(live, stored)
 
     def _describe(self, domain: Any, flags: int) -> DomainDescription:
         xml = domain.XMLDesc(flags)

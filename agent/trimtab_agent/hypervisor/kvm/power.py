@@ -71,6 +71,7 @@ class Power:
             self._require_file(path, facts.vm_id)
         for network in facts.networks:
             self._networks.start(connection, network)
+        self._domains.console_sockets.prepare()  # it may be gone with everything else of the host's last boot
         # Written before the guest runs: after a crash it tells that this host may hold its state.
         write_stamp(domain, facts, stamp, boot_id=self._boot_id)
         # A saved memory image, made by hand, would come back with stale disks; it is dropped.
