@@ -85,26 +85,25 @@ def test_a_domain_is_adopted_moved_defined_anew_and_released(fleet: Fleet, legac
     assert legacy not in fleet.domains_of("node1")
 
     fleet.ok("vm", "stop", legacy, "--wait")
-    fleet.ok("vm", "start", legacy, "--to", "node1", "--wait")
+    fleet.ok("vm", "start", legacy, "--wait")
     fleet.wait_for_ticks(legacy, seen[0] + 1)
-    assert fleet.runs_on(vm["id"]) == ["node1"], "it has the standard name from its next stop on"
+    assert fleet.runs_on(vm["id"]) == ["node2"], "it has the standard name from its next stop on"
     assert legacy not in fleet.domains_of("node2")
-    assert fleet.sh("node1", f"ls {DISK} || echo gone", check=False).strip() == "gone", "the file has its volume's name alone"
 
     by_hand = "--type bridge --source br-guest --model virtio --mac 52:54:00:0f:0a:02 --config"
-    fleet.sh("node1", f"virsh attach-interface trimtab-{vm['id']} {by_hand}")
+    fleet.sh("node2", f"virsh attach-interface trimtab-{vm['id']} {by_hand}")
     drifted = json.loads(fleet.ok("vm", "diff", legacy, "-o", "json").out)["differences"]
     assert ("nic 52:54:00:0f:0a:02", "", "", "attached") in [tuple(one.values()) for one in drifted]
 
-    process = fleet.sh("node1", f"cat /run/libvirt/qemu/trimtab-{vm['id']}.pid")
+    process = fleet.sh("node2", f"cat /run/libvirt/qemu/trimtab-{vm['id']}.pid")
     releasing = fleet.begin("vm", "release", legacy)
-    fleet.sh("node1", "systemctl restart trimtab-agent")
+    fleet.sh("node2", "systemctl restart trimtab-agent")
     assert fleet.end_of(releasing)["state"] == "done"
     assert fleet.trimtab("vm", "get", legacy).code == 4
-    assert fleet.sh("node1", f"cat /run/libvirt/qemu/trimtab-{vm['id']}.pid") == process
-    left = fleet.sh("node1", f"virsh dumpxml trimtab-{vm['id']}")
-    assert "urn:trimtab" not in left
+    assert fleet.sh("node2", f"cat /run/libvirt/qemu/trimtab-{vm['id']}.pid") == process
+    left = fleet.sh("node2", f"virsh dumpxml trimtab-{vm['id']}")
+    assert "<trimtab:" not in left, "nothing of ours stays in it"
     disk = re.search(r"source file='([^']+)'", left)
     assert disk is not None
-    assert fleet.sh("node1", f"test -s {disk[1]} && echo there").strip() == "there"
-    fleet.sh("node1", f"virsh destroy trimtab-{vm['id']}; virsh undefine trimtab-{vm['id']}; rm {disk[1]}")
+    assert fleet.sh("node2", f"test -s {disk[1]} && echo there").strip() == "there"
+    fleet.sh("node2", f"virsh destroy trimtab-{vm['id']}; virsh undefine trimtab-{vm['id']}; rm {disk[1]}")

@@ -141,5 +141,5 @@ def test_ssh_finds_the_address_of_a_guest(fleet: Fleet, guest: str) -> None:
     printed = fleet.trimtab("vm", "ssh", guest, "--print", "--", "uptime")
     vm = fleet.vm(guest)
     assert printed.code == 0, printed.err
-    assert f"{fleet.lab.spec.guest_prefix}.71 uptime" in printed.out
+    assert f"{fleet.lab.spec.guest_prefix}.81 uptime" in printed.out
     assert vm["id"] in printed.out

@@ -53,8 +53,8 @@ def test_a_guest_counts_on_while_its_disk_goes_to_another_pool_and_its_agent_die
 @pytest.fixture
 def fuse_pool(fleet: Fleet) -> Iterator[str]:
     """A pool of node2 alone that a user-space file server serves; the fixture lends the server's process id."""
-    fleet.sh("node2", "mkdir -p /srv/fuse /srv/fuse.backing")
-    serve = "bindfs -f -o allow_other /srv/fuse.backing /srv/fuse >/dev/null 2>&1 & echo $! >/run/fuse.pid"
+    fleet.sh("node2", "mkdir -p /srv/fuse /srv/trimtab-local/behind-fuse")
+    serve = "bindfs -f -o allow_other /srv/trimtab-local/behind-fuse /srv/fuse >/dev/null 2>&1 & echo $! >/run/fuse.pid"
     fleet.lab.run("node2", ["sh", "-c", serve])
     wait_until(lambda: "/srv/fuse " in fleet.sh("node2", "cat /proc/mounts"), "the mount")
     process_id = fleet.sh("node2", "cat /run/fuse.pid").strip()
