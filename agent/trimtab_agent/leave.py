@@ -6,7 +6,7 @@ from pathlib import Path
 
 import structlog
 
-from trimtab_agent.host_setup import restart_libvirtd
+from trimtab_agent.host_setup import AGENT_UNIT, BEACON_UNIT, WARDEN_UNIT, restart_libvirtd
 from trimtab_agent.join import CERTIFICATE_DIRECTORY, STATE_DIRECTORY
 from trimtab_agent.libvirt_tls import LibvirtCertificates
 from trimtab_agent.systemd import Systemctl
@@ -24,6 +24,16 @@ STATE_FILES = (
     "agent.lock",
     "warden-killed.jsonl",
 )
+
+
+def stop_units(systemctl: Systemctl) -> None:
+    """Stop what the join made, the warden first: without the agent it would end the guests when the lease does.
+
+    Also what does not run just now: an agent that the fleet refuses ends by itself, and systemd is about to start it anew.
+    """
+    for unit in (WARDEN_UNIT, BEACON_UNIT, AGENT_UNIT):
+        if systemctl.enablement(unit) != "not-found":
+            systemctl.run("stop", unit)
 
 
 def leave(

@@ -122,18 +122,15 @@ def join(**given: Any) -> None:
 @click.option("--root", type=click.Path(path_type=Path), default=Path("/"), hidden=True)
 def leave(keep_certificates: bool, yes: bool, root: Path) -> None:
     """Undo the join without the controller. Guests go on as plain libvirt domains."""
-    from trimtab_agent.host_setup import AGENT_UNIT, BEACON_UNIT, WARDEN_UNIT
     from trimtab_agent.hypervisor.kvm.release import release
     from trimtab_agent.leave import leave as undo_join
+    from trimtab_agent.leave import stop_units
     from trimtab_agent.systemd import RealSystemctl
 
     if not yes:
         click.confirm("Take this host out of its fleet? Its guests go on, but nobody watches them any more", abort=True)
     systemctl = RealSystemctl()
-    # The warden first: without the agent it would end the guests when the lease does.
-    for unit in (WARDEN_UNIT, BEACON_UNIT, AGENT_UNIT):
-        if systemctl.is_active(unit):
-            systemctl.run("stop", unit)
+    stop_units(systemctl)
     for line in undo_join(
         systemctl, root=root, keep_certificates=keep_certificates, release=release if root == Path("/") else tuple
     ):

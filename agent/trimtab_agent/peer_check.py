@@ -34,6 +34,8 @@ MIGRATION_PORTS = (49152, 49215)
 _SMALLEST_MTU = 576
 _COMMON_MTUS = (9000, 8950, 4000, 1500, 1450, 1400, 1280, 576)
 _IP_HEADER, _ICMP_HEADER = 20, 8
+_NO_WAY = frozenset({errno.EMSGSIZE, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
+"""A packet of the size does not leave, or nobody is there to answer: something met on the way, and no failure of the look."""
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DO, _IP_MTU = 10, 2, 14
 _LIBVIRT_PKI = Path("/etc/pki")
 
@@ -171,7 +173,7 @@ def _echoes(address: str, size: int) -> bool:
     except TimeoutError:
         return False
     except OSError as error:
-        if error.errno == errno.EMSGSIZE:
+        if error.errno in _NO_WAY:
             return False
         raise
     return False

@@ -81,7 +81,6 @@ def _served(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as server:
         try:
-            _await_socket(server, socket)
             with _connected(server, socket, contexts) as client:
                 yield client
         finally:
@@ -94,24 +93,17 @@ def _served(
 
 
 def _connected(server: "subprocess.Popen[str]", socket: Path, contexts: Sequence[str]) -> NbdClient:
-    try:
-        return NbdClient.connect(socket, EXPORT, contexts=list(contexts))
-    except Unavailable:
-        # It binds the socket before it opens the file, so a file that it may not open shows here.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(_STOP_TIMEOUT_S)
-            raise _not_served(server) from None
-        raise
-
-
-def _await_socket(server: "subprocess.Popen[str]", socket: Path) -> None:
+    """Connect once it listens. It binds its socket, then opens the file, then listens, and tells nobody of any of it."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    while not socket.exists():
-        if server.poll() is not None:
-            raise _not_served(server)
-        if time.monotonic() > deadline_s:
-            raise Internal("volume-not-served", f"qemu-nbd did not serve the volume within {START_TIMEOUT_S:.0f} s")
-        time.sleep(0.02)  # it tells nobody when it is ready
+    while True:
+        try:
+            return NbdClient.connect(socket, EXPORT, contexts=list(contexts))
+        except Unavailable:
+            if server.poll() is not None:
+                raise _not_served(server) from None
+            if time.monotonic() > deadline_s:
+                raise Internal("volume-not-served", f"qemu-nbd did not serve the volume within {START_TIMEOUT_S:.0f} s") from None
+        time.sleep(0.02)
 
 
 def _not_served(server: "subprocess.Popen[str]") -> TrimtabError:

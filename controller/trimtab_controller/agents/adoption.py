@@ -1,9 +1,9 @@
 """What may be asked of a host about domains of others: a part of `AgentClient`."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
+from trimtab_controller.agents.sending import Sender
 from trimtab_protos.adoption_messages import AdoptedDisk, Described, DomainDescription
 from trimtab_protos.agent.v1 import adoption_service_pb2 as pb
 from trimtab_protos.agent.v1 import domain_pb2
@@ -21,7 +21,7 @@ class AdoptionAgents(Protocol):
     def release_domain(self, host_id: str, key: CommandKey, domain: DomainSpec, *, has_autostart: bool) -> DomainObservation: ...
 
 
-class AdoptionVerbs(ABC):
+class AdoptionVerbs(Sender):
     """The gRPC half; the client brings the wire."""
 
     def describe_domain(self, host_id: str, *, domain: str = "", vm_id: str = "") -> Described:
@@ -41,11 +41,3 @@ class AdoptionVerbs(ABC):
     def release_domain(self, host_id: str, key: CommandKey, domain: DomainSpec, *, has_autostart: bool) -> DomainObservation:
         request = pb.ReleaseDomainRequest(domain=to_proto(domain, domain_pb2.DomainSpec), has_autostart=has_autostart)
         return from_proto(self._command(host_id, "ReleaseDomain", request, key).domain, DomainObservation)
-
-    @abstractmethod
-    def _command(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = 10.0) -> Any:
-        """Send what is recorded under its key."""
-
-    @abstractmethod
-    def _call(self, host_id: str, verb: str, request: Any, *, timeout_s: float = 10.0) -> Any:
-        """Send a question."""

@@ -4,12 +4,12 @@ A repository's key is opened from its seal here, at the last moment before it is
 the clear. Jobs are followed and cancelled as all others are.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from trimtab_controller.agents.jobs import Job, job_of
+from trimtab_controller.agents.sending import Sender
 from trimtab_controller.core.model import BackupRepo
 from trimtab_protos.agent.v1 import backup_service_pb2 as pb
 from trimtab_protos.agent.v1 import domain_pb2, storage_pb2
@@ -127,7 +127,7 @@ class BackupAgents(Protocol):
     def start_replication(self, host_id: str, key: CommandKey, *, repo_id: str, to_repo_id: str, bandwidth_mib_s: int) -> Job: ...
 
 
-class BackupVerbs(ABC):
+class BackupVerbs(Sender):
     """`BackupAgents` over whatever sends a message: mixed into the gRPC client."""
 
     _open_seal: Callable[[str, str], str]
@@ -256,14 +256,6 @@ class BackupVerbs(ABC):
     def start_replication(self, host_id: str, key: CommandKey, *, repo_id: str, to_repo_id: str, bandwidth_mib_s: int) -> Job:
         request = pb.StartReplicationRequest(repository=repo_id, to_repository=to_repo_id, bandwidth_mib_s=bandwidth_mib_s)
         return job_of(self._command(host_id, "StartReplication", request, key).job)
-
-    @abstractmethod
-    def _command(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = 10.0) -> Any:
-        """Send what is recorded under its key."""
-
-    @abstractmethod
-    def _call(self, host_id: str, verb: str, request: Any, *, timeout_s: float = 10.0) -> Any:
-        """Send a question."""
 
 
 def _disk_ref(disk: BackupDisk) -> instant_pb.BackupDiskRef:

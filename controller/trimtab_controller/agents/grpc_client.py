@@ -407,8 +407,10 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
         request.key.CopyFrom(to_proto(stamped, command_pb2.CommandKey))
         return self._send(address, verb, request, timeout_s)
 
-    def _call(self, host_id: str, verb: str, request: Any, *, timeout_s: float = DEADLINE_S) -> Any:
-        return self._send(self._address(host_id), verb, request, timeout_s)
+    def _call(
+        self, host_id: str, verb: str, request: Any, *, timeout_s: float = DEADLINE_S, waits_for_agent: bool = False
+    ) -> Any:
+        return self._send(self._address(host_id), verb, request, timeout_s, waits_for_agent=waits_for_agent)
 
     def _address(self, host_id: str) -> AgentAddress:
         address = self._lookup(host_id)
@@ -416,11 +418,11 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
             raise Unavailable("host-has-no-agent", f"host {host_id} never connected", host_id=host_id)
         return address
 
-    def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float) -> Any:
+    def _send(self, address: AgentAddress, verb: str, request: Any, timeout_s: float, *, waits_for_agent: bool = False) -> Any:
         stub = self._stubs(address)[_STUB_OF[verb]]
         started, outcome = time.monotonic(), "ok"
         try:
-            return getattr(stub, verb)(request, timeout=timeout_s)
+            return getattr(stub, verb)(request, timeout=timeout_s, wait_for_ready=waits_for_agent)
         except grpc.RpcError as failed:
             error = from_rpc_error(failed, peer=f"agent of {address.host_id}")
             outcome = error.kind.value

@@ -1,9 +1,9 @@
 """What may be asked of a host about packets: the third part of `AgentClient`."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
+from trimtab_controller.agents.sending import Sender
 from trimtab_protos.agent.v1 import domain_pb2
 from trimtab_protos.agent.v1 import network_service_pb2 as pb
 from trimtab_protos.codec import from_proto, to_proto
@@ -20,7 +20,7 @@ class PacketAgents(Protocol):
     def check_peers(self, host_id: str, peers: Sequence[Peer], *, rate_bytes: int) -> tuple[PeerFinding, ...]: ...
 
 
-class PacketVerbs(ABC):
+class PacketVerbs(Sender):
     """`PacketAgents` over whatever sends a message: mixed into the gRPC client."""
 
     def set_firewall(self, host_id: str, key: CommandKey, vm_id: str, firewall: FirewallSpec) -> int:
@@ -30,13 +30,5 @@ class PacketVerbs(ABC):
 
     def check_peers(self, host_id: str, peers: Sequence[Peer], *, rate_bytes: int) -> tuple[PeerFinding, ...]:
         request = pb.CheckPeersRequest(peers=[to_proto(peer, pb.Peer) for peer in peers], rate_bytes=rate_bytes)
-        found = self._call(host_id, "CheckPeers", request, timeout_s=CHECK_S_PER_PEER * len(peers))
+        found = self._call(host_id, "CheckPeers", request, timeout_s=CHECK_S_PER_PEER * len(peers), waits_for_agent=True)
         return tuple(from_proto(one, PeerFinding) for one in found.findings)
-
-    @abstractmethod
-    def _command(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = 10.0) -> Any:
-        """Send what is recorded under its key."""
-
-    @abstractmethod
-    def _call(self, host_id: str, verb: str, request: Any, *, timeout_s: float = 10.0) -> Any:
-        """Send a question."""

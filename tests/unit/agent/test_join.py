@@ -16,7 +16,7 @@ from tests.unit.agent.join_double import TOKEN, FakeSystemctl, JoinDouble
 from trimtab_agent import config, host_setup
 from trimtab_agent.certificates import IdentityFiles
 from trimtab_agent.join import Joiner, JoinOptions, lines_of
-from trimtab_agent.leave import leave
+from trimtab_agent.leave import leave, stop_units
 from trimtab_agent.libvirt_tls import LibvirtCertificates
 from trimtab_agent.undo import BLOCK_BEGIN
 from trimtab_protos.errors import Conflict, NotFound, PermissionDenied, TrimtabError, Unavailable
@@ -216,6 +216,14 @@ def test_leaving_restores_every_file_bit_for_bit(machine: Machine) -> None:
     assert {unit: machine.systemctl.words[unit] for unit in words} == words
     with pytest.raises(NotFound):
         leave(machine.systemctl, root=machine.root)
+
+
+def test_leaving_stops_an_agent_that_is_about_to_be_started_anew(machine: Machine) -> None:
+    machine.joiner().join()
+    machine.systemctl.active.discard("trimtab-agent.service")  # it was refused, ended, and waits for its restart
+    machine.systemctl.asked.clear()
+    stop_units(machine.systemctl)
+    assert machine.systemctl.asked[-1] == "stop trimtab-agent.service"
 
 
 def test_leaving_restores_certificates_that_were_there_before(machine: Machine) -> None:

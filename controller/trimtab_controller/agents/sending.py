@@ -1,0 +1,16 @@
+"""What the groups of verbs are mixed into: whatever sends a message to an agent."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from trimtab_protos.messages import CommandKey
+
+
+class Sender(ABC):
+    @abstractmethod
+    def _command(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = 10.0) -> Any:
+        """Send what is recorded under its key."""
+
+    @abstractmethod
+    def _call(self, host_id: str, verb: str, request: Any, *, timeout_s: float = 10.0, waits_for_agent: bool = False) -> Any:
+        """Send a question. `waits_for_agent`: one that is just starting anew has until the deadline to be there."""
