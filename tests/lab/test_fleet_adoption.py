@@ -83,6 +83,7 @@ def test_a_domain_is_adopted_moved_defined_anew_and_released(fleet: Fleet, legac
     fleet.ok("vm", "migrate", legacy, "--to", "node2", "--wait")
     seen = counts_on(fleet, "node2", seen)
     assert legacy not in fleet.domains_of("node1")
+    assert fleet.sh("node1", f"ls {DISK} || echo gone", check=False).strip() == "gone", "the file has its volume's name alone"
 
     fleet.ok("vm", "stop", legacy, "--wait")
     fleet.ok("vm", "start", legacy, "--wait")

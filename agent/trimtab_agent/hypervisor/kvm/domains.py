@@ -164,6 +164,13 @@ class Domains:
         write_stamp(domain, facts, stamp, boot_id=facts.boot_id)
         return self._observer.observe(domain)
 
+    def drop_former_names(self, domain: DomainSpec) -> None:
+        """Remove the names that the files of an adopted domain had before, where its definition here still tells them."""
+        with self._connection.use(f"read the definition of {domain.vm_id}") as connection:
+            existing = find(connection, domain.vm_id)
+            names = adoption_files.former_names(existing.XMLDesc(0), domain) if existing is not None else ()
+        adoption_files.drop_names(names, domain)
+
     def _build(self, domain: DomainSpec, stamp: Stamp, *, boot_id: str) -> str:
         host = self.traits(domain.vm_id, self._accelerator())
         return domain_xml.build(domain, stamp, host, boot_id=boot_id, exports=filling.exports_of(domain))

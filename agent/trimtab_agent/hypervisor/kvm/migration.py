@@ -268,6 +268,7 @@ class Migrations:
             if seen.state not in (DomainState.ABSENT, DomainState.STOPPED, DomainState.CRASHED):
                 raise Conflict("domain-runs-here", f"{vm_id} is {seen.state.value} on this host", state=seen.state.value)
             local_pools = [pool for pool in domain.pools if not pool.is_shared]
+            self._domains.drop_former_names(domain)  # this definition is the last that tells them
             self._domains.undefine_locked(vm_id, local_pools, kill_if_running=False, keep_state_files=False)
             # Never from a shared pool, whoever asks: there the other side uses the very same file.
             layouts = {pool.pool_id: PoolLayout.of(pool) for pool in local_pools}
