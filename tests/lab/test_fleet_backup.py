@@ -1,6 +1,7 @@
 """Backups of real guests through the whole stack: increments after a move and a stop, a lost vm back on another host, counting on."""
 
 import hashlib
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def is_read_out_as_a_file(fleet: Fleet, backup_id: str, folder: Path) -> None:
 
 
 def runs_at_once_and_is_filled(fleet: Fleet, backup_id: str, counted: int) -> None:
-    """A guest runs on the backup, also from a new start in the middle; what is refused says why; then it stands alone."""
+    """A guest runs on the backup through the deaths of everything, itself included; what is refused says why; then it stands alone."""
     home = HOSTS[2]
     options = ("--as", "fast", "--to", home, "--pool", "local=shared", "--instant", "--bandwidth", "1")
     fleet.ok("backup", "restore", backup_id, *options)
@@ -127,6 +128,12 @@ def runs_at_once_and_is_filled(fleet: Fleet, backup_id: str, counted: int) -> No
     refused = fleet.trimtab("vm", "migrate", "fast", "--wait")
     assert (refused.code, "vm-filling" in refused.err) == (5, True), refused
 
+    # The agent dies, and the process that serves the backup with it: QEMU waits until another serves it.
+    before, _uptime = fleet.wait_for_ticks("fast", 1)
+    fleet.sh(home, "pkill -KILL -f '[b]ackup.export.process'")
+    fleet.lab.signal_service(home, "trimtab-agent", signal.SIGKILL)
+    wait_until(lambda: fleet.trimtab("vm", "console", "fast", "--log").code == 0, "the agent to answer again")
+    fleet.wait_for_ticks("fast", before + 20)
     # The guest dies in the middle.
     fleet.ok("vm", "stop", "fast", "--force", "--wait")
     fleet.ok("vm", "start", "fast", "--wait")
