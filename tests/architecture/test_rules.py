@@ -131,4 +131,4 @@ def test_every_rpc_of_ours_has_a_deadline() -> None:
     """`stub.Verb(request)` without `timeout=` can hang for ever; the one place that calls agents passes it always."""
     source = (TOP / "controller/trimtab_controller/agents/grpc_client.py").read_text()
     calls = re.findall(r"getattr\(stub, verb\)\(([^)]*)\)", source)
-    assert calls == ["request, timeout=timeout_s"]
+    assert calls == ["request, timeout=timeout_s, wait_for_ready=waits_for_agent"]

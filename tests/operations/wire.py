@@ -139,19 +139,19 @@ class WireChannel:
         verb = path.rpartition("/")[2]
         over_grpc = self._channel.unary_unary(path, *arguments, **options)
 
-        def real(request: Any, timeout: float) -> Any:
+        def real(request: Any, **how: Any) -> Any:
             try:
-                return over_grpc(request, timeout=timeout)
+                return over_grpc(request, **how)
             except grpc.RpcError as error:
                 self._wire.refusals.append((verb, status.from_rpc_error(error, peer=self._host_id).code))
                 raise
 
-        def call(request: Any, timeout: float) -> Any:
+        def call(request: Any, **how: Any) -> Any:
             fault = self._wire.take(self._host_id, verb, request)
             if self._host_id in self._wire.cut_hosts:
                 raise BrokenCall(grpc.StatusCode.UNAVAILABLE)
             if fault is None:
-                return real(request, timeout=timeout)
+                return real(request, **how)
             match fault.how:
                 case How.REFUSED:
                     assert fault.error is not None
@@ -160,14 +160,14 @@ class WireChannel:
                     raise BrokenCall(grpc.StatusCode.UNAVAILABLE)
                 case How.REPLY_LOST:
                     with contextlib.suppress(grpc.RpcError):  # what the agent answered is lost, whatever it was
-                        real(request, timeout=timeout)
+                        real(request, **how)
                     raise BrokenCall(grpc.StatusCode.DEADLINE_EXCEEDED)
                 case How.HELD:
                     assert fault.released.wait(START_TIMEOUT_S), "nobody released a held call"
-                    return real(request, timeout=timeout)
+                    return real(request, **how)
                 case How.TWICE:
-                    real(request, timeout=timeout)
-                    return real(request, timeout=timeout)
+                    real(request, **how)
+                    return real(request, **how)
 
         return call
 

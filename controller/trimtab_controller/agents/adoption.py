@@ -25,7 +25,8 @@ class AdoptionVerbs(Sender):
     """The gRPC half; the client brings the wire."""
 
     def describe_domain(self, host_id: str, *, domain: str = "", vm_id: str = "") -> Described:
-        found = self._call(host_id, "DescribeDomain", pb.DescribeDomainRequest(domain=domain, vm_id=vm_id))
+        request = pb.DescribeDomainRequest(domain=domain, vm_id=vm_id)
+        found = self._call(host_id, "DescribeDomain", request, waits_for_agent=True)
         return Described(from_proto(found.live, DomainDescription), from_proto(found.stored, DomainDescription))
 
     def adopt_domain(

@@ -158,7 +158,7 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
 
     def read_console(self, host_id: str, vm_id: str, offset: int, max_bytes: int) -> tuple[bytes, int]:
         request = pb.ReadConsoleRequest(vm_id=vm_id, offset=offset, max_bytes=max_bytes)
-        response = self._call(host_id, "ReadConsole", request)
+        response = self._call(host_id, "ReadConsole", request, waits_for_agent=True)
         return response.content, response.next_offset
 
     # --- storage and networks ------------------------------------------------------------------------------------------
