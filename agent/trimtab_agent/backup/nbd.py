@@ -1,4 +1,4 @@
-"""A small NBD client for a unix socket: what of an export is allocated or dirty, pipelined reads, and writes for a restore.
+"""A small NBD client for a unix socket: what of an export is allocated or dirty, and reads and writes that do not wait for each other.
 
 Speaks what QEMU's servers do: fixed newstyle handshake, structured replies, one or more metadata contexts. One connection, not
 thread-safe. Byte order on the wire is big endian.
@@ -87,6 +87,7 @@ class NbdClient:
         self._handle = 0
         self._done: set[int] = set()
         """Younger requests that were answered before the oldest."""
+        self._writes: deque[int] = deque()
         self.size_bytes = 0
         self.request_max_bytes = 32 << 20
 
@@ -141,14 +142,27 @@ class NbdClient:
         return bytes(content)
 
     def write(self, offset: int, content: bytes | bytearray) -> None:
-        """Write one range and wait for it; durable only after `flush`."""
+        """Send one range on its way; what an earlier one met is raised by a later one or by `flush`, after which nothing is certain.
+
+        Durable only after `flush`. Nothing may be read between the first write and it.
+        """
         for at in range(0, len(content), self.request_max_bytes):
             piece = memoryview(content)[at : at + self.request_max_bytes]
-            handle = self._send(_WRITE, offset + at, len(piece), piece)
-            self._receive(handle, None)
+            self._await_writes(DEPTH - 1)
+            self._writes.append(self._send(_WRITE, offset + at, len(piece), piece))
+
+    def begin_flush(self) -> None:
+        """Have the server begin to make durable what was written, so that `flush` has less to wait for."""
+        self._await_writes(DEPTH - 1)
+        self._writes.append(self._send(_FLUSH, 0, 0))
 
     def flush(self) -> None:
+        self._await_writes(0)
         self._receive(self._send(_FLUSH, 0, 0), None)
+
+    def _await_writes(self, left: int) -> None:
+        while len(self._writes) > left:
+            self._receive(self._writes.popleft(), None)
 
     def close(self) -> None:
         with contextlib.suppress(OSError, TrimtabError):

@@ -21,7 +21,7 @@ from trimtab_agent.backup.repository.manifests import Consistency, Manifest
 from trimtab_agent.backup.repository.reader import open_backup
 from trimtab_agent.backup.repository.repository import Repository
 from trimtab_agent.backup.repository.writer import begin_backup
-from trimtab_agent.backup.restoring import restore_disk, served_volume
+from trimtab_agent.backup.restoring import differs_at, restore_disk, served_volume
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError, Unavailable
 
 MIB = 1 << 20
@@ -156,8 +156,9 @@ def test_a_full_and_an_increment_read_only_what_they_must_and_restore_byte_ident
 def test_a_restored_volume_is_read_back_and_compared(image: Path, tmp_path: Path) -> None:
     repository = new_repository(MemoryBlobs())
     back_up_image(repository, image, "bk-1")
-    target, socket_path = tmp_path / "restored.qcow2", tmp_path / "r.sock"
-    run("qemu-img", "create", "-q", "-f", "qcow2", str(target), str(SIZE))
+    target, empty, socket_path = tmp_path / "restored.qcow2", tmp_path / "empty.qcow2", tmp_path / "r.sock"
+    for file in (target, empty):
+        run("qemu-img", "create", "-q", "-f", "qcow2", str(file), str(SIZE))
     seen: list[tuple[int, int]] = []
     with open_backup(repository, "vm-1", "bk-1") as reader:
         disk = reader.disk("vda")
@@ -168,9 +169,15 @@ def test_a_restored_volume_is_read_back_and_compared(image: Path, tmp_path: Path
         assert seen[-1] == (written, written)
         assert target.stat().st_size < 5 * MIB, "holes stay holes"
         with served_volume(target, format="qcow2", socket=socket_path) as client:
-            assert disk.compare(client.read) is None
-            client.write(10 * MIB, b"evil")
-            assert disk.compare(client.read) == 10 * MIB
+            assert differs_at(disk, client) is None
+            for offset in (10 * MIB, 0):
+                client.write(offset, b"evil")
+                client.flush()
+                assert differs_at(disk, client) == offset
+        with served_volume(empty, format="qcow2", socket=socket_path) as client:
+            assert differs_at(disk, client) == next(disk.chunks())[0] * disk.manifest.chunk_bytes, (
+                "a hole where there was content"
+            )
 
 
 def test_a_volume_of_another_size_or_in_use_is_not_written(image: Path, tmp_path: Path) -> None:
