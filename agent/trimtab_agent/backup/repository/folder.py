@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trimtab_agent.backup.repository import errors
@@ -21,8 +21,10 @@ _WRITEV_MAX = 512  # below IOV_MAX, 1024 on Linux
 class FolderBlobs:
     """A folder that exists; the folders below it are made as needed."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, sync: Callable[[int], None] = os.fsync) -> None:
+        """`sync` makes a file or a folder durable, by its descriptor: a test counts on nothing else to survive a loss of power."""
         self._root = root
+        self._sync = sync
         self._lock = threading.Lock()
         self._open: OrderedDict[str, int] = OrderedDict()
         self._known: set[Path] = set()
@@ -141,7 +143,7 @@ class FolderBlobs:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             _write_all(descriptor, parts)
-            os.fsync(descriptor)
+            self._sync(descriptor)
             # The host's memory belongs to its guests: nobody reads a pack soon after it was written.
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         except BaseException:
@@ -161,16 +163,18 @@ class FolderBlobs:
                 raise
 
     def _make(self, folder: Path) -> None:
-        if folder in self._known:
+        """Make a folder below the root durably: one whose parent's name may be lost would take with it what is put there."""
+        if folder in self._known or folder == self._root:
             return
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
         self._sync_folder(folder.parent)
         self._known.add(folder)
 
     def _sync_folder(self, folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(descriptor)
+            self._sync(descriptor)
         finally:
             os.close(descriptor)
 
