@@ -39,6 +39,16 @@ def write_image(image: Path, offset: int, content: bytes) -> None:
     run("qemu-io", "-f", "qcow2", "-c", f"write -q -s {piece} {offset} {len(content)}", str(image))
 
 
+def listens(path: Path) -> bool:
+    """qemu-nbd binds its socket, then opens the image, then listens."""
+    with socket.socket(socket.AF_UNIX) as peer:
+        try:
+            peer.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
 @contextmanager
 def served(image: Path, *arguments: str, format_: str = "qcow2") -> Iterator[Path]:
     """Serve an image by qemu-nbd until the block ends; give its socket."""
@@ -47,7 +57,7 @@ def served(image: Path, *arguments: str, format_: str = "qcow2") -> Iterator[Pat
         ["qemu-nbd", "-t", "-f", format_, "-k", str(path), "-x", "vda", "-e", "4", "--discard=unmap", *arguments, str(image)]
     )
     try:
-        until_now(path.exists, what="the socket of qemu-nbd", deadline_s=30)
+        until_now(lambda: listens(path), what="qemu-nbd to listen", deadline_s=30)
         yield path
     finally:
         server.terminate()
@@ -172,7 +182,6 @@ def test_a_restored_volume_is_read_back_and_compared(image: Path, tmp_path: Path
             assert differs_at(disk, client) is None
             for offset in (10 * MIB, 0):
                 client.write(offset, b"evil")
-                client.flush()
                 assert differs_at(disk, client) == offset
         with served_volume(empty, format="qcow2", socket=socket_path) as client:
             assert differs_at(disk, client) == next(disk.chunks())[0] * disk.manifest.chunk_bytes, (

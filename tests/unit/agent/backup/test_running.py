@@ -1,12 +1,15 @@
 """One backup after the other of a vm that is written, killed, reverted, grown and given disks: the last one is always what it was."""
 
 import random
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.unit.agent.backup.kit import MemoryBlobs, new_repository, reopen, restore, subject
+from tests.unit.agent.backup.kit import Fault, FaultyBlobs, MemoryBlobs, new_repository, reopen, restore, subject
 from tests.unit.agent.manual_clock import ManualClock
 from trimtab_agent.backup.repository.manifests import Consistency, Manifest
 from trimtab_agent.backup.repository.reader import open_backup
@@ -218,40 +221,70 @@ def test_the_definition_of_the_vm_is_part_of_it() -> None:
         assert reader.attachment("domain.xml") == b"<domain/>"
 
 
-STEPS = ("write", "zero", "backup", "fail", "stray", "kill", "revert", "grow", "add", "remove", "forget")
+STEPS = (
+    "write", "write", "zero", "backup", "broken-export", "stray", "kill", "die", "abort", "stop", "start", "migrate", "revert", "grow",
+    "snapshot", "add", "remove", "forget",
+)  # fmt: skip
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.sampled_from(STEPS), min_size=3, max_size=16), st.integers(0, 1000))
-def test_after_any_history_the_last_backup_is_the_disk(steps: list[str], seed: int) -> None:
-    bed = Bed()
-    bed.dice = random.Random(seed)
-    for step in ["write", "backup", *steps, "backup"]:
-        name = bed.dice.choice(list(bed.vm.disks))
-        disk = bed.vm.disks[name]
-        match step:
-            case "write":
-                bed.write(name)
-            case "zero":
+class Died(BaseException):
+    """The agent's process ended here: nothing of it runs any more, not even its clean-up."""
+
+
+class History:
+    """Steps in the life of a vm; each backup that a step reports is compared with the disks at once."""
+
+    def __init__(self, seed: int) -> None:
+        self.bed = Bed()
+        self.bed.dice = random.Random(seed)
+        self.compared = 0
+
+    def step(self, name: str) -> None:
+        bed = self.bed
+        disk_name = bed.dice.choice(list(bed.vm.disks))
+        disk = bed.vm.disks[disk_name]
+        match name:
+            case "write" if bed.vm.is_running:
+                bed.write(disk_name)
+            case "zero" if bed.vm.is_running:
                 disk.write(CHUNK, bytes(CHUNK))
             case "backup":
-                bed.check(bed.back_up())
-            case "fail":
+                self.back_up()
+            case "broken-export":
                 disk.reads_left = bed.dice.randrange(3)
                 try:
-                    bed.check(bed.back_up())
+                    self.back_up()
                 except TrimtabError as error:
                     assert error.code == "disk-export-lost"  # noqa: PT017
                 disk.reads_left = None
+            case "die":
+                self.die()
+            case "abort":
+                self.abort()
             case "stray":
                 disk.checkpoints[f"tt-stray-{bed.count}"] = set()
+            case "stop":  # in good order: bitmaps are stored with the disk
+                bed.vm.is_running = False
+            case "start":
+                bed.vm.is_running = True
             case "kill":
+                bed.vm.lose_checkpoints()
+                bed.vm.is_running = bed.dice.random() < 0.5
+            case "migrate":  # libvirt's record of checkpoints does not follow
                 bed.vm.lose_checkpoints()
             case "revert":
                 disk.content[:] = bed.dice.randbytes(len(disk.content))
-                bed.generation[name] += 1
+                bed.generation[disk_name] += 1
+            case _:
+                self.change_disks(name, disk)
+
+    def change_disks(self, name: str, disk: SimulatedDisk) -> None:
+        bed = self.bed
+        match name:
             case "grow":
                 disk.content.extend(bytes(bed.dice.choice([512, CHUNK, 70_000 // 512 * 512])))
+            case "snapshot":  # the guest goes on in a new layer; a layer that is merged carries its bits into the one below
+                bed.vm.disks = {each: replace(found, content=bytearray(found.content)) for each, found in bed.vm.disks.items()}
             case "add" if "vdb" not in bed.vm.disks:
                 bed.vm.disks["vdb"] = SimulatedDisk(bytearray(2 * CHUNK))
                 bed.generation["vdb"] = bed.generation.get("vdb", 0) + 1
@@ -260,4 +293,65 @@ def test_after_any_history_the_last_backup_is_the_disk(steps: list[str], seed: i
             case "forget":
                 for manifest in bed.repository.list_backups().manifests[-1:]:
                     bed.repository.forget("vm-1", manifest.backup_id)
-    assert reopen(bed.blobs).list_backups().unreadable == {}
+
+    def back_up(self) -> None:
+        self.bed.check(self.bed.back_up())
+        self.compared += 1
+
+    def die(self) -> None:
+        """The agent dies at any call of the repository; what it did not list is no backup, what it did list is a whole one."""
+        bed = self.bed
+        bed.clock.advance(60)
+        request = bed.request()
+        with suppress(Died):
+            dying = reopen(FaultyBlobs(bed.blobs, dies_at(bed.dice.randrange(30))), clock=bed.clock)
+            run_backup(dying, bed.host, request, on_progress=lambda _done, _total: None)
+        bed.vm.is_busy = False  # libvirt ends the job with its client, or the next agent does
+        bed.clock.advance(60)
+        bed.repository = reopen(bed.blobs, clock=bed.clock)
+        for manifest in bed.repository.list_backups().manifests:
+            if manifest.backup_id == request.backup_id:
+                bed.check(manifest)
+                self.compared += 1
+
+    def abort(self) -> None:
+        count = self.bed.dice.randrange(3)
+
+        def cancel(_done: int, _total: int) -> None:
+            nonlocal count
+            count -= 1
+            if count < 0:
+                raise Conflict("job-cancelled", "cancelled")
+
+        self.bed.clock.advance(60)
+        with suppress(Conflict):
+            run_backup(self.bed.repository, self.bed.host, self.bed.request(), on_progress=cancel)
+
+
+def dies_at(call: int) -> Fault:
+    """The process dies at this call, and at every later one."""
+    seen = 0
+
+    def fault(_verb: str, _name: str) -> str:
+        nonlocal seen
+        seen += 1
+        if seen > call:
+            raise Died
+        return "pass"
+
+    return fault
+
+
+def live(steps: Sequence[str], seed: int) -> int:
+    """Go through the steps, compare at the end too, and return how many backups were compared."""
+    history = History(seed)
+    for step in ["write", "backup", *steps, "backup"]:
+        history.step(step)
+    assert reopen(history.bed.blobs).list_backups().unreadable == {}
+    return history.compared
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.sampled_from(STEPS), min_size=3, max_size=16), st.integers(0, 1000))
+def test_after_any_history_the_last_backup_is_the_disk(steps: list[str], seed: int) -> None:
+    live(steps, seed)
