@@ -30,8 +30,8 @@ stubs: ## regenerate gRPC stubs and the image that breaking changes are checked 
 	@ops/generate_stubs.sh
 	@cd protos && ../.venv/bin/buf build -o image.binpb
 
-bench: ## ratios against baselines measured in the same run
-	@ops/bootstrap.sh
+bench: ## ratios against baselines measured in the same run; installs the peers that it compares with
+	@ops/bootstrap.sh --bench
 	@$(PY) -m tests.bench.run
 
 soak: ## the long fault campaigns, on SQLite and on PostgreSQL; their dated reports go to tests/evidence/

@@ -2,6 +2,7 @@
 # Prepares a Debian 12 machine for Trimtab from a clone: Debian packages and the virtual environment .venv.
 #
 #   ops/bootstrap.sh          install what is missing (nothing and under 2 s when all is there)
+#   ops/bootstrap.sh --bench  also the peers that `make bench` compares with (ops/bench-packages.txt)
 #   ops/bootstrap.sh --plan   only say what would be installed
 #   ops/bootstrap.sh --made   say what earlier runs installed and is still there
 #
@@ -13,6 +14,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 stamp=$venv/.trimtab-bootstrap
 packages_file=$root/ops/packages.txt
+bench_packages_file=$root/ops/bench-packages.txt
+package_lists=("$packages_file")
 installed_file=$root/.cache/installed-packages
 policy=/usr/sbin/policy-rc.d
 python=${TRIMTAB_PYTHON:-/usr/bin/python3}
@@ -39,7 +42,7 @@ check_system() {
   if [ ! -f "$root/requirements.txt" ]; then refuse "$root is not a clone of Trimtab"; fi
 }
 
-wanted_packages() { sed -e 's/#.*//' -e 's/[[:space:]]*$//' -e '/^$/d' "$packages_file"; }
+wanted_packages() { sed -e 's/#.*//' -e 's/[[:space:]]*$//' -e '/^$/d' "${package_lists[@]}"; }
 
 missing_packages() {
   local wanted
@@ -160,11 +163,12 @@ print_made() {
 main() {
   case ${1:-} in
   '' | --plan) ;;
+  --bench) package_lists+=("$bench_packages_file") ;;
   --made)
     print_made
     return
     ;;
-  *) refuse "unknown argument '$1'; there are --plan and --made" ;;
+  *) refuse "unknown argument '$1'; there are --bench, --plan and --made" ;;
   esac
   check_system
   local missing

@@ -15,6 +15,7 @@ import os
 import random
 import resource
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,10 @@ OWN = Path(__file__).with_name("backup_client.py")
 
 
 def run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    finished = subprocess.run(command, check=False, capture_output=True, text=True)
+    if finished.returncode:
+        raise SystemExit(f"{command[0]} ended with {finished.returncode}: {finished.stderr[-1000:]}")
+    return finished.stdout
 
 
 def make_image(directory: Path, size_bytes: int, data_mib: int) -> Path:
@@ -59,18 +63,30 @@ def make_image(directory: Path, size_bytes: int, data_mib: int) -> Path:
     return image
 
 
-def change(image: Path, size_bytes: int, round_number: int) -> int:
-    """Change about 46 MiB and return how many bytes were written."""
+def change_arguments(piece: Path, size_bytes: int, round_number: int) -> list[str]:
+    """Return the commands of qemu-io that change about 46 MiB: 100 scattered overwrites and one piece; `piece` holds what is written."""
     dice = random.Random(100 + round_number)
-    piece = image.with_suffix(".piece")
     piece.write_bytes(dice.randbytes(40 * MIB))
     slots = size_bytes // 2 // 65536
     writes = [f"write -q -s {piece} {dice.randrange(slots) * 65536} 64k" for _ in range(100)]
-    writes.append(f"write -q -s {piece} {size_bytes - 64 * MIB} 40M")
-    arguments = [argument for write in writes for argument in ("-c", write)]
-    run("qemu-io", "-f", "qcow2", *arguments, str(image))
+    return [*writes, f"write -q -s {piece} {size_bytes - 64 * MIB} 40M"]
+
+
+def change(image: Path, size_bytes: int, round_number: int) -> int:
+    """Change about 46 MiB and return how many bytes were written."""
+    piece = image.with_suffix(".piece")
+    writes = change_arguments(piece, size_bytes, round_number)
+    run("qemu-io", "-f", "qcow2", *(argument for write in writes for argument in ("-c", write)), str(image))
     piece.unlink()
     return 100 * 65536 + 40 * MIB
+
+
+def listens(path: Path) -> bool:
+    """qemu-nbd binds its socket, then opens the image, then listens."""
+    with socket.socket(socket.AF_UNIX) as peer, contextlib.suppress(OSError):
+        peer.connect(str(path))
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -80,7 +96,7 @@ def served(image: Path, *arguments: str) -> Iterator[Path]:
         ["qemu-nbd", "-t", "-r", "-f", "qcow2", "-k", str(path), "-x", "vda", "-e", "8", *arguments, str(image)]
     )
     try:
-        while not path.exists():
+        while not listens(path):
             time.sleep(0.01)
         yield path
     finally:

@@ -38,7 +38,8 @@ def test_plan_names_packages_environment_and_downloads() -> None:
 
 
 def test_every_package_is_listed_once_with_its_reason() -> None:
-    lines = [line for line in (TOP / "ops" / "packages.txt").read_text().splitlines() if line and not line.startswith("#")]
+    texts = [(TOP / "ops" / name).read_text() for name in ("packages.txt", "bench-packages.txt")]
+    lines = [line for text in texts for line in text.splitlines() if line and not line.startswith("#")]
     names = [line.split()[0] for line in lines]
     assert sorted(set(names)) == sorted(names)
     assert [line for line in lines if not line.partition("#")[2].strip()] == []

@@ -142,9 +142,14 @@ class NbdClient:
         return bytes(content)
 
     def write(self, offset: int, content: bytes | bytearray) -> None:
-        """Send one range on its way; what an earlier one met is raised by a later one or by `flush`, after which nothing is certain.
+        """Write one range and wait for it; durable only after `flush`."""
+        self.begin_write(offset, content)
+        self._await_writes(0)
 
-        Durable only after `flush`. Nothing may be read between the first write and it.
+    def begin_write(self, offset: int, content: bytes | bytearray) -> None:
+        """Send one range on its way. What it meets is raised by a later call or by `flush`, after which nothing is certain.
+
+        Nothing may be read before `flush`.
         """
         for at in range(0, len(content), self.request_max_bytes):
             piece = memoryview(content)[at : at + self.request_max_bytes]

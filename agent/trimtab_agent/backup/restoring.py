@@ -44,7 +44,7 @@ def restore_disk(disk: DiskReader, file: Path, *, format: str, socket: Path, on_
         def write(offset: int, content: bytes) -> None:
             nonlocal done, flushed
             with lock:
-                client.write(offset, content)
+                client.begin_write(offset, content)
                 done += len(content)
                 if done - flushed >= _FLUSH_EVERY_BYTES:
                     client.begin_flush()
