@@ -52,6 +52,8 @@ BENCHES: dict[str, Callable[[], None]] = {
     "planning": in_a_process_of_its_own("bench_planning"),
     "failover": in_a_process_of_its_own("bench_failover"),
     "backup": in_a_process_of_its_own("bench_backup"),
+    "backup-sizes": in_a_process_of_its_own("bench_backup_sizes"),
+    "backup-peers": in_a_process_of_its_own("bench_backup_peers"),
     "clone": in_a_process_of_its_own("bench_clone"),
     "fleet": fleet,
     "lab": lab,
