@@ -102,10 +102,24 @@ class World:
         backup_id = self.new_id(vm)
         base = self.last.get(vm)
         repository = reopen(self.blobs, clock=self.clock)
-        writer = begin_backup(repository, subject(vm), backup_id, base_id=base)
-        put_disk(writer, disk)
+        try:
+            writer = begin_backup(repository, subject(vm), backup_id, base_id=base)
+        except TrimtabError as error:
+            self.expect_damage(error)
+            return
+        try:
+            put_disk(writer, disk)
+        except TrimtabError as error:
+            self.expect_damage(error)
+            writer.abort()
+            return
         dirty, disk.dirty = disk.dirty, set()
         self.open[vm] = (writer, disk, backup_id, dirty)
+
+    def expect_damage(self, error: TrimtabError) -> None:
+        """The base is damaged, which is said; nothing begins."""
+        if not self.is_flipped or not errors.is_damage(error):
+            raise error
 
     def commit(self, vm: str) -> None:
         writer, disk, backup_id, dirty = self.open.pop(vm)

@@ -35,8 +35,8 @@ VICTIM = Path(__file__).with_name("backup_victim.py")
 DISK_MIB = 64
 CHECK_EVERY = 10
 KEPT = 4
-DELAY_S = 1.6
-"""A backup takes about a second, most of it the interpreter's start: kills fall before, in and after it."""
+DELAY_S = 0.8
+"""A backup takes about half a second: kills fall before, in and after it."""
 
 
 class Campaign:
@@ -63,6 +63,8 @@ class Campaign:
         (self.folder / "pid").unlink(missing_ok=True)
         log = (self.folder / "victim.log").open("ab")
         with log, subprocess.Popen(command, stdout=log, stderr=log, env=self.environment()) as victim:
+            while not (self.folder / "pid").exists() and victim.poll() is None:
+                time.sleep(0.01)
             time.sleep(self.dice.random() * DELAY_S)  # the random instant
             self.kill(self.dice.choice(["agent", "qemu", "libvirtd"]))
             try:
@@ -79,7 +81,7 @@ class Campaign:
         match whom:
             case "agent":
                 with contextlib.suppress(FileNotFoundError):
-                    self.lab.run(HOST, ["kill", "-9", (self.folder / "pid").read_text() or "0"], check=False)
+                    self.lab.run(HOST, ["kill", "-9", (self.folder / "pid").read_text() or "none"], check=False)
             case "qemu":
                 self.lab.run(HOST, ["sh", "-c", f"kill -9 $(cat /run/libvirt/qemu/{DOMAIN}.pid)"], check=False)
             case "libvirtd":

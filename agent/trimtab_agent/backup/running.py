@@ -56,8 +56,22 @@ def run_backup(repository: Repository, source: BackupSource, request: BackupRequ
     if done is not None:
         _keep(source, vm_id, done)
         return done
-    checkpoint = checkpoint_name(request.backup_id)
     base = listed[-1] if listed else None
+    try:
+        manifest = _run(repository, source, request, base, on_progress)
+    except TrimtabError as error:
+        if base is None or not errors.is_damage(error):
+            raise
+        # A page of the base: the writer has put that on record, so that this time what it named is read from the disk.
+        manifest = _run(repository, source, request, base, on_progress)
+    _keep(source, vm_id, manifest)
+    return manifest
+
+
+def _run(
+    repository: Repository, source: BackupSource, request: BackupRequest, base: Manifest | None, on_progress: OnProgress
+) -> Manifest:
+    vm_id, checkpoint = request.subject.vm_id, checkpoint_name(request.backup_id)
     bases = {disk.name: base_of(disk, base) for disk in request.disks}
     wishes = [DiskWish(name, found.checkpoint if found else "") for name, (found, _) in bases.items()]
     with _begin(repository, request, base) as writer:
@@ -69,13 +83,11 @@ def run_backup(repository: Repository, source: BackupSource, request: BackupRequ
             for name, content in {**instant.attachments, **request.attachments}.items():
                 writer.attach(name, content)
             notes = {**instant.notes, **request.notes}
-            manifest = writer.commit(disks, created_ms=instant.created_ms, consistency=instant.consistency, notes=notes)
+            return writer.commit(disks, created_ms=instant.created_ms, consistency=instant.consistency, notes=notes)
         except BaseException:
             with contextlib.suppress(TrimtabError):  # left behind, it costs tracking until the next backup drops it
                 source.drop_checkpoint(vm_id, checkpoint)
             raise
-    _keep(source, vm_id, manifest)
-    return manifest
 
 
 def _keep(source: BackupSource, vm_id: str, manifest: Manifest) -> None:

@@ -371,6 +371,8 @@ class BackupWriter:
         self._is_open = False
         self._close()
         with contextlib.suppress(TrimtabError):
+            self.repository.store_damage()  # of the base, perhaps what ended this: the next attempt repairs it
+        with contextlib.suppress(TrimtabError):
             self._session.end()
 
     def __enter__(self) -> "BackupWriter":

@@ -130,6 +130,22 @@ def test_a_stopped_vm_without_a_checkpoint_leaves_none_to_build_on_and_the_next_
     bed.check(after)
 
 
+def test_a_damaged_page_of_the_base_costs_reading_and_no_backup() -> None:
+    bed = Bed()
+    bed.write(at=0)
+    bed.write(at=4 * CHUNK)
+    first = bed.back_up()
+    for id in first.disks[0].pages.values():
+        for place in bed.repository.index.places(id):
+            bed.blobs.flip_bit(place.pack, place.entry.offset + place.entry.length - 1)
+    bed.repository = reopen(bed.blobs, clock=bed.clock)
+    bed.write(at=CHUNK)
+    bed.check(bed.back_up())
+    bed.repository = reopen(bed.blobs, clock=bed.clock)
+    bed.write(at=2 * CHUNK)
+    bed.check(bed.back_up())
+
+
 def test_a_repeat_of_a_listed_backup_returns_it() -> None:
     bed = Bed()
     request = bed.request()
