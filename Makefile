@@ -40,3 +40,4 @@ soak: ## the long fault campaigns, on SQLite and on PostgreSQL; their dated repo
 	@$(PY) -m tests.soak.chaos --operations 500 --database postgres
 	@$(PY) -m tests.soak.host_loss --losses 20
 	@$(PY) -m tests.soak.backups --kills 300
+	@$(PY) -m tests.soak.backup_kills --kills 150

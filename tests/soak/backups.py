@@ -60,7 +60,7 @@ def played(act: Callable[[], int]) -> dict[str, object]:
     try:
         done = act()
     except Exception:
-        problem = traceback.format_exc()
+        problem = traceback.format_exc().replace(f"{Path(__file__).resolve().parents[2]}/", "")  # no path of a machine
     return {"compared": done, "seconds": round(time.monotonic() - began), "problem": problem}
 
 
