@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.bench.accounts import clean_up_when_told_to_end
-from tests.bench.bench_backup_peers import XML
+from tests.bench.bench_backup_peers import BACKEND, XML
 from tests.lab.backup_in_host import opened
 from tests.soak.chaos import EVIDENCE, _commit
 from tests.unit.agent.backup.kit import restore
@@ -43,6 +43,7 @@ class Campaign:
     def __init__(self, lab: Lab, folder: Path, seed: int) -> None:
         self.lab, self.folder = lab, folder
         self.dice = random.Random(seed)
+        self.contents: set[str] = set()
         self.killed: Counter[str] = Counter()
         self.compared = 0
         self.finished = 0
@@ -102,7 +103,7 @@ class Campaign:
             length = self.dice.choice([512, 65536, 1 << 20])
             self.piece.write_bytes(self.dice.randbytes(length))
             offset = self.dice.randrange(((DISK_MIB << 20) - length) // 512) * 512
-            command = f'qemu-io libvirt-1-format "write -q -s {self.piece} {offset} {length}"'
+            command = f'qemu-io -d {BACKEND} "write -q -s {self.piece} {offset} {length}"'
             self.virsh("qemu-monitor-command", DOMAIN, "--hmp", command)
 
     def check(self) -> None:
@@ -115,6 +116,7 @@ class Campaign:
         for manifest in listing.manifests:
             restored = hashlib.sha256(restore(repository, manifest.backup_id, vm=VM)).hexdigest()
             assert restored == digests[manifest.backup_id], manifest.backup_id
+            self.contents.add(restored)
             self.compared += 1
         for manifest in listing.manifests[:-KEPT]:
             repository.forget(VM, manifest.backup_id)
@@ -131,6 +133,7 @@ def campaign(lab: Lab, folder: Path, *, seed: int, count: int) -> Campaign:
         played.round(number)
         if number % CHECK_EVERY == 0 or number == count:
             played.check()
+            assert len(played.contents) > number // CHECK_EVERY, "the disk changed between the backups"
     return played
 
 
