@@ -66,6 +66,8 @@ class NumaCellResource:
     index: int
     memory_mib: int
     cpus: tuple[int, ...]
+    # Pages kept on the host, by their size in KiB.
+    huge_pages: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,7 +354,13 @@ def _inventory(inventory: Inventory, *, is_full: bool) -> InventoryResource:
         has_uefi=inventory.has_uefi,
         capabilities=inventory.capabilities if is_full else (),
         numa_cells=tuple(
-            NumaCellResource(index=cell.index, memory_mib=cell.memory_mib, cpus=cell.cpus) for cell in inventory.numa_cells
+            NumaCellResource(
+                index=cell.index,
+                memory_mib=cell.memory_mib,
+                cpus=cell.cpus,
+                huge_pages={str(size_kib): count for size_kib, count in cell.huge_pages.items()},
+            )
+            for cell in inventory.numa_cells
         )
         if is_full
         else (),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from trimtab_controller.api.render import etag_of
 from trimtab_controller.api.resources.operations import OperationResource, render
@@ -83,6 +84,8 @@ class VmResource:
     shape: ShapeResource
     host_selector: dict[str, str]
     host_class: str
+    # What else it asked of its host: dedicated, hugepages_kib, numa_cells, devices, resources, tolerations; only what it did.
+    wishes: dict[str, Any]
     # Its vm group; '' for none.
     group: str
     # What a drain may do with it: migrate, restart, wait.
@@ -217,6 +220,7 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         priority=vm.priority,
         backup_policy=names.get(vm.backup_policy_id, ""),
         start_delay_s=vm.start_delay_s,
+        wishes=dict(vm.wishes),
         volumes=tuple(
             VmVolumeResource(
                 id=one.id, name=one.name, pool=names.get(one.pool_id, ""), size_bytes=one.size_bytes, index=one.disk_index or 0
