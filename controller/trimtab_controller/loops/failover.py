@@ -168,6 +168,7 @@ class FailoverLoop:
             for host_id, host in seen.hosts.items()
             if host.connectivity in _SILENT and seen.guards.get(host_id, HostGuard()).beacon_pool_id
         ]
+        beacons.observe(seen)
         beacons.watch(seen, silent)
         for host_id, host in seen.hosts.items():
             record, guard = self._state.hosts[host_id], seen.guards.get(host_id, HostGuard())
