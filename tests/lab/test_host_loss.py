@@ -168,7 +168,7 @@ def test_storage_that_hangs_holds_up_neither_agent_nor_warden(beaconed: LossFlee
         protection = beaconed.protection(home)
         assert protection["lease_age_s"] < kit.LEASE_S / 2
         assert protection["beacon_age_s"] > kit.LEASE_S
-        assert all(beaconed.host(host)["connectivity"] == "up" for host in kit.HOSTS)
+        assert all(beaconed.host(host)["connectivity"] == "up" for host in beaconed.hosts)
     finally:
         beaconed.lab.hang_storage(is_hung=False)
     boot, now_s = beaconed.writes(kept)[-1].boot, boottime_s()
