@@ -96,7 +96,16 @@ class Campaign:
             self._settle(found, homes)
         except (AssertionError, LabError) as error:
             found.fail(str(error)[:600])
+            self._show()
         return found
+
+    def _show(self) -> None:
+        """Print what an operator would look at, to find out why a round failed: the lab is gone when the campaign ends."""
+        for words in (("host", "list"), ("vm", "list", "-o", "wide"), ("op", "list"), ("failover", "list"), ("event", "list")):
+            ran = self.fleet.trimtab(*words)
+            sys.stderr.write(f"--- trimtab {' '.join(words)}\n{ran.out}{ran.err}\n")
+        for name in self.vm_ids:
+            sys.stderr.write(f"--- trimtab vm get {name}\n{self.fleet.trimtab('vm', 'get', name, '-o', 'yaml').out}\n")
 
     def _watch(self, found: Round, must: Must, at_s: float, homes: dict[str, str]) -> None:
         """Wait for what must become of the hosts' guests."""
