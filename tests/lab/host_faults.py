@@ -68,7 +68,7 @@ def all_faults(fleet: LossFleet, devices: PowerDevices) -> Mapping[str, HostFaul
         "power": HostFault(lab.crash, lab.boot, Must.MOVE),
         "link": HostFault(lab.cut, lab.heal, Must.MOVE, stays),
         "one-way-cut": HostFault(hands.cut_one_way, hands.heal_one_way, Must.MOVE, stays),
-        "frozen-agent": HostFault(lab.freeze, lab.thaw, Must.MOVE, stays),
+        "frozen-agent": HostFault(hands.freeze_agent, hands.await_another_agent, Must.MOVE, stays),
         "both-frozen": HostFault(both_frozen, lab.thaw, Must.MOVE, stays),
         "link-and-frozen-warden": HostFault(with_warden(signal.SIGSTOP), thaw_and_heal, Must.MOVE, stays),
         "link-and-killed-warden": HostFault(with_warden(signal.SIGKILL), lab.heal, Must.MOVE, stays),
@@ -94,6 +94,7 @@ class Hands:
 
     def __init__(self, fleet: LossFleet, devices: PowerDevices) -> None:
         self._fleet, self._lab, self._devices = fleet, fleet.lab, devices
+        self._frozen_agent: int | None = None
 
     def cut_one_way(self, host: str) -> None:
         """What the host sends to the controllers is lost; what they send arrives."""
@@ -101,6 +102,18 @@ class Hands:
 
     def heal_one_way(self, host: str) -> None:
         self._lab.run(host, ["iptables", "-D", "OUTPUT", "-d", self._lab.spec.ctl_address, "-j", "DROP"])
+
+    def freeze_agent(self, host: str) -> None:
+        self._frozen_agent = self._lab.service_process_id(host, "trimtab-agent")
+        self._lab.freeze(host)
+
+    def await_another_agent(self, host: str) -> None:
+        """Nobody thaws it: its supervisor's watchdog kills it and starts another."""
+
+        def is_replaced() -> bool:
+            return self._lab.service_process_id(host, "trimtab-agent") not in {None, self._frozen_agent}
+
+        wait_until(is_replaced, f"the frozen agent of {host} to be started anew", patience_s=90)
 
     def freeze_warden(self, host: str) -> None:
         self._lab.signal_service(host, "trimtab-warden", signal.SIGSTOP)
