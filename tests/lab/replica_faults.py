@@ -125,7 +125,7 @@ class ReplicaFaults:
             self._lab.crash(name)
         wait_until(self._is_frozen, "failover to freeze", patience_s=POINT_PATIENCE_S)
         for name in self.two(host):
-            self._fleet.ok("failover", "release", name, "--reason", "their rack lost its power")
+            self._fleet.ok("failover", "release", name, "--reason", "their rack lost its power", "--yes")
 
     def _is_frozen(self) -> bool:
         return bool(self._fleet.ok("failover", "status", "-o", "json").json()["frozen"])

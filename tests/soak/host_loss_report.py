@@ -27,12 +27,26 @@ class Loss(Protocol):
 L = TypeVar("L", bound=Loss)
 
 
+def current_commit() -> str:
+    finished = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    return finished.stdout.strip() or "unknown"
+
+
 @dataclass
 class Told(Generic[L]):
     """What a campaign found."""
 
     seed: int
     is_replicated: bool
+    commit: str = field(default_factory=current_commit)
+    """What was tested: the one when the campaign began."""
     rounds: list[L] = field(default_factory=list)
     double_runs: list[str] = field(default_factory=list)
     writes: int = 0
@@ -55,7 +69,7 @@ def write_report(told: Told[L], directory: Path, *, began: datetime) -> Path:
     directory.mkdir(exist_ok=True, parents=True)
     document = {
         "began": began.isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": told.commit,
         "double_runs": told.double_runs,
         "failures": told.failures,
         "false_failovers": sum("false failover" in line for line in told.failures),
@@ -83,7 +97,7 @@ def _lines(told: Told[L], kind: str, began: datetime) -> list[str]:
     return [
         f"# Host losses, {kind}, {began:%Y-%m-%d %H:%M} UTC",
         "",
-        f"Commit `{_commit()}`, seed {told.seed}: {fleet}; three kept guests that write to lock-free disks, whose server's log of "
+        f"Commit `{told.commit}`, seed {told.seed}: {fleet}; three kept guests that write to lock-free disks, whose server's log of "
         f"{told.writes} lines was judged. {len(told.rounds)} faults; {len(told.double_runs)} double runs, "
         f"{false_failovers} false failovers.",
         "",
@@ -115,15 +129,3 @@ def _row(fault: str, rounds: Sequence[L]) -> str:
 def _short(what: str) -> str:
     """A refusal is counted whatever its term and time."""
     return "stale leader refused when it went on" if what.startswith("refused") else what
-
-
-def _commit() -> str:
-    finished = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=False,
-    )
-    return finished.stdout.strip() or "unknown"
