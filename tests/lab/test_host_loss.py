@@ -4,9 +4,10 @@ The disks are lock-free, so a second run would be seen in their server's log. On
 """
 
 import os
-import shutil
 import signal
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -230,11 +231,9 @@ def test_after_a_database_of_yesterday_was_restored_nothing_is_doubled_lost_or_r
     away = next(host for host in beaconed.hosts if host != home)
     silent = next(host for host in beaconed.hosts if host not in {home, away})
     gone, unknown = beaconed.keep("gone", to=away), beaconed.keep("unknown", to=silent)
-    beaconed.plane.stop()
-    yesterday = beaconed.plane.data_directory / "yesterday.db"
-    shutil.copy(beaconed.plane.data_directory / "trimtab.db", yesterday)
-    beaconed.plane.start()
-    beaconed.wait_until_armed()
+    database, yesterday = (beaconed.plane.data_directory / name for name in ("trimtab.db", "yesterday.db"))
+    with closing(sqlite3.connect(database)) as now, closing(sqlite3.connect(yesterday)) as kept_aside:
+        now.backup(kept_aside)
     # What is done from here on, the database will not know.
     beaconed.ok("vm", "migrate", "kept", "--to", away, "--wait")
     beaconed.delete("gone")
@@ -242,7 +241,7 @@ def test_after_a_database_of_yesterday_was_restored_nothing_is_doubled_lost_or_r
     beaconed.plane.crash()
     for leftover in ("trimtab.db-wal", "trimtab.db-shm"):
         (beaconed.plane.data_directory / leftover).unlink(missing_ok=True)
-    yesterday.replace(beaconed.plane.data_directory / "trimtab.db")
+    yesterday.replace(database)
     at_s = boottime_s()
     beaconed.lab.freeze(silent)
     try:
