@@ -14,6 +14,8 @@ from tests.operations.failover_kit import ROUNDS, Story, story_of
 from tests.operations.kit import FleetStory
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.model import Pool, Vm
+from trimtab_controller.loops import failover_reading as reading
+from trimtab_controller.loops.beacons import Beacons
 from trimtab_controller.store import fence_intents, host_guards, hosts, leases, schema
 from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos import beacon_slots
@@ -165,6 +167,21 @@ def test_where_its_slot_was_seen_counting_the_wait_begins_at_the_last_beat_and_n
     assert beaconed.intent() is not None, "it was written all the same"
     # Each look at the slots is two seconds after the other, each round a second; the beats before came every third.
     assert beaconed.wait_s - 3.0 <= beaconed.now_s() - last_s <= beaconed.wait_s + 2.0
+
+
+def test_a_reader_that_died_too_holds_up_no_look_at_the_slots(beaconed: Beaconed) -> None:
+    fleet, asked = beaconed.story.fleet, list[tuple[str, str]]()
+    beacons = Beacons(
+        agents=fleet.client, clock=fleet.clock, ask=lambda subject, what, _question: asked.append((subject, what)), lease_ttl_s=15
+    )
+    seen = fleet.db.read(lambda session: reading.read(session, also=(), operation_ids=()))
+    for _second in range(8):
+        beacons.observe(seen)
+        fleet.clock.advance(1.0)
+    pool_id = next(iter(seen.beacon_pools))
+    assert asked == [(pool_id, "beacon-slots-0"), (pool_id, "beacon-slots-1")] * 2, (
+        "what is asked under one word waits for nobody"
+    )
 
 
 @pytest.mark.parametrize("late_by", [1, 5])

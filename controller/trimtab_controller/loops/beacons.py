@@ -40,6 +40,8 @@ MARGIN_S = 1.5
 """What reading takes, and a round that came late."""
 OBSERVE_EVERY_S = 2.0
 """Between looks at the slots of hosts that are well; what a look is late is added to the wait for a lease."""
+LOOKS_AT_ONCE = 2
+"""Of one pool: storage that hangs holds up so many threads."""
 OBSERVED_MAX = 256
 """Slots of one pool that are looked at while all is well, in one call; in larger pools the wait is counted from the intent."""
 NOT_READ_S = 6.0
@@ -90,16 +92,14 @@ class Beacons:
             if pool is None or not readers or len(host_ids) > OBSERVED_MAX or now < self._observe_at_s.get(pool_id, 0.0):
                 continue
             self._observe_at_s[pool_id] = now + OBSERVE_EVERY_S
-            self._ask(pool_id, "beacon-slots", partial(self._look_at_all, pool, readers, sorted(host_ids)))
+            turn = self._turns[pool_id] = self._turns.get(pool_id, -1) + 1
+            # Each look is another host's. The one that is asked may be the one that just died: its answer is waited for in vain for
+            # seconds, and the next look does not wait for that.
+            look = partial(self._look_at_all, pool, readers[turn % len(readers)], sorted(host_ids))
+            self._ask(pool_id, f"beacon-slots-{turn % LOOKS_AT_ONCE}", look)
 
-    def _look_at_all(self, pool: PoolSpec, readers: Sequence[str], host_ids: Sequence[str]) -> None:
-        turn = self._turns.get(pool.pool_id, 0)
-        try:
-            found = self._agents.read_slots(readers[turn % len(readers)], pool, host_ids)
-        except Unavailable:
-            self._turns[pool.pool_id] = turn + 1
-            raise
-        now = self._clock.boottime_s()
+    def _look_at_all(self, pool: PoolSpec, reader: str, host_ids: Sequence[str]) -> None:
+        found, now = self._agents.read_slots(reader, pool, host_ids), self._clock.boottime_s()
         for host_id, (beat_block, _intent_block) in found.items():
             self._note(pool, host_id, _beat(beat_block), now)
 
