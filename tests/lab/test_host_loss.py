@@ -251,7 +251,7 @@ def test_after_a_database_of_yesterday_was_restored_nothing_is_doubled_lost_or_r
         found = {line[1]: line[0] for line in words if len(line) > 1}
         assert shown.returncode == 3, "an operator has something to look at"
         assert {"kept": "elsewhere", "gone": "gone", f"trimtab-{since}": "stranger"}.items() <= found.items(), shown.stdout
-        assert found["unknown"] == "unknown", "nobody knows what a silent host holds"
+        assert found[silent] == "unknown", "nobody knows what a silent host holds"
         assert "Nothing was changed" in shown.stdout
         assert beaconed.lab.run("ctl", [*command, "--apply"], check=False).returncode == 3
         beaconed.plane.start()
