@@ -117,7 +117,9 @@ def definitions(agent_command: list[str]) -> list[ServiceDefinition]:
         ServiceDefinition("virtlogd", lambda: ["/usr/sbin/virtlogd"], notifies=True),
         ServiceDefinition("virtlockd", lambda: ["/usr/sbin/virtlockd"], notifies=True),
         ServiceDefinition("libvirtd", libvirtd_command, notifies=True),
-        ServiceDefinition("trimtab-agent", lambda: agent("run"), condition=AGENT_CONFIGURATION, stops_group=True),
+        ServiceDefinition(
+            "trimtab-agent", lambda: agent("run"), condition=AGENT_CONFIGURATION, stops_group=True, watchdog_s=30.0
+        ),
         ServiceDefinition(
             "trimtab-warden", warden_command, condition=AGENT_CONFIGURATION, notifies=True, watchdog_s=1.0, restart_after_s=0.1
         ),
