@@ -14,8 +14,8 @@ from trimtab_controller.store import schema, secgroups, vms
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.codec import from_json
 from trimtab_protos.errors import NotFound
+from trimtab_protos.device_messages import CdromSpec
 from trimtab_protos.messages import (
-    CdromSpec,
     DiskFormat,
     DiskSpec,
     DomainSpec,
