@@ -34,6 +34,10 @@ class ShapeResource:
     vcpus_max: int
     memory_mib: int
     memory_max_mib: int
+    # Least memory that its balloon leaves it; 0: it has none.
+    balloon_min_mib: int
+    # Of cpu time: low, normal, high; '' for none.
+    cpu_class: str
     # What it becomes at its next stop; 0: stays as it is.
     next_vcpus: int
     next_memory_mib: int
@@ -102,6 +106,8 @@ class VmResource:
     image: str
     # The ISO in its drive; '' for an empty drive, None for no drive.
     cdrom: str | None
+    # The ISO in the drive with drivers; '' for no such drive.
+    drivers: str
     problem: str
     # The one that is under way.
     operation: OperationResource | None
@@ -199,6 +205,8 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
             vcpus_max=vm.vcpus_max,
             memory_mib=vm.memory_mib,
             memory_max_mib=vm.memory_max_mib,
+            balloon_min_mib=vm.balloon_min_mib,
+            cpu_class=vm.cpu_class,
             next_vcpus=vm.next_vcpus,
             next_memory_mib=vm.next_memory_mib,
             arch=vm.arch,
@@ -237,6 +245,7 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         secgroups=view.secgroups,
         image=names.get(vm.image_id or "", ""),
         cdrom=names.get(vm.cdrom_image_id, "") if vm.has_cdrom else None,
+        drivers=names.get(vm.drivers_image_id, ""),
         problem=vm.problem,
         operation=render(view.operation, project_name=project_name) if view.operation else None,
         deleted_at=vm.deleted_at,

@@ -96,9 +96,11 @@ def describe(item: Document) -> None:
             ("problem", str(item.get("problem") or "")),
             ("now", activity(item, moment) if item.get("operation") else ""),
             ("shape", _shape_line(form)),
+            ("resources", resources_line(form)),
             ("cpu", " ".join(str(form[key]) for key in ("os", "arch", "machine", "cpu_model", "firmware") if form.get(key))),
             ("image", str(item.get("image") or "")),
             ("cdrom", str(item.get("cdrom") or "empty") if item.get("cdrom") is not None else ""),
+            ("drivers", str(item.get("drivers") or "")),
             ("addresses", _addresses(item, moment)),
             ("secgroups", ",".join(item.get("secgroups") or [])),
             ("labels", render.as_text(item.get("labels"))),
@@ -122,6 +124,13 @@ def shape(form: Mapping[str, Any]) -> str:
     if form.get("memory_max_mib") not in {None, form.get("memory_mib")}:
         more.append(humanise.mib(form["memory_max_mib"]))
     return f"{vcpus} vcpus, {memory}" + (f" (up to {', '.join(more)})" if more else "")
+
+
+def resources_line(form: Mapping[str, Any]) -> str:
+    """Return `cpu class low, a balloon down to 512 MiB`; '' where nothing is said."""
+    parts = [f"cpu class {form['cpu_class']}"] if form.get("cpu_class") else []
+    parts += [f"a balloon down to {humanise.mib(form['balloon_min_mib'])}"] if form.get("balloon_min_mib") else []
+    return ", ".join(parts)
 
 
 def waiting(form: Mapping[str, Any]) -> str:

@@ -34,6 +34,11 @@ class Vm:
     os_family: str = "linux"
     has_cdrom: bool = False
     cdrom_image_id: str = ""
+    drivers_image_id: str = ""
+    # Least memory that the balloon leaves it; 0: it has none.
+    balloon_min_mib: int = 0
+    # '' for none; see `core/guest_resources.py`.
+    cpu_class: str = ""
     image_id: str | None
     seed: Mapping[str, Any]
     host_selector: Mapping[str, str]

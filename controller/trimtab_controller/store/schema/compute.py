@@ -45,6 +45,11 @@ vm = sa.Table(
     # One drive; an image '' is none in it.
     sa.Column("has_cdrom", sa.Boolean(), nullable=False, server_default=sa.false()),
     sa.Column("cdrom_image_id", sa.String(40), nullable=False, server_default=""),
+    # A second drive, for the drivers that an installer asks for; '' is none.
+    sa.Column("drivers_image_id", sa.String(40), nullable=False, server_default=""),
+    # Least memory that the balloon leaves it; 0: no balloon. And its class of cpu time: '', low, normal, high.
+    sa.Column("balloon_min_mib", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("cpu_class", sa.String(16), nullable=False, server_default=""),
     sa.Column("nvram_pool_id", sa.String(40), nullable=False, server_default=""),
     sa.Column("device_addresses", Json, nullable=False),
     sa.Column("image_id", sa.String(40), sa.ForeignKey("image.id")),
