@@ -190,10 +190,18 @@ def _ask_to_unplug(domain: Any, alias: str) -> None:
 def _plug(domain: Any, wanted: dict[str, Element]) -> None:
     root = parse(domain.XMLDesc(0))
     present = _devices(root)
+    macs = {_mac_of(card) for card in root.findall("devices/interface")}
     for alias, element in wanted.items():
-        if alias not in present:
+        # A card that somebody plugged in by hand and that was taken over has no name of ours until the next stop.
+        is_there_unnamed = element.tag == "interface" and _mac_of(element) in macs
+        if alias not in present and not is_there_unnamed:
             _require_slot(root, element)
             domain.attachDeviceFlags(ElementTree.tostring(element, encoding="unicode"), _LIVE)
+
+
+def _mac_of(card: Element) -> str:
+    mac = card.find("mac")
+    return mac.get("address", "").lower() if mac is not None else ""
 
 
 def _require_slot(root: Element, element: Element) -> None:

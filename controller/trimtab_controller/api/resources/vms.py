@@ -109,6 +109,8 @@ class VmResource:
     # The ISO in the drive with drivers; '' for no such drive.
     drivers: str
     problem: str
+    # Fields of its domain that somebody changed by hand, as the last look found; `:diff` looks now.
+    hand_changes: tuple[str, ...]
     # The one that is under way.
     operation: OperationResource | None
     deleted_at: datetime | None
@@ -247,6 +249,7 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         cdrom=names.get(vm.cdrom_image_id, "") if vm.has_cdrom else None,
         drivers=names.get(vm.drivers_image_id, ""),
         problem=vm.problem,
+        hand_changes=vm.hand_changes,
         operation=render(view.operation, project_name=project_name) if view.operation else None,
         deleted_at=vm.deleted_at,
         purge_after=vm.purge_after,

@@ -46,6 +46,12 @@ def activity(item: Document, _now: datetime) -> str:
     return str(operation or item.get("problem") or "")
 
 
+def drift(item: Document) -> str:
+    """Return how many fields were changed by hand: `2 fields`; '' where none was."""
+    count = len(item.get("hand_changes") or [])
+    return f"{count} field{'s' if count > 1 else ''}" if count else ""
+
+
 def _created(item: Document, now: datetime) -> str:
     return humanise.since(item.get("created_at"), now)
 
@@ -64,6 +70,7 @@ COLUMNS = (
     Column("epoch", "epoch", is_wide=True),
     Column("labels", "labels", is_wide=True),
     Column("created", "created_at", _created, is_wide=True),
+    Column("drift", "hand_changes", lambda item, _now: drift(item)),
     Column("activity", "operation", activity),
 )
 
@@ -94,6 +101,7 @@ def describe(item: Document) -> None:
             ("desired", str(render.at(item, "desired.power") or "")),
             ("host", str(item.get("host") or "none")),
             ("problem", str(item.get("problem") or "")),
+            ("changed by hand", _hand_changes(item)),
             ("now", activity(item, moment) if item.get("operation") else ""),
             ("shape", _shape_line(form)),
             ("resources", resources_line(form)),
@@ -124,6 +132,11 @@ def shape(form: Mapping[str, Any]) -> str:
     if form.get("memory_max_mib") not in {None, form.get("memory_mib")}:
         more.append(humanise.mib(form["memory_max_mib"]))
     return f"{vcpus} vcpus, {memory}" + (f" (up to {', '.join(more)})" if more else "")
+
+
+def _hand_changes(item: Document) -> str:
+    fields = ", ".join(item.get("hand_changes") or [])
+    return f"{fields}; see `trimtab vm diff {item.get('name', '')}`" if fields else ""
 
 
 def resources_line(form: Mapping[str, Any]) -> str:

@@ -59,6 +59,8 @@ class Vm:
     problem: str
     # Who says that only an operator may go on with it: `failover` gave it up, `stray` runs twice; '' : nobody.
     attention: str = ""
+    # Fields of its domain that somebody changed by hand.
+    hand_changes: tuple[str, ...] = ()
     version: int
     created_at: datetime
     deleted_at: datetime | None

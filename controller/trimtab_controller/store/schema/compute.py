@@ -84,6 +84,8 @@ vm = sa.Table(
     sa.Column("problem", sa.String(1000), nullable=False, server_default=""),
     # Failover gave it up ('' : no); its owner's next start or stop takes that back.
     sa.Column("attention", sa.String(32), nullable=False, server_default=""),
+    # Fields of its domain that somebody changed by hand, as the last look found; none: it is as it shall be.
+    sa.Column("hand_changes", Json, nullable=False, server_default="[]"),
     version(),
     created_at(),
     deleted_at(),
