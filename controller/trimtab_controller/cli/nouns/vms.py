@@ -13,6 +13,7 @@ from trimtab_controller.cli.nouns.templates import clone
 from trimtab_controller.cli.nouns.vm_adoption import adopt, diff, reconcile, release
 from trimtab_controller.cli.nouns.vm_changes import attach, cdrom, detach, resize, set_resources
 from trimtab_controller.cli.nouns.vm_create import create
+from trimtab_controller.cli.nouns.vm_import import import_vm
 from trimtab_controller.cli.nouns.vm_sessions import console, ssh
 from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, outcome, show_decision
 from trimtab_controller.cli.resources import Resource
@@ -45,6 +46,7 @@ def vm() -> None:
 
 
 vm.add_command(create)
+vm.add_command(import_vm)
 vm.add_command(adopt)
 vm.add_command(release)
 vm.add_command(diff)
