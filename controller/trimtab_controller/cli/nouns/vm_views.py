@@ -38,18 +38,18 @@ def addresses(item: Document) -> Sequence[str]:
 
 
 def activity(item: Document, _now: datetime) -> str:
-    """Return what is being done to it, else what is wrong with it."""
+    """Return what is being done to it, else what is wrong with it, else that somebody changed it by hand."""
     operation = item.get("operation")
     if isinstance(operation, Mapping):
         percent = render.at(operation, "progress.percent")
         return f"{operation.get('kind', '')} {operation.get('state', '')}" + (f" {percent:.0f}%" if percent else "")
-    return str(operation or item.get("problem") or "")
+    return str(operation or item.get("problem") or drift(item))
 
 
 def drift(item: Document) -> str:
-    """Return how many fields were changed by hand: `2 fields`; '' where none was."""
-    count = len(item.get("hand_changes") or [])
-    return f"{count} field{'s' if count > 1 else ''}" if count else ""
+    """Return `changed by hand: memory_mib, vcpus`; '' where nothing was."""
+    fields = item.get("hand_changes") or []
+    return f"changed by hand: {', '.join(fields[:2])}{' and more' if len(fields) > 2 else ''}" if fields else ""
 
 
 def _created(item: Document, now: datetime) -> str:
@@ -70,7 +70,7 @@ COLUMNS = (
     Column("epoch", "epoch", is_wide=True),
     Column("labels", "labels", is_wide=True),
     Column("created", "created_at", _created, is_wide=True),
-    Column("drift", "hand_changes", lambda item, _now: drift(item)),
+    Column("drift", "hand_changes", is_wide=True),
     Column("activity", "operation", activity),
 )
 
