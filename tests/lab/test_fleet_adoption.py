@@ -144,5 +144,24 @@ def test_a_machine_of_an_ova_is_imported_and_counts(fleet: Fleet, tmp_path: Path
     assert "shop" not in fleet.ok("image", "list").out + fleet.ok("vm", "list").out
     fleet.ok(*import_it, "--pool", "shared")
     fleet.wait_for_ticks("shop", 1)
-    assert fleet.vm("shop")["image"] == "shop-disk0"
+    vm = fleet.vm("shop")
+    assert vm["image"] == "shop-disk0"
+    host, domain = vm["host"], f"trimtab-{vm['id']}"
+
+    fleet.ok("vm", "update", "shop", "--cpu-class", "low", "--balloon-min", "64MiB", "--wait")
+    shown = fleet.sh(host, f"virsh dumpxml {domain}")
+    assert re.search(r"<shares>(25|256)</shares>", shown), "the running guest has its class"
+    assert 'min_mib="64"' in shown or "min_mib='64'" in shown, "and its balloon a floor"
+
+    mac = "52:54:00:0f:0a:07"
+    fleet.sh(host, f"virsh blkdeviotune {domain} vda --total-iops-sec 500 --live --config")
+    fleet.sh(host, f"virsh attach-interface {domain} bridge br-guest --model virtio --mac {mac} --live")
+    changed = [one["field"] for one in fleet.ok("vm", "diff", "shop", "-o", "json").json()["differences"]]
+    assert [field.partition(".")[2] for field in changed] == ["iops_limit", "", "model"], changed
+    fleet.ok("vm", "reconcile", "shop", "--accept", "--wait")
+    fleet.ok("vm", "reconcile", "shop", "--accept", "--wait")
+    assert fleet.ok("vm", "diff", "shop", "-o", "json").json()["differences"] == [], "both are the vm's own by now"
+    assert mac in [nic["mac"] for nic in fleet.vm("shop")["nics"]]
+    assert fleet.sh(host, f"virsh domiflist {domain}").count("52:54:00") == 2, "the guest keeps the card that it has"
+    fleet.wait_for_ticks("shop", 2)
     fleet.ok("vm", "delete", "shop", "--yes", "--wait")

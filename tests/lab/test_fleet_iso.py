@@ -112,6 +112,7 @@ def test_a_windows_vm_has_a_tpm_and_secure_boot_and_takes_both_along(fleet: Flee
     assert shown.count("device='cdrom'") == 2, "the installer's drive and the one with its drivers"
     assert re.search(r"<source file='[^']*\.iso'[^>]*/>\s*(<backingStore/>)?\s*<target dev='sdy' bus='sata'", shown), shown
     assert fleet.vm("win1")["drivers"] == "other"
+    assert fleet.ok("vm", "diff", "win1", "-o", "json").json()["differences"] == [], "what we define is not taken for a change"
     for word in ("secure='yes'", "<smm state='on'/>", "offset='localtime'", "model='tpm-crb'", "OVMF_CODE_4M.ms.fd"):
         assert word in shown, word
     fleet.ok("vm", "delete", "win1", "--yes", "--wait")

@@ -1,13 +1,17 @@
 """What somebody changes by hand at a domain is seen by itself, shown beside the vm, told by the doctor, and gone once it is settled."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 from tests.operations.kit import FleetStory
 from trimtab_agent.hypervisor.simulation import Fault, FaultKind
+from trimtab_controller.agents.client import AgentClient
 from trimtab_controller.core.doctor import vms as concern
 from trimtab_controller.core.model import Vm
 from trimtab_controller.loops.hand_changes import HandChanges
 from trimtab_controller.store import doctor_rows, events
+from trimtab_protos.adoption_messages import Described
 
 
 def look(story: FleetStory) -> None:
@@ -51,6 +55,26 @@ def test_a_host_that_does_not_answer_and_an_operation_under_way_leave_what_was_k
     story.settle()
     look(story)
     assert story.vm(vm.id).hand_changes == ()
+
+
+class Between:
+    """Hosts that answer, after which something happens before the answer is looked at."""
+
+    def __init__(self, agents: AgentClient, happens: Callable[[], object]) -> None:
+        self._agents, self._happens = agents, happens
+
+    def describe_domain(self, host_id: str, *, domain: str = "", vm_id: str = "") -> Described:
+        seen = self._agents.describe_domain(host_id, domain=domain, vm_id=vm_id)
+        self._happens()
+        return seen
+
+
+def test_what_an_operation_changed_between_look_and_record_is_not_taken_for_a_hand_made_change(story: FleetStory) -> None:
+    vm = story.running_vm("web1")
+    change(story, vm, vcpus=1)
+    agents = Between(story.client, lambda: story.accept_power(vm, "reboot"))
+    HandChanges(db=story.db, clock=story.clock, agents=cast(AgentClient, agents)).look(story.term)
+    assert story.vm(vm.id).hand_changes == (), "it is worked on by now"
 
 
 def told(story: FleetStory, vm: Vm) -> list[str]:

@@ -3,9 +3,11 @@
 import contextlib
 import hashlib
 import io
+import signal
 import struct
 import subprocess
 import tarfile
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.cli.conftest import Trimtab
-from tests.unit.cli.fake_controller import Answer, FakeController, operation, problem, vm
+from tests.unit.cli.conftest import Program, Trimtab
+from tests.unit.cli.fake_controller import Answer, FakeController, Seen, operation, problem, vm
 from trimtab_controller.cli.errors import CommandFailed
 from trimtab_controller.cli.imports import libvirt_domain, ova, proxmox, vmdk, xml_safe
 from trimtab_controller.cli.imports.qcow2 import CLUSTER_BYTES, Qcow2Writer
@@ -431,3 +433,34 @@ def test_a_domain_that_runs_and_a_uri_that_could_run_programs_are_refused(
         with pytest.raises(CommandFailed, match="URI/DOMAIN"):
             libvirt_domain.read(place)
     assert not log.exists(), "nobody was asked"
+
+
+def test_an_import_that_is_interrupted_cancels_what_runs_and_takes_away_what_it_made(
+    program: Program, controller: FakeController, tmp_path: Path, content: Path
+) -> None:
+    ready(controller)
+    creating = operation("running", id="op-creating", kind="vm.create")
+    controller.on("POST", f"{PROJECT}/vms", Answer({"operation": creating}, status=202))
+    asked = threading.Event()
+
+    def still(_seen: Seen) -> Answer:
+        asked.set()
+        return Answer(creating)
+
+    controller.on("GET", "/v1/operations/op-creating", still)
+    controller.on("GET", "/v1/operations/op-creating:wait", still)
+
+    def cancel(_seen: Seen) -> Answer:
+        ended = Answer(operation("cancelled", id="op-creating", kind="vm.create"))
+        controller.on("GET", "/v1/operations/op-creating", ended)
+        controller.on("GET", "/v1/operations/op-creating:wait", ended)
+        return ended
+
+    controller.on("POST", "/v1/operations/op-creating:cancel", cancel)
+    running = program.start("vm", "import", "shop", str(make_ova(tmp_path / "shop.ova", shop(content))), "--no-networks")
+    assert asked.wait(30)
+    running.send_signal(signal.SIGINT)
+    _out, err = running.communicate(timeout=30)
+    assert running.returncode != 0, err
+    assert len(controller.asked("POST", "/v1/operations/op-creating:cancel")) == 1, err
+    assert len(controller.asked("DELETE", f"{PROJECT}/images/shop-disk0")) == 1, err

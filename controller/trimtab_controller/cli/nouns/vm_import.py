@@ -91,6 +91,7 @@ def import_vm(
     try:
         _make(session, name, plan, {**body, **({"pool": pool} if pool else {})}, made, wants_start=not no_start)
     except (CommandFailed, KeyboardInterrupt):
+        session.client.close()
         _undo(session, made)
         raise
     imported = resources.read(session, _VM, name)
@@ -249,6 +250,7 @@ def _run(
             waiting.until_done(session, operation)
     except KeyboardInterrupt:
         assert operation is not None, "only a wait is interrupted here"
+        session.client.close()  # its connection waits for an answer that nobody reads
         session.client.send("POST", f"/v1/operations/{operation['id']}:cancel", {})
         waiting.until_ended(session, operation)
         raise
