@@ -344,6 +344,7 @@ class DomainObservation:
     starts: int = 0
     rss_mib: int = 0
     restarts_elsewhere: bool = False
+    balloon_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,8 @@ class ObservedResource:
     at: datetime | None
     age_s: float | None
     addresses: tuple[str, ...]
+    # What its balloon leaves it; 0 for one without a balloon.
+    balloon_mib: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +274,7 @@ def _observed(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         at=at,
         age_s=round(max(0.0, (now - at).total_seconds()), 1) if at else None,
         addresses=vm.observed_addresses,
+        balloon_mib=vm.observed_balloon_mib,
     )
 
 

@@ -104,7 +104,7 @@ def describe(item: Document) -> None:
             ("changed by hand", _hand_changes(item)),
             ("now", activity(item, moment) if item.get("operation") else ""),
             ("shape", _shape_line(form)),
-            ("resources", resources_line(form)),
+            ("resources", resources_line(form, left_mib=render.at(item, "observed.balloon_mib"))),
             ("cpu", " ".join(str(form[key]) for key in ("os", "arch", "machine", "cpu_model", "firmware") if form.get(key))),
             ("image", str(item.get("image") or "")),
             ("cdrom", str(item.get("cdrom") or "empty") if item.get("cdrom") is not None else ""),
@@ -139,10 +139,11 @@ def _hand_changes(item: Document) -> str:
     return f"{fields}; see `trimtab vm diff {item.get('name', '')}`" if fields else ""
 
 
-def resources_line(form: Mapping[str, Any]) -> str:
-    """Return `cpu class low, a balloon down to 512 MiB`; '' where nothing is said."""
+def resources_line(form: Mapping[str, Any], *, left_mib: int | None = None) -> str:
+    """Return `cpu class low, a balloon down to 512 MiB (leaves it 1 GiB)`; '' where nothing is said."""
     parts = [f"cpu class {form['cpu_class']}"] if form.get("cpu_class") else []
-    parts += [f"a balloon down to {humanise.mib(form['balloon_min_mib'])}"] if form.get("balloon_min_mib") else []
+    left = f" (leaves it {humanise.mib(left_mib)})" if left_mib else ""
+    parts += [f"a balloon down to {humanise.mib(form['balloon_min_mib'])}{left}"] if form.get("balloon_min_mib") else []
     return ", ".join(parts)
 
 

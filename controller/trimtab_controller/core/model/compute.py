@@ -56,6 +56,7 @@ class Vm:
     observed_host_id: str
     observed_at: datetime | None
     observed_addresses: tuple[str, ...]
+    observed_balloon_mib: int = 0
     problem: str
     # Who says that only an operator may go on with it: `failover` gave it up, `stray` runs twice; '' : nobody.
     attention: str = ""

@@ -80,6 +80,8 @@ vm = sa.Table(
     sa.Column("observed_host_id", sa.String(40), nullable=False, server_default=""),
     sa.Column("observed_at", UtcDateTime()),
     sa.Column("observed_addresses", Json, nullable=False),
+    # What its balloon left it then; 0 for one without a balloon.
+    sa.Column("observed_balloon_mib", sa.BigInteger(), nullable=False, server_default="0"),
     # Why it is not as desired; shown to the user.
     sa.Column("problem", sa.String(1000), nullable=False, server_default=""),
     # Failover gave it up ('' : no); its owner's next start or stop takes that back.

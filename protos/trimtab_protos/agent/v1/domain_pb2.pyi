@@ -646,6 +646,7 @@ class DomainObservation(_message.Message):
     STARTS_FIELD_NUMBER: _builtins.int
     RSS_MIB_FIELD_NUMBER: _builtins.int
     RESTARTS_ELSEWHERE_FIELD_NUMBER: _builtins.int
+    BALLOON_MIB_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """Empty for an unmanaged domain."""
     uuid: _builtins.str
@@ -669,6 +670,8 @@ class DomainObservation(_message.Message):
     rss_mib: _builtins.int
     restarts_elsewhere: _builtins.bool
     """Kept, and every disk that it writes to is on shared storage: another host may start it once this host's lease has ended."""
+    balloon_mib: _builtins.int
+    """What its balloon leaves it; 0 for a guest without a floor, or that does not run."""
     @_builtins.property
     def macs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -696,10 +699,11 @@ class DomainObservation(_message.Message):
         starts: _builtins.int = ...,
         rss_mib: _builtins.int = ...,
         restarts_elsewhere: _builtins.bool = ...,
+        balloon_mib: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_time_ns", b"cpu_time_ns", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "has_guest_agent", b"has_guest_agent", "is_migrating", b"is_migrating", "is_persistent", b"is_persistent", "macs", b"macs", "memory_mib", b"memory_mib", "name", b"name", "observed_at_ms", b"observed_at_ms", "reason", b"reason", "restarts_elsewhere", b"restarts_elsewhere", "rss_mib", b"rss_mib", "starts", b"starts", "state", b"state", "turn", b"turn", "uuid", b"uuid", "vcpus", b"vcpus", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "balloon_mib", b"balloon_mib", "cpu_time_ns", b"cpu_time_ns", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "has_guest_agent", b"has_guest_agent", "is_migrating", b"is_migrating", "is_persistent", b"is_persistent", "macs", b"macs", "memory_mib", b"memory_mib", "name", b"name", "observed_at_ms", b"observed_at_ms", "reason", b"reason", "restarts_elsewhere", b"restarts_elsewhere", "rss_mib", b"rss_mib", "starts", b"starts", "state", b"state", "turn", b"turn", "uuid", b"uuid", "vcpus", b"vcpus", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,5 +14,6 @@ def upgrade() -> None:
     op.add_column("vm", sa.Column("balloon_min_mib", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("vm", sa.Column("cpu_class", sa.String(length=16), nullable=False, server_default=""))
     op.add_column("vm", sa.Column("drivers_image_id", sa.String(length=40), nullable=False, server_default=""))
+    op.add_column("vm", sa.Column("observed_balloon_mib", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("vm", sa.Column("hand_changes", _JSON, nullable=False, server_default="[]"))
     op.add_column("host_class", sa.Column("cpu_classes", _JSON, nullable=False, server_default="{}"))
