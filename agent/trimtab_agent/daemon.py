@@ -185,6 +185,8 @@ def _hypervisor(settings: Settings, sources: Sources, stack: ExitStack) -> tuple
             libvirt_uri=settings.libvirt_uri,
             runtime_dir=settings.runtime_dir,
             agent_version=agent_version(),
+            balloon_low_permille=settings.balloon_low_permille,
+            balloon_high_permille=settings.balloon_high_permille,
         ),
         sources,
     )

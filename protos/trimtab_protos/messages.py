@@ -5,6 +5,7 @@ fields' documentation stands in the `.proto` files. Enums: value = proto name wi
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from trimtab_protos.device_messages import CdromSpec, GuestResources
 from trimtab_protos.network_messages import FirewallSpec
 from trimtab_protos.pool_messages import NfsSource
 
@@ -266,13 +267,6 @@ class NicSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CdromSpec:
-    image_id: str = ""
-    pool_id: str = ""
-    boot_order: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SeedSpec:
     meta_yaml: str
     user_yaml: str = ""
@@ -324,6 +318,8 @@ class DomainSpec:
     cpuset: str = ""
     host_devices: tuple[str, ...] = ()
     firewall: FirewallSpec | None = None
+    resources: GuestResources | None = None
+    drivers: CdromSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,6 +344,7 @@ class DomainObservation:
     starts: int = 0
     rss_mib: int = 0
     restarts_elsewhere: bool = False
+    balloon_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

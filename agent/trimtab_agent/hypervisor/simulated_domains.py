@@ -253,6 +253,9 @@ def observation(host: "SimulatedHypervisor", domain: SimulatedDomain) -> DomainO
         is_migrating=domain.is_migrating,
         starts=domain.starts,
         rss_mib=spec.memory_mib if is_active else 0,
+        balloon_mib=host.balloons.get(spec.vm_id, spec.memory_mib)
+        if is_active and spec.resources and spec.resources.balloon_min_mib
+        else 0,
         restarts_elsewhere=restarts_elsewhere(spec),
     )
 

@@ -1,8 +1,8 @@
 """The engine process: leads when it can, and runs the leader's jobs while it does.
 
 A job that blocks (a host that hangs in `observe_hosts`) must not delay placement, so jobs run in lanes, each a thread:
-`placement` (batches), `failover`, `fencing`, `redrive`, `upkeep`, `drift`, `planning`, `backups`. Every write of a lane is fenced by
-the leader's term.
+`placement` (batches), `failover`, `fencing`, `redrive`, `upkeep`, `drift`, `hand changes`, `planning`, `backups`. Every
+write of a lane is fenced by the leader's term.
 """
 
 import threading
@@ -25,6 +25,7 @@ from trimtab_controller.loops.failover import BELIEVED, FailoverLoop
 from trimtab_controller.loops.failover_effects import no_secret
 from trimtab_controller.loops.fence_readiness import FenceReadiness
 from trimtab_controller.loops.fleet_figures import FleetFigures
+from trimtab_controller.loops.hand_changes import HandChanges
 from trimtab_controller.loops.leader import Leader
 from trimtab_controller.loops.leader_loop import Job, run_due
 from trimtab_controller.loops.placement import PlacementLoop
@@ -68,6 +69,7 @@ def lanes(
     figures = FleetFigures(db=db, clock=clock)
     usage = Usage(db=db, clock=clock)
     drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger, usage=usage)
+    by_hand = HandChanges(db=db, clock=clock, agents=engine.agents)
     survival = Survival(db=db, clock=clock, host_states=host_states)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
     backups = BackupLoop(db=db, clock=clock, nudger=nudger)
@@ -104,6 +106,8 @@ def lanes(
             Job("measure backups", 30.0, backups.measure),
         ],
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", drift_period_s, drift.observe_hosts)],
+        # A host that hangs may keep these waiting, and nothing else.
+        "hand changes": [Job("look for hand-made changes", drift_period_s, by_hand.look)],
         # Seconds of arithmetic on a large fleet: nothing else waits for it.
         "planning": [
             Job("note hosts", 30.0, lambda _term: usage.note_hosts(host_states())),

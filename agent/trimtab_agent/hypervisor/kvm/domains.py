@@ -8,6 +8,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import libvirt
@@ -48,6 +49,7 @@ _UNDEFINE_FLAGS = (
 
 
 STORAGE_TIMEOUT_S = 10.0
+_UNIFIED_CONTROL_GROUPS = Path("/sys/fs/cgroup/cgroup.controllers")
 
 
 class VmLocks:
@@ -94,6 +96,8 @@ class Domains:
         self._firewall = firewall
         self._accelerator = accelerator
         self._refuse_unfit = refuse_unfit
+        self.cpu_shares = 100 if _UNIFIED_CONTROL_GROUPS.exists() else 1024
+        """What libvirt counts for a guest of which nothing is said."""
         self.locks = VmLocks()
         self._guarded = GuardedCalls()
 
@@ -181,6 +185,7 @@ class Domains:
             accelerator=accelerator,
             console_log=self._logs.path_of(vm_id),
             console_socket=self.console_sockets.serial_path(vm_id),
+            cpu_shares=self.cpu_shares,
         )
 
     def undefine(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:

@@ -183,6 +183,8 @@ class HostClassResource:
     policy: str
     # any, or one-host-loss: only what could be restarted after the loss of one host.
     admission: str
+    # What classes of cpu time mean on its hosts, by name: {weight, limit_percent}.
+    cpu_classes: dict[str, dict[str, int]]
     version: int
     etag: str
     created_at: datetime
@@ -305,6 +307,7 @@ def render_class(host_class: HostClass) -> HostClassResource:
         memory_reserve_mib=host_class.memory_reserve_mib,
         policy=host_class.policy,
         admission=host_class.admission,
+        cpu_classes={name: dict(one) for name, one in host_class.cpu_classes.items()},
         version=host_class.version,
         etag=etag_of(host_class.version),
         created_at=host_class.created_at,
