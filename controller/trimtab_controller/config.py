@@ -31,6 +31,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Addresses = Annotated[tuple[str, ...], NoDecode]
 
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,62})(\.[a-z0-9]([a-z0-9-]{0,62}))*", re.IGNORECASE)
+_NORTHBOUND = re.compile(r"tcp:([0-9.]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}|unix:/[^,\s]+")
 _UNIX_SOCKET_PATH_MAX = 100  # the kernel takes 107 bytes
 
 
@@ -61,6 +62,9 @@ class Settings(BaseSettings):
 
     rebalance_mode: Literal["off", "advise", "automatic"] = "off"
     """What the leader does about uneven load: nothing, keep plans for review, or apply them too."""
+
+    ovn_northbound: str = ""
+    """OVN's northbound database, as in `tcp:192.0.2.10:6641` or `unix:/run/ovn/ovnnb_db.sock`; empty: no overlay networks."""
 
     agent_metrics_port: Port = 9107
     """Where Prometheus is told to scrape agents."""
@@ -125,6 +129,13 @@ class Settings(BaseSettings):
                 ipaddress.ip_network(network)
             except ValueError as error:
                 raise ValueError(f"{error}; a network, as in 10.20.0.0/16") from error
+        return value
+
+    @field_validator("ovn_northbound")
+    @classmethod
+    def _check_northbound(cls, value: str) -> str:
+        if value and not _NORTHBOUND.fullmatch(value):
+            raise ValueError(f"{value!r} is no endpoint of OVN's northbound database; as in tcp:192.0.2.10:6641")
         return value
 
     @model_validator(mode="after")

@@ -47,6 +47,7 @@ class NetworkKind(StrEnum):
     BRIDGE = "bridge"
     NAT = "nat"
     ISOLATED = "isolated"
+    OVERLAY = "overlay"
 
 
 class DomainState(StrEnum):
@@ -384,6 +385,7 @@ class Bridge:
     has_carrier: bool = True
     ports: tuple[str, ...] = ()
     is_ours: bool = False
+    is_open_vswitch: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,6 +427,7 @@ class Inventory:
     has_uefi: bool = False
     digest: str = ""
     migration_address: str = ""
+    overlay_chassis: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """The engine process: leads when it can, and runs the leader's jobs while it does.
 
 A job that blocks (a host that hangs in `observe_hosts`) must not delay placement, so jobs run in lanes, each a thread:
-`placement` (batches), `failover`, `fencing`, `redrive`, `upkeep`, `drift`, `planning`, `backups`. Every write of a lane is fenced by
-the leader's term.
+`placement` (batches), `failover`, `fencing`, `redrive`, `upkeep`, `drift`, `planning`, `backups`, `overlay`. Every write of a lane
+is fenced by the leader's term.
 """
 
 import threading
@@ -27,12 +27,14 @@ from trimtab_controller.loops.fence_readiness import FenceReadiness
 from trimtab_controller.loops.fleet_figures import FleetFigures
 from trimtab_controller.loops.leader import Leader
 from trimtab_controller.loops.leader_loop import Job, run_due
+from trimtab_controller.loops.overlays import OverlayLoop
 from trimtab_controller.loops.placement import PlacementLoop
 from trimtab_controller.loops.rebalance import Rebalance
 from trimtab_controller.loops.redrive import Redrive
 from trimtab_controller.loops.survival import Survival
 from trimtab_controller.loops.upkeep import Upkeep
 from trimtab_controller.loops.usage import Usage
+from trimtab_controller.northbound import OvnNorthbound
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.engine import Engine
 from trimtab_controller.secret_box import SecretBox
@@ -136,6 +138,10 @@ def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], Non
         host_states=host_states,
         drift_period_s=settings.drift_period_s,
     )
+    if settings.ovn_northbound:
+        northbound = OvnNorthbound(settings.ovn_northbound, fleet=box.fleet_id)
+        # Alone in its lane: a database that does not answer delays nothing else.
+        jobs_by_lane["overlay"] = [Job("overlay networks", 1.0, OverlayLoop(db=engine.db, northbound=northbound).run)]
     threads = [
         threading.Thread(target=_lane, args=(name, jobs, leader, engine.clock, stopping), name=f"lane-{name}", daemon=True)
         for name, jobs in jobs_by_lane.items()

@@ -10,16 +10,19 @@ from sqlalchemy.orm import Session
 from trimtab_controller.clock import mint
 from trimtab_controller.core.addresses import LONGEST_OWN_PREFIX, overlapping
 from trimtab_controller.core.model import Actor, Network, Operation, Project, Role
+from trimtab_controller.core.overlay import TUNNEL_OVERHEAD
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services.authorise import require
 from trimtab_controller.store import hosts, keyset, lookup, networks, schema
 from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
 
+OVERLAY_MTU_MAX = 65535 - TUNNEL_OVERHEAD
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkSpec:
     name: str
-    # bridge, nat or isolated.
+    # bridge, nat, isolated or overlay.
     kind: str
     bridge: str = ""
     # Host (name or id) -> its own bridge.
@@ -40,13 +43,22 @@ class NetworkView:
 
 
 def create(
-    session: Session, spec: NetworkSpec, *, project: Project | None, actor: Actor, now: datetime
+    session: Session,
+    spec: NetworkSpec,
+    *,
+    project: Project | None,
+    actor: Actor,
+    now: datetime,
+    has_overlay: bool = False,
 ) -> tuple[NetworkView, Operation]:
-    """Insert a network (project None: shared) and accept its making.
+    """Insert a network (project None: shared) and accept its making. `has_overlay`: the controller knows an OVN.
 
     A bridge is the host's own network, so only an administrator of the fleet may attach a network to one.
     """
     _check(spec)
+    if spec.kind == "overlay" and not has_overlay:
+        message = "kind: this fleet has no OVN; name its northbound database in the controller's settings: ovn_northbound"
+        raise Conflict("overlay-off", message, field="kind")
     if spec.kind == "bridge":
         require(actor, Role.ADMIN, "")
     project_id = project.id if project else ""
@@ -155,6 +167,9 @@ def _check(spec: NetworkSpec) -> None:
         for field, value in (("bridge", spec.bridge), ("bridges", spec.bridges), ("vlan", spec.vlan)):
             if value:
                 raise InvalidRequest(f"{field}-not-allowed", f"{field}: only networks of kind bridge have one", field=field)
+    if spec.kind == "overlay" and spec.mtu > OVERLAY_MTU_MAX:
+        message = f"mtu: an overlay network takes at most {OVERLAY_MTU_MAX}, since {TUNNEL_OVERHEAD} bytes go to its tunnels"
+        raise InvalidRequest("mtu-too-large", message, field="mtu")
     if not spec.subnet:
         if spec.kind == "nat" or spec.has_dhcp:
             raise InvalidRequest("subnet-missing", 'subnet: give one, for example "10.20.0.0/24"', field="subnet")

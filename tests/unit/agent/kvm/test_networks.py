@@ -68,8 +68,8 @@ def test_a_vlan_is_a_device_on_the_operators_bridge_and_a_bridge_of_ours_over_it
         f"link set dev {own} up",
     ]
     assert len(device) <= 15
-    assert bridge_of(bridge_network(vlan=20)) == own_bridge(bridge_network().network_id), "guests are on ours"
-    assert bridge_of(bridge_network()) == "br0"
+    assert bridge_of(bridge_network(vlan=20), "nic-1") == own_bridge(bridge_network().network_id), "guests are on ours"
+    assert bridge_of(bridge_network(), "nic-1") == "br0"
     for wrong in ({"base": "br0; reboot"}, {"vlan": 0}, {"vlan": 4095}):
         with pytest.raises(InvalidRequest):
             vlans.making(own, **{"base": "br0", "vlan": 20, "mtu": 1500, **wrong})  # type: ignore[arg-type]

@@ -1,0 +1,134 @@
+"""OVN's northbound database: the only importer of ovsdbapp, which is needed only where overlay networks are on.
+
+A replica of the database is kept in memory; what shall be there is compared with it and written in one transaction, so that a
+reader, `ovn-northd` first of all, never sees half of a change.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from trimtab_controller.core.overlay import COLUMNS, REFERENCES, Changes, Row, Table, Value, differ
+from trimtab_protos.errors import Unavailable
+
+FLEET, KEY = "trimtab-fleet", "trimtab"
+"""Names in `external_ids`: whose a row is, and which."""
+ANSWER_WITHIN_S = 10
+
+
+class Northbound(Protocol):
+    def apply(self, rows: Sequence[Row]) -> Changes:
+        """Make the fleet's rows these and no others; return what had to change. Unavailable: the database does not answer."""
+        ...
+
+
+class OvnNorthbound:
+    """The northbound database at an endpoint such as tcp:10.0.0.2:6641. Connects at the first use and anew after a failure."""
+
+    def __init__(self, endpoint: str, *, fleet: str) -> None:
+        self._endpoint, self._fleet = endpoint, fleet
+        self._api: Any = None
+
+    def apply(self, rows: Sequence[Row]) -> Changes:
+        try:
+            if self._api is None:
+                self._api = _connect(self._endpoint)
+            command = _command(self._api, rows, self._fleet)
+            command.execute(check_error=True)
+        except Exception as error:  # its library raises what the socket, the protocol or the schema raised
+            self.close()
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            message = f"OVN's northbound database at {self._endpoint} does not do what it is asked: {reason}"
+            raise Unavailable("ovn-northbound-unusable", message, endpoint=self._endpoint) from error
+        changes: Changes = command.result
+        return changes
+
+    def close(self) -> None:
+        if self._api is not None:
+            self._api.ovsdb_connection.stop()
+            self._api = None
+
+
+def read_rows(tables: Any, fleet: str) -> tuple[tuple[Row, ...], dict[tuple[Table, str], Any]]:
+    """Return the fleet's rows of a replica, and the library's objects for them."""
+    found: dict[tuple[Table, str], Any] = {}
+    for table in Table:
+        for row in tables[table].rows.values():
+            if row.external_ids.get(FLEET) == fleet and KEY in row.external_ids:
+                found[table, row.external_ids[KEY]] = row
+    return tuple(_row(table, key, row) for (table, key), row in found.items()), found
+
+
+def _row(table: Table, key: str, row: Any) -> Row:
+    return Row(
+        table=table,
+        key=key,
+        columns={column: _plain(getattr(row, column)) for column in COLUMNS[table]},
+        references={column: _keys(getattr(row, column)) for column in REFERENCES[table]},
+    )
+
+
+def _plain(value: Any) -> Value:
+    match value:
+        case dict():
+            return {str(name): str(one) for name, one in value.items()}
+        case list():
+            return tuple(sorted(str(one) for one in value))
+    return str(value)
+
+
+def _keys(rows: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(sorted(str(row.external_ids.get(KEY, "")) for row in rows))
+
+
+def _connect(endpoint: str) -> Any:
+    from ovsdbapp.backend.ovs_idl import connection
+    from ovsdbapp.schema.ovn_northbound import impl_idl
+
+    replica = connection.OvsdbIdl.from_server(endpoint, "OVN_Northbound")
+    return impl_idl.OvnNbApiIdlImpl(connection.Connection(replica, timeout=ANSWER_WITHIN_S))
+
+
+def _command(api: Any, rows: Sequence[Row], fleet: str) -> Any:
+    """Return the one command that reads, compares and writes, on the thread that owns the replica."""
+    from ovsdbapp.backend.ovs_idl.command import BaseCommand
+
+    class Apply(BaseCommand):  # type: ignore[misc]
+        def run_idl(self, txn: Any) -> None:
+            there, objects = read_rows(self.api.tables, fleet)
+            changes = differ([_sorted(row) for row in rows], there)
+            _write(txn, self.api.tables, changes, objects, fleet)
+            self.result = changes
+
+    return Apply(api)
+
+
+def _sorted(row: Row) -> Row:
+    """Return the row with its sets in the order in which they are read back."""
+    columns = {name: tuple(sorted(one)) if isinstance(one, tuple) else one for name, one in row.columns.items()}
+    references = {name: tuple(sorted(keys)) for name, keys in row.references.items()}
+    return Row(table=row.table, key=row.key, columns=columns, references=references, parent=row.parent)
+
+
+def _write(txn: Any, tables: Any, changes: Changes, objects: dict[tuple[Table, str], Any], fleet: str) -> None:
+    for row in changes.create:
+        made = txn.insert(tables[row.table])
+        made.external_ids = {FLEET: fleet, KEY: row.key}
+        objects[row.table, row.key] = made
+    for row in (*changes.create, *changes.update):
+        target = objects[row.table, row.key]
+        for column, value in row.columns.items():
+            setattr(target, column, list(value) if isinstance(value, tuple) else value)
+        for column, keys in row.references.items():
+            setattr(target, column, [objects[REFERENCES[row.table][column], key] for key in keys])
+    for row in changes.create:
+        if row.parent is not None:
+            table, key, column = row.parent
+            objects[table, key].addvalue(column, objects[row.table, row.key])
+    for table, key in changes.delete:
+        gone = objects[table, key]
+        if table is Table.PORT:
+            # A switch holds its ports: one that is still held cannot be deleted.
+            for switch in tables[Table.SWITCH].rows.values():
+                if gone in switch.ports:
+                    switch.delvalue("ports", gone)
+        gone.delete()
