@@ -36,7 +36,7 @@ class OvnNorthbound:
             command.execute(check_error=True)
         except Exception as error:  # its library raises what the socket, the protocol or the schema raised
             self.close()
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = _reason(error)
             message = f"OVN's northbound database at {self._endpoint} does not do what it is asked: {reason}"
             raise Unavailable("ovn-northbound-unusable", message, endpoint=self._endpoint) from error
         changes: Changes = command.result
@@ -44,8 +44,15 @@ class OvnNorthbound:
 
     def close(self) -> None:
         if self._api is not None:
-            self._api.ovsdb_connection.stop()
+            self._api.ovsdb_connection.stop(ANSWER_WITHIN_S)
             self._api = None
+
+
+def _reason(error: Exception) -> str:
+    try:
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    except Exception:  # an exception of the library that cannot be written
+        return type(error).__name__
 
 
 def read_rows(tables: Any, fleet: str) -> tuple[tuple[Row, ...], dict[tuple[Table, str], Any]]:
@@ -84,8 +91,12 @@ def _connect(endpoint: str) -> Any:
     from ovsdbapp.backend.ovs_idl import connection
     from ovsdbapp.schema.ovn_northbound import impl_idl
 
-    replica = connection.OvsdbIdl.from_server(endpoint, "OVN_Northbound")
-    return impl_idl.OvnNbApiIdlImpl(connection.Connection(replica, timeout=ANSWER_WITHIN_S))
+    class Api(impl_idl.OvnNbApiIdlImpl):  # type: ignore[misc]
+        # The library keeps the first connection of a class for good, whatever became of it.
+        _ovsdb_connection = None
+
+    replica = connection.OvsdbIdl.from_server(endpoint, "OVN_Northbound", helper_tables=list(Table))
+    return Api(connection.Connection(replica, timeout=ANSWER_WITHIN_S))
 
 
 def _command(api: Any, rows: Sequence[Row], fleet: str) -> Any:

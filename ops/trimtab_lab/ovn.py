@@ -46,7 +46,7 @@ def start_central(lab: LabSpec) -> None:
         start_in_ctl(lab, ["ovsdb-server", "--no-chdir", "--unixctl=none", remote, str(database)], log_name=f"ovn-{name}")
     if running_process_id(lab, "ovn-northd") is None:
         ends = [f"--ovnnb-db={northbound(lab)}", f"--ovnsb-db={southbound(lab)}"]
-        start_in_ctl(lab, ["ovn-northd", "--no-chdir", "--unixctl=none", *ends], log_name="ovn-northd")
+        start_in_ctl(lab, ["ovn-northd", "--no-chdir", f"--unixctl={directory}/northd.ctl", *ends], log_name="ovn-northd")
 
 
 def install(host: HostSpec, inside: open_vswitch.Inside) -> None:
@@ -58,7 +58,7 @@ def install(host: HostSpec, inside: open_vswitch.Inside) -> None:
         "ovn-encap-ip": open_vswitch.address_of(host),
         "ovn-bridge-datapath-type": "netdev",
     }
-    words = [f"external_ids:{name}={value.replace(':', chr(92) + ':')}" for name, value in settings.items()]
+    words = [f'external_ids:{name}="{value}"' for name, value in settings.items()]
     inside(["ovs-vsctl", "--timeout=20", "set", "Open_vSwitch", ".", *words])
     inside(["sh", "-ec", f"mkdir -p {ENABLED.parent}; touch {ENABLED}"])
     inside(["systemctl", "start", "ovn-controller"])

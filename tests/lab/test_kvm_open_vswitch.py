@@ -171,6 +171,8 @@ def test_guests_meet_over_the_overlay_with_address_and_name_by_ovn(story: Story)
     assert story.node1.hypervisor.inventory().overlay_chassis == "node1"
     until(lambda: PEER_APP in story.on_peer("ip -4 addr show eth2"), what="the address that OVN's DHCP gives")
     until(lambda: WEB_APP in story.on_web("ip -4 addr show eth2"), what="the other's")
+    # The first packets are lost while either switch asks for the other's MAC.
+    until(lambda: story.peer_pings(WEB_APP), what="the tunnel to carry")
     assert story.peer_pings(WEB_APP, "-s", str(APP.mtu - 28)), "across hosts, with the largest packet"
     assert story.peer_reaches(WEB_APP)
     assert WEB_APP in story.on_peer("nslookup web 10.30.0.1 2>&1"), "by its name too"

@@ -48,6 +48,8 @@ class SimulatedHost:
     machines: tuple[str, ...] = ("pc-q35-7.2", "pc-q35-7.1")
     bridges: tuple[Bridge, ...] = (Bridge(name="br0", ports=("eth0",)),)
     migration_address: str = "192.0.2.1"
+    overlay_chassis: str = ""
+    """OVN's name of it; '': it has none."""
     has_uefi: bool = True
     unmanaged: tuple[DomainObservation, ...] = ()
 

@@ -71,10 +71,15 @@ class Switch:
         if not trunks or any(port.carries(vlan) for port in trunks):
             return
         told = ", ".join(f"{port.name} {f'tag {port.tag}' if port.tag is not None else _listed(port.trunks)}" for port in trunks)
+        wide = next((port.name for port in trunks if port.tag is None), "")
+        cure = (
+            f"`ovs-vsctl add port {wide} trunks {vlan}`"
+            if wide
+            else f"a port that is a trunk, `ovs-vsctl clear port {trunks[0].name} tag`,"
+        )
         raise Conflict(
             "vlan-unreachable",
-            f"network {network}: no port of bridge {self.name} carries VLAN {vlan} ({told}); "
-            f"`ovs-vsctl add port {trunks[0].name} trunks {vlan}` on this host lets it through",
+            f"network {network}: no port of bridge {self.name} carries VLAN {vlan} ({told}); {cure} on this host lets it through",
             bridge=self.name,
             vlan=vlan,
         )
