@@ -7,7 +7,7 @@ reader, `ovn-northd` first of all, never sees half of a change.
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from trimtab_controller.core.overlay import COLUMNS, REFERENCES, Changes, Row, Table, Value, differ
+from trimtab_controller.core.overlay import COLUMNS, HOLDERS, REFERENCES, Changes, Row, Table, Value, differ
 from trimtab_protos.errors import Unavailable
 
 FLEET, KEY = "trimtab-fleet", "trimtab"
@@ -51,7 +51,7 @@ class OvnNorthbound:
 def _reason(error: Exception) -> str:
     try:
         return " ".join(str(error).split())[:200] or type(error).__name__
-    except Exception:  # an exception of the library that cannot be written
+    except AttributeError:  # the library's own exception for a timeout cannot be written
         return type(error).__name__
 
 
@@ -137,9 +137,8 @@ def _write(txn: Any, tables: Any, changes: Changes, objects: dict[tuple[Table, s
             objects[table, key].addvalue(column, objects[row.table, row.key])
     for table, key in changes.delete:
         gone = objects[table, key]
-        if table is Table.PORT:
-            # A switch holds its ports: one that is still held cannot be deleted.
-            for switch in tables[Table.SWITCH].rows.values():
-                if gone in switch.ports:
-                    switch.delvalue("ports", gone)
+        # A switch or router holds its ports: one that is still held cannot be deleted.
+        for holder in tables[HOLDERS[table]].rows.values() if table in HOLDERS else ():
+            if gone in holder.ports:
+                holder.delvalue("ports", gone)
         gone.delete()

@@ -5,7 +5,7 @@ fields' documentation stands in the `.proto` files. Enums: value = proto name wi
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from trimtab_protos.network_messages import FirewallSpec
+from trimtab_protos.network_messages import Bridge, FirewallSpec
 from trimtab_protos.pool_messages import NfsSource
 
 
@@ -376,16 +376,6 @@ class PciDevice:
     driver: str = ""
     iommu_group: int = -1
     numa_cell: int = -1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bridge:
-    name: str
-    mtu: int = 1500
-    has_carrier: bool = True
-    ports: tuple[str, ...] = ()
-    is_ours: bool = False
-    is_open_vswitch: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

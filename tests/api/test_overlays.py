@@ -35,7 +35,8 @@ async def test_an_operator_of_a_project_makes_one_whose_packets_fit_into_tunnels
     assert made.status_code == 202, made.text
     shown = made.json()["network"]
     assert (shown["kind"], shown["mtu"], shown["dhcp"]) == ("overlay", 1442, True)
-    jumbo = await make(overlay_api, name="jumbo", subnet="10.31.0.0/24", mtu=8942)
+    jumbo = await make(overlay_api, name="jumbo", subnet="10.31.0.0/24", mtu=8942, router="inner")
+    assert jumbo.json()["network"]["router"] == "inner"
     assert jumbo.json()["network"]["mtu"] == 8942, "what is asked for is what hosts are asked for"
 
 
@@ -43,6 +44,8 @@ async def test_an_operator_of_a_project_makes_one_whose_packets_fit_into_tunnels
     ("fields", "code", "field"),
     [
         ({"mtu": 65500}, "mtu-too-large", "mtu"),
+        ({"kind": "nat", "router": "inner"}, "router-not-allowed", "router"),
+        ({"subnet": "", "router": "inner"}, "subnet-missing", "subnet"),
         ({"vlan": 5}, "vlan-not-allowed", "vlan"),
         ({"bridge": "br0"}, "bridge-not-allowed", "bridge"),
         ({"subnet": "", "dhcp": True}, "subnet-missing", "subnet"),
@@ -65,6 +68,9 @@ async def test_a_card_on_it_has_an_address_that_is_not_the_networks_own(overlay_
     own = {"name": "web2", "image": "debian", "memory_mib": 512, "networks": [{"network": "app", "addresses": ["10.30.0.1/29"]}]}
     refused = await overlay_api.call("p1-operator", "POST", f"{P1}/vms", json=own)
     assert refused.status_code in {400, 409}, refused.text
+    await make(overlay_api, name="data", subnet="10.31.0.0/24", router="inner")
     networks, cards = await overlay_api.db.read(overlays.read)
-    assert [(one.subnet, one.mtu, one.has_dhcp) for one in networks] == [("10.30.0.0/29", 1442, True)]
+    assert sorted((one.subnet, one.mtu, one.has_dhcp, one.router) for one in networks) == [
+        ("10.30.0.0/29", 1442, True, ""), ("10.31.0.0/24", 1442, False, "inner")
+    ]  # fmt: skip
     assert [(one.addresses, one.vm_name, one.mac) for one in cards] == [(("10.30.0.2/29",), "web1", vm["nics"][0]["mac"])]

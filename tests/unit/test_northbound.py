@@ -2,33 +2,50 @@
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.unit.core.test_overlay import APP, WEB
-from trimtab_controller.core.overlay import Table, desired
+from trimtab_controller.core.overlay import Table, desired, own_mac
 from trimtab_controller.northbound import OvnNorthbound
 from trimtab_protos.errors import Unavailable
 
-SCHEMA = "/usr/share/ovn/ovn-nb.ovsschema"
+SCHEMAS = Path("/usr/share/ovn")
 
 
-@pytest.fixture
-def endpoint(tmp_path: Path) -> Iterator[str]:
-    database, socket = tmp_path / "nb.db", tmp_path / "nb.sock"
-    subprocess.run(["ovsdb-tool", "create", database, SCHEMA], check=True, timeout=10)
+@contextmanager
+def served(directory: Path, name: str) -> Iterator[str]:
+    """Serve a database of OVN's and return its endpoint."""
+    database, socket, up = directory / f"{name}.db", directory / f"{name}.sock", directory / f"{name}.up"
+    subprocess.run(["ovsdb-tool", "create", database, SCHEMAS / f"ovn-{name}.ovsschema"], check=True, timeout=10)
     serve = ["ovsdb-server", "--no-chdir", "--unixctl=none", f"--remote=punix:{socket}", str(database)]
     # It ends with its child, which tells that it serves by running.
-    with subprocess.Popen([*serve, "--run", f"sh -c 'touch {tmp_path}/up; exec cat'"], stdin=subprocess.PIPE) as server:
-        while not (tmp_path / "up").exists():
+    with subprocess.Popen([*serve, "--run", f"sh -c 'touch {up}; exec cat'"], stdin=subprocess.PIPE) as server:
+        while not up.exists():
             assert server.poll() is None, "the database's server ended"
         yield f"unix:{socket}"
         assert server.stdin is not None
         server.stdin.close()
         server.wait(timeout=10)
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> Iterator[str]:
+    with served(tmp_path, "nb") as nb:
+        yield nb
+
+
+@pytest.fixture
+def southbound(endpoint: str, tmp_path: Path) -> Iterator[str]:
+    """What northd makes of the database."""
+    with served(tmp_path, "sb") as sb:
+        command = ["ovn-northd", "--no-chdir", f"--unixctl={tmp_path}/northd.ctl", f"--ovnnb-db={endpoint}", f"--ovnsb-db={sb}"]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as northd:
+            yield sb
+            northd.terminate()
 
 
 def ask(endpoint: str, *words: str) -> str:
@@ -85,3 +102,33 @@ def test_a_database_that_is_not_there_is_unavailable_and_found_again(endpoint: s
         assert refused.value.code == "ovn-northbound-unusable"
         away.symlink_to(there)
         assert len(northbound.apply(desired([APP], [])).create) == 3
+
+
+def traced(southbound: str, network: str, packet: str) -> str:
+    """Return what OVN would do with a packet."""
+    command = ["ovn-trace", f"--db={southbound}", "--minimal", network, packet]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+
+
+def test_ovn_takes_it_as_it_is_meant(endpoint: str, southbound: str) -> None:
+    web = replace(WEB, chassis="")
+    inner = replace(APP, router="inner")
+    data = replace(inner, network_id="net-data", subnet="10.31.0.0/24")
+    database = replace(
+        web, nic_id="nic-2", network_id="net-data", mac="52:54:00:00:00:02", addresses=("10.31.0.5/24",), vm_name="db"
+    )
+    beside = replace(web, nic_id="nic-3", mac="52:54:00:00:00:03", addresses=("10.30.0.6/24",), vm_name="web2")
+    with closing(OvnNorthbound(endpoint, fleet="fleet-a")) as northbound:
+        northbound.apply(desired([inner, data], [web, database, beside]))
+    ask(endpoint, "--wait=sb", "--timeout=10", "sync")
+    sent = f'inport=="nic-1" && eth.src=={web.mac} && ip4.src==10.30.0.5 && ip.ttl==64 && icmp4 && icmp4.type==8'
+    to_beside = f"{sent} && eth.dst=={beside.mac} && ip4.dst==10.30.0.6"
+    to_database = f"{sent} && eth.dst=={own_mac('net-app')} && ip4.dst==10.31.0.5"
+    assert 'output("nic-3")' in traced(southbound, "net-app", to_beside), "within the network"
+    assert 'output("nic-2")' in traced(southbound, "net-app", to_database), "to another by their router"
+    for own, stolen in ((web.mac, "52:54:00:00:00:99"), ("ip4.src==10.30.0.5", "ip4.src==10.30.0.99")):
+        assert "output" not in traced(southbound, "net-app", to_beside.replace(own, stolen)), "but as itself only"
+    with closing(OvnNorthbound(endpoint, fleet="fleet-a")) as northbound:
+        northbound.apply(desired([inner, replace(data, router="")], [web, database, beside]))
+    ask(endpoint, "--wait=sb", "--timeout=10", "sync")
+    assert "output" not in traced(southbound, "net-app", to_database), "without a router there is no way"

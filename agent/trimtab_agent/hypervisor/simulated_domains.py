@@ -16,7 +16,6 @@ from trimtab_agent.hypervisor.statistics import BlockStatistics, DomainStatistic
 from trimtab_protos.adoption_messages import DomainDescription
 from trimtab_protos.errors import Conflict, NoCapacity, NotFound
 from trimtab_protos.messages import (
-    Bridge,
     DiskFormat,
     DomainObservation,
     DomainSpec,
@@ -24,6 +23,7 @@ from trimtab_protos.messages import (
     PowerAction,
     StateReason,
 )
+from trimtab_protos.network_messages import Bridge
 
 if TYPE_CHECKING:
     from trimtab_agent.hypervisor.simulated import SimulatedHypervisor

@@ -4,6 +4,7 @@
                                 ├─ port of the network's own address, where DNS and DHCP are answered
                                 ├─ DHCP_Options, one for the network
                                 └─ DNS: names of vms
+    router of several networks ─▶ Logical_Router, with a port that has the own address of each
 
 Rows are compared by a key of ours in `external_ids`; rows without one, and those of another fleet, are somebody else's. What reaches a
 guest is judged at its card (`packet_rules` of its host), as on every other network: OVN's own connection tracking forgets what a
@@ -29,6 +30,8 @@ class Table(StrEnum):
     PORT = "Logical_Switch_Port"
     DHCP = "DHCP_Options"
     DNS = "DNS"
+    ROUTER = "Logical_Router"
+    ROUTER_PORT = "Logical_Router_Port"
 
 
 COLUMNS: Mapping[Table, tuple[str, ...]] = {
@@ -36,6 +39,8 @@ COLUMNS: Mapping[Table, tuple[str, ...]] = {
     Table.PORT: ("name", "type", "addresses", "port_security", "options"),
     Table.DHCP: ("cidr", "options"),
     Table.DNS: ("records",),
+    Table.ROUTER: ("name",),
+    Table.ROUTER_PORT: ("name", "mac", "networks"),
 }
 """What is ours to say in each table; every other column is left as it is."""
 REFERENCES: Mapping[Table, Mapping[str, Table]] = {
@@ -43,7 +48,11 @@ REFERENCES: Mapping[Table, Mapping[str, Table]] = {
     Table.PORT: {"dhcpv4_options": Table.DHCP},
     Table.DHCP: {},
     Table.DNS: {},
+    Table.ROUTER: {},
+    Table.ROUTER_PORT: {},
 }
+HOLDERS: Mapping[Table, Table] = {Table.PORT: Table.SWITCH, Table.ROUTER_PORT: Table.ROUTER}
+"""Whose `ports` a row stands in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +61,9 @@ class OverlayNetwork:
     subnet: str
     mtu: int
     has_dhcp: bool
+    project_id: str = ""
+    router: str = ""
+    """Networks of one project that name the same reach each other; '' for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +103,13 @@ class Changes:
         return bool(self.create or self.update or self.delete)
 
 
-def desired(networks: Iterable[OverlayNetwork], cards: Iterable[OverlayCard]) -> tuple[Row, ...]:
+def desired(networks: Sequence[OverlayNetwork], cards: Iterable[OverlayCard]) -> tuple[Row, ...]:
     """Return every row that shall be there, in an order that depends on nothing but the ids."""
     by_network: dict[str, list[OverlayCard]] = {}
     for card in sorted(cards, key=lambda one: one.nic_id):
         by_network.setdefault(card.network_id, []).append(card)
-    found: list[Row] = []
+    routers = {router_key(network): network.router for network in networks if network.router}
+    found = [Row(table=Table.ROUTER, key=key, columns={"name": key}) for key in sorted(routers)]
     for network in sorted(networks, key=lambda one: one.network_id):
         found += _network_rows(network, by_network.get(network.network_id, []))
     return tuple(found)
@@ -116,6 +129,10 @@ def differ(wanted: Sequence[Row], found: Sequence[Row]) -> Changes:
 def own_address(subnet: str) -> str:
     """Return the address that the network itself has: the first one."""
     return str(ipaddress.ip_network(subnet)[1])
+
+
+def router_key(network: OverlayNetwork) -> str:
+    return f"router-{network.project_id or 'shared'}-{network.router}"
 
 
 def own_mac(network_id: str) -> str:
@@ -143,7 +160,9 @@ def _network_rows(network: OverlayNetwork, cards: Sequence[OverlayCard]) -> list
     ]
     if names:
         rows.append(Row(table=Table.DNS, key=dns_key, columns={"records": names}))
-    if network.subnet:
+    if network.router:
+        rows += _router_rows(network, switch)
+    elif network.subnet:
         # On every host at once: nothing of it ever leaves one.
         own = f"{own_mac(network.network_id)} {own_address(network.subnet)}"
         name = f"own-{network.network_id}"
@@ -152,6 +171,28 @@ def _network_rows(network: OverlayNetwork, cards: Sequence[OverlayCard]) -> list
     if network.has_dhcp:
         rows.append(Row(table=Table.DHCP, key=dhcp_key, columns={"cidr": network.subnet, "options": _dhcp_options(network)}))
     return rows
+
+
+def _router_rows(network: OverlayNetwork, switch: tuple[Table, str, str]) -> list[Row]:
+    """Return both ends of the cable between a network and its router, which has the network's own address."""
+    key, prefix = f"rp-{network.network_id}", ipaddress.ip_network(network.subnet).prefixlen
+    own: dict[str, Value] = {
+        "name": key,
+        "mac": own_mac(network.network_id),
+        "networks": (f"{own_address(network.subnet)}/{prefix}",),
+    }
+    name = f"own-{network.network_id}"
+    end: dict[str, Value] = {
+        "name": name,
+        "type": "router",
+        "addresses": ("router",),
+        "port_security": (),
+        "options": {"router-port": key},
+    }
+    return [
+        Row(table=Table.ROUTER_PORT, key=key, columns=own, parent=(Table.ROUTER, router_key(network), "ports")),
+        Row(table=Table.PORT, key=name, columns=end, references={"dhcpv4_options": ()}, parent=switch),
+    ]
 
 
 def _port(card: OverlayCard, switch: tuple[Table, str, str], dhcp_key: str) -> Row:
@@ -185,6 +226,7 @@ def _names(cards: Sequence[OverlayCard]) -> dict[str, str]:
 def _dhcp_options(network: OverlayNetwork) -> dict[str, str]:
     own = own_address(network.subnet)
     return {
+        **({"router": own} if network.router else {}),
         "server_id": own,
         "server_mac": own_mac(network.network_id),
         "lease_time": str(LEASE_S),

@@ -31,6 +31,8 @@ class NetworkSpec:
     mtu: int = 1500
     subnet: str = ""
     has_dhcp: bool = False
+    # Of an overlay network: the router that it shares with others of its project; '' for none.
+    router: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ def create(
         mtu=spec.mtu,
         subnet=spec.subnet,
         has_dhcp=spec.has_dhcp,
+        settings={"router": spec.router} if spec.router else {},
     )
     operation = accept(
         session,
@@ -170,8 +173,10 @@ def _check(spec: NetworkSpec) -> None:
     if spec.kind == "overlay" and spec.mtu > OVERLAY_MTU_MAX:
         message = f"mtu: an overlay network takes at most {OVERLAY_MTU_MAX}, since {TUNNEL_OVERHEAD} bytes go to its tunnels"
         raise InvalidRequest("mtu-too-large", message, field="mtu")
+    if spec.router and spec.kind != "overlay":
+        raise InvalidRequest("router-not-allowed", "router: only overlay networks have one", field="router")
     if not spec.subnet:
-        if spec.kind == "nat" or spec.has_dhcp:
+        if spec.kind == "nat" or spec.has_dhcp or spec.router:
             raise InvalidRequest("subnet-missing", 'subnet: give one, for example "10.20.0.0/24"', field="subnet")
         return
     try:

@@ -9,9 +9,10 @@ from trimtab_controller.store import schema
 _network, _nic, _vm, _host, _migration = schema.network, schema.nic, schema.vm, schema.host, schema.migration
 
 # Plan: network by kind is a scan of a small table; nics by ix_nic_network_id.
-_NETWORKS = sa.select(_network.c.id, _network.c.subnet, _network.c.mtu, _network.c.has_dhcp).where(
-    _network.c.kind == "overlay", _network.c.deleted_at.is_(None)
-)
+_IS_LIVE_OVERLAY = sa.and_(_network.c.kind == "overlay", _network.c.deleted_at.is_(None))
+_NETWORKS = sa.select(
+    _network.c.id, _network.c.project_id, _network.c.subnet, _network.c.mtu, _network.c.has_dhcp, _network.c.settings
+).where(_IS_LIVE_OVERLAY)
 _CARDS = (
     sa.select(
         _nic.c.id,
@@ -25,7 +26,7 @@ _CARDS = (
     .join(_network, _network.c.id == _nic.c.network_id)
     .join(_vm, _vm.c.id == _nic.c.vm_id)
     .outerjoin(_migration, _migration.c.vm_id == _vm.c.id)
-    .where(_network.c.kind == "overlay", _network.c.deleted_at.is_(None))
+    .where(_IS_LIVE_OVERLAY)
 )
 _ADDRESSES = (
     sa.select(schema.nic_address.c.nic_id, schema.nic_address.c.address, schema.nic_address.c.prefix_length)
@@ -41,7 +42,14 @@ _CHASSIS = sa.select(_host.c.id, _host.c.inventory["overlay_chassis"].as_string(
 def read(session: Session) -> tuple[tuple[OverlayNetwork, ...], tuple[OverlayCard, ...]]:
     """Return every overlay network and every card on one. While a vm moves live its cards are on both of its hosts, the source first."""
     networks = tuple(
-        OverlayNetwork(network_id=row.id, subnet=row.subnet, mtu=row.mtu, has_dhcp=row.has_dhcp)
+        OverlayNetwork(
+            network_id=row.id,
+            subnet=row.subnet,
+            mtu=row.mtu,
+            has_dhcp=row.has_dhcp,
+            project_id=row.project_id,
+            router=str(row.settings.get("router", "")),
+        )
         for row in session.execute(_NETWORKS)
     )
     if not networks:

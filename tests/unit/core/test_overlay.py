@@ -55,6 +55,19 @@ def test_dhcp_and_names_are_answered_at_the_networks_own_address() -> None:
     assert row(rows, Table.SWITCH, "net-app").references == {"dns_records": ("dns-net-app",)}
 
 
+def test_networks_of_one_project_that_name_a_router_have_their_own_addresses_on_it() -> None:
+    app = replace(APP, router="inner", project_id="proj-1")
+    rows = desired([app, replace(app, network_id="net-b", project_id="proj-2")], [WEB])
+    assert [each.key for each in rows if each.table is Table.ROUTER] == ["router-proj-1-inner", "router-proj-2-inner"]
+    port = row(rows, Table.ROUTER_PORT, "rp-net-app")
+    assert port.columns["networks"] == ("10.30.0.1/24",)
+    assert port.parent == (Table.ROUTER, "router-proj-1-inner", "ports")
+    assert row(rows, Table.PORT, "own-net-app").columns["options"] == {"router-port": "rp-net-app"}
+    options = row(rows, Table.DHCP, "dhcp-net-app").columns["options"]
+    assert isinstance(options, dict)
+    assert options["router"] == "10.30.0.1"
+
+
 def test_a_network_without_dhcp_or_cards_has_no_rows_for_them() -> None:
     assert keys(desired([replace(APP, has_dhcp=False, subnet="")], [])) == ["net-app"]
     assert keys(desired([], [WEB])) == []

@@ -12,7 +12,7 @@ from trimtab_agent.hypervisor.kvm.networks import OWN_BRIDGE_PREFIX
 from trimtab_agent.hypervisor.kvm.open_vswitch import Switch
 from trimtab_agent.hypervisor.kvm.packet_rules import TAP_PREFIX
 from trimtab_protos.errors import Unavailable
-from trimtab_protos.messages import Bridge
+from trimtab_protos.network_messages import Bridge
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from trimtab_controller.api.fields import Body, Bool, BridgeName, BridgeOrNone, HostName, Name, Subnet
+from trimtab_controller.api.fields import Body, Bool, BridgeName, BridgeOrNone, HostName, Name, RouterOrNone, Subnet
 from trimtab_controller.api.mutate import Order, accepted, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
 from trimtab_controller.api.paths import NamePath
@@ -44,6 +44,7 @@ class NetworkBody(Body):
     mtu: Annotated[int, Field(strict=True, ge=576, le=65535, examples=[1500])] = 1500
     subnet: Subnet = ""
     dhcp: Bool = False
+    router: RouterOrNone = ""
 
     def spec(self) -> networks.NetworkSpec:
         return networks.NetworkSpec(
@@ -55,6 +56,7 @@ class NetworkBody(Body):
             mtu=self.mtu if self.kind != "overlay" or "mtu" in self.model_fields_set else DEFAULT_MTU,
             subnet=self.subnet,
             has_dhcp=self.dhcp,
+            router=self.router,
         )
 
 

@@ -26,6 +26,7 @@ _COLUMNS = (
     Column("mtu", "mtu"),
     Column("subnet", "subnet"),
     Column("dhcp", "dhcp"),
+    Column("router", "router", is_wide=True),
     Column("project", "project", lambda item, _now: "shared" if item.get("is_shared") else str(item.get("project") or "")),
     Column("id", "id", is_wide=True),
     Column("hosts", "hosts", lambda item, _now: _hosts(item), is_wide=True),
@@ -86,6 +87,7 @@ def get_network(session: Session, name: str, is_shared: bool) -> None:
 @click.option("--mtu", type=click.IntRange(576, 65535), help="Largest packet; 1500 unless told otherwise, 1442 on an overlay.")
 @click.option("--subnet", metavar="CIDR", help="For example 10.20.0.0/24.")
 @click.option("--dhcp/--no-dhcp", "has_dhcp", default=None, help="Answer DHCP (nat, isolated and overlay).")
+@click.option("--router", metavar="NAME", help="Let overlay networks that name the same one reach each other.")
 @_shared
 @options.runs
 @click.pass_obj
@@ -101,6 +103,7 @@ def create(
     mtu: int | None,
     subnet: str | None,
     has_dhcp: bool | None,
+    router: str | None,
     is_shared: bool,
 ) -> None:
     """Create a network on existing bridges, one of each host's own (--nat, --isolated), or one across hosts (--overlay)."""
@@ -115,6 +118,7 @@ def create(
         "mtu": mtu,
         "subnet": subnet,
         "dhcp": has_dhcp,
+        "router": router,
     }
     body.update({key: value for key, value in optional.items() if value is not None})
     resource = _resource(is_shared)

@@ -12,7 +12,8 @@ from trimtab_agent.hypervisor.kvm.host_links import read_bridges
 from trimtab_agent.hypervisor.kvm.networks import bridge_of, check_bridge, own_bridge
 from trimtab_agent.hypervisor.kvm.open_vswitch import Port, Switch, parse_switches
 from trimtab_protos.errors import Conflict, InvalidRequest
-from trimtab_protos.messages import Bridge, NetworkKind
+from trimtab_protos.messages import NetworkKind
+from trimtab_protos.network_messages import Bridge
 
 
 def table(headings: list[str], *rows: list[Any]) -> str:
