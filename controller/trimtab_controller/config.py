@@ -31,7 +31,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Addresses = Annotated[tuple[str, ...], NoDecode]
 
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,62})(\.[a-z0-9]([a-z0-9-]{0,62}))*", re.IGNORECASE)
-_NORTHBOUND = re.compile(r"tcp:([0-9.]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}|unix:/[^,\s]+")
+_NORTHBOUND = re.compile(r"(?:tcp|ssl):([0-9.]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}|unix:/[^,\s]+")
 _UNIX_SOCKET_PATH_MAX = 100  # the kernel takes 107 bytes
 
 
@@ -64,7 +64,12 @@ class Settings(BaseSettings):
     """What the leader does about uneven load: nothing, keep plans for review, or apply them too."""
 
     ovn_northbound: str = ""
-    """OVN's northbound database, as in `tcp:192.0.2.10:6641` or `unix:/run/ovn/ovnnb_db.sock`; empty: no overlay networks."""
+    """OVN's northbound database, as in `ssl:192.0.2.10:6641` or `unix:/run/ovn/ovnnb_db.sock`, those of a cluster with commas
+    between; empty: no overlay networks."""
+    ovn_certificate: Path | None = None
+    """Of an `ssl:` endpoint, with the two below: what this controller shows, its key, and the authority (PEM) of the database's."""
+    ovn_key: Path | None = None
+    ovn_authority: Path | None = None
 
     agent_metrics_port: Port = 9107
     """Where Prometheus is told to scrape agents."""
@@ -134,8 +139,8 @@ class Settings(BaseSettings):
     @field_validator("ovn_northbound")
     @classmethod
     def _check_northbound(cls, value: str) -> str:
-        if value and not _NORTHBOUND.fullmatch(value):
-            raise ValueError(f"{value!r} is no endpoint of OVN's northbound database; as in tcp:192.0.2.10:6641")
+        if value and not all(_NORTHBOUND.fullmatch(part) for part in value.split(",")):
+            raise ValueError(f"{value!r} is no endpoint of OVN's northbound database; as in ssl:192.0.2.10:6641")
         return value
 
     @model_validator(mode="after")
@@ -148,6 +153,8 @@ class Settings(BaseSettings):
             raise ValueError("lost_after_s must be more than suspect_after_s and one heartbeat_s together")
         if (self.api_certificate is None) != (self.api_key is None):
             raise ValueError("api_certificate and api_key go together")
+        if "ssl:" in self.ovn_northbound and None in (self.ovn_certificate, self.ovn_key, self.ovn_authority):
+            raise ValueError("an ovn_northbound of ssl: takes ovn_certificate, ovn_key and ovn_authority")
         return self
 
     @classmethod

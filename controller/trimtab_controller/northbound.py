@@ -5,6 +5,8 @@ reader, `ovn-northd` first of all, never sees half of a change.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from trimtab_controller.core.overlay import COLUMNS, HOLDERS, REFERENCES, Changes, Row, Table, Value, differ
@@ -15,6 +17,15 @@ FLEET, KEY = "trimtab-fleet", "trimtab"
 ANSWER_WITHIN_S = 10
 
 
+@dataclass(frozen=True, slots=True)
+class Papers:
+    """PEM files for an `ssl:` endpoint."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
 class Northbound(Protocol):
     def apply(self, rows: Sequence[Row]) -> Changes:
         """Make the fleet's rows these and no others; return what had to change. Unavailable: the database does not answer."""
@@ -22,16 +33,16 @@ class Northbound(Protocol):
 
 
 class OvnNorthbound:
-    """The northbound database at an endpoint such as tcp:10.0.0.2:6641. Connects at the first use and anew after a failure."""
+    """The northbound database at an endpoint such as ssl:192.0.2.10:6641. Connects at the first use and anew after a failure."""
 
-    def __init__(self, endpoint: str, *, fleet: str) -> None:
-        self._endpoint, self._fleet = endpoint, fleet
+    def __init__(self, endpoint: str, *, fleet: str, papers: Papers | None = None) -> None:
+        self._endpoint, self._fleet, self._papers = endpoint, fleet, papers
         self._api: Any = None
 
     def apply(self, rows: Sequence[Row]) -> Changes:
         try:
             if self._api is None:
-                self._api = _connect(self._endpoint)
+                self._api = _connect(self._endpoint, self._papers)
             command = _command(self._api, rows, self._fleet)
             command.execute(check_error=True)
         except Exception as error:  # its library raises what the socket, the protocol or the schema raised
@@ -87,9 +98,16 @@ def _keys(rows: Iterable[Any]) -> tuple[str, ...]:
     return tuple(sorted(str(row.external_ids.get(KEY, "")) for row in rows))
 
 
-def _connect(endpoint: str) -> Any:
+def _connect(endpoint: str, papers: Papers | None) -> Any:
+    from ovs.stream import Stream
     from ovsdbapp.backend.ovs_idl import connection
     from ovsdbapp.schema.ovn_northbound import impl_idl
+
+    if papers is not None:
+        # Of the whole process; read anew at each connection, so that renewed files are found.
+        Stream.ssl_set_certificate_file(str(papers.certificate))
+        Stream.ssl_set_private_key_file(str(papers.key))
+        Stream.ssl_set_ca_cert_file(str(papers.authority))
 
     class Api(impl_idl.OvnNbApiIdlImpl):  # type: ignore[misc]
         # The library keeps the first connection of a class for good, whatever became of it.

@@ -1,32 +1,39 @@
 """OVN's northbound database as we write it: a real one, of a server of the test's own."""
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tests.unit.core.test_overlay import APP, WEB
 from trimtab_controller.core.overlay import Table, desired, own_mac
-from trimtab_controller.northbound import OvnNorthbound
+from trimtab_controller.northbound import OvnNorthbound, Papers
 from trimtab_protos.errors import Unavailable
 
 SCHEMAS = Path("/usr/share/ovn")
 
 
 @contextmanager
-def served(directory: Path, name: str) -> Iterator[str]:
+def served(directory: Path, name: str, *more: str) -> Iterator[str]:
     """Serve a database of OVN's and return its endpoint."""
-    database, socket, up = directory / f"{name}.db", directory / f"{name}.sock", directory / f"{name}.up"
+    database, place, up = directory / f"{name}.db", directory / f"{name}.sock", directory / f"{name}.up"
     subprocess.run(["ovsdb-tool", "create", database, SCHEMAS / f"ovn-{name}.ovsschema"], check=True, timeout=10)
-    serve = ["ovsdb-server", "--no-chdir", "--unixctl=none", f"--remote=punix:{socket}", str(database)]
+    serve = ["ovsdb-server", "--no-chdir", "--unixctl=none", f"--remote=punix:{place}", *more, str(database)]
     # It ends with its child, which tells that it serves by running.
     with subprocess.Popen([*serve, "--run", f"sh -c 'touch {up}; exec cat'"], stdin=subprocess.PIPE) as server:
         while not up.exists():
             assert server.poll() is None, "the database's server ended"
-        yield f"unix:{socket}"
+        yield f"unix:{place}"
         assert server.stdin is not None
         server.stdin.close()
         server.wait(timeout=10)
@@ -132,3 +139,41 @@ def test_ovn_takes_it_as_it_is_meant(endpoint: str, southbound: str) -> None:
         northbound.apply(desired([inner, replace(data, router="")], [web, database, beside]))
     ask(endpoint, "--wait=sb", "--timeout=10", "sync")
     assert "output" not in traced(southbound, "net-app", to_database), "without a router there is no way"
+
+
+def test_one_that_asks_for_a_certificate_is_shown_ours_and_must_show_its_own(tmp_path: Path) -> None:
+    ours, others = papers(tmp_path, "ours"), papers(tmp_path, "others")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    keys = [f"--private-key={ours.key}", f"--certificate={ours.certificate}", f"--ca-cert={ours.authority}"]
+    with served(tmp_path, "nb", *keys, f"--remote=pssl:{port}:127.0.0.1"):
+        endpoint = f"ssl:127.0.0.1:{port}"
+        with closing(OvnNorthbound(endpoint, fleet="fleet-a", papers=ours)) as northbound:
+            assert len(northbound.apply(desired([APP], [])).create) == 3
+        for wrong in (others, Papers(others.certificate, others.key, ours.authority)):
+            with closing(OvnNorthbound(endpoint, fleet="fleet-a", papers=wrong)) as northbound, pytest.raises(Unavailable):
+                northbound.apply(desired([APP], []))
+
+
+def papers(directory: Path, name: str) -> Papers:
+    """Make a key and a certificate that is its own authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    found = Papers(directory / f"{name}.pem", directory / f"{name}.key", directory / f"{name}.pem")
+    found.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    found.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    return found

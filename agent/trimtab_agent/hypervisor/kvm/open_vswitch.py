@@ -181,7 +181,7 @@ def making(own_bridge: str, switch: Switch, settings: Sequence[str], *, mtu: int
 
 
 def ensure(name: str, own_bridge: str, switch: Switch, settings: Sequence[str], *, mtu: int, sys_net: Path) -> None:
-    """Make what is missing. Conflict (`switch-port-refused`) says why this host cannot; then nothing stays behind."""
+    """Make what is missing. Conflict (`switch-port-refused`) says why this host cannot; what was not there before does not stay."""
     made = {own_bridge: (sys_net / own_bridge).exists(), device_of(own_bridge): (sys_net / device_of(own_bridge)).exists()}
     link_mtu = max(mtu, mtu_of(switch, sys_net))
     for command in making(own_bridge, switch, settings, mtu=mtu, link_mtu=link_mtu):
@@ -189,7 +189,9 @@ def ensure(name: str, own_bridge: str, switch: Switch, settings: Sequence[str], 
             continue
         problem = _try(command)
         if problem:
-            remove(own_bridge, sys_net=sys_net)
+            if not made[own_bridge]:
+                # Guests may be on one that was there: they keep what they have while Open vSwitch restarts.
+                remove(own_bridge, sys_net=sys_net)
             raise Conflict(
                 "switch-port-refused",
                 f"network {name}: this host makes no port on Open vSwitch bridge {switch.name}: {problem}",
