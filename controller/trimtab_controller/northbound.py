@@ -4,6 +4,7 @@ A replica of the database is kept in memory; what shall be there is compared wit
 reader, `ovn-northd` first of all, never sees half of a change.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,8 @@ def _connect(endpoint: str, papers: Papers | None) -> Any:
     from ovsdbapp.backend.ovs_idl import connection
     from ovsdbapp.schema.ovn_northbound import impl_idl
 
+    # What it would say at each try is in what it raises.
+    logging.getLogger("ovsdbapp").setLevel(logging.CRITICAL)
     if papers is not None:
         # Of the whole process; read anew at each connection, so that renewed files are found.
         Stream.ssl_set_certificate_file(str(papers.certificate))

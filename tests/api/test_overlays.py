@@ -26,7 +26,7 @@ async def make(api: Api, **fields: Any) -> Any:
 
 async def test_without_an_ovn_there_are_no_overlays_and_the_setting_is_named(api: Api) -> None:
     refused = await make(api)
-    assert (refused.status_code, refused.json()["code"]) == (409, "overlay-off")
+    assert (refused.status_code, refused.json()["code"]) == (400, "overlay-off")
     assert "ovn_northbound" in refused.json()["detail"]
 
 

@@ -28,12 +28,12 @@ class OverlayLoop:
         try:
             changes = self._northbound.apply(rows)
         except Unavailable as error:
-            metrics.OVERLAY_UP.set(0)
+            metrics.OVERLAY_UP.labels("northbound").set(0)
             if not self._was_down:
                 log.warning("overlay networks cannot be changed", error=error.message)
             self._was_down = True
             return
-        metrics.OVERLAY_UP.set(1)
+        metrics.OVERLAY_UP.labels("northbound").set(1)
         self._was_down = False
         if changes:
             counts = {"created": len(changes.create), "updated": len(changes.update), "deleted": len(changes.delete)}

@@ -60,7 +60,7 @@ def create(
     _check(spec)
     if spec.kind == "overlay" and not has_overlay:
         message = "kind: this fleet has no OVN; name its northbound database in the controller's settings: ovn_northbound"
-        raise Conflict("overlay-off", message, field="kind")
+        raise InvalidRequest("overlay-off", message, field="kind")
     if spec.kind == "bridge":
         require(actor, Role.ADMIN, "")
     project_id = project.id if project else ""
