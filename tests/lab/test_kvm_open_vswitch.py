@@ -63,11 +63,12 @@ class Story:
     def peer_reaches(self, address: str) -> bool:
         return "tick" in self.on_peer(f"nc -w 3 {address} {LISTENER} </dev/null")
 
-    def web_receives(self, address: str) -> bool:
-        """Tell whether 2 MiB arrive whole, in segments that the guest leaves to whoever sends them to cut."""
-        self.on_web("setsid sh -c 'nc -l -p 9001 >/run/bulk' </dev/null >/dev/null 2>&1 &")
-        self.on_peer(f"dd if=/dev/zero bs=64k count=32 2>/dev/null | nc -w 10 {address} 9001")
-        return self.on_web("wc -c </run/bulk") == str(2 << 20)
+    def send_much_to_web(self, address: str) -> None:
+        """See 2 MiB arrive whole, in segments that the guest leaves to whoever sends them to cut."""
+        self.on_web("rm -f /run/bulk; setsid sh -c 'nc -l -p 9001 >/run/bulk' </dev/null >/dev/null 2>&1 &")
+        until(lambda: ":9001" in self.on_web("netstat -ltn"), what="the listener")
+        said = self.on_peer(f"dd if=/dev/zero bs=64k count=32 2>/dev/null | nc -w 10 {address} 9001 2>&1")
+        until(lambda: self.on_web("wc -c </run/bulk") == str(2 << 20), what=f"2 MiB at {address} ({said})", deadline_s=20)
 
     def peer_pings(self, address: str, *options: str) -> bool:
         return "bytes from" in self.on_peer(f"ping -c 2 -W 2 {' '.join(options)} {address} 2>&1")
@@ -147,7 +148,7 @@ def test_the_inventory_names_the_switch_and_guests_of_one_vlan_meet_with_its_mtu
     assert (bridge.is_open_vswitch, bridge.mtu, bridge.ports) == (True, MTU, ("ovs0",))
     assert story.peer_pings(WEB_20, "-s", str(MTU - 28)), "the largest packet arrives"
     assert story.peer_reaches(WEB_20), "and TCP, whose checksums no hardware adds"
-    assert story.web_receives(WEB_20)
+    story.send_much_to_web(WEB_20)
 
 
 def test_frames_of_one_tag_do_not_reach_another(story: Story) -> None:
@@ -182,7 +183,7 @@ def test_guests_meet_over_the_overlay_with_address_and_name_by_ovn(story: Story)
     until(lambda: story.peer_pings(WEB_APP), what="the tunnel to carry")
     assert story.peer_pings(WEB_APP, "-s", str(APP.mtu - 28)), "across hosts, with the largest packet"
     assert story.peer_reaches(WEB_APP)
-    assert story.web_receives(WEB_APP)
+    story.send_much_to_web(WEB_APP)
     assert WEB_APP in story.on_peer("nslookup web 10.30.0.1 2>&1"), "by its name too"
     assert "geneve" in story.lab.run("node1", ["ovs-vsctl", "--columns=type", "list", "Interface"]).stdout
     with pytest.raises(Conflict, match="MTU 9000"):
