@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from trimtab_protos.device_messages import CdromSpec, GuestResources
-from trimtab_protos.network_messages import FirewallSpec
+from trimtab_protos.network_messages import Bridge, FirewallSpec
 from trimtab_protos.pool_messages import NfsSource
 
 
@@ -48,6 +48,7 @@ class NetworkKind(StrEnum):
     BRIDGE = "bridge"
     NAT = "nat"
     ISOLATED = "isolated"
+    OVERLAY = "overlay"
 
 
 class DomainState(StrEnum):
@@ -375,15 +376,6 @@ class PciDevice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bridge:
-    name: str
-    mtu: int = 1500
-    has_carrier: bool = True
-    ports: tuple[str, ...] = ()
-    is_ours: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     purpose: str
     serial: str
@@ -422,6 +414,7 @@ class Inventory:
     has_uefi: bool = False
     digest: str = ""
     migration_address: str = ""
+    overlay_chassis: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,7 @@ Mac = Annotated[str, Field(pattern=r"^(([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})?$", e
 Address = Annotated[str, Field(pattern=r"^([0-9A-Fa-f:.]{2,45}(/[0-9]{1,3})?)?$", examples=["10.0.0.5"])]
 Subnet = Annotated[str, Field(pattern=r"^([0-9A-Fa-f:.]{2,45}/[0-9]{1,3})?$", examples=["10.20.0.0/24"])]
 BridgeOrNone = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,14})?$", examples=["br0"])]
+RouterOrNone = Annotated[str, Field(pattern=r"^([a-z]([a-z0-9-]{0,38}[a-z0-9])?)?$", examples=["inner"])]
 CpuModelOrNone = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,79})?$", examples=["Skylake-Server-v4"])]
 CpuClassOrNone = Annotated[str, Field(pattern=r"^(low|normal|high)?$", examples=["low"])]
 CpuClassName = Annotated[str, Field(pattern=r"^(low|normal|high)$", examples=["low"])]

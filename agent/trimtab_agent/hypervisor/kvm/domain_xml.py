@@ -36,7 +36,7 @@ from trimtab_agent.hypervisor.kvm.stamp_xml import stamp_metadata
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.device_messages import CdromSpec
 from trimtab_protos.errors import InvalidRequest
-from trimtab_protos.messages import DiskBus, DiskFormat, DiskSpec, DomainSpec, Firmware, NetworkKind, NicSpec
+from trimtab_protos.messages import DiskBus, DiskFormat, DiskSpec, DomainSpec, Firmware, NicSpec
 
 METADATA_NAMESPACE = "urn:trimtab:domain:1"
 METADATA_PREFIX = "trimtab"
@@ -412,9 +412,9 @@ def _nic(devices: Element, nic: NicSpec, domain: DomainSpec) -> None:
     for address in nic.addresses:
         _check_address(address)
     check_range(network.mtu, "mtu", low=576, high=65520)
-    if network.kind is NetworkKind.BRIDGE:
+    if bridge := bridge_of(network, nic.nic_id):
         element = SubElement(devices, "interface", type="bridge")
-        SubElement(element, "source", bridge=bridge_of(network))
+        SubElement(element, "source", bridge=bridge)
     else:
         element = SubElement(devices, "interface", type="network")
         SubElement(element, "source", network=libvirt_network_name(network.network_id))

@@ -23,6 +23,7 @@ from trimtab_agent.hypervisor.kvm import (
     errors,
     filling,
     layer_files,
+    overlays,
     state_files,
     volumes,
 )
@@ -201,6 +202,7 @@ class Domains:
                 _remove(domain, vm_id, kill_if_running=kill_if_running, keep_state_files=keep_state_files)
                 self._observer.forget(domain.UUIDString())
         self._firewall.drop(vm_id)
+        overlays.drop_ports(vm_id)
         # After the domain, which must go even where its storage does not answer.
         if not keep_state_files:
             for pool in pools:

@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from trimtab_agent.hypervisor.kvm import domain_facts
+from trimtab_agent.hypervisor.kvm import domain_facts, overlays
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
-from trimtab_agent.hypervisor.kvm.host_links import read_bridges
+from trimtab_agent.hypervisor.kvm.host_links import read_bridges, read_switches
 from trimtab_agent.hypervisor.kvm.huge_pages import mounted_sizes_kib
 from trimtab_agent.hypervisor.kvm.pools import Pools
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
@@ -119,7 +119,8 @@ class InventoryReader:
             machines=traits.machines,
             numa_cells=_numa_cells(host, memory_mib, mounted_sizes_kib()),
             pci_devices=devices,
-            bridges=read_bridges(),
+            bridges=read_bridges(switches=read_switches()),
+            overlay_chassis=overlays.chassis(),
             pools=self._pools.observe_known(),
             capabilities=(*CAPABILITIES, *(("migrate-tls",) if self._config.has_tls else ()), *(("tpm",) if has_tpm() else ())),
             unmanaged_vcpus=unmanaged.vcpus,

@@ -16,7 +16,7 @@ from trimtab_agent.hypervisor.kvm.packet_rules import tap_name
 from trimtab_agent.hypervisor.kvm.pool_layout import SEED_FILE, PoolLayout
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import Conflict
-from trimtab_protos.messages import DomainSpec, NetworkKind, NetworkSpec, NicSpec
+from trimtab_protos.messages import DomainSpec, NetworkSpec, NicSpec
 
 _CDROM = "cdrom"
 
@@ -100,9 +100,9 @@ def _move_card(card: Element, cards: dict[str, NicSpec], target: DomainSpec) -> 
     port = card.find("target")
     # A guest that an earlier release started has a port with a name of libvirt's, which no rules are made for.
     (port if port is not None else SubElement(card, "target")).set("dev", tap_name(nic.nic_id))
-    if network.kind is NetworkKind.BRIDGE:
+    if bridge := bridge_of(network, nic.nic_id):
         card.set("type", "bridge")
-        source.attrib = {"bridge": bridge_of(network)}
+        source.attrib = {"bridge": bridge}
     else:
         card.set("type", "network")
         source.attrib = {"network": libvirt_network_name(network.network_id)}

@@ -50,6 +50,7 @@ class BridgeResource:
     mtu: int
     has_carrier: bool
     is_ours: bool
+    is_open_vswitch: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,7 +381,13 @@ def _inventory(inventory: Inventory, *, is_full: bool) -> InventoryResource:
         if is_full
         else (),
         bridges=tuple(
-            BridgeResource(name=one.name, mtu=one.mtu, has_carrier=one.has_carrier, is_ours=one.is_ours)
+            BridgeResource(
+                name=one.name,
+                mtu=one.mtu,
+                has_carrier=one.has_carrier,
+                is_ours=one.is_ours,
+                is_open_vswitch=one.is_open_vswitch,
+            )
             for one in inventory.bridges
         )
         if is_full

@@ -68,6 +68,8 @@ class _NetworkKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NetworkKi
     NETWORK_KIND_BRIDGE: _NetworkKind.ValueType  # 1
     NETWORK_KIND_NAT: _NetworkKind.ValueType  # 2
     NETWORK_KIND_ISOLATED: _NetworkKind.ValueType  # 3
+    NETWORK_KIND_OVERLAY: _NetworkKind.ValueType  # 4
+    """Across hosts, by OVN: the agent makes a port for each card and tells OVN which it is."""
 
 class NetworkKind(_NetworkKind, metaclass=_NetworkKindEnumTypeWrapper):
     """NetworkKind is how a network reaches the guests of one host."""
@@ -76,6 +78,8 @@ NETWORK_KIND_UNSPECIFIED: NetworkKind.ValueType  # 0
 NETWORK_KIND_BRIDGE: NetworkKind.ValueType  # 1
 NETWORK_KIND_NAT: NetworkKind.ValueType  # 2
 NETWORK_KIND_ISOLATED: NetworkKind.ValueType  # 3
+NETWORK_KIND_OVERLAY: NetworkKind.ValueType  # 4
+"""Across hosts, by OVN: the agent makes a port for each card and tells OVN which it is."""
 Global___NetworkKind: _TypeAlias = NetworkKind  # noqa: Y015
 
 class _DomainState:
