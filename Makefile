@@ -38,6 +38,7 @@ soak: ## the long fault campaigns, on SQLite and on PostgreSQL; their dated repo
 	@ops/bootstrap.sh
 	@$(PY) -m tests.soak.chaos --operations 500 --database sqlite
 	@$(PY) -m tests.soak.chaos --operations 500 --database postgres
-	@$(PY) -m tests.soak.host_loss --losses 20
+	@$(PY) -m tests.soak.host_loss --losses 22
+	@$(PY) -m tests.soak.host_loss --losses 32 --replicated
 	@$(PY) -m tests.soak.backups --kills 300
 	@$(PY) -m tests.soak.backup_kills --kills 150

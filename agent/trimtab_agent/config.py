@@ -18,6 +18,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from trimtab_agent.ballooning import DEFAULT_HIGH_PERMILLE, DEFAULT_LOW_PERMILLE
 from trimtab_agent.certificates import write_file
 from trimtab_protos.errors import InvalidRequest
 
@@ -57,6 +58,10 @@ class Settings(BaseSettings):
     libvirt_uri: str = "qemu:///system"
     imports_at_once: Annotated[int, Field(ge=1, le=16)] = 2
     migrations_at_once: Annotated[int, Field(ge=1, le=16)] = 2
+
+    balloon_low_permille: Annotated[int, Field(ge=0, le=999)] = DEFAULT_LOW_PERMILLE
+    balloon_high_permille: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_HIGH_PERMILLE
+    """Of this host's memory that is available: below the low mark guests with a balloon give, above the high one they get back."""
 
     lease_fencing: Literal["auto", "on", "off"] = "auto"
     """Whether the warden ends guests that may start elsewhere when this host's lease ends, so that they come back without a power

@@ -25,6 +25,7 @@ from trimtab_agent.libvirt_tls import LibvirtCertificates, reload_libvirtd
 from trimtab_agent.renewal import Renewal
 from trimtab_agent.servicer import host_pools
 from trimtab_agent.sources import Sources
+from trimtab_agent.supervised import notify, watchdog_limit_s
 from trimtab_agent.systemd import RealSystemctl
 from trimtab_agent.version import agent_version
 from trimtab_agent.workers import WorkerPool
@@ -33,6 +34,7 @@ from trimtab_protos.errors import Conflict, NotFound
 log = structlog.get_logger(__name__)
 
 LIBVIRT_WAIT_S = 3.0
+FEEDS_PER_WATCHDOG = 6
 LEAVE_ANSWER_S = 1.0
 """Between undoing the join and ending: the answer must reach the controller first."""
 
@@ -103,13 +105,22 @@ async def _serve(settings: Settings, stack: ExitStack) -> None:
     )
     if settings.metrics_address:
         stack.callback(metrics.serve(agent, settings.metrics_address))
+    watched = loop.create_task(_feed_watchdog())
     await agent.start()
-    beside = [loop.create_task(part) for part in (renewal.run(), *([guard.run()] if guard is not None else []))]
+    beside = [watched, *(loop.create_task(part) for part in (renewal.run(), *([guard.run()] if guard is not None else [])))]
     await stopping.wait()
     log.info("agent stops", host_id=settings.host_id)
     for task in beside:
         task.cancel()
     await agent.stop()
+
+
+async def _feed_watchdog() -> None:
+    """Feed the supervisor's watchdog from the loop that also renews the lease: one that stands still is killed and started anew."""
+    limit_s = watchdog_limit_s()
+    while limit_s:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(limit_s / FEEDS_PER_WATCHDOG)
 
 
 def _job_limits(settings: Settings) -> dict[JobKind, int]:
@@ -174,6 +185,8 @@ def _hypervisor(settings: Settings, sources: Sources, stack: ExitStack) -> tuple
             libvirt_uri=settings.libvirt_uri,
             runtime_dir=settings.runtime_dir,
             agent_version=agent_version(),
+            balloon_low_permille=settings.balloon_low_permille,
+            balloon_high_permille=settings.balloon_high_permille,
         ),
         sources,
     )

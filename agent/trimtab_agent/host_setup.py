@@ -38,6 +38,10 @@ Type=exec
 ExecStart={program} run --config {configuration}
 Restart=always
 RestartSec=1
+# An agent that stands still is killed and started anew: its host goes on by its beacon meanwhile, or was lost to its lease before.
+NotifyAccess=main
+WatchdogSec=30
+WatchdogSignal=SIGKILL
 # Guests are libvirt's children, not ours; only the agent itself ends with its unit.
 KillMode=process
 TimeoutStopSec=30

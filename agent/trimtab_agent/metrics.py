@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from trimtab_agent.agent import Agent
-from trimtab_agent.hypervisor.statistics import DomainStatistics, StatisticsSource
+from trimtab_agent.hypervisor.statistics import BalloonSource, DomainStatistics, StatisticsSource
 from trimtab_agent.served import SERVED_SECONDS
 from trimtab_agent.version import agent_version
 from trimtab_protos.errors import TrimtabError
@@ -43,6 +43,8 @@ class AgentCollector(Collector):
         yield from _vms([domain for domain in domains if domain.vm_id])
         yield _states(domains)
         hypervisor = self._agent.parts.hypervisor
+        if isinstance(hypervisor, BalloonSource):
+            yield from _balloons(hypervisor)
         if isinstance(hypervisor, StatisticsSource):
             yield from _statistics(self._ask(hypervisor.domain_statistics, otherwise=()))
 
@@ -175,6 +177,19 @@ def _vms(domains: Sequence[DomainObservation]) -> Iterator[Metric]:
         resident.add_metric(label, domain.rss_mib * MIB)
         starts.add_metric(label, domain.starts)
     yield from (info, running, cpu, vcpus, memory, resident, starts)
+
+
+def _balloons(source: BalloonSource) -> Iterator[Metric]:
+    given = GaugeMetricFamily("trimtab_vm_balloon_given_bytes", "Memory that the vm's balloon leaves it.", labels=["vm_id"])
+    usable = GaugeMetricFamily("trimtab_vm_balloon_usable_bytes", "Of it, what its programs could still take.", labels=["vm_id"])
+    for balloon in source.balloon_statistics():
+        given.add_metric([balloon.vm_id], balloon.given_mib * MIB)
+        if balloon.usable_mib is not None:
+            usable.add_metric([balloon.vm_id], balloon.usable_mib * MIB)
+    changes = CounterMetricFamily("trimtab_agent_balloon_changes", "Targets given to balloons.", labels=["reason"])
+    for reason, count in source.balloon_changes().items():
+        changes.add_metric([reason], count)
+    yield from (given, usable, changes)
 
 
 _BLOCK_FAMILIES = (

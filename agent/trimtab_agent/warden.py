@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab_agent import beacon_state, warden_guests, warden_rights, warden_state
+from trimtab_agent.supervised import notify, watchdog_limit_s
 from trimtab_agent.warden_guests import Guest, Held, boottime_s
 from trimtab_agent.warden_state import HandOver
 
@@ -343,15 +344,6 @@ class Server:
         del self._received[connection]
 
 
-def notify(text: str) -> None:
-    """Tell the supervisor; nothing happens where there is none."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-        sender.sendto(text.encode(), "\0" + address[1:] if address.startswith("@") else address)
-
-
 def say(text: str) -> None:
     """Write a line to the log, or lose it: a log that does not take it must not hold the warden up."""
     with contextlib.suppress(OSError):
@@ -390,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.suppress(OSError):
         os.set_blocking(2, False)
     given.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    watchdog_s = int(os.environ.get("WATCHDOG_USEC", "0") or 0) / 1e6
+    watchdog_s = watchdog_limit_s()
     reset = Reset(kind=given.reset, after_s=given.reset_after_s)
     missing = warden_rights.take()
     try:

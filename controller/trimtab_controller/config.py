@@ -31,6 +31,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Addresses = Annotated[tuple[str, ...], NoDecode]
 
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,62})(\.[a-z0-9]([a-z0-9-]{0,62}))*", re.IGNORECASE)
+_NORTHBOUND = re.compile(r"(?:tcp|ssl):([0-9.]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}|unix:/[^,\s]+")
 _UNIX_SOCKET_PATH_MAX = 100  # the kernel takes 107 bytes
 
 
@@ -61,6 +62,14 @@ class Settings(BaseSettings):
 
     rebalance_mode: Literal["off", "advise", "automatic"] = "off"
     """What the leader does about uneven load: nothing, keep plans for review, or apply them too."""
+
+    ovn_northbound: str = ""
+    """OVN's northbound database, as in `ssl:192.0.2.10:6641` or `unix:/run/ovn/ovnnb_db.sock`, those of a cluster with commas
+    between; empty: no overlay networks."""
+    ovn_certificate: Path | None = None
+    """Of an `ssl:` endpoint, with the two below: what this controller shows, its key, and the authority (PEM) of the database's."""
+    ovn_key: Path | None = None
+    ovn_authority: Path | None = None
 
     agent_metrics_port: Port = 9107
     """Where Prometheus is told to scrape agents."""
@@ -127,6 +136,13 @@ class Settings(BaseSettings):
                 raise ValueError(f"{error}; a network, as in 10.20.0.0/16") from error
         return value
 
+    @field_validator("ovn_northbound")
+    @classmethod
+    def _check_northbound(cls, value: str) -> str:
+        if value and not all(_NORTHBOUND.fullmatch(part) for part in value.split(",")):
+            raise ValueError(f"{value!r} is no endpoint of OVN's northbound database; as in ssl:192.0.2.10:6641")
+        return value
+
     @model_validator(mode="after")
     def _check_times(self) -> "Settings":
         if not self.heartbeat_s * 3 <= self.lease_ttl_s:
@@ -137,6 +153,8 @@ class Settings(BaseSettings):
             raise ValueError("lost_after_s must be more than suspect_after_s and one heartbeat_s together")
         if (self.api_certificate is None) != (self.api_key is None):
             raise ValueError("api_certificate and api_key go together")
+        if "ssl:" in self.ovn_northbound and None in (self.ovn_certificate, self.ovn_key, self.ovn_authority):
+            raise ValueError("an ovn_northbound of ssl: takes ovn_certificate, ovn_key and ovn_authority")
         return self
 
     @classmethod

@@ -35,6 +35,9 @@ SQL_TRANSACTIONS = Counter("trimtab_sql_transactions", "Transactions committed."
 
 # placement and the leader's loops
 LEADER = Gauge("trimtab_engine_leader", "1 where this process leads.")
+OVERLAY_UP = Gauge(
+    "trimtab_overlay_up", "1 where OVN's database did what the leader asked last; absent without one.", ["database"]
+)
 LEADER_CHANGES = Counter("trimtab_engine_leader_changes", "Times that this process took or lost the lead.", ["change"])
 LOOP_SECONDS = Histogram("trimtab_engine_loop_seconds", "Time of one round of a loop.", ["loop"], buckets=_FAST)
 LOOP_FAILURES = Counter("trimtab_engine_loop_failures", "Rounds of a loop that failed.", ["loop"])

@@ -205,6 +205,7 @@ def api_context(
         agents=agents,
         consoles=consoles,
         settings=ApiSettings(
+            has_overlay=bool(settings.ovn_northbound),
             uploads_dir=settings.uploads_dir,
             gateway_address=settings.gateway_addresses[0],
             join_addresses=settings.join_addresses,

@@ -29,7 +29,7 @@ OWN_DIRECTORIES = (
     "/var/tmp",
     LOCAL_DIRECTORY,
 )
-LEFT_OUT_OF_ETC = ("pki", "trimtab", "ssl/private", "letsencrypt", "shadow-", "gshadow-")
+LEFT_OUT_OF_ETC = ("pki", "trimtab", "ssl/private", "letsencrypt", "openvswitch", "ovn", "shadow-", "gshadow-")
 """Of the machine's /etc: never copied, since a host must not start with the machine's keys or its join."""
 
 LIBVIRTD_CONFIGURATION = """\

@@ -20,7 +20,7 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from trimtab_lab import systemctl
+from trimtab_lab import open_vswitch, ovn, systemctl
 from trimtab_lab.hostroot import RootPlan, enter_network_namespace, enter_root, unshare
 from trimtab_lab.supervisor import ServiceDefinition, Supervisor
 
@@ -117,7 +117,12 @@ def definitions(agent_command: list[str]) -> list[ServiceDefinition]:
         ServiceDefinition("virtlogd", lambda: ["/usr/sbin/virtlogd"], notifies=True),
         ServiceDefinition("virtlockd", lambda: ["/usr/sbin/virtlockd"], notifies=True),
         ServiceDefinition("libvirtd", libvirtd_command, notifies=True),
-        ServiceDefinition("trimtab-agent", lambda: agent("run"), condition=AGENT_CONFIGURATION, stops_group=True),
+        ServiceDefinition("ovsdb-server", open_vswitch.database_command, condition=open_vswitch.DATABASE),
+        ServiceDefinition("ovs-vswitchd", open_vswitch.switch_command, condition=open_vswitch.DATABASE),
+        ServiceDefinition("ovn-controller", ovn.controller_command, condition=ovn.ENABLED),
+        ServiceDefinition(
+            "trimtab-agent", lambda: agent("run"), condition=AGENT_CONFIGURATION, stops_group=True, watchdog_s=30.0
+        ),
         ServiceDefinition(
             "trimtab-warden", warden_command, condition=AGENT_CONFIGURATION, notifies=True, watchdog_s=1.0, restart_after_s=0.1
         ),

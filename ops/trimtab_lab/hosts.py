@@ -21,10 +21,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trimtab_lab import cgroups, hostfiles, networks, storage
+from trimtab_lab import cgroups, hostfiles, networks, open_vswitch, ovn, storage
 from trimtab_lab.commands import own_programs, run, wait_until, write_atomically
 from trimtab_lab.ctl import ENTER_GROUP, create_ctl_groups, ctl_command
 from trimtab_lab.errors import LabError
@@ -238,6 +239,17 @@ class Lab:
         """A disk without locks, served from ctl: two hosts can write to it at once. Idempotent."""
         return storage.nbd_disk(self.spec, name, size_mib=size_mib)
 
+    def open_vswitch(self, name: str, *, mtu: int = 1500) -> None:
+        """Lets the host run Open vSwitch in user space, with bridge br0 in the guests' network. Idempotent; again after a crash."""
+        open_vswitch.install(self.spec.host(name), partial(self.run, name), mtu=mtu)
+
+    def overlay(self, names: Sequence[str]) -> str:
+        """Lets OVN run: databases in ctl, an ovn-controller on each of these hosts. Returns its northbound database. Idempotent."""
+        ovn.start_central(self.spec)
+        for name in names:
+            ovn.install(self.spec.host(name), partial(self.run, name))
+        return ovn.northbound(self.spec)
+
     # -- inner workings ------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -327,7 +339,7 @@ class Lab:
         directory = self.spec.state_directory
         for path in (
             *(host.directory for host in self.spec.hosts()),
-            *(directory / name for name in ("shared", "shared.backing", "nbd", "log", "run", "controller", "images")),
+            *(directory / name for name in ("shared", "shared.backing", "nbd", "ovn", "log", "run", "controller", "images")),
         ):
             if path.is_dir():
                 if any(os.path.ismount(each) for each in (path, path / "root")):

@@ -147,7 +147,7 @@ class Supervisor:
     def open_notify_sockets(self) -> dict[str, socket.socket]:
         NOTIFY_DIRECTORY.mkdir(exist_ok=True)
         for service in self.services.values():
-            if service.definition.notifies:
+            if service.definition.notifies or service.definition.watchdog_s:
                 service.notify_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
                 service.notify_socket.bind(str(NOTIFY_DIRECTORY / service.definition.name))
         return {name: each.notify_socket for name, each in self.services.items() if each.notify_socket is not None}
@@ -158,7 +158,7 @@ class Supervisor:
             service.state, service.due_s = "stopped", None
             return
         environment = self._environment | dict(definition.environment)
-        if definition.notifies:
+        if service.notify_socket is not None:
             environment["NOTIFY_SOCKET"] = str(NOTIFY_DIRECTORY / definition.name)
         if definition.watchdog_s:
             environment["WATCHDOG_USEC"] = str(int(definition.watchdog_s * 1e6))
@@ -185,6 +185,7 @@ class Supervisor:
             service.state, service.due_s = "backoff", time.monotonic() + definition.restart_after_s
             return
         service.starts += 1
+        service.fed_s = time.monotonic()
         service.state = "starting" if definition.notifies else "running"
 
     def _exited(self, service: Service, wait_status: int) -> None:

@@ -17,6 +17,9 @@ class DescribedDisk:
     boot_order: int = 0
     problem: str = ""
     volume_id: str = ""
+    cache: str = ""
+    iops_limit: int = 0
+    bandwidth_limit_bytes_s: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@ fields' documentation stands in the `.proto` files. Enums: value = proto name wi
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from trimtab_protos.network_messages import FirewallSpec
+from trimtab_protos.device_messages import CdromSpec, GuestResources
+from trimtab_protos.network_messages import Bridge, FirewallSpec
 from trimtab_protos.pool_messages import NfsSource
 
 
@@ -47,6 +48,7 @@ class NetworkKind(StrEnum):
     BRIDGE = "bridge"
     NAT = "nat"
     ISOLATED = "isolated"
+    OVERLAY = "overlay"
 
 
 class DomainState(StrEnum):
@@ -266,13 +268,6 @@ class NicSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CdromSpec:
-    image_id: str = ""
-    pool_id: str = ""
-    boot_order: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SeedSpec:
     meta_yaml: str
     user_yaml: str = ""
@@ -324,6 +319,8 @@ class DomainSpec:
     cpuset: str = ""
     host_devices: tuple[str, ...] = ()
     firewall: FirewallSpec | None = None
+    resources: GuestResources | None = None
+    drivers: CdromSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,6 +345,7 @@ class DomainObservation:
     starts: int = 0
     rss_mib: int = 0
     restarts_elsewhere: bool = False
+    balloon_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,15 +373,6 @@ class PciDevice:
     driver: str = ""
     iommu_group: int = -1
     numa_cell: int = -1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bridge:
-    name: str
-    mtu: int = 1500
-    has_carrier: bool = True
-    ports: tuple[str, ...] = ()
-    is_ours: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,6 +414,7 @@ class Inventory:
     has_uefi: bool = False
     digest: str = ""
     migration_address: str = ""
+    overlay_chassis: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

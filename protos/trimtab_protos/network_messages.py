@@ -4,6 +4,16 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bridge:
+    name: str
+    mtu: int = 1500
+    has_carrier: bool = True
+    ports: tuple[str, ...] = ()
+    is_ours: bool = False
+    is_open_vswitch: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FirewallRule:
     protocol: str
     first_port: int = 0

@@ -137,6 +137,7 @@ BODIES: dict[str, Any] = {
     "/v1/projects/{project}/secgroups": {"name": "web", "rules": ["tcp/443"]},
     "/v1/projects/{project}/secgroups/{name}": {"rules": ["tcp/443"]},
     "/v1/projects/{project}/vms/{name}:secgroups": {"secgroups": []},
+    "/v1/projects/{project}/vms/{name}:resources": {"cpu_class": "low"},
     "/v1/projects/{project}/vms": VM,
     "/v1/projects/{project}/vms/{name}:reconcile": {"mode": "revert"},
     "/v1/projects/{project}/vms:adopt": {"host": "absent", "domain": "legacy"},

@@ -7,7 +7,8 @@ import pytest
 
 from tests.api.kit import GIB, Api
 from trimtab_controller.store import certificates, host_reports, hosts, schema
-from trimtab_protos.messages import Bridge, Inventory, PoolObservation
+from trimtab_protos.messages import Inventory, PoolObservation
+from trimtab_protos.network_messages import Bridge
 
 P1 = "/v1/projects/p1"
 

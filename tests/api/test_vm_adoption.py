@@ -207,3 +207,54 @@ async def test_what_does_not_fit_the_model_is_not_accepted(api: Api) -> None:
     refused = await api.call("p1-operator", "POST", f"{VMS}/web1:reconcile", json={"mode": "accept"})
     assert (refused.status_code, refused.json()["code"]) == (409, "cannot-be-accepted")
     assert "disk vdb" in refused.json()["detail"]
+
+
+async def test_what_the_model_cannot_say_of_a_disk_is_named_and_refused(api: Api) -> None:
+    (ours,) = (await drifted_disks(api)).live.disks
+    await change_by_hand(api, disks=(replace(ours, cache="writeback", iops_limit=100),))
+    shown = (await api.call("p1-viewer", "GET", f"{VMS}/web1:diff")).json()["differences"]
+    assert [one["field"].partition(".")[2] for one in shown] == ["cache", "iops_limit"]
+    refused = await api.call("p1-operator", "POST", f"{VMS}/web1:reconcile", json={"mode": "accept"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "cannot-be-accepted")
+    assert ".cache" in refused.json()["detail"]
+    assert await api.rows(schema.operation, kind="volume.limit") == [], "nothing is taken over where not all can be"
+
+
+async def test_limits_that_were_set_by_hand_are_the_volumes_from_now_on(api: Api) -> None:
+    (ours,) = (await drifted_disks(api)).live.disks
+    await change_by_hand(api, disks=(replace(ours, iops_limit=100, bandwidth_limit_bytes_s=8 << 20),))
+    taken = await api.call("p1-operator", "POST", f"{VMS}/web1:reconcile", json={"mode": "accept"})
+    assert (taken.status_code, taken.json()["operation"]["kind"]) == (202, "volume.limit"), taken.text
+    (volume,) = await api.rows(schema.volume)
+    assert (volume["iops_limit"], volume["bandwidth_limit_mib_s"]) == (100, 8)
+
+
+async def test_a_card_that_came_or_went_by_hand_is_the_vms_or_is_not(api: Api) -> None:
+    await drifted_disks(api)
+    there = {"network_id": api.ids["default"], "host_id": api.ids["node1"], "state": "ready", "bridge": "br0"}
+    table = schema.network_host
+    await api.write(lambda session: session.execute(table.delete().where(table.c.network_id == there["network_id"])))
+    await api.write(lambda session: session.execute(table.insert().values(there)))
+    await api.write(lambda session: session.execute(schema.network.update().values(kind="bridge", bridge="br0")))
+    mac = "52:54:00:0a:0b:0c"
+    await change_by_hand(api, nics=(DescribedNic(mac=mac, bridge="br7"),))
+    refused = await api.call("p1-operator", "POST", f"{VMS}/web1:reconcile", json={"mode": "accept"})
+    assert "no network of Trimtab" in refused.json()["detail"], refused.text
+    await change_by_hand(api, nics=(DescribedNic(mac=mac, bridge="br0"),))
+    taken = await api.call("p1-operator", "POST", f"{VMS}/web1:reconcile", json={"mode": "accept"})
+    assert (taken.status_code, taken.json()["operation"]["kind"]) == (202, "vm.attach"), taken.text
+    assert [nic["mac"] for nic in await api.rows(schema.nic)] == [mac]
+    await api.end_operations()
+    await change_by_hand(api, nics=())
+    taken = await api.call("p1-operator", "POST", f"{VMS}/web1:reconcile", json={"mode": "accept"})
+    assert (taken.status_code, taken.json()["operation"]["kind"]) == (202, "vm.detach"), taken.text
+
+
+async def drifted_disks(api: Api) -> Described:
+    vm = await drifted(api)
+    return api.consoles.domains[vm["id"]]
+
+
+async def change_by_hand(api: Api, **by_hand: Any) -> None:
+    ((vm_id, described),) = api.consoles.domains.items()
+    api.consoles.domains[vm_id] = Described(replace(described.live, **by_hand), described.stored)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.api.kit import GIB, Api
-from trimtab_controller.store import schema
+from trimtab_controller.store import describe, schema
 
 VMS = "/v1/projects/p1/vms"
 MAC = "52:54:00:00:00:09"
@@ -52,6 +52,9 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("resize", {}, 400, "resize-empty"),
     ("resize", {"vcpus": 5}, 400, "beyond-maximum"),
     ("resize", {"memory_mib": 2048, "when": "live"}, 400, "beyond-maximum"),
+    ("resources", {}, 400, "resources-empty"),
+    ("resources", {"balloon_min_mib": 1024}, 400, "balloon-above-memory"),
+    ("resources", {"balloon_min_mib": 256}, 400, "balloon-impossible"),  # it can be given memory while it runs
     ("attach", {}, 400, "device-missing"),
     ("attach", {"volume": "data", "network": {"network": "default"}}, 400, "device-missing"),
     ("attach", {"volume": "none"}, 404, "volume-not-found"),
@@ -77,6 +80,49 @@ async def test_a_change_that_cannot_be_is_refused_by_name(
     answer = await api.call("p1-operator", "POST", f"{VMS}/web1:{verb}", json=body)
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
     assert await api.rows(schema.vm) == before, "nothing of it was stored"
+
+
+async def test_what_a_vm_gets_of_its_host_is_stored_shown_and_told(api: Api) -> None:
+    vm = await api.make_vm("web1", memory_mib=512, balloon_min_mib=256, cpu_class="high")
+    await api.end_operations()
+    assert (vm["shape"]["balloon_min_mib"], vm["shape"]["cpu_class"]) == (256, "high")
+    body = {"balloon_min_mib": 0, "cpu_class": "low"}
+    answer = await api.call("p1-operator", "POST", f"{VMS}/web1:resources", json=body)
+    assert (answer.status_code, answer.json()["operation"]["kind"]) == (202, "vm.set_resources")
+    shape = (await api.call("p1-viewer", "GET", f"{VMS}/web1")).json()["shape"]
+    assert (shape["balloon_min_mib"], shape["cpu_class"]) == (0, "low")
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"balloon_min_mib": 1024}, "balloon-above-memory"),
+        ({"balloon_min_mib": 256, "memory_max_mib": 1024}, "balloon-impossible"),
+        ({"balloon_min_mib": 256, "hugepages_kib": 2048}, "balloon-impossible"),
+        ({"balloon_min_mib": 256, "devices": {"10de-20b0": 1}}, "balloon-impossible"),
+        ({"drivers_iso": "debian"}, "image-not-an-iso"),
+    ],
+)
+async def test_a_balloon_that_could_not_work_and_drivers_on_no_iso_are_refused(
+    api: Api, fields: dict[str, Any], code: str
+) -> None:
+    body = {"name": "web1", "image": "debian", "memory_mib": 512, **fields}
+    answer = await api.call("p1-operator", "POST", VMS, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, code)
+    assert await api.rows(schema.vm) == []
+
+
+async def test_a_host_class_says_what_classes_of_cpu_time_mean_on_its_hosts(api: Api) -> None:
+    wrong = {"cpu_classes": {"low": {"weight": 10, "limit_percent": 3}}}
+    assert (await api.call("admin", "PATCH", "/v1/host-classes/default", json=wrong)).json()["code"] == "limit-too-low"
+    classes = {"low": {"weight": 10, "limit_percent": 50}}
+    answer = await api.call("admin", "PATCH", "/v1/host-classes/default", json={"cpu_classes": classes})
+    assert (answer.status_code, answer.json()["cpu_classes"]) == (200, classes)
+    vm = await api.make_vm("web1", cpu_class="low")
+    host_id = api.ids["node1"]
+    spec = await api.write(lambda session: describe.domain_spec(session, describe.read_vm(session, vm["id"]), host_id))
+    assert spec.resources is not None
+    assert (spec.resources.cpu_weight, spec.resources.cpu_limit_percent) == (10, 50)
 
 
 async def test_an_attached_volume_is_the_vms_at_once_and_nobody_elses(api: Api) -> None:

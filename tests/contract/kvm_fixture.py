@@ -63,12 +63,12 @@ class KvmHost:
 
 
 @contextlib.contextmanager
-def kvm_host(lab: Any, name: str, scratch: Path, *, has_tls: bool = False) -> Iterator[KvmHost]:
-    """Run a hypervisor inside host `name` of a lab that is up."""
+def kvm_host(lab: Any, name: str, scratch: Path, *, has_tls: bool = False, is_short: bool = False) -> Iterator[KvmHost]:
+    """Run a hypervisor inside host `name` of a lab that is up; `is_short`: one for which no memory is ever enough."""
     scratch.mkdir(parents=True, exist_ok=True)
     socket = scratch / f"{name}-{time.monotonic_ns()}.sock"
     serve = [sys.executable, str(Path(__file__).resolve()), "--socket", str(socket), "--address", lab.spec.host(name).address]
-    command = lab.command(name, [*serve, *(["--tls"] if has_tls else [])])
+    command = lab.command(name, [*serve, *(["--tls"] if has_tls else []), *(["--short"] if is_short else [])])
     with (scratch / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=lab.environment(name))
     try:
@@ -242,9 +242,11 @@ def main() -> None:
     parser.add_argument("--socket", required=True)
     parser.add_argument("--address", required=True)
     parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--short", action="store_true")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    hypervisor = KvmHypervisor(KvmConfig(migration_address=options.address, has_tls=options.tls), FileReader())
+    marks = {"balloon_low_permille": 999, "balloon_high_permille": 1000} if options.short else {}
+    hypervisor = KvmHypervisor(KvmConfig(migration_address=options.address, has_tls=options.tls, **marks), FileReader())
     hypervisor.start()
     if not hypervisor.wait_until_up(START_TIMEOUT_S):
         raise Internal("lab-libvirt-down", "the lab host's libvirt does not answer")

@@ -16,9 +16,9 @@ from tests.contract.hosts import (
     until,
 )
 from trimtab_agent.hypervisor.base import Applied, Stamp
+from trimtab_protos.device_messages import CdromSpec
 from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
 from trimtab_protos.messages import (
-    CdromSpec,
     DiskFormat,
     DiskSpec,
     DomainSpec,

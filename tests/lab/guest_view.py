@@ -39,6 +39,11 @@ def memory_mib(lab: Lab, host: str, vm_id: str) -> int:
     return int(guest_says(lab, host, vm_id, "sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo") or 0) // 1024
 
 
+def available_mib(lab: Lab, host: str, vm_id: str) -> int:
+    script = "sed -n 's/^MemAvailable: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo"
+    return int(guest_says(lab, host, vm_id, script) or 0) // 1024
+
+
 def disk_mib(lab: Lab, host: str, vm_id: str, serial: str) -> int:
     """Return the size of the disk with this serial number as the guest sees it; 0 for one that it does not see."""
     script = f'for d in /sys/block/*; do [ "$(cat $d/serial 2>/dev/null)" = {serial} ] && cat $d/size; done'

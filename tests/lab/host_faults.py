@@ -14,7 +14,7 @@ from tests.lab.fleet_kit import wait_until
 from tests.lab.host_loss_kit import LEASE_S, LossFleet, boottime_s
 from trimtab_lab import cgroups
 from trimtab_lab.power import PASSWORD, USER, Fault, PowerDevices
-from trimtab_lab.specs import PLANE_GROUP
+from trimtab_lab.specs import CTL, PLANE_GROUP, STORAGE_GROUP
 
 
 class Must(Enum):
@@ -37,6 +37,8 @@ class HostFault:
     must: Must
     must_with_beacon: Must | None = None
     """Where the hosts renew on shared storage too; None: the same."""
+    takes: Callable[[str], tuple[str, ...]] = lambda host: (host,)
+    """The hosts that the fault strikes, of the one that was chosen."""
 
 
 def all_faults(fleet: LossFleet, devices: PowerDevices) -> Mapping[str, HostFault]:
@@ -66,7 +68,7 @@ def all_faults(fleet: LossFleet, devices: PowerDevices) -> Mapping[str, HostFaul
         "power": HostFault(lab.crash, lab.boot, Must.MOVE),
         "link": HostFault(lab.cut, lab.heal, Must.MOVE, stays),
         "one-way-cut": HostFault(hands.cut_one_way, hands.heal_one_way, Must.MOVE, stays),
-        "frozen-agent": HostFault(lab.freeze, lab.thaw, Must.MOVE, stays),
+        "frozen-agent": HostFault(hands.freeze_agent, hands.await_another_agent, Must.MOVE, stays),
         "both-frozen": HostFault(both_frozen, lab.thaw, Must.MOVE, stays),
         "link-and-frozen-warden": HostFault(with_warden(signal.SIGSTOP), thaw_and_heal, Must.MOVE, stays),
         "link-and-killed-warden": HostFault(with_warden(signal.SIGKILL), lab.heal, Must.MOVE, stays),
@@ -79,6 +81,9 @@ def all_faults(fleet: LossFleet, devices: PowerDevices) -> Mapping[str, HostFaul
         "device-dead": HostFault(hands.with_device(Fault.DEAD), hands.without_device, Must.MOVE_LATE, stays),
         "device-slow": HostFault(hands.with_device(Fault.SLOW), hands.without_device, Must.MOVE_LATE, stays),
         "device-lying": HostFault(hands.with_device(Fault.LYING), hands.without_device, Must.MOVE_LATE, stays),
+        "frozen-warden": HostFault(hands.freeze_warden, lab.thaw, stays),
+        "all-hosts-silent": HostFault(hands.cut_controllers, hands.heal_controllers, Must.RUN, stays, takes=hands.everybody),
+        "all-hosts-off": HostFault(hands.crash_all, hands.boot_all, Must.RUN, takes=hands.everybody),
         "returns-mid-recovery": HostFault(hands.crash_and_return, lab.boot, Must.RUN),
         "migration-in-flight": HostFault(hands.crash_while_migrating, lab.boot, Must.RUN),
     }
@@ -89,6 +94,7 @@ class Hands:
 
     def __init__(self, fleet: LossFleet, devices: PowerDevices) -> None:
         self._fleet, self._lab, self._devices = fleet, fleet.lab, devices
+        self._frozen_agent: int | None = None
 
     def cut_one_way(self, host: str) -> None:
         """What the host sends to the controllers is lost; what they send arrives."""
@@ -96,6 +102,44 @@ class Hands:
 
     def heal_one_way(self, host: str) -> None:
         self._lab.run(host, ["iptables", "-D", "OUTPUT", "-d", self._lab.spec.ctl_address, "-j", "DROP"])
+
+    def freeze_agent(self, host: str) -> None:
+        self._frozen_agent = self._lab.service_process_id(host, "trimtab-agent")
+        self._lab.freeze(host)
+
+    def await_another_agent(self, host: str) -> None:
+        """Nobody thaws it: its supervisor's watchdog kills it and starts another."""
+
+        def is_replaced() -> bool:
+            return self._lab.service_process_id(host, "trimtab-agent") not in {None, self._frozen_agent}
+
+        wait_until(is_replaced, f"the frozen agent of {host} to be started anew", patience_s=90)
+
+    def freeze_warden(self, host: str) -> None:
+        self._lab.signal_service(host, "trimtab-warden", signal.SIGSTOP)
+
+    def everybody(self, _host: str) -> tuple[str, ...]:
+        return self._fleet.hosts
+
+    def cut_controllers(self, _host: str) -> None:
+        """Every host is silent at once, for longer than a lease: the fault is the controllers', and nobody is recovered."""
+        at_s = boottime_s()
+        self._lab.cut(CTL)
+        wait_until(lambda: boottime_s() - at_s > 2 * LEASE_S, "every lease to end")
+
+    def heal_controllers(self, _host: str) -> None:
+        self._lab.heal(CTL)
+
+    def crash_all(self, _host: str) -> None:
+        """The power of the whole room is gone for longer than a lease."""
+        at_s = boottime_s()
+        for host in self._fleet.hosts:
+            self._lab.crash(host)
+        wait_until(lambda: boottime_s() - at_s > 2 * LEASE_S, "every lease to end")
+
+    def boot_all(self, _host: str) -> None:
+        for host in self._fleet.hosts:
+            self._lab.boot(host)
 
     def kill_libvirtd(self, host: str) -> None:
         self._lab.signal_service(host, "libvirtd", signal.SIGKILL)
@@ -108,7 +152,7 @@ class Hands:
         self._fleet.plane.start()
 
     def _redis(self) -> list[int]:
-        found = cgroups.process_ids(self._lab.spec.cgroup(PLANE_GROUP))
+        found = [each for group in (PLANE_GROUP, STORAGE_GROUP) for each in cgroups.process_ids(self._lab.spec.cgroup(group))]
         return [one for one in found if b"redis-server" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
     def crash_without_redis(self, host: str) -> None:

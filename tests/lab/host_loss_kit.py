@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tests.lab.fleet_kit import HOSTS, Fleet, wait_until
+from tests.lab.fleet_kit import Fleet, wait_until
 from trimtab_lab import quorum
-from trimtab_lab.controlplane import FIRST_METRICS_PORT, ControlPlane
+from trimtab_lab.controlplane import FIRST_METRICS_PORT, METRICS_PORTS, ControlPlane
 from trimtab_lab.guest import build_guest_image
 from trimtab_lab.hosts import Lab
 from trimtab_lab.quorum import Write
+from trimtab_lab.replicas import Replicas
 
 GATEWAY_METRICS_PORT = FIRST_METRICS_PORT + 2
 LEASE_S, KILL_S = 15.0, 3.0
@@ -29,6 +30,15 @@ def boottime_s() -> float:
 @dataclass(slots=True)
 class LossFleet(Fleet):
     """A fleet whose guests write to lock-free disks."""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return tuple(host.name for host in self.lab.spec.hosts())
+
+    def runs_on(self, vm_id: str) -> list[str]:
+        """Return the hosts on which a QEMU of this vm really runs, asked of libvirt and not of Trimtab."""
+        up = [host for host in self.hosts if self.lab.init_process_id(host) is not None]
+        return [host for host in up if f"trimtab-{vm_id}" in self.lab.run(host, ["virsh", "list", "--name"]).stdout.split()]
 
     def keep(self, name: str, *, to: str, pool: str = "shared", ha: str = "restart") -> str:
         """Create a vm on that host, wait until it counts, and return its id."""
@@ -89,36 +99,55 @@ class LossFleet(Fleet):
 
     def unarmed_hosts(self) -> int:
         """Return how many connected hosts said with their last heartbeat that their warden is not armed."""
-        address = f"http://{self.lab.spec.ctl_address}:{GATEWAY_METRICS_PORT}/metrics"
+        total = 0
+        for port in (
+            GATEWAY_METRICS_PORT,
+            *((GATEWAY_METRICS_PORT + METRICS_PORTS,) if isinstance(self.plane, Replicas) else ()),
+        ):
+            try:
+                text = self._scraped(port)
+            except OSError:
+                return -1  # it is being started
+            found = re.search(r"^trimtab_gateway_hosts_without_warden (\S+)", text, re.MULTILINE)
+            if found is None:
+                return -1
+            total += int(float(found[1]))
+        return total
+
+    def _scraped(self, port: int) -> str:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(address, timeout=5) as answer:
-            found = re.search(r"^trimtab_gateway_hosts_without_warden (\S+)", answer.read().decode(), re.MULTILINE)
-        return int(float(found[1])) if found else -1
+        with opener.open(f"http://{self.lab.spec.ctl_address}:{port}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def are_all_up(self) -> bool:
+        """Tell whether every host of the lab is heard from; False while nobody answers."""
+        listed = self.trimtab("host", "list", "-o", "json")
+        return listed.code == 0 and listed.out.count('"up"') >= len(self.hosts)
 
     def wait_until_armed(self) -> None:
         """Wait until every host is up and its warden armed."""
-        wait_until(lambda: self.ok("host", "list", "-o", "json").out.count('"up"') >= 3, "three hosts to be up")
+        wait_until(self.are_all_up, "every host to be up")
         wait_until(lambda: self.unarmed_hosts() == 0, "every warden to be armed")
 
 
 def use_beacons(fleet: LossFleet) -> None:
     """Let the hosts be as a join makes them that says nothing of fencing: armed while their beacons renew."""
-    for host in HOSTS:
+    for host in fleet.hosts:
         script = """sed -i 's/^beacon = false/beacon = true/; s/^lease_fencing = .*/lease_fencing = "auto"/' /var/lib/trimtab/agent.toml
         systemctl restart trimtab-agent"""
         fleet.sh(host, script)
-    wait_until(lambda: all(fleet.protection(host)["beacon_age_s"] is not None for host in HOSTS), "every beacon to renew")
+    wait_until(lambda: all(fleet.protection(host)["beacon_age_s"] is not None for host in fleet.hosts), "every beacon to renew")
     fleet.wait_until_armed()
 
 
-def build(lab: Lab, *, settings: dict[str, str] | None = None) -> LossFleet:
-    """Bring up three hosts with wardens, a shared pool that is lock-free for guests, a local one, and the guest's image."""
-    lab.up(hosts=3, has_lock_free_disk=True)
-    plane = ControlPlane(lab, settings=settings)
+def build(lab: Lab, *, settings: dict[str, str] | None = None, hosts: int = 3, is_replicated: bool = False) -> LossFleet:
+    """Bring up hosts with wardens, a shared pool that is lock-free for guests, a local one, and the guest's image."""
+    lab.up(hosts=hosts, has_lock_free_disk=True)
+    plane = Replicas(lab, settings=settings) if is_replicated else ControlPlane(lab, settings=settings)
     plane.start()
     plane.join_hosts(lease_fencing=True, beacon=False)
     fleet = LossFleet(lab, plane)
-    wait_until(lambda: fleet.ok("host", "list", "-o", "json").out.count('"up"') >= 3, "three hosts to be up")
+    wait_until(fleet.are_all_up, "every host to be up")
     fleet.ok("pool", "create", "shared", "--path", "/srv/trimtab-shared", "--shared")
     fleet.ok("pool", "create", "local", "--path", "/srv/trimtab-local")
     fleet.ok("image", "import", "micro", str(build_guest_image().qcow2), "--pool", "shared", "--wait")

@@ -193,13 +193,16 @@ class Migration(threading.Thread):
 
 
 @contextlib.contextmanager
-def two_hosts(directory: Path) -> Iterator[tuple[Lab, KvmHost, KvmHost]]:
+def two_hosts(directory: Path, *, is_second_short: bool = False) -> Iterator[tuple[Lab, KvmHost, KvmHost]]:
     """A lab of two hosts whose pools hold the guest's image, with a hypervisor inside each."""
     lab = Lab.named(f"kvm-{os.getpid()}")
     lab.up(hosts=2)
     try:
         give_certificates(lab)
-        with kvm_host(lab, "node1", directory, has_tls=True) as node1, kvm_host(lab, "node2", directory, has_tls=True) as node2:
+        with (
+            kvm_host(lab, "node1", directory, has_tls=True) as node1,
+            kvm_host(lab, "node2", directory, has_tls=True, is_short=is_second_short) as node2,
+        ):
             for host in (node1, node2):
                 bring_image(host, host.local_pool)
                 host.hypervisor.ensure_pool(host.shared_pool)

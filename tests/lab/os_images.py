@@ -1,5 +1,6 @@
 """Operating systems that Debian's packages carry, as ISO images that boot; unpacked, never installed."""
 
+import gzip
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,13 @@ from trimtab_lab.guest import cache_directory, package
 
 RESCUE_PACKAGE = "grub-rescue-pc"
 INSTALLER_PACKAGE = "debian-installer-12-netboot-amd64"
+MACH_PACKAGE = "gnumach-image-1.8-486"
+MACH_BOOT = """default mach
+prompt 0
+label mach
+  kernel /mboot.c32
+  append /gnumach
+"""
 INSTALLER_BOOT = """default install
 prompt 0
 label install
@@ -37,18 +45,44 @@ def installer_iso() -> Path:
     return kept
 
 
+def mach_iso() -> Path:
+    """Return a CD image of GNU Mach, the kernel of GNU/Hurd and no Linux, under 1 MB; it boots by BIOS and tells its version."""
+    cache = cache_directory()
+    cache.mkdir(parents=True, exist_ok=True)
+    kept = cache / "gnu-mach.iso"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=cache, prefix="unpacking-") as scratch:
+            unpacked = Path(scratch)
+            for name in (MACH_PACKAGE, "isolinux", "syslinux-common"):
+                run(["dpkg-deb", "-x", str(package(cache, name)), scratch], timeout_s=120)
+            (packed,) = unpacked.glob("boot/gnumach-*.gz")
+            (kernel := unpacked / "gnumach").write_bytes(gzip.decompress(packed.read_bytes()))
+            modules = unpacked / "usr/lib/syslinux/modules/bios"
+            files = {
+                "MBOOT.C32": modules / "mboot.c32",
+                "LIBCOM32.C32": modules / "libcom32.c32",
+                "GNUMACH": kernel,
+            }
+            _write_cd(unpacked, unpacked / "made.iso", MACH_BOOT, files)
+            (unpacked / "made.iso").rename(kept)
+    return kept
+
+
 def _write_boot_cd(unpacked: Path, target: Path) -> None:
     """Lay the installer's kernel and initramfs on a CD that ISOLINUX boots at once, its screen left in VGA's text mode."""
     (installer,) = unpacked.glob("usr/lib/debian-installer/images/*/amd64/text/debian-installer/amd64")
-    (config := unpacked / "isolinux.cfg").write_text(INSTALLER_BOOT)
+    _write_cd(unpacked, target, INSTALLER_BOOT, {"LINUX": installer / "linux", "INITRD.GZ": installer / "initrd.gz"})
+
+
+def _write_cd(unpacked: Path, target: Path, boot: str, more: dict[str, Path]) -> None:
+    (config := unpacked / "isolinux.cfg").write_text(boot)
     disc = pycdlib.PyCdlib()
     disc.new(interchange_level=3, vol_ident="INSTALLER")
     files = (
         ("ISOLINUX.BIN", unpacked / "usr/lib/ISOLINUX/isolinux.bin"),
         ("LDLINUX.C32", unpacked / "usr/lib/syslinux/modules/bios/ldlinux.c32"),
         ("ISOLINUX.CFG", config),
-        ("LINUX", installer / "linux"),
-        ("INITRD.GZ", installer / "initrd.gz"),
+        *more.items(),
     )
     for name, path in files:
         disc.add_file(str(path), f"/{name if '.' in name else name + '.'};1")

@@ -50,6 +50,7 @@ def read_png(content: bytes) -> Screen:
 
 CELL_WIDTH, CELL_HEIGHT = 8, 16
 CELL_ROW = 3 * CELL_WIDTH
+WIDE_TEXT_MODE = 720
 FONT_ROM = Path("/usr/share/seabios/vgabios-stdvga.bin")
 # The letter A of VGA's 8×16 font, by which the font is found in the ROM.
 _LETTER_A = bytes.fromhex("000010386cc6c6fec6c6c6c600000000")
@@ -58,10 +59,12 @@ _LETTER_A = bytes.fromhex("000010386cc6c6fec6c6c6c600000000")
 def text_of(screen: Screen) -> str:
     """Return the text of a screen of 8×16 cells, drawn with VGA's own font, as Linux's console is; other letters are '?'."""
     letters = _letters()
+    # VGA's own text mode puts a ninth column of pixels between letters.
+    pitch = 3 * (CELL_WIDTH + 1) if screen.width == WIDE_TEXT_MODE else CELL_ROW
     lines = []
     for top in range(0, screen.height - CELL_HEIGHT + 1, CELL_HEIGHT):
         rows = [screen.rgb[(top + row) * screen.width * 3 :][: screen.width * 3] for row in range(CELL_HEIGHT)]
-        cells = (b"".join(row[left : left + CELL_ROW] for row in rows) for left in range(0, len(rows[0]), CELL_ROW))
+        cells = (b"".join(row[left : left + CELL_ROW] for row in rows) for left in range(0, len(rows[0]), pitch))
         lines.append("".join(letters.get(_glyph(cell), "?") for cell in cells).rstrip())
     return "\n".join(lines)
 

@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.lab.fleet_kit import TICK, Fleet, wait_until
+from tests.unit.cli.test_imports import OVF
+from trimtab_lab.commands import run
 from trimtab_lab.guest import build_guest_image
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
@@ -96,6 +99,10 @@ def test_a_domain_is_adopted_moved_defined_anew_and_released(fleet: Fleet, legac
     drifted = json.loads(fleet.ok("vm", "diff", legacy, "-o", "json").out)["differences"]
     assert ("nic 52:54:00:0f:0a:02", "", "", "attached") in [tuple(one.values()) for one in drifted]
 
+    listed = wait_until(lambda: out if "changed by hand" in (out := fleet.ok("vm", "list").out) else "", "the change to be seen")
+    assert "nic 52:54:00:0f:0a:02" in listed
+    assert f"trimtab vm diff {legacy}" in fleet.trimtab("doctor").out
+
     process = fleet.sh("node2", f"cat /run/libvirt/qemu/trimtab-{vm['id']}.pid")
     releasing = fleet.begin("vm", "release", legacy)
     fleet.sh("node2", "systemctl restart trimtab-agent")
@@ -108,3 +115,53 @@ def test_a_domain_is_adopted_moved_defined_anew_and_released(fleet: Fleet, legac
     assert disk is not None
     assert fleet.sh("node2", f"test -s {disk[1]} && echo there").strip() == "there"
     fleet.sh("node2", f"virsh destroy trimtab-{vm['id']}; virsh undefine trimtab-{vm['id']}; rm {disk[1]}")
+
+
+def test_a_machine_of_an_ova_is_imported_and_counts(fleet: Fleet, tmp_path: Path) -> None:
+    """Its disk is unpacked on the operator's machine, sent, and cloned; a broken archive leaves nothing behind."""
+    disk = tmp_path / "shop-disk1.vmdk"
+    raw = build_guest_image().raw
+    run(["qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", str(raw), str(disk)], timeout_s=120)
+    (descriptor := tmp_path / "shop.ovf").write_text(OVF.format(href=disk.name, capacity=raw.stat().st_size >> 20))
+    archive = tmp_path / "shop.ova"
+    with tarfile.open(archive, "w:") as made:
+        for member in (descriptor, disk):
+            made.add(member, member.name)
+    import_it = (
+        "vm",
+        "import",
+        "shop",
+        str(archive),
+        "--network",
+        "VM Network=default",
+        "--memory",
+        "96MiB",
+        "--firmware",
+        "bios",
+    )
+    refused = fleet.trimtab(*import_it, "--pool", "no-such-pool")
+    assert refused.code == 4, refused.err
+    assert "shop" not in fleet.ok("image", "list").out + fleet.ok("vm", "list").out
+    fleet.ok(*import_it, "--pool", "shared")
+    fleet.wait_for_ticks("shop", 1)
+    vm = fleet.vm("shop")
+    assert vm["image"] == "shop-disk0"
+    host, domain = vm["host"], f"trimtab-{vm['id']}"
+
+    fleet.ok("vm", "update", "shop", "--cpu-class", "low", "--balloon-min", "64MiB", "--wait")
+    shown = fleet.sh(host, f"virsh dumpxml {domain}")
+    assert re.search(r"<shares>(25|256)</shares>", shown), "the running guest has its class"
+    assert 'min_mib="64"' in shown or "min_mib='64'" in shown, "and its balloon a floor"
+
+    mac = "52:54:00:0f:0a:07"
+    fleet.sh(host, f"virsh blkdeviotune {domain} vda --total-iops-sec 500 --live --config")
+    fleet.sh(host, f"virsh attach-interface {domain} bridge br-guest --model virtio --mac {mac} --live")
+    changed = [one["field"] for one in fleet.ok("vm", "diff", "shop", "-o", "json").json()["differences"]]
+    assert [field.partition(".")[2] for field in changed] == ["iops_limit", "", "model"], changed
+    fleet.ok("vm", "reconcile", "shop", "--accept", "--wait")
+    fleet.ok("vm", "reconcile", "shop", "--accept", "--wait")
+    assert fleet.ok("vm", "diff", "shop", "-o", "json").json()["differences"] == [], "both are the vm's own by now"
+    assert mac in [nic["mac"] for nic in fleet.vm("shop")["nics"]]
+    assert fleet.sh(host, f"virsh domiflist {domain}").count("52:54:00") == 2, "the guest keeps the card that it has"
+    fleet.wait_for_ticks("shop", 2)
+    fleet.ok("vm", "delete", "shop", "--yes", "--wait")

@@ -1,11 +1,12 @@
 """A real fleet: vms boot from ISO images of real operating systems, as seen on their screens and serial ports."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.lab.fleet_kit import Fleet, wait_until
-from tests.lab.os_images import installer_iso, rescue_iso
+from tests.lab.os_images import installer_iso, mach_iso, rescue_iso
 from tests.lab.screens import screenshot, text_of
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
@@ -77,6 +78,17 @@ def test_debians_installer_shows_its_first_question_on_the_screen(fleet: Fleet, 
     fleet.ok("vm", "delete", "install1", "--yes", "--wait")
 
 
+def test_a_kernel_that_is_no_linux_tells_its_name_on_the_screen(fleet: Fleet, tmp_path: Path) -> None:
+    """GNU Mach: without the servers of the Hurd, which no package for this architecture has, it says who it is and that they lack."""
+    fleet.ok("image", "import", "mach", str(mach_iso()), "--kind", "iso", "--pool", "shared", "--wait")
+    fleet.ok(
+        "vm", "create", "mach1", "--iso", "mach", "--disk", "64MiB", "--os", "generic", "--memory", "128MiB",
+        "--pool", "local", "--network", "default", "--to", "node2", "--wait",
+    )  # fmt: skip
+    wait_until(lambda: "Mach" in text_of(screenshot(fleet, "mach1", tmp_path)), "GNU Mach on the screen")
+    fleet.ok("vm", "delete", "mach1", "--yes", "--wait")
+
+
 def test_a_windows_vm_has_a_tpm_and_secure_boot_and_takes_both_along(fleet: Fleet, tmp_path: Path) -> None:
     refused = fleet.trimtab(
         "vm", "create", "win1", "--iso", "other", "--disk", "64MiB", "--os", "windows", "--tpm", "--ha", "restart",
@@ -84,7 +96,8 @@ def test_a_windows_vm_has_a_tpm_and_secure_boot_and_takes_both_along(fleet: Flee
     )  # fmt: skip
     assert (refused.code, "cannot restart elsewhere" in refused.err) == (2, True), refused.err
     fleet.ok(
-        "vm", "create", "win1", "--iso", "other", "--disk", "64MiB", "--os", "windows", "--tpm", "--secure-boot",
+        "vm", "create", "win1", "--iso", "other", "--drivers-iso", "other", "--disk", "64MiB", "--os", "windows", "--tpm",
+        "--secure-boot",
         "--memory", "256MiB", "--pool", "shared", "--network", "default", "--to", "node2", "--wait",
     )  # fmt: skip
     vm = fleet.vm("win1")
@@ -96,6 +109,10 @@ def test_a_windows_vm_has_a_tpm_and_secure_boot_and_takes_both_along(fleet: Flee
     fleet.ok("vm", "migrate", "win1", "--to", "node3", "--wait")
     assert fleet.sh("node3", f"ls {state}").strip(), "its state went along"
     shown = fleet.sh("node3", f"virsh dumpxml trimtab-{vm['id']}")
+    assert shown.count("device='cdrom'") == 2, "the installer's drive and the one with its drivers"
+    assert re.search(r"<source file='[^']*\.iso'[^>]*/>\s*(<backingStore/>)?\s*<target dev='sdy' bus='sata'", shown), shown
+    assert fleet.vm("win1")["drivers"] == "other"
+    assert fleet.ok("vm", "diff", "win1", "-o", "json").json()["differences"] == [], "what we define is not taken for a change"
     for word in ("secure='yes'", "<smm state='on'/>", "offset='localtime'", "model='tpm-crb'", "OVMF_CODE_4M.ms.fd"):
         assert word in shown, word
     fleet.ok("vm", "delete", "win1", "--yes", "--wait")

@@ -5,7 +5,9 @@ The disks are lock-free, so a second run would be seen in their server's log. On
 
 import os
 import signal
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -13,6 +15,7 @@ from tests.lab import host_loss_kit as kit
 from tests.lab.fleet_kit import wait_until
 from tests.lab.host_faults import Hands
 from tests.lab.host_loss_kit import LossFleet, boottime_s
+from trimtab_lab.commands import own_programs
 from trimtab_lab.hosts import Lab
 from trimtab_lab.power import PowerDevices
 
@@ -168,7 +171,7 @@ def test_storage_that_hangs_holds_up_neither_agent_nor_warden(beaconed: LossFlee
         protection = beaconed.protection(home)
         assert protection["lease_age_s"] < kit.LEASE_S / 2
         assert protection["beacon_age_s"] > kit.LEASE_S
-        assert all(beaconed.host(host)["connectivity"] == "up" for host in kit.HOSTS)
+        assert all(beaconed.host(host)["connectivity"] == "up" for host in beaconed.hosts)
     finally:
         beaconed.lab.hang_storage(is_hung=False)
     boot, now_s = beaconed.writes(kept)[-1].boot, boottime_s()
@@ -219,3 +222,52 @@ def test_a_real_drill_cuts_the_power_by_the_hosts_own_device_and_measures_what_f
     beaconed.lab.boot(home)
     beaconed.wait_until_armed()
     assert beaconed.double_runs() == []
+
+
+def test_after_a_database_of_yesterday_was_restored_nothing_is_doubled_lost_or_resurrected(
+    beaconed: LossFleet, kept: str
+) -> None:
+    home = beaconed.home(kept)
+    away = next(host for host in beaconed.hosts if host != home)
+    silent = next(host for host in beaconed.hosts if host not in {home, away})
+    gone, unknown = beaconed.keep("gone", to=away), beaconed.keep("unknown", to=silent)
+    database, yesterday = (beaconed.plane.data_directory / name for name in ("trimtab.db", "yesterday.db"))
+    with closing(sqlite3.connect(database)) as now, closing(sqlite3.connect(yesterday)) as kept_aside:
+        now.backup(kept_aside)
+    # What is done from here on, the database will not know.
+    beaconed.ok("vm", "migrate", "kept", "--to", away, "--wait")
+    beaconed.delete("gone")
+    since = beaconed.keep("since", to=home)
+    beaconed.plane.crash()
+    for leftover in ("trimtab.db-wal", "trimtab.db-shm"):
+        (beaconed.plane.data_directory / leftover).unlink(missing_ok=True)
+    yesterday.replace(database)
+    at_s = boottime_s()
+    beaconed.lab.freeze(silent)
+    try:
+        command = [str(own_programs() / "trimtab-controller"), "recover", "--data-dir", str(beaconed.plane.data_directory)]
+        shown = beaconed.lab.run("ctl", command, check=False)
+        words = [line.split() for line in shown.stdout.splitlines()]
+        found = {line[1]: line[0] for line in words if len(line) > 1}
+        assert shown.returncode == 3, "an operator has something to look at"
+        assert {"kept": "elsewhere", "gone": "gone", f"trimtab-{since}": "stranger"}.items() <= found.items(), shown.stdout
+        assert found[silent] == "unknown", "nobody knows what a silent host holds"
+        assert "Nothing was changed" in shown.stdout
+        assert beaconed.lab.run("ctl", [*command, "--apply"], check=False).returncode == 3
+        beaconed.plane.start()
+    finally:
+        beaconed.lab.thaw(silent)
+    beaconed.wait_until_armed()
+    beaconed.ok("failover", "resume")
+    far_beyond_s = boottime_s() + kit.LEASE_S + kit.KILL_S
+    for vm_id in (kept, since, unknown):
+        wait_until(lambda vm_id=vm_id: beaconed.writes(vm_id)[-1].at_s > far_beyond_s, "each guest to count on where it was")
+    assert [{each.host for each in beaconed.writes(vm_id) if each.at_s > at_s} for vm_id in (kept, since, unknown)] == [
+        {away}, {home}, {silent}
+    ]  # fmt: skip
+    assert beaconed.runs_on(gone) == []
+    assert beaconed.double_runs() == []
+    assert beaconed.vm("kept")["host"] == away
+    assert beaconed.trimtab("vm", "get", "since").code == 4, "it is shown as a domain that is not ours, and not touched"
+    beaconed.ok("vm", "stop", "kept", "--force", "--wait")
+    assert beaconed.runs_on(kept) == [], "it obeys"

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 
 from tests.contract.kvm_fixture import KvmHost
-from tests.lab.guest_view import disk_mib, guest_says, has_card, memory_mib, online_cpus
+from tests.lab.guest_view import available_mib, disk_mib, guest_says, has_card, memory_mib, online_cpus
 from tests.lab.kvm_guests import MIB, Migration, cleaned, spec_of, start, two_hosts, until, wait_for_tick
 from trimtab_agent.hypervisor.base import Applied, Stamp
 from trimtab_lab.hosts import Lab
+from trimtab_protos.device_messages import GuestResources
 from trimtab_protos.errors import InvalidRequest
 from trimtab_protos.messages import (
     ChangedPart,
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, KvmHost, KvmHost]]:
-    with two_hosts(tmp_path_factory.mktemp("plug")) as made:
+    with two_hosts(tmp_path_factory.mktemp("plug"), is_second_short=True) as made:
         yield made
 
 
@@ -122,6 +123,56 @@ def test_a_running_guest_is_as_fast_as_its_volume_may_be(lab: Lab, node1: KvmHos
         assert takes_s() > 5, "4 MiB at half a MiB a second"
         assert apply(node1, spec).left == ()
         assert takes_s() < 5
+
+
+def test_a_balloon_takes_what_the_guest_does_not_use_and_gives_all_back_when_it_is_short(lab: Lab, node2: KvmHost) -> None:
+    """On a host that never has enough: down to the floor in steps, and up at once. Its share of the cpus is the kernel's to tell."""
+    spec = spec_of(node2, "air", node2.local_pool, memory_mib=192, memory_max_mib=192)
+    domain = f"trimtab-{spec.vm_id}"
+    with cleaned(spec, node2):
+        start(node2, spec)
+        until(lambda: online_cpus(lab, "node2", spec.vm_id) == 1, what="the guest agent", deadline_s=120)
+        free_mib = available_mib(lab, "node2", spec.vm_id)
+        squeezed = replace(spec, resources=GuestResources(balloon_min_mib=160, cpu_weight=25, cpu_limit_percent=50))
+        assert apply(node2, squeezed).left == ()
+        told = dict(
+            line.split(":") for line in lab.run("node2", ["virsh", "schedinfo", domain]).stdout.split("\n") if ":" in line
+        )
+        told = {name.strip(): value.strip() for name, value in told.items()}
+        assert (told["cpu_shares"], told["vcpu_period"], told["vcpu_quota"]) in {
+            ("256", "100000", "50000"),
+            ("25", "100000", "50000"),
+        }
+        assert quota_of_vcpu(lab, "node2", domain) == 50_000, "the kernel holds its vcpu to half a cpu"
+
+        (balloon,) = until(lambda: seen if (seen := node2.hypervisor.balloon_statistics()) else (), what="its balloon")  # type: ignore[attr-defined]
+        assert (balloon.floor_mib, balloon.ceiling_mib) == (160, 192)
+        until(lambda: given_mib(lab, "node2", domain) == 160, what="the balloon at its floor")
+        assert free_mib - available_mib(lab, "node2", spec.vm_id) >= 24, "the guest itself has less"
+        # QEMU tells libvirt of a change within a second.
+        until(lambda: node2.hypervisor.observe_domain(spec.vm_id).balloon_mib == 160, what="its host to say so")
+
+        left_mib = available_mib(lab, "node2", spec.vm_id)
+        fill = f"mkdir -p /fill; mount -t tmpfs -o size=90% none /fill; dd if=/dev/zero of=/fill/a bs=1M count={left_mib - 10}"
+        guest_says(lab, "node2", spec.vm_id, fill)
+        until(lambda: given_mib(lab, "node2", domain) == 192, what="all of it back")
+        assert node2.hypervisor.balloon_changes()["guest-short"] >= 1  # type: ignore[attr-defined]
+        assert apply(node2, spec).left == ()
+        assert quota_of_vcpu(lab, "node2", domain) <= 0, "no bound any more"
+        wait_for_tick(node2, spec.vm_id, 1)
+
+
+def given_mib(lab: Lab, host: str, domain: str) -> int:
+    """Return what QEMU says that the balloon leaves the guest."""
+    told = dict(line.split() for line in lab.run(host, ["virsh", "dommemstat", domain]).stdout.splitlines() if line)
+    return int(told["actual"]) // 1024
+
+
+def quota_of_vcpu(lab: Lab, host: str, domain: str) -> int:
+    """Return the microseconds of cpu that the kernel gives the first vcpu in each period; -1 where it is bound by none."""
+    find = "find /sys/fs/cgroup -path '*vcpu0*' \\( -name cpu.cfs_quota_us -o -name cpu.max \\) -path '*machine*' | head -1"
+    text = lab.run(host, ["sh", "-c", f"cat $({find})"]).stdout.split()[0]
+    return -1 if text == "max" else int(text)
 
 
 def test_disks_and_cards_come_go_and_grow_under_a_running_guest(lab: Lab, node1: KvmHost) -> None:

@@ -30,6 +30,12 @@ EXAMPLES: dict[str, Example] = {
         done=changes.has_medium("second"),
         undone=changes.has_medium("first"),
     ),
+    "vm.set_resources": Example(
+        kind="vm.set_resources",
+        arrange=lambda story: changes.sets_resources(story, name_of("web")),
+        done=changes.has_resources(256, 25),
+        undone=changes.has_resources(0, 0),
+    ),
     "vm.resize": Example(
         kind="vm.resize",
         arrange=lambda story: changes.resizes(story, name_of("web"), vcpus=4, memory_mib=2048),

@@ -116,7 +116,10 @@ def _reconcile(story: FleetStory) -> Operation:
     domain.spec = replace(domain.spec, vcpus=1)
     found = (Difference("vcpus", "2", "1", "1"),)
     caller = Caller(actor=story.actor, expected_version=None, now=story.clock.now())
-    return story.db.write(lambda session: adoption.reconcile(session, vm, caller, found, accept_as_is=False))
+    seen = DomainDescription(uuid=vm.uuid, name=vm.name)
+    return story.db.write(
+        lambda session: adoption.reconcile(session, vm, caller, found, seen, project=story.project, accept_as_is=False)
+    )
 
 
 def _reconciled(story: FleetStory, operation: Operation) -> None:

@@ -6,12 +6,13 @@ from typing import Any
 from tests.operations.kit import GIB, FleetStory
 from trimtab_controller.core.model import Image, Operation, Vm
 from trimtab_controller.core.resize import When
-from trimtab_controller.services import vm_devices, vm_resize
+from trimtab_controller.services import vm_devices, vm_resize, vm_resources
 from trimtab_controller.services import volumes as volume_service
 from trimtab_controller.services.vm_power import Caller
 from trimtab_controller.services.vms import NicWish
 from trimtab_controller.store import describe, images, vms
 from trimtab_controller.store.database import Session
+from trimtab_protos.device_messages import GuestResources
 
 
 def caller(story: FleetStory) -> Caller:
@@ -59,6 +60,29 @@ def has_shape(vcpus: int, memory_mib: int, *, later: tuple[int, int] = (0, 0)) -
         for host_id in story.running_on(vm.id):
             spec = story.hypervisor(host_id).domains[vm.id].spec
             assert (spec.vcpus, spec.memory_mib) == (vcpus, memory_mib), "the guest has what its row says"
+
+    return check
+
+
+def accept_resources(story: FleetStory, vm: Vm, *, balloon_min_mib: int | None, cpu_class: str | None) -> Operation:
+    wish = {"balloon_min_mib": balloon_min_mib, "cpu_class": cpu_class}
+    return story.db.write(
+        lambda session: vm_resources.change(session, vms.get(session, vm.id), caller(story), **wish)  # type: ignore[arg-type]
+    )
+
+
+def sets_resources(story: FleetStory, name: str) -> Operation:
+    vm = story.running_vm(name, memory_mib=512)
+    return accept_resources(story, story.vm(vm.id), balloon_min_mib=256, cpu_class="low")
+
+
+def has_resources(balloon_min_mib: int, cpu_weight: int) -> Callable[[FleetStory, Operation], None]:
+    def check(story: FleetStory, operation: Operation) -> None:
+        vm = story.vm(operation.subject_id)
+        assert vm.balloon_min_mib == balloon_min_mib
+        spec = story.hypervisor(vm.host_id).domains[vm.id].spec
+        told = spec.resources or GuestResources()
+        assert (told.balloon_min_mib, told.cpu_weight) == (balloon_min_mib, cpu_weight), "the guest has what its row says"
 
     return check
 

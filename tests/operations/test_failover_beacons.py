@@ -14,6 +14,8 @@ from tests.operations.failover_kit import ROUNDS, Story, story_of
 from tests.operations.kit import FleetStory
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.model import Pool, Vm
+from trimtab_controller.loops import failover_reading as reading
+from trimtab_controller.loops.beacons import Beacons
 from trimtab_controller.store import fence_intents, host_guards, hosts, leases, schema
 from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos import beacon_slots
@@ -137,6 +139,57 @@ def test_the_wait_is_counted_from_the_intent_that_another_hosts_agent_wrote(beac
     beaconed.story.power_cut(beaconed.host_id)  # as its warden did
     beaconed.rounds(ROUNDS, until=lambda: bool(beaconed.story.fleet.running_on(beaconed.vm.id)))
     assert beaconed.story.fleet.running_on(beaconed.vm.id)
+
+
+def last_beat(beaconed: Beaconed, *, late_by: int | None) -> float:
+    """Let the beacon be seen counting, and die with its host; return when it wrote its last beat that may have prolonged its lease.
+
+    `late_by`: seconds after the host fell silent in which one more beat reaches the slot; after the intent it prolongs nothing.
+    """
+    beaconed.is_alive = True
+    beaconed.rounds(9)
+    beaconed.is_alive = False
+    last_s = beaconed.now_s()
+    beaconed.story.silence(beaconed.host_id, HostConnectivity.SUSPECT)
+    for second in range(8):
+        if second == late_by:
+            last_s = beaconed.now_s() if beaconed.intent() is None else last_s
+            beaconed.beat()
+        beaconed.rounds(1)
+        if second == 3:
+            beaconed.story.silence(beaconed.host_id, HostConnectivity.LOST)
+    return last_s
+
+
+def test_where_its_slot_was_seen_counting_the_wait_begins_at_the_last_beat_and_not_at_the_intent(beaconed: Beaconed) -> None:
+    last_s = last_beat(beaconed, late_by=None)
+    beaconed.rounds(60, until=beaconed.is_fenced)
+    assert beaconed.intent() is not None, "it was written all the same"
+    # Each look at the slots is two seconds after the other, each round a second; the beats before came every third.
+    assert beaconed.wait_s - 3.0 <= beaconed.now_s() - last_s <= beaconed.wait_s + 2.0
+
+
+def test_a_reader_that_died_too_holds_up_no_look_at_the_slots(beaconed: Beaconed) -> None:
+    fleet, asked = beaconed.story.fleet, list[tuple[str, str]]()
+    beacons = Beacons(
+        agents=fleet.client, clock=fleet.clock, ask=lambda subject, what, _question: asked.append((subject, what)), lease_ttl_s=15
+    )
+    seen = fleet.db.read(lambda session: reading.read(session, also=(), operation_ids=()))
+    for _second in range(8):
+        beacons.observe(seen)
+        fleet.clock.advance(1.0)
+    pool_id = next(iter(seen.beacon_pools))
+    assert asked == [(pool_id, "beacon-slots-0"), (pool_id, "beacon-slots-1")] * 2, (
+        "what is asked under one word waits for nobody"
+    )
+
+
+@pytest.mark.parametrize("late_by", [1, 5])
+def test_a_beat_that_comes_late_is_waited_for(beaconed: Beaconed, late_by: int) -> None:
+    last_s = last_beat(beaconed, late_by=late_by)
+    beaconed.rounds(90, until=beaconed.is_fenced)
+    assert beaconed.is_fenced()
+    assert beaconed.now_s() - last_s >= beaconed.wait_s - 3.0
 
 
 def test_a_silent_host_whose_beacon_counts_on_is_left_alone_and_recovered_once_that_ends_too(beaconed: Beaconed) -> None:

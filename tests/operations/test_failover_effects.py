@@ -136,6 +136,21 @@ def test_a_vm_starts_anew_when_its_source_dies_after_the_half_copy_is_gone(story
         assert vm.id not in story.fleet.hypervisor(target).domains
 
 
+def test_a_guest_whose_host_restarted_while_it_was_on_its_way_starts_again(story: Story) -> None:
+    vm, _target, copying = begin_move(story)
+    story.rounds(int(LEADERS_WINDOW_S) + 4)
+    # The host is back before anybody missed it: its move ends undone, and the guest is off, all between two looks of the leader.
+    story.fleet.reboots(vm.host_id)
+    copying.released.set()
+    story.fleet.settle()
+    story.hear()
+    assert story.fleet.running_on(vm.id) == frozenset()
+    assert story.fleet.db.read(lambda session: claims.migration_of(session, vm.id)) is None
+    story.rounds(30, until=lambda: bool(story.fleet.running_on(vm.id)))
+    assert story.fleet.running_on(vm.id) == {vm.host_id}
+    assert [one.kind for one in story.operations(vm.id)][-1] == "vm.recover"
+
+
 # --- guests that end alone ------------------------------------------------------------------------------------------------------
 
 

@@ -1,20 +1,21 @@
 """`python -m tests.soak.host_loss --seed N --losses 20`: real hosts are lost in every way at random, and the dated report.
 
-Kept guests write to lock-free disks whose server writes down who wrote. What must become of the guests of each fault says
-`tests/lab/host_faults.py`; whatever the fault, no QEMU may ever have written after another had taken over, each guest runs in one place
-in the end, nobody else is moved, and the host comes back with nothing of what moved running. In the second half the hosts renew on shared
-storage too. Exit status 1 where anything of this failed. Run by `make soak`; `tests/lab/test_host_loss.py` is its short part.
+Kept guests write to lock-free disks whose server writes down who wrote. What must become of the guests of each fault say
+`tests/lab/host_faults.py` and, with `--replicated` (five hosts, two engines and two gateways on PostgreSQL, in place of three hosts and
+the embedded control plane), `tests/lab/replica_faults.py`. Whatever the fault, no QEMU may ever have written after another had taken
+over, each guest runs in one place in the end, nobody else is moved, and the host comes back with nothing of what moved running. In the
+second half the hosts renew on shared storage too. Exit status 1 where anything of this failed. Run by `make soak`;
+`tests/lab/test_host_loss.py` is its short part.
 """
 
 import argparse
 import contextlib
 import json
 import random
-import subprocess
+import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,12 +24,17 @@ from tests.lab import host_loss_kit as kit
 from tests.lab.fleet_kit import wait_until
 from tests.lab.host_faults import HostFault, Must, all_faults
 from tests.lab.host_loss_kit import LossFleet, boottime_s
+from tests.lab.replica_faults import ReplicaFaults
+from tests.soak.host_loss_report import Told, write_report
+from trimtab_lab.errors import LabError
 from trimtab_lab.hosts import Lab
 from trimtab_lab.power import PowerDevices
+from trimtab_lab.replicas import Replicas
 
 EVIDENCE = Path(__file__).resolve().parents[1] / "evidence"
 GUESTS = 3
-LATE_S = 150.0
+MOVE_S, LATE_S = 120.0, 240.0
+"""Patience until a guest counts elsewhere: its boot is the machine's matter. How soon it is started is checked."""
 STAYS_S = 2 * (kit.LEASE_S + kit.KILL_S)
 """A guest that counts on for so long after the fault was not ended by it."""
 
@@ -39,11 +45,13 @@ class Round:
 
     number: int
     fault: str
-    host: str
+    hosts: list[str]
     guests: list[str]
     has_beacons: bool
-    seconds: dict[str, float] = field(default_factory=dict)
-    """To each guest's first line elsewhere, where it had to move."""
+    started_s: dict[str, float] = field(default_factory=dict)
+    """From the fault until each guest that had to move was started elsewhere: its disk was opened."""
+    counting_s: dict[str, float] = field(default_factory=dict)
+    """The same until its first line, after its boot."""
     failure: str = ""
 
     def fail(self, why: str) -> None:
@@ -73,43 +81,57 @@ class Campaign:
             self.rng.shuffle(self.left)
         fault = self.left.pop()
         homes = {name: self.fleet.home(vm_id) for name, vm_id in self.vm_ids.items()}
-        host = self.rng.choice(sorted(set(homes.values())))
-        guests = sorted(name for name, home in homes.items() if home == host)
-        found = Round(number, fault, host, guests, self.has_beacons)
-        chosen = self.faults[fault]
+        host, chosen = self.rng.choice(sorted(set(homes.values()))), self.faults[fault]
+        hosts = list(chosen.takes(host))
+        guests = sorted(name for name, home in homes.items() if home in hosts)
+        found = Round(number, fault, hosts, guests, self.has_beacons)
         must = chosen.must_with_beacon if self.has_beacons and chosen.must_with_beacon is not None else chosen.must
         at_s = boottime_s()
         try:
             try:
                 chosen.inflict(host)
-                self._watch(found, must, at_s)
+                self._watch(found, must, at_s, homes)
             finally:
                 chosen.end(host)
             self._settle(found, homes)
-        except AssertionError as error:
-            found.fail(str(error))
+        except (AssertionError, LabError) as error:
+            found.fail(str(error)[:600])
+            self._show()
         return found
 
-    def _watch(self, found: Round, must: Must, at_s: float) -> None:
-        """Wait for what must become of the host's guests."""
+    def _show(self) -> None:
+        """Print what an operator would look at, to find out why a round failed: the lab is gone when the campaign ends."""
+        for words in (("host", "list"), ("vm", "list", "-o", "wide"), ("op", "list"), ("failover", "list"), ("event", "list")):
+            ran = self.fleet.trimtab(*words)
+            sys.stderr.write(f"--- trimtab {' '.join(words)}\n{ran.out}{ran.err}\n")
+        for name in self.vm_ids:
+            sys.stderr.write(f"--- trimtab vm get {name}\n{self.fleet.trimtab('vm', 'get', name, '-o', 'yaml').out}\n")
+
+    def _watch(self, found: Round, must: Must, at_s: float, homes: dict[str, str]) -> None:
+        """Wait for what must become of the hosts' guests."""
+        if must is Must.STAY:
+            wait_until(lambda: boottime_s() > at_s + STAYS_S, "the time to pass in which a lease would end")
         for name in found.guests:
             vm_id = self.vm_ids[name]
             match must:
                 case Must.MOVE | Must.MOVE_LATE:
-                    patience_s = 90.0 if must is Must.MOVE else LATE_S
-                    first = self.fleet.first_elsewhere(vm_id, found.host, at_s, patience_s=patience_s)
-                    found.seconds[name] = round(first.at_s - at_s, 2)
-                    found.fail(self.fleet.overlap(vm_id, found.host, first))
-                    if must is Must.MOVE and not self.has_beacons and found.seconds[name] > kit.GOAL_MAX_S:
-                        found.fail(f"{name} took {found.seconds[name]:.0f} s, later than {kit.GOAL_MAX_S:.0f} s")
+                    self._moved(found, name, at_s, homes[name], is_late=must is Must.MOVE_LATE)
                 case Must.STAY:
-                    wait_until(lambda: boottime_s() > at_s + STAYS_S, "the time to pass in which a lease would end")
                     self._counts_on(name)
-                    moved = {each.host for each in self.fleet.writes(vm_id) if each.at_s > at_s} - {found.host}
+                    moved = {each.host for each in self.fleet.writes(vm_id) if each.at_s > at_s} - {homes[name]}
                     if moved:
-                        found.fail(f"false failover: {name} left {found.host} for {', '.join(sorted(moved))}")
+                        found.fail(f"false failover: {name} left {homes[name]} for {', '.join(sorted(moved))}")
                 case Must.RUN:
                     pass  # in the end, which `_settle` looks at
+
+    def _moved(self, found: Round, name: str, at_s: float, home: str, *, is_late: bool) -> None:
+        vm_id = self.vm_ids[name]
+        first = self.fleet.first_elsewhere(vm_id, home, at_s, patience_s=LATE_S if is_late else MOVE_S)
+        found.started_s[name] = round(self.fleet.opened_s(first.connection) - at_s, 2)
+        found.counting_s[name] = round(first.at_s - at_s, 2)
+        found.fail(self.fleet.overlap(vm_id, home, first))
+        if not is_late and found.started_s[name] > kit.GOAL_MAX_S:
+            found.fail(f"{name} was started elsewhere after {found.started_s[name]:.0f} s, later than {kit.GOAL_MAX_S:.0f} s")
 
     def _counts_on(self, name: str, *, patience_s: float = 120.0) -> None:
         now_s = boottime_s()
@@ -119,7 +141,7 @@ class Campaign:
         """Everybody is back: each guest counts in one place, and nobody was moved whose host was well."""
         self.fleet.wait_until_armed()
         for name, vm_id in self.vm_ids.items():
-            self._counts_on(name, patience_s=180.0)
+            self._counts_on(name, patience_s=240.0)
             # Asked of libvirt, not of Trimtab. A copy that is being cleaned up is no second run.
             places = wait_until(
                 lambda vm_id=vm_id: one if len(one := self.fleet.runs_on(vm_id)) == 1 else None, f"{name} to run once"
@@ -131,39 +153,43 @@ class Campaign:
             found.fail(doubles[-1])
 
 
-def run(seed: int, losses: int, *, budget_s: float, only: str = "") -> tuple[list[Round], list[str]]:
+def chosen_faults(
+    fleet: LossFleet, devices: PowerDevices, replica_faults: ReplicaFaults | None, only: str
+) -> dict[str, HostFault]:
+    """Return the faults of this fleet by name, or those of them that were asked for."""
+    faults = {**all_faults(fleet, devices), **(replica_faults.all() if replica_faults is not None else {})}
+    return {name: fault for name, fault in faults.items() if not only or name in only.split(",")}
+
+
+def run(seed: int, losses: int, *, budget_s: float, only: str, is_replicated: bool, with_beacons: str) -> Told[Round]:
+    """`with_beacons`: "half" of the rounds, "all" or "none"."""
     lab = Lab.named("soak-loss", state_directory=Path(tempfile.mkdtemp(prefix="tt-soak-loss-")))
     devices = PowerDevices(lab)
-    began_s = time.monotonic()
+    began_s, told = time.monotonic(), Told[Round](seed=seed, is_replicated=is_replicated)
     try:
-        fleet = kit.build(lab)
+        fleet = kit.build(lab, hosts=5 if is_replicated else 3, is_replicated=is_replicated)
         devices.start()
-        faults = {name: fault for name, fault in all_faults(fleet, devices).items() if not only or name in only.split(",")}
-        campaign = Campaign(fleet, random.Random(seed), faults)
+        replica_faults = ReplicaFaults(fleet, fleet.plane) if isinstance(fleet.plane, Replicas) else None
+        campaign = Campaign(fleet, random.Random(seed), chosen_faults(fleet, devices, replica_faults, only))
         campaign.begin()
-        rounds: list[Round] = []
         with contextlib.suppress(KeyboardInterrupt):  # what was found so far is reported
             for number in range(1, losses + 1):
                 spent_s = time.monotonic() - began_s
                 if spent_s > budget_s:
                     break
-                if not campaign.has_beacons and (number > losses / 2 or spent_s > budget_s / 2):
+                is_second_half = number > losses / 2 or spent_s > budget_s / 2
+                if not campaign.has_beacons and (with_beacons == "all" or (with_beacons == "half" and is_second_half)):
                     kit.use_beacons(fleet)
                     campaign.has_beacons = True
-                rounds.append(campaign.lose(number))
-                sys.stdout.write(json.dumps(asdict(rounds[-1])) + "\n")
+                told.rounds.append(campaign.lose(number))
+                sys.stdout.write(json.dumps(asdict(told.rounds[-1])) + "\n")
                 sys.stdout.flush()
-        return rounds, campaign.fleet.double_runs()
+        told.double_runs, told.writes = fleet.double_runs(), len(fleet.writes())
+        told.struck = list(replica_faults.told) if replica_faults is not None else []
+        return told
     finally:
         devices.stop()
         lab.down()
-
-
-def commit() -> str:
-    here = Path(__file__).parent
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    ).stdout.strip()
 
 
 def main() -> int:
@@ -172,33 +198,30 @@ def main() -> int:
     parser.add_argument("--losses", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=120.0, help="no round is begun later than this")
     parser.add_argument("--only", default="", help="faults by name, with commas; default: all")
+    parser.add_argument("--replicated", action="store_true", help="five hosts and several controllers on PostgreSQL")
+    parser.add_argument(
+        "--beacons", choices=["half", "all", "none"], default="half", help="in how many of the rounds hosts have one"
+    )
     parser.add_argument("--evidence", type=Path, default=EVIDENCE, help="where the report goes")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else int(time.time())
     began = datetime.now(UTC)
-    rounds, double_runs = run(seed, arguments.losses, budget_s=arguments.minutes * 60, only=arguments.only)
-    took = sorted(seconds for each in rounds for seconds in each.seconds.values())
-    failures = [f"loss {each.number} ({each.fault} of {each.host}): {each.failure}" for each in rounds if each.failure]
-    told = {
-        "commit": commit(),
-        "seed": seed,
-        "began": began.isoformat(timespec="seconds"),
-        "faults": dict(sorted(Counter(each.fault for each in rounds).items())),
-        "rounds_with_beacons": sum(each.has_beacons for each in rounds),
-        "losses": [asdict(each) for each in rounds],
-        "median_s": took[len(took) // 2] if took else None,
-        "max_s": took[-1] if took else None,
-        "double_runs": double_runs,
-        "false_failovers": sum("false failover" in line for line in failures),
-        "failures": failures,
-    }
-    path = arguments.evidence / f"host-loss-{began:%Y-%m-%d-%H%M%S}.json"
-    path.write_text(json.dumps(told, indent=1) + "\n")
-    sys.stdout.write(
-        f"{len(rounds)} losses, median {told['median_s']} s, maximum {told['max_s']} s, {len(double_runs)} double runs, "
+    told = run(
+        seed,
+        arguments.losses,
+        budget_s=arguments.minutes * 60,
+        only=arguments.only,
+        is_replicated=arguments.replicated,
+        with_beacons=arguments.beacons,
     )
-    sys.stdout.write(f"{len(failures)} failures; {path}\n" + "".join(f"{line}\n" for line in [*failures, *double_runs]))
-    return 1 if failures or double_runs else 0
+    path = write_report(told, arguments.evidence, began=began)
+    started = [seconds for each in told.rounds for seconds in each.started_s.values()]
+    sys.stdout.write(
+        f"{len(told.rounds)} losses, guests started elsewhere after {statistics.median(started) if started else 0:.1f} s in the median, "
+        f"{len(told.double_runs)} double runs, {len(told.failures)} failures; {path}\n"
+        + "".join(f"{line}\n" for line in [*told.failures, *told.double_runs])
+    )
+    return 1 if told.failures or told.double_runs else 0
 
 
 if __name__ == "__main__":

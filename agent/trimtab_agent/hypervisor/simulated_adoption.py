@@ -138,6 +138,8 @@ def description_of(domain: SimulatedDomain) -> DomainDescription:
             size_bytes=_ADOPTED_BYTES,
             boot_order=disk.boot_order,
             volume_id=disk.volume_id,
+            iops_limit=disk.iops_limit,
+            bandwidth_limit_bytes_s=disk.bandwidth_limit_bytes_s,
         )
         for disk in spec.disks
     ]

@@ -16,7 +16,6 @@ from trimtab_agent.hypervisor.statistics import BlockStatistics, DomainStatistic
 from trimtab_protos.adoption_messages import DomainDescription
 from trimtab_protos.errors import Conflict, NoCapacity, NotFound
 from trimtab_protos.messages import (
-    Bridge,
     DiskFormat,
     DomainObservation,
     DomainSpec,
@@ -24,6 +23,7 @@ from trimtab_protos.messages import (
     PowerAction,
     StateReason,
 )
+from trimtab_protos.network_messages import Bridge
 
 if TYPE_CHECKING:
     from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
@@ -48,6 +48,8 @@ class SimulatedHost:
     machines: tuple[str, ...] = ("pc-q35-7.2", "pc-q35-7.1")
     bridges: tuple[Bridge, ...] = (Bridge(name="br0", ports=("eth0",)),)
     migration_address: str = "192.0.2.1"
+    overlay_chassis: str = ""
+    """OVN's name of it; '': it has none."""
     has_uefi: bool = True
     unmanaged: tuple[DomainObservation, ...] = ()
 
@@ -253,6 +255,9 @@ def observation(host: "SimulatedHypervisor", domain: SimulatedDomain) -> DomainO
         is_migrating=domain.is_migrating,
         starts=domain.starts,
         rss_mib=spec.memory_mib if is_active else 0,
+        balloon_mib=host.balloons.get(spec.vm_id, spec.memory_mib)
+        if is_active and spec.resources and spec.resources.balloon_min_mib
+        else 0,
         restarts_elsewhere=restarts_elsewhere(spec),
     )
 

@@ -1,5 +1,6 @@
 """Counters of running guests, for metrics: optional beside `Hypervisor`, since no command depends on them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -30,6 +31,29 @@ class DomainStatistics:
     vm_id: str
     blocks: tuple[BlockStatistics, ...] = ()
     nics: tuple[NicStatistics, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BalloonStatistics:
+    """What one guest's balloon leaves it."""
+
+    vm_id: str
+    floor_mib: int
+    ceiling_mib: int
+    given_mib: int
+    usable_mib: int | None
+    """What its programs could still take; None: it does not say."""
+
+
+@runtime_checkable
+class BalloonSource(Protocol):
+    """A hypervisor whose guests have balloons."""
+
+    def balloon_statistics(self) -> tuple[BalloonStatistics, ...]:
+        """Return the balloons as last looked at; never blocks."""
+
+    def balloon_changes(self) -> Mapping[str, int]:
+        """Return how often a balloon's target was changed, by reason."""
 
 
 @runtime_checkable

@@ -79,6 +79,8 @@ class ApiSettings:
     max_watchers: int = 500
     image_url_hosts: tuple[str, ...] = ()
     image_url_networks: tuple[str, ...] = ()
+    # Whether the engine keeps an OVN as SQL says.
+    has_overlay: bool = False
     agent_metrics_port: int = 9107
     # Of hosts' leases: what failover waits for where nothing else proves a host off.
     lease_ttl_s: float = 15.0

@@ -36,6 +36,7 @@ Counts = Annotated[
 ResourceCount = Annotated[int, Field(strict=True, ge=0, le=1 << 40, examples=[4])]
 
 Vcpus = Annotated[int, Field(strict=True, ge=1, le=1024, examples=[2])]
+BalloonMib = Annotated[int, Field(strict=True, ge=0, le=16 << 20, examples=[512])]
 MemoryMib = Annotated[int, Field(strict=True, ge=16, le=16 << 20, examples=[2048])]
 DiskBytes = Annotated[int, Field(strict=True, ge=1 << 20, le=64 * TIB, multiple_of=512, examples=[10 << 30])]
 Quota = Annotated[int, Field(strict=True, ge=0, le=INT_MAX, examples=[100])]
@@ -48,7 +49,10 @@ Mac = Annotated[str, Field(pattern=r"^(([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})?$", e
 Address = Annotated[str, Field(pattern=r"^([0-9A-Fa-f:.]{2,45}(/[0-9]{1,3})?)?$", examples=["10.0.0.5"])]
 Subnet = Annotated[str, Field(pattern=r"^([0-9A-Fa-f:.]{2,45}/[0-9]{1,3})?$", examples=["10.20.0.0/24"])]
 BridgeOrNone = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,14})?$", examples=["br0"])]
+RouterOrNone = Annotated[str, Field(pattern=r"^([a-z]([a-z0-9-]{0,38}[a-z0-9])?)?$", examples=["inner"])]
 CpuModelOrNone = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,79})?$", examples=["Skylake-Server-v4"])]
+CpuClassOrNone = Annotated[str, Field(pattern=r"^(low|normal|high)?$", examples=["low"])]
+CpuClassName = Annotated[str, Field(pattern=r"^(low|normal|high)$", examples=["low"])]
 OsOrNone = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?$", examples=["win11"])]
 BridgeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$", examples=["br0"])]
 Sha256 = Annotated[

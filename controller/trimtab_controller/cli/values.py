@@ -226,4 +226,5 @@ def _seconds_of(text: str) -> int:
 DISK_SIZE = SizeType(in_mib=False, minimum="1MiB", maximum="64TiB", example="20GiB")
 DISK_QUOTA = SizeType(in_mib=False, minimum="1MiB", maximum="1048576TiB", example="2TiB", is_zero_allowed=True)
 MEMORY = SizeType(in_mib=True, minimum="16MiB", maximum="16TiB", example="2GiB")
+BALLOON = SizeType(in_mib=True, minimum="16MiB", maximum="16TiB", example="512MiB", is_zero_allowed=True)
 MEMORY_AMOUNT = SizeType(in_mib=True, minimum="1MiB", maximum="1048576TiB", example="512GiB", is_zero_allowed=True)

@@ -13,8 +13,8 @@ LONGEST_OWN_PREFIX = 29
 
 
 def gateway_of(kind: str, subnet: str) -> str:
-    """Return the address that the hosts themselves have in it; '' on bridges, whose hosts and routers are the operator's."""
-    if not subnet or kind not in {"nat", "isolated"}:
+    """Return the address that the network itself has in it; '' on bridges, whose hosts and routers are the operator's."""
+    if not subnet or kind not in {"nat", "isolated", "overlay"}:
         return ""
     return str(ipaddress.ip_network(subnet)[1])
 

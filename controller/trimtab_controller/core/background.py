@@ -25,6 +25,7 @@ BESIDE_BACKUP: Mapping[str, Beside] = {
     "vm.reboot": Beside.RUNS,  # the same process of QEMU
     "vm.resize": Beside.RUNS,
     "vm.change_cdrom": Beside.RUNS,
+    "vm.set_resources": Beside.RUNS,
     "volume.limit": Beside.RUNS,
     "vm.start": Beside.REFUSED,  # the images of a stopped vm are open for reading
     "vm.undelete": Beside.REFUSED,
@@ -51,6 +52,7 @@ BESIDE_FILL = frozenset(
         "vm.reboot",
         "vm.resize",
         "vm.change_cdrom",
+        "vm.set_resources",
         "volume.limit",
         # Filling waits while the guest is off, and goes on where it is started.
         "vm.start",

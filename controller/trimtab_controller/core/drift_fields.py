@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from trimtab_protos.adoption_messages import DomainDescription
 from trimtab_protos.messages import DomainSpec
 
+OUR_CACHE = "none"
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -35,7 +37,9 @@ def differences(
 
 
 def _is_own(field: str, own: tuple[str, ...], is_original_in_force: bool) -> bool:
-    return field in own or (is_original_in_force and field.endswith((".bus", ".model", ".boot_order")))
+    return field in own or (
+        is_original_in_force and field.endswith((".bus", ".model", ".boot_order", ".cache", "_limit", "_bytes_s"))
+    )
 
 
 def _of_spec(spec: DomainSpec) -> Mapping[str, str]:
@@ -50,7 +54,8 @@ def _of_spec(spec: DomainSpec) -> Mapping[str, str]:
     first = min((disk.index for disk in spec.disks), default=0)
     for disk in spec.disks:
         order = disk.boot_order if has_order else int(disk.index == first)
-        found |= _disk(disk.volume_id, bus=disk.bus.value, boot_order=order)
+        found |= _disk(disk.volume_id, bus=disk.bus.value, boot_order=order, cache=OUR_CACHE)
+        found |= _limits(disk.volume_id, iops=disk.iops_limit, bytes_s=disk.bandwidth_limit_bytes_s)
     for nic in spec.nics:
         found |= {f"nic {nic.mac}": "attached", f"nic {nic.mac}.model": nic.model}
     return found
@@ -68,7 +73,8 @@ def _of_description(described: DomainDescription, desired: DomainSpec) -> Mappin
         if disk.device != "disk" or disk.path.endswith("/seed.iso"):
             continue
         if disk.volume_id:
-            found |= _disk(disk.volume_id, bus=disk.bus, boot_order=disk.boot_order)
+            found |= _disk(disk.volume_id, bus=disk.bus, boot_order=disk.boot_order, cache=disk.cache or OUR_CACHE)
+            found |= _limits(disk.volume_id, iops=disk.iops_limit, bytes_s=disk.bandwidth_limit_bytes_s)
         else:
             found[f"disk {disk.target} ({disk.path})"] = "attached"
     for nic in described.nics:
@@ -76,5 +82,10 @@ def _of_description(described: DomainDescription, desired: DomainSpec) -> Mappin
     return found
 
 
-def _disk(volume_id: str, *, bus: str, boot_order: int) -> Mapping[str, str]:
-    return {f"disk {volume_id}": "attached", f"disk {volume_id}.bus": bus, f"disk {volume_id}.boot_order": str(boot_order)}
+def _disk(volume_id: str, *, bus: str, boot_order: int, cache: str) -> Mapping[str, str]:
+    name = f"disk {volume_id}"
+    return {name: "attached", f"{name}.bus": bus, f"{name}.boot_order": str(boot_order), f"{name}.cache": cache}
+
+
+def _limits(volume_id: str, *, iops: int, bytes_s: int) -> Mapping[str, str]:
+    return {f"disk {volume_id}.iops_limit": str(iops), f"disk {volume_id}.bandwidth_limit_bytes_s": str(bytes_s)}

@@ -1,9 +1,11 @@
 """The controller's side of the beacons: who still renews on shared storage, and the fence intent that ends it.
 
-A controller has no mount of the storage; it asks the agent of any live host that has. Three questions, each answered rounds later:
+A controller has no mount of the storage; it asks the agent of any live host that has. Four questions, each answered rounds later:
 
+    observe  while all is well: which beat stood in each slot, and since when
     watch    a host is silent: does its slot count on? Then it lives by its beacon, and nothing is done about it
-    write    forbid the host's leases up to its newest; from the answer on the lease bound is waited for
+    write    forbid the host's leases up to its newest; the lease bound is counted from its last beat where that was seen before and
+             stands in the slot after the intent (`core/failover/sightings.py`), else from the answer on
     prove    the bound has passed: is the intent still ours, and the slot the one in which this boot of the host renewed?
 
 Why it is proven at the end: two writers may cross on shared storage, and a late write of a deposed leader could have replaced the
@@ -22,6 +24,7 @@ from trimtab_controller import metrics
 from trimtab_controller.agents.client import AgentClient
 from trimtab_controller.clock import Clock
 from trimtab_controller.core.failover.events import Event, IntentProven, IntentWritten
+from trimtab_controller.core.failover.sightings import Sighting, counted_from_s, sighted
 from trimtab_controller.loops.failover_reading import Snapshot
 from trimtab_controller.store import fence_intents
 from trimtab_controller.store.database import Session
@@ -35,6 +38,12 @@ log = structlog.get_logger(__name__)
 ROUNDS_PER_LEASE = 5
 MARGIN_S = 1.5
 """What reading takes, and a round that came late."""
+OBSERVE_EVERY_S = 2.0
+"""Between looks at the slots of hosts that are well; what a look is late is added to the wait for a lease."""
+LOOKS_AT_ONCE = 2
+"""Of one pool: storage that hangs holds up so many threads."""
+OBSERVED_MAX = 256
+"""Slots of one pool that are looked at while all is well, in one call; in larger pools the wait is counted from the intent."""
 NOT_READ_S = 6.0
 """Where nobody could read a slot for so long, nothing is known of its host by it."""
 
@@ -62,9 +71,52 @@ class Beacons:
         self._lock = threading.Lock()
         self._watched: dict[str, _Watched] = {}
         self._intents: dict[str, Intent] = {}
+        # Newest beat that was read of each slot, by pool and host; belongs to whoever holds the lock.
+        self._sightings: dict[tuple[str, str], Sighting] = {}
+        self._observe_at_s: dict[str, float] = {}
         self._number = 0
         # Which live host is asked next, for each one asked about: one that hangs is not asked twice in a row.
         self._turns: dict[str, int] = {}
+
+    def observe(self, seen: Snapshot) -> None:
+        """Have the slots of all hosts with a beacon read, a pool at a time; of hosts that are gone nothing is kept."""
+        now, by_pool = self._clock.boottime_s(), dict[str, list[str]]()
+        for host_id, guard in seen.guards.items():
+            if guard.beacon_pool_id and host_id in seen.hosts:
+                by_pool.setdefault(guard.beacon_pool_id, []).append(host_id)
+        with self._lock:
+            kept = {(pool_id, host_id) for pool_id, host_ids in by_pool.items() for host_id in host_ids}
+            self._sightings = {slot: one for slot, one in self._sightings.items() if slot in kept}
+        for pool_id, host_ids in by_pool.items():
+            pool, readers = seen.beacon_pools.get(pool_id), seen.beacon_readers.get(pool_id, ())
+            if pool is None or not readers or len(host_ids) > OBSERVED_MAX or now < self._observe_at_s.get(pool_id, 0.0):
+                continue
+            self._observe_at_s[pool_id] = now + OBSERVE_EVERY_S
+            turn = self._turns[pool_id] = self._turns.get(pool_id, -1) + 1
+            # Each look is another host's. The one that is asked may be the one that just died: its answer is waited for in vain for
+            # seconds, and the next look does not wait for that.
+            look = partial(self._look_at_all, pool, readers[turn % len(readers)], sorted(host_ids))
+            self._ask(pool_id, f"beacon-slots-{turn % LOOKS_AT_ONCE}", look)
+
+    def _look_at_all(self, pool: PoolSpec, reader: str, host_ids: Sequence[str]) -> None:
+        found, now = self._agents.read_slots(reader, pool, host_ids), self._clock.boottime_s()
+        for host_id, (beat_block, _intent_block) in found.items():
+            self._note(pool, host_id, _beat(beat_block), now)
+
+    def _note(self, pool: PoolSpec, host_id: str, beat: Beat | None, now: float) -> Sighting | None:
+        """Keep what was read of a slot; return what is known of it now, None where no beat was read. `now`: once it was read."""
+        if beat is None or beat.host_id != host_id:
+            return None
+        with self._lock:
+            found = sighted(
+                self._sightings.get((pool.pool_id, host_id)),
+                boot_id=beat.boot_id,
+                lease_number=beat.lease_number,
+                counter=beat.counter,
+                now=now,
+            )
+            self._sightings[pool.pool_id, host_id] = found
+        return found
 
     def watch(self, seen: Snapshot, silent: Sequence[str]) -> None:
         """Have the slots of silent hosts read; what was known of others is forgotten."""
@@ -112,13 +164,31 @@ class Beacons:
                 return None
             with self._lock:
                 self._intents[host_id] = intent
+                known = self._sightings.get((pool.pool_id, host_id))
             written_s, now = self._clock.boottime_s(), self._clock.now()
             fenced(lambda session: fence_intents.written(session, host_id, intent, now=now))
             metrics.FENCE_INTENTS.labels("written").inc()
-            log.info("fence intent written", host_id=host_id, via=writer, lease_number=lease_number, number=intent.number)
-            return IntentWritten(host=host_id, at_s=written_s)
+            from_s = self._counted_from_s(host_id, writer, pool, known=known, written_s=written_s)
+            log.info(
+                "fence intent written",
+                host_id=host_id,
+                via=writer,
+                lease_number=lease_number,
+                number=intent.number,
+                last_beat_ago_s=round(written_s - from_s, 1),
+            )
+            return IntentWritten(host=host_id, at_s=from_s)
 
         self._begin(host_id, "write", seen, place)
+
+    def _counted_from_s(self, host_id: str, reader: str, pool: PoolSpec, *, known: Sighting | None, written_s: float) -> float:
+        """Read the slot once more, now that the intent stands there: where nothing came after the beat that we knew, it was the last."""
+        try:
+            beat_block, _intent_block = self._agents.read_slots(reader, pool, [host_id]).get(host_id, (b"", b""))
+        except Unavailable:
+            return written_s
+        after = self._note(pool, host_id, _beat(beat_block), self._clock.boottime_s())
+        return counted_from_s(known, after, written_s=written_s)
 
     def prove(self, host_id: str, seen: Snapshot) -> None:
         """Have the intent read once more."""
@@ -171,6 +241,7 @@ class Beacons:
     def _look(self, host_id: str, reader: str, pool: PoolSpec) -> None:
         beat_block, _intent_block = self._agents.read_slots(reader, pool, [host_id]).get(host_id, (b"", b""))
         beat, now = _beat(beat_block), self._clock.boottime_s()
+        self._note(pool, host_id, beat, now)
         with self._lock:
             watched = self._watched.get(host_id)
             if watched is None or beat is None:

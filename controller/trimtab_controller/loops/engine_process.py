@@ -1,8 +1,8 @@
 """The engine process: leads when it can, and runs the leader's jobs while it does.
 
 A job that blocks (a host that hangs in `observe_hosts`) must not delay placement, so jobs run in lanes, each a thread:
-`placement` (batches), `failover`, `fencing`, `redrive`, `upkeep`, `drift`, `planning`, `backups`. Every write of a lane is fenced by
-the leader's term.
+`placement` (batches), `failover`, `fencing`, `redrive`, `upkeep`, `drift`, `hand changes`, `planning`, `backups`, `overlay`. Every
+write of a lane is fenced by the leader's term.
 """
 
 import threading
@@ -25,14 +25,17 @@ from trimtab_controller.loops.failover import BELIEVED, FailoverLoop
 from trimtab_controller.loops.failover_effects import no_secret
 from trimtab_controller.loops.fence_readiness import FenceReadiness
 from trimtab_controller.loops.fleet_figures import FleetFigures
+from trimtab_controller.loops.hand_changes import HandChanges
 from trimtab_controller.loops.leader import Leader
 from trimtab_controller.loops.leader_loop import Job, run_due
+from trimtab_controller.loops.overlays import OverlayLoop
 from trimtab_controller.loops.placement import PlacementLoop
 from trimtab_controller.loops.rebalance import Rebalance
 from trimtab_controller.loops.redrive import Redrive
 from trimtab_controller.loops.survival import Survival
 from trimtab_controller.loops.upkeep import Upkeep
 from trimtab_controller.loops.usage import Usage
+from trimtab_controller.northbound import OvnNorthbound, Papers
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.engine import Engine
 from trimtab_controller.secret_box import SecretBox
@@ -68,6 +71,7 @@ def lanes(
     figures = FleetFigures(db=db, clock=clock)
     usage = Usage(db=db, clock=clock)
     drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger, usage=usage)
+    by_hand = HandChanges(db=db, clock=clock, agents=engine.agents)
     survival = Survival(db=db, clock=clock, host_states=host_states)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
     backups = BackupLoop(db=db, clock=clock, nudger=nudger)
@@ -104,6 +108,8 @@ def lanes(
             Job("measure backups", 30.0, backups.measure),
         ],
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", drift_period_s, drift.observe_hosts)],
+        # A host that hangs may keep these waiting, and nothing else.
+        "hand changes": [Job("look for hand-made changes", drift_period_s, by_hand.look)],
         # Seconds of arithmetic on a large fleet: nothing else waits for it.
         "planning": [
             Job("note hosts", 30.0, lambda _term: usage.note_hosts(host_states())),
@@ -117,6 +123,13 @@ def lanes(
 def failover_settings(settings: Settings) -> FailoverSettings:
     """Return failover's numbers for this fleet: what is waited for is the lease that hosts are really given."""
     return replace(BELIEVED, lease_ttl_s=settings.lease_ttl_s, renew_every_s=settings.heartbeat_s)
+
+
+def _papers(settings: Settings) -> Papers | None:
+    """Return what OVN's database is shown, where its endpoint asks for that."""
+    if settings.ovn_certificate is None or settings.ovn_key is None or settings.ovn_authority is None:
+        return None
+    return Papers(settings.ovn_certificate, settings.ovn_key, settings.ovn_authority)
 
 
 def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], None], host_states: HostStates = dict) -> None:
@@ -134,6 +147,10 @@ def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], Non
         host_states=host_states,
         drift_period_s=settings.drift_period_s,
     )
+    if settings.ovn_northbound:
+        northbound = OvnNorthbound(settings.ovn_northbound, fleet=box.fleet_id, papers=_papers(settings))
+        # Alone in its lane: a database that does not answer delays nothing else.
+        jobs_by_lane["overlay"] = [Job("overlay networks", 1.0, OverlayLoop(db=engine.db, northbound=northbound).run)]
     threads = [
         threading.Thread(target=_lane, args=(name, jobs, leader, engine.clock, stopping), name=f"lane-{name}", daemon=True)
         for name, jobs in jobs_by_lane.items()

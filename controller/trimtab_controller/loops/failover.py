@@ -168,6 +168,7 @@ class FailoverLoop:
             for host_id, host in seen.hosts.items()
             if host.connectivity in _SILENT and seen.guards.get(host_id, HostGuard()).beacon_pool_id
         ]
+        beacons.observe(seen)
         beacons.watch(seen, silent)
         for host_id, host in seen.hosts.items():
             record, guard = self._state.hosts[host_id], seen.guards.get(host_id, HostGuard())
@@ -217,9 +218,12 @@ class FailoverLoop:
         for vm_id, row in seen.vms.items():
             known = self._state.vms.get(vm_id)
             vm = reading.vm_record(row, seen, now_s=now) if known is None else _refreshed(known, row, seen, now)
-            is_given_up = bool(row.attention) or vm.phase is not Phase.NEEDS_ATTENTION
-            # Its owner took it up again: what failover thought of it is over.
-            vm = vm if is_given_up else reading.vm_record(row, seen, now_s=now)
+            # Its owner took it up again, or its migration is on record no more, since somebody proved how it ended: what failover
+            # thought of it is over. Else a guest that ended while it was on its way would be waited for for ever.
+            was_taken_up = vm.phase is Phase.NEEDS_ATTENTION and not row.attention
+            has_arrived = vm.phase is Phase.MOVING and not row.migrating_to
+            if was_taken_up or has_arrived:
+                vm = reading.vm_record(row, seen, now_s=now)
             vms[vm_id] = replace(vm, desired=reading.desired(row), priority=row.priority, start_delay_s=row.start_delay_s)
         self._state = replace(self._state, hosts=hosts, vms=vms, tombstones=seen.tombstones)
 

@@ -15,7 +15,16 @@ from trimtab_controller.store.database import Session
 from trimtab_protos.errors import Conflict
 
 _NEEDS_OWN_DEFINITION = frozenset(
-    {"vm.reconcile", "vm.resize", "vm.attach", "vm.detach", "vm.change_cdrom", "snapshot.create", "backup.run"}
+    {
+        "vm.reconcile",
+        "vm.resize",
+        "vm.attach",
+        "vm.detach",
+        "vm.change_cdrom",
+        "vm.set_resources",
+        "snapshot.create",
+        "backup.run",
+    }
 )
 
 # What relies on each disk being in one place.

@@ -13,13 +13,16 @@ PATIENCE_S = 30.0
 POLL_S = 2.0
 
 
+PartsOf = Callable[[describe.VmParts], describe.VmParts]
+
+
 def ask_guest(
     context: Effect[Any],
     *,
     host_id: str,
     epoch: int,
     part: str = "",
-    parts_of: Callable[[describe.VmParts], describe.VmParts] = lambda parts: parts,
+    parts_of: PartsOf = lambda parts: parts,
     spec_of: Callable[[DomainSpec], DomainSpec] = lambda spec: spec,
 ) -> tuple[DomainObservation, tuple[ChangeLeft, ...]]:
     """Make the vm's domain as SQL says it is, changed by `parts_of` and `spec_of`; return what is seen and what is left.

@@ -77,6 +77,12 @@ def _refuse_vm(session: Session, volume: Volume, vm: Vm) -> None:
     state = describe.state_volume(describe.volumes_of(session, vm.id))
     if state is None or state.id != volume.id:
         return
+    if vm.drivers_image_id:
+        raise Conflict(
+            "drivers-inserted",
+            f"the ISO with drivers of vm {vm.name} lies beside volume {volume.name}; "
+            f"`trimtab vm update {vm.name} --no-drivers-iso` first",
+        )
     if vm.cdrom_image_id:
         raise Conflict(
             "cdrom-inserted",

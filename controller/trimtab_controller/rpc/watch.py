@@ -30,6 +30,8 @@ ORPHANS_EVERY_S = 5.0
 BUNDLE_EVERY_S = 5.0
 STRANGERS_EVERY_S = 600.0
 RESERVE_EVERY_S = 60.0
+HAND_OVER_WITHIN_MS = 2_000
+"""What is left of a lease when its gateway may not renew it any more is enough for some tries, not for a long spread."""
 RECONNECT_WITHIN_MS = 15_000
 """A thousand hosts that reconnect at once would cost a second of a core in handshakes, and their heartbeats' punctuality."""
 
@@ -46,6 +48,7 @@ class Watch:
         # Host -> (its lease number, since when nobody has it).
         self._orphans: dict[str, tuple[int, float]] = {}
         self._bundle = gateway.pki.bundle_sha256()
+        self._has_handed_over = False
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -53,6 +56,7 @@ class Watch:
             group.create_task(self._gateway.committer.run())
             group.create_task(self._every(self._gateway.settings.lease_renew_s, self.renew))
             group.create_task(self._every(REVOCATIONS_EVERY_S, self.learn))
+            group.create_task(self._every(TICK_S, self.hand_over))
             group.create_task(self._every(TICK_S, self.judge))
             group.create_task(self._every(TICK_S, self.mirror))
             group.create_task(self._every(TICK_S, self.write_pools))
@@ -76,6 +80,22 @@ class Watch:
 
     async def renew(self) -> None:
         await self._gateway.right.renew()
+
+    async def hand_over(self) -> None:
+        """Ask the hosts to go to another gateway once our right to grant has ended: cut off from the database, we renew no lease.
+
+        Not before: where every gateway is cut off, hosts lose nothing that we could still have granted. Hosts would stay by
+        themselves, since their heartbeats are answered, until their leases have ended.
+        """
+        gateway = self._gateway
+        if gateway.right.is_alive:
+            self._has_handed_over = False
+            return
+        if self._has_handed_over or not gateway.right.live_peers:
+            return
+        self._has_handed_over = True
+        log.warning("granting right has ended; hosts are sent to other gateways", sessions=len(gateway.sessions))
+        await asyncio.gather(*(session.ask_to_reconnect(HAND_OVER_WITHIN_MS) for session in list(gateway.sessions.values())))
 
     async def keep_reserve(self) -> None:
         """Keep disk space for our right to grant; see `store/disk_reserve.py`."""

@@ -14,10 +14,9 @@ from trimtab_controller.core.drift_fields import Difference
 from trimtab_controller.core.ids import kind_of
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Actor, Nic, Operation, Project, Role, Vm
-from trimtab_controller.core.resize import When
 from trimtab_controller.operations.accept import accept
+from trimtab_controller.services import hand_changes, quota
 from trimtab_controller.services import networks as network_service
-from trimtab_controller.services import quota, vm_resize
 from trimtab_controller.services.authorise import require
 from trimtab_controller.services.vm_power import Caller, accept_on_vm
 from trimtab_controller.services.vms import VOLUME_NAME_MAX, PlannedNic, insert_nic
@@ -128,30 +127,27 @@ def release(session: Session, vm: Vm, caller: Caller, *, has_autostart: bool) ->
     return accept_on_vm(session, vm, caller, "vm.release", {"has_autostart": has_autostart})
 
 
-def reconcile(session: Session, vm: Vm, caller: Caller, found: Sequence[Difference], *, accept_as_is: bool) -> Operation:
+def reconcile(
+    session: Session,
+    vm: Vm,
+    caller: Caller,
+    found: Sequence[Difference],
+    seen: DomainDescription,
+    *,
+    project: Project,
+    accept_as_is: bool,
+) -> Operation:
     """Accept that the vm becomes as its domain is, or its domain as the vm shall be.
 
-    What runs is taken over only where it fits the model: vcpus and memory, within maximum, quota and the host's room.
+    What runs is taken over only where it fits the model, one kind of thing at a time, each by the operation that would have made it:
+    vcpus and memory, limits of disks, cards, and disks and cards that were taken away. Conflict names what does not fit.
     """
     if not found:
         raise Conflict("nothing-to-reconcile", f"vm {vm.name} is as it shall be", vm=vm.name)
     if not accept_as_is:
         return accept_on_vm(session, vm, caller, "vm.reconcile", {})
-    other = sorted({one.field for one in found} - {"vcpus", "memory_mib"})
-    if other:
-        raise Conflict(
-            "cannot-be-accepted",
-            f"vm {vm.name}: only vcpus and memory can be taken over, not {', '.join(other[:5])}; `trimtab vm reconcile {vm.name} "
-            "--revert` puts ours back, `trimtab vm attach` gives it the same for good",
-            fields=other,
-        )
-    seen = {one.field: int(one.live) for one in found if one.live != one.desired}
-    if not seen:
-        raise Conflict(
-            "stored-only",
-            f"vm {vm.name} runs as it shall; only its stored definition differs: `trimtab vm reconcile {vm.name} --revert`",
-        )
-    return vm_resize.resize(session, vm, caller, vcpus=seen.get("vcpus", 0), memory_mib=seen.get("memory_mib", 0), when=When.AUTO)
+    networks = _networks_on(session, AdoptSpec(host="", domain="", networks={}), vm.host_id, project=project)
+    return hand_changes.take_over(session, vm, caller, found, seen, project=project, networks=networks)
 
 
 def _name(spec: AdoptSpec, described: DomainDescription) -> str:

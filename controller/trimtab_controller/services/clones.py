@@ -153,6 +153,8 @@ def _vm_values(source: Vm, spec: CloneSpec, *, vm_id: str, caller: Caller) -> di
         "vcpus_max": source.vcpus_max,
         "memory_mib": source.memory_mib,
         "memory_max_mib": source.memory_max_mib,
+        "balloon_min_mib": source.balloon_min_mib,
+        "cpu_class": source.cpu_class,
         "firmware": source.firmware.value,
         "has_secure_boot": source.has_secure_boot,
         "has_tpm": source.has_tpm,

@@ -10,16 +10,19 @@ from sqlalchemy.orm import Session
 from trimtab_controller.clock import mint
 from trimtab_controller.core.addresses import LONGEST_OWN_PREFIX, overlapping
 from trimtab_controller.core.model import Actor, Network, Operation, Project, Role
+from trimtab_controller.core.overlay import TUNNEL_OVERHEAD
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services.authorise import require
 from trimtab_controller.store import hosts, keyset, lookup, networks, schema
 from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
 
+OVERLAY_MTU_MAX = 65535 - TUNNEL_OVERHEAD
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkSpec:
     name: str
-    # bridge, nat or isolated.
+    # bridge, nat, isolated or overlay.
     kind: str
     bridge: str = ""
     # Host (name or id) -> its own bridge.
@@ -28,6 +31,8 @@ class NetworkSpec:
     mtu: int = 1500
     subnet: str = ""
     has_dhcp: bool = False
+    # Of an overlay network: the router that it shares with others of its project; '' for none.
+    router: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +45,22 @@ class NetworkView:
 
 
 def create(
-    session: Session, spec: NetworkSpec, *, project: Project | None, actor: Actor, now: datetime
+    session: Session,
+    spec: NetworkSpec,
+    *,
+    project: Project | None,
+    actor: Actor,
+    now: datetime,
+    has_overlay: bool = False,
 ) -> tuple[NetworkView, Operation]:
-    """Insert a network (project None: shared) and accept its making.
+    """Insert a network (project None: shared) and accept its making. `has_overlay`: the controller knows an OVN.
 
     A bridge is the host's own network, so only an administrator of the fleet may attach a network to one.
     """
     _check(spec)
+    if spec.kind == "overlay" and not has_overlay:
+        message = "kind: this fleet has no OVN; name its northbound database in the controller's settings: ovn_northbound"
+        raise InvalidRequest("overlay-off", message, field="kind")
     if spec.kind == "bridge":
         require(actor, Role.ADMIN, "")
     project_id = project.id if project else ""
@@ -64,6 +78,7 @@ def create(
         mtu=spec.mtu,
         subnet=spec.subnet,
         has_dhcp=spec.has_dhcp,
+        settings={"router": spec.router} if spec.router else {},
     )
     operation = accept(
         session,
@@ -155,8 +170,13 @@ def _check(spec: NetworkSpec) -> None:
         for field, value in (("bridge", spec.bridge), ("bridges", spec.bridges), ("vlan", spec.vlan)):
             if value:
                 raise InvalidRequest(f"{field}-not-allowed", f"{field}: only networks of kind bridge have one", field=field)
+    if spec.kind == "overlay" and spec.mtu > OVERLAY_MTU_MAX:
+        message = f"mtu: an overlay network takes at most {OVERLAY_MTU_MAX}, since {TUNNEL_OVERHEAD} bytes go to its tunnels"
+        raise InvalidRequest("mtu-too-large", message, field="mtu")
+    if spec.router and spec.kind != "overlay":
+        raise InvalidRequest("router-not-allowed", "router: only overlay networks have one", field="router")
     if not spec.subnet:
-        if spec.kind == "nat" or spec.has_dhcp:
+        if spec.kind == "nat" or spec.has_dhcp or spec.router:
             raise InvalidRequest("subnet-missing", 'subnet: give one, for example "10.20.0.0/24"', field="subnet")
         return
     try:

@@ -44,6 +44,8 @@ def record_all(
         if drift:
             _note_drift(session, host_id, observation, holding, drift, now=now)
         elif holding is not None and not _is_other_sides_matter(host_id, observation, holding):
+            if observation.balloon_mib != holding.observed_balloon_mib:
+                _note_balloon(session, observation, holding, now=now)
             if _is_unchanged(host_id, observation, holding):
                 unchanged.append(vm_id)
             else:
@@ -104,6 +106,21 @@ def _observe(session: Session, host_id: str, observation: DomainObservation, hol
             subject_id=holding.vm_id,
             message=f"{holding.name} is {state.value}{why}",
             context={"host_id": host_id, "state": state.value, "reason": reason, "was": holding.observed_state},
+            now=now,
+        )
+
+
+def _note_balloon(session: Session, observation: DomainObservation, holding: Holding, *, now: datetime) -> None:
+    """Note what the balloon leaves the guest; told where it gave or got, not where it began or ended."""
+    observations.note_balloon(session, holding.vm_id, observation.balloon_mib)
+    if observation.balloon_mib and holding.observed_balloon_mib:
+        events.append(
+            session,
+            kind="vm.balloon_changed",
+            project_id=holding.project_id,
+            subject_id=holding.vm_id,
+            message=f"the balloon of {holding.name} leaves it {observation.balloon_mib} of {observation.memory_mib} MiB",
+            context={"balloon_mib": observation.balloon_mib, "was_mib": holding.observed_balloon_mib},
             now=now,
         )
 

@@ -1,5 +1,6 @@
 """Which shapes vms with cpus or pages of their own can have: both come from NUMA cells in equal shares, and are fixed while a vm runs."""
 
+from trimtab_controller.core.guest_resources import NO_BALLOON, may_balloon
 from trimtab_controller.core.model import Vm
 from trimtab_controller.core.resize import OFF, Shape, When
 from trimtab_protos.errors import InvalidRequest
@@ -31,3 +32,20 @@ def check_resize(vm: Vm, wanted: Shape, when: When) -> None:
         )
     cells = int(wishes.get("numa_cells", 1))
     check_shape(wanted, is_dedicated=is_dedicated, hugepages_kib=hugepages_kib, numa_cells=cells)
+
+
+def check_balloon(balloon_min_mib: int, *, memory_mib: int, memory_max_mib: int, has_pinned_pages: bool) -> None:
+    """InvalidRequest where a guest of this kind cannot give memory back, or was promised less than the floor."""
+    if balloon_min_mib > memory_mib:
+        raise InvalidRequest(
+            "balloon-above-memory",
+            f"balloon_min_mib: at most its memory ({memory_mib} MiB), not {balloon_min_mib} MiB",
+            field="balloon_min_mib",
+            bound=memory_mib,
+        )
+    if not may_balloon(memory_mib=memory_mib, memory_max_mib=memory_max_mib, has_pinned_pages=has_pinned_pages):
+        raise InvalidRequest(
+            "balloon-impossible",
+            f"balloon_min_mib: a vm with {NO_BALLOON} cannot give memory back; leave the one or the other out",
+            field="balloon_min_mib",
+        )

@@ -58,7 +58,9 @@ def views(session: Session, found: Sequence[Vm]) -> tuple[VmView, ...]:
             schema.project: {vm.project_id for vm in found},
             schema.host: {vm.host_id for vm in found} | {vm.observed_host_id for vm in found},
             schema.backup_policy: {vm.backup_policy_id for vm in found},
-            schema.image: {vm.image_id for vm in found} | {vm.cdrom_image_id for vm in found},
+            schema.image: {vm.image_id for vm in found}
+            | {vm.cdrom_image_id for vm in found}
+            | {vm.drivers_image_id for vm in found},
             schema.pool: {volume.pool_id for some in disks.values() for volume in some},
             schema.network: {nic.network_id for some in nics.values() for nic in some},
         },

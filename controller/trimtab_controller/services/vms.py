@@ -69,6 +69,12 @@ class VmSpec:
     os: str = ""
     has_tpm: bool = False
     has_secure_boot: bool = False
+    # An ISO image in a second drive, with the drivers that the installer asks for.
+    drivers_iso: str = ""
+    # Least memory that the balloon leaves it, in MiB; 0: no balloon.
+    balloon_min_mib: int = 0
+    # low, normal, high; '' for none.
+    cpu_class: str = ""
     # (key, value); the value '' stands for any.
     tolerations: tuple[tuple[str, str], ...] = ()
     # What operators count on hosts, by name.
@@ -116,6 +122,7 @@ class _Root:
     pool: Pool | None
     size_bytes: int
     iso: Image | None = None
+    drivers: Image | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +146,7 @@ def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, no
     _check_cells(spec)
     guest_os = osinfo.find(spec.os or Family.LINUX.value)
     hardware = hardware_for(guest_os)
-    root = _root(session, spec, project)
+    root = _with_drivers(session, spec, _root(session, spec, project), project)
     to_host_id = resolve_host(session, spec.to_host, actor=actor)
     if spec.host_class and hosts.find_class(session, spec.host_class) is None:
         raise NotFound("host-class-not-found", f"host_class: there is no host class {spec.host_class}", field="host_class")
@@ -159,6 +166,8 @@ def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, no
         session,
         **_vm_values(spec, vm_id=vm_id, project=project, root=root, now=now),
         **_os_values(spec, guest_os, root),
+        balloon_min_mib=spec.balloon_min_mib,
+        cpu_class=spec.cpu_class,
         seed=seed,
     )
     if spec.secgroups:
@@ -178,7 +187,7 @@ def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, no
         actor=actor,
         now=now,
     )
-    named: list[Project | Image | Pool | Network | None] = [project, root.image, root.pool, root.iso]
+    named: list[Project | Image | Pool | Network | None] = [project, root.image, root.pool, root.iso, root.drivers]
     named += [one.network for one in planned]
     names = {one.id: one.name for one in named if one is not None}
     group_name = group.name if group is not None else ""
@@ -201,12 +210,16 @@ def change(
     labels: Mapping[str, str | None] | None,
     drain_policy: str | None,
     backup_policy: str | None = None,
+    has_drivers_iso: bool = True,
     expected_version: int | None,
     actor: Actor,
     now: datetime,
 ) -> Vm:
-    """Return the vm with these labels merged in (None takes a label away) and these policies; None leaves as it is."""
-    values: dict[str, Any] = {}
+    """Return the vm with these labels merged in (None takes a label away) and these policies; None leaves as it is.
+
+    `has_drivers_iso` False: the drive with drivers is gone at its next start.
+    """
+    values: dict[str, Any] = {} if has_drivers_iso else {"drivers_image_id": ""}
     if labels is not None:
         values["labels"] = merge_labels(vm.labels, labels)
     if drain_policy is not None:
@@ -273,6 +286,13 @@ def _check_cells(spec: VmSpec) -> None:
     vm_cells.check_shape(shape, is_dedicated=spec.is_dedicated, hugepages_kib=spec.hugepages_kib, numa_cells=spec.numa_cells)
     if spec.is_dedicated and spec.vcpus_max not in (None, spec.vcpus):
         raise InvalidRequest("vcpus-max", "vcpus_max: dedicated cpus are fixed while it runs; leave it out", field="vcpus_max")
+    if spec.balloon_min_mib:
+        vm_cells.check_balloon(
+            spec.balloon_min_mib,
+            memory_mib=spec.memory_mib,
+            memory_max_mib=spec.memory_max_mib or spec.memory_mib,
+            has_pinned_pages=bool(spec.hugepages_kib or spec.devices),
+        )
     if spec.hugepages_kib and spec.memory_max_mib not in (None, spec.memory_mib):
         message = "memory_max_mib: huge pages are fixed while it runs; leave it out"
         raise InvalidRequest("memory-max", message, field="memory_max_mib")
@@ -301,6 +321,12 @@ def _root(session: Session, spec: VmSpec, project: Project) -> _Root:
     pool = pools.choose(session, spec.pool)
     size_bytes = volumes.size_of(spec.disk_bytes, image, field="disk_bytes")
     return _Root(image=image, volume=None, pool=pool, size_bytes=size_bytes)
+
+
+def _with_drivers(session: Session, spec: VmSpec, root: _Root, project: Project) -> _Root:
+    if not spec.drivers_iso:
+        return root
+    return replace(root, drivers=images.ready_iso(session, spec.drivers_iso, project=project, field="drivers_iso"))
 
 
 def _vm_values(spec: VmSpec, *, vm_id: str, project: Project, root: _Root, now: datetime) -> dict[str, Any]:
@@ -353,6 +379,7 @@ def _os_values(spec: VmSpec, guest_os: GuestOs, root: _Root) -> dict[str, Any]:
         "os_family": guest_os.family.value,
         "has_cdrom": root.iso is not None,
         "cdrom_image_id": root.iso.id if root.iso is not None else "",
+        "drivers_image_id": root.drivers.id if root.drivers is not None else "",
     }
 
 

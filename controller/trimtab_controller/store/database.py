@@ -88,6 +88,12 @@ def _connect_arguments(url: sa.URL) -> dict[str, Any]:
     # A frozen process must not hold row locks for longer than a leader's successor may wait.
     return {
         "connect_timeout": 5,
+        # A path to the server that swallows everything is noticed within seconds, not after the quarter of an hour of TCP's own
+        # patience: whoever waits for it holds a right that others wait to see ended.
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
         "options": "-c idle_in_transaction_session_timeout=3000 -c lock_timeout=10000 -c statement_timeout=30000",
     }
 

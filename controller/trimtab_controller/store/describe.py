@@ -8,14 +8,14 @@ from typing import Any, TypeVar, cast
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core import cpu_sets, guest_os
+from trimtab_controller.core import cpu_sets, guest_os, guest_resources
 from trimtab_controller.core.model import Image, Network, Nic, Pool, Vm, Volume
 from trimtab_controller.store import schema, secgroups, vms
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.codec import from_json
+from trimtab_protos.device_messages import CdromSpec
 from trimtab_protos.errors import NotFound
 from trimtab_protos.messages import (
-    CdromSpec,
     DiskFormat,
     DiskSpec,
     DomainSpec,
@@ -50,6 +50,11 @@ _HELD_DEVICES = sa.select(schema.claim_stock.c.resource).where(
     schema.claim_stock.c.vm_id == sa.bindparam("of_vm"),
     schema.claim_stock.c.host_id == sa.bindparam("of_host"),
     schema.claim_stock.c.resource.startswith("pci:"),
+)
+_CPU_CLASSES = (
+    sa.select(schema.host_class.c.cpu_classes)
+    .join(schema.host, schema.host.c.host_class_id == schema.host_class.c.id)
+    .where(schema.host.c.id == sa.bindparam("of_host"))
 )
 _CPUS_OF_HOST = sa.select(schema.host.c.inventory, schema.host.c.dedicated_cpus).where(
     schema.host.c.id == sa.bindparam("of_host")
@@ -230,7 +235,14 @@ def domain_spec(session: Session, parts: VmParts, host_id: str) -> DomainSpec:
         host_devices=_host_devices(session, vm, host_id),
         firewall=secgroups.firewall_of(session, vm.id),
         is_kept=vm.ha == "restart",
+        resources=guest_resources.resources_of(vm, _cpu_classes(session, vm, host_id)),
+        drivers=_drivers(parts),
     )
+
+
+def _cpu_classes(session: Session, vm: Vm, host_id: str) -> Mapping[str, Any]:
+    """Return what classes of cpu time mean on the host; most vms have none, and cost no query."""
+    return session.execute(_CPU_CLASSES, {"of_host": host_id}).scalar_one_or_none() or {} if vm.cpu_class else {}
 
 
 def _host_devices(session: Session, vm: Vm, host_id: str) -> tuple[str, ...]:
@@ -266,6 +278,14 @@ def _cdrom(parts: VmParts) -> CdromSpec | None:
     home = state_volume(parts.volumes)
     pool_id = home.pool_id if home is not None and vm.cdrom_image_id else ""
     return CdromSpec(image_id=vm.cdrom_image_id if pool_id else "", pool_id=pool_id, boot_order=order)
+
+
+def _drivers(parts: VmParts) -> CdromSpec | None:
+    """Return the drive with drivers; nothing boots from it."""
+    home = state_volume(parts.volumes)
+    if not parts.vm.drivers_image_id or home is None:
+        return None
+    return CdromSpec(image_id=parts.vm.drivers_image_id, pool_id=home.pool_id)
 
 
 def state_volume(volumes: Sequence[Volume]) -> Volume | None:

@@ -228,6 +228,7 @@ def _vms(session: Session) -> tuple[VmFacts, ...]:
             vm.c.cpu_features,
             vm.c.ha,
             vm.c.attention,
+            vm.c.hand_changes,
         )
         .join(project, project.c.id == vm.c.project_id)
         .where(vm.c.deleted_at.is_(None))
@@ -247,6 +248,7 @@ def _vms(session: Session) -> tuple[VmFacts, ...]:
             cpu_features=tuple(row.cpu_features or ()),
             is_kept=row.ha == "restart",
             given_up_by=row.attention,
+            hand_changes=tuple(row.hand_changes),
         )
         for row in session.execute(query)
     )

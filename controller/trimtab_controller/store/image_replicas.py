@@ -37,10 +37,11 @@ def of_image(session: Session, image_id: str) -> tuple[ImageReplica, ...]:
 
 
 def missing_for_vm(session: Session, vm_id: str, host_id: str) -> tuple[Missing, ...]:
-    """Return the base images of the vm's volumes and the ISO in its drive that are not yet where they will be on `host_id`."""
-    volumes = describe.volumes_of(session, vm_id)
-    iso_id, home = vms.get(session, vm_id).cdrom_image_id, describe.state_volume(volumes)
-    wanted = _bases(volumes) | ({(iso_id, home.pool_id)} if iso_id and home is not None else set())
+    """Return the base images of the vm's volumes and the ISOs in its drives that are not yet where they will be on `host_id`."""
+    volumes, vm = describe.volumes_of(session, vm_id), vms.get(session, vm_id)
+    home = describe.state_volume(volumes)
+    isos = {image_id for image_id in (vm.cdrom_image_id, vm.drivers_image_id) if image_id} if home is not None else set()
+    wanted = _bases(volumes) | {(image_id, home.pool_id) for image_id in isos if home is not None}
     return _missing(session, wanted, host_id)
 
 

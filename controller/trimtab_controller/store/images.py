@@ -95,7 +95,8 @@ def dependants(session: Session, image_id: str, *, limit: int = 5) -> tuple[str,
     """
     table, vm = schema.volume, schema.vm
     clones = sa.select(table.c.name).where(table.c.base_image_id == image_id, holds_bytes())
-    drives = sa.select(vm.c.name).where(vm.c.cdrom_image_id == image_id, vm.c.purged_at.is_(None))
+    is_inserted = sa.or_(vm.c.cdrom_image_id == image_id, vm.c.drivers_image_id == image_id)
+    drives = sa.select(vm.c.name).where(is_inserted, vm.c.purged_at.is_(None))
     found = list(session.scalars(clones.order_by(table.c.name).limit(limit)))
     return tuple(found + [f"{name}'s CD-ROM" for name in session.scalars(drives.order_by(vm.c.name).limit(limit))])
 

@@ -44,9 +44,18 @@ class AddressHolder:
     deleted_at: datetime | None
 
 
-def insert(session: Session, *, network_id: str, bridges: Mapping[str, str], now: datetime, **values: Any) -> Network:
+def insert(
+    session: Session,
+    *,
+    network_id: str,
+    bridges: Mapping[str, str],
+    now: datetime,
+    settings: Mapping[str, Any] | None = None,
+    **values: Any,
+) -> Network:
     """Insert a network; `bridges` maps host id to bridge."""
-    network = lookup.insert_named(session, _table, Network, "network", id=network_id, settings={}, created_at=now, **values)
+    values |= {"id": network_id, "settings": dict(settings or {}), "created_at": now}
+    network = lookup.insert_named(session, _table, Network, "network", **values)
     for host_id, bridge in bridges.items():
         session.execute(
             schema.network_host.insert().values(network_id=network_id, host_id=host_id, bridge=bridge, state="unknown")

@@ -28,6 +28,7 @@ class Holding:
     observed_reason: str
     observed_host_id: str
     observed_addresses: tuple[str, ...]
+    observed_balloon_mib: int = 0
 
     def known_epoch(self, host_id: str) -> int | None:
         """Return the epoch from which this host's word about the vm counts; None where it holds nothing of it."""
@@ -49,6 +50,7 @@ _VMS = sa.select(
     _vm.c.observed_reason,
     _vm.c.observed_host_id,
     _vm.c.observed_addresses,
+    _vm.c.observed_balloon_mib,
 )
 _ONE: sa.BindParameter[str] = sa.bindparam("wanted")
 _MANY: sa.BindParameter[str] = sa.bindparam("wanted", expanding=True)
@@ -81,6 +83,7 @@ def holdings(session: Session, vm_ids: Sequence[str]) -> dict[str, Holding]:
                 observed_reason=row.observed_reason,
                 observed_host_id=row.observed_host_id,
                 observed_addresses=tuple(row.observed_addresses or ()),
+                observed_balloon_mib=int(row.observed_balloon_mib),
             )
     return found
 
@@ -100,6 +103,11 @@ def refresh(session: Session, vm_ids: Sequence[str], *, at: datetime) -> None:
     vm = schema.vm
     for start in range(0, len(vm_ids), _CHUNK):
         session.execute(vm.update().where(vm.c.id.in_(vm_ids[start : start + _CHUNK])).values(observed_at=at))
+
+
+def note_balloon(session: Session, vm_id: str, balloon_mib: int) -> None:
+    """Note what a vm's balloon leaves it."""
+    session.execute(schema.vm.update().where(schema.vm.c.id == vm_id).values(observed_balloon_mib=balloon_mib))
 
 
 def last_drift(session: Session, subject_id: str) -> Mapping[str, object]:

@@ -164,6 +164,11 @@ VERBS = {
     "network create lab --nat --subnet 10.20.0.0/24 --dhcp --shared": (
         "POST", "/v1/networks", {"name": "lab", "kind": "nat", "subnet": "10.20.0.0/24", "dhcp": True}
     ),
+    "network create app --overlay --subnet 10.30.0.0/24 --dhcp": (
+        "POST",
+        "/v1/projects/default/networks",
+        {"name": "app", "kind": "overlay", "subnet": "10.30.0.0/24", "dhcp": True},
+    ),
     "network create lab --isolated": ("POST", "/v1/projects/default/networks", {"name": "lab", "kind": "isolated"}),
     "image import win https://images.example/win --kind iso --sha256 " + "0" * 64: (
         "POST",

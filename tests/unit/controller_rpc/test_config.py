@@ -50,12 +50,20 @@ def test_the_settings_of_the_cli_are_not_ours(tmp_path: Path, monkeypatch: pytes
         ({"log_level": "loud"}, "log_level"),
         ({"image_url_networks": "10.20.0.1/16"}, "image_url_networks"),
         ({"api_certificate": "/tmp/a.pem"}, "settings"),
+        ({"ovn_northbound": "192.0.2.10:6641"}, "ovn_northbound"),
+        ({"ovn_northbound": "tcp:192.0.2.10:6641,http://x"}, "ovn_northbound"),
+        ({"ovn_northbound": "ssl:192.0.2.10:6641", "ovn_certificate": "/tmp/a.pem"}, "settings"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, flags: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         config.load(data_dir=tmp_path, **flags)
     assert caught.value.context["field"] == field
+
+
+def test_ovns_database_is_one_or_a_cluster(tmp_path: Path) -> None:
+    for endpoint in ("unix:/run/ovn/ovnnb_db.sock", "tcp:192.0.2.10:6641,tcp:192.0.2.11:6641", "tcp:[2001:db8::1]:6641"):
+        assert config.load(data_dir=tmp_path, ovn_northbound=endpoint).ovn_northbound == endpoint
 
 
 def test_a_misspelt_name_in_the_file_is_refused(tmp_path: Path) -> None:

@@ -81,3 +81,35 @@ async def test_hosts_that_a_draining_gateway_left_behind_are_judged_too(fleet: F
         assert fleet.host(machine.host_id).connectivity is HostConnectivity.UP
         await orphans_silent_for(fleet, 3)
         assert fleet.host(machine.host_id).connectivity is HostConnectivity.SUSPECT
+
+
+async def test_a_gateway_that_is_cut_off_from_the_database_sends_its_hosts_to_the_others_while_their_leases_last(
+    fleet: Fleet,
+) -> None:
+    machine = await fleet.member("node1")
+    await silent_for(fleet, 1)
+    async with second_gateway(fleet) as other:
+        stream = await machine.say_hello(stub=machine.stub_at(other.host_port))
+        assert (await stream.receive()).WhichOneof("body") == "welcome"
+        for _second in range(14):
+            await silent_for(fleet, 1)
+            await other.watch.hand_over()
+        assert (await stream.beat()).is_granted, "its right lasts for a while yet, and nobody was sent away before"
+        await silent_for(fleet, 1)
+        assert not (await stream.beat()).is_granted
+        await other.watch.hand_over()
+        asked = await stream.receive()
+        assert asked.WhichOneof("body") == "reconnect"
+        assert asked.reconnect.within_ms <= 2_000
+        again, _welcome = await machine.open()
+        assert (await again.beat()).is_granted
+
+
+async def test_a_gateway_that_is_alone_keeps_its_hosts_while_the_database_is_away(fleet: Fleet) -> None:
+    machine = await fleet.member("node1")
+    stream, _welcome = await machine.open()
+    fleet.clock.shift_s += 16
+    await fleet.process.watch.hand_over()
+    assert not (await stream.beat()).is_granted
+    await fleet.process.gateway.right.renew()
+    assert (await stream.beat()).is_granted, "it is the same session"

@@ -6,7 +6,6 @@ import pytest
 
 from trimtab_controller.core.migration import Outcome, outcome, refusals
 from trimtab_protos.messages import (
-    Bridge,
     DomainObservation,
     DomainSpec,
     DomainState,
@@ -16,6 +15,7 @@ from trimtab_protos.messages import (
     NetworkSpec,
     StateReason,
 )
+from trimtab_protos.network_messages import Bridge
 
 
 def seen(state: DomainState, *, is_migrating: bool = False, epoch: int = 1) -> DomainObservation:

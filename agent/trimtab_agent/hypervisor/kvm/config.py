@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimtab_agent.ballooning import DEFAULT_HIGH_PERMILLE, DEFAULT_LOW_PERMILLE
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvmConfig:
@@ -18,3 +20,6 @@ class KvmConfig:
     log_dir: Path = Path("/var/log/libvirt/qemu")
     """Serial logs; libvirt's own directory, since security drivers let QEMU and virtlogd write there."""
     agent_version: str = "0"
+    balloon_low_permille: int = DEFAULT_LOW_PERMILLE
+    balloon_high_permille: int = DEFAULT_HIGH_PERMILLE
+    """Of the host's memory that is available: below the one guests give, above the other they get back."""

@@ -138,6 +138,9 @@ def _disk(disk: Element, volumes: Mapping[str, str]) -> DescribedDisk:
         boot_order=int(boot.get("order", "0")) if boot is not None else 0,
         problem=_disk_problem(disk, path) if device == "disk" else "",
         volume_id=volumes.get(path, ""),
+        cache=driver.get("cache", "") if driver is not None else "",
+        iops_limit=int(disk.findtext("iotune/total_iops_sec") or 0),
+        bandwidth_limit_bytes_s=int(disk.findtext("iotune/total_bytes_sec") or 0),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
+from trimtab_agent.hypervisor.kvm import resource_xml
 from trimtab_agent.hypervisor.kvm.domain_xml import GUEST_AGENT_CHANNEL, METADATA_NAMESPACE
 from trimtab_agent.hypervisor.kvm.identifiers import vm_id_of
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
@@ -47,6 +48,8 @@ class DomainFacts:
     """Its definition said that another host may start it when this one is lost."""
     adopted_disks: Mapping[str, str] | None
     """Volume ids by target, of a domain that keeps the definition it was adopted with; None for one that is defined as we do."""
+    balloon_mib: int
+    """What the balloon of a running guest leaves it, as libvirt was told; 0 for one without a floor."""
     has_guest_agent: bool
     """The guest's agent has its end of the channel open; known of a running domain only."""
 
@@ -83,6 +86,7 @@ def read(xml: str) -> DomainFacts:
         nvram_path=root.findtext("os/nvram") or "",
         restarts_elsewhere=is_ours and loss is not None and loss.get("restarts") == "elsewhere",
         adopted_disks=_adopted_disks(adopted) if is_adopted else None,
+        balloon_mib=_kib(root.find("currentMemory")) // 1024 if is_ours and resource_xml.read_floor(root) else 0,
         has_guest_agent=channel is not None and channel.get("state") == "connected",
     )
 

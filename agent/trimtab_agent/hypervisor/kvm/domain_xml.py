@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
-from trimtab_agent.hypervisor.kvm import hostdev_xml, numa_xml
+from trimtab_agent.hypervisor.kvm import hostdev_xml, numa_xml, resource_xml
 from trimtab_agent.hypervisor.kvm.identifiers import (
     check_cpu_word,
     check_id,
@@ -34,8 +34,9 @@ from trimtab_agent.hypervisor.kvm.packet_rules import tap_name
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_agent.hypervisor.kvm.stamp_xml import stamp_metadata
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
+from trimtab_protos.device_messages import CdromSpec
 from trimtab_protos.errors import InvalidRequest
-from trimtab_protos.messages import CdromSpec, DiskBus, DiskFormat, DiskSpec, DomainSpec, Firmware, NetworkKind, NicSpec
+from trimtab_protos.messages import DiskBus, DiskFormat, DiskSpec, DomainSpec, Firmware, NicSpec
 
 METADATA_NAMESPACE = "urn:trimtab:domain:1"
 METADATA_PREFIX = "trimtab"
@@ -46,10 +47,10 @@ SERIAL_BYTES = 20
 _SERIAL_BUS, _BALLOON_BUS, _RNG_BUS, _SEED_BUS, _SCSI_BUS, _FIRST_INDEXED_BUS = 1, 2, 3, 4, 5, 6
 _MAX_INDEX = 23
 _SEED_TARGET = "vdz"
-_CDROM_TARGET = "sdz"
-CDROM_ALIAS = "ua-cdrom"
+_CDROM_TARGET, DRIVERS_TARGET = "sdz", "sdy"
+CDROM_ALIAS, DRIVERS_ALIAS = "ua-cdrom", "ua-drivers"
 _SATA_CDROM_UNIT = 5
-"""The last port of the chipset's SATA controller; disks take those before it."""
+"""The last port of the chipset's SATA controller; the drive with drivers, then disks, take those before it."""
 _TCG_CACHE_MIB = 32
 # A vcpu that is added needs a region of the cache for itself. QEMU 7.2 ends at an assertion (tcg_region_initial_alloc) where a booted
 # guest has filled them all, which 32 MiB do not outlast: seen in the lab. Only what is used takes memory.
@@ -99,6 +100,8 @@ class HostTraits:
     """Path of this vm's serial log."""
     console_socket: str
     """Where QEMU listens for one who is at the serial port."""
+    cpu_shares: int = 1024
+    """What libvirt counts for a guest of which nothing is said: 1024 where the kernel's control groups are v1, 100 where they are v2."""
 
 
 def build(
@@ -117,6 +120,7 @@ def build(
     SubElement(root, "metadata").append(_metadata(domain, stamp, boot_id=boot_id))
     _memory_and_cpus(root, domain)
     numa_xml.place(root, domain)
+    resource_xml.place(root, domain, cpu_shares=host.cpu_shares)
     _firmware(root, domain)
     _features(root, domain, host)
     _cpu(root, domain)
@@ -129,12 +133,14 @@ def build(
     for disk in _in_order(domain.disks):
         _disk(devices, disk, domain, pools, exports.get(disk.volume_id))
     if domain.cdrom is not None:
-        _cdrom(devices, domain.cdrom, pools)
+        _cdrom(devices, domain.cdrom, pools, target=_CDROM_TARGET, alias=CDROM_ALIAS, unit=_SATA_CDROM_UNIT)
+    if domain.drivers is not None:
+        _cdrom(devices, domain.drivers, pools, target=DRIVERS_TARGET, alias=DRIVERS_ALIAS, unit=_SATA_CDROM_UNIT - 1)
     if domain.seed is not None:
         _seed_disk(devices, state_layout(domain).seed(domain.vm_id))
     for nic in sorted(domain.nics, key=lambda each: each.index):
         _nic(devices, nic, domain)
-    _fixed_devices(devices, host)
+    _fixed_devices(devices, host, has_balloon=resource_xml.floor_of(domain) > 0)
     hostdev_xml.give(devices, domain)
     _plugged_memory(devices, domain)
     if domain.has_tpm:
@@ -176,13 +182,14 @@ def _check(domain: DomainSpec) -> None:
     check_range(domain.memory_mib, "memory_mib", low=16, high=_MAX_MEMORY_MIB)
     check_range(domain.memory_max_mib or domain.memory_mib, "memory_max_mib", low=domain.memory_mib, high=_MAX_MEMORY_MIB)
     numa_xml.check(domain)
+    resource_xml.check(domain)
     hostdev_xml.check(domain)
     check_range(domain.spare_pcie_ports, "spare_pcie_ports", low=0, high=_MAX_SPARE_PORTS)
     if domain.has_secure_boot and domain.firmware is not Firmware.UEFI:
         raise InvalidRequest("secure-boot-needs-uefi", "secure boot needs firmware uefi", field="has_secure_boot")
     for disk in domain.disks:
         if disk.bus is DiskBus.SATA:
-            check_range(disk.index, "disks.index", low=0, high=_SATA_CDROM_UNIT - 1)
+            check_range(disk.index, "disks.index", low=0, high=_SATA_CDROM_UNIT - (2 if domain.drivers else 1))
     for field, things in (("disks", domain.disks), ("nics", domain.nics)):
         indices = [thing.index for thing in things]
         for index in indices:
@@ -363,19 +370,19 @@ def _boot_order(disk: DiskSpec, domain: DomainSpec) -> int:
     return 1 if disk == boot_disk(domain) else 0
 
 
-def _cdrom(devices: Element, cdrom: CdromSpec, pools: dict[str, PoolLayout]) -> None:
+def _cdrom(devices: Element, cdrom: CdromSpec, pools: dict[str, PoolLayout], *, target: str, alias: str, unit: int) -> None:
     # SATA: the only drive that installers without drivers of ours, Windows' and FreeDOS' among them, know.
     element = SubElement(devices, "disk", type="file", device="cdrom")
     SubElement(element, "driver", name="qemu", type="raw")
     if cdrom.image_id:
         SubElement(element, "source", file=iso_path(cdrom, pools))
-    SubElement(element, "target", dev=_CDROM_TARGET, bus="sata")
+    SubElement(element, "target", dev=target, bus="sata")
     SubElement(element, "readonly")
     order = check_range(cdrom.boot_order, "cdrom.boot_order", low=0, high=_MAX_INDEX + 2)
     if order:
         SubElement(element, "boot", order=str(order))
-    SubElement(element, "alias", name=CDROM_ALIAS)
-    SubElement(element, "address", type="drive", controller="0", bus="0", target="0", unit=str(_SATA_CDROM_UNIT))
+    SubElement(element, "alias", name=alias)
+    SubElement(element, "address", type="drive", controller="0", bus="0", target="0", unit=str(unit))
 
 
 def iso_path(cdrom: CdromSpec, pools: Mapping[str, PoolLayout]) -> str:
@@ -405,9 +412,9 @@ def _nic(devices: Element, nic: NicSpec, domain: DomainSpec) -> None:
     for address in nic.addresses:
         _check_address(address)
     check_range(network.mtu, "mtu", low=576, high=65520)
-    if network.kind is NetworkKind.BRIDGE:
+    if bridge := bridge_of(network, nic.nic_id):
         element = SubElement(devices, "interface", type="bridge")
-        SubElement(element, "source", bridge=bridge_of(network))
+        SubElement(element, "source", bridge=bridge)
     else:
         element = SubElement(devices, "interface", type="network")
         SubElement(element, "source", network=libvirt_network_name(network.network_id))
@@ -430,7 +437,7 @@ def _check_address(address: str) -> None:
         ) from error
 
 
-def _fixed_devices(devices: Element, host: HostTraits) -> None:
+def _fixed_devices(devices: Element, host: HostTraits, *, has_balloon: bool) -> None:
     # libvirt shows the first serial port as the console too, and wants both to say the same.
     for tag, kind in (("serial", "isa-serial"), ("console", "serial")):
         port = SubElement(devices, tag, type="unix")
@@ -448,6 +455,9 @@ def _fixed_devices(devices: Element, host: HostTraits) -> None:
     SubElement(video, "model", type="vga", vram="16384", heads="1", primary="yes")
     _address(video, bus=0, slot=1)
     balloon = SubElement(devices, "memballoon", model="virtio")
+    if has_balloon:
+        # A guest that runs out takes memory back by itself, faster than the agent looks.
+        balloon.set("autodeflate", "on")
     SubElement(balloon, "stats", period="5")
     _address(balloon, bus=_BALLOON_BUS)
     rng = SubElement(devices, "rng", model="virtio")

@@ -8,6 +8,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import libvirt
@@ -22,6 +23,7 @@ from trimtab_agent.hypervisor.kvm import (
     errors,
     filling,
     layer_files,
+    overlays,
     state_files,
     volumes,
 )
@@ -48,6 +50,7 @@ _UNDEFINE_FLAGS = (
 
 
 STORAGE_TIMEOUT_S = 10.0
+_UNIFIED_CONTROL_GROUPS = Path("/sys/fs/cgroup/cgroup.controllers")
 
 
 class VmLocks:
@@ -94,6 +97,8 @@ class Domains:
         self._firewall = firewall
         self._accelerator = accelerator
         self._refuse_unfit = refuse_unfit
+        self.cpu_shares = 100 if _UNIFIED_CONTROL_GROUPS.exists() else 1024
+        """What libvirt counts for a guest of which nothing is said."""
         self.locks = VmLocks()
         self._guarded = GuardedCalls()
 
@@ -181,6 +186,7 @@ class Domains:
             accelerator=accelerator,
             console_log=self._logs.path_of(vm_id),
             console_socket=self.console_sockets.serial_path(vm_id),
+            cpu_shares=self.cpu_shares,
         )
 
     def undefine(self, vm_id: str, pools: Sequence[PoolSpec], *, kill_if_running: bool, keep_state_files: bool) -> None:
@@ -196,6 +202,7 @@ class Domains:
                 _remove(domain, vm_id, kill_if_running=kill_if_running, keep_state_files=keep_state_files)
                 self._observer.forget(domain.UUIDString())
         self._firewall.drop(vm_id)
+        overlays.drop_ports(vm_id)
         # After the domain, which must go even where its storage does not answer.
         if not keep_state_files:
             for pool in pools:

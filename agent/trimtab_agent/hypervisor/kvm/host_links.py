@@ -1,18 +1,48 @@
-"""The host's bridges, from sysfs. Guests' own ports are left out, so that a guest's start does not look like a change of the host."""
+"""The host's bridges, from sysfs and from Open vSwitch. Guests' own ports are left out, so that a guest's start does not look like a
+change of the host."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import structlog
+
+from trimtab_agent.hypervisor.kvm import open_vswitch
 from trimtab_agent.hypervisor.kvm.networks import OWN_BRIDGE_PREFIX
+from trimtab_agent.hypervisor.kvm.open_vswitch import Switch
 from trimtab_agent.hypervisor.kvm.packet_rules import TAP_PREFIX
-from trimtab_protos.messages import Bridge
+from trimtab_protos.errors import Unavailable
+from trimtab_protos.network_messages import Bridge
+
+log = structlog.get_logger(__name__)
 
 GUEST_PORT_PREFIXES = (TAP_PREFIX, "vnet", "tap", "macvtap")
 
 
-def read_bridges(sys_net: Path = Path("/sys/class/net")) -> tuple[Bridge, ...]:
+def read_bridges(sys_net: Path = Path("/sys/class/net"), switches: Sequence[Switch] = ()) -> tuple[Bridge, ...]:
     """Return every bridge, in order of name. One without ports of the host's own counts as having carrier: it reaches what is inside."""
-    return tuple(_bridge(link) for link in sorted(sys_net.iterdir()) if (link / "bridge").is_dir())
+    linux = [_bridge(link) for link in sys_net.iterdir() if (link / "bridge").is_dir()]
+    return tuple(sorted([*linux, *(_switch(each, sys_net) for each in switches)], key=lambda bridge: bridge.name))
+
+
+def read_switches() -> tuple[Switch, ...]:
+    """Return Open vSwitch's bridges; none where it does not answer, which its networks then say."""
+    try:
+        return open_vswitch.read()
+    except Unavailable as error:
+        log.warning("bridges of Open vSwitch cannot be read", error=error.message)
+        return ()
+
+
+def _switch(switch: Switch, sys_net: Path) -> Bridge:
+    carriers = [has_carrier(sys_net / name) for name in switch.links]
+    return Bridge(
+        name=switch.name,
+        mtu=open_vswitch.mtu_of(switch, sys_net),
+        has_carrier=any(carriers) or not carriers,
+        ports=switch.links,
+        is_open_vswitch=True,
+    )
 
 
 def _bridge(link: Path) -> Bridge:

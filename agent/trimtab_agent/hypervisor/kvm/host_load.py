@@ -2,12 +2,20 @@
 
 import contextlib
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab_protos.messages import HostLoad
 
 _CPU_FIELDS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 _VIRTUAL_PREFIXES = ("lo", "vnet", "tap", "macvtap", "docker", "virbr", "tt-", "tn-", "tv-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryLoad:
+    total_mib: int
+    available_mib: int
+    pressure_percent: int
 
 
 class HostLoadReader:
@@ -29,7 +37,7 @@ class HostLoadReader:
         return HostLoad(
             cpu_used_permille=(total - idle) * 1000 // total if total else 0,
             cpu_steal_permille=spent["steal"] * 1000 // total if total else 0,
-            memory_available_mib=self._memory_available_mib(),
+            memory_available_mib=self._memory_mib("MemAvailable:"),
             cpu_pressure=self._pressure("cpu"),
             memory_pressure=self._pressure("memory"),
             io_pressure=self._pressure("io"),
@@ -37,13 +45,21 @@ class HostLoadReader:
             has_uplink_carrier=self._has_uplink_carrier(),
         )
 
+    def read_memory(self) -> MemoryLoad:
+        """Return what decides about balloons."""
+        return MemoryLoad(
+            total_mib=self._memory_mib("MemTotal:"),
+            available_mib=self._memory_mib("MemAvailable:"),
+            pressure_percent=self._pressure("memory"),
+        )
+
     def _cpu_times(self) -> dict[str, int]:
         first_line = (self._proc / "stat").read_text().partition("\n")[0]
         return dict(zip(_CPU_FIELDS, map(int, first_line.split()[1:]), strict=False))
 
-    def _memory_available_mib(self) -> int:
+    def _memory_mib(self, name: str) -> int:
         for line in (self._proc / "meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
+            if line.startswith(name):
                 return int(line.split()[1]) >> 10
         return 0
 

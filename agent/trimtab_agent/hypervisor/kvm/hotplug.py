@@ -19,9 +19,9 @@ import libvirt
 import structlog
 
 from trimtab_agent.hypervisor.base import Applied, Stamp
-from trimtab_agent.hypervisor.kvm import domain_facts, errors, volumes
+from trimtab_agent.hypervisor.kvm import domain_facts, errors, resource_xml, volumes
 from trimtab_agent.hypervisor.kvm.connection import Connection
-from trimtab_agent.hypervisor.kvm.domain_xml import MEMORY_ALIAS, MEMORY_STEP_MIB
+from trimtab_agent.hypervisor.kvm.domain_xml import DRIVERS_ALIAS, MEMORY_ALIAS, MEMORY_STEP_MIB
 from trimtab_agent.hypervisor.kvm.domains import Domains, find, is_adopted, require, require_volumes
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.kvm.networks import Networks
@@ -97,6 +97,8 @@ class Hotplug:
             self._networks.start(connection, network)
         _plug(domain, wanted)
         _limit_disks(domain, wanted)
+        _fit_scheduling(domain, spec, cpu_shares=self._domains.cpu_shares)
+        _fit_balloon(domain, spec)
         left += _change_medium(domain)
         left += _fit_memory(domain, spec)
         left += self._fit_vcpus(domain, spec, is_memory_settled=not any(each.part is ChangedPart.MEMORY for each in left))
@@ -188,10 +190,18 @@ def _ask_to_unplug(domain: Any, alias: str) -> None:
 def _plug(domain: Any, wanted: dict[str, Element]) -> None:
     root = parse(domain.XMLDesc(0))
     present = _devices(root)
+    macs = {_mac_of(card) for card in root.findall("devices/interface")}
     for alias, element in wanted.items():
-        if alias not in present:
+        # A card that somebody plugged in by hand and that was taken over has no name of ours until the next stop.
+        is_there_unnamed = element.tag == "interface" and _mac_of(element) in macs
+        if alias not in present and not is_there_unnamed:
             _require_slot(root, element)
             domain.attachDeviceFlags(ElementTree.tostring(element, encoding="unicode"), _LIVE)
+
+
+def _mac_of(card: Element) -> str:
+    mac = card.find("mac")
+    return mac.get("address", "").lower() if mac is not None else ""
 
 
 def _require_slot(root: Element, element: Element) -> None:
@@ -247,7 +257,9 @@ def _change_medium(domain: Any) -> list[ChangeLeft]:
 
 
 def _drive(root: Element) -> Element | None:
-    return root.find("devices/disk[@device='cdrom']")
+    """Return the drive whose medium changes; the one with drivers comes and goes with a stop."""
+    drives = root.findall("devices/disk[@device='cdrom']")
+    return next((drive for drive in drives if drive.find(f"alias[@name='{DRIVERS_ALIAS}']") is None), None)
 
 
 def _medium(drive: Element | None) -> str | None:
@@ -258,6 +270,36 @@ def _medium(drive: Element | None) -> str | None:
 
 def _cdrom_left(reason: str, *, needs_stop: bool = False) -> ChangeLeft:
     return ChangeLeft(part=ChangedPart.CDROM, reason=reason, needs_stop=needs_stop)
+
+
+# --- what it gets of the host ------------------------------------------------------------------------------------------------
+
+
+def _fit_scheduling(domain: Any, spec: DomainSpec, *, cpu_shares: int) -> None:
+    """Give the running guest its share of the cpus; one of which nothing is said is not asked about at all."""
+    wanted = resource_xml.scheduling_of(spec, cpu_shares=cpu_shares)
+    is_plain = spec.resources is None or not (spec.resources.cpu_weight or spec.resources.cpu_limit_percent)
+    live = parse(domain.XMLDesc(0))
+    if is_plain and live.find("cputune/shares") is None and live.find("cputune/quota") is None:
+        return
+    present = domain.schedulerParametersFlags(_LIVE)
+    changed = {name: value for name, value in wanted.items() if present.get(name) != value}
+    if changed:
+        domain.setSchedulerParametersFlags(changed, _LIVE)
+
+
+def _fit_balloon(domain: Any, spec: DomainSpec) -> None:
+    """Tell the running guest's balloon how far it may go; one that may not go at all gives everything back."""
+    floor_mib = resource_xml.floor_of(spec)
+    if resource_xml.read_floor(parse(domain.XMLDesc(0))) == floor_mib:
+        return
+    namespace = resource_xml.BALLOON_NAMESPACE
+    if floor_mib:
+        text = resource_xml.balloon_metadata(floor_mib)
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, resource_xml.BALLOON_PREFIX, namespace, _LIVE)
+    else:
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, None, namespace, _LIVE)
+        domain.setMemoryFlags(domain.maxMemory(), _LIVE)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------------

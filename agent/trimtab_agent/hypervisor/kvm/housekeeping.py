@@ -11,6 +11,8 @@ from typing import Any
 import libvirt
 import structlog
 
+from trimtab_agent.hypervisor.kvm import ballooning
+from trimtab_agent.hypervisor.kvm.ballooning import Balloons
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
 from trimtab_agent.hypervisor.kvm.domain_facts import read
@@ -34,11 +36,14 @@ _LINK_LOCAL = ("127.", "::1", "fe80:", "169.254.")
 class Housekeeping:
     """The periodic work. Its threads end with `stop`."""
 
-    def __init__(self, connection: Connection, observer: Observer, logs: ConsoleLogs, firewall: Firewall) -> None:
+    def __init__(
+        self, connection: Connection, observer: Observer, logs: ConsoleLogs, firewall: Firewall, balloons: Balloons
+    ) -> None:
         self._connection = connection
         self._observer = observer
         self._logs = logs
         self._firewall = firewall
+        self._balloons = balloons
         self._stopping = threading.Event()
         self._silent_until: dict[str, float] = {}
         self.running_domains = 0
@@ -47,6 +52,7 @@ class Housekeeping:
         self._run_every(LOGS_EVERY_S, self._keep_logs, "console-logs")
         self._run_every(FIREWALL_EVERY_S, self._firewall.repair, "packet-rules")
         self._run_every(ADDRESSES_EVERY_S, self._ask_addresses, "guest-addresses")
+        self._run_every(ballooning.EVERY_S, self._balloons.look, "balloons")
 
     def stop(self) -> None:
         self._stopping.set()

@@ -1,13 +1,15 @@
 """The libvirt implementation of `Hypervisor`: puts the parts together and says which verb is whose."""
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from trimtab_agent.ballooning import Rules
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
 from trimtab_agent.hypervisor.kvm import accel_probe, domain_facts, images, layer_files, volumes
 from trimtab_agent.hypervisor.kvm.adoption import Adoption
 from trimtab_agent.hypervisor.kvm.backups import SOCKET_DIR, Backups
+from trimtab_agent.hypervisor.kvm.ballooning import Balloons
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
@@ -27,6 +29,7 @@ from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
 from trimtab_agent.hypervisor.kvm.pools import Pools
 from trimtab_agent.hypervisor.kvm.power import Power
+from trimtab_agent.hypervisor.statistics import BalloonStatistics
 from trimtab_protos.adoption_messages import AdoptedDisk, Described
 from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.messages import (
@@ -101,7 +104,9 @@ class KvmHypervisor:
         self._instants = Instants(self._connection, self._domains, socket_dir=SOCKET_DIR)
         self.backups = Backups(self._connection, refuse_if_used=self._domains.refuse_if_used, instants=self._instants)
         """What backups copy from; apart from the verbs, since a backup is read for as long as its block is open."""
-        self._housekeeping = Housekeeping(self._connection, self._observer, self._logs, self._firewall)
+        rules = Rules(low_permille=config.balloon_low_permille, high_permille=config.balloon_high_permille)
+        self._balloons = Balloons(self._connection, self._load, rules)
+        self._housekeeping = Housekeeping(self._connection, self._observer, self._logs, self._firewall, self._balloons)
 
     def start(self) -> None:
         """Open the connection and keep it open from now on; returns at once, also where libvirt is down."""
@@ -130,6 +135,12 @@ class KvmHypervisor:
 
     def load(self) -> HostLoad:
         return self._load.read(running_domains=self._housekeeping.running_domains)
+
+    def balloon_statistics(self) -> tuple[BalloonStatistics, ...]:
+        return self._balloons.statistics()
+
+    def balloon_changes(self) -> Mapping[str, int]:
+        return self._balloons.changes()
 
     def is_up(self) -> bool:
         return self._connection.is_up

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from trimtab_agent.hypervisor.kvm import domain_facts
+from trimtab_agent.hypervisor.kvm import domain_facts, overlays
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
-from trimtab_agent.hypervisor.kvm.host_links import read_bridges
+from trimtab_agent.hypervisor.kvm.host_links import read_bridges, read_switches
+from trimtab_agent.hypervisor.kvm.huge_pages import mounted_sizes_kib
 from trimtab_agent.hypervisor.kvm.pools import Pools
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import Conflict
@@ -116,9 +117,10 @@ class InventoryReader:
             cpu_features=traits.cpu_features,
             usable_cpu_models=traits.usable_cpu_models,
             machines=traits.machines,
-            numa_cells=_numa_cells(host, memory_mib),
+            numa_cells=_numa_cells(host, memory_mib, mounted_sizes_kib()),
             pci_devices=devices,
-            bridges=read_bridges(),
+            bridges=read_bridges(switches=read_switches()),
+            overlay_chassis=overlays.chassis(),
             pools=self._pools.observe_known(),
             capabilities=(*CAPABILITIES, *(("migrate-tls",) if self._config.has_tls else ()), *(("tpm",) if has_tpm() else ())),
             unmanaged_vcpus=unmanaged.vcpus,
@@ -219,19 +221,18 @@ def _memory_mib() -> int:
     return 0
 
 
-def _numa_cells(host: ElementTree.Element, memory_mib: int) -> tuple[NumaCell, ...]:
+def _numa_cells(host: ElementTree.Element, memory_mib: int, page_sizes_kib: Collection[int]) -> tuple[NumaCell, ...]:
     cells = []
     found = host.findall("host/topology/cells/cell")
     for cell in found:
         memory_kib = int(cell.findtext("memory") or 0)
         huge_pages = {int(pages.get("size", 0)): int(pages.text or 0) for pages in cell.findall("pages")}
-        huge_pages.pop(4, None)  # ordinary pages
         cells.append(
             NumaCell(
                 index=int(cell.get("id", 0)),
                 memory_mib=memory_mib if len(found) == 1 else memory_kib >> 10,
                 cpus=tuple(sorted(int(cpu.get("id", 0)) for cpu in cell.findall("cpus/cpu"))),
-                huge_pages={size: count for size, count in huge_pages.items() if count},
+                huge_pages={size: count for size, count in huge_pages.items() if count and size in page_sizes_kib},
             )
         )
     return tuple(cells)

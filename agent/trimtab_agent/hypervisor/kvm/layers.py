@@ -131,7 +131,9 @@ class Layers:
             write_stamp(domain, facts, stamp, boot_id=self._boot_id)
             saved = connection.saveImageGetXMLDesc(path, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
             control.report(JobProgress(phase="restoring memory", total_bytes=os.stat(path).st_size))
-            connection.restoreFlags(path, retarget(saved, spec, stamp), libvirt.VIR_DOMAIN_SAVE_RUNNING)
+            connection.restoreFlags(
+                path, retarget(saved, spec, stamp, cpu_shares=self._domains.cpu_shares), libvirt.VIR_DOMAIN_SAVE_RUNNING
+            )
             domain = require(connection, spec.vm_id)
             write_stamp(domain, domain_facts.read(domain.XMLDesc(0)), stamp, boot_id=self._boot_id)
         return LayerResult(consistency="memory")

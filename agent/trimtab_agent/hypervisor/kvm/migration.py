@@ -228,7 +228,7 @@ class Migrations:
         host = self._domains.traits(target.vm_id, facts.accelerator)
         parameters: dict[str, Any] = {
             libvirt.VIR_MIGRATE_PARAM_URI: migration_uri,
-            libvirt.VIR_MIGRATE_PARAM_DEST_XML: retarget(live_xml, target, stamp),
+            libvirt.VIR_MIGRATE_PARAM_DEST_XML: retarget(live_xml, target, stamp, cpu_shares=host.cpu_shares),
             libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: self._stored_xml(domain, target, stamp, host),
         }
         flags = _FLAGS
@@ -251,7 +251,7 @@ class Migrations:
         """Return what the target stores: our definition, or the one that an adopted domain keeps until its next stop."""
         if not is_adopted(domain):
             return domain_xml.build(target, stamp, host)
-        return retarget(domain.XMLDesc(_LIVE_XML | libvirt.VIR_DOMAIN_XML_INACTIVE), target, stamp)
+        return retarget(domain.XMLDesc(_LIVE_XML | libvirt.VIR_DOMAIN_XML_INACTIVE), target, stamp, cpu_shares=host.cpu_shares)
 
     # --- both sides --------------------------------------------------------------------------------------------------------
 

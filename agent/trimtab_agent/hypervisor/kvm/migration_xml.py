@@ -9,26 +9,32 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from trimtab_agent.hypervisor.base import Stamp
-from trimtab_agent.hypervisor.kvm import domain_facts, numa_xml
-from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, iso_path, state_layout, target_name
+from trimtab_agent.hypervisor.kvm import domain_facts, numa_xml, resource_xml
+from trimtab_agent.hypervisor.kvm.domain_xml import DRIVERS_TARGET, METADATA_NAMESPACE, iso_path, state_layout, target_name
 from trimtab_agent.hypervisor.kvm.networks import bridge_of, libvirt_network_name
 from trimtab_agent.hypervisor.kvm.packet_rules import tap_name
 from trimtab_agent.hypervisor.kvm.pool_layout import SEED_FILE, PoolLayout
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import Conflict
-from trimtab_protos.messages import DomainSpec, NetworkKind, NetworkSpec, NicSpec
+from trimtab_protos.messages import DomainSpec, NetworkSpec, NicSpec
 
 _CDROM = "cdrom"
 
 
-def retarget(live_xml: str, target: DomainSpec, stamp: Stamp) -> str:
-    """Return the migratable definition `live_xml` as it shall be on the target. Conflict: it has a disk or card that the spec lacks."""
+def retarget(live_xml: str, target: DomainSpec, stamp: Stamp, *, cpu_shares: int = 1024) -> str:
+    """Return the migratable definition `live_xml` as it shall be on the target. Conflict: it has a disk or card that the spec lacks.
+
+    `cpu_shares`: see `HostTraits`.
+    """
     root = parse(live_xml)
     adopted = domain_facts.read(live_xml).adopted_disks
     _stamp(root, stamp)
     numa_xml.place(root, target)
+    if adopted is None:
+        resource_xml.place(root, target, cpu_shares=cpu_shares)
     layouts = {pool.pool_id: PoolLayout.of(pool) for pool in target.pools}
-    paths = {_CDROM: iso_path(target.cdrom, layouts)} if target.cdrom is not None and target.cdrom.image_id else {}
+    drives = {_CDROM: target.cdrom, DRIVERS_TARGET: target.drivers}
+    paths = {name: iso_path(drive, layouts) for name, drive in drives.items() if drive is not None and drive.image_id}
     names = _names(target, adopted)
     paths |= {
         names[disk.volume_id]: layouts[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id) for disk in target.disks
@@ -72,7 +78,8 @@ def _move_disk(disk: Element, paths: dict[str, str], target: DomainSpec) -> None
     source, device = disk.find("source"), disk.find("target")
     if source is None or device is None:
         return
-    name = _CDROM if disk.get("device") == "cdrom" else device.get("dev", "")
+    is_install_drive = disk.get("device") == "cdrom" and (target.drivers is None or device.get("dev") != DRIVERS_TARGET)
+    name = _CDROM if is_install_drive else device.get("dev", "")
     # The target finds the chain by its own copy of the image; the one listed here has this host's paths.
     for chain in disk.findall("backingStore"):
         disk.remove(chain)
@@ -93,9 +100,9 @@ def _move_card(card: Element, cards: dict[str, NicSpec], target: DomainSpec) -> 
     port = card.find("target")
     # A guest that an earlier release started has a port with a name of libvirt's, which no rules are made for.
     (port if port is not None else SubElement(card, "target")).set("dev", tap_name(nic.nic_id))
-    if network.kind is NetworkKind.BRIDGE:
+    if bridge := bridge_of(network, nic.nic_id):
         card.set("type", "bridge")
-        source.attrib = {"bridge": bridge_of(network)}
+        source.attrib = {"bridge": bridge}
     else:
         card.set("type", "network")
         source.attrib = {"network": libvirt_network_name(network.network_id)}

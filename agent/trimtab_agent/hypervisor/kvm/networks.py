@@ -1,4 +1,4 @@
-"""Networks of this host: the operator's bridges, which are only looked at, and NAT or isolated ones, which libvirt runs for us.
+"""Networks of this host: the operator's bridges, which are only looked at, NAT or isolated ones, which libvirt runs for us, and OVN's.
 
 libvirt networks are called `trimtab-<network_id>` and their bridges `tt-<hash>`. They do not start with the host: a guest's start
 ensures them, so that a host that may run no guests any more brings up nothing.
@@ -12,14 +12,16 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from trimtab_agent.hypervisor.kvm import errors, vlans
+from trimtab_agent.hypervisor.kvm import errors, open_vswitch, overlays, vlans
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.identifiers import DOMAIN_PREFIX, check_id, check_interface, check_mac, check_name, check_range
+from trimtab_agent.hypervisor.kvm.open_vswitch import Switch
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import Conflict, InvalidRequest
 from trimtab_protos.messages import DomainSpec, NetworkKind, NetworkSpec, NicSpec
 
 OWN_BRIDGE_PREFIX = "tt-"
+_LIBVIRTS = frozenset({NetworkKind.NAT, NetworkKind.ISOLATED})
 _SYS_NET = Path("/sys/class/net")
 _MIN_MTU, _MAX_MTU = 576, 65520
 _SMALLEST_SUBNET_PREFIX = 29
@@ -36,10 +38,9 @@ class Networks:
         check_range(network.mtu, "mtu", low=_MIN_MTU, high=_MAX_MTU)
         match network.kind:
             case NetworkKind.BRIDGE:
-                check_bridge(network)
-                if network.vlan:
-                    own = own_bridge(network.network_id)
-                    vlans.ensure(network.name, own, base=network.bridge, vlan=network.vlan, mtu=network.mtu, sys_net=_SYS_NET)
+                _ensure_bridge(network)
+            case NetworkKind.OVERLAY:
+                overlays.check(network, sys_net=_SYS_NET)
             case NetworkKind.NAT | NetworkKind.ISOLATED:
                 wanted = network_xml(network)
                 with self._connection.use(f"make network {network.name}", changes=True) as connection:
@@ -49,7 +50,8 @@ class Networks:
         """Make the networks of a domain usable, and keep its cards' addresses for them where this host answers DHCP."""
         for network in domain.networks:
             self.ensure(network)
-        served = {one.network_id: one for one in domain.networks if one.has_dhcp and one.kind is not NetworkKind.BRIDGE}
+        _ensure_overlay_ports(domain)
+        served = {one.network_id: one for one in domain.networks if one.has_dhcp and one.kind in _LIBVIRTS}
         cards = [nic for nic in domain.nics if nic.network_id in served and nic.addresses]
         if not cards:
             return
@@ -69,6 +71,7 @@ class Networks:
         name, own = libvirt_network_name(network_id), own_bridge(network_id)
         if (_SYS_NET / vlans.device_of(own)).exists():
             _refuse_if_used(network_id, own)
+            open_vswitch.remove(own, sys_net=_SYS_NET)
             vlans.remove(own, sys_net=_SYS_NET)
         with self._connection.use(f"remove network {network_id}", changes=True) as connection:
             try:
@@ -91,17 +94,29 @@ def own_bridge(network_id: str) -> str:
     return OWN_BRIDGE_PREFIX + hashlib.sha256(network_id.encode()).hexdigest()[:10]
 
 
-def bridge_of(network: NetworkSpec) -> str:
-    """Return the bridge whose ports guests of a bridge network are on this host."""
+def bridge_of(network: NetworkSpec, nic_id: str) -> str:
+    """Return the bridge whose port a card is on this host; '' where libvirt runs the network and knows it."""
+    if network.kind in _LIBVIRTS:
+        return ""
+    if network.kind is NetworkKind.OVERLAY:
+        return own_bridge(check_id(nic_id, "nic_id"))
     return own_bridge(network.network_id) if network.vlan else check_interface(network.bridge, "bridge")
 
 
-def check_bridge(network: NetworkSpec, sys_net: Path = _SYS_NET) -> None:
-    """Make sure that guests can use the operator's bridge. Conflict says what is missing."""
+def check_bridge(network: NetworkSpec, sys_net: Path = _SYS_NET, *, switch: Switch | None = None) -> None:
+    """Make sure that guests can use the operator's bridge, `switch` where it is one of Open vSwitch's. Conflict says what is missing."""
     bridge = check_interface(network.bridge, "bridge")
-    if not (sys_net / bridge / "bridge").is_dir():
+    if switch is None and not (sys_net / bridge / "bridge").is_dir():
         raise Conflict("bridge-missing", f"network {network.name}: this host has no bridge {bridge}", bridge=bridge)
-    mtu = int((sys_net / bridge / "mtu").read_text())
+    if switch is not None and not network.vlan:
+        raise Conflict(
+            "bridge-needs-vlan",
+            f"network {network.name}: bridge {bridge} is one of Open vSwitch's, where a network takes a VLAN: give --vlan",
+            bridge=bridge,
+        )
+    if switch is not None:
+        switch.refuse_unreachable(network.name, network.vlan)
+    mtu = open_vswitch.mtu_of(switch, sys_net) if switch is not None else int((sys_net / bridge / "mtu").read_text())
     if mtu < network.mtu:
         raise Conflict(
             "bridge-mtu-too-small",
@@ -109,6 +124,24 @@ def check_bridge(network: NetworkSpec, sys_net: Path = _SYS_NET) -> None:
             bridge=bridge,
             mtu=mtu,
         )
+
+
+def _ensure_bridge(network: NetworkSpec) -> None:
+    switch = (
+        None if (_SYS_NET / check_interface(network.bridge, "bridge") / "bridge").is_dir() else open_vswitch.find(network.bridge)
+    )
+    check_bridge(network, switch=switch)
+    own = own_bridge(network.network_id)
+    if switch is not None:
+        open_vswitch.ensure(network.name, own, switch, open_vswitch.access(own, network.vlan), mtu=network.mtu, sys_net=_SYS_NET)
+    elif network.vlan:
+        vlans.ensure(network.name, own, base=network.bridge, vlan=network.vlan, mtu=network.mtu, sys_net=_SYS_NET)
+
+
+def _ensure_overlay_ports(domain: DomainSpec) -> None:
+    overlay = {network.network_id: network for network in domain.networks if network.kind is NetworkKind.OVERLAY}
+    cards = {own_bridge(nic.nic_id): (nic, overlay[nic.network_id]) for nic in domain.nics if nic.network_id in overlay}
+    overlays.ensure_ports(check_id(domain.vm_id, "vm_id"), cards, sys_net=_SYS_NET)
 
 
 def network_xml(network: NetworkSpec) -> str:

@@ -88,6 +88,7 @@ class Observer:
             starts=starts,
             rss_mib=_resident_mib(domain.name()) if is_active else 0,
             restarts_elsewhere=facts.restarts_elsewhere,
+            balloon_mib=facts.balloon_mib if is_active else 0,
         )
 
     def _migration_operation(self, domain: Any, uuid: str) -> int | None:

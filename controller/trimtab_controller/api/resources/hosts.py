@@ -50,6 +50,7 @@ class BridgeResource:
     mtu: int
     has_carrier: bool
     is_ours: bool
+    is_open_vswitch: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,8 @@ class NumaCellResource:
     index: int
     memory_mib: int
     cpus: tuple[int, ...]
+    # Pages kept on the host, by their size in KiB.
+    huge_pages: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +184,8 @@ class HostClassResource:
     policy: str
     # any, or one-host-loss: only what could be restarted after the loss of one host.
     admission: str
+    # What classes of cpu time mean on its hosts, by name: {weight, limit_percent}.
+    cpu_classes: dict[str, dict[str, int]]
     version: int
     etag: str
     created_at: datetime
@@ -303,6 +308,7 @@ def render_class(host_class: HostClass) -> HostClassResource:
         memory_reserve_mib=host_class.memory_reserve_mib,
         policy=host_class.policy,
         admission=host_class.admission,
+        cpu_classes={name: dict(one) for name, one in host_class.cpu_classes.items()},
         version=host_class.version,
         etag=etag_of(host_class.version),
         created_at=host_class.created_at,
@@ -352,7 +358,13 @@ def _inventory(inventory: Inventory, *, is_full: bool) -> InventoryResource:
         has_uefi=inventory.has_uefi,
         capabilities=inventory.capabilities if is_full else (),
         numa_cells=tuple(
-            NumaCellResource(index=cell.index, memory_mib=cell.memory_mib, cpus=cell.cpus) for cell in inventory.numa_cells
+            NumaCellResource(
+                index=cell.index,
+                memory_mib=cell.memory_mib,
+                cpus=cell.cpus,
+                huge_pages={str(size_kib): count for size_kib, count in cell.huge_pages.items()},
+            )
+            for cell in inventory.numa_cells
         )
         if is_full
         else (),
@@ -369,7 +381,13 @@ def _inventory(inventory: Inventory, *, is_full: bool) -> InventoryResource:
         if is_full
         else (),
         bridges=tuple(
-            BridgeResource(name=one.name, mtu=one.mtu, has_carrier=one.has_carrier, is_ours=one.is_ours)
+            BridgeResource(
+                name=one.name,
+                mtu=one.mtu,
+                has_carrier=one.has_carrier,
+                is_ours=one.is_ours,
+                is_open_vswitch=one.is_open_vswitch,
+            )
             for one in inventory.bridges
         )
         if is_full

@@ -173,6 +173,8 @@ class NetworkResource:
     mtu: int
     subnet: str
     dhcp: bool
+    # Of an overlay network: others of its project that name the same one are reached by it.
+    router: str
     hosts: tuple[NetworkHostResource, ...]
     version: int
     etag: str
@@ -289,6 +291,7 @@ def render_network(view: NetworkView) -> NetworkResource:
         mtu=network.mtu,
         subnet=network.subnet,
         dhcp=network.has_dhcp,
+        router=str(network.settings.get("router", "")),
         hosts=tuple(
             NetworkHostResource(
                 host=name,

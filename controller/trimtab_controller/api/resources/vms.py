@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from trimtab_controller.api.render import etag_of
 from trimtab_controller.api.resources.operations import OperationResource, render
@@ -26,6 +27,8 @@ class ObservedResource:
     at: datetime | None
     age_s: float | None
     addresses: tuple[str, ...]
+    # What its balloon leaves it; 0 for one without a balloon.
+    balloon_mib: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,10 @@ class ShapeResource:
     vcpus_max: int
     memory_mib: int
     memory_max_mib: int
+    # Least memory that its balloon leaves it; 0: it has none.
+    balloon_min_mib: int
+    # Of cpu time: low, normal, high; '' for none.
+    cpu_class: str
     # What it becomes at its next stop; 0: stays as it is.
     next_vcpus: int
     next_memory_mib: int
@@ -83,6 +90,8 @@ class VmResource:
     shape: ShapeResource
     host_selector: dict[str, str]
     host_class: str
+    # What else it asked of its host: dedicated, hugepages_kib, numa_cells, devices, resources, tolerations; only what it did.
+    wishes: dict[str, Any]
     # Its vm group; '' for none.
     group: str
     # What a drain may do with it: migrate, restart, wait.
@@ -102,7 +111,11 @@ class VmResource:
     image: str
     # The ISO in its drive; '' for an empty drive, None for no drive.
     cdrom: str | None
+    # The ISO in the drive with drivers; '' for no such drive.
+    drivers: str
     problem: str
+    # Fields of its domain that somebody changed by hand, as the last look found; `:diff` looks now.
+    hand_changes: tuple[str, ...]
     # The one that is under way.
     operation: OperationResource | None
     deleted_at: datetime | None
@@ -199,6 +212,8 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
             vcpus_max=vm.vcpus_max,
             memory_mib=vm.memory_mib,
             memory_max_mib=vm.memory_max_mib,
+            balloon_min_mib=vm.balloon_min_mib,
+            cpu_class=vm.cpu_class,
             next_vcpus=vm.next_vcpus,
             next_memory_mib=vm.next_memory_mib,
             arch=vm.arch,
@@ -217,6 +232,7 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         priority=vm.priority,
         backup_policy=names.get(vm.backup_policy_id, ""),
         start_delay_s=vm.start_delay_s,
+        wishes=dict(vm.wishes),
         volumes=tuple(
             VmVolumeResource(
                 id=one.id, name=one.name, pool=names.get(one.pool_id, ""), size_bytes=one.size_bytes, index=one.disk_index or 0
@@ -237,7 +253,9 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         secgroups=view.secgroups,
         image=names.get(vm.image_id or "", ""),
         cdrom=names.get(vm.cdrom_image_id, "") if vm.has_cdrom else None,
+        drivers=names.get(vm.drivers_image_id, ""),
         problem=vm.problem,
+        hand_changes=vm.hand_changes,
         operation=render(view.operation, project_name=project_name) if view.operation else None,
         deleted_at=vm.deleted_at,
         purge_after=vm.purge_after,
@@ -260,6 +278,7 @@ def _observed(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         at=at,
         age_s=round(max(0.0, (now - at).total_seconds()), 1) if at else None,
         addresses=vm.observed_addresses,
+        balloon_mib=vm.observed_balloon_mib,
     )
 
 

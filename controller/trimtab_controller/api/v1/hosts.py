@@ -1,5 +1,6 @@
 """Hosts, their classes, and the tokens with which machines join."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from starlette.responses import Response
 from trimtab_controller.api.fields import (
     Body,
     Bool,
+    CpuClassName,
     CpuModel,
     HostName,
     LabelChanges,
@@ -40,12 +42,14 @@ from trimtab_controller.api.resources.hosts import (
 from trimtab_controller.api.resources.operations import OperationAnswer, render
 from trimtab_controller.api.runtime import Runtime
 from trimtab_controller.api.security import requires
+from trimtab_controller.core.guest_resources import LIMIT_MAX_PERCENT, LIMIT_MIN_PERCENT, WEIGHT_MAX
 from trimtab_controller.core.model import Actor, Role
 from trimtab_controller.core.placement.policies import policy_named
 from trimtab_controller.services import host_reboots, hosts, hosts_admin
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.mutations import Answer
 from trimtab_controller.store import host_tokens, hosts_read
+from trimtab_protos.errors import InvalidRequest
 
 router = APIRouter(tags=["hosts"])
 FleetViewer = Annotated[Access, requires(Role.VIEWER, Scope.FLEET)]
@@ -96,6 +100,14 @@ class HostTokenBody(Body):
     rejoin: Bool = False
 
 
+class CpuClassBody(Part):
+    """`weight`: share of cpu time where the host has too little, 100 as a vm without a class. `limit_percent`: most cpu time of each
+    vcpu, in percent of one cpu; 0: no bound."""
+
+    weight: Annotated[int, Field(strict=True, ge=1, le=WEIGHT_MAX, examples=[50])]
+    limit_percent: Annotated[int, Field(strict=True, ge=0, le=LIMIT_MAX_PERCENT, examples=[50])] = 0
+
+
 class HostClassChanges(Body):
     """A field left out stays as it is; cpu_model and machine null are derived from the members again."""
 
@@ -107,13 +119,26 @@ class HostClassChanges(Body):
     policy: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$", examples=["best-fit"])] = "best-fit"
     # one-host-loss: no vm is accepted that could not be restarted, or that would keep another from it, after the loss of one host.
     admission: Literal["any", "one-host-loss"] = "any"
+    # What classes of cpu time mean on its hosts; one that is missing means what it means anywhere. Together, not one by one.
+    cpu_classes: dict[CpuClassName, CpuClassBody] = Field(default_factory=dict, max_length=3)
 
     def given(self) -> dict[str, Any]:
         """Return what was given, by column. InvalidRequest for a policy that is none."""
         values = {name: getattr(self, name) for name in self.model_fields_set - {"request_id", "name"}}
+        if "cpu_classes" in values:
+            values["cpu_classes"] = _cpu_classes(self.cpu_classes)
         if "policy" in values:
             policy_named(values["policy"])
         return values
+
+
+def _cpu_classes(given: Mapping[str, CpuClassBody]) -> dict[str, dict[str, int]]:
+    for name, one in given.items():
+        if 0 < one.limit_percent < LIMIT_MIN_PERCENT:
+            field = f"cpu_classes.{name}.limit_percent"
+            message = f"{field}: 0 for no bound, or at least {LIMIT_MIN_PERCENT}, not {one.limit_percent}"
+            raise InvalidRequest("limit-too-low", message, field=field)
+    return {name: {"weight": one.weight, "limit_percent": one.limit_percent} for name, one in given.items()}
 
 
 class HostClassBody(HostClassChanges):

@@ -8,7 +8,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from trimtab_controller.api.fields import Body, Bool, BridgeName, BridgeOrNone, HostName, Name, Subnet
+from trimtab_controller.api.fields import Body, Bool, BridgeName, BridgeOrNone, HostName, Name, RouterOrNone, Subnet
 from trimtab_controller.api.mutate import Order, accepted, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
 from trimtab_controller.api.paths import NamePath
@@ -19,6 +19,7 @@ from trimtab_controller.api.resources.storage import NetworkAnswer, NetworkResou
 from trimtab_controller.api.runtime import Runtime
 from trimtab_controller.api.security import requires
 from trimtab_controller.core.model import Actor, Role
+from trimtab_controller.core.overlay import DEFAULT_MTU
 from trimtab_controller.services import networks
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.mutations import Answer
@@ -31,10 +32,10 @@ FleetAdmin = Annotated[Access, requires(Role.ADMIN, Scope.FLEET)]
 
 
 class NetworkBody(Body):
-    """`bridge` (and `bridges` by host) for kind bridge, `subnet` for nat and isolated."""
+    """`bridge` (and `bridges` by host) for kind bridge, `subnet` for nat, isolated and overlay, whose `mtu` is 1442 by default."""
 
     name: Name
-    kind: Literal["bridge", "nat", "isolated"]
+    kind: Literal["bridge", "nat", "isolated", "overlay"]
     bridge: BridgeOrNone = ""
     bridges: Annotated[dict[HostName, BridgeName], Field(max_length=1000, examples=[{"node1": "br0"}])] = Field(
         default_factory=dict
@@ -43,6 +44,7 @@ class NetworkBody(Body):
     mtu: Annotated[int, Field(strict=True, ge=576, le=65535, examples=[1500])] = 1500
     subnet: Subnet = ""
     dhcp: Bool = False
+    router: RouterOrNone = ""
 
     def spec(self) -> networks.NetworkSpec:
         return networks.NetworkSpec(
@@ -51,9 +53,10 @@ class NetworkBody(Body):
             bridge=self.bridge,
             bridges=self.bridges,
             vlan=self.vlan,
-            mtu=self.mtu,
+            mtu=self.mtu if self.kind != "overlay" or "mtu" in self.model_fields_set else DEFAULT_MTU,
             subnet=self.subnet,
             has_dhcp=self.dhcp,
+            router=self.router,
         )
 
 
@@ -116,10 +119,10 @@ async def _get(runtime: Runtime, access: Access, name: str) -> Response:
 
 
 async def _create(order: Order, body: NetworkBody) -> Response:
-    project = order.access.project
+    project, has_overlay = order.access.project, order.request.app.state.runtime.context.settings.has_overlay
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
-        view, operation = networks.create(session, body.spec(), project=project, actor=actor, now=now)
+        view, operation = networks.create(session, body.spec(), project=project, actor=actor, now=now, has_overlay=has_overlay)
         shown = render(operation, project_name=project.name if project else "")
         return accepted(NetworkAnswer(operation=shown, network=render_network(view)))
 

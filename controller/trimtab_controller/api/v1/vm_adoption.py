@@ -28,7 +28,7 @@ from trimtab_controller.services import adoption, vm_power
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.mutations import Answer
 from trimtab_controller.store import adoptions, describe, fleet
-from trimtab_protos.adoption_messages import Described
+from trimtab_protos.adoption_messages import Described, DomainDescription
 from trimtab_protos.errors import Conflict, DeadlineExceeded
 from trimtab_protos.messages import DomainSpec
 
@@ -119,6 +119,7 @@ async def reconcile_vm(
 ) -> Response:
     """Take over what was changed by hand (`accept`), or put back what the vm shall be (`revert`)."""
     order = Order(request=request, access=access, wish=asked, verb="vm.reconcile", body=body)
+    owner = access.own_project
     looked = await prepared(order, _look(runtime, access, name))
     return await run_verb(
         request,
@@ -128,7 +129,7 @@ async def reconcile_vm(
         body,
         "vm.reconcile",
         lambda session, vm, caller: adoption.reconcile(
-            session, vm, caller, looked.differences, accept_as_is=body.mode == "accept"
+            session, vm, caller, looked.differences, looked.live, project=owner, accept_as_is=body.mode == "accept"
         ),
     )
 
@@ -138,6 +139,7 @@ class _Looked:
     vm_name: str
     host_name: str
     differences: tuple[Difference, ...]
+    live: DomainDescription
     is_original_in_force: bool
 
 
@@ -155,7 +157,7 @@ async def _look(runtime: Runtime, access: Access, name: str) -> _Looked:
     vm_name, host_id, host_name, spec, in_force = await runtime.context.db.read(read)
     seen = await _ask(runtime, partial(runtime.context.agents.describe_domain, host_id, vm_id=spec.vm_id))
     found = differences(spec, seen.live, seen.stored, is_original_in_force=in_force)
-    return _Looked(vm_name, host_name, found, in_force)
+    return _Looked(vm_name, host_name, found, seen.live, in_force)
 
 
 async def _ask(runtime: Runtime, question: Callable[[], Described]) -> Described:

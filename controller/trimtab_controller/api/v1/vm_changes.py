@@ -7,7 +7,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from trimtab_controller.api.fields import Body, MemoryMib, RefOrNone, Vcpus
+from trimtab_controller.api.fields import BalloonMib, Body, CpuClassOrNone, MemoryMib, RefOrNone, Vcpus
 from trimtab_controller.api.params import Asked
 from trimtab_controller.api.paths import NamePath
 from trimtab_controller.api.resources.operations import OperationAnswer
@@ -16,7 +16,7 @@ from trimtab_controller.api.v1.vm_verbs import run_verb
 from trimtab_controller.api.v1.vms import NicBody
 from trimtab_controller.core.model import Operation, Role, Vm
 from trimtab_controller.core.resize import When
-from trimtab_controller.services import vm_devices, vm_resize
+from trimtab_controller.services import vm_devices, vm_resize, vm_resources
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.vm_power import Caller
 from trimtab_protos.errors import InvalidRequest
@@ -32,6 +32,15 @@ class ResizeBody(Body):
     vcpus: Vcpus | None = None
     memory_mib: MemoryMib | None = None
     when: Annotated[Literal["auto", "live", "next-stop"], Field(examples=["auto"])] = "auto"
+
+
+class ResourcesBody(Body):
+    """What is left out stays as it is."""
+
+    # Its balloon may leave it so little while its host is short of memory; 0: it keeps all of it.
+    balloon_min_mib: BalloonMib | None = None
+    # '' for none.
+    cpu_class: CpuClassOrNone | None = None
 
 
 class AttachBody(Body):
@@ -65,6 +74,20 @@ async def resize_vm(request: Request, access: ProjectOperator, name: NamePath, a
         body,
         "vm.resize",
         lambda *parts: vm_resize.resize(*parts, vcpus=body.vcpus or 0, memory_mib=body.memory_mib or 0, when=When(body.when)),
+    )
+
+
+@router.post(f"{_VM}:resources", status_code=202, response_model=OperationAnswer)
+async def set_resources(request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: ResourcesBody) -> Response:
+    """Give a vm another class of cpu time, or another floor of its balloon; a running guest has it at once."""
+    return await run_verb(
+        request,
+        access,
+        name,
+        asked,
+        body,
+        "vm.set_resources",
+        lambda *parts: vm_resources.change(*parts, balloon_min_mib=body.balloon_min_mib, cpu_class=body.cpu_class),
     )
 
 

@@ -11,9 +11,11 @@ from starlette.responses import Response
 from trimtab_controller.api import streams
 from trimtab_controller.api.fields import (
     Address,
+    BalloonMib,
     Body,
     Bool,
     Counts,
+    CpuClassOrNone,
     CpuModelOrNone,
     DiskBytes,
     LabelChanges,
@@ -110,6 +112,8 @@ class VmBody(Body):
     image: RefOrNone = ""
     volume: RefOrNone = ""
     iso: RefOrNone = ""
+    # An ISO image in a second drive, with the drivers that an installer asks for.
+    drivers_iso: RefOrNone = ""
     os: OsOrNone = ""
     tpm: Bool = False
     secure_boot: Bool = False
@@ -117,6 +121,9 @@ class VmBody(Body):
     vcpus_max: Vcpus | None = None
     memory_mib: MemoryMib
     memory_max_mib: MemoryMib | None = None
+    # Its balloon may leave it so little while its host is short of memory; 0: it keeps all of it.
+    balloon_min_mib: BalloonMib = 0
+    cpu_class: CpuClassOrNone = ""
     disk_bytes: DiskBytes | None = None
     pool: RefOrNone = ""
     networks: Annotated[tuple[NicBody, ...], Field(max_length=16)] = ()
@@ -173,6 +180,9 @@ class VmBody(Body):
             os=self.os,
             has_tpm=self.tpm,
             has_secure_boot=self.secure_boot,
+            drivers_iso=self.drivers_iso,
+            balloon_min_mib=self.balloon_min_mib,
+            cpu_class=self.cpu_class,
             tolerations=tuple((one.key, one.value) for one in self.tolerations),
             resources=self.resources,
             secgroups=self.secgroups,
@@ -195,6 +205,8 @@ class VmChanges(Body):
     drain_policy: Literal["migrate", "restart", "wait"] | None = None
     # '' takes it off.
     backup_policy: RefOrNone | None = None
+    # '' takes the drive with drivers away, at its next start.
+    drivers_iso: Literal[""] | None = None
 
 
 @router.get("/v1/projects/{project}/vms", response_model=ListOf[VmResource])
@@ -265,6 +277,7 @@ async def change_vm(
             labels=body.labels,
             drain_policy=body.drain_policy,
             backup_policy=body.backup_policy,
+            has_drivers_iso=body.drivers_iso is None,
             expected_version=asked.if_match,
             actor=actor,
             now=now,

@@ -1,5 +1,6 @@
 """`trimtab host-class`: sets of hosts with one CPU baseline and one placement policy."""
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -27,15 +28,38 @@ HOST_CLASS = Resource(
         Column("reserve", "memory_reserve_mib", lambda item, _now: humanise.mib(item.get("memory_reserve_mib"))),
         Column("policy", "policy"),
         Column("admission", "admission", is_wide=True),
+        Column("cpu_classes", "cpu_classes", lambda item, _now: _classes_text(item.get("cpu_classes")), is_wide=True),
         Column("id", "id", is_wide=True),
     ),
 )
 
+_CLASSES = "trimtab.cpu-classes"
+_CLASS = re.compile(r"(?P<name>low|normal|high)=(?P<weight>[0-9]{1,4})(:(?P<limit>[0-9]{1,3})%)?")
 _name = click.argument("name", shell_complete=completion.names_of("host-classes"))
 
 
 def _ratio(permille: Any) -> str:
     return "" if permille is None else f"{permille / 1000:g}"
+
+
+def _classes_text(classes: Any) -> str:
+    parts = []
+    for name, one in sorted((classes or {}).items()):
+        limit = f":{one['limit_percent']}%" if one.get("limit_percent") else ""
+        parts.append(f"{name}={one['weight']}{limit}")
+    return ",".join(parts)
+
+
+def _keep_classes(ctx: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> None:
+    """Keep the classes for `_body`, so that they are no parameter of every command."""
+    ctx.meta[_CLASSES] = dict(_class(text) for text in given) or None
+
+
+def _class(text: str) -> tuple[str, dict[str, int]]:
+    matched = _CLASS.fullmatch(text)
+    if matched is None:
+        raise usage(f"--cpu-class {text}: give NAME=WEIGHT[:LIMIT%], for example low=25:50%")
+    return matched["name"], {"weight": int(matched["weight"]), "limit_percent": int(matched["limit"] or 0)}
 
 
 def _settings(function: F) -> F:
@@ -44,6 +68,15 @@ def _settings(function: F) -> F:
             "--admission",
             type=click.Choice(["any", "one-host-loss"]),
             help="one-host-loss: accept only what could be restarted after the loss of one host.",
+        ),
+        click.option(
+            "--cpu-class",
+            "cpu_classes",
+            multiple=True,
+            metavar="NAME=WEIGHT[:LIMIT%]",
+            expose_value=False,
+            callback=_keep_classes,
+            help="What low, normal or high means on its hosts: low=25:50% is a quarter of a share and half a cpu; repeats, all anew.",
         ),
         click.option("--policy", metavar="NAME", help="The placement policy, for example best-fit."),
         click.option("--memory-reserve", type=MEMORY_AMOUNT, metavar="SIZE", help="Kept for the host itself, for example 2GiB."),
@@ -76,6 +109,7 @@ def _body(
         "memory_reserve_mib": memory_reserve,
         "policy": policy,
         "admission": admission,
+        "cpu_classes": click.get_current_context().meta.get(_CLASSES),
     }
     return {key: value for key, value in given.items() if value is not None}
 

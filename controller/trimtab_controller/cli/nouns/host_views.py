@@ -192,7 +192,8 @@ def _capabilities(inventory: Mapping[str, Any], item: Document, moment: datetime
         render.write_line("  unknown: the host has sent no inventory yet")
         return
     bridges = [
-        f"{one.get('name')} (mtu {one.get('mtu')}{'' if one.get('has_carrier') else ', no carrier'}{', ours' if one.get('is_ours') else ''})"
+        f"{one.get('name')} (mtu {one.get('mtu')}{'' if one.get('has_carrier') else ', no carrier'}{', ours' if one.get('is_ours') else ''}"
+        f"{', Open vSwitch' if one.get('is_open_vswitch') else ''})"
         for one in inventory.get("bridges") or []
     ]
     cells = inventory.get("numa_cells") or []

@@ -202,6 +202,12 @@ def _refuse_taken_name(session: Session, name: str) -> None:
     )
 
 
+def send_file(session: Session, name: str, path: Path) -> str:
+    """Send a file for the image that is to be called `name`; return the id of the upload."""
+    _refuse_taken_name(session, name)
+    return str(_upload(session, name, path, "")["upload_id"])
+
+
 def _upload(session: Session, name: str, path: Path, sha256: str) -> Mapping[str, Any]:
     try:
         with path.open("rb") as stream:

@@ -26,6 +26,7 @@ _COLUMNS = (
     Column("mtu", "mtu"),
     Column("subnet", "subnet"),
     Column("dhcp", "dhcp"),
+    Column("router", "router", is_wide=True),
     Column("project", "project", lambda item, _now: "shared" if item.get("is_shared") else str(item.get("project") or "")),
     Column("id", "id", is_wide=True),
     Column("hosts", "hosts", lambda item, _now: _hosts(item), is_wide=True),
@@ -81,10 +82,12 @@ def get_network(session: Session, name: str, is_shared: bool) -> None:
               help="Another bridge on this host; repeats.")  # fmt: skip
 @click.option("--nat", "is_nat", is_flag=True, help="A network of each host's own, behind its address.")
 @click.option("--isolated", "is_isolated", is_flag=True, help="A network of each host's own, without a way out.")
+@click.option("--overlay", "is_overlay", is_flag=True, help="One across hosts, by OVN.")
 @click.option("--vlan", type=click.IntRange(1, 4094), help="Tag frames on the bridge.")
-@click.option("--mtu", type=click.IntRange(576, 65535), help="Largest packet; 1500 unless told otherwise.")
+@click.option("--mtu", type=click.IntRange(576, 65535), help="Largest packet; 1500 unless told otherwise, 1442 on an overlay.")
 @click.option("--subnet", metavar="CIDR", help="For example 10.20.0.0/24.")
-@click.option("--dhcp/--no-dhcp", "has_dhcp", default=None, help="Answer DHCP (nat and isolated).")
+@click.option("--dhcp/--no-dhcp", "has_dhcp", default=None, help="Answer DHCP (nat, isolated and overlay).")
+@click.option("--router", metavar="NAME", help="Let overlay networks that name the same one reach each other.")
 @_shared
 @options.runs
 @click.pass_obj
@@ -95,17 +98,19 @@ def create(
     bridges: Sequence[tuple[str, str]],
     is_nat: bool,
     is_isolated: bool,
+    is_overlay: bool,
     vlan: int | None,
     mtu: int | None,
     subnet: str | None,
     has_dhcp: bool | None,
+    router: str | None,
     is_shared: bool,
 ) -> None:
-    """Create a network on existing bridges, or one of each host's own (--nat, --isolated)."""
-    is_bridge = bool(bridge or bridges)
-    if is_bridge + is_nat + is_isolated != 1:
-        raise usage("give one of --bridge (or --bridge-on), --nat and --isolated, for example --bridge br0")
-    body: dict[str, Any] = {"name": name, "kind": "bridge" if is_bridge else "nat" if is_nat else "isolated"}
+    """Create a network on existing bridges, one of each host's own (--nat, --isolated), or one across hosts (--overlay)."""
+    kinds = {"bridge": bool(bridge or bridges), "nat": is_nat, "isolated": is_isolated, "overlay": is_overlay}
+    if sum(kinds.values()) != 1:
+        raise usage("give one of --bridge (or --bridge-on), --nat, --isolated and --overlay, for example --bridge br0")
+    body: dict[str, Any] = {"name": name, "kind": next(kind for kind, is_it in kinds.items() if is_it)}
     optional = {
         "bridge": bridge,
         "bridges": dict(bridges) or None,
@@ -113,6 +118,7 @@ def create(
         "mtu": mtu,
         "subnet": subnet,
         "dhcp": has_dhcp,
+        "router": router,
     }
     body.update({key: value for key, value in optional.items() if value is not None})
     resource = _resource(is_shared)

@@ -6,7 +6,7 @@ import click
 
 from trimtab_controller.cli import completion, options, resources
 from trimtab_controller.cli.errors import usage
-from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, shape, waiting
+from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, resources_line, shape, waiting
 from trimtab_controller.cli.render import Document
 from trimtab_controller.cli.resources import Resource
 from trimtab_controller.cli.session import Session
@@ -122,3 +122,17 @@ def _resized(item: Document) -> str:
     form: Document = item.get("shape") or {}
     later = f"; at its next stop: {waiting(form)}" if waiting(form) else ""
     return f"vm {item.get('name', '')} has {shape(form)}{later}"
+
+
+def set_resources(session: Session, name: str, *, balloon_min: int | None, cpu_class: str | None) -> None:
+    """Give a vm another floor of its balloon and class of cpu time, and wait until its host follows."""
+    wished = {"balloon_min_mib": balloon_min, "cpu_class": "" if cpu_class == "none" else cpu_class}
+    resources.run(
+        session,
+        "POST",
+        _VM.place(session, name, verb="resources"),
+        {key: value for key, value in wished.items() if value is not None},
+        reread=lambda: resources.read(session, _VM, name),
+        sentence=lambda item: f"vm {name} has {resources_line(item.get('shape') or {}) or 'no class of cpu time and no balloon'}",
+        resource=_VM,
+    )

@@ -38,12 +38,18 @@ def addresses(item: Document) -> Sequence[str]:
 
 
 def activity(item: Document, _now: datetime) -> str:
-    """Return what is being done to it, else what is wrong with it."""
+    """Return what is being done to it, else what is wrong with it, else that somebody changed it by hand."""
     operation = item.get("operation")
     if isinstance(operation, Mapping):
         percent = render.at(operation, "progress.percent")
         return f"{operation.get('kind', '')} {operation.get('state', '')}" + (f" {percent:.0f}%" if percent else "")
-    return str(operation or item.get("problem") or "")
+    return str(operation or item.get("problem") or drift(item))
+
+
+def drift(item: Document) -> str:
+    """Return `changed by hand: memory_mib, vcpus`; '' where nothing was."""
+    fields = item.get("hand_changes") or []
+    return f"changed by hand: {', '.join(fields[:2])}{' and more' if len(fields) > 2 else ''}" if fields else ""
 
 
 def _created(item: Document, now: datetime) -> str:
@@ -64,6 +70,7 @@ COLUMNS = (
     Column("epoch", "epoch", is_wide=True),
     Column("labels", "labels", is_wide=True),
     Column("created", "created_at", _created, is_wide=True),
+    Column("drift", "hand_changes", is_wide=True),
     Column("activity", "operation", activity),
 )
 
@@ -94,11 +101,14 @@ def describe(item: Document) -> None:
             ("desired", str(render.at(item, "desired.power") or "")),
             ("host", str(item.get("host") or "none")),
             ("problem", str(item.get("problem") or "")),
+            ("changed by hand", _hand_changes(item)),
             ("now", activity(item, moment) if item.get("operation") else ""),
             ("shape", _shape_line(form)),
+            ("resources", resources_line(form, left_mib=render.at(item, "observed.balloon_mib"))),
             ("cpu", " ".join(str(form[key]) for key in ("os", "arch", "machine", "cpu_model", "firmware") if form.get(key))),
             ("image", str(item.get("image") or "")),
             ("cdrom", str(item.get("cdrom") or "empty") if item.get("cdrom") is not None else ""),
+            ("drivers", str(item.get("drivers") or "")),
             ("addresses", _addresses(item, moment)),
             ("secgroups", ",".join(item.get("secgroups") or [])),
             ("labels", render.as_text(item.get("labels"))),
@@ -122,6 +132,19 @@ def shape(form: Mapping[str, Any]) -> str:
     if form.get("memory_max_mib") not in {None, form.get("memory_mib")}:
         more.append(humanise.mib(form["memory_max_mib"]))
     return f"{vcpus} vcpus, {memory}" + (f" (up to {', '.join(more)})" if more else "")
+
+
+def _hand_changes(item: Document) -> str:
+    fields = ", ".join(item.get("hand_changes") or [])
+    return f"{fields}; see `trimtab vm diff {item.get('name', '')}`" if fields else ""
+
+
+def resources_line(form: Mapping[str, Any], *, left_mib: int | None = None) -> str:
+    """Return `cpu class low, a balloon down to 512 MiB (leaves it 1 GiB)`; '' where nothing is said."""
+    parts = [f"cpu class {form['cpu_class']}"] if form.get("cpu_class") else []
+    left = f" (leaves it {humanise.mib(left_mib)})" if left_mib else ""
+    parts += [f"a balloon down to {humanise.mib(form['balloon_min_mib'])}{left}"] if form.get("balloon_min_mib") else []
+    return ", ".join(parts)
 
 
 def waiting(form: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import click
 
 from trimtab_controller.cli import completion
 from trimtab_controller.cli.errors import usage
-from trimtab_controller.cli.values import PairType
+from trimtab_controller.cli.values import MEMORY, PairType
 
 F = TypeVar("F", bound=Callable[..., Any])
 _GIVEN = "trimtab.vm-wishes"
@@ -31,6 +31,14 @@ _OPTIONS = (
     _option("--dedicated", is_flag=True, help="A cpu of its own for each vcpu, of those that hosts keep for it."),
     _option("--hugepages", type=click.Choice([*_PAGES_KIB]), help="Huge pages of this size behind all of its memory."),
     _option("--numa-cells", type=click.IntRange(1, 64), help="Take both from so many NUMA cells, in equal shares; else one."),
+    _option("--balloon-min", type=MEMORY, metavar="SIZE", help="Its balloon may leave it so little while its host is short."),
+    _option("--cpu-class", type=click.Choice(["low", "normal", "high"]), help="Its share of a busy host's cpus; else as any."),
+    _option(
+        "--drivers-iso",
+        metavar="NAME",
+        shell_complete=completion.names_of("images"),
+        help="An image in a second drive: drivers that the installer asks for.",
+    ),
     _option("--group", metavar="NAME", shell_complete=completion.names_of("vm-groups"), help="A member of this vm group."),
     _option(
         "--secgroup",
@@ -59,6 +67,9 @@ def given(ctx: click.Context) -> dict[str, Any]:
         "dedicated": wishes["dedicated"] or None,
         "hugepages_kib": _PAGES_KIB.get(wishes["hugepages"]),
         "numa_cells": wishes["numa_cells"],
+        "balloon_min_mib": wishes["balloon_min"],
+        "cpu_class": wishes["cpu_class"],
+        "drivers_iso": wishes["drivers_iso"],
         "group": wishes["group"],
         "secgroups": list(wishes["secgroups"]) or None,
     }

@@ -11,13 +11,14 @@ from trimtab_controller.cli.nouns import secgroups
 from trimtab_controller.cli.nouns.snapshots import snapshot
 from trimtab_controller.cli.nouns.templates import clone
 from trimtab_controller.cli.nouns.vm_adoption import adopt, diff, reconcile, release
-from trimtab_controller.cli.nouns.vm_changes import attach, cdrom, detach, resize
+from trimtab_controller.cli.nouns.vm_changes import attach, cdrom, detach, resize, set_resources
 from trimtab_controller.cli.nouns.vm_create import create
+from trimtab_controller.cli.nouns.vm_import import import_vm
 from trimtab_controller.cli.nouns.vm_sessions import console, ssh
 from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, outcome, show_decision
 from trimtab_controller.cli.resources import Resource
 from trimtab_controller.cli.session import Session
-from trimtab_controller.cli.values import DurationType, PairType
+from trimtab_controller.cli.values import BALLOON, DurationType, PairType
 
 VM = Resource(
     noun="vm",
@@ -45,6 +46,7 @@ def vm() -> None:
 
 
 vm.add_command(create)
+vm.add_command(import_vm)
 vm.add_command(adopt)
 vm.add_command(release)
 vm.add_command(diff)
@@ -91,6 +93,10 @@ def get_vm(session: Session, name: str) -> None:
 @click.option("--secgroup", "groups", multiple=True, metavar="NAME", shell_complete=completion.names_of("secgroups"),
               help="Into these security groups and no others; repeats.")  # fmt: skip
 @click.option("--no-secgroups", is_flag=True, help="Out of every security group: anything may reach it.")
+@click.option("--balloon-min", type=BALLOON, metavar="SIZE",
+              help="Its balloon may leave it so little while its host is short of memory; 0 takes the balloon away.")  # fmt: skip
+@click.option("--cpu-class", type=click.Choice(["low", "normal", "high", "none"]), help="Its share of a busy host's cpus.")
+@click.option("--no-drivers-iso", is_flag=True, help="Take the drive with drivers away, at its next start.")
 @options.runs
 @click.pass_obj
 def update(
@@ -102,9 +108,19 @@ def update(
     backup_policy: str | None,
     groups: Sequence[str],
     no_secgroups: bool,
+    balloon_min: int | None,
+    cpu_class: str | None,
+    no_drivers_iso: bool,
 ) -> None:
-    """Change a vm's labels, what a drain may do with it, the policy that backs it up, and what may reach it."""
+    """Change a vm's labels, what a drain may do with it, the policy that backs it up, what may reach it, what it gets of its host."""
     body: dict[str, Any] = _given({"drain_policy": drain_policy, "backup_policy": backup_policy})
+    if no_drivers_iso:
+        body["drivers_iso"] = ""
+    if balloon_min is not None or cpu_class is not None:
+        if body or labels or unset or groups or no_secgroups:
+            raise usage("what a vm gets of its host changes by itself, in an operation; give --balloon-min and --cpu-class alone")
+        set_resources(session, name, balloon_min=balloon_min, cpu_class=cpu_class)
+        return
     if groups or no_secgroups:
         if body or labels or unset or (groups and no_secgroups):
             raise usage("security groups change by themselves, in an operation; give --secgroup or --no-secgroups alone")

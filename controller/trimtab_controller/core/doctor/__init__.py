@@ -35,6 +35,7 @@ CHECKS: tuple[Check, ...] = (
     pools.filling,
     pools.unusable,
     vms.troubled,
+    vms.changed_by_hand,
     vms.waiting_for_a_stop,
     vms.stuck,
     vms.uncovered,

@@ -113,6 +113,8 @@ class VmFacts:
     cpu_features: tuple[str, ...] = ()
     is_kept: bool = False
     """Restarted elsewhere when its host is lost."""
+    hand_changes: tuple[str, ...] = ()
+    """Fields of its domain that somebody changed by hand."""
     given_up_by: str = ""
     """`failover` where that found no way to restart it."""
 

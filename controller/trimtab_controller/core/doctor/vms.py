@@ -1,6 +1,6 @@
 """Vms that are not as desired, cannot move, or would not come back."""
 
-from trimtab_controller.core.doctor.model import Finding, FleetFacts, Severity, VmFacts
+from trimtab_controller.core.doctor.model import Finding, FleetFacts, Severity, VmFacts, some
 from trimtab_controller.core.drift import RUNS_TWICE
 
 
@@ -22,6 +22,20 @@ def troubled(fleet: FleetFacts) -> tuple[Finding, ...]:
         if words:
             found.append(_finding(vm, Severity.WARNING, "vm-problem" if vm.problem else "vm-drift", words, _get(vm)))
     return tuple(found)
+
+
+def changed_by_hand(fleet: FleetFacts) -> tuple[Finding, ...]:
+    return tuple(
+        _finding(
+            vm,
+            Severity.WARNING,
+            "vm-changed-by-hand",
+            f"was changed by hand ({some(vm.hand_changes)}): the change is gone with the next definition, or stays unseen",
+            f"trimtab vm diff {vm.name} --project {vm.project}",
+        )
+        for vm in fleet.vms
+        if vm.hand_changes and not vm.is_busy
+    )
 
 
 def waiting_for_a_stop(fleet: FleetFacts) -> tuple[Finding, ...]:

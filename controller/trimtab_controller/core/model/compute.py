@@ -34,6 +34,11 @@ class Vm:
     os_family: str = "linux"
     has_cdrom: bool = False
     cdrom_image_id: str = ""
+    drivers_image_id: str = ""
+    # Least memory that the balloon leaves it; 0: it has none.
+    balloon_min_mib: int = 0
+    # '' for none; see `core/guest_resources.py`.
+    cpu_class: str = ""
     image_id: str | None
     seed: Mapping[str, Any]
     host_selector: Mapping[str, str]
@@ -51,9 +56,12 @@ class Vm:
     observed_host_id: str
     observed_at: datetime | None
     observed_addresses: tuple[str, ...]
+    observed_balloon_mib: int = 0
     problem: str
     # Who says that only an operator may go on with it: `failover` gave it up, `stray` runs twice; '' : nobody.
     attention: str = ""
+    # Fields of its domain that somebody changed by hand.
+    hand_changes: tuple[str, ...] = ()
     version: int
     created_at: datetime
     deleted_at: datetime | None

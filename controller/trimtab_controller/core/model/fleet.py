@@ -1,8 +1,9 @@
 """Hosts and their classes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_protos.messages import Inventory
@@ -20,6 +21,8 @@ class HostClass:
     policy: str
     # any, or one-host-loss: only what could be restarted after the loss of one host.
     admission: str = "any"
+    # What classes of cpu time mean on its hosts; see `core/guest_resources.py`.
+    cpu_classes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     version: int
     created_at: datetime
 

@@ -116,6 +116,8 @@ class Network:
     has_dhcp: bool
     version: int
     created_at: datetime
+    # {router} of an overlay network that has one.
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,11 @@ vm = sa.Table(
     # One drive; an image '' is none in it.
     sa.Column("has_cdrom", sa.Boolean(), nullable=False, server_default=sa.false()),
     sa.Column("cdrom_image_id", sa.String(40), nullable=False, server_default=""),
+    # A second drive, for the drivers that an installer asks for; '' is none.
+    sa.Column("drivers_image_id", sa.String(40), nullable=False, server_default=""),
+    # Least memory that the balloon leaves it; 0: no balloon. And its class of cpu time: '', low, normal, high.
+    sa.Column("balloon_min_mib", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("cpu_class", sa.String(16), nullable=False, server_default=""),
     sa.Column("nvram_pool_id", sa.String(40), nullable=False, server_default=""),
     sa.Column("device_addresses", Json, nullable=False),
     sa.Column("image_id", sa.String(40), sa.ForeignKey("image.id")),
@@ -75,10 +80,14 @@ vm = sa.Table(
     sa.Column("observed_host_id", sa.String(40), nullable=False, server_default=""),
     sa.Column("observed_at", UtcDateTime()),
     sa.Column("observed_addresses", Json, nullable=False),
+    # What its balloon left it then; 0 for one without a balloon.
+    sa.Column("observed_balloon_mib", sa.BigInteger(), nullable=False, server_default="0"),
     # Why it is not as desired; shown to the user.
     sa.Column("problem", sa.String(1000), nullable=False, server_default=""),
     # Failover gave it up ('' : no); its owner's next start or stop takes that back.
     sa.Column("attention", sa.String(32), nullable=False, server_default=""),
+    # Fields of its domain that somebody changed by hand, as the last look found; none: it is as it shall be.
+    sa.Column("hand_changes", Json, nullable=False, server_default="[]"),
     version(),
     created_at(),
     deleted_at(),

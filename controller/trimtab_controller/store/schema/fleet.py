@@ -29,6 +29,8 @@ host_class = sa.Table(
     sa.Column("policy", sa.String(40), nullable=False, server_default="best-fit"),
     # any, or one-host-loss: only what could be restarted after the loss of one host.
     sa.Column("admission", sa.String(16), nullable=False, server_default="any"),
+    # What classes of cpu time mean on its hosts, by name: {weight, limit_percent}; one that is missing means what it means anywhere.
+    sa.Column("cpu_classes", Json, nullable=False, server_default="{}"),
     version(),
     created_at(),
     deleted_at(),

@@ -26,7 +26,7 @@ from trimtab_protos.agent.v1 import command_pb2 as trimtab__protos_dot_agent_dot
 from trimtab_protos.agent.v1 import domain_pb2 as trimtab__protos_dot_agent_dot_v1_dot_domain__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.trimtab_protos/agent/v1/adoption_service.proto\x12\x17trimtab_protos.agent.v1\x1a%trimtab_protos/agent/v1/command.proto\x1a$trimtab_protos/agent/v1/domain.proto\"\xbc\x01\n\rDescribedDisk\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12\x0b\n\x03\x62us\x18\x05 \x01(\t\x12\x14\n\x0cis_read_only\x18\x06 \x01(\x08\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x12\n\nboot_order\x18\x08 \x01(\x05\x12\x0f\n\x07problem\x18\t \x01(\t\x12\x11\n\tvolume_id\x18\n \x01(\t\"Y\n\x0c\x44\x65scribedNic\x12\x0b\n\x03mac\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x62ridge\x18\x03 \x01(\t\x12\x0f\n\x07network\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\"\xcb\x04\n\x11\x44omainDescription\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05vm_id\x18\x03 \x01(\t\x12\x33\n\x05state\x18\x04 \x01(\x0e\x32$.trimtab_protos.agent.v1.DomainState\x12\x15\n\ris_persistent\x18\x05 \x01(\x08\x12\x15\n\rhas_autostart\x18\x06 \x01(\x08\x12\x0c\n\x04\x61rch\x18\x07 \x01(\t\x12\x0f\n\x07machine\x18\x08 \x01(\t\x12\x10\n\x08\x63pu_mode\x18\t \x01(\t\x12\x11\n\tcpu_model\x18\n \x01(\t\x12\x14\n\x0c\x63pu_features\x18\x0b \x03(\t\x12\r\n\x05vcpus\x18\x0c \x01(\x05\x12\x11\n\tvcpus_max\x18\r \x01(\x05\x12\x12\n\nmemory_mib\x18\x0e \x01(\x03\x12\x16\n\x0ememory_max_mib\x18\x0f \x01(\x03\x12\x33\n\x08\x66irmware\x18\x10 \x01(\x0e\x32!.trimtab_protos.agent.v1.Firmware\x12\x17\n\x0fhas_secure_boot\x18\x11 \x01(\x08\x12\x0f\n\x07has_tpm\x18\x12 \x01(\x08\x12\x35\n\x05\x64isks\x18\x13 \x03(\x0b\x32&.trimtab_protos.agent.v1.DescribedDisk\x12\x33\n\x04nics\x18\x14 \x03(\x0b\x32%.trimtab_protos.agent.v1.DescribedNic\x12\x0c\n\x04kept\x18\x15 \x03(\t\x12\x11\n\tobstacles\x18\x16 \x03(\t\x12\x14\n\x0coriginal_xml\x18\x17 \x01(\t\"6\n\x15\x44\x65scribeDomainRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\r\n\x05vm_id\x18\x02 \x01(\t\"\x8e\x01\n\x16\x44\x65scribeDomainResponse\x12\x38\n\x04live\x18\x01 \x01(\x0b\x32*.trimtab_protos.agent.v1.DomainDescription\x12:\n\x06stored\x18\x02 \x01(\x0b\x32*.trimtab_protos.agent.v1.DomainDescription\">\n\x0b\x41\x64optedDisk\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\tvolume_id\x18\x03 \x01(\t\"\xbe\x01\n\x12\x41\x64optDomainRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12\x33\n\x06\x64omain\x18\x03 \x01(\x0b\x32#.trimtab_protos.agent.v1.DomainSpec\x12\x33\n\x05\x64isks\x18\x04 \x03(\x0b\x32$.trimtab_protos.agent.v1.AdoptedDisk\"Q\n\x13\x41\x64optDomainResponse\x12:\n\x06\x64omain\x18\x01 \x01(\x0b\x32*.trimtab_protos.agent.v1.DomainObservation\"\x94\x01\n\x14ReleaseDomainRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x33\n\x06\x64omain\x18\x02 \x01(\x0b\x32#.trimtab_protos.agent.v1.DomainSpec\x12\x15\n\rhas_autostart\x18\x03 \x01(\x08\"S\n\x15ReleaseDomainResponse\x12:\n\x06\x64omain\x18\x01 \x01(\x0b\x32*.trimtab_protos.agent.v1.DomainObservation2\xde\x02\n\x0f\x41\x64optionService\x12q\n\x0e\x44\x65scribeDomain\x12..trimtab_protos.agent.v1.DescribeDomainRequest\x1a/.trimtab_protos.agent.v1.DescribeDomainResponse\x12h\n\x0b\x41\x64optDomain\x12+.trimtab_protos.agent.v1.AdoptDomainRequest\x1a,.trimtab_protos.agent.v1.AdoptDomainResponse\x12n\n\rReleaseDomain\x12-.trimtab_protos.agent.v1.ReleaseDomainRequest\x1a..trimtab_protos.agent.v1.ReleaseDomainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.trimtab_protos/agent/v1/adoption_service.proto\x12\x17trimtab_protos.agent.v1\x1a%trimtab_protos/agent/v1/command.proto\x1a$trimtab_protos/agent/v1/domain.proto\"\x80\x02\n\rDescribedDisk\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12\x0b\n\x03\x62us\x18\x05 \x01(\t\x12\x14\n\x0cis_read_only\x18\x06 \x01(\x08\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x12\n\nboot_order\x18\x08 \x01(\x05\x12\x0f\n\x07problem\x18\t \x01(\t\x12\x11\n\tvolume_id\x18\n \x01(\t\x12\r\n\x05\x63\x61\x63he\x18\x0b \x01(\t\x12\x12\n\niops_limit\x18\x0c \x01(\x03\x12\x1f\n\x17\x62\x61ndwidth_limit_bytes_s\x18\r \x01(\x03\"Y\n\x0c\x44\x65scribedNic\x12\x0b\n\x03mac\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x62ridge\x18\x03 \x01(\t\x12\x0f\n\x07network\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\"\xcb\x04\n\x11\x44omainDescription\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05vm_id\x18\x03 \x01(\t\x12\x33\n\x05state\x18\x04 \x01(\x0e\x32$.trimtab_protos.agent.v1.DomainState\x12\x15\n\ris_persistent\x18\x05 \x01(\x08\x12\x15\n\rhas_autostart\x18\x06 \x01(\x08\x12\x0c\n\x04\x61rch\x18\x07 \x01(\t\x12\x0f\n\x07machine\x18\x08 \x01(\t\x12\x10\n\x08\x63pu_mode\x18\t \x01(\t\x12\x11\n\tcpu_model\x18\n \x01(\t\x12\x14\n\x0c\x63pu_features\x18\x0b \x03(\t\x12\r\n\x05vcpus\x18\x0c \x01(\x05\x12\x11\n\tvcpus_max\x18\r \x01(\x05\x12\x12\n\nmemory_mib\x18\x0e \x01(\x03\x12\x16\n\x0ememory_max_mib\x18\x0f \x01(\x03\x12\x33\n\x08\x66irmware\x18\x10 \x01(\x0e\x32!.trimtab_protos.agent.v1.Firmware\x12\x17\n\x0fhas_secure_boot\x18\x11 \x01(\x08\x12\x0f\n\x07has_tpm\x18\x12 \x01(\x08\x12\x35\n\x05\x64isks\x18\x13 \x03(\x0b\x32&.trimtab_protos.agent.v1.DescribedDisk\x12\x33\n\x04nics\x18\x14 \x03(\x0b\x32%.trimtab_protos.agent.v1.DescribedNic\x12\x0c\n\x04kept\x18\x15 \x03(\t\x12\x11\n\tobstacles\x18\x16 \x03(\t\x12\x14\n\x0coriginal_xml\x18\x17 \x01(\t\"6\n\x15\x44\x65scribeDomainRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\r\n\x05vm_id\x18\x02 \x01(\t\"\x8e\x01\n\x16\x44\x65scribeDomainResponse\x12\x38\n\x04live\x18\x01 \x01(\x0b\x32*.trimtab_protos.agent.v1.DomainDescription\x12:\n\x06stored\x18\x02 \x01(\x0b\x32*.trimtab_protos.agent.v1.DomainDescription\">\n\x0b\x41\x64optedDisk\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\tvolume_id\x18\x03 \x01(\t\"\xbe\x01\n\x12\x41\x64optDomainRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12\x33\n\x06\x64omain\x18\x03 \x01(\x0b\x32#.trimtab_protos.agent.v1.DomainSpec\x12\x33\n\x05\x64isks\x18\x04 \x03(\x0b\x32$.trimtab_protos.agent.v1.AdoptedDisk\"Q\n\x13\x41\x64optDomainResponse\x12:\n\x06\x64omain\x18\x01 \x01(\x0b\x32*.trimtab_protos.agent.v1.DomainObservation\"\x94\x01\n\x14ReleaseDomainRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x33\n\x06\x64omain\x18\x02 \x01(\x0b\x32#.trimtab_protos.agent.v1.DomainSpec\x12\x15\n\rhas_autostart\x18\x03 \x01(\x08\"S\n\x15ReleaseDomainResponse\x12:\n\x06\x64omain\x18\x01 \x01(\x0b\x32*.trimtab_protos.agent.v1.DomainObservation2\xde\x02\n\x0f\x41\x64optionService\x12q\n\x0e\x44\x65scribeDomain\x12..trimtab_protos.agent.v1.DescribeDomainRequest\x1a/.trimtab_protos.agent.v1.DescribeDomainResponse\x12h\n\x0b\x41\x64optDomain\x12+.trimtab_protos.agent.v1.AdoptDomainRequest\x1a,.trimtab_protos.agent.v1.AdoptDomainResponse\x12n\n\rReleaseDomain\x12-.trimtab_protos.agent.v1.ReleaseDomainRequest\x1a..trimtab_protos.agent.v1.ReleaseDomainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,25 +34,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'trimtab_protos.agent.v1.ado
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DESCRIBEDDISK']._serialized_start=153
-  _globals['_DESCRIBEDDISK']._serialized_end=341
-  _globals['_DESCRIBEDNIC']._serialized_start=343
-  _globals['_DESCRIBEDNIC']._serialized_end=432
-  _globals['_DOMAINDESCRIPTION']._serialized_start=435
-  _globals['_DOMAINDESCRIPTION']._serialized_end=1022
-  _globals['_DESCRIBEDOMAINREQUEST']._serialized_start=1024
-  _globals['_DESCRIBEDOMAINREQUEST']._serialized_end=1078
-  _globals['_DESCRIBEDOMAINRESPONSE']._serialized_start=1081
-  _globals['_DESCRIBEDOMAINRESPONSE']._serialized_end=1223
-  _globals['_ADOPTEDDISK']._serialized_start=1225
-  _globals['_ADOPTEDDISK']._serialized_end=1287
-  _globals['_ADOPTDOMAINREQUEST']._serialized_start=1290
-  _globals['_ADOPTDOMAINREQUEST']._serialized_end=1480
-  _globals['_ADOPTDOMAINRESPONSE']._serialized_start=1482
-  _globals['_ADOPTDOMAINRESPONSE']._serialized_end=1563
-  _globals['_RELEASEDOMAINREQUEST']._serialized_start=1566
-  _globals['_RELEASEDOMAINREQUEST']._serialized_end=1714
-  _globals['_RELEASEDOMAINRESPONSE']._serialized_start=1716
-  _globals['_RELEASEDOMAINRESPONSE']._serialized_end=1799
-  _globals['_ADOPTIONSERVICE']._serialized_start=1802
-  _globals['_ADOPTIONSERVICE']._serialized_end=2152
+  _globals['_DESCRIBEDDISK']._serialized_end=409
+  _globals['_DESCRIBEDNIC']._serialized_start=411
+  _globals['_DESCRIBEDNIC']._serialized_end=500
+  _globals['_DOMAINDESCRIPTION']._serialized_start=503
+  _globals['_DOMAINDESCRIPTION']._serialized_end=1090
+  _globals['_DESCRIBEDOMAINREQUEST']._serialized_start=1092
+  _globals['_DESCRIBEDOMAINREQUEST']._serialized_end=1146
+  _globals['_DESCRIBEDOMAINRESPONSE']._serialized_start=1149
+  _globals['_DESCRIBEDOMAINRESPONSE']._serialized_end=1291
+  _globals['_ADOPTEDDISK']._serialized_start=1293
+  _globals['_ADOPTEDDISK']._serialized_end=1355
+  _globals['_ADOPTDOMAINREQUEST']._serialized_start=1358
+  _globals['_ADOPTDOMAINREQUEST']._serialized_end=1548
+  _globals['_ADOPTDOMAINRESPONSE']._serialized_start=1550
+  _globals['_ADOPTDOMAINRESPONSE']._serialized_end=1631
+  _globals['_RELEASEDOMAINREQUEST']._serialized_start=1634
+  _globals['_RELEASEDOMAINREQUEST']._serialized_end=1782
+  _globals['_RELEASEDOMAINRESPONSE']._serialized_start=1784
+  _globals['_RELEASEDOMAINRESPONSE']._serialized_end=1867
+  _globals['_ADOPTIONSERVICE']._serialized_start=1870
+  _globals['_ADOPTIONSERVICE']._serialized_end=2220
 # @@protoc_insertion_point(module_scope)

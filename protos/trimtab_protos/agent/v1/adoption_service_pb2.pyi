@@ -36,6 +36,9 @@ class DescribedDisk(_message.Message):
     BOOT_ORDER_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     VOLUME_ID_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    IOPS_LIMIT_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_LIMIT_BYTES_S_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """vda."""
     device: _builtins.str
@@ -53,6 +56,10 @@ class DescribedDisk(_message.Message):
     """Why it cannot be a volume; empty: it can."""
     volume_id: _builtins.str
     """Set where the disk is a volume of ours."""
+    cache: _builtins.str
+    """Of its cache mode; empty: not said."""
+    iops_limit: _builtins.int
+    bandwidth_limit_bytes_s: _builtins.int
     def __init__(
         self,
         *,
@@ -66,10 +73,13 @@ class DescribedDisk(_message.Message):
         boot_order: _builtins.int = ...,
         problem: _builtins.str = ...,
         volume_id: _builtins.str = ...,
+        cache: _builtins.str = ...,
+        iops_limit: _builtins.int = ...,
+        bandwidth_limit_bytes_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_order", b"boot_order", "bus", b"bus", "device", b"device", "format", b"format", "is_read_only", b"is_read_only", "path", b"path", "problem", b"problem", "size_bytes", b"size_bytes", "target", b"target", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_s", b"bandwidth_limit_bytes_s", "boot_order", b"boot_order", "bus", b"bus", "cache", b"cache", "device", b"device", "format", b"format", "iops_limit", b"iops_limit", "is_read_only", b"is_read_only", "path", b"path", "problem", b"problem", "size_bytes", b"size_bytes", "target", b"target", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -68,6 +68,8 @@ class _NetworkKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NetworkKi
     NETWORK_KIND_BRIDGE: _NetworkKind.ValueType  # 1
     NETWORK_KIND_NAT: _NetworkKind.ValueType  # 2
     NETWORK_KIND_ISOLATED: _NetworkKind.ValueType  # 3
+    NETWORK_KIND_OVERLAY: _NetworkKind.ValueType  # 4
+    """Across hosts, by OVN: the agent makes a port for each card and tells OVN which it is."""
 
 class NetworkKind(_NetworkKind, metaclass=_NetworkKindEnumTypeWrapper):
     """NetworkKind is how a network reaches the guests of one host."""
@@ -76,6 +78,8 @@ NETWORK_KIND_UNSPECIFIED: NetworkKind.ValueType  # 0
 NETWORK_KIND_BRIDGE: NetworkKind.ValueType  # 1
 NETWORK_KIND_NAT: NetworkKind.ValueType  # 2
 NETWORK_KIND_ISOLATED: NetworkKind.ValueType  # 3
+NETWORK_KIND_OVERLAY: NetworkKind.ValueType  # 4
+"""Across hosts, by OVN: the agent makes a port for each card and tells OVN which it is."""
 Global___NetworkKind: _TypeAlias = NetworkKind  # noqa: Y015
 
 class _DomainState:
@@ -339,8 +343,38 @@ class FirewallSpec(_message.Message):
 Global___FirewallSpec: _TypeAlias = FirewallSpec  # noqa: Y015
 
 @_typing.final
+class GuestResources(_message.Message):
+    """GuestResources is what a guest gets of its host besides what it was promised; 0 everywhere: as any other guest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BALLOON_MIN_MIB_FIELD_NUMBER: _builtins.int
+    CPU_WEIGHT_FIELD_NUMBER: _builtins.int
+    CPU_LIMIT_PERCENT_FIELD_NUMBER: _builtins.int
+    balloon_min_mib: _builtins.int
+    """Least memory that the balloon leaves the guest when its host is short of memory; 0: it keeps all of it."""
+    cpu_weight: _builtins.int
+    """Share of cpu time against other guests where the host has too little; 100: as a guest of which nothing is said."""
+    cpu_limit_percent: _builtins.int
+    """Most cpu time of each vcpu, in percent of one cpu."""
+    def __init__(
+        self,
+        *,
+        balloon_min_mib: _builtins.int = ...,
+        cpu_weight: _builtins.int = ...,
+        cpu_limit_percent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balloon_min_mib", b"balloon_min_mib", "cpu_limit_percent", b"cpu_limit_percent", "cpu_weight", b"cpu_weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuestResources: _TypeAlias = GuestResources  # noqa: Y015
+
+@_typing.final
 class CdromSpec(_message.Message):
-    """CdromSpec is the vm's one CD-ROM drive, on SATA; an empty image is an empty drive."""
+    """CdromSpec is a CD-ROM drive of the vm, on SATA; an empty image is an empty drive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -430,6 +464,8 @@ class DomainSpec(_message.Message):
     CPUSET_FIELD_NUMBER: _builtins.int
     HOST_DEVICES_FIELD_NUMBER: _builtins.int
     FIREWALL_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    DRIVERS_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     uuid: _builtins.str
     name: _builtins.str
@@ -490,6 +526,14 @@ class DomainSpec(_message.Message):
     def firewall(self) -> Global___FirewallSpec:
         """Absent: anything may reach it."""
 
+    @_builtins.property
+    def resources(self) -> Global___GuestResources:
+        """Absent: it gets what it was promised and competes as any other guest."""
+
+    @_builtins.property
+    def drivers(self) -> Global___CdromSpec:
+        """A second drive, for the drivers that an installer asks for; absent: none."""
+
     def __init__(
         self,
         *,
@@ -524,10 +568,12 @@ class DomainSpec(_message.Message):
         cpuset: _builtins.str = ...,
         host_devices: _abc.Iterable[_builtins.str] | None = ...,
         firewall: Global___FirewallSpec | None = ...,
+        resources: Global___GuestResources | None = ...,
+        drivers: Global___CdromSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cdrom", b"cdrom", "firewall", b"firewall", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cdrom", b"cdrom", "drivers", b"drivers", "firewall", b"firewall", "resources", b"resources", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cdrom", b"cdrom", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "cpuset", b"cpuset", "disks", b"disks", "firewall", b"firewall", "firmware", b"firmware", "has_hyperv", b"has_hyperv", "has_local_time_clock", b"has_local_time_clock", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "host_devices", b"host_devices", "is_kept", b"is_kept", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "nics", b"nics", "numa_cells", b"numa_cells", "page_kib", b"page_kib", "pools", b"pools", "project", b"project", "seed", b"seed", "serial_log_max_bytes", b"serial_log_max_bytes", "spare_pcie_ports", b"spare_pcie_ports", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cdrom", b"cdrom", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "cpuset", b"cpuset", "disks", b"disks", "drivers", b"drivers", "firewall", b"firewall", "firmware", b"firmware", "has_hyperv", b"has_hyperv", "has_local_time_clock", b"has_local_time_clock", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "host_devices", b"host_devices", "is_kept", b"is_kept", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "nics", b"nics", "numa_cells", b"numa_cells", "page_kib", b"page_kib", "pools", b"pools", "project", b"project", "resources", b"resources", "seed", b"seed", "serial_log_max_bytes", b"serial_log_max_bytes", "spare_pcie_ports", b"spare_pcie_ports", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -604,6 +650,7 @@ class DomainObservation(_message.Message):
     STARTS_FIELD_NUMBER: _builtins.int
     RSS_MIB_FIELD_NUMBER: _builtins.int
     RESTARTS_ELSEWHERE_FIELD_NUMBER: _builtins.int
+    BALLOON_MIB_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """Empty for an unmanaged domain."""
     uuid: _builtins.str
@@ -627,6 +674,8 @@ class DomainObservation(_message.Message):
     rss_mib: _builtins.int
     restarts_elsewhere: _builtins.bool
     """Kept, and every disk that it writes to is on shared storage: another host may start it once this host's lease has ended."""
+    balloon_mib: _builtins.int
+    """What its balloon leaves it; 0 for a guest without a floor, or that does not run."""
     @_builtins.property
     def macs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -654,10 +703,11 @@ class DomainObservation(_message.Message):
         starts: _builtins.int = ...,
         rss_mib: _builtins.int = ...,
         restarts_elsewhere: _builtins.bool = ...,
+        balloon_mib: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_time_ns", b"cpu_time_ns", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "has_guest_agent", b"has_guest_agent", "is_migrating", b"is_migrating", "is_persistent", b"is_persistent", "macs", b"macs", "memory_mib", b"memory_mib", "name", b"name", "observed_at_ms", b"observed_at_ms", "reason", b"reason", "restarts_elsewhere", b"restarts_elsewhere", "rss_mib", b"rss_mib", "starts", b"starts", "state", b"state", "turn", b"turn", "uuid", b"uuid", "vcpus", b"vcpus", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "balloon_mib", b"balloon_mib", "cpu_time_ns", b"cpu_time_ns", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "has_guest_agent", b"has_guest_agent", "is_migrating", b"is_migrating", "is_persistent", b"is_persistent", "macs", b"macs", "memory_mib", b"memory_mib", "name", b"name", "observed_at_ms", b"observed_at_ms", "reason", b"reason", "restarts_elsewhere", b"restarts_elsewhere", "rss_mib", b"rss_mib", "starts", b"starts", "state", b"state", "turn", b"turn", "uuid", b"uuid", "vcpus", b"vcpus", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

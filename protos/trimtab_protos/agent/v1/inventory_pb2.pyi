@@ -123,10 +123,13 @@ class Bridge(_message.Message):
     HAS_CARRIER_FIELD_NUMBER: _builtins.int
     PORTS_FIELD_NUMBER: _builtins.int
     IS_OURS_FIELD_NUMBER: _builtins.int
+    IS_OPEN_VSWITCH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     mtu: _builtins.int
     has_carrier: _builtins.bool
     is_ours: _builtins.bool
+    is_open_vswitch: _builtins.bool
+    """One of Open vSwitch's."""
     @_builtins.property
     def ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -137,10 +140,11 @@ class Bridge(_message.Message):
         has_carrier: _builtins.bool = ...,
         ports: _abc.Iterable[_builtins.str] | None = ...,
         is_ours: _builtins.bool = ...,
+        is_open_vswitch: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_carrier", b"has_carrier", "is_ours", b"is_ours", "mtu", b"mtu", "name", b"name", "ports", b"ports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_carrier", b"has_carrier", "is_open_vswitch", b"is_open_vswitch", "is_ours", b"is_ours", "mtu", b"mtu", "name", b"name", "ports", b"ports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,6 +214,7 @@ class Inventory(_message.Message):
     HAS_UEFI_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     MIGRATION_ADDRESS_FIELD_NUMBER: _builtins.int
+    OVERLAY_CHASSIS_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     arch: _builtins.str
     machine_id: _builtins.str
@@ -233,6 +238,8 @@ class Inventory(_message.Message):
     digest: _builtins.str
     """A hash over everything above but the pools' free space; the controller skips an unchanged one."""
     migration_address: _builtins.str
+    overlay_chassis: _builtins.str
+    """OVN's name of this host; empty where no ovn-controller runs."""
     @_builtins.property
     def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -290,10 +297,11 @@ class Inventory(_message.Message):
         has_uefi: _builtins.bool = ...,
         digest: _builtins.str = ...,
         migration_address: _builtins.str = ...,
+        overlay_chassis: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "agent_version", b"agent_version", "arch", b"arch", "boot_id", b"boot_id", "bridges", b"bridges", "capabilities", b"capabilities", "certificates", b"certificates", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "cpu_vendor", b"cpu_vendor", "cpus", b"cpus", "digest", b"digest", "has_uefi", b"has_uefi", "hostname", b"hostname", "kernel", b"kernel", "libvirt_version", b"libvirt_version", "machine_id", b"machine_id", "machines", b"machines", "memory_mib", b"memory_mib", "migration_address", b"migration_address", "numa_cells", b"numa_cells", "pci_devices", b"pci_devices", "pools", b"pools", "qemu_version", b"qemu_version", "smbios_uuid", b"smbios_uuid", "unmanaged_disk_bytes", b"unmanaged_disk_bytes", "unmanaged_macs", b"unmanaged_macs", "unmanaged_memory_mib", b"unmanaged_memory_mib", "unmanaged_vcpus", b"unmanaged_vcpus", "usable_cpu_models", b"usable_cpu_models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "agent_version", b"agent_version", "arch", b"arch", "boot_id", b"boot_id", "bridges", b"bridges", "capabilities", b"capabilities", "certificates", b"certificates", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "cpu_vendor", b"cpu_vendor", "cpus", b"cpus", "digest", b"digest", "has_uefi", b"has_uefi", "hostname", b"hostname", "kernel", b"kernel", "libvirt_version", b"libvirt_version", "machine_id", b"machine_id", "machines", b"machines", "memory_mib", b"memory_mib", "migration_address", b"migration_address", "numa_cells", b"numa_cells", "overlay_chassis", b"overlay_chassis", "pci_devices", b"pci_devices", "pools", b"pools", "qemu_version", b"qemu_version", "smbios_uuid", b"smbios_uuid", "unmanaged_disk_bytes", b"unmanaged_disk_bytes", "unmanaged_macs", b"unmanaged_macs", "unmanaged_memory_mib", b"unmanaged_memory_mib", "unmanaged_vcpus", b"unmanaged_vcpus", "usable_cpu_models", b"usable_cpu_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

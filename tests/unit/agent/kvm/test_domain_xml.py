@@ -18,8 +18,9 @@ from trimtab_agent.hypervisor.base import Stamp
 from trimtab_agent.hypervisor.kvm import domain_facts
 from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, Export, HostTraits, build
 from trimtab_agent.hypervisor.kvm.filling import parse_export
+from trimtab_protos.device_messages import CdromSpec, GuestResources
 from trimtab_protos.errors import InvalidRequest
-from trimtab_protos.messages import CdromSpec, DiskBus, DiskFormat, DomainSpec, Firmware
+from trimtab_protos.messages import DiskBus, DiskFormat, DomainSpec, Firmware
 
 GOLDEN = Path(__file__).parent / "golden"
 TCG = HostTraits(
@@ -55,6 +56,7 @@ CASES: dict[str, tuple[DomainSpec, HostTraits]] = {
             firmware=Firmware.UEFI,
             has_secure_boot=True,
             cdrom=CdromSpec(image_id="img-01hwin", pool_id="pool-fast", boot_order=2),
+            drivers=CdromSpec(image_id="img-01hvirtio", pool_id="pool-fast"),
             has_tpm=True,
             has_local_time_clock=True,
             has_hyperv=True,
@@ -62,6 +64,10 @@ CASES: dict[str, tuple[DomainSpec, HostTraits]] = {
         KVM,
     ),
     "an_empty_drive": (make.domain(cdrom=CdromSpec(boot_order=2), has_hyperv=True), TCG),
+    "shared_and_squeezed": (
+        make.domain(resources=GuestResources(balloon_min_mib=64, cpu_weight=25, cpu_limit_percent=50)),
+        replace(KVM, cpu_shares=100),
+    ),
     "without_disks": (make.domain(disks=(), nics=(), networks=(), seed=None), TCG),
 }
 ALLOWED_DEVICES = {

@@ -8,6 +8,7 @@ import pytest
 
 from trimtab_agent.hypervisor.kvm import accel_probe
 from trimtab_agent.hypervisor.kvm.host_load import HostLoadReader
+from trimtab_agent.hypervisor.kvm.huge_pages import sizes_in
 from trimtab_agent.hypervisor.kvm.inventory import _machines, _numa_cells, _pci_device, digest_of
 from trimtab_protos.messages import Inventory, NumaCell, PciDevice, PoolObservation
 
@@ -74,10 +75,20 @@ CAPABILITIES = ElementTree.fromstring("""<capabilities><host><topology><cells nu
 
 
 def test_numa_cells_with_their_huge_pages() -> None:
-    assert _numa_cells(CAPABILITIES, 6144) == (
+    assert _numa_cells(CAPABILITIES, 6144, {2048}) == (
         NumaCell(index=0, memory_mib=4096, cpus=(0, 2), huge_pages={2048: 16}),
         NumaCell(index=1, memory_mib=2048, cpus=(1,), huge_pages={}),
     )
+
+
+def test_pages_that_are_kept_but_not_mounted_are_not_offered() -> None:
+    mounts = """proc /proc proc rw,nosuid 0 0
+hugetlbfs /dev/hugepages hugetlbfs rw,relatime,pagesize=1024M 0 0
+none /mnt/huge hugetlbfs rw,gid=64055,pagesize=2M,size=64M 0 0
+"""
+    assert sizes_in(mounts) == {2048, 1048576}
+    assert sizes_in("tmpfs /run tmpfs rw,size=10M 0 0") == set()
+    assert _numa_cells(CAPABILITIES, 6144, set())[0].huge_pages == {}
 
 
 def test_machines_are_concrete() -> None:

@@ -9,8 +9,10 @@ from trimtab_agent.hypervisor.base import Stamp
 from trimtab_agent.hypervisor.kvm import domain_facts
 from trimtab_agent.hypervisor.kvm.domain_xml import HostTraits, build
 from trimtab_agent.hypervisor.kvm.migration_xml import disk_targets, retarget
+from trimtab_agent.hypervisor.kvm.resource_xml import read_floor
+from trimtab_protos.device_messages import CdromSpec, GuestResources
 from trimtab_protos.errors import Conflict
-from trimtab_protos.messages import CdromSpec, DiskFormat, DomainSpec, Firmware
+from trimtab_protos.messages import DiskFormat, DomainSpec, Firmware
 
 HOST = HostTraits(accelerator="tcg", console_log="/var/log/libvirt/qemu/x.log", console_socket="/run/trimtab/console-x.sock")
 
@@ -46,6 +48,24 @@ def test_a_disk_or_card_that_the_vm_lacks_is_not_carried_along() -> None:
     with pytest.raises(Conflict) as refused:
         retarget(live(two), make.domain(disks=two.disks), Stamp(epoch=2, turn=5))
     assert refused.value.code == "nic-unknown"
+
+
+def test_shares_of_the_cpus_and_the_balloons_floor_are_the_targets() -> None:
+    """Its host may be of a class that gives more or less."""
+    was = GuestResources(balloon_min_mib=48, cpu_weight=25, cpu_limit_percent=50)
+    for becomes in (GuestResources(balloon_min_mib=64, cpu_weight=400), None):
+        target = make.domain(resources=becomes)
+        moved = ElementTree.fromstring(retarget(live(make.domain(resources=was)), target, Stamp(epoch=2, turn=5)))
+        wanted = ElementTree.fromstring(build(target, Stamp(epoch=2, turn=5), HOST))
+        assert [each.text for each in moved.findall("cputune/*")] == [each.text for each in wanted.findall("cputune/*")]
+        assert read_floor(moved) == read_floor(wanted)
+
+
+def test_both_drives_find_their_images_by_the_targets_own_copies() -> None:
+    install, drivers = CdromSpec(boot_order=2), CdromSpec(image_id="img-01hvirtio", pool_id="pool-fast")
+    target = make.domain(cdrom=install, drivers=drivers, pools=(make.pool("/data/vms"),))
+    moved = retarget(live(make.domain(cdrom=install, drivers=drivers)), target, Stamp(epoch=2, turn=5))
+    assert domain_facts.read(moved).disk_paths[1:] == ("/data/vms/images/img-01hvirtio.iso", "/data/vms/vms/vm-01hweb/seed.iso")
 
 
 def test_disks_to_copy_go_by_libvirts_names() -> None:

@@ -12,7 +12,8 @@ from trimtab_agent.hypervisor.kvm import vlans
 from trimtab_agent.hypervisor.kvm.host_links import read_bridges
 from trimtab_agent.hypervisor.kvm.networks import bridge_of, check_bridge, network_xml, own_bridge
 from trimtab_protos.errors import Conflict, InvalidRequest
-from trimtab_protos.messages import Bridge, NetworkKind
+from trimtab_protos.messages import NetworkKind
+from trimtab_protos.network_messages import Bridge
 
 
 @pytest.fixture
@@ -68,8 +69,8 @@ def test_a_vlan_is_a_device_on_the_operators_bridge_and_a_bridge_of_ours_over_it
         f"link set dev {own} up",
     ]
     assert len(device) <= 15
-    assert bridge_of(bridge_network(vlan=20)) == own_bridge(bridge_network().network_id), "guests are on ours"
-    assert bridge_of(bridge_network()) == "br0"
+    assert bridge_of(bridge_network(vlan=20), "nic-1") == own_bridge(bridge_network().network_id), "guests are on ours"
+    assert bridge_of(bridge_network(), "nic-1") == "br0"
     for wrong in ({"base": "br0; reboot"}, {"vlan": 0}, {"vlan": 4095}):
         with pytest.raises(InvalidRequest):
             vlans.making(own, **{"base": "br0", "vlan": 20, "mtu": 1500, **wrong})  # type: ignore[arg-type]

@@ -1,0 +1,235 @@
+"""Overlay networks as OVN's northbound database shall hold them. Pure.
+
+    network  ─▶ Logical_Switch ─┬─ port for each card (MAC and addresses that it may send with, the chassis that its vm is on)
+                                ├─ port of the network's own address, where DNS and DHCP are answered
+                                ├─ DHCP_Options, one for the network
+                                └─ DNS: names of vms
+    router of several networks ─▶ Logical_Router, with a port that has the own address of each
+
+Rows are compared by a key of ours in `external_ids`; rows without one, and those of another fleet, are somebody else's. What reaches a
+guest is judged at its card (`packet_rules` of its host), as on every other network: OVN's own connection tracking forgets what a
+guest had open when it moves, and a connection that the guest only listens to would end.
+"""
+
+import hashlib
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+TUNNEL_OVERHEAD = 58
+"""Bytes of Geneve with OVN's option, UDP, IPv4 and Ethernet in front of a guest's packet."""
+DEFAULT_MTU = 1500 - TUNNEL_OVERHEAD
+LEASE_S = 3600
+
+Value = str | tuple[str, ...] | Mapping[str, str]
+
+
+class Table(StrEnum):
+    SWITCH = "Logical_Switch"
+    PORT = "Logical_Switch_Port"
+    DHCP = "DHCP_Options"
+    DNS = "DNS"
+    ROUTER = "Logical_Router"
+    ROUTER_PORT = "Logical_Router_Port"
+
+
+COLUMNS: Mapping[Table, tuple[str, ...]] = {
+    Table.SWITCH: ("name",),
+    Table.PORT: ("name", "type", "addresses", "port_security", "options"),
+    Table.DHCP: ("cidr", "options"),
+    Table.DNS: ("records",),
+    Table.ROUTER: ("name",),
+    Table.ROUTER_PORT: ("name", "mac", "networks"),
+}
+"""What is ours to say in each table; every other column is left as it is."""
+REFERENCES: Mapping[Table, Mapping[str, Table]] = {
+    Table.SWITCH: {"dns_records": Table.DNS},
+    Table.PORT: {"dhcpv4_options": Table.DHCP},
+    Table.DHCP: {},
+    Table.DNS: {},
+    Table.ROUTER: {},
+    Table.ROUTER_PORT: {},
+}
+HOLDERS: Mapping[Table, Table] = {Table.PORT: Table.SWITCH, Table.ROUTER_PORT: Table.ROUTER}
+"""Whose `ports` a row stands in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverlayNetwork:
+    network_id: str
+    subnet: str
+    mtu: int
+    has_dhcp: bool
+    project_id: str = ""
+    router: str = ""
+    """Networks of one project that name the same reach each other; '' for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverlayCard:
+    nic_id: str
+    network_id: str
+    mac: str
+    addresses: tuple[str, ...]
+    """With prefix length, as in 10.30.0.5/24."""
+    vm_name: str
+    chassis: str = ""
+    """OVN's name of the host that the vm is on; '' where it is on none that told one."""
+    allows_spoofing: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row that is ours. `parent`: table, key and column of the row that holds it."""
+
+    table: Table
+    key: str
+    columns: Mapping[str, Value]
+    references: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Column -> keys, in order."""
+    parent: tuple[Table, str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What has to happen so that the database is as it shall be. Rows go by being let go of, in any order."""
+
+    create: tuple[Row, ...] = ()
+    update: tuple[Row, ...] = ()
+    delete: tuple[tuple[Table, str], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.create or self.update or self.delete)
+
+
+def desired(networks: Sequence[OverlayNetwork], cards: Iterable[OverlayCard]) -> tuple[Row, ...]:
+    """Return every row that shall be there, in an order that depends on nothing but the ids."""
+    by_network: dict[str, list[OverlayCard]] = {}
+    for card in sorted(cards, key=lambda one: one.nic_id):
+        by_network.setdefault(card.network_id, []).append(card)
+    routers = {router_key(network): network.router for network in networks if network.router}
+    found = [Row(table=Table.ROUTER, key=key, columns={"name": key}) for key in sorted(routers)]
+    for network in sorted(networks, key=lambda one: one.network_id):
+        found += _network_rows(network, by_network.get(network.network_id, []))
+    return tuple(found)
+
+
+def differ(wanted: Sequence[Row], found: Sequence[Row]) -> Changes:
+    """Return what turns `found`, the rows of this fleet that are there, into `wanted`."""
+    there = {(row.table, row.key): row for row in found}
+    keys = {(row.table, row.key) for row in wanted}
+    return Changes(
+        create=tuple(row for row in wanted if (row.table, row.key) not in there),
+        update=tuple(row for row in wanted if (row.table, row.key) in there and _differs(row, there[row.table, row.key])),
+        delete=tuple(sorted(key for key in there if key not in keys)),
+    )
+
+
+def own_address(subnet: str) -> str:
+    """Return the address that the network itself has: the first one."""
+    return str(ipaddress.ip_network(subnet)[1])
+
+
+def router_key(network: OverlayNetwork) -> str:
+    return f"router-{network.project_id or 'shared'}-{network.router}"
+
+
+def own_mac(network_id: str) -> str:
+    """Return the MAC of the network's own address: locally administered, and the same on every host."""
+    digest = hashlib.sha256(network_id.encode()).hexdigest()
+    return "0a:" + ":".join(digest[at : at + 2] for at in range(0, 10, 2))
+
+
+def _differs(row: Row, other: Row) -> bool:
+    return dict(row.columns) != dict(other.columns) or dict(row.references) != dict(other.references)
+
+
+def _network_rows(network: OverlayNetwork, cards: Sequence[OverlayCard]) -> list[Row]:
+    switch = (Table.SWITCH, network.network_id, "ports")
+    dns_key, dhcp_key = f"dns-{network.network_id}", f"dhcp-{network.network_id}"
+    names = _names(cards)
+    rows = [
+        Row(
+            table=Table.SWITCH,
+            key=network.network_id,
+            columns={"name": network.network_id},
+            references={"dns_records": (dns_key,) if names else ()},
+        ),
+        *(_port(card, switch, dhcp_key if network.has_dhcp and card.addresses else "") for card in cards),
+    ]
+    if names:
+        rows.append(Row(table=Table.DNS, key=dns_key, columns={"records": names}))
+    if network.router:
+        rows += _router_rows(network, switch)
+    elif network.subnet:
+        # On every host at once: nothing of it ever leaves one.
+        own = f"{own_mac(network.network_id)} {own_address(network.subnet)}"
+        name = f"own-{network.network_id}"
+        columns: dict[str, Value] = {"name": name, "type": "localport", "addresses": (own,), "port_security": (), "options": {}}
+        rows.append(Row(table=Table.PORT, key=name, columns=columns, references={"dhcpv4_options": ()}, parent=switch))
+    if network.has_dhcp:
+        rows.append(Row(table=Table.DHCP, key=dhcp_key, columns={"cidr": network.subnet, "options": _dhcp_options(network)}))
+    return rows
+
+
+def _router_rows(network: OverlayNetwork, switch: tuple[Table, str, str]) -> list[Row]:
+    """Return both ends of the cable between a network and its router, which has the network's own address."""
+    key, prefix = f"rp-{network.network_id}", ipaddress.ip_network(network.subnet).prefixlen
+    own: dict[str, Value] = {
+        "name": key,
+        "mac": own_mac(network.network_id),
+        "networks": (f"{own_address(network.subnet)}/{prefix}",),
+    }
+    name = f"own-{network.network_id}"
+    end: dict[str, Value] = {
+        "name": name,
+        "type": "router",
+        "addresses": ("router",),
+        "port_security": (),
+        "options": {"router-port": key},
+    }
+    return [
+        Row(table=Table.ROUTER_PORT, key=key, columns=own, parent=(Table.ROUTER, router_key(network), "ports")),
+        Row(table=Table.PORT, key=name, columns=end, references={"dhcpv4_options": ()}, parent=switch),
+    ]
+
+
+def _port(card: OverlayCard, switch: tuple[Table, str, str], dhcp_key: str) -> Row:
+    addresses = [str(ipaddress.ip_interface(text).ip) for text in card.addresses]
+    who = " ".join([card.mac, *addresses])
+    return Row(
+        table=Table.PORT,
+        key=card.nic_id,
+        columns={
+            "name": card.nic_id,
+            "type": "",
+            "addresses": (who, "unknown") if card.allows_spoofing else (who,),
+            "port_security": () if card.allows_spoofing else (who,),
+            "options": {"requested-chassis": card.chassis} if card.chassis else {},
+        },
+        references={"dhcpv4_options": (dhcp_key,) if dhcp_key else ()},
+        parent=switch,
+    )
+
+
+def _names(cards: Sequence[OverlayCard]) -> dict[str, str]:
+    """Return {name: addresses}; of two vms with one name, which two projects may have, the older card's keeps it."""
+    found: dict[str, str] = {}
+    for card in cards:
+        addresses = [str(ipaddress.ip_interface(text).ip) for text in card.addresses]
+        if addresses:
+            found.setdefault(card.vm_name.lower(), " ".join(addresses))
+    return found
+
+
+def _dhcp_options(network: OverlayNetwork) -> dict[str, str]:
+    own = own_address(network.subnet)
+    return {
+        **({"router": own} if network.router else {}),
+        "server_id": own,
+        "server_mac": own_mac(network.network_id),
+        "lease_time": str(LEASE_S),
+        "mtu": str(network.mtu),
+        "dns_server": own,
+    }
