@@ -518,3 +518,4 @@ class PruneResult:
     repacked_bytes: int
     kept_bytes: int
     waits_for: tuple[str, ...]
+    retired_data_keys: tuple[int, ...] = ()

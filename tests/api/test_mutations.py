@@ -152,6 +152,7 @@ BODIES: dict[str, Any] = {
     "/v1/projects/{project}/vms/{name}": {"labels": {}},
     "/v1/backup-repos": {"name": "main", "url": "file:///srv/backup", "host": "absent"},
     "/v1/backup-repos/{name}:confirm": {"key": "ttk1-wrong"},
+    "/v1/backup-repos/{name}:confirm-key": {"key": "ttk1-wrong"},
     "/v1/backup-repos/{name}:replicate": {"to": "second"},
     "/v1/projects/{project}/backup-policies": {"name": "nightly", "schedule": "0 2 * * *"},
     "/v1/projects/{project}/backups": {"vm": "absent"},

@@ -7,8 +7,8 @@ from tests.operations.kit import FleetStory
 from trimtab_controller import repository_keys
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Backup, BackupRepo, Operation, Vm
+from trimtab_controller.services import backup_keys, backup_restore
 from trimtab_controller.services import backup_repos as repo_service
-from trimtab_controller.services import backup_restore
 from trimtab_controller.services import backups as backup_service
 from trimtab_controller.services.backup_repos import RepoSpec
 from trimtab_controller.services.backup_restore import RestoreSpec
@@ -52,6 +52,18 @@ def ready_repo(story: FleetStory, name: str = "main", **fields: Any) -> BackupRe
     assert found is not None
     assert found.state == "ready", found.problem
     return found
+
+
+def accept_rotation(story: FleetStory, name: str) -> tuple[Operation, str]:
+    """Have the repository's next key shown and give it back; return the operation and the key."""
+    key = repository_keys.new_key()
+    key_id = repository_keys.key_id(key)
+
+    def work(session: Any) -> Operation:
+        backup_keys.show_next(session, name, key_id=key_id, seal=lambda repo_id: story.secrets.seal(key, place=repo_id))
+        return backup_keys.confirm_next(session, name, key_id=key_id, actor=story.actor, now=story.clock.now())[1]
+
+    return story.db.write(work), key
 
 
 def accept_backup(story: FleetStory, vm: Vm, *, repo: str = "main", **wishes: Any) -> Operation:

@@ -1,12 +1,15 @@
 """One valid operation of every kind that concerns backups. See `examples.py`."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.operations.backup_kit import (
     accept_backup,
     accept_repo,
     accept_restore,
+    accept_rotation,
     backup_of,
     content_of,
     made_backup,
@@ -18,6 +21,7 @@ from tests.operations.example import Example, name_of
 from tests.operations.examples_storage import volume_is_gone, volume_is_there
 from tests.operations.examples_vms import not_created
 from tests.operations.kit import FleetStory
+from trimtab_controller import repository_keys
 from trimtab_controller.core.model import Backup, Operation
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services import backup_export, backup_restore
@@ -89,6 +93,24 @@ def replicates(story: FleetStory) -> Operation:
         )
 
     return story.db.write(work)
+
+
+def rotates_key(story: FleetStory) -> Operation:
+    """A repository of its own with a backup in it; its next key was shown and came back."""
+    repo = ready_repo(story, name_of("repo"))
+    made_backup(story, story.running_vm(name_of("db")), repo=repo.name)
+    return accept_rotation(story, repo.name)[0]
+
+
+def has_the_next_key(story: FleetStory, operation: Operation) -> None:
+    repo = story.db.read(lambda session: backup_repos.get(session, operation.subject_id))
+    assert (repo.wrapped_next_key, repo.next_key_id, repo.is_next_key_saved) == ("", "", False)
+    assert repo.key_changed_at is not None
+    key = repository_keys.key_id(story.secrets.open(repo.wrapped_key, place=repo.id))
+    folder = Path(repo.url.removeprefix("file://"))
+    keyrings = [json.loads(path.read_bytes()) for path in sorted((folder / "keys").iterdir())]
+    assert [(one["generation"], one["key_id"]) for one in keyrings] == [(2, key), (2, key)]
+    assert repo.key_id == key
 
 
 def is_in_both(story: FleetStory, operation: Operation) -> None:
@@ -298,6 +320,7 @@ EXAMPLES: dict[str, Example] = {
     ),
     "backup.verify": Example(kind="backup.verify", arrange=verifies, done=level_is(1), undone=level_is(0)),
     "backup_repo.replicate": Example(kind="backup_repo.replicate", arrange=replicates, done=is_in_both),
+    "backup_repo.rotate_key": Example(kind="backup_repo.rotate_key", arrange=rotates_key, done=has_the_next_key),
     "backup.export": Example(kind="backup.export", arrange=exports, done=is_handed_out),
     "backup.boot": Example(kind="backup.boot", arrange=boots, done=has_booted, undone=not_created),
     "backup.prune": Example(kind="backup.prune", arrange=deletes, done=is_forgotten),

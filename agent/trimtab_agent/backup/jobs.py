@@ -162,6 +162,7 @@ def _prune(repositories: Repositories, asked: pb.StartPruneRequest) -> PruneResu
         repacked_bytes=found.repacked_bytes,
         kept_bytes=found.kept_bytes,
         waits_for=tuple(found.waits_for),
+        retired_data_keys=tuple(found.retired_data_keys),
     )
 
 

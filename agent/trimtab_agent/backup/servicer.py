@@ -47,20 +47,7 @@ class BackupServicer(BackupServiceServicer):
     @edge.unary
     async def OpenRepository(self, request: pb.OpenRepositoryRequest, context: edge.Context) -> pb.OpenRepositoryResponse:
         self._authorise(context)
-        asked = request.access
-        access = Access(
-            url=asked.url,
-            key=asked.key,
-            fleet_id=asked.fleet_id,
-            project_id=asked.project_id,
-            endpoint=asked.endpoint,
-            region=asked.region,
-            access_key_id=asked.access_key_id,
-            secret_access_key=asked.secret_access_key,
-            allow_http=asked.allow_http,
-        )
-        if not asked.fleet_id:
-            raise InvalidRequest("fleet-missing", "access.fleet_id is empty", field="access.fleet_id")
+        access = _access_of(request.access)
 
         def act(_key: CommandKey, _stamp: Stamp) -> pb.OpenRepositoryResponse:
             config = self._repositories.grant(request.name, access, create=request.create)
@@ -73,6 +60,22 @@ class BackupServicer(BackupServiceServicer):
 
         # Acted on at each repeat: an access does not outlive the agent, and nothing of it may get into the journal.
         return await self._commands.run(request, pb.OpenRepositoryResponse, act, pool=self._pool, remembers=False)
+
+    @edge.unary
+    async def RotateKey(self, request: pb.RotateKeyRequest, context: edge.Context) -> pb.RotateKeyResponse:
+        self._authorise(context)
+        access = _access_of(request.access)
+
+        def act(_key: CommandKey, _stamp: Stamp) -> pb.RotateKeyResponse:
+            config, rotated = self._repositories.rotate(request.name, access, request.new_key)
+            return pb.RotateKeyResponse(
+                generation=rotated.generation,
+                data_key_version=rotated.data_key_version,
+                repository_id=config.repository_id,
+            )
+
+        # As OpenRepository: no key may get into the journal, and a repeat finds what was done in the repository itself.
+        return await self._commands.run(request, pb.RotateKeyResponse, act, pool=self._pool, remembers=False)
 
     @edge.unary
     async def ListBackups(self, request: pb.ListBackupsRequest, context: edge.Context) -> pb.ListBackupsResponse:
@@ -128,3 +131,19 @@ class BackupServicer(BackupServiceServicer):
             return response
 
         return await self._commands.run(request, response_class, act, pool=self._query, remembers=False)
+
+
+def _access_of(asked: pb.RepositoryAccess) -> Access:
+    if not asked.fleet_id:
+        raise InvalidRequest("fleet-missing", "access.fleet_id is empty", field="access.fleet_id")
+    return Access(
+        url=asked.url,
+        key=asked.key,
+        fleet_id=asked.fleet_id,
+        project_id=asked.project_id,
+        endpoint=asked.endpoint,
+        region=asked.region,
+        access_key_id=asked.access_key_id,
+        secret_access_key=asked.secret_access_key,
+        allow_http=asked.allow_http,
+    )

@@ -108,7 +108,11 @@ def confirm(session: Session, name: str, *, key_id: str, actor: Actor, now: date
             field="key",
         )
     if repo.state == "ready":
-        raise Conflict("repository-ready", f"repository {repo.name} is ready already", state=repo.state)
+        raise Conflict(
+            "repository-ready",
+            f"repository {repo.name} is ready already; `trimtab backup repo rotate-key {repo.name}` gives it another key",
+            state=repo.state,
+        )
     backup_repos.update(session, repo.id, state="opening", problem="")
     operation = _accept_opening(session, repo, actor=actor, now=now)
     return views(session, (backup_repos.get(session, repo.id),))[0], operation

@@ -29,8 +29,10 @@ class BackupRepoResource:
     # unconfirmed, opening, ready, failed.
     state: str
     problem: str
-    # Names the key without telling it.
+    # Names the key without telling it; the one that a rotation is about to bring, '' for none; when it was last changed.
     key_id: str
+    next_key_id: str
+    key_changed_at: datetime | None
     fleet_id: str
     repository_id: str
     backups: int
@@ -162,6 +164,8 @@ def render_repo(view: RepoView) -> BackupRepoResource:
         state=repo.state,
         problem=repo.problem,
         key_id=repo.key_id,
+        next_key_id=repo.next_key_id,
+        key_changed_at=repo.key_changed_at,
         fleet_id=repo.fleet_id,
         repository_id=repo.repository_id,
         backups=view.backups,

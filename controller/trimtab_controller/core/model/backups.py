@@ -20,6 +20,10 @@ class BackupRepo:
     wrapped_key: str = field(repr=False)
     wrapped_secret: str = field(repr=False)
     key_id: str
+    wrapped_next_key: str = field(repr=False)
+    next_key_id: str
+    is_next_key_saved: bool
+    key_changed_at: datetime | None
     fleet_id: str
     repository_id: str
     state: str

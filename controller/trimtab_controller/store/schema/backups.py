@@ -34,6 +34,12 @@ backup_repo = sa.Table(
     sa.Column("wrapped_secret", sa.String(500), nullable=False, server_default=""),
     # Names the key without telling it.
     sa.Column("key_id", sa.String(16), nullable=False),
+    # The key that the next rotation locks it with; kept from when it was shown until it is the one that counts.
+    sa.Column("wrapped_next_key", sa.String(300), nullable=False, server_default=""),
+    sa.Column("next_key_id", sa.String(16), nullable=False, server_default=""),
+    # It came back, so somebody saved it: from then on it may be the one that opens the repository, and is never dropped.
+    sa.Column("is_next_key_saved", sa.Boolean(), nullable=False, server_default=sa.false()),
+    sa.Column("key_changed_at", UtcDateTime()),
     # The fleet that the repository belongs to, as written in it.
     sa.Column("fleet_id", sa.String(40), nullable=False),
     # As its own configuration says; '' until it was opened once.

@@ -28,7 +28,7 @@ from trimtab_protos.agent.v1 import command_pb2 as trimtab__protos_dot_agent_dot
 from trimtab_protos.agent.v1 import storage_pb2 as trimtab__protos_dot_agent_dot_v1_dot_storage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,trimtab_protos/agent/v1/backup_service.proto\x12\x17trimtab_protos.agent.v1\x1a+trimtab_protos/agent/v1/agent_service.proto\x1a$trimtab_protos/agent/v1/backup.proto\x1a%trimtab_protos/agent/v1/command.proto\x1a%trimtab_protos/agent/v1/storage.proto\"\xba\x01\n\x10RepositoryAccess\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x10\n\x08\x66leet_id\x18\x03 \x01(\t\x12\x12\n\nproject_id\x18\x04 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x05 \x01(\t\x12\x0e\n\x06region\x18\x06 \x01(\t\x12\x15\n\raccess_key_id\x18\x07 \x01(\t\x12\x19\n\x11secret_access_key\x18\x08 \x01(\t\x12\x12\n\nallow_http\x18\t \x01(\x08\"\xa2\x01\n\x15OpenRepositoryRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x39\n\x06\x61\x63\x63\x65ss\x18\x03 \x01(\x0b\x32).trimtab_protos.agent.v1.RepositoryAccess\x12\x0e\n\x06\x63reate\x18\x04 \x01(\x08\"i\n\x16OpenRepositoryResponse\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12\x10\n\x08\x66leet_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x12\n\ncreated_ms\x18\x04 \x01(\x03\"7\n\x12ListBackupsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\r\n\x05vm_id\x18\x02 \x01(\t\"l\n\x13ListBackupsResponse\x12\x37\n\x07\x62\x61\x63kups\x18\x01 \x03(\x0b\x32&.trimtab_protos.agent.v1.BackupSummary\x12\x1c\n\x14unreadable_manifests\x18\x02 \x03(\t\"C\n\x0c\x44iskToBackUp\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tvolume_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\"\x95\x03\n\x12StartBackupRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x12\n\nrepository\x18\x02 \x01(\t\x12\x11\n\tbackup_id\x18\x03 \x01(\t\x12\r\n\x05vm_id\x18\x04 \x01(\t\x12\x0f\n\x07vm_name\x18\x05 \x01(\t\x12\x12\n\nproject_id\x18\x06 \x01(\t\x12\x34\n\x05\x64isks\x18\x07 \x03(\x0b\x32%.trimtab_protos.agent.v1.DiskToBackUp\x12\x14\n\x0cwants_freeze\x18\x08 \x01(\x08\x12\x18\n\x10needs_filesystem\x18\t \x01(\x08\x12\x17\n\x0f\x62\x61ndwidth_mib_s\x18\n \x01(\x03\x12\x45\n\x05notes\x18\x0b \x03(\x0b\x32\x36.trimtab_protos.agent.v1.StartBackupRequest.NotesEntry\x1a,\n\nNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"@\n\x13StartBackupResponse\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.trimtab_protos.agent.v1.Job\"\x8a\x02\n\x13StartRestoreRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x12\n\nrepository\x18\x02 \x01(\t\x12\r\n\x05vm_id\x18\x03 \x01(\t\x12\x11\n\tbackup_id\x18\x04 \x01(\t\x12\x0c\n\x04\x64isk\x18\x05 \x01(\t\x12\x33\n\x06volume\x18\x06 \x01(\x0b\x32#.trimtab_protos.agent.v1.VolumeSpec\x12/\n\x04pool\x18\x07 \x01(\x0b\x32!.trimtab_protos.agent.v1.PoolSpec\x12\x17\n\x0fstate_for_vm_id\x18\x08 \x01(\t\"A\n\x14StartRestoreResponse\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.trimtab_protos.agent.v1.Job\"|\n\x12StartVerifyRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x12\n\nrepository\x18\x02 \x01(\t\x12\r\n\x05vm_id\x18\x03 \x01(\t\x12\x11\n\tbackup_id\x18\x04 \x01(\t\"@\n\x13StartVerifyResponse\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.trimtab_protos.agent.v1.Job\"3\n\x0f\x46orgottenBackup\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x11\n\tbackup_id\x18\x02 \x01(\t\"\xb8\x01\n\x11StartPruneRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x12\n\nrepository\x18\x02 \x01(\t\x12\x38\n\x06\x66orget\x18\x03 \x03(\x0b\x32(.trimtab_protos.agent.v1.ForgottenBackup\x12\x0f\n\x07grace_s\x18\x04 \x01(\x05\x12\x12\n\nis_dry_run\x18\x05 \x01(\x08\"?\n\x12StartPruneResponse\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.trimtab_protos.agent.v1.Job\"\x8f\x01\n\x17StartReplicationRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x12\n\nrepository\x18\x02 \x01(\t\x12\x15\n\rto_repository\x18\x03 \x01(\t\x12\x17\n\x0f\x62\x61ndwidth_mib_s\x18\x04 \x01(\x03\"E\n\x18StartReplicationResponse\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.trimtab_protos.agent.v1.Job2\x8d\x06\n\rBackupService\x12q\n\x0eOpenRepository\x12..trimtab_protos.agent.v1.OpenRepositoryRequest\x1a/.trimtab_protos.agent.v1.OpenRepositoryResponse\x12h\n\x0bListBackups\x12+.trimtab_protos.agent.v1.ListBackupsRequest\x1a,.trimtab_protos.agent.v1.ListBackupsResponse\x12h\n\x0bStartBackup\x12+.trimtab_protos.agent.v1.StartBackupRequest\x1a,.trimtab_protos.agent.v1.StartBackupResponse\x12k\n\x0cStartRestore\x12,.trimtab_protos.agent.v1.StartRestoreRequest\x1a-.trimtab_protos.agent.v1.StartRestoreResponse\x12h\n\x0bStartVerify\x12+.trimtab_protos.agent.v1.StartVerifyRequest\x1a,.trimtab_protos.agent.v1.StartVerifyResponse\x12\x65\n\nStartPrune\x12*.trimtab_protos.agent.v1.StartPruneRequest\x1a+.trimtab_protos.agent.v1.StartPruneResponse\x12w\n\x10StartReplication\x12\x30.trimtab_protos.agent.v1.StartReplicationRequest\x1a\x31.trimtab_protos.agent.v1.StartReplicationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,trimtab_protos/agent/v1/backup_service.proto\x12\x17trimtab_protos.agent.v1\x1a+trimtab_protos/agent/v1/agent_service.proto\x1a$trimtab_protos/agent/v1/backup.proto\x1a%trimtab_protos/agent/v1/command.proto\x1a%trimtab_protos/agent/v1/storage.proto\"\xba\x01\n\x10RepositoryAccess\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x10\n\x08\x66leet_id\x18\x03 \x01(\t\x12\x12\n\nproject_id\x18\x04 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x05 \x01(\t\x12\x0e\n\x06region\x18\x06 \x01(\t\x12\x15\n\raccess_key_id\x18\x07 \x01(\t\x12\x19\n\x11secret_access_key\x18\x08 \x01(\t\x12\x12\n\nallow_http\x18\t \x01(\x08\"\xa2\x01\n\x15OpenRepositoryRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x39\n\x06\x61\x63\x63\x65ss\x18\x03 \x01(\x0b\x32).trimtab_protos.agent.v1.RepositoryAccess\x12\x0e\n\x06\x63reate\x18\x04 \x01(\x08\"i\n\x16OpenRepositoryResponse\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12\x10\n\x08\x66leet_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x12\n\ncreated_ms\x18\x04 \x01(\x03\"\x9e\x01\n\x10RotateKeyRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x39\n\x06\x61\x63\x63\x65ss\x18\x03 \x01(\x0b\x32).trimtab_protos.agent.v1.RepositoryAccess\x12\x0f\n\x07new_key\x18\x04 \x01(\t\"X\n\x11RotateKeyResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x18\n\x10\x64\x61ta_key_version\x18\x02 \x01(\x03\x12\x15\n\rrepository_id\x18\x03 \x01(\t\"7\n\x12ListBackupsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\r\n\x05vm_id\x18\x02 \x01(\t\"l\n\x13ListBackupsResponse\x12\x37\n\x07\x62\x61\x63kups\x18\x01 \x03(\x0b\x32&.trimtab_protos.agent.v1.BackupSummary\x12\x1c\n\x14unreadable_manifests\x18\x02 \x03(\t\"C\n\x0c\x44iskToBackUp\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tvolume_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\"\x95\x03\n\x12StartBackupRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x12\n\nrepository\x18\x02 \x01(\t\x12\x11\n\tbackup_id\x18\x03 \x01(\t\x12\r\n\x05vm_id\x18\x04 \x01(\t\x12\x0f\n\x07vm_name\x18\x05 \x01(\t\x12\x12\n\nproject_id\x18\x06 \x01(\t\x12\x34\n\x05\x64isks\x18\x07 \x03(\x0b\x32%.trimtab_protos.agent.v1.DiskToBackUp\x12\x14\n\x0cwants_freeze\x18\x08 \x01(\x08\x12\x18\n\x10needs_filesystem\x18\t \x01(\x08\x12\x17\n\x0f\x62\x61ndwidth_mib_s\x18\n \x01(\x03\x12\x45\n\x05notes\x18\x0b \x03(\x0b\x32\x36.trimtab_protos.agent.v1.StartBackupRequest.NotesEntry\x1a,\n\nNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"@\n\x13StartBackupResponse\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.trimtab_protos.agent.v1.Job\"\x8a\x02\n\x13StartRestoreRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x12\n\nrepository\x18\x02 \x01(\t\x12\r\n\x05vm_id\x18\x03 \x01(\t\x12\x11\n\tbackup_id\x18\x04 \x01(\t\x12\x0c\n\x04\x64isk\x18\x05 \x01(\t\x12\x33\n\x06volume\x18\x06 \x01(\x0b\x32#.trimtab_protos.agent.v1.VolumeSpec\x12/\n\x04pool\x18\x07 \x01(\x0b\x32!.trimtab_protos.agent.v1.PoolSpec\x12\x17\n\x0fstate_for_vm_id\x18\x08 \x01(\t\"A\n\x14StartRestoreResponse\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.trimtab_protos.agent.v1.Job\"|\n\x12StartVerifyRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x12\n\nrepository\x18\x02 \x01(\t\x12\r\n\x05vm_id\x18\x03 \x01(\t\x12\x11\n\tbackup_id\x18\x04 \x01(\t\"@\n\x13StartVerifyResponse\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.trimtab_protos.agent.v1.Job\"3\n\x0f\x46orgottenBackup\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x11\n\tbackup_id\x18\x02 \x01(\t\"\xb8\x01\n\x11StartPruneRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x12\n\nrepository\x18\x02 \x01(\t\x12\x38\n\x06\x66orget\x18\x03 \x03(\x0b\x32(.trimtab_protos.agent.v1.ForgottenBackup\x12\x0f\n\x07grace_s\x18\x04 \x01(\x05\x12\x12\n\nis_dry_run\x18\x05 \x01(\x08\"?\n\x12StartPruneResponse\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.trimtab_protos.agent.v1.Job\"\x8f\x01\n\x17StartReplicationRequest\x12\x30\n\x03key\x18\x01 \x01(\x0b\x32#.trimtab_protos.agent.v1.CommandKey\x12\x12\n\nrepository\x18\x02 \x01(\t\x12\x15\n\rto_repository\x18\x03 \x01(\t\x12\x17\n\x0f\x62\x61ndwidth_mib_s\x18\x04 \x01(\x03\"E\n\x18StartReplicationResponse\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.trimtab_protos.agent.v1.Job2\xf1\x06\n\rBackupService\x12q\n\x0eOpenRepository\x12..trimtab_protos.agent.v1.OpenRepositoryRequest\x1a/.trimtab_protos.agent.v1.OpenRepositoryResponse\x12\x62\n\tRotateKey\x12).trimtab_protos.agent.v1.RotateKeyRequest\x1a*.trimtab_protos.agent.v1.RotateKeyResponse\x12h\n\x0bListBackups\x12+.trimtab_protos.agent.v1.ListBackupsRequest\x1a,.trimtab_protos.agent.v1.ListBackupsResponse\x12h\n\x0bStartBackup\x12+.trimtab_protos.agent.v1.StartBackupRequest\x1a,.trimtab_protos.agent.v1.StartBackupResponse\x12k\n\x0cStartRestore\x12,.trimtab_protos.agent.v1.StartRestoreRequest\x1a-.trimtab_protos.agent.v1.StartRestoreResponse\x12h\n\x0bStartVerify\x12+.trimtab_protos.agent.v1.StartVerifyRequest\x1a,.trimtab_protos.agent.v1.StartVerifyResponse\x12\x65\n\nStartPrune\x12*.trimtab_protos.agent.v1.StartPruneRequest\x1a+.trimtab_protos.agent.v1.StartPruneResponse\x12w\n\x10StartReplication\x12\x30.trimtab_protos.agent.v1.StartReplicationRequest\x1a\x31.trimtab_protos.agent.v1.StartReplicationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,36 +43,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENREPOSITORYREQUEST']._serialized_end=586
   _globals['_OPENREPOSITORYRESPONSE']._serialized_start=588
   _globals['_OPENREPOSITORYRESPONSE']._serialized_end=693
-  _globals['_LISTBACKUPSREQUEST']._serialized_start=695
-  _globals['_LISTBACKUPSREQUEST']._serialized_end=750
-  _globals['_LISTBACKUPSRESPONSE']._serialized_start=752
-  _globals['_LISTBACKUPSRESPONSE']._serialized_end=860
-  _globals['_DISKTOBACKUP']._serialized_start=862
-  _globals['_DISKTOBACKUP']._serialized_end=929
-  _globals['_STARTBACKUPREQUEST']._serialized_start=932
-  _globals['_STARTBACKUPREQUEST']._serialized_end=1337
-  _globals['_STARTBACKUPREQUEST_NOTESENTRY']._serialized_start=1293
-  _globals['_STARTBACKUPREQUEST_NOTESENTRY']._serialized_end=1337
-  _globals['_STARTBACKUPRESPONSE']._serialized_start=1339
-  _globals['_STARTBACKUPRESPONSE']._serialized_end=1403
-  _globals['_STARTRESTOREREQUEST']._serialized_start=1406
-  _globals['_STARTRESTOREREQUEST']._serialized_end=1672
-  _globals['_STARTRESTORERESPONSE']._serialized_start=1674
-  _globals['_STARTRESTORERESPONSE']._serialized_end=1739
-  _globals['_STARTVERIFYREQUEST']._serialized_start=1741
-  _globals['_STARTVERIFYREQUEST']._serialized_end=1865
-  _globals['_STARTVERIFYRESPONSE']._serialized_start=1867
-  _globals['_STARTVERIFYRESPONSE']._serialized_end=1931
-  _globals['_FORGOTTENBACKUP']._serialized_start=1933
-  _globals['_FORGOTTENBACKUP']._serialized_end=1984
-  _globals['_STARTPRUNEREQUEST']._serialized_start=1987
-  _globals['_STARTPRUNEREQUEST']._serialized_end=2171
-  _globals['_STARTPRUNERESPONSE']._serialized_start=2173
-  _globals['_STARTPRUNERESPONSE']._serialized_end=2236
-  _globals['_STARTREPLICATIONREQUEST']._serialized_start=2239
-  _globals['_STARTREPLICATIONREQUEST']._serialized_end=2382
-  _globals['_STARTREPLICATIONRESPONSE']._serialized_start=2384
-  _globals['_STARTREPLICATIONRESPONSE']._serialized_end=2453
-  _globals['_BACKUPSERVICE']._serialized_start=2456
-  _globals['_BACKUPSERVICE']._serialized_end=3237
+  _globals['_ROTATEKEYREQUEST']._serialized_start=696
+  _globals['_ROTATEKEYREQUEST']._serialized_end=854
+  _globals['_ROTATEKEYRESPONSE']._serialized_start=856
+  _globals['_ROTATEKEYRESPONSE']._serialized_end=944
+  _globals['_LISTBACKUPSREQUEST']._serialized_start=946
+  _globals['_LISTBACKUPSREQUEST']._serialized_end=1001
+  _globals['_LISTBACKUPSRESPONSE']._serialized_start=1003
+  _globals['_LISTBACKUPSRESPONSE']._serialized_end=1111
+  _globals['_DISKTOBACKUP']._serialized_start=1113
+  _globals['_DISKTOBACKUP']._serialized_end=1180
+  _globals['_STARTBACKUPREQUEST']._serialized_start=1183
+  _globals['_STARTBACKUPREQUEST']._serialized_end=1588
+  _globals['_STARTBACKUPREQUEST_NOTESENTRY']._serialized_start=1544
+  _globals['_STARTBACKUPREQUEST_NOTESENTRY']._serialized_end=1588
+  _globals['_STARTBACKUPRESPONSE']._serialized_start=1590
+  _globals['_STARTBACKUPRESPONSE']._serialized_end=1654
+  _globals['_STARTRESTOREREQUEST']._serialized_start=1657
+  _globals['_STARTRESTOREREQUEST']._serialized_end=1923
+  _globals['_STARTRESTORERESPONSE']._serialized_start=1925
+  _globals['_STARTRESTORERESPONSE']._serialized_end=1990
+  _globals['_STARTVERIFYREQUEST']._serialized_start=1992
+  _globals['_STARTVERIFYREQUEST']._serialized_end=2116
+  _globals['_STARTVERIFYRESPONSE']._serialized_start=2118
+  _globals['_STARTVERIFYRESPONSE']._serialized_end=2182
+  _globals['_FORGOTTENBACKUP']._serialized_start=2184
+  _globals['_FORGOTTENBACKUP']._serialized_end=2235
+  _globals['_STARTPRUNEREQUEST']._serialized_start=2238
+  _globals['_STARTPRUNEREQUEST']._serialized_end=2422
+  _globals['_STARTPRUNERESPONSE']._serialized_start=2424
+  _globals['_STARTPRUNERESPONSE']._serialized_end=2487
+  _globals['_STARTREPLICATIONREQUEST']._serialized_start=2490
+  _globals['_STARTREPLICATIONREQUEST']._serialized_end=2633
+  _globals['_STARTREPLICATIONRESPONSE']._serialized_start=2635
+  _globals['_STARTREPLICATIONRESPONSE']._serialized_end=2704
+  _globals['_BACKUPSERVICE']._serialized_start=2707
+  _globals['_BACKUPSERVICE']._serialized_end=3588
 # @@protoc_insertion_point(module_scope)

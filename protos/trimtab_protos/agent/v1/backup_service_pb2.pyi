@@ -132,6 +132,65 @@ class OpenRepositoryResponse(_message.Message):
 Global___OpenRepositoryResponse: _TypeAlias = OpenRepositoryResponse  # noqa: Y015
 
 @_typing.final
+class RotateKeyRequest(_message.Message):
+    """RotateKeyRequest needs no lease. `access` is with the key that counted until now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
+    NEW_KEY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    new_key: _builtins.str
+    @_builtins.property
+    def key(self) -> _command_pb2.CommandKey: ...
+    @_builtins.property
+    def access(self) -> Global___RepositoryAccess: ...
+    def __init__(
+        self,
+        *,
+        key: _command_pb2.CommandKey | None = ...,
+        name: _builtins.str = ...,
+        access: Global___RepositoryAccess | None = ...,
+        new_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "key", b"key", "name", b"name", "new_key", b"new_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyRequest: _TypeAlias = RotateKeyRequest  # noqa: Y015
+
+@_typing.final
+class RotateKeyResponse(_message.Message):
+    """RotateKeyResponse is the keyring that counts now, and the data key that new records are sealed with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    DATA_KEY_VERSION_FIELD_NUMBER: _builtins.int
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    data_key_version: _builtins.int
+    repository_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        data_key_version: _builtins.int = ...,
+        repository_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_key_version", b"data_key_version", "generation", b"generation", "repository_id", b"repository_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyResponse: _TypeAlias = RotateKeyResponse  # noqa: Y015
+
+@_typing.final
 class ListBackupsRequest(_message.Message):
     """ListBackupsRequest: an empty vm_id lists all."""
 

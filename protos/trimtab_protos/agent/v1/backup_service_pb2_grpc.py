@@ -42,6 +42,11 @@ class BackupServiceStub:
                 request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.OpenRepositoryRequest.SerializeToString,
                 response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.OpenRepositoryResponse.FromString,
                 _registered_method=True)
+        self.RotateKey = channel.unary_unary(
+                '/trimtab_protos.agent.v1.BackupService/RotateKey',
+                request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.RotateKeyRequest.SerializeToString,
+                response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.RotateKeyResponse.FromString,
+                _registered_method=True)
         self.ListBackups = channel.unary_unary(
                 '/trimtab_protos.agent.v1.BackupService/ListBackups',
                 request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ListBackupsRequest.SerializeToString,
@@ -82,6 +87,14 @@ class BackupServiceServicer:
 
     def OpenRepository(self, request, context):
         """OpenRepository gives this host access to a repository, and makes one where asked; repeat it after the agent restarted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateKey(self, request, context):
+        """RotateKey locks a repository with another key, which the caller has kept already; from then on only that one opens it. Idempotent:
+        one that broke off is finished. Backups stay readable; new ones are sealed with a new data key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +149,11 @@ def add_BackupServiceServicer_to_server(servicer, server):
                     servicer.OpenRepository,
                     request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.OpenRepositoryRequest.FromString,
                     response_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.OpenRepositoryResponse.SerializeToString,
+            ),
+            'RotateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKey,
+                    request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.RotateKeyRequest.FromString,
+                    response_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.RotateKeyResponse.SerializeToString,
             ),
             'ListBackups': grpc.unary_unary_rpc_method_handler(
                     servicer.ListBackups,
@@ -198,6 +216,33 @@ class BackupService:
             '/trimtab_protos.agent.v1.BackupService/OpenRepository',
             trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.OpenRepositoryRequest.SerializeToString,
             trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.OpenRepositoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab_protos.agent.v1.BackupService/RotateKey',
+            trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.RotateKeyRequest.SerializeToString,
+            trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.RotateKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

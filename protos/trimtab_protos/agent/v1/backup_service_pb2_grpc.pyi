@@ -38,6 +38,10 @@ class BackupServiceStub:
     def __new__(cls, channel: _aio.Channel) -> BackupServiceAsyncStub: ...
     OpenRepository: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.OpenRepositoryRequest, _backup_service_pb2.OpenRepositoryResponse]
     """OpenRepository gives this host access to a repository, and makes one where asked; repeat it after the agent restarted."""
+    RotateKey: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.RotateKeyRequest, _backup_service_pb2.RotateKeyResponse]
+    """RotateKey locks a repository with another key, which the caller has kept already; from then on only that one opens it. Idempotent:
+    one that broke off is finished. Backups stay readable; new ones are sealed with a new data key.
+    """
     ListBackups: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.ListBackupsRequest, _backup_service_pb2.ListBackupsResponse]
     """ListBackups reads what the repository lists; the repository alone is enough."""
     StartBackup: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.StartBackupRequest, _backup_service_pb2.StartBackupResponse]
@@ -61,6 +65,10 @@ class BackupServiceAsyncStub(BackupServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenRepository: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.OpenRepositoryRequest, _backup_service_pb2.OpenRepositoryResponse]  # type: ignore[assignment]
     """OpenRepository gives this host access to a repository, and makes one where asked; repeat it after the agent restarted."""
+    RotateKey: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.RotateKeyRequest, _backup_service_pb2.RotateKeyResponse]  # type: ignore[assignment]
+    """RotateKey locks a repository with another key, which the caller has kept already; from then on only that one opens it. Idempotent:
+    one that broke off is finished. Backups stay readable; new ones are sealed with a new data key.
+    """
     ListBackups: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.ListBackupsRequest, _backup_service_pb2.ListBackupsResponse]  # type: ignore[assignment]
     """ListBackups reads what the repository lists; the repository alone is enough."""
     StartBackup: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartBackupRequest, _backup_service_pb2.StartBackupResponse]  # type: ignore[assignment]
@@ -87,6 +95,16 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_backup_service_pb2.OpenRepositoryResponse, _abc.Awaitable[_backup_service_pb2.OpenRepositoryResponse]]:
         """OpenRepository gives this host access to a repository, and makes one where asked; repeat it after the agent restarted."""
+
+    @_abc_1.abstractmethod
+    def RotateKey(
+        self,
+        request: _backup_service_pb2.RotateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_backup_service_pb2.RotateKeyResponse, _abc.Awaitable[_backup_service_pb2.RotateKeyResponse]]:
+        """RotateKey locks a repository with another key, which the caller has kept already; from then on only that one opens it. Idempotent:
+        one that broke off is finished. Backups stay readable; new ones are sealed with a new data key.
+        """
 
     @_abc_1.abstractmethod
     def ListBackups(
