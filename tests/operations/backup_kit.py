@@ -1,15 +1,17 @@
 """A repository in a folder that every simulated host reaches, and what tests do with it."""
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from tests.operations.kit import FleetStory
 from trimtab_controller import repository_keys
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Backup, BackupRepo, Operation, Vm
-from trimtab_controller.services import backup_keys, backup_restore
+from trimtab_controller.services import backup_instants, backup_keys, backup_restore
 from trimtab_controller.services import backup_repos as repo_service
 from trimtab_controller.services import backups as backup_service
+from trimtab_controller.services.backup_instants import InstantSpec
 from trimtab_controller.services.backup_repos import RepoSpec
 from trimtab_controller.services.backup_restore import RestoreSpec
 from trimtab_controller.services.backups import RunSpec
@@ -64,6 +66,14 @@ def accept_rotation(story: FleetStory, name: str) -> tuple[Operation, str]:
         return backup_keys.confirm_next(session, name, key_id=key_id, actor=story.actor, now=story.clock.now())[1]
 
     return story.db.write(work), key
+
+
+def accept_together(story: FleetStory, members: Sequence[Vm], **wishes: Any) -> Operation:
+    """Accept a backup of these vms at one instant."""
+    spec = InstantSpec(name="together", vms=[vm.name for vm in members], repo="main", **wishes)
+    return story.db.write(
+        lambda session: backup_instants.create(session, spec, project=story.project, actor=story.actor, now=story.clock.now())[1]
+    )
 
 
 def accept_backup(story: FleetStory, vm: Vm, *, repo: str = "main", **wishes: Any) -> Operation:

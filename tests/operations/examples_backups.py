@@ -10,6 +10,7 @@ from tests.operations.backup_kit import (
     accept_repo,
     accept_restore,
     accept_rotation,
+    accept_together,
     backup_of,
     content_of,
     made_backup,
@@ -27,7 +28,7 @@ from trimtab_controller.operations.accept import accept
 from trimtab_controller.services import backup_export, backup_restore
 from trimtab_controller.services import backup_repos as repo_service
 from trimtab_controller.services import backups as backup_service
-from trimtab_controller.store import backup_repos, backups, vms, volumes
+from trimtab_controller.store import backup_instants, backup_repos, backups, vms, volumes
 from trimtab_controller.store.database import Session
 
 Check = Callable[[FleetStory, Operation], None]
@@ -100,6 +101,26 @@ def rotates_key(story: FleetStory) -> Operation:
     repo = ready_repo(story, name_of("repo"))
     made_backup(story, story.running_vm(name_of("db")), repo=repo.name)
     return accept_rotation(story, repo.name)[0]
+
+
+def backs_up_together(story: FleetStory) -> Operation:
+    """Two vms; their hosts are the scheduler's choice."""
+    ready_repo(story)
+    return accept_together(story, [story.running_vm(name_of("db")), story.running_vm(name_of("web"))])
+
+
+def is_one_instant(story: FleetStory, operation: Operation) -> None:
+    instant = story.db.read(lambda session: backup_instants.get(session, operation.subject_id))
+    # A host that died or answered too late makes it broken, and it says so; never is it shown as more than it is.
+    found = [story.db.read(lambda session, one=one: backups.get(session, one["backup_id"])) for one in instant.members]
+    states = [one.manifest.get("notes", {}).get("instant_state") for one in found]
+    assert (instant.state == "consistent") == (states == ["released"] * len(found)), instant.problem
+    assert (instant.state == "broken") == bool(instant.problem)
+
+
+def is_broken(story: FleetStory, operation: Operation) -> None:
+    instant = story.db.read(lambda session: backup_instants.get(session, operation.subject_id))
+    assert (instant.state, bool(instant.problem)) == ("broken", True)
 
 
 def has_the_next_key(story: FleetStory, operation: Operation) -> None:
@@ -321,6 +342,9 @@ EXAMPLES: dict[str, Example] = {
     "backup.verify": Example(kind="backup.verify", arrange=verifies, done=level_is(1), undone=level_is(0)),
     "backup_repo.replicate": Example(kind="backup_repo.replicate", arrange=replicates, done=is_in_both),
     "backup_repo.rotate_key": Example(kind="backup_repo.rotate_key", arrange=rotates_key, done=has_the_next_key),
+    "backup.together": Example(
+        kind="backup.together", arrange=backs_up_together, done=is_one_instant, undone=is_broken, takes_place=frozenset({"take"})
+    ),
     "backup.export": Example(kind="backup.export", arrange=exports, done=is_handed_out),
     "backup.boot": Example(kind="backup.boot", arrange=boots, done=has_booted, undone=not_created),
     "backup.prune": Example(kind="backup.prune", arrange=deletes, done=is_forgotten),

@@ -44,6 +44,18 @@ class BackupOrder:
     wants_freeze: bool = True
     needs_filesystem: bool = False
     bandwidth_mib_s: int = 0
+    # Of a vm that is backed up at one instant with others: held still until `release_instant`, for so long at most.
+    instant_id: str = ""
+    hold_max_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """state: none, held, released, expired or abandoned; `taken_ms` by the host's clock."""
+
+    state: str
+    taken_ms: int
+    held_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +125,10 @@ class BackupAgents(Protocol):
     def list_backups(self, host_id: str, repo_id: str) -> tuple[tuple[BackupSummary, ...], tuple[str, ...]]: ...
 
     def start_backup(self, host_id: str, key: CommandKey, order: BackupOrder) -> Job: ...
+
+    def await_instant(self, host_id: str, instant_id: str, vm_id: str, *, timeout_s: float) -> Held: ...
+
+    def release_instant(self, host_id: str, instant_id: str, vm_id: str) -> Held: ...
 
     def start_restore(
         self,
@@ -194,8 +210,20 @@ class BackupVerbs(Sender):
             needs_filesystem=order.needs_filesystem,
             bandwidth_mib_s=order.bandwidth_mib_s,
             notes=dict(order.notes),
+            instant_id=order.instant_id,
+            hold_max_ms=order.hold_max_ms,
         )
         return job_of(self._command(host_id, "StartBackup", request, key).job)
+
+    def await_instant(self, host_id: str, instant_id: str, vm_id: str, *, timeout_s: float) -> Held:
+        request = pb.AwaitInstantRequest(instant_id=instant_id, vm_id=vm_id, timeout_ms=int(timeout_s * 1000))
+        found = self._call(host_id, "AwaitInstant", request, timeout_s=timeout_s + 5.0)
+        return Held(found.state, found.taken_ms, found.held_ms)
+
+    def release_instant(self, host_id: str, instant_id: str, vm_id: str) -> Held:
+        request = pb.ReleaseInstantRequest(instant_id=instant_id, vm_id=vm_id)
+        found = self._call(host_id, "ReleaseInstant", request, timeout_s=5.0)
+        return Held(found.state, found.taken_ms, found.held_ms)
 
     def start_restore(
         self,

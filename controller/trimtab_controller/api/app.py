@@ -17,6 +17,7 @@ from trimtab_controller.api.shell import Shell
 from trimtab_controller.api.v1 import (
     audit,
     backup_files,
+    backup_instants,
     backup_repos,
     backups,
     consoles,
@@ -61,6 +62,7 @@ ROUTERS = (
     images.router,
     volumes.router,
     backup_files.router,
+    backup_instants.router,
     backup_repos.router,
     backups.router,
     snapshots.router,

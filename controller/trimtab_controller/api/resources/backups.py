@@ -74,6 +74,8 @@ class BackupPolicyResource:
     verify: str
     needs_filesystem: bool
     bandwidth_mib_s: int
+    is_together: bool
+    recovers_lost: bool
     max_age_s: int
     vms: tuple[str, ...]
     # Without the vm's own jitter.
@@ -199,6 +201,8 @@ def render_policy(view: PolicyView) -> BackupPolicyResource:
         verify=policy.verify,
         needs_filesystem=policy.needs_filesystem,
         bandwidth_mib_s=policy.bandwidth_mib_s,
+        is_together=policy.is_together,
+        recovers_lost=policy.recovers_lost,
         max_age_s=policy.max_age_s,
         vms=view.vm_names,
         next_at=view.next_at,

@@ -10,6 +10,7 @@ import click
 from trimtab_controller.cli import completion, humanise, options, render, resources
 from trimtab_controller.cli.errors import usage
 from trimtab_controller.cli.nouns.backup_export import export
+from trimtab_controller.cli.nouns.backup_instants import instant
 from trimtab_controller.cli.nouns.backup_keys import (
     confirm,
     follow_repo,
@@ -34,6 +35,7 @@ def backup() -> None:
 
 
 backup.add_command(export)
+backup.add_command(instant)
 
 
 # --- repositories --------------------------------------------------------------------------------------------------------------
@@ -206,6 +208,10 @@ _COUNT = click.IntRange(0, 10_000)
 @click.option("--verify", type=click.Choice(["none", "read", "boot"]), help="What is done after each backup.")
 @click.option("--needs-filesystem", is_flag=True, default=None, help="Fail where the guest's file systems were not frozen.")
 @click.option("--bandwidth", "bandwidth_mib_s", type=click.IntRange(0, 1_000_000), metavar="MIB/S", help="Read a second at most.")
+@click.option("--together", "is_together", is_flag=True, help="All its vms at one instant, also across hosts.")
+@click.option(
+    "--recover-lost", "recovers_lost", is_flag=True, help="Bring a vm whose disks are lost with its host back by itself."
+)
 @click.option(
     "--max-age", "max_age_s", type=DurationType(maximum="3650d", example="26h"), help="Tell when the last good is older."
 )

@@ -57,6 +57,16 @@ class BackupServiceStub:
                 request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartBackupRequest.SerializeToString,
                 response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartBackupResponse.FromString,
                 _registered_method=True)
+        self.AwaitInstant = channel.unary_unary(
+                '/trimtab_protos.agent.v1.BackupService/AwaitInstant',
+                request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.AwaitInstantRequest.SerializeToString,
+                response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.AwaitInstantResponse.FromString,
+                _registered_method=True)
+        self.ReleaseInstant = channel.unary_unary(
+                '/trimtab_protos.agent.v1.BackupService/ReleaseInstant',
+                request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ReleaseInstantRequest.SerializeToString,
+                response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ReleaseInstantResponse.FromString,
+                _registered_method=True)
         self.StartRestore = channel.unary_unary(
                 '/trimtab_protos.agent.v1.BackupService/StartRestore',
                 request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartRestoreRequest.SerializeToString,
@@ -114,6 +124,20 @@ class BackupServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AwaitInstant(self, request, context):
+        """AwaitInstant returns how a vm is held for its group's instant, once it is or after the time that was asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseInstant(self, request, context):
+        """ReleaseInstant lets a held guest go on, and tells whether it was still at that moment. One that is not held yet never will be.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StartRestore(self, request, context):
         """StartRestore begins (or finds) the job that fills a volume, made here and empty, with a disk of a backup.
         """
@@ -164,6 +188,16 @@ def add_BackupServiceServicer_to_server(servicer, server):
                     servicer.StartBackup,
                     request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartBackupRequest.FromString,
                     response_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartBackupResponse.SerializeToString,
+            ),
+            'AwaitInstant': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitInstant,
+                    request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.AwaitInstantRequest.FromString,
+                    response_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.AwaitInstantResponse.SerializeToString,
+            ),
+            'ReleaseInstant': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseInstant,
+                    request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ReleaseInstantRequest.FromString,
+                    response_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ReleaseInstantResponse.SerializeToString,
             ),
             'StartRestore': grpc.unary_unary_rpc_method_handler(
                     servicer.StartRestore,
@@ -297,6 +331,60 @@ class BackupService:
             '/trimtab_protos.agent.v1.BackupService/StartBackup',
             trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartBackupRequest.SerializeToString,
             trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitInstant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab_protos.agent.v1.BackupService/AwaitInstant',
+            trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.AwaitInstantRequest.SerializeToString,
+            trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.AwaitInstantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseInstant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab_protos.agent.v1.BackupService/ReleaseInstant',
+            trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ReleaseInstantRequest.SerializeToString,
+            trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ReleaseInstantResponse.FromString,
             options,
             channel_credentials,
             insecure,

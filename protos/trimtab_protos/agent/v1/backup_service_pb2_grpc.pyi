@@ -46,6 +46,10 @@ class BackupServiceStub:
     """ListBackups reads what the repository lists; the repository alone is enough."""
     StartBackup: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.StartBackupRequest, _backup_service_pb2.StartBackupResponse]
     """StartBackup begins (or finds) the job that backs a vm up, running or stopped."""
+    AwaitInstant: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.AwaitInstantRequest, _backup_service_pb2.AwaitInstantResponse]
+    """AwaitInstant returns how a vm is held for its group's instant, once it is or after the time that was asked for."""
+    ReleaseInstant: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.ReleaseInstantRequest, _backup_service_pb2.ReleaseInstantResponse]
+    """ReleaseInstant lets a held guest go on, and tells whether it was still at that moment. One that is not held yet never will be."""
     StartRestore: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.StartRestoreRequest, _backup_service_pb2.StartRestoreResponse]
     """StartRestore begins (or finds) the job that fills a volume, made here and empty, with a disk of a backup."""
     StartVerify: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.StartVerifyRequest, _backup_service_pb2.StartVerifyResponse]
@@ -73,6 +77,10 @@ class BackupServiceAsyncStub(BackupServiceStub):
     """ListBackups reads what the repository lists; the repository alone is enough."""
     StartBackup: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartBackupRequest, _backup_service_pb2.StartBackupResponse]  # type: ignore[assignment]
     """StartBackup begins (or finds) the job that backs a vm up, running or stopped."""
+    AwaitInstant: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.AwaitInstantRequest, _backup_service_pb2.AwaitInstantResponse]  # type: ignore[assignment]
+    """AwaitInstant returns how a vm is held for its group's instant, once it is or after the time that was asked for."""
+    ReleaseInstant: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.ReleaseInstantRequest, _backup_service_pb2.ReleaseInstantResponse]  # type: ignore[assignment]
+    """ReleaseInstant lets a held guest go on, and tells whether it was still at that moment. One that is not held yet never will be."""
     StartRestore: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartRestoreRequest, _backup_service_pb2.StartRestoreResponse]  # type: ignore[assignment]
     """StartRestore begins (or finds) the job that fills a volume, made here and empty, with a disk of a backup."""
     StartVerify: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartVerifyRequest, _backup_service_pb2.StartVerifyResponse]  # type: ignore[assignment]
@@ -121,6 +129,22 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_backup_service_pb2.StartBackupResponse, _abc.Awaitable[_backup_service_pb2.StartBackupResponse]]:
         """StartBackup begins (or finds) the job that backs a vm up, running or stopped."""
+
+    @_abc_1.abstractmethod
+    def AwaitInstant(
+        self,
+        request: _backup_service_pb2.AwaitInstantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_backup_service_pb2.AwaitInstantResponse, _abc.Awaitable[_backup_service_pb2.AwaitInstantResponse]]:
+        """AwaitInstant returns how a vm is held for its group's instant, once it is or after the time that was asked for."""
+
+    @_abc_1.abstractmethod
+    def ReleaseInstant(
+        self,
+        request: _backup_service_pb2.ReleaseInstantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_backup_service_pb2.ReleaseInstantResponse, _abc.Awaitable[_backup_service_pb2.ReleaseInstantResponse]]:
+        """ReleaseInstant lets a held guest go on, and tells whether it was still at that moment. One that is not held yet never will be."""
 
     @_abc_1.abstractmethod
     def StartRestore(
