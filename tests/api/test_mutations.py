@@ -155,6 +155,7 @@ BODIES: dict[str, Any] = {
     "/v1/backup-repos/{name}:confirm-key": {"key": "ttk1-wrong"},
     "/v1/backup-repos/{name}:replicate": {"to": "second"},
     "/v1/projects/{project}/backup-policies": {"name": "nightly", "schedule": "0 2 * * *"},
+    "/v1/projects/{project}/recovery-plans": {"name": "site", "groups": [{"name": "data", "vms": ["db"]}]},
     "/v1/projects/{project}/backup-instants": {"name": "i", "vms": ["a", "b"]},
     "/v1/projects/{project}/backups": {"vm": "absent"},
     "/v1/projects/{project}/backups/{name}:restore": {"name": "db2"},

@@ -8,7 +8,8 @@ from tests.operations.kit import FleetStory
 from trimtab_controller import repository_keys
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Backup, BackupRepo, Operation, Vm
-from trimtab_controller.services import backup_instants, backup_keys, backup_restore
+from trimtab_controller.core.recovery_plans import Group, Mode
+from trimtab_controller.services import backup_instants, backup_keys, backup_restore, recovery_plans
 from trimtab_controller.services import backup_repos as repo_service
 from trimtab_controller.services import backups as backup_service
 from trimtab_controller.services.backup_instants import InstantSpec
@@ -74,6 +75,21 @@ def accept_together(story: FleetStory, members: Sequence[Vm], **wishes: Any) -> 
     return story.db.write(
         lambda session: backup_instants.create(session, spec, project=story.project, actor=story.actor, now=story.clock.now())[1]
     )
+
+
+def accept_recovery(
+    story: FleetStory, groups: Sequence[Sequence[str]], *, mode: str, repo: str = "main", **wishes: Any
+) -> Operation:
+    """Write a recovery plan of these groups down and accept a run of it."""
+
+    def work(session: Any) -> Operation:
+        name = f"plan-{uuid.uuid4().hex[:8]}"
+        wanted = [Group(name=f"group{i}", vms=list(vms), **wishes) for i, vms in enumerate(groups)]
+        spec = recovery_plans.PlanSpec(name=name, groups=wanted, repo=repo)
+        recovery_plans.create(session, spec, project=story.project, now=story.clock.now())
+        return recovery_plans.run(session, name, mode=Mode(mode), project=story.project, actor=story.actor, now=story.clock.now())
+
+    return story.db.write(work)
 
 
 def accept_backup(story: FleetStory, vm: Vm, *, repo: str = "main", **wishes: Any) -> Operation:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.operations.backup_kit import (
     accept_backup,
+    accept_recovery,
     accept_repo,
     accept_restore,
     accept_rotation,
@@ -28,7 +29,7 @@ from trimtab_controller.operations.accept import accept
 from trimtab_controller.services import backup_export, backup_restore
 from trimtab_controller.services import backup_repos as repo_service
 from trimtab_controller.services import backups as backup_service
-from trimtab_controller.store import backup_instants, backup_repos, backups, vms, volumes
+from trimtab_controller.store import backup_instants, backup_repos, backups, recovery_plans, vms, volumes
 from trimtab_controller.store.database import Session
 
 Check = Callable[[FleetStory, Operation], None]
@@ -101,6 +102,35 @@ def rotates_key(story: FleetStory) -> Operation:
     repo = ready_repo(story, name_of("repo"))
     made_backup(story, story.running_vm(name_of("db")), repo=repo.name)
     return accept_rotation(story, repo.name)[0]
+
+
+def recovers(story: FleetStory) -> Operation:
+    """A plan of two groups whose vms are backed up, and gone."""
+    names = []
+    for _ in range(2):
+        backup = _backed_up(story)
+        story.accept_power(story.vm(backup.vm_id), "delete", force=True)
+        names.append(backup.vm_name)
+    story.settle()
+    return accept_recovery(story, [[name] for name in names], mode="real")
+
+
+def all_is_back(story: FleetStory, operation: Operation) -> None:
+    plan = story.db.read(lambda session: recovery_plans.get(session, operation.subject_id))
+    for group in plan.groups:
+        (name,) = group["vms"]
+        vm = story.db.read(lambda session, name=name: vms.find(session, story.project.id, name))
+        assert vm is not None
+        assert story.running_on(vm.id) == {vm.host_id}
+    assert plan.last_run["state"] == "done"
+
+
+def has_stopped(story: FleetStory, operation: Operation) -> None:
+    """Nothing of it is under way any more; what was back by then stays."""
+    plan = story.db.read(lambda session: recovery_plans.get(session, operation.subject_id))
+    ids = [one["operation_id"] for group in plan.last_run.get("groups", ()) for one in group["vms"] if one["operation_id"]]
+    assert all(story.operation(one).ended_at is not None for one in ids)
+    assert plan.last_run.get("state", "cancelled") in {"cancelled", "done"}
 
 
 def backs_up_together(story: FleetStory) -> Operation:
@@ -342,6 +372,7 @@ EXAMPLES: dict[str, Example] = {
     "backup.verify": Example(kind="backup.verify", arrange=verifies, done=level_is(1), undone=level_is(0)),
     "backup_repo.replicate": Example(kind="backup_repo.replicate", arrange=replicates, done=is_in_both),
     "backup_repo.rotate_key": Example(kind="backup_repo.rotate_key", arrange=rotates_key, done=has_the_next_key),
+    "recovery.run": Example(kind="recovery.run", arrange=recovers, done=all_is_back, undone=has_stopped),
     "backup.together": Example(
         kind="backup.together", arrange=backs_up_together, done=is_one_instant, undone=is_broken, takes_place=frozenset({"take"})
     ),

@@ -32,6 +32,7 @@ from trimtab_controller.api.v1 import (
     plans,
     pools,
     projects,
+    recovery_plans,
     secgroups,
     snapshots,
     system,
@@ -64,6 +65,7 @@ ROUTERS = (
     backup_files.router,
     backup_instants.router,
     backup_repos.router,
+    recovery_plans.router,
     backups.router,
     snapshots.router,
     templates.router,  # a verb of vms is among them

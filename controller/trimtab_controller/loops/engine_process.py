@@ -29,6 +29,7 @@ from trimtab_controller.loops.leader import Leader
 from trimtab_controller.loops.leader_loop import Job, run_due
 from trimtab_controller.loops.placement import PlacementLoop
 from trimtab_controller.loops.rebalance import Rebalance
+from trimtab_controller.loops.recoveries import RecoveryLoop
 from trimtab_controller.loops.redrive import Redrive
 from trimtab_controller.loops.survival import Survival
 from trimtab_controller.loops.upkeep import Upkeep
@@ -73,6 +74,7 @@ def lanes(
     survival = Survival(db=db, clock=clock, host_states=host_states)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
     backups = BackupLoop(db=db, clock=clock, nudger=nudger)
+    recoveries = RecoveryLoop(db=db, clock=clock, nudger=nudger)
     fencer = FenceAgents()
     failover = FailoverLoop(
         engine=engine, clock=clock, fencer=fencer, settings=failover_settings, open_secret=open_secret, nudger=nudger
@@ -104,6 +106,7 @@ def lanes(
             Job("verify backups", 15.0, backups.verify),
             Job("retain backups", 60.0, backups.retain),
             Job("measure backups", 30.0, backups.measure),
+            Job("run recovery plans", 1.0, recoveries.run),
         ],
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", drift_period_s, drift.observe_hosts)],
         # Seconds of arithmetic on a large fleet: nothing else waits for it.
