@@ -24,12 +24,23 @@ from tests.operations.examples_storage import volume_is_gone, volume_is_there
 from tests.operations.examples_vms import not_created
 from tests.operations.kit import FleetStory
 from trimtab_controller import repository_keys
+from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Backup, Operation
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.services import backup_export, backup_restore
+from trimtab_controller.services import backup_export, backup_restore, lost_disks
 from trimtab_controller.services import backup_repos as repo_service
 from trimtab_controller.services import backups as backup_service
-from trimtab_controller.store import backup_instants, backup_repos, backups, recovery_plans, vms, volumes
+from trimtab_controller.store import (
+    backup_instants,
+    backup_repos,
+    backups,
+    claims,
+    failover,
+    recovery_plans,
+    schema,
+    vms,
+    volumes,
+)
 from trimtab_controller.store.database import Session
 
 Check = Callable[[FleetStory, Operation], None]
@@ -131,6 +142,60 @@ def has_stopped(story: FleetStory, operation: Operation) -> None:
     ids = [one["operation_id"] for group in plan.last_run.get("groups", ()) for one in group["vms"] if one["operation_id"]]
     assert all(story.operation(one).ended_at is not None for one in ids)
     assert plan.last_run.get("state", "cancelled") in {"cancelled", "done"}
+
+
+def brings_back(story: FleetStory) -> Operation:
+    """A vm with its disks on one host, which is proven off; its last backup is on a repository that others reach."""
+    ready_repo(story)
+    vm = story.running_vm(name_of("db"), pool=story.local, ha="restart")
+    write_to(story, vm.id, 0, vm.id.encode())
+    backup = made_backup(story, vm)
+    story.hypervisor(vm.host_id).crash_guest(vm.id)
+
+    def work(session: Session) -> Operation:
+        session.execute(schema.host.update().where(schema.host.c.id == vm.host_id).values(connectivity="fenced"))
+        proof = {"state": "fenced", "proof": "power_off", "fenced_at": story.clock.now()}
+        failover.write_record(session, vm.host_id, failover_id=mint("fo"), now=story.clock.now(), **proof)
+        return lost_disks.bring_back(session, vms.get(session, vm.id), backup, actor=story.actor, now=story.clock.now())
+
+    return story.db.write(work)
+
+
+def runs_elsewhere(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert vm.host_id != operation.params["host_id"]
+    assert story.running_on(vm.id) == {vm.host_id}
+    assert content_of(story, vm.id).startswith(vm.id.encode())
+    _come_back(story, operation)
+
+
+def is_still_lost(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert (vm.host_id, vm.epoch) == (operation.params["host_id"], operation.params["epoch"])
+    assert {one.id for one in story.volumes(vm.id)} == set(operation.params["replaced"].values())
+    _come_back(story, operation)
+
+
+def _come_back(story: FleetStory, operation: Operation) -> None:
+    """The lost host is back without its guest, and what it left behind was put away, so that the next example has all hosts."""
+    host_id, vm = str(operation.params["host_id"]), story.vm(operation.subject_id)
+
+    def work(session: Session) -> None:
+        session.execute(schema.host.update().where(schema.host.c.id == host_id).values(connectivity="up"))
+        failover.write_record(session, host_id, failover_id="", now=story.clock.now(), state="returned")
+
+    story.db.write(work)
+    if vm.host_id != host_id:
+        story.hypervisor(host_id).undefine_domain(vm.id, (), kill_if_running=True, keep_state_files=False)
+    else:
+        # Its owner leaves it off.
+        story.db.write(lambda session: _leave_off(session, vm.id))
+        story.hear_hosts()
+
+
+def _leave_off(session: Session, vm_id: str) -> None:
+    vms.update(session, vm_id, desired_power="stopped", ha="none")
+    claims.give_back(session, vm_id)
 
 
 def backs_up_together(story: FleetStory) -> Operation:
@@ -372,6 +437,7 @@ EXAMPLES: dict[str, Example] = {
     "backup.verify": Example(kind="backup.verify", arrange=verifies, done=level_is(1), undone=level_is(0)),
     "backup_repo.replicate": Example(kind="backup_repo.replicate", arrange=replicates, done=is_in_both),
     "backup_repo.rotate_key": Example(kind="backup_repo.rotate_key", arrange=rotates_key, done=has_the_next_key),
+    "vm.bring_back": Example(kind="vm.bring_back", arrange=brings_back, done=runs_elsewhere, undone=is_still_lost),
     "recovery.run": Example(kind="recovery.run", arrange=recovers, done=all_is_back, undone=has_stopped),
     "backup.together": Example(
         kind="backup.together", arrange=backs_up_together, done=is_one_instant, undone=is_broken, takes_place=frozenset({"take"})

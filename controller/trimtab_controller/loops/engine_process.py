@@ -27,6 +27,7 @@ from trimtab_controller.loops.fence_readiness import FenceReadiness
 from trimtab_controller.loops.fleet_figures import FleetFigures
 from trimtab_controller.loops.leader import Leader
 from trimtab_controller.loops.leader_loop import Job, run_due
+from trimtab_controller.loops.lost_disks import LostDisksLoop
 from trimtab_controller.loops.placement import PlacementLoop
 from trimtab_controller.loops.rebalance import Rebalance
 from trimtab_controller.loops.recoveries import RecoveryLoop
@@ -74,6 +75,7 @@ def lanes(
     survival = Survival(db=db, clock=clock, host_states=host_states)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
     backups = BackupLoop(db=db, clock=clock, nudger=nudger)
+    lost_disks = LostDisksLoop(db=db, clock=clock, nudger=nudger)
     recoveries = RecoveryLoop(db=db, clock=clock, nudger=nudger)
     fencer = FenceAgents()
     failover = FailoverLoop(
@@ -107,6 +109,7 @@ def lanes(
             Job("retain backups", 60.0, backups.retain),
             Job("measure backups", 30.0, backups.measure),
             Job("run recovery plans", 1.0, recoveries.run),
+            Job("bring lost disks back", 5.0, lost_disks.run),
         ],
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", drift_period_s, drift.observe_hosts)],
         # Seconds of arithmetic on a large fleet: nothing else waits for it.
