@@ -18,6 +18,7 @@ from trimtab_agent.hypervisor.base import JobControl, Stamp
 from trimtab_agent.job_rows import JobResult
 from trimtab_agent.jobs import JobKind, Runner
 from trimtab_protos.agent.v1 import backup_service_pb2 as pb
+from trimtab_protos.backup_messages import PruneResult
 from trimtab_protos.codec import from_proto
 from trimtab_protos.errors import Conflict
 from trimtab_protos.messages import (
@@ -26,7 +27,6 @@ from trimtab_protos.messages import (
     DamagedBackup,
     JobProgress,
     PoolSpec,
-    PruneResult,
     RestoreResult,
     VerifyResult,
     VolumeSpec,

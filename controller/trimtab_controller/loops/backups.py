@@ -44,9 +44,8 @@ class BackupLoop:
         now = self._clock.now()
         policies, found = self._db.read(_with_policies)
         accepted = 0
-        for policy in policies.values():
-            if policy.is_together:
-                accepted += self._ask_together(term, policy, [vm for vm in found if vm.backup_policy_id == policy.id], now)
+        for group in (one for one in policies.values() if one.is_together):
+            accepted += self._ask_together(term, group, [vm for vm in found if vm.backup_policy_id == group.id], now)
         for vm in found:
             policy = policies.get(vm.backup_policy_id)
             if policy is None or policy.is_together or self._not_before.get(vm.id, now) > now or not _is_due(policy, vm, now):

@@ -18,6 +18,7 @@ from trimtab_controller.agents.client import Job
 from trimtab_controller.operations import backup_orders, backup_steps
 from trimtab_controller.operations.backup_rows import values_of
 from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, TookPlace, Transaction, Wait, effect, transaction
+from trimtab_controller.operations.vm_steps import JOB_POLL_S
 from trimtab_controller.store import backup_settings, backups, describe, events, operations, vms
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError
 from trimtab_protos.messages import CommandKey, JobState
@@ -100,7 +101,7 @@ def _with_the_others(context: Effect[Params], host_id: str) -> Json | Wait:
         job = context.agents.get_job(host_id, _job_key(context))
     except NotFound:
         if together.ended_at is None and together.step not in {"finish", "gather"}:
-            return Wait(backup_steps.JOB_POLL_S, "the others of its group")
+            return Wait(JOB_POLL_S, "the others of its group")
         cause = f": {together.error.message}" if together.error is not None else ""
         raise Conflict("group-not-taken", f"the group was not backed up at one instant ({together.id}){cause}") from None
     if job.state is JobState.FAILED and job.error is not None and job.error.retryable:
