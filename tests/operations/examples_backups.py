@@ -36,6 +36,7 @@ from trimtab_controller.store import (
     backups,
     claims,
     failover,
+    hosts,
     recovery_plans,
     schema,
     vms,
@@ -147,6 +148,7 @@ def has_stopped(story: FleetStory, operation: Operation) -> None:
 def brings_back(story: FleetStory) -> Operation:
     """A vm with its disks on one host, which is proven off; its last backup is on a repository that others reach."""
     ready_repo(story)
+    _all_return(story)
     vm = story.running_vm(name_of("db"), pool=story.local, ha="restart")
     write_to(story, vm.id, 0, vm.id.encode())
     backup = made_backup(story, vm)
@@ -159,6 +161,21 @@ def brings_back(story: FleetStory) -> Operation:
         return lost_disks.bring_back(session, vms.get(session, vm.id), backup, actor=story.actor, now=story.clock.now())
 
     return story.db.write(work)
+
+
+def _all_return(story: FleetStory) -> None:
+    """Hosts that earlier examples lost are back, without what moved away from them."""
+    for host_id in story.host_ids:
+        if story.db.read(lambda session, of=host_id: hosts.get(session, of)).connectivity.value != "fenced":  # type: ignore[misc]
+            continue
+        for vm_id in [one for one in story.hypervisor(host_id).domains if story.vm(one).host_id != host_id]:
+            story.hypervisor(host_id).undefine_domain(vm_id, (), kill_if_running=True, keep_state_files=False)
+        story.db.write(lambda session, of=host_id: _hear_again(session, of, story))  # type: ignore[misc]
+
+
+def _hear_again(session: Session, host_id: str, story: FleetStory) -> None:
+    session.execute(schema.host.update().where(schema.host.c.id == host_id).values(connectivity="up"))
+    failover.write_record(session, host_id, failover_id="", now=story.clock.now(), state="returned")
 
 
 def runs_elsewhere(story: FleetStory, operation: Operation) -> None:
@@ -180,11 +197,7 @@ def _come_back(story: FleetStory, operation: Operation) -> None:
     """The lost host is back without its guest, and what it left behind was put away, so that the next example has all hosts."""
     host_id, vm = str(operation.params["host_id"]), story.vm(operation.subject_id)
 
-    def work(session: Session) -> None:
-        session.execute(schema.host.update().where(schema.host.c.id == host_id).values(connectivity="up"))
-        failover.write_record(session, host_id, failover_id="", now=story.clock.now(), state="returned")
-
-    story.db.write(work)
+    story.db.write(lambda session: _hear_again(session, host_id, story))
     if vm.host_id != host_id:
         story.hypervisor(host_id).undefine_domain(vm.id, (), kill_if_running=True, keep_state_files=False)
     else:
