@@ -48,8 +48,10 @@ class Hashed:
         self.drop_checkpoint = inner.drop_checkpoint
 
     @contextlib.contextmanager
-    def serve(self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool) -> Iterator[Instant]:
-        with self._inner.serve(vm_id, wishes, checkpoint=checkpoint, wants_freeze=wants_freeze) as instant:
+    def serve(
+        self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool, hold: Hold | None = None
+    ) -> Iterator[Instant]:
+        with self._inner.serve(vm_id, wishes, checkpoint=checkpoint, wants_freeze=wants_freeze, hold=hold) as instant:
             yield instant
             for disk in instant.disks:
                 self.digests[disk.name] = digest_of(disk.content)
