@@ -20,7 +20,7 @@ from trimtab_agent.backup.repository.reader import open_backup
 from trimtab_agent.backup.repository.repository import Repository, create_repository, open_repository
 from trimtab_agent.backup.restoring import restore_disk, served_volume
 from trimtab_agent.backup.running import BackupRequest, DiskToBackUp, run_backup
-from trimtab_agent.backup.source import DiskContent, DiskWish, Instant, InstantSource
+from trimtab_agent.backup.source import DiskContent, DiskWish, Hold, Instant, InstantSource
 from trimtab_agent.clock import SystemClock
 from trimtab_agent.hypervisor.kvm.backups import Backups
 from trimtab_agent.hypervisor.kvm.connection import Connection
