@@ -20,6 +20,7 @@ from trimtab_agent import edge
 from trimtab_agent.adoption import AdoptionServicer
 from trimtab_agent.backup.access import Repositories
 from trimtab_agent.backup.export.exports import BackupFiles, Exports
+from trimtab_agent.backup.holding import Holds
 from trimtab_agent.backup.instant import InstantServicer, fill_runner
 from trimtab_agent.backup.jobs import backup_runners
 from trimtab_agent.backup.servicer import BackupServicer
@@ -137,11 +138,12 @@ class Agent:
         self.replay = Replay(parts.journal, parts.host_id, boot_id=parts.boot_id, clock=parts.clock, lease=self.lease_state)
         self.outbox = Outbox(parts.journal, parts.host_id)
         self.repositories = Repositories(parts.clock, holder=parts.host_id)
+        self.holds = Holds(parts.clock)
         self.exports = Exports(self.repositories, holder=parts.host_id)
         self.backup_files = BackupFiles(self.repositories, parts.clock)
         runners = {**job_runners(parts.hypervisor), **layer_runners(parts.hypervisor)}
         if parts.backups is not None:
-            runners |= backup_runners(self.repositories, parts.backups, parts.clock)
+            runners |= backup_runners(self.repositories, parts.backups, parts.clock, self.holds)
             runners[JobKind.FILL] = fill_runner(self.exports, parts.backups)
         self.jobs = Jobs(
             parts.journal,
@@ -310,6 +312,7 @@ class Agent:
     def _backup_servicer(self) -> BackupServicer:
         return BackupServicer(
             self.repositories,
+            self.holds,
             commands=self.commands,
             jobs=self.jobs,
             pool=self.parts.pools.storage,

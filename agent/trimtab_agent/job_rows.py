@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from trimtab_protos import status
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import backup_pb2, command_pb2, storage_pb2
+from trimtab_protos.backup_messages import PruneResult
 from trimtab_protos.codec import enum_number, to_proto
 from trimtab_protos.errors import TrimtabError
 from trimtab_protos.messages import (
@@ -17,7 +18,6 @@ from trimtab_protos.messages import (
     JobState,
     LayerResult,
     MigrationResult,
-    PruneResult,
     RestoreResult,
     VerifyResult,
 )

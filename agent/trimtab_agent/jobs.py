@@ -50,6 +50,8 @@ class JobKind(StrEnum):
     IMPORT = "import"
     MIGRATION = "migration"
     BACKUP = "backup"
+    TOGETHER = "together"
+    """Backups of vms at one instant: as many at once as a group may have on a host, since each waits for the others."""
     RESTORE = "restore"
     UPKEEP = "upkeep"
     """Verification and pruning of a repository."""
@@ -65,6 +67,7 @@ DEFAULT_LIMITS: Mapping[JobKind, int] = {
     JobKind.IMPORT: 2,
     JobKind.MIGRATION: 2,
     JobKind.BACKUP: 2,
+    JobKind.TOGETHER: 8,
     JobKind.RESTORE: 2,
     JobKind.UPKEEP: 1,
     JobKind.LAYERS: 2,

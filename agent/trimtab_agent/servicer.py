@@ -67,7 +67,7 @@ def host_pools() -> Pools:
         storage=WorkerPool("storage", threads=4),
         mutate=WorkerPool("mutate", threads=8),
         # As many as all classes of jobs may run at once; waiting ones do not hold a thread.
-        jobs=WorkerPool("jobs", threads=12),
+        jobs=WorkerPool("jobs", threads=20),
     )
 
 

@@ -499,12 +499,3 @@ class VerifyResult:
     damaged_records: int
     damaged: tuple[DamagedBackup, ...]
     unreadable_manifests: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PruneResult:
-    removed_bytes: int
-    condemned_bytes: int
-    repacked_bytes: int
-    kept_bytes: int
-    waits_for: tuple[str, ...]

@@ -64,6 +64,25 @@ async def test_a_key_is_shown_once_and_is_in_no_row_and_in_no_other_answer(api: 
         assert secret not in text
 
 
+async def test_a_key_is_rotated_only_once_the_next_one_came_back(api: Api) -> None:
+    await ready(api)
+    shown = await api.call("admin", "POST", f"{REPOS}/main:rotate-key")
+    assert shown.status_code == 201, shown.text
+    first = shown.json()
+    assert (first["operation"], first["repo"]["next_key_id"] != "") == (None, True)
+    second = (await api.call("admin", "POST", f"{REPOS}/main:rotate-key")).json()
+    stale = await api.call("admin", "POST", f"{REPOS}/main:confirm-key", json={"key": first["key"]})
+    assert (stale.status_code, stale.json()["code"]) == (403, "repository-key-wrong"), "the one that was shown last counts"
+    confirmed = await api.call("admin", "POST", f"{REPOS}/main:confirm-key", json={"key": second["key"]})
+    assert confirmed.status_code == 202, confirmed.text
+    assert confirmed.json()["operation"]["kind"] == "backup_repo.rotate_key"
+    late = await api.call("admin", "POST", f"{REPOS}/main:rotate-key")
+    assert (late.status_code, late.json()["code"]) == (409, "key-rotation-running")
+    letters = second["key"].split("-")[1]
+    rows = [row for table in schema.metadata.sorted_tables for row in await api.rows(table)]
+    assert letters not in json.dumps(rows, default=str), "it is sealed wherever it lies"
+
+
 @pytest.mark.parametrize(
     ("fields", "field"),
     [

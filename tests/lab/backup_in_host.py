@@ -20,7 +20,7 @@ from trimtab_agent.backup.repository.reader import open_backup
 from trimtab_agent.backup.repository.repository import Repository, create_repository, open_repository
 from trimtab_agent.backup.restoring import restore_disk, served_volume
 from trimtab_agent.backup.running import BackupRequest, DiskToBackUp, run_backup
-from trimtab_agent.backup.source import DiskContent, DiskWish, Instant, InstantSource
+from trimtab_agent.backup.source import DiskContent, DiskWish, Hold, Instant, InstantSource
 from trimtab_agent.clock import SystemClock
 from trimtab_agent.hypervisor.kvm.backups import Backups
 from trimtab_agent.hypervisor.kvm.connection import Connection
@@ -48,8 +48,10 @@ class Hashed:
         self.drop_checkpoint = inner.drop_checkpoint
 
     @contextlib.contextmanager
-    def serve(self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool) -> Iterator[Instant]:
-        with self._inner.serve(vm_id, wishes, checkpoint=checkpoint, wants_freeze=wants_freeze) as instant:
+    def serve(
+        self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool, hold: Hold | None = None
+    ) -> Iterator[Instant]:
+        with self._inner.serve(vm_id, wishes, checkpoint=checkpoint, wants_freeze=wants_freeze, hold=hold) as instant:
             yield instant
             for disk in instant.disks:
                 self.digests[disk.name] = digest_of(disk.content)

@@ -1,15 +1,18 @@
 """A repository in a folder that every simulated host reaches, and what tests do with it."""
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from tests.operations.kit import FleetStory
 from trimtab_controller import repository_keys
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Backup, BackupRepo, Operation, Vm
+from trimtab_controller.core.recovery_plans import Group, Mode
+from trimtab_controller.services import backup_instants, backup_keys, backup_restore, recovery_plans
 from trimtab_controller.services import backup_repos as repo_service
-from trimtab_controller.services import backup_restore
 from trimtab_controller.services import backups as backup_service
+from trimtab_controller.services.backup_instants import InstantSpec
 from trimtab_controller.services.backup_repos import RepoSpec
 from trimtab_controller.services.backup_restore import RestoreSpec
 from trimtab_controller.services.backups import RunSpec
@@ -52,6 +55,41 @@ def ready_repo(story: FleetStory, name: str = "main", **fields: Any) -> BackupRe
     assert found is not None
     assert found.state == "ready", found.problem
     return found
+
+
+def accept_rotation(story: FleetStory, name: str) -> tuple[Operation, str]:
+    """Have the repository's next key shown and give it back; return the operation and the key."""
+    key = repository_keys.new_key()
+    key_id = repository_keys.key_id(key)
+
+    def work(session: Any) -> Operation:
+        backup_keys.show_next(session, name, key_id=key_id, seal=lambda repo_id: story.secrets.seal(key, place=repo_id))
+        return backup_keys.confirm_next(session, name, key_id=key_id, actor=story.actor, now=story.clock.now())[1]
+
+    return story.db.write(work), key
+
+
+def accept_together(story: FleetStory, members: Sequence[Vm], **wishes: Any) -> Operation:
+    """Accept a backup of these vms at one instant."""
+    spec = InstantSpec(name="together", vms=[vm.name for vm in members], repo="main", **wishes)
+    return story.db.write(
+        lambda session: backup_instants.create(session, spec, project=story.project, actor=story.actor, now=story.clock.now())[1]
+    )
+
+
+def accept_recovery(
+    story: FleetStory, groups: Sequence[Sequence[str]], *, mode: str, repo: str = "main", **wishes: Any
+) -> Operation:
+    """Write a recovery plan of these groups down and accept a run of it."""
+
+    def work(session: Any) -> Operation:
+        name = f"plan-{uuid.uuid4().hex[:8]}"
+        wanted = [Group(name=f"group{i}", vms=list(vms), **wishes) for i, vms in enumerate(groups)]
+        spec = recovery_plans.PlanSpec(name=name, groups=wanted, repo=repo)
+        recovery_plans.create(session, spec, project=story.project, now=story.clock.now())
+        return recovery_plans.run(session, name, mode=Mode(mode), project=story.project, actor=story.actor, now=story.clock.now())
+
+    return story.db.write(work)
 
 
 def accept_backup(story: FleetStory, vm: Vm, *, repo: str = "main", **wishes: Any) -> Operation:

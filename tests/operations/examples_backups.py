@@ -1,12 +1,17 @@
 """One valid operation of every kind that concerns backups. See `examples.py`."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.operations.backup_kit import (
     accept_backup,
+    accept_recovery,
     accept_repo,
     accept_restore,
+    accept_rotation,
+    accept_together,
     backup_of,
     content_of,
     made_backup,
@@ -18,12 +23,25 @@ from tests.operations.example import Example, name_of
 from tests.operations.examples_storage import volume_is_gone, volume_is_there
 from tests.operations.examples_vms import not_created
 from tests.operations.kit import FleetStory
+from trimtab_controller import repository_keys
+from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Backup, Operation
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.services import backup_export, backup_restore
+from trimtab_controller.services import backup_export, backup_restore, lost_disks
 from trimtab_controller.services import backup_repos as repo_service
 from trimtab_controller.services import backups as backup_service
-from trimtab_controller.store import backup_repos, backups, vms, volumes
+from trimtab_controller.store import (
+    backup_instants,
+    backup_repos,
+    backups,
+    claims,
+    failover,
+    hosts,
+    recovery_plans,
+    schema,
+    vms,
+    volumes,
+)
 from trimtab_controller.store.database import Session
 
 Check = Callable[[FleetStory, Operation], None]
@@ -89,6 +107,139 @@ def replicates(story: FleetStory) -> Operation:
         )
 
     return story.db.write(work)
+
+
+def rotates_key(story: FleetStory) -> Operation:
+    """A repository of its own with a backup in it; its next key was shown and came back."""
+    repo = ready_repo(story, name_of("repo"))
+    made_backup(story, story.running_vm(name_of("db")), repo=repo.name)
+    return accept_rotation(story, repo.name)[0]
+
+
+def recovers(story: FleetStory) -> Operation:
+    """A plan of two groups whose vms are backed up, and gone."""
+    names = []
+    for _ in range(2):
+        backup = _backed_up(story)
+        story.accept_power(story.vm(backup.vm_id), "delete", force=True)
+        names.append(backup.vm_name)
+    story.settle()
+    return accept_recovery(story, [[name] for name in names], mode="real")
+
+
+def all_is_back(story: FleetStory, operation: Operation) -> None:
+    plan = story.db.read(lambda session: recovery_plans.get(session, operation.subject_id))
+    for group in plan.groups:
+        (name,) = group["vms"]
+        vm = story.db.read(lambda session, name=name: vms.find(session, story.project.id, name))
+        assert vm is not None
+        assert story.running_on(vm.id) == {vm.host_id}
+    assert plan.last_run["state"] == "done"
+
+
+def has_stopped(story: FleetStory, operation: Operation) -> None:
+    """Nothing of it is under way any more; what was back by then stays."""
+    plan = story.db.read(lambda session: recovery_plans.get(session, operation.subject_id))
+    ids = [one["operation_id"] for group in plan.last_run.get("groups", ()) for one in group["vms"] if one["operation_id"]]
+    assert all(story.operation(one).ended_at is not None for one in ids)
+    assert plan.last_run.get("state", "cancelled") in {"cancelled", "done"}
+
+
+def brings_back(story: FleetStory) -> Operation:
+    """A vm with its disks on one host, which is proven off; its last backup is on a repository that others reach."""
+    ready_repo(story)
+    _all_return(story)
+    vm = story.running_vm(name_of("db"), pool=story.local, ha="restart")
+    write_to(story, vm.id, 0, vm.id.encode())
+    backup = made_backup(story, vm)
+    story.hypervisor(vm.host_id).crash_guest(vm.id)
+
+    def work(session: Session) -> Operation:
+        session.execute(schema.host.update().where(schema.host.c.id == vm.host_id).values(connectivity="fenced"))
+        proof = {"state": "fenced", "proof": "power_off", "fenced_at": story.clock.now()}
+        failover.write_record(session, vm.host_id, failover_id=mint("fo"), now=story.clock.now(), **proof)
+        return lost_disks.bring_back(session, vms.get(session, vm.id), backup, actor=story.actor, now=story.clock.now())
+
+    return story.db.write(work)
+
+
+def _all_return(story: FleetStory) -> None:
+    """Hosts that earlier examples lost are back, without what moved away from them."""
+    for host_id in story.host_ids:
+        if story.db.read(lambda session, of=host_id: hosts.get(session, of)).connectivity.value != "fenced":  # type: ignore[misc]
+            continue
+        for vm_id in [one for one in story.hypervisor(host_id).domains if story.vm(one).host_id != host_id]:
+            story.hypervisor(host_id).undefine_domain(vm_id, (), kill_if_running=True, keep_state_files=False)
+        story.db.write(lambda session, of=host_id: _hear_again(session, of, story))  # type: ignore[misc]
+
+
+def _hear_again(session: Session, host_id: str, story: FleetStory) -> None:
+    session.execute(schema.host.update().where(schema.host.c.id == host_id).values(connectivity="up"))
+    failover.write_record(session, host_id, failover_id="", now=story.clock.now(), state="returned")
+
+
+def runs_elsewhere(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert vm.host_id != operation.params["host_id"]
+    assert story.running_on(vm.id) == {vm.host_id}
+    assert content_of(story, vm.id).startswith(vm.id.encode())
+    _come_back(story, operation)
+
+
+def is_still_lost(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert (vm.host_id, vm.epoch) == (operation.params["host_id"], operation.params["epoch"])
+    assert {one.id for one in story.volumes(vm.id)} == set(operation.params["replaced"].values())
+    _come_back(story, operation)
+
+
+def _come_back(story: FleetStory, operation: Operation) -> None:
+    """The lost host is back without its guest, and what it left behind was put away, so that the next example has all hosts."""
+    host_id, vm = str(operation.params["host_id"]), story.vm(operation.subject_id)
+
+    story.db.write(lambda session: _hear_again(session, host_id, story))
+    if vm.host_id != host_id:
+        story.hypervisor(host_id).undefine_domain(vm.id, (), kill_if_running=True, keep_state_files=False)
+    else:
+        # Its owner leaves it off.
+        story.db.write(lambda session: _leave_off(session, vm.id))
+        story.hear_hosts()
+
+
+def _leave_off(session: Session, vm_id: str) -> None:
+    vms.update(session, vm_id, desired_power="stopped", ha="none")
+    claims.give_back(session, vm_id)
+
+
+def backs_up_together(story: FleetStory) -> Operation:
+    """Two vms; their hosts are the scheduler's choice."""
+    ready_repo(story)
+    return accept_together(story, [story.running_vm(name_of("db")), story.running_vm(name_of("web"))])
+
+
+def is_one_instant(story: FleetStory, operation: Operation) -> None:
+    instant = story.db.read(lambda session: backup_instants.get(session, operation.subject_id))
+    # A host that died or answered too late makes it broken, and it says so; never is it shown as more than it is.
+    found = [story.db.read(lambda session, one=one: backups.get(session, one["backup_id"])) for one in instant.members]
+    states = [one.manifest.get("notes", {}).get("instant_state") for one in found]
+    assert (instant.state == "consistent") == (states == ["released"] * len(found)), instant.problem
+    assert (instant.state == "broken") == bool(instant.problem)
+
+
+def is_broken(story: FleetStory, operation: Operation) -> None:
+    instant = story.db.read(lambda session: backup_instants.get(session, operation.subject_id))
+    assert (instant.state, bool(instant.problem)) == ("broken", True)
+
+
+def has_the_next_key(story: FleetStory, operation: Operation) -> None:
+    repo = story.db.read(lambda session: backup_repos.get(session, operation.subject_id))
+    assert (repo.wrapped_next_key, repo.next_key_id, repo.is_next_key_saved) == ("", "", False)
+    assert repo.key_changed_at is not None
+    key = repository_keys.key_id(story.secrets.open(repo.wrapped_key, place=repo.id))
+    folder = Path(repo.url.removeprefix("file://"))
+    keyrings = [json.loads(path.read_bytes()) for path in sorted((folder / "keys").iterdir())]
+    assert [(one["generation"], one["key_id"]) for one in keyrings] == [(2, key), (2, key)]
+    assert repo.key_id == key
 
 
 def is_in_both(story: FleetStory, operation: Operation) -> None:
@@ -298,6 +449,12 @@ EXAMPLES: dict[str, Example] = {
     ),
     "backup.verify": Example(kind="backup.verify", arrange=verifies, done=level_is(1), undone=level_is(0)),
     "backup_repo.replicate": Example(kind="backup_repo.replicate", arrange=replicates, done=is_in_both),
+    "backup_repo.rotate_key": Example(kind="backup_repo.rotate_key", arrange=rotates_key, done=has_the_next_key),
+    "vm.bring_back": Example(kind="vm.bring_back", arrange=brings_back, done=runs_elsewhere, undone=is_still_lost),
+    "recovery.run": Example(kind="recovery.run", arrange=recovers, done=all_is_back, undone=has_stopped),
+    "backup.together": Example(
+        kind="backup.together", arrange=backs_up_together, done=is_one_instant, undone=is_broken, takes_place=frozenset({"take"})
+    ),
     "backup.export": Example(kind="backup.export", arrange=exports, done=is_handed_out),
     "backup.boot": Example(kind="backup.boot", arrange=boots, done=has_booted, undone=not_created),
     "backup.prune": Example(kind="backup.prune", arrange=deletes, done=is_forgotten),

@@ -27,6 +27,7 @@ from trimtab_controller.clock import mint
 from trimtab_controller.core.lifecycle import LIVE_STATES, DesiredPower
 from trimtab_controller.core.model import Actor, Image, Network, Operation, Pool, Project, Role, Vm, Volume
 from trimtab_controller.loops.placement import PlacementLoop
+from trimtab_controller.loops.recoveries import RecoveryLoop
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations import engine as engines
 from trimtab_controller.operations.accept import accept
@@ -94,6 +95,7 @@ class FleetStory:
         self.shares_commits = shares_commits
         self.engine = self.new_engine()
         self.term = self._lead()
+        self.recoveries = RecoveryLoop(db=self.db, clock=self.clock, nudger=self.nudger)
         self.placement = PlacementLoop(db=self.db, clock=self.clock, nudger=self.nudger, rng=random.Random(1))
         self.project, self.host_class_id = self.db.write(self._found)
         self.host_ids = [self.add_host(f"node{number}") for number in range(1, host_count + 1)]
@@ -434,6 +436,7 @@ class FleetStory:
     def step(self, engine: Engine | None = None) -> int:
         """Let the leader place what is pending and a worker drive what is due, once; return how many were driven."""
         self.placement.run(self.term)
+        self.recoveries.run(self.term)
         return (engine or self.engine).drive_due()
 
     def settle(

@@ -10,6 +10,7 @@ from tests.operations.backup_kit import (
     accept_backup,
     accept_repo,
     accept_restore,
+    accept_rotation,
     backup_of,
     content_of,
     made_backup,
@@ -21,15 +22,16 @@ from tests.operations.invariants import audit_invariants
 from tests.operations.kit import FleetStory, empty
 from trimtab_controller import repository_keys
 from trimtab_controller.core.lifecycle import OperationState
-from trimtab_controller.core.model import Vm
+from trimtab_controller.core.model import Operation, Vm
 from trimtab_controller.loops import backups as backup_loops
 from trimtab_controller.loops.backups import BackupLoop
 from trimtab_controller.services import backup_policies, backup_restore, backup_status
 from trimtab_controller.services import backup_repos as repo_service
 from trimtab_controller.services import backups as backup_service
 from trimtab_controller.services.backup_policies import PolicySpec
-from trimtab_controller.store import backup_repos, backups, vms
+from trimtab_controller.store import backup_repos, backups, hosts, vms
 from trimtab_protos.errors import Conflict, NoCapacity
+from trimtab_protos.messages import CommandKey, Direction
 
 
 def test_a_vm_that_was_backed_up_changed_and_deleted_comes_back_on_another_host_as_it_was(story: FleetStory) -> None:
@@ -87,6 +89,45 @@ def test_a_repository_opened_with_another_key_or_by_another_fleet_or_that_is_not
     absent = accept_repo(story, repo_spec(story, "absent", key=key))
     story.settle()
     assert error_of(story, absent.id) == "repository-not-found", "one that is opened with a key is never made"
+
+
+def test_backups_go_on_while_a_key_is_rotated_and_other_hosts_take_the_new_key_up(story: FleetStory) -> None:
+    repo = ready_repo(story)
+    vm = story.running_vm("db")
+    write_to(story, vm.id, 0, b"before")
+    first = made_backup(story, vm)
+    before = content_of(story, vm.id)
+    rotation, key = accept_rotation(story, repo.name)
+    with pytest.raises(Conflict) as again:
+        accept_rotation(story, repo.name)
+    assert again.value.code == "key-rotation-running", "a key that may count already is never replaced"
+    # The lock changed and the row did not yet: whatever opens the repository now finds that the next key is the one.
+    present = story.db.read(lambda session: backup_repos.get(session, repo.id))
+    for host_id in story.host_ids:
+        story.client.open_repository(host_id, _open_key(rotation, host_id), present)
+    story.client.rotate_key(story.host_ids[0], _open_key(rotation, "rotate"), present)
+    during = accept_backup(story, vm)
+    story.settle()
+    assert {story.operation(one.id).state for one in (rotation, during)} == {OperationState.DONE}
+    after = story.db.read(lambda session: backup_repos.get(session, repo.id))
+    assert (after.key_id, after.next_key_id) == (repository_keys.key_id(key), "")
+    assert story.secrets.open(after.wrapped_key, place=repo.id) == key
+    restored = accept_restore(story, first, "db2", to_host=_another(story, vm.host_id))
+    story.settle()
+    assert story.operation(restored.id).state is OperationState.DONE, story.operation(restored.id).error
+    assert content_of(story, restored.subject_id) == before
+    assert audit_invariants(story) == []
+
+
+def _another(story: FleetStory, host_id: str) -> str:
+    other = next(one for one in story.host_ids if one != host_id)
+    return story.db.read(lambda session: hosts.get(session, other)).name
+
+
+def _open_key(operation: Operation, part: str) -> CommandKey:
+    return CommandKey(
+        operation_id=operation.id, step=f"test/{part}", direction=Direction.DO, turn=1, subject_id=operation.id, epoch=0
+    )
 
 
 def test_a_node_with_another_secret_opens_no_repository_and_says_what_to_do(story: FleetStory) -> None:

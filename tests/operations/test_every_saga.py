@@ -199,8 +199,9 @@ def cancel_before(story: FleetStory, operation: Operation, saga: Saga[Any], step
         return
     asked = []
 
-    def on_step(_kind: str, name: str, outcome: str, _seconds: float) -> None:
-        if name == saga.steps[index - 1].name and outcome == "succeeded" and not asked:
+    def on_step(kind: str, name: str, outcome: str, _seconds: float) -> None:
+        is_of_it = (kind, name) == (saga.name, saga.steps[index - 1].name)
+        if is_of_it and outcome == "succeeded" and not asked:
             asked.append(name)
             story.cancel(operation.id)
 

@@ -1,7 +1,7 @@
 """The repositories that this host was given access to, in memory only: a key on this host's disk would be a key in the clear."""
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -10,8 +10,9 @@ from trimtab_agent.backup.repository.bucket import BucketBlobs
 from trimtab_agent.backup.repository.folder import FolderBlobs
 from trimtab_agent.backup.repository.keys import RepositoryKey
 from trimtab_agent.backup.repository.repository import Repository, RepositoryConfig, create_repository, open_repository
+from trimtab_agent.backup.repository.rotation import Rotated, rotate
 from trimtab_agent.clock import Clock
-from trimtab_protos.errors import InvalidRequest, NotFound, Unavailable
+from trimtab_protos.errors import InvalidRequest, NotFound, PermissionDenied, Unavailable
 
 FORBIDDEN_TREES = ("/proc", "/sys", "/dev", "/etc", "/boot", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/run")
 
@@ -56,6 +57,17 @@ class Repositories:
         with self._lock:
             self._known[name] = access
         return config
+
+    def rotate(self, name: str, access: Access, new_key: str) -> tuple[RepositoryConfig, Rotated]:
+        """Lock the repository with another key and remember the access with it. Idempotent: one that broke off is finished."""
+        blobs, new = blobs_of(access), replace(access, key=RepositoryKey.parse(new_key).text)
+        try:
+            config = self._open(access, blobs)
+        except PermissionDenied:
+            config = self._open(new, blobs)
+        old_key, key = RepositoryKey.parse(access.key), RepositoryKey.parse(new.key)
+        rotated = rotate(blobs, config.repository_id, old=old_key, new=key)
+        return self.grant(name, new, create=False), rotated
 
     def open(self, name: str) -> Repository:
         """Return the repository, opened. Unavailable `repository-not-open` where the agent was restarted since it was granted."""

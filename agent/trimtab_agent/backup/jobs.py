@@ -2,8 +2,10 @@
 
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 
 from trimtab_agent.backup.access import Repositories
+from trimtab_agent.backup.holding import Holds
 from trimtab_agent.backup.repository.manifests import Manifest, Subject
 from trimtab_agent.backup.repository.prune import GRACE_S, prune
 from trimtab_agent.backup.repository.reader import open_backup
@@ -16,6 +18,7 @@ from trimtab_agent.hypervisor.base import JobControl, Stamp
 from trimtab_agent.job_rows import JobResult
 from trimtab_agent.jobs import JobKind, Runner
 from trimtab_protos.agent.v1 import backup_service_pb2 as pb
+from trimtab_protos.backup_messages import PruneResult
 from trimtab_protos.codec import from_proto
 from trimtab_protos.errors import Conflict
 from trimtab_protos.messages import (
@@ -24,7 +27,6 @@ from trimtab_protos.messages import (
     DamagedBackup,
     JobProgress,
     PoolSpec,
-    PruneResult,
     RestoreResult,
     VerifyResult,
     VolumeSpec,
@@ -35,7 +37,7 @@ _VERIFY, _PRUNE, _REPLICATE = b"V", b"P", b"R"
 """The first byte of a journaled request of upkeep: three verbs, one class of jobs."""
 
 
-def backup_runners(repositories: Repositories, source: BackupSource, clock: Clock) -> Mapping[JobKind, Runner]:
+def backup_runners(repositories: Repositories, source: BackupSource, clock: Clock, holds: Holds) -> Mapping[JobKind, Runner]:
     def back_up(request: bytes, stamp: Stamp, control: JobControl) -> JobResult:  # noqa: ARG001 the domain is not changed
         asked = pb.StartBackupRequest.FromString(request)
         repository = repositories.open(asked.repository)
@@ -47,6 +49,7 @@ def backup_runners(repositories: Repositories, source: BackupSource, clock: Cloc
                 wants_freeze=asked.wants_freeze,
                 needs_filesystem=asked.needs_filesystem,
                 notes=dict(asked.notes),
+                hold=partial(_hold, holds, asked, control) if asked.instant_id else None,
             )
             progress = _Progress(control, clock, phase="copying", bandwidth_bytes_s=asked.bandwidth_mib_s << 20)
             return summary_of(run_backup(repository, source, wanted, on_progress=progress))
@@ -78,7 +81,14 @@ def backup_runners(repositories: Repositories, source: BackupSource, clock: Cloc
             return _verify(repositories, pb.StartVerifyRequest.FromString(request[1:]))
         return _prune(repositories, pb.StartPruneRequest.FromString(request[1:]))
 
-    return {JobKind.BACKUP: back_up, JobKind.RESTORE: restore, JobKind.UPKEEP: upkeep}
+    return {JobKind.BACKUP: back_up, JobKind.TOGETHER: back_up, JobKind.RESTORE: restore, JobKind.UPKEEP: upkeep}
+
+
+def _hold(holds: Holds, asked: pb.StartBackupRequest, control: JobControl) -> Mapping[str, str]:
+    control.report(JobProgress(phase="held"))
+    bound_s = asked.hold_max_ms / 1000
+    report = holds.hold(asked.instant_id, asked.vm_id, bound_s=bound_s, is_cancelled=control.cancelled.is_set)
+    return {"instant": asked.instant_id, "instant_state": report.state.value, "held_ms": str(report.held_ms)}
 
 
 def verify_request(request: pb.StartVerifyRequest) -> bytes:
@@ -162,6 +172,7 @@ def _prune(repositories: Repositories, asked: pb.StartPruneRequest) -> PruneResu
         repacked_bytes=found.repacked_bytes,
         kept_bytes=found.kept_bytes,
         waits_for=tuple(found.waits_for),
+        retired_data_keys=tuple(found.retired_data_keys),
     )
 
 

@@ -16,7 +16,7 @@ from trimtab_agent.backup.repository import errors
 from trimtab_agent.backup.repository.manifests import DiskManifest, Manifest, Subject
 from trimtab_agent.backup.repository.repository import Repository
 from trimtab_agent.backup.repository.writer import BackupWriter, begin_backup
-from trimtab_agent.backup.source import BackupSource, DiskWish, Instant, ServedDisk
+from trimtab_agent.backup.source import BackupSource, DiskWish, Hold, Instant, ServedDisk
 from trimtab_protos.errors import Conflict, TrimtabError
 
 FIRST = "first backup"
@@ -42,6 +42,8 @@ class BackupRequest:
     """Fail rather than keep a backup that is only crash-consistent."""
     attachments: Mapping[str, bytes] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    hold: Hold | None = None
+    """Of a vm that is backed up at one instant with others."""
 
 
 def run_backup(repository: Repository, source: BackupSource, request: BackupRequest, *, on_progress: OnProgress) -> Manifest:
@@ -76,7 +78,8 @@ def _run(
     wishes = [DiskWish(name, found.checkpoint if found else "") for name, (found, _) in bases.items()]
     with _begin(repository, request, base) as writer:
         try:
-            with source.serve(vm_id, wishes, checkpoint=checkpoint, wants_freeze=request.wants_freeze) as instant:
+            wants = request.wants_freeze
+            with source.serve(vm_id, wishes, checkpoint=checkpoint, wants_freeze=wants, hold=request.hold) as instant:
                 _refuse_less_than_demanded(request, instant)
                 marked = checkpoint if instant.checkpoint is None else instant.checkpoint
                 disks = [_copy(writer, request, served, bases[served.name], marked, on_progress) for served in instant.disks]

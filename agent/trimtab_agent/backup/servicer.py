@@ -7,6 +7,7 @@ from google.protobuf.message import Message
 
 from trimtab_agent import edge
 from trimtab_agent.backup.access import Access, Repositories
+from trimtab_agent.backup.holding import Holds
 from trimtab_agent.backup.jobs import prune_request, replication_request, summary_of, verify_request
 from trimtab_agent.commands import Commands
 from trimtab_agent.hypervisor.base import Stamp
@@ -21,6 +22,7 @@ from trimtab_protos.errors import InvalidRequest
 from trimtab_protos.messages import CommandKey, PoolSpec, VolumeSpec
 
 R = TypeVar("R", bound=Message)
+AWAIT_MAX_MS = 20_000
 
 
 class BackupServicer(BackupServiceServicer):
@@ -29,6 +31,7 @@ class BackupServicer(BackupServiceServicer):
     def __init__(
         self,
         repositories: Repositories,
+        holds: Holds,
         *,
         commands: Commands,
         jobs: Jobs,
@@ -38,6 +41,7 @@ class BackupServicer(BackupServiceServicer):
     ) -> None:
         """`pool` runs what waits for storage, `query` what only starts jobs."""
         self._repositories = repositories
+        self._holds = holds
         self._commands = commands
         self._jobs = jobs
         self._pool = pool
@@ -47,20 +51,7 @@ class BackupServicer(BackupServiceServicer):
     @edge.unary
     async def OpenRepository(self, request: pb.OpenRepositoryRequest, context: edge.Context) -> pb.OpenRepositoryResponse:
         self._authorise(context)
-        asked = request.access
-        access = Access(
-            url=asked.url,
-            key=asked.key,
-            fleet_id=asked.fleet_id,
-            project_id=asked.project_id,
-            endpoint=asked.endpoint,
-            region=asked.region,
-            access_key_id=asked.access_key_id,
-            secret_access_key=asked.secret_access_key,
-            allow_http=asked.allow_http,
-        )
-        if not asked.fleet_id:
-            raise InvalidRequest("fleet-missing", "access.fleet_id is empty", field="access.fleet_id")
+        access = _access_of(request.access)
 
         def act(_key: CommandKey, _stamp: Stamp) -> pb.OpenRepositoryResponse:
             config = self._repositories.grant(request.name, access, create=request.create)
@@ -73,6 +64,22 @@ class BackupServicer(BackupServiceServicer):
 
         # Acted on at each repeat: an access does not outlive the agent, and nothing of it may get into the journal.
         return await self._commands.run(request, pb.OpenRepositoryResponse, act, pool=self._pool, remembers=False)
+
+    @edge.unary
+    async def RotateKey(self, request: pb.RotateKeyRequest, context: edge.Context) -> pb.RotateKeyResponse:
+        self._authorise(context)
+        access = _access_of(request.access)
+
+        def act(_key: CommandKey, _stamp: Stamp) -> pb.RotateKeyResponse:
+            config, rotated = self._repositories.rotate(request.name, access, request.new_key)
+            return pb.RotateKeyResponse(
+                generation=rotated.generation,
+                data_key_version=rotated.data_key_version,
+                repository_id=config.repository_id,
+            )
+
+        # As OpenRepository: no key may get into the journal, and a repeat finds what was done in the repository itself.
+        return await self._commands.run(request, pb.RotateKeyResponse, act, pool=self._pool, remembers=False)
 
     @edge.unary
     async def ListBackups(self, request: pb.ListBackupsRequest, context: edge.Context) -> pb.ListBackupsResponse:
@@ -94,7 +101,25 @@ class BackupServicer(BackupServiceServicer):
         self._authorise(context)
         if not request.disks:
             raise InvalidRequest("disks-missing", "the backup names no disk", field="disks")
-        return await self._start(request, pb.StartBackupResponse, JobKind.BACKUP, request.SerializeToString())
+        kind = JobKind.TOGETHER if request.instant_id else JobKind.BACKUP
+        return await self._start(request, pb.StartBackupResponse, kind, request.SerializeToString())
+
+    @edge.unary
+    async def AwaitInstant(self, request: pb.AwaitInstantRequest, context: edge.Context) -> pb.AwaitInstantResponse:
+        self._authorise(context)
+        timeout_s = min(max(request.timeout_ms, 0), AWAIT_MAX_MS) / 1000
+
+        def wait() -> pb.AwaitInstantResponse:
+            found = self._holds.wait_for(request.instant_id, request.vm_id, timeout_s=timeout_s)
+            return pb.AwaitInstantResponse(state=found.state.value, taken_ms=found.taken_ms, held_ms=found.held_ms)
+
+        return await edge.in_pool(self._pool, wait)
+
+    @edge.unary
+    async def ReleaseInstant(self, request: pb.ReleaseInstantRequest, context: edge.Context) -> pb.ReleaseInstantResponse:
+        self._authorise(context)
+        found = self._holds.release(request.instant_id, request.vm_id)
+        return pb.ReleaseInstantResponse(state=found.state.value, taken_ms=found.taken_ms, held_ms=found.held_ms)
 
     @edge.unary
     async def StartRestore(self, request: pb.StartRestoreRequest, context: edge.Context) -> pb.StartRestoreResponse:
@@ -128,3 +153,19 @@ class BackupServicer(BackupServiceServicer):
             return response
 
         return await self._commands.run(request, response_class, act, pool=self._query, remembers=False)
+
+
+def _access_of(asked: pb.RepositoryAccess) -> Access:
+    if not asked.fleet_id:
+        raise InvalidRequest("fleet-missing", "access.fleet_id is empty", field="access.fleet_id")
+    return Access(
+        url=asked.url,
+        key=asked.key,
+        fleet_id=asked.fleet_id,
+        project_id=asked.project_id,
+        endpoint=asked.endpoint,
+        region=asked.region,
+        access_key_id=asked.access_key_id,
+        secret_access_key=asked.secret_access_key,
+        allow_http=asked.allow_http,
+    )

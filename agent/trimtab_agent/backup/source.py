@@ -94,6 +94,10 @@ class InstantSource(Protocol):
         """
 
 
+Hold = Callable[[], Mapping[str, str]]
+"""Blocks while a guest is to stand still; returns what is noted of it."""
+
+
 class BackupSource(Protocol):
     """The vms of one host, as something to copy from."""
 
@@ -101,9 +105,12 @@ class BackupSource(Protocol):
     def instants(self) -> InstantSource: ...
 
     def serve(
-        self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool
+        self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool, hold: Hold | None = None
     ) -> AbstractContextManager[Instant]:
         """Fix an instant under a new checkpoint and serve it until the block ends. The guest runs on; a stopped one stays stopped.
+
+        With `hold` the guest stands still, its file systems frozen or else the guest itself paused, from before the instant until
+        `hold` returns.
 
         Conflict: the vm is busy; NotFound: no such vm.
         """

@@ -9,7 +9,7 @@ from trimtab_agent.backup.export.exports import Exported, Exports
 from trimtab_agent.backup.nbd import ALLOCATION, DIRTY, HOLE, ZERO, Extent
 from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
-from trimtab_agent.backup.source import NVRAM, DiskWish, Instant, ServedDisk, common
+from trimtab_agent.backup.source import NVRAM, DiskWish, Hold, Instant, ServedDisk, common
 from trimtab_agent.clock import Clock
 from trimtab_agent.hypervisor.base import JobControl, Stamp
 from trimtab_agent.hypervisor.kvm.domain_xml import target_name
@@ -142,7 +142,9 @@ class SimulatedBackups:
         """Raised once a backup has begun, as by a storage that fills up."""
 
     @contextlib.contextmanager
-    def serve(self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool) -> Iterator[Instant]:
+    def serve(
+        self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool, hold: Hold | None = None
+    ) -> Iterator[Instant]:
         if self._hypervisor is not None:
             self._take(self._hypervisor, vm_id)
         elif self._auto_disk_bytes and vm_id not in self.vms:
@@ -155,12 +157,15 @@ class SimulatedBackups:
             if self.fails_with is not None:
                 raise self.fails_with
             served = [_serve(vm.disks[wish.name], wish) for wish in wishes]
+            taken_ms = self._clock.now_ms()
+            held = hold() if hold is not None else {}
             if not vm.is_running:
                 yield Instant(
-                    self._clock.now_ms(),
+                    taken_ms,
                     Consistency.FILESYSTEM,
                     served,
                     {"domain.xml": b"<domain/>", NVRAM: vm_id.encode()},
+                    held,
                     checkpoint=common(served, wishes),
                 )
                 return
@@ -169,7 +174,8 @@ class SimulatedBackups:
             is_frozen = wants_freeze and vm.has_guest_agent
             notes = {} if is_frozen or not wants_freeze else {"downgrade": "the guest has no agent"}
             consistency = Consistency.FILESYSTEM if is_frozen else Consistency.CRASH
-            yield Instant(self._clock.now_ms(), consistency, served, {"domain.xml": b"<domain/>", NVRAM: vm_id.encode()}, notes)
+            files = {"domain.xml": b"<domain/>", NVRAM: vm_id.encode()}
+            yield Instant(taken_ms, consistency, served, files, {**notes, **held})
         finally:
             vm.is_busy = False
 

@@ -5,7 +5,7 @@ the clear. Jobs are followed and cancelled as all others are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from trimtab_controller.agents.jobs import Job, job_of
@@ -15,6 +15,7 @@ from trimtab_protos.agent.v1 import backup_service_pb2 as pb
 from trimtab_protos.agent.v1 import domain_pb2, storage_pb2
 from trimtab_protos.agent.v1 import instant_service_pb2 as instant_pb
 from trimtab_protos.codec import from_proto, to_proto
+from trimtab_protos.errors import PermissionDenied
 from trimtab_protos.messages import BackupSummary, CommandKey, DomainSpec, PoolSpec, VolumeSpec
 
 # Storage that is far away or sleeps; the agent gives up by itself before.
@@ -43,6 +44,18 @@ class BackupOrder:
     wants_freeze: bool = True
     needs_filesystem: bool = False
     bandwidth_mib_s: int = 0
+    # Of a vm that is backed up at one instant with others: held still until `release_instant`, for so long at most.
+    instant_id: str = ""
+    hold_max_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """state: none, held, released, expired or abandoned; `taken_ms` by the host's clock."""
+
+    state: str
+    taken_ms: int
+    held_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +63,13 @@ class OpenedRepository:
     repository_id: str
     fleet_id: str
     project_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RotatedKey:
+    generation: int
+    data_key_version: int
+    repository_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +120,15 @@ class BackupAgents(Protocol):
 
     def open_repository(self, host_id: str, key: CommandKey, repo: BackupRepo, *, create: bool = False) -> OpenedRepository: ...
 
+    def rotate_key(self, host_id: str, key: CommandKey, repo: BackupRepo) -> RotatedKey: ...
+
     def list_backups(self, host_id: str, repo_id: str) -> tuple[tuple[BackupSummary, ...], tuple[str, ...]]: ...
 
     def start_backup(self, host_id: str, key: CommandKey, order: BackupOrder) -> Job: ...
+
+    def await_instant(self, host_id: str, instant_id: str, vm_id: str, *, timeout_s: float) -> Held: ...
+
+    def release_instant(self, host_id: str, instant_id: str, vm_id: str) -> Held: ...
 
     def start_restore(
         self,
@@ -133,10 +159,31 @@ class BackupVerbs(Sender):
     _open_seal: Callable[[str, str], str]
 
     def open_repository(self, host_id: str, key: CommandKey, repo: BackupRepo, *, create: bool = False) -> OpenedRepository:
+        try:
+            return self._open(host_id, key, repo, repo.wrapped_key, create=create)
+        except PermissionDenied as refused:
+            # A rotation changes the lock first and the row afterwards: in between only the next key opens it.
+            if not repo.is_next_key_saved or refused.code != "repository-key-wrong":
+                raise
+            other = replace(key, step=f"{key.step}/next")  # another request, so under another key of a command
+            return self._open(host_id, other, repo, repo.wrapped_next_key, create=False)
+
+    def rotate_key(self, host_id: str, key: CommandKey, repo: BackupRepo) -> RotatedKey:
+        access, new_key = self._access(repo, repo.wrapped_key), self._open_seal(repo.wrapped_next_key, repo.id)
+        request = pb.RotateKeyRequest(name=repo.id, access=access, new_key=new_key)
+        rotated = self._command(host_id, "RotateKey", request, key, timeout_s=OPEN_DEADLINE_S)
+        return RotatedKey(rotated.generation, rotated.data_key_version, rotated.repository_id)
+
+    def _open(self, host_id: str, key: CommandKey, repo: BackupRepo, wrapped: str, *, create: bool) -> OpenedRepository:
+        request = pb.OpenRepositoryRequest(name=repo.id, access=self._access(repo, wrapped), create=create)
+        opened = self._command(host_id, "OpenRepository", request, key, timeout_s=OPEN_DEADLINE_S)
+        return OpenedRepository(opened.repository_id, opened.fleet_id, opened.project_id)
+
+    def _access(self, repo: BackupRepo, wrapped_key: str) -> pb.RepositoryAccess:
         settings = repo.settings
-        access = pb.RepositoryAccess(
+        return pb.RepositoryAccess(
             url=repo.url,
-            key=self._open_seal(repo.wrapped_key, repo.id),
+            key=self._open_seal(wrapped_key, repo.id),
             fleet_id=repo.fleet_id,
             project_id=repo.project_id,
             endpoint=settings.get("endpoint", ""),
@@ -145,9 +192,6 @@ class BackupVerbs(Sender):
             secret_access_key=self._open_seal(repo.wrapped_secret, repo.id) if repo.wrapped_secret else "",
             allow_http=bool(settings.get("allow_http", False)),
         )
-        request = pb.OpenRepositoryRequest(name=repo.id, access=access, create=create)
-        opened = self._command(host_id, "OpenRepository", request, key, timeout_s=OPEN_DEADLINE_S)
-        return OpenedRepository(opened.repository_id, opened.fleet_id, opened.project_id)
 
     def list_backups(self, host_id: str, repo_id: str) -> tuple[tuple[BackupSummary, ...], tuple[str, ...]]:
         request = pb.ListBackupsRequest(repository=repo_id)
@@ -166,8 +210,20 @@ class BackupVerbs(Sender):
             needs_filesystem=order.needs_filesystem,
             bandwidth_mib_s=order.bandwidth_mib_s,
             notes=dict(order.notes),
+            instant_id=order.instant_id,
+            hold_max_ms=order.hold_max_ms,
         )
         return job_of(self._command(host_id, "StartBackup", request, key).job)
+
+    def await_instant(self, host_id: str, instant_id: str, vm_id: str, *, timeout_s: float) -> Held:
+        request = pb.AwaitInstantRequest(instant_id=instant_id, vm_id=vm_id, timeout_ms=int(timeout_s * 1000))
+        found = self._call(host_id, "AwaitInstant", request, timeout_s=timeout_s + 5.0)
+        return Held(found.state, found.taken_ms, found.held_ms)
+
+    def release_instant(self, host_id: str, instant_id: str, vm_id: str) -> Held:
+        request = pb.ReleaseInstantRequest(instant_id=instant_id, vm_id=vm_id)
+        found = self._call(host_id, "ReleaseInstant", request, timeout_s=5.0)
+        return Held(found.state, found.taken_ms, found.held_ms)
 
     def start_restore(
         self,

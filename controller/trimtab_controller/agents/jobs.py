@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import command_pb2
+from trimtab_protos.backup_messages import PruneResult
 from trimtab_protos.codec import from_proto
 from trimtab_protos.errors import TrimtabError
 from trimtab_protos.messages import (
@@ -13,7 +14,6 @@ from trimtab_protos.messages import (
     JobState,
     LayerResult,
     MigrationResult,
-    PruneResult,
     RestoreResult,
     VerifyResult,
 )

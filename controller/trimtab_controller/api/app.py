@@ -17,6 +17,7 @@ from trimtab_controller.api.shell import Shell
 from trimtab_controller.api.v1 import (
     audit,
     backup_files,
+    backup_instants,
     backup_repos,
     backups,
     consoles,
@@ -31,6 +32,7 @@ from trimtab_controller.api.v1 import (
     plans,
     pools,
     projects,
+    recovery_plans,
     secgroups,
     snapshots,
     system,
@@ -61,7 +63,9 @@ ROUTERS = (
     images.router,
     volumes.router,
     backup_files.router,
+    backup_instants.router,
     backup_repos.router,
+    recovery_plans.router,
     backups.router,
     snapshots.router,
     templates.router,  # a verb of vms is among them

@@ -37,6 +37,7 @@ _NOUNS: Mapping[str, str] = {
     "plan": "plans:plan",
     "pool": "storage:pool",
     "project": "projects:project",
+    "recovery": "recovery:recovery",
     "secgroup": "secgroups:secgroup",
     "template": "templates:template",
     "token": "access:token",

@@ -31,6 +31,8 @@ KINDS = frozenset(
         "sg",
         "plan",
         "bk",
+        "inst",
+        "rplan",
         "repo",
         "bpol",
         "fo",

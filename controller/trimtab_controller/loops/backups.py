@@ -5,7 +5,7 @@
 Every round looks at rows only; what it accepts are operations like anybody else's.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -16,7 +16,7 @@ from trimtab_controller.core.model import Actor, Backup, BackupPolicy, Vm
 from trimtab_controller.core.retention import Candidate, Proof, judge
 from trimtab_controller.core.schedule import parse_schedule
 from trimtab_controller.nudge import Nudger
-from trimtab_controller.services import backup_restore, backup_status, backups
+from trimtab_controller.services import backup_instants, backup_restore, backup_status, backups
 from trimtab_controller.store import backup_repos, identity, leases, operations, vms, volumes
 from trimtab_controller.store import backups as backup_store
 from trimtab_controller.store.database import Database, Session
@@ -44,9 +44,11 @@ class BackupLoop:
         now = self._clock.now()
         policies, found = self._db.read(_with_policies)
         accepted = 0
+        for group in (one for one in policies.values() if one.is_together):
+            accepted += self._ask_together(term, group, [vm for vm in found if vm.backup_policy_id == group.id], now)
         for vm in found:
             policy = policies.get(vm.backup_policy_id)
-            if policy is None or self._not_before.get(vm.id, now) > now or not _is_due(policy, vm, now):
+            if policy is None or policy.is_together or self._not_before.get(vm.id, now) > now or not _is_due(policy, vm, now):
                 continue
             accepted += self._ask_one(term, vm, now)
         if accepted:
@@ -142,6 +144,39 @@ class BackupLoop:
         except TrimtabError as error:
             log.warning("boot test not accepted", backup_id=backup.id, code=error.code, error=error.message)
 
+    def _ask_together(self, term: int, policy: BackupPolicy, members: Sequence[Vm], now: datetime) -> bool:
+        """Accept one instant of all vms of the policy, where it is due; a single one is backed up by itself."""
+        if not members or self._not_before.get(policy.id, now) > now or not any(_is_due(policy, vm, now) for vm in members):
+            return False
+        if len(members) == 1:
+            return self._ask_one(term, members[0], now)
+
+        def work(session: Session) -> None:
+            leases.assert_leader(session, term)
+            project = identity.find_project(session, policy.project_id)
+            assert project is not None
+            spec = backup_instants.InstantSpec(
+                name=policy.name,
+                policy=policy.id,
+                needs_filesystem=policy.needs_filesystem,
+                bandwidth_mib_s=policy.bandwidth_mib_s,
+            )
+            backup_instants.create(session, spec, project=project, actor=SYSTEM, now=now)
+            for vm in members:
+                vms.update(session, vm.id, backup_asked_at=now)
+
+        return self._accepted(policy.id, work, now)
+
+    def _accepted(self, subject_id: str, work: Callable[[Session], None], now: datetime) -> bool:
+        try:
+            self._db.write(work)
+        except TrimtabError as error:
+            self._not_before[subject_id] = now + RETRY
+            log.info("backup put off", subject_id=subject_id, code=error.code, error=error.message)
+            return False
+        self._not_before.pop(subject_id, None)
+        return True
+
     def _ask_one(self, term: int, vm: Vm, now: datetime) -> bool:
         def work(session: Session) -> None:
             leases.assert_leader(session, term)
@@ -149,14 +184,7 @@ class BackupLoop:
             backups.run(session, present, backups.RunSpec(), project_id=vm.project_id, actor=SYSTEM, now=now)
             vms.update(session, vm.id, backup_asked_at=now)
 
-        try:
-            self._db.write(work)
-        except TrimtabError as error:
-            self._not_before[vm.id] = now + RETRY
-            log.info("backup put off", vm_id=vm.id, code=error.code, error=error.message)
-            return False
-        self._not_before.pop(vm.id, None)
-        return True
+        return self._accepted(vm.id, work, now)
 
 
 def _with_policies(session: Session) -> tuple[dict[str, BackupPolicy], Sequence[Vm]]:
@@ -170,7 +198,7 @@ def _is_due(policy: BackupPolicy, vm: Vm, now: datetime) -> bool:
     if vm.backup_asked_at is None:
         return True
     schedule = parse_schedule(policy.schedule, zone=policy.zone, jitter_s=policy.jitter_s)
-    return schedule.next_after(vm.backup_asked_at, subject_id=vm.id) <= now
+    return schedule.next_after(vm.backup_asked_at, subject_id=policy.id if policy.is_together else vm.id) <= now
 
 
 def _newest(session: Session, vm_ids: Collection[str]) -> list[Backup]:

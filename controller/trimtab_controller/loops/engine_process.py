@@ -28,9 +28,11 @@ from trimtab_controller.loops.fleet_figures import FleetFigures
 from trimtab_controller.loops.hand_changes import HandChanges
 from trimtab_controller.loops.leader import Leader
 from trimtab_controller.loops.leader_loop import Job, run_due
+from trimtab_controller.loops.lost_disks import LostDisksLoop
 from trimtab_controller.loops.overlays import OverlayLoop
 from trimtab_controller.loops.placement import PlacementLoop
 from trimtab_controller.loops.rebalance import Rebalance
+from trimtab_controller.loops.recoveries import RecoveryLoop
 from trimtab_controller.loops.redrive import Redrive
 from trimtab_controller.loops.survival import Survival
 from trimtab_controller.loops.upkeep import Upkeep
@@ -75,6 +77,8 @@ def lanes(
     survival = Survival(db=db, clock=clock, host_states=host_states)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
     backups = BackupLoop(db=db, clock=clock, nudger=nudger)
+    lost_disks = LostDisksLoop(db=db, clock=clock, nudger=nudger)
+    recoveries = RecoveryLoop(db=db, clock=clock, nudger=nudger)
     fencer = FenceAgents()
     failover = FailoverLoop(
         engine=engine, clock=clock, fencer=fencer, settings=failover_settings, open_secret=open_secret, nudger=nudger
@@ -106,6 +110,8 @@ def lanes(
             Job("verify backups", 15.0, backups.verify),
             Job("retain backups", 60.0, backups.retain),
             Job("measure backups", 30.0, backups.measure),
+            Job("run recovery plans", 1.0, recoveries.run),
+            Job("bring lost disks back", 5.0, lost_disks.run),
         ],
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", drift_period_s, drift.observe_hosts)],
         # A host that hangs may keep these waiting, and nothing else.

@@ -382,6 +382,9 @@ class FailoverLoop:
 
 def _refreshed(vm: VmRecord, row: KeptVm, seen: Snapshot, now_s: float) -> VmRecord:
     """Return the vm as the store has it by now, where failover itself has nothing in hand with it."""
+    if vm.phase is Phase.SETTLED and not vm.holders and row.epoch > vm.epoch:
+        # Its disks came back from a backup on another host: it was assigned there, in a transaction that is not failover's.
+        return reading.vm_record(row, seen, now_s=now_s)
     home = seen.hosts.get(row.host_id)
     is_alive = home is not None and home.connectivity is HostConnectivity.UP
     is_idle = vm.phase is Phase.SETTLED and not row.migrating_to and is_alive

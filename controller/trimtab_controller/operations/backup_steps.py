@@ -66,7 +66,9 @@ def open_on(context: Effect[Any], host_id: str, repo_id: str, *, create: bool = 
     Asked before each look at a job: an agent that was restarted has forgotten the key, which is in its memory only.
     """
     repo = context.read(lambda session: backup_repos.get(session, repo_id))
-    key = context.key(subject_id=context.operation.id, part=f"open-{repo_id}-{host_id}", direction=Direction.DO)
+    # The repository's key may be another one by the next look: that is another command.
+    part = f"open-{repo_id}-{host_id}-{repo.key_id}"
+    key = context.key(subject_id=context.operation.id, part=part, direction=Direction.DO)
     opened = context.agents.open_repository(host_id, key, repo, create=create)
     if repo.repository_id and opened.repository_id != repo.repository_id:
         raise Conflict(

@@ -19,7 +19,9 @@ def serve(context: Effect[Any], host_id: str, *, epoch: int) -> None:
     pools = context.read(lambda session: describe.read_disks(session, vm_id)).pools
     for volume in filling:
         backup, repo = context.read(lambda session, volume=volume: _source(session, volume))  # type: ignore[misc]
-        opening = context.key(subject_id=context.operation.id, part=f"open-{repo.id}-{host_id}", direction=Direction.DO)
+        opening = context.key(
+            subject_id=context.operation.id, part=f"open-{repo.id}-{host_id}-{repo.key_id}", direction=Direction.DO
+        )
         context.agents.open_repository(host_id, opening, repo)
         context.agents.serve_backup(
             host_id,

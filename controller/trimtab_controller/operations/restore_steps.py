@@ -1,5 +1,6 @@
 """Steps of the sagas that fill a vm's disks from a backup: a restore, and the boot test. Their Params have vm_id, backup_id, disks."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,10 @@ from trimtab_controller.core.model import Backup, Volume
 from trimtab_controller.operations import backup_steps, vm_steps
 from trimtab_controller.operations.saga import Effect, Json, Stopped, Wait
 from trimtab_controller.store import backups, describe
-from trimtab_protos.messages import CommandKey, Direction
+from trimtab_protos.messages import CommandKey, Direction, DomainState
+
+POLL_S = 2.0
+CONSOLE_BYTES = 64 << 10
 
 
 def fill(context: Effect[Any]) -> Json | Wait:
@@ -105,3 +109,23 @@ def empty(context: Effect[Any]) -> Wait | None:
         key = context.key(subject_id=context.params.vm_id, epoch=epoch, part=volume.id)
         context.agents.delete_volume(host_id, key, volume.id, volume.format, describe.pool_spec(disks.pools[volume.pool_id]))
     return None
+
+
+def sign(context: Effect[Any], *, pattern: str, timeout_s: int) -> Json | Wait:
+    """Wait for the guest's sign of life: its agent, or the pattern on its serial port. A guest that shows none is no error but a result."""
+    host_id, vm_id = vm_steps.chosen_host(context.results), context.params.vm_id
+    seen = context.agents.get_domain(host_id, vm_id)
+    took_ms = int((context.now - context.operation.created_at).total_seconds() * 1000)
+    if pattern:
+        console, _ = context.agents.read_console(host_id, vm_id, -CONSOLE_BYTES, CONSOLE_BYTES)
+        has_signed = re.search(pattern, console.decode(errors="replace")) is not None
+    else:
+        has_signed = seen.has_guest_agent
+    if has_signed:
+        return {"recovery_ms": took_ms, "problem": ""}
+    wanted = f"`{pattern}` on the serial port" if pattern else "the guest agent"
+    if seen.state not in {DomainState.RUNNING, DomainState.PAUSED}:
+        return {"recovery_ms": 0, "problem": f"the guest is {seen.state.value}; it never showed {wanted}"}
+    if context.waited_s >= timeout_s:
+        return {"recovery_ms": 0, "problem": f"the guest did not show {wanted} within {timeout_s} s"}
+    return Wait(POLL_S, f"{wanted} (for {timeout_s - int(context.waited_s)} s more)")

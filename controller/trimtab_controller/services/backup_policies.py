@@ -31,6 +31,8 @@ class PolicySpec:
     verify: str = "none"
     needs_filesystem: bool = False
     bandwidth_mib_s: int = 0
+    is_together: bool = False
+    recovers_lost: bool = False
     max_age_s: int = 0
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from trimtab_controller.core.model import Actor, BackupRepo, Operation
 from trimtab_controller.operations import backup_steps
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.store import backup_repos, backups, hosts, keyset, lookup, schema
+from trimtab_controller.store import backup_repos, backups, hosts, keyset, lookup, recovery_plans, schema
 from trimtab_controller.store import identity as identity_store
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, PermissionDenied
 
@@ -108,7 +108,11 @@ def confirm(session: Session, name: str, *, key_id: str, actor: Actor, now: date
             field="key",
         )
     if repo.state == "ready":
-        raise Conflict("repository-ready", f"repository {repo.name} is ready already", state=repo.state)
+        raise Conflict(
+            "repository-ready",
+            f"repository {repo.name} is ready already; `trimtab backup repo rotate-key {repo.name}` gives it another key",
+            state=repo.state,
+        )
     backup_repos.update(session, repo.id, state="opening", problem="")
     operation = _accept_opening(session, repo, actor=actor, now=now)
     return views(session, (backup_repos.get(session, repo.id),))[0], operation
@@ -146,6 +150,11 @@ def delete(session: Session, name: str, *, expected_version: int | None, now: da
     users = backup_repos.policies_of_repo(session, repo.id)
     if users:
         raise Conflict("backup-repo-in-use", f"repository {repo.name} is used by policies {', '.join(users)}", repo=repo.name)
+    plans = recovery_plans.of_repo(session, repo.id)
+    if plans:
+        raise Conflict(
+            "backup-repo-in-use", f"recovery plans {', '.join(plans)} restore from repository {repo.name}", repo=repo.name
+        )
     running = [one.id for one in backups.of_repo(session, repo.id) if one.state == "running"]
     if running:
         raise Conflict("backup-repo-in-use", f"backup {running[0]} is being written to repository {repo.name}", repo=repo.name)

@@ -44,6 +44,10 @@ class RestoreSpec:
     bandwidth_mib_s: int = 0
     # A boot test has none: it can meet nobody.
     has_nics: bool = True
+    # What its guest has to show, which the operation's result says: '' nothing, `agent`, `pattern`.
+    awaits: str = ""
+    pattern: str = ""
+    timeout_s: int = 300
 
 
 def restore(
@@ -52,6 +56,8 @@ def restore(
     """Insert the vm and accept its restore. Raises whatever refuses it, by field: a name that is taken, a pool that is not here."""
     backup = backup_service.listed(session, backup_id, project=project)
     params: dict[str, Any] = {"start": spec.start}
+    if spec.awaits:
+        params |= {"awaits": spec.awaits, "pattern": spec.pattern, "timeout_s": spec.timeout_s}
     if spec.is_instant:
         if not spec.start:
             raise InvalidRequest(
@@ -157,17 +163,29 @@ def restore_volume(
 
 
 def boot_test(
-    session: Session, backup: Backup, *, project: Project, pattern: str, timeout_s: int, actor: Actor, now: datetime
+    session: Session,
+    backup: Backup,
+    *,
+    project: Project,
+    pattern: str,
+    timeout_s: int,
+    actor: Actor,
+    now: datetime,
+    pools: Mapping[str, str] | None = None,
+    awaits_agent: bool = True,
 ) -> Operation:
-    """Accept that the backup is restored to a vm without a network, and has to show a sign of life there."""
+    """Accept that the backup is restored to a vm without a network, and has to show a sign of life there.
+
+    `pools`: name in the backup -> name here. Without `awaits_agent` and a pattern its guest's start is enough, which proves less: level 2.
+    """
     try:
         re.compile(pattern)
     except re.error as error:
         raise InvalidRequest(
             "pattern-malformed", f"boot_pattern: no regular expression: {error}; for example `login:`", field="boot_pattern"
         ) from error
-    spec = RestoreSpec(name=f"boot-test-{mint('bk')[-10:]}", networks={}, cpu_model="auto", has_nics=False)
-    params = {"pattern": pattern, "timeout_s": timeout_s}
+    spec = RestoreSpec(name=f"boot-test-{mint('bk')[-10:]}", pools=pools or {}, cpu_model="auto", has_nics=False)
+    params = {"pattern": pattern, "timeout_s": timeout_s, **({} if awaits_agent else {"is_start_enough": True})}
     return _accept(session, "backup.boot", backup, spec, params, project=project, actor=actor, now=now)[1]
 
 

@@ -33,8 +33,13 @@ class BackupView:
     repo_name: str
 
 
-def run(session: Session, vm: Vm, spec: RunSpec, *, project_id: str, actor: Actor, now: datetime) -> tuple[BackupView, Operation]:
-    """Insert a backup and accept its making. Conflict while the vm is busy with what does not go beside it."""
+def run(
+    session: Session, vm: Vm, spec: RunSpec, *, project_id: str, actor: Actor, now: datetime, together_id: str = ""
+) -> tuple[BackupView, Operation]:
+    """Insert a backup and accept its making. Conflict while the vm is busy with what does not go beside it.
+
+    `together_id`: the operation that begins it with those of other vms, at one instant.
+    """
     policy = backup_repos.policies(session).get(vm.backup_policy_id) if vm.backup_policy_id else None
     repo_name = spec.repo or (policy.repo_id if policy is not None else "")
     repo = repo_service.choose(session, repo_name, project_id=project_id)
@@ -60,7 +65,13 @@ def run(session: Session, vm: Vm, spec: RunSpec, *, project_id: str, actor: Acto
         subject_id=vm.id,
         subject_name=vm.name,
         project_id=project_id,
-        params={"backup_id": backup.id, "vm_id": vm.id, "repo_id": repo.id, **_wishes(spec, policy)},
+        params={
+            "backup_id": backup.id,
+            "vm_id": vm.id,
+            "repo_id": repo.id,
+            **_wishes(spec, policy),
+            **({"together_id": together_id} if together_id else {}),
+        },
         actor=actor,
         now=now,
     )

@@ -6,39 +6,14 @@ from typing import Any
 
 from trimtab_controller.core.model import Actor, Host, Operation, Vm
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.store import claims, events, failover, operations, vms, volume_claims
+from trimtab_controller.operations.recovering import recover
+from trimtab_controller.store import events, failover, operations
 from trimtab_controller.store.database import Session
 from trimtab_protos.errors import Conflict, InvalidRequest
 
+__all__ = ["clean_copy", "confirm_off", "recover", "release", "set_paused", "settle_move"]
+
 REASON_MAX = 400
-
-
-def recover(session: Session, vm: Vm, *, because: str, now: datetime, actor: Actor, to_host_id: str = "") -> Operation:
-    """Supersede the vm's live operation, end its migration, raise its epoch, give its claims back, and accept vm.recover.
-
-    `to_host_id`: only there.
-
-    The caller has proof that no holder can write. From the commit on, commands of any older epoch or turn are refused.
-    """
-    operations.supersede(session, vm.id, by="its recovery", now=now)
-    row = claims.migration_of(session, vm.id)
-    if row is not None:
-        volume_claims.give_back_copies(session, row)
-        claims.end_migration(session, vm.id)
-    claims.give_back(session, vm.id)
-    epoch = max(vm.epoch, row.target_epoch if row is not None else 0) + 1
-    vms.update(session, vm.id, epoch=epoch, problem=f"it is being started elsewhere: {because}"[:1000])
-    return accept(
-        session,
-        "vm.recover",
-        subject_id=vm.id,
-        subject_name=vm.name,
-        project_id=vm.project_id,
-        params={"vm_id": vm.id, "because": because, "previous_host_id": vm.host_id, "to_host_id": to_host_id},
-        actor=actor,
-        priority=1000 + vm.priority,
-        now=now,
-    )
 
 
 def settle_move(session: Session, vm: Vm, host_id: str, *, now: datetime, actor: Actor) -> Operation:

@@ -9,6 +9,7 @@ from trimtab_controller.clock import mint
 from trimtab_controller.core.layers import MAX_LAYERS
 from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.core.model import Operation, Snapshot, Vm, Volume
+from trimtab_controller.services import quota
 from trimtab_controller.services.vm_power import Caller, accept_on_vm
 from trimtab_controller.store import describe, lookup, operations, schema, snapshots, volume_claims
 from trimtab_protos.errors import AlreadyExists, Conflict, NoCapacity, NotFound
@@ -53,6 +54,8 @@ def create(
     _require_room(session, vm, volumes, memory_bytes=vm.memory_mib << 20 if has_memory else 0)
     _refuse_unfinished(session, vm)
     _check_version(session, vm, caller)
+    if not is_temporary:
+        quota.charge(session, vm.project_id, quota.Charge(snapshots=1))
     snapshot_id = mint("snap")
     layers = _new_layers(session, volumes, caller)
     try:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.layers import Tree, Work
 from trimtab_controller.core.model import Snapshot, Volume
-from trimtab_controller.store import describe, lookup, schema
+from trimtab_controller.store import describe, lookup, project_quota, schema
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import NotFound
 
@@ -60,12 +60,25 @@ def forget(session: Session, snapshot: Snapshot, *, now: datetime) -> None:
         .where(table.c.id == snapshot.vm_id, table.c.current_snapshot_id == snapshot.id)
         .values(current_snapshot_id=snapshot.parent_id or "")
     )
+    is_live = get(session, snapshot.id).deleted_at is None
     update(session, snapshot.id, deleted_at=now)
+    if is_live and not snapshot.is_temporary:
+        _give_back(session, snapshot.vm_id, 1)
 
 
 def forget_all(session: Session, vm_id: str, *, now: datetime) -> None:
     """Leave the rows of a vm that is gone as tombstones."""
+    counted = sa.select(sa.func.count()).where(
+        _table.c.vm_id == vm_id, _table.c.deleted_at.is_(None), _table.c.is_temporary.is_(False)
+    )
+    _give_back(session, vm_id, int(session.execute(counted).scalar_one()))
     session.execute(_table.update().where(_table.c.vm_id == vm_id, _table.c.deleted_at.is_(None)).values(deleted_at=now))
+
+
+def _give_back(session: Session, vm_id: str, count: int) -> None:
+    project_id = session.scalar(sa.select(schema.vm.c.project_id).where(schema.vm.c.id == vm_id))
+    if project_id and count:
+        project_quota.lower_used(session, project_id, {"snapshots": count})
 
 
 def unfinished(session: Session, *, limit: int) -> tuple[Snapshot, ...]:

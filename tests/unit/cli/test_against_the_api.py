@@ -83,6 +83,7 @@ READS = [
     "project list", "project get p1", "user list", "user get admin", "token list", "whoami", "version",
     "audit list --actor admin --since 2h", "plan list", "plan list --filter state=open", "capacity get", "capacity get --by zone",
     "failover check", "failover check --by host --by rack", "failover list", "failover list --filter state=lost", "failover status",
+    "backup instant list", "recovery plan list",
     "fence list", "fence get node1", "drill host-loss node1", "drill host-loss node1 --boot-time 20s",
 ]  # fmt: skip
 
@@ -114,7 +115,7 @@ CHANGES = [
     "--label tier=web --hostname web --no-start --no-wait",
     "vm update web1 --label tier=db --unset-label old", "vm update web1 --drain-policy wait",
     "vm create web2 --image debian --memory 1GiB --dry-run",
-    "project create shop --vms 10 --memory 1TiB --disk unlimited", "project update shop --vcpus 8 --vms unlimited",
+    "project create shop --vms 10 --memory 1TiB --disk unlimited --snapshots 5", "project update shop --vcpus 8 --vms unlimited",
     "project delete shop --yes",
     "user create ann", "user create ci --service", "user grant ann operator", "user grant ann viewer --fleet",
     "user revoke ann --fleet --yes", "token create --user ann --name ci --expires 30d", "user delete ann --yes",

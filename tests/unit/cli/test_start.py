@@ -114,11 +114,13 @@ def test_every_noun_has_get_and_list() -> None:
         "failover",
         "login",
         "placement",
+        "recovery",  # `recovery plan` has them
         "token",
         "version",
         "whoami",
     }
     nouns = {line.split()[0] for line in found} - local
+    nouns |= {"recovery plan", "backup instant"}
     assert {f"{noun} {verb}" for noun in nouns for verb in ("get", "list")} <= found
 
 

@@ -8,9 +8,10 @@ twice, since without a keyring nothing can be read.
 
 import base64
 import binascii
+import contextlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -94,20 +95,30 @@ class Keyring:
         added = {**self.data_keys, self.newest_version + 1: secrets.token_bytes(KEY_BYTES)}
         return Keyring(self.generation + 1, self.id_key, added)
 
-    def next_generation(self) -> "Keyring":
-        return Keyring(self.generation + 1, self.id_key, self.data_keys)
+    def without(self, versions: Collection[int]) -> "Keyring":
+        """Return the next generation, which opens nothing that is sealed with these versions."""
+        kept = {version: data_key for version, data_key in self.data_keys.items() if version not in versions}
+        return Keyring(self.generation + 1, self.id_key, kept)
 
 
 def store_keyring(blobs: BlobStore, repository_id: str, key: RepositoryKey, keyring: Keyring) -> None:
     """Write one generation, both copies. Conflict where another process wrote this generation first."""
-    for copy in _COPIES:
-        name = f"{PREFIX}{keyring.generation:08}-{copy}.json"
+    for name in _names(keyring):
         try:
             blobs.put_new(name, [_sealed(repository_id, key, keyring)])
         except AlreadyExists as error:
             raise Conflict(
                 "keyring-changed-meanwhile", "another process changed the keys of this repository; try again", blob=name
             ) from error
+
+
+def complete_keyring(blobs: BlobStore, repository_id: str, key: RepositoryKey, keyring: Keyring) -> None:
+    """Write the copies of this generation that are missing, since its writer died between them."""
+    present = {entry.name for entry in blobs.list(PREFIX)}
+    for name in _names(keyring):
+        if name not in present:
+            with contextlib.suppress(AlreadyExists):
+                blobs.put_new(name, [_sealed(repository_id, key, keyring)])
 
 
 def load_keyring(blobs: BlobStore, repository_id: str, key: RepositoryKey) -> Keyring:
@@ -130,6 +141,10 @@ def delete_older_keyrings(blobs: BlobStore, keyring: Keyring) -> None:
     for entry in blobs.list(PREFIX):
         if int(entry.name.removeprefix(PREFIX).split("-")[0]) < keyring.generation:
             blobs.delete(entry.name)
+
+
+def _names(keyring: Keyring) -> list[str]:
+    return [f"{PREFIX}{keyring.generation:08}-{copy}.json" for copy in _COPIES]
 
 
 def _sealed(repository_id: str, key: RepositoryKey, keyring: Keyring) -> bytes:

@@ -16,6 +16,7 @@ from trimtab_agent.backup.repository.chunk_index import IndexedPack, PackUse, en
 from trimtab_agent.backup.repository.manifests import Manifest
 from trimtab_agent.backup.repository.packs import PREFIX as PACKS_PREFIX
 from trimtab_agent.backup.repository.repository import CONDEMNED_PREFIX, Repository
+from trimtab_agent.backup.repository.rotation import retire_data_keys
 from trimtab_agent.backup.repository.sealing import HOLE, Kind
 from trimtab_agent.backup.repository.sessions import (
     Lease,
@@ -52,6 +53,8 @@ class PruneReport:
     waits_for: Sequence[str]
     """Who still works with what is condemned; their packs go with a later prune."""
     unreadable_packs: Sequence[str]
+    retired_data_keys: Sequence[int]
+    """Versions that nothing was sealed with any more; the keyring has them no longer."""
 
 
 def prune(repository: Repository, *, grace_s: float = GRACE_S, is_dry_run: bool = False) -> PruneReport:
@@ -76,6 +79,7 @@ class _Pruner:
         self._lock = lock
         self._grace_s = grace_s
         self._unreadable_packs: list[str] = []
+        self._retired: Collection[int] = ()
 
     def plan(self) -> PruneReport:
         """Tell what a prune would condemn, without writing."""
@@ -98,6 +102,8 @@ class _Pruner:
             condemned = []
         self._repository.blobs.remove_debris(DEBRIS_AFTER_S)
         self._drop_obsolete_damage()
+        assert self._lock is not None
+        self._retired = retire_data_keys(self._repository, self._lock)
         return self._report(removed=removed, condemned=condemned, repacked=repacked, kept=kept, waits_for=waits_for)
 
     # Looking
@@ -304,6 +310,7 @@ class _Pruner:
             kept_bytes=sum(use.size_bytes for use in kept),
             waits_for=waits_for,
             unreadable_packs=self._unreadable_packs,
+            retired_data_keys=sorted(self._retired),
         )
 
 

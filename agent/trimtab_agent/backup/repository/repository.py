@@ -16,7 +16,6 @@ from trimtab_agent.backup.repository.keys import PREFIX as KEYS_PREFIX
 from trimtab_agent.backup.repository.keys import (
     Keyring,
     RepositoryKey,
-    delete_older_keyrings,
     load_keyring,
     store_keyring,
 )
@@ -83,7 +82,7 @@ class Repository:
         self.unreadable_indexes: Sequence[str] = ()
         self.has_gaps = False
         """Whether chunks of listed backups may be missing, damaged or about to go: then a base is not taken on trust."""
-        self._key = key
+        self.key = key
         self._adopt(keyring)
         self._damage: set[tuple[bytes, str]] = set()
 
@@ -183,25 +182,6 @@ class Repository:
 
     # Keys
 
-    def add_data_key(self) -> int:
-        """Seal new records with a new key from now on, also those of other hosts' next sessions; return its version."""
-        self.require_writable()
-        self._refresh_keys()
-        keyring = self.keyring.with_new_data_key()
-        store_keyring(self.blobs, self.config.repository_id, self._key, keyring)
-        self._adopt(keyring)
-        return keyring.newest_version
-
-    def change_key(self, key: RepositoryKey) -> None:
-        """Lock the repository with another key; the old one opens nothing written afterwards and no keyring any more."""
-        self.require_writable()
-        self._refresh_keys()
-        keyring = self.keyring.next_generation()
-        store_keyring(self.blobs, self.config.repository_id, key, keyring)
-        self._key = key
-        self._adopt(keyring)
-        delete_older_keyrings(self.blobs, keyring)
-
     def require_writable(self) -> None:
         if self.is_read_only:
             raise errors.read_only()
@@ -217,7 +197,7 @@ class Repository:
     def _refresh_keys(self) -> None:
         newest = max((entry.name for entry in self.blobs.list(KEYS_PREFIX)), default="")
         if newest.removeprefix(KEYS_PREFIX).split("-")[0] != f"{self.keyring.generation:08}":
-            self._adopt(load_keyring(self.blobs, self.config.repository_id, self._key))
+            self._adopt(load_keyring(self.blobs, self.config.repository_id, self.key))
 
     def _refresh_index(self) -> bool:
         """Take in the index files that are new; tell whether all could be read."""

@@ -24,7 +24,7 @@ from trimtab_agent.backup.nbd import ALLOCATION, NbdClient
 from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_agent.backup.restoring import restore_disk
-from trimtab_agent.backup.source import NVRAM, DiskWish, Instant, InstantSource, ServedDisk
+from trimtab_agent.backup.source import NVRAM, DiskWish, Hold, Instant, InstantSource, ServedDisk
 from trimtab_agent.hypervisor.kvm import state_files, volumes
 from trimtab_agent.hypervisor.kvm.backup_xml import (
     PulledDisk,
@@ -70,7 +70,9 @@ class Backups:
         self._socket_dir = socket_dir
 
     @contextlib.contextmanager
-    def serve(self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool) -> Iterator[Instant]:
+    def serve(
+        self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool, hold: Hold | None = None
+    ) -> Iterator[Instant]:
         """See `BackupSource.serve`."""
         socket = self._socket_dir / f"trimtab-{check_id(vm_id, 'vm_id')}-backup.sock"
         with self._connection.use("look at the domain") as connection:
@@ -83,13 +85,16 @@ class Backups:
             present = {found.getName() for found in domain.listAllCheckpoints()}
         if not is_running:
             with stopped_instant(wishes, disk_files(definition), present, socket) as instant:
-                yield replace(instant, attachments=_attachments(stored))
+                held = hold() if hold is not None else {}  # no start of it goes beside its backup
+                yield replace(instant, attachments=_attachments(stored), notes={**instant.notes, **held})
             return
         pulled, denied = _to_pull(wishes, disk_files(definition), present)
         others = [target for target in all_targets(definition) if target not in {disk.name for disk in pulled}]
-        consistency, notes, denied_now = self._begin(vm_id, pulled, others, socket, checkpoint, wants_freeze=wants_freeze)
+        consistency, notes, denied_now = self._begin(
+            vm_id, pulled, others, socket, checkpoint, wants_freeze=wants_freeze, hold=hold
+        )
         denied |= denied_now
-        created_ms = time.time_ns() // 1_000_000
+        created_ms = time.time_ns() // 1_000_000 - int(notes.get("held_ms", "0"))
         try:
             with contextlib.ExitStack() as stack:
                 served = [_open(stack, socket, disk, denied.get(disk.name, "")) for disk in pulled]
@@ -145,6 +150,7 @@ class Backups:
         checkpoint: str,
         *,
         wants_freeze: bool,
+        hold: Hold | None,
     ) -> tuple[Consistency, Mapping[str, str], Mapping[str, str]]:
         """Begin the job; where a bitmap is broken, one of full copies. Return consistency, notes, and why disks are read in full."""
         names = [disk.name for disk in pulled]
@@ -153,24 +159,31 @@ class Backups:
             domain = require(connection, vm_id)
             notes: dict[str, str] = {}
             is_frozen = wants_freeze and freeze(domain, notes)
+            stands = self._paused(domain, socket) if hold is not None and not is_frozen else contextlib.nullcontext()
             began = time.monotonic()
-            denied: dict[str, str] = {}
             try:
-                try:
-                    domain.backupBegin(backup_xml(pulled, socket=str(socket), others=others), marked, 0)
-                except libvirt.libvirtError as error:
-                    detail = error.get_error_message() or ""
-                    if not any(text in detail for text in _BROKEN_BITMAP_TEXTS):
-                        raise
-                    denied = {disk.name: f"its checkpoint is broken: {detail}" for disk in pulled if disk.base_checkpoint}
-                    _drop_broken(domain)
-                    full = [PulledDisk(disk.name, disk.scratch) for disk in pulled]
-                    domain.backupBegin(backup_xml(full, socket=str(socket), others=others), marked, 0)
+                with stands:
+                    denied = _begin_job(domain, pulled, others, socket, marked)
+                    notes |= hold() if hold is not None else {}
             finally:
                 if is_frozen:
                     thaw(domain)
                     notes["frozen_ms"] = str(int((time.monotonic() - began) * 1000))
         return Consistency.FILESYSTEM if is_frozen else Consistency.CRASH, notes, denied
+
+    @contextlib.contextmanager
+    def _paused(self, domain: Any, socket: Path) -> Iterator[None]:
+        """Pause a guest that could not be frozen. Should this process die here, the job is run again and lets it go on first."""
+        if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
+            yield  # somebody paused it, and it stays so
+            return
+        marker = _marker(socket)
+        marker.touch()
+        try:
+            domain.suspend()
+            yield
+        finally:
+            _go_on(domain, marker)
 
     def _end(self, vm_id: str) -> None:
         # A guest that stopped meanwhile has ended its job itself.
@@ -181,6 +194,8 @@ class Backups:
 
     def _end_leftover(self, domain: Any, socket: Path) -> None:
         """End a job of ours that an earlier agent began. Conflict: anything else is under way."""
+        if _marker(socket).exists():
+            _go_on(domain, _marker(socket))
         if domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE:
             return
         try:
@@ -191,6 +206,33 @@ class Backups:
             raise Conflict("vm-busy", "another job of this domain is under way, such as a migration; try again when it has ended")
         log.info("ending a backup job that an earlier agent left", domain=domain.name())
         domain.abortJob()
+
+
+def _begin_job(domain: Any, pulled: Sequence[PulledDisk], others: Sequence[str], socket: Path, marked: str) -> dict[str, str]:
+    """Begin the pull job; where a bitmap is broken, one of full copies. Return why disks are read in full."""
+    try:
+        domain.backupBegin(backup_xml(pulled, socket=str(socket), others=others), marked, 0)
+    except libvirt.libvirtError as error:
+        detail = error.get_error_message() or ""
+        if not any(text in detail for text in _BROKEN_BITMAP_TEXTS):
+            raise
+        _drop_broken(domain)
+        full = [PulledDisk(disk.name, disk.scratch) for disk in pulled]
+        domain.backupBegin(backup_xml(full, socket=str(socket), others=others), marked, 0)
+        return {disk.name: f"its checkpoint is broken: {detail}" for disk in pulled if disk.base_checkpoint}
+    return {}
+
+
+def _marker(socket: Path) -> Path:
+    return socket.with_suffix(".held")
+
+
+def _go_on(domain: Any, marker: Path) -> None:
+    try:
+        if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+            domain.resume()
+    finally:
+        marker.unlink(missing_ok=True)
 
 
 def _attachments(stored: str) -> Mapping[str, bytes]:

@@ -29,8 +29,10 @@ class BackupRepoResource:
     # unconfirmed, opening, ready, failed.
     state: str
     problem: str
-    # Names the key without telling it.
+    # Names the key without telling it; the one that a rotation is about to bring, '' for none; when it was last changed.
     key_id: str
+    next_key_id: str
+    key_changed_at: datetime | None
     fleet_id: str
     repository_id: str
     backups: int
@@ -72,6 +74,8 @@ class BackupPolicyResource:
     verify: str
     needs_filesystem: bool
     bandwidth_mib_s: int
+    is_together: bool
+    recovers_lost: bool
     max_age_s: int
     vms: tuple[str, ...]
     # Without the vm's own jitter.
@@ -162,6 +166,8 @@ def render_repo(view: RepoView) -> BackupRepoResource:
         state=repo.state,
         problem=repo.problem,
         key_id=repo.key_id,
+        next_key_id=repo.next_key_id,
+        key_changed_at=repo.key_changed_at,
         fleet_id=repo.fleet_id,
         repository_id=repo.repository_id,
         backups=view.backups,
@@ -195,6 +201,8 @@ def render_policy(view: PolicyView) -> BackupPolicyResource:
         verify=policy.verify,
         needs_filesystem=policy.needs_filesystem,
         bandwidth_mib_s=policy.bandwidth_mib_s,
+        is_together=policy.is_together,
+        recovers_lost=policy.recovers_lost,
         max_age_s=policy.max_age_s,
         vms=view.vm_names,
         next_at=view.next_at,

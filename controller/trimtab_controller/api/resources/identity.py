@@ -24,6 +24,8 @@ class QuotasResource:
     vcpus: QuotaResource
     memory_mib: QuotaResource
     disk_bytes: QuotaResource
+    # Of its vms.
+    snapshots: QuotaResource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +100,7 @@ def render_project(project: Project) -> ProjectResource:
             vcpus=QuotaResource(quota=project.vcpus_quota, used=project.vcpus_used),
             memory_mib=QuotaResource(quota=project.memory_mib_quota, used=project.memory_mib_used),
             disk_bytes=QuotaResource(quota=project.disk_bytes_quota, used=project.disk_bytes_used),
+            snapshots=QuotaResource(quota=project.snapshots_quota, used=project.snapshots_used),
         ),
         version=project.version,
         etag=etag_of(project.version),

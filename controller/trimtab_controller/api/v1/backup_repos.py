@@ -20,7 +20,7 @@ from trimtab_controller.api.resources.operations import OperationAnswer, render
 from trimtab_controller.api.security import requires
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Role
-from trimtab_controller.services import backup_repos
+from trimtab_controller.services import backup_keys, backup_repos
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.mutations import Answer
 
@@ -134,6 +134,40 @@ async def confirm_backup_repo(request: Request, access: FleetAdmin, name: NamePa
         return accepted(BackupRepoAnswer(repo=render_repo(view), key="", operation=shown))
 
     return await mutate(Order(request=request, access=access, wish=asked, verb="backup_repo.confirm", body=body), work)
+
+
+@router.post("/v1/backup-repos/{name}:rotate-key", status_code=201, response_model=BackupRepoAnswer)
+async def rotate_backup_repo_key(
+    request: Request, runtime: InRuntime, access: FleetAdmin, name: NamePath, asked: Asked
+) -> Response:
+    """Show another key; the repository is locked with it once `:confirm-key` was called with it."""
+    box = runtime.context.secrets
+    key = repository_keys.new_key()
+
+    def work(session: Session, _actor: Actor, _now: datetime) -> Answer:
+        key_id = repository_keys.key_id(key)
+        view = backup_keys.show_next(session, name, key_id=key_id, seal=lambda repo_id: box.seal(key, place=repo_id))
+        shown = render_repo(view)
+        # As with a new repository: a repeat is told all but the key.
+        stored = dump(BackupRepoAnswer(repo=shown, key="", operation=None))
+        told = dump(BackupRepoAnswer(repo=shown, key=key, operation=None))
+        return Answer(status=201, body=told, stored_body=stored, etag=etag_of(view.repo.version))
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="backup_repo.rotate_key"), work)
+
+
+@router.post("/v1/backup-repos/{name}:confirm-key", status_code=202, response_model=BackupRepoAnswer)
+async def confirm_backup_repo_key(
+    request: Request, access: FleetAdmin, name: NamePath, body: ConfirmBody, asked: Asked
+) -> Response:
+    """Give back the key that `:rotate-key` showed: the repository is locked with it, and the old one opens it no longer."""
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        given = repository_keys.key_id(repository_keys.parse_key(body.key))
+        view, operation = backup_keys.confirm_next(session, name, key_id=given, actor=actor, now=now)
+        return accepted(BackupRepoAnswer(repo=render_repo(view), key="", operation=render(operation, project_name="")))
+
+    return await mutate(Order(request=request, access=access, wish=asked, verb="backup_repo.confirm_key", body=body), work)
 
 
 @router.post("/v1/backup-repos/{name}:rebuild", status_code=202, response_model=OperationAnswer)

@@ -63,6 +63,10 @@ class BackupPolicyBody(Body):
     verify: Proof = "none"
     needs_filesystem: Bool = False
     bandwidth_mib_s: Mib = 0
+    # All its vms at one instant.
+    is_together: Bool = False
+    # A vm whose disks are lost with its host comes back from its last good backup by itself.
+    recovers_lost: Bool = False
     max_age_s: Seconds = 0
 
 

@@ -31,6 +31,7 @@ class Quotas(Part):
     vcpus: Quota | None = None
     memory_mib: Quota | None = None
     disk_bytes: Quota | None = None
+    snapshots: Quota | None = None
 
     def columns(self) -> dict[str, int | None]:
         """Return what was given, by column."""

@@ -10,16 +10,23 @@ import click
 from trimtab_controller.cli import completion, humanise, options, render, resources
 from trimtab_controller.cli.errors import usage
 from trimtab_controller.cli.nouns.backup_export import export
+from trimtab_controller.cli.nouns.backup_instants import instant
+from trimtab_controller.cli.nouns.backup_keys import (
+    confirm,
+    follow_repo,
+    keep_key,
+    key_file_option,
+    read_key,
+    repo_name,
+    require_new,
+    rotate_key,
+)
 from trimtab_controller.cli.nouns.backup_views import BACKUP, POLICY, REPO, STATUS
 from trimtab_controller.cli.session import Session
 from trimtab_controller.cli.values import DurationType, PairType
 
-_repo_name = click.argument("name", shell_complete=completion.names_of("backup-repos"))
 _policy_name = click.argument("name", shell_complete=completion.names_of("backup-policies"))
 _backup_id = click.argument("backup_id", metavar="BACKUP", shell_complete=completion.names_of("backups"))
-_key_file = click.option(
-    "--key-file", type=click.Path(path_type=Path), metavar="FILE", help="Where the repository's key is kept, or `-` to type it."
-)
 
 
 @click.group()
@@ -28,6 +35,7 @@ def backup() -> None:
 
 
 backup.add_command(export)
+backup.add_command(instant)
 
 
 # --- repositories --------------------------------------------------------------------------------------------------------------
@@ -36,6 +44,10 @@ backup.add_command(export)
 @backup.group()
 def repo() -> None:
     """Where backups are kept: a folder, also on NFS, or a bucket."""
+
+
+repo.add_command(confirm)
+repo.add_command(rotate_key)
 
 
 @repo.command("list")
@@ -47,7 +59,7 @@ def list_repos(session: Session) -> None:
 
 
 @repo.command("get")
-@_repo_name
+@repo_name
 @options.reads
 @click.pass_obj
 def get_repo(session: Session, name: str) -> None:
@@ -67,7 +79,7 @@ def get_repo(session: Session, name: str) -> None:
 @click.option("--allow-http", is_flag=True, help="The endpoint has no TLS.")
 @click.option("--fleet-id", metavar="ID", help="With --existing: of the fleet that made it, which is gone.")
 @click.option("--existing", is_flag=True, help="It is there already; --key-file holds its key.")
-@_key_file
+@key_file_option
 @options.runs
 @click.pass_obj
 def create_repo(session: Session, /, name: str, key_file: Path | None, existing: bool, **given: Any) -> None:
@@ -78,33 +90,22 @@ def create_repo(session: Session, /, name: str, key_file: Path | None, existing:
     trimtab backup repo create main --url file:///srv/backup        (shows the key, asks for it)
     """
     body = _repo_body(name, given)
-    if not existing and key_file is not None and key_file.exists():
-        raise usage(f"{key_file} exists and may hold another key; name a file that does not")
+    if not existing:
+        require_new(key_file)
     if existing:
-        body["key"] = _read_key(key_file)
+        body["key"] = read_key(key_file)
     answer = resources.change(session, "POST", REPO.place(session), body)
     if session.is_dry_run:
         resources.show_dry_run(session, answer, f"backup repository {name}")
         return
     if not existing:
-        key = _keep_key(str(answer["key"]), key_file)
+        key = keep_key(str(answer["key"]), key_file)
         answer = resources.change(session, "POST", REPO.place(session, name, verb="confirm"), {"key": key})
-    _follow_repo(session, name, answer)
-
-
-@repo.command("confirm")
-@_repo_name
-@_key_file
-@options.runs
-@click.pass_obj
-def confirm_repo(session: Session, name: str, key_file: Path | None) -> None:
-    """Give back a repository's key, where `create` was not finished."""
-    answer = resources.change(session, "POST", REPO.place(session, name, verb="confirm"), {"key": _read_key(key_file)})
-    _follow_repo(session, name, answer)
+    follow_repo(session, name, answer)
 
 
 @repo.command("rebuild")
-@_repo_name
+@repo_name
 @options.runs
 @click.pass_obj
 def rebuild_repo(session: Session, name: str) -> None:
@@ -120,7 +121,7 @@ def rebuild_repo(session: Session, name: str) -> None:
 
 
 @repo.command("replicate")
-@_repo_name
+@repo_name
 @click.option("--to", required=True, metavar="NAME", shell_complete=completion.names_of("backup-repos"), help="The other one.")
 @click.option("--bandwidth", type=click.IntRange(0, 1_000_000), metavar="MIB/S", help="Read a second at most.")
 @options.runs
@@ -143,7 +144,7 @@ def replicate_repo(session: Session, name: str, to: str, bandwidth: int | None) 
 
 
 @repo.command("delete")
-@_repo_name
+@repo_name
 @options.destroys
 @options.changes
 @click.pass_obj
@@ -162,37 +163,6 @@ def _repo_body(name: str, given: dict[str, Any]) -> dict[str, Any]:
     if secret is not None:
         body["secret_access_key"] = secret.read().strip()
     return body
-
-
-def _keep_key(key: str, key_file: Path | None) -> str:
-    """Save the key where that was asked for, and give back what was saved; else show it and have it typed."""
-    if key_file is not None and str(key_file) != "-":
-        with key_file.open("x") as file:
-            key_file.chmod(0o600)
-            file.write(key + "\n")
-        render.say(f"the key is in {key_file}: keep a copy where a fire in this room does not reach it")
-        return key_file.read_text().strip()
-    render.say("this is the repository's key. It is shown once; without it no backup can ever be restored:")
-    render.say(f"\n    {key}\n")
-    typed: str = click.prompt("save it, then paste it from where you saved it", err=True)
-    return typed
-
-
-def _read_key(key_file: Path | None) -> str:
-    if key_file is None or str(key_file) == "-":
-        typed: str = click.prompt("the repository's key", hide_input=True, err=True)
-        return typed
-    return key_file.read_text().strip()
-
-
-def _follow_repo(session: Session, name: str, answer: Any) -> None:
-    resources.follow(
-        session,
-        answer,
-        reread=lambda: resources.read(session, REPO, name),
-        sentence=lambda item: f"backup repository {name} is {item.get('state')}",
-        resource=REPO,
-    )
 
 
 # --- policies ------------------------------------------------------------------------------------------------------------------
@@ -238,6 +208,10 @@ _COUNT = click.IntRange(0, 10_000)
 @click.option("--verify", type=click.Choice(["none", "read", "boot"]), help="What is done after each backup.")
 @click.option("--needs-filesystem", is_flag=True, default=None, help="Fail where the guest's file systems were not frozen.")
 @click.option("--bandwidth", "bandwidth_mib_s", type=click.IntRange(0, 1_000_000), metavar="MIB/S", help="Read a second at most.")
+@click.option("--together", "is_together", is_flag=True, help="All its vms at one instant, also across hosts.")
+@click.option(
+    "--recover-lost", "recovers_lost", is_flag=True, help="Bring a vm whose disks are lost with its host back by itself."
+)
 @click.option(
     "--max-age", "max_age_s", type=DurationType(maximum="3650d", example="26h"), help="Tell when the last good is older."
 )

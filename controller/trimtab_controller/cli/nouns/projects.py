@@ -1,6 +1,6 @@
 """`trimtab project`: tenants and their quotas."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -46,6 +46,7 @@ PROJECT = Resource(
         Column("vcpus", "quotas.vcpus.used", _used("vcpus", lambda count: f"{count:.0f}")),
         Column("memory", "quotas.memory_mib.used", _used("memory_mib", humanise.mib)),
         Column("disk", "quotas.disk_bytes.used", _used("disk_bytes", humanise.size)),
+        Column("snapshots", "quotas.snapshots.used", _used("snapshots", lambda count: f"{count:.0f}"), is_wide=True),
         Column("id", "id", is_wide=True),
         Column("created", "created_at", lambda item, now: humanise.since(item.get("created_at"), now), is_wide=True),
     ),
@@ -56,6 +57,7 @@ _name = click.argument("name", shell_complete=completion.names_of("projects"))
 
 def _quotas(function: F) -> F:
     for decorator in (
+        click.option("--snapshots", type=_OrUnlimited(click.IntRange(min=0)), metavar="COUNT", help="Or `unlimited`."),
         click.option("--disk", type=_OrUnlimited(DISK_QUOTA), metavar="SIZE", help="For example 2TiB, or `unlimited`."),
         click.option("--memory", type=_OrUnlimited(MEMORY_AMOUNT), metavar="SIZE", help="For example 512GiB, or `unlimited`."),
         click.option("--vcpus", type=_OrUnlimited(click.IntRange(min=0)), metavar="COUNT", help="Or `unlimited`."),
@@ -65,9 +67,10 @@ def _quotas(function: F) -> F:
     return function
 
 
-def _quota_body(*, vms: int | None, vcpus: int | None, memory: int | None, disk: int | None) -> dict[str, int | None]:
-    given = {"vms": vms, "vcpus": vcpus, "memory_mib": memory, "disk_bytes": disk}
-    return {key: None if value == -1 else value for key, value in given.items() if value is not None}
+def _quota_body(given: Mapping[str, int | None]) -> dict[str, int | None]:
+    """Return the quotas that were given, by their names in the API."""
+    names = {"memory": "memory_mib", "disk": "disk_bytes"}
+    return {names.get(key, key): None if value == -1 else value for key, value in given.items() if value is not None}
 
 
 @click.group()
@@ -97,10 +100,10 @@ def get_project(session: Session, name: str) -> None:
 @_quotas
 @options.changes
 @click.pass_obj
-def create(session: Session, name: str, vms: int | None, vcpus: int | None, memory: int | None, disk: int | None) -> None:
+def create(session: Session, /, name: str, **given: int | None) -> None:
     """Create a project; what has no quota is unlimited."""
     body: dict[str, Any] = {"name": name}
-    quotas = _quota_body(vms=vms, vcpus=vcpus, memory=memory, disk=disk)
+    quotas = _quota_body(given)
     if quotas:
         body["quotas"] = quotas
     answer = resources.change(session, "POST", PROJECT.place(session), body)
@@ -112,9 +115,9 @@ def create(session: Session, name: str, vms: int | None, vcpus: int | None, memo
 @_quotas
 @options.changes
 @click.pass_obj
-def update(session: Session, name: str, vms: int | None, vcpus: int | None, memory: int | None, disk: int | None) -> None:
+def update(session: Session, /, name: str, **given: int | None) -> None:
     """Change quotas; one below what is used only stops growth."""
-    quotas = _quota_body(vms=vms, vcpus=vcpus, memory=memory, disk=disk)
+    quotas = _quota_body(given)
     if not quotas:
         raise usage("nothing to change: give --vms, --vcpus, --memory or --disk")
     answer = resources.change(session, "PATCH", PROJECT.place(session, name), {"quotas": quotas})

@@ -1,6 +1,6 @@
 """The nouns of the control plane as frozen dataclasses: what `store` returns and every layer above passes on."""
 
-from trimtab_controller.core.model.backups import Backup, BackupPolicy, BackupRepo
+from trimtab_controller.core.model.backups import Backup, BackupInstant, BackupPolicy, BackupRepo, RecoveryPlan
 from trimtab_controller.core.model.compute import Claim, MigrationRow, Nic, SecGroup, Vm, VmGroup
 from trimtab_controller.core.model.fleet import Host, HostClass
 from trimtab_controller.core.model.identity import Actor, Project, Role, Token, User
@@ -11,6 +11,7 @@ from trimtab_controller.core.model.storage import Image, ImageReplica, Network, 
 __all__ = [
     "Actor",
     "Backup",
+    "BackupInstant",
     "BackupPolicy",
     "BackupRepo",
     "Claim",
@@ -33,6 +34,7 @@ __all__ = [
     "Pool",
     "PoolSpace",
     "Project",
+    "RecoveryPlan",
     "Role",
     "SecGroup",
     "Snapshot",

@@ -1,6 +1,6 @@
 """Repositories of backups, backups and policies."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -20,6 +20,10 @@ class BackupRepo:
     wrapped_key: str = field(repr=False)
     wrapped_secret: str = field(repr=False)
     key_id: str
+    wrapped_next_key: str = field(repr=False)
+    next_key_id: str
+    is_next_key_saved: bool
+    key_changed_at: datetime | None
     fleet_id: str
     repository_id: str
     state: str
@@ -50,6 +54,8 @@ class BackupPolicy:
     verify: str
     needs_filesystem: bool
     bandwidth_mib_s: int
+    is_together: bool
+    recovers_lost: bool
     max_age_s: int
     version: int
     created_at: datetime
@@ -92,5 +98,41 @@ class Backup:
     held_until: datetime | None
     manifest: Mapping[str, Any]
     taken_at: datetime | None
+    created_at: datetime
+    deleted_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupInstant:
+    """Backups of several vms as they were at one moment."""
+
+    id: str
+    project_id: str
+    repo_id: str
+    name: str
+    state: str
+    members: Sequence[Mapping[str, str]]
+    skew_ms: int
+    pause_ms: int
+    problem: str
+    taken_at: datetime | None
+    created_at: datetime
+    deleted_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryPlan:
+    """Which vms come back from a repository, in which order, and where to."""
+
+    id: str
+    project_id: str
+    name: str
+    repo_id: str
+    groups: Sequence[Mapping[str, Any]]
+    networks: Mapping[str, str]
+    pools: Mapping[str, str]
+    cpu_model: str
+    last_run: Mapping[str, Any]
+    version: int
     created_at: datetime
     deleted_at: datetime | None

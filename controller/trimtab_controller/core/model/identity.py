@@ -26,10 +26,12 @@ class Project:
     vcpus_quota: int | None
     memory_mib_quota: int | None
     disk_bytes_quota: int | None
+    snapshots_quota: int | None
     vms_used: int
     vcpus_used: int
     memory_mib_used: int
     disk_bytes_used: int
+    snapshots_used: int
     version: int
     created_at: datetime
 

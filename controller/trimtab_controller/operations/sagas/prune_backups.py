@@ -51,7 +51,8 @@ def _prune(context: Effect[Params]) -> Json | Wait:
 
 def _pruned(job: Job) -> Json:
     assert job.prune is not None
-    return {**asdict(job.prune), "waits_for": list(job.prune.waits_for)}
+    lists = {"waits_for": list(job.prune.waits_for), "retired_data_keys": list(job.prune.retired_data_keys)}
+    return {**asdict(job.prune), **lists}
 
 
 def _finish(context: Transaction[Params]) -> None:

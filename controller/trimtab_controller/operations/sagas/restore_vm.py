@@ -8,6 +8,7 @@
 |               | or, `is_instant`: an empty layer over each disk of the backup          |                                             |
 | define        | define domain, seed, NVRAM                                              | kill and undefine                           |
 | power_on      | start (unless `start` is false)                                         | - define's undo kills                       |
+| sign          | where asked: wait for a sign of life of the guest, or too long          | - it only looks                             |
 | finish        | record what was seen; the backup was restored and compared: level 2     | - last                                      |
 |               | instant: accept `vm.fill`, which fills the disks while the guest runs   |                                             |
 """
@@ -35,10 +36,15 @@ class Params:
     bandwidth_mib_s: int = 0
     ha: str = ""
     to_host_id: str = ""
+    # What its guest has to show: '' nothing, `agent`, `pattern`. The result says whether it did.
+    awaits: str = ""
+    pattern: str = ""
+    timeout_s: int = 300
 
 
-def _own(_context: Transaction[Params]) -> None:
+def _own(context: Transaction[Params]) -> Json:
     """Nothing to do: the rows were inserted with the operation, so that the name was taken at once."""
+    return {"awaits": context.params.awaits}
 
 
 def _disown(context: Transaction[Params]) -> None:
@@ -82,6 +88,15 @@ def _make(context: Effect[Params]) -> Json | Wait:
     return restore_steps.lay_over(context) if context.params.is_instant else restore_steps.fill(context)
 
 
+def _sign(context: Effect[Params]) -> Json | Wait:
+    params = context.params
+    return restore_steps.sign(context, pattern=params.pattern if params.awaits == "pattern" else "", timeout_s=params.timeout_s)
+
+
+def _nothing_awaited(results: Mapping[str, Json]) -> Json | None:
+    return None if results["own"].get("awaits") else {"recovery_ms": 0, "problem": ""}
+
+
 def _fill_on(context: Transaction[Params]) -> None:
     """The guest runs on the backup; another operation fills its disks and gives it what a whole vm may have."""
     params, vm = context.params, vms.get(context.session, context.params.vm_id)
@@ -105,6 +120,8 @@ SAGA = Saga(
     result=lambda results: {
         "host_id": results["place"]["host_id"],
         "written_bytes": results["make_volumes"]["written_bytes"],
+        "recovery_ms": results["sign"]["recovery_ms"],
+        "problem": results["sign"]["problem"],
     },
     steps=(
         transaction("own", _own, _disown),
@@ -112,6 +129,7 @@ SAGA = Saga(
         effect("make_volumes", _make, restore_steps.empty, cancel=restore_steps.cancel_fill),
         effect("define", vm_steps.define, vm_steps.undefine_everywhere),
         effect("power_on", vm_steps.power_on_if_asked, None, because="the undo of `define` kills"),
+        effect("sign", _sign, None, because="it only looks", known=_nothing_awaited),
         transaction("finish", _finish, None, because="nothing follows it"),
     ),
 )

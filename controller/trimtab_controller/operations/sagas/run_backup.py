@@ -10,18 +10,18 @@
 A backup exists once its manifest is in the repository, and not before: whatever dies on the way leaves chunks that prune removes.
 """
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from trimtab_controller.agents.backups import BackupOrder, DiskWish
+from trimtab_controller.agents.backups import BackupOrder
 from trimtab_controller.agents.client import Job
-from trimtab_controller.operations import backup_steps
+from trimtab_controller.operations import backup_orders, backup_steps
 from trimtab_controller.operations.backup_rows import values_of
 from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, TookPlace, Transaction, Wait, effect, transaction
-from trimtab_controller.store import backup_settings, backups, describe, events, vms
+from trimtab_controller.operations.vm_steps import JOB_POLL_S
+from trimtab_controller.store import backup_settings, backups, describe, events, operations, vms
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError
-from trimtab_protos.messages import JobState
+from trimtab_protos.messages import CommandKey, JobState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,8 @@ class Params:
     bandwidth_mib_s: int = 0
     # What is accepted once it is listed: none, read, boot.
     verify: str = "none"
+    # Of a vm that is backed up at one instant with others: the operation that begins its job with theirs.
+    together_id: str = ""
 
 
 def _own(_context: Transaction[Params]) -> None:
@@ -58,35 +60,53 @@ def _find(context: Transaction[Params]) -> Json:
 
 
 def _order(context: Effect[Params]) -> BackupOrder:
-    params, settings = context.params, context.results["find"]["settings"]
-    parts = context.read(lambda session: describe.read_vm(session, params.vm_id))
-    generations = {volume.id: volume.generation for volume in parts.volumes}
-    return BackupOrder(
+    params = context.params
+    return backup_orders.order_of(
+        context.read,
+        context.results["find"]["settings"],
         repo_id=params.repo_id,
         backup_id=params.backup_id,
         vm_id=params.vm_id,
-        vm_name=str(settings["vm"]["name"]),
         project_id=context.operation.project_id,
-        disks=tuple(
-            DiskWish(name=one["disk"], volume_id=one["id"], generation=generations.get(one["id"], 0))
-            for one in settings["volumes"]
-        ),
-        notes={backup_steps.VM_NOTE: json.dumps(settings, sort_keys=True)},
         wants_freeze=params.wants_freeze,
         needs_filesystem=params.needs_filesystem,
         bandwidth_mib_s=params.bandwidth_mib_s,
     )
 
 
+def _job_key(context: Effect[Params]) -> CommandKey:
+    """The job is this operation's own, or the one that the group's operation began."""
+    params = context.params
+    own = backup_steps.job_key(context)
+    return replace(own, operation_id=params.together_id, step=f"take/{params.vm_id}") if params.together_id else own
+
+
 def _copy(context: Effect[Params]) -> Json | Wait:
     host_id = str(context.results["find"]["host_id"])
     try:
         backup_steps.open_on(context, host_id, context.params.repo_id)
-        job = context.agents.start_backup(host_id, backup_steps.job_key(context), _order(context))
+        if context.params.together_id:
+            return _with_the_others(context, host_id)
+        job = context.agents.start_backup(host_id, _job_key(context), _order(context))
         return backup_steps.follow(job, "the copy", _copied)
     except TrimtabError as error:
         _refuse_gone(context, error)
         raise
+
+
+def _with_the_others(context: Effect[Params], host_id: str) -> Json | Wait:
+    """Follow the job that the group's operation began. It is never begun anew: that would be another instant."""
+    together = context.read(lambda session: operations.get(session, context.params.together_id))
+    try:
+        job = context.agents.get_job(host_id, _job_key(context))
+    except NotFound:
+        if together.ended_at is None and together.step not in {"finish", "gather"}:
+            return Wait(JOB_POLL_S, "the others of its group")
+        cause = f": {together.error.message}" if together.error is not None else ""
+        raise Conflict("group-not-taken", f"the group was not backed up at one instant ({together.id}){cause}") from None
+    if job.state is JobState.FAILED and job.error is not None and job.error.retryable:
+        raise Conflict(job.error.code, f"{job.error.message}; back the group up again") from job.error
+    return backup_steps.follow(job, "the copy", _copied)
 
 
 def _refuse_gone(context: Effect[Params], error: TrimtabError) -> None:
@@ -110,14 +130,14 @@ def _copied(job: Job) -> Json:
 
 
 def _cancel_copy(context: Effect[Params]) -> Json | Wait | Stopped:
-    return backup_steps.cancel(context, str(context.results["find"]["host_id"]), backup_steps.job_key(context), _copied)
+    return backup_steps.cancel(context, str(context.results["find"]["host_id"]), _job_key(context), _copied)
 
 
 def _uncopy(context: Effect[Params]) -> Wait | TookPlace | None:
     found = context.results.get("find")
     if found is None:
         return None
-    ended = backup_steps.end_job(context, str(found["host_id"]), backup_steps.job_key(context))
+    ended = backup_steps.end_job(context, str(found["host_id"]), _job_key(context))
     if isinstance(ended, Wait):
         return ended
     return TookPlace(_copied(ended)) if ended is not None and ended.state is JobState.SUCCEEDED else None

@@ -1,7 +1,7 @@
 """The tables. Constraints state the invariants; code only arranges not to hit them."""
 
 from trimtab_controller.store.schema.adoption import adoption
-from trimtab_controller.store.schema.backups import backup, backup_policy, backup_repo
+from trimtab_controller.store.schema.backups import backup, backup_instant, backup_policy, backup_repo, recovery_plan
 from trimtab_controller.store.schema.base import metadata
 from trimtab_controller.store.schema.compute import (
     checkpoint,
@@ -70,6 +70,7 @@ __all__ = [
     "adoption",
     "audit",
     "backup",
+    "backup_instant",
     "backup_policy",
     "backup_repo",
     "checkpoint",
@@ -113,6 +114,7 @@ __all__ = [
     "pool_space",
     "power_cut",
     "project",
+    "recovery_plan",
     "role_binding",
     "secgroup",
     "secgroup_member",

@@ -34,6 +34,12 @@ backup_repo = sa.Table(
     sa.Column("wrapped_secret", sa.String(500), nullable=False, server_default=""),
     # Names the key without telling it.
     sa.Column("key_id", sa.String(16), nullable=False),
+    # The key that the next rotation locks it with; kept from when it was shown until it is the one that counts.
+    sa.Column("wrapped_next_key", sa.String(300), nullable=False, server_default=""),
+    sa.Column("next_key_id", sa.String(16), nullable=False, server_default=""),
+    # It came back, so somebody saved it: from then on it may be the one that opens the repository, and is never dropped.
+    sa.Column("is_next_key_saved", sa.Boolean(), nullable=False, server_default=sa.false()),
+    sa.Column("key_changed_at", UtcDateTime()),
     # The fleet that the repository belongs to, as written in it.
     sa.Column("fleet_id", sa.String(40), nullable=False),
     # As its own configuration says; '' until it was opened once.
@@ -75,6 +81,10 @@ backup_policy = sa.Table(
     sa.Column("needs_filesystem", sa.Boolean(), nullable=False, server_default=sa.false()),
     # 0: unlimited.
     sa.Column("bandwidth_mib_s", sa.Integer(), nullable=False, server_default="0"),
+    # All its vms at one instant, rather than each by itself.
+    sa.Column("is_together", sa.Boolean(), nullable=False, server_default=sa.false()),
+    # A vm whose disks are lost with its host comes back from its last good backup by itself.
+    sa.Column("recovers_lost", sa.Boolean(), nullable=False, server_default=sa.false()),
     # A vm whose last good backup is older than this is told of; 0: never.
     sa.Column("max_age_s", sa.Integer(), nullable=False, server_default="0"),
     version(),
@@ -83,6 +93,52 @@ backup_policy = sa.Table(
     sa.CheckConstraint("verify IN ('none', 'read', 'boot')", name="verify"),
 )
 unique_among_live("uq_backup_policy_name_live", backup_policy.c.project_id, backup_policy.c.name)
+
+backup_instant = sa.Table(
+    "backup_instant",
+    metadata,
+    id_column(),
+    ref("project_id", "project.id"),
+    ref("repo_id", "backup_repo.id"),
+    # For people: of the policy, or as it was asked for.
+    sa.Column("name", sa.String(63), nullable=False),
+    # running, consistent, broken: broken where no moment was common to all, or a member's backup came to nothing.
+    sa.Column("state", sa.String(16), nullable=False),
+    # [{vm_id, vm_name, backup_id}] in order.
+    sa.Column("members", Json, nullable=False),
+    # Between the first and the last member's instant, by the clocks of their hosts.
+    sa.Column("skew_ms", sa.BigInteger(), nullable=False, server_default="0"),
+    # The longest that a guest stood still.
+    sa.Column("pause_ms", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("problem", sa.String(1000), nullable=False, server_default=""),
+    # Of the last member: all were still then.
+    sa.Column("taken_at", UtcDateTime()),
+    created_at(),
+    deleted_at(),
+    sa.CheckConstraint("state IN ('running', 'consistent', 'broken')", name="state"),
+)
+sa.Index("ix_backup_instant_project_id", backup_instant.c.project_id, backup_instant.c.created_at)
+
+recovery_plan = sa.Table(
+    "recovery_plan",
+    metadata,
+    id_column(),
+    ref("project_id", "project.id"),
+    sa.Column("name", sa.String(63), nullable=False),
+    ref("repo_id", "backup_repo.id"),
+    # [{name, vms, delay_s, wait, pattern, timeout_s}] in the order in which they are brought back.
+    sa.Column("groups", Json, nullable=False),
+    # Names in the backups -> names here.
+    sa.Column("networks", Json, nullable=False),
+    sa.Column("pools", Json, nullable=False),
+    sa.Column("cpu_model", sa.String(80), nullable=False, server_default="auto"),
+    # What the last run brought, as its operation's result says; {} before the first.
+    sa.Column("last_run", Json, nullable=False),
+    version(),
+    created_at(),
+    deleted_at(),
+)
+unique_among_live("uq_recovery_plan_name_live", recovery_plan.c.project_id, recovery_plan.c.name)
 
 backup = sa.Table(
     "backup",

@@ -25,10 +25,13 @@ project = sa.Table(
     sa.Column("vcpus_quota", sa.Integer()),
     sa.Column("memory_mib_quota", sa.BigInteger()),
     sa.Column("disk_bytes_quota", sa.BigInteger()),
+    sa.Column("snapshots_quota", sa.Integer()),
     sa.Column("vms_used", sa.Integer(), nullable=False, server_default="0"),
     sa.Column("vcpus_used", sa.Integer(), nullable=False, server_default="0"),
     sa.Column("memory_mib_used", sa.BigInteger(), nullable=False, server_default="0"),
     sa.Column("disk_bytes_used", sa.BigInteger(), nullable=False, server_default="0"),
+    # Of the project's vms, without those that a clone needs for a while.
+    sa.Column("snapshots_used", sa.Integer(), nullable=False, server_default="0"),
     version(),
     created_at(),
     deleted_at(),

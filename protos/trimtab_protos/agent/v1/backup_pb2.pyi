@@ -228,12 +228,17 @@ class PruneResult(_message.Message):
     REPACKED_BYTES_FIELD_NUMBER: _builtins.int
     KEPT_BYTES_FIELD_NUMBER: _builtins.int
     WAITS_FOR_FIELD_NUMBER: _builtins.int
+    RETIRED_DATA_KEYS_FIELD_NUMBER: _builtins.int
     removed_bytes: _builtins.int
     condemned_bytes: _builtins.int
     repacked_bytes: _builtins.int
     kept_bytes: _builtins.int
     @_builtins.property
     def waits_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def retired_data_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Versions of data keys that nothing was sealed with any more."""
+
     def __init__(
         self,
         *,
@@ -242,10 +247,11 @@ class PruneResult(_message.Message):
         repacked_bytes: _builtins.int = ...,
         kept_bytes: _builtins.int = ...,
         waits_for: _abc.Iterable[_builtins.str] | None = ...,
+        retired_data_keys: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["condemned_bytes", b"condemned_bytes", "kept_bytes", b"kept_bytes", "removed_bytes", b"removed_bytes", "repacked_bytes", b"repacked_bytes", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condemned_bytes", b"condemned_bytes", "kept_bytes", b"kept_bytes", "removed_bytes", b"removed_bytes", "repacked_bytes", b"repacked_bytes", "retired_data_keys", b"retired_data_keys", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -132,6 +132,65 @@ class OpenRepositoryResponse(_message.Message):
 Global___OpenRepositoryResponse: _TypeAlias = OpenRepositoryResponse  # noqa: Y015
 
 @_typing.final
+class RotateKeyRequest(_message.Message):
+    """RotateKeyRequest needs no lease. `access` is with the key that counted until now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
+    NEW_KEY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    new_key: _builtins.str
+    @_builtins.property
+    def key(self) -> _command_pb2.CommandKey: ...
+    @_builtins.property
+    def access(self) -> Global___RepositoryAccess: ...
+    def __init__(
+        self,
+        *,
+        key: _command_pb2.CommandKey | None = ...,
+        name: _builtins.str = ...,
+        access: Global___RepositoryAccess | None = ...,
+        new_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "key", b"key", "name", b"name", "new_key", b"new_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyRequest: _TypeAlias = RotateKeyRequest  # noqa: Y015
+
+@_typing.final
+class RotateKeyResponse(_message.Message):
+    """RotateKeyResponse is the keyring that counts now, and the data key that new records are sealed with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    DATA_KEY_VERSION_FIELD_NUMBER: _builtins.int
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    data_key_version: _builtins.int
+    repository_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        data_key_version: _builtins.int = ...,
+        repository_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_key_version", b"data_key_version", "generation", b"generation", "repository_id", b"repository_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyResponse: _TypeAlias = RotateKeyResponse  # noqa: Y015
+
+@_typing.final
 class ListBackupsRequest(_message.Message):
     """ListBackupsRequest: an empty vm_id lists all."""
 
@@ -245,6 +304,8 @@ class StartBackupRequest(_message.Message):
     NEEDS_FILESYSTEM_FIELD_NUMBER: _builtins.int
     BANDWIDTH_MIB_S_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    INSTANT_ID_FIELD_NUMBER: _builtins.int
+    HOLD_MAX_MS_FIELD_NUMBER: _builtins.int
     repository: _builtins.str
     backup_id: _builtins.str
     vm_id: _builtins.str
@@ -254,6 +315,11 @@ class StartBackupRequest(_message.Message):
     needs_filesystem: _builtins.bool
     bandwidth_mib_s: _builtins.int
     """0: unlimited."""
+    instant_id: _builtins.str
+    """Of a vm that is backed up at one instant with others: from its own instant on it stands still until ReleaseInstant, for
+    `hold_max_ms` (at most 30000) at most.
+    """
+    hold_max_ms: _builtins.int
     @_builtins.property
     def key(self) -> _command_pb2.CommandKey: ...
     @_builtins.property
@@ -276,14 +342,121 @@ class StartBackupRequest(_message.Message):
         needs_filesystem: _builtins.bool = ...,
         bandwidth_mib_s: _builtins.int = ...,
         notes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        instant_id: _builtins.str = ...,
+        hold_max_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "bandwidth_mib_s", b"bandwidth_mib_s", "disks", b"disks", "key", b"key", "needs_filesystem", b"needs_filesystem", "notes", b"notes", "project_id", b"project_id", "repository", b"repository", "vm_id", b"vm_id", "vm_name", b"vm_name", "wants_freeze", b"wants_freeze"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "bandwidth_mib_s", b"bandwidth_mib_s", "disks", b"disks", "hold_max_ms", b"hold_max_ms", "instant_id", b"instant_id", "key", b"key", "needs_filesystem", b"needs_filesystem", "notes", b"notes", "project_id", b"project_id", "repository", b"repository", "vm_id", b"vm_id", "vm_name", b"vm_name", "wants_freeze", b"wants_freeze"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartBackupRequest: _TypeAlias = StartBackupRequest  # noqa: Y015
+
+@_typing.final
+class AwaitInstantRequest(_message.Message):
+    """AwaitInstantRequest waits for up to `timeout_ms`, at most 20000."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANT_ID_FIELD_NUMBER: _builtins.int
+    VM_ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    instant_id: _builtins.str
+    vm_id: _builtins.str
+    timeout_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        instant_id: _builtins.str = ...,
+        vm_id: _builtins.str = ...,
+        timeout_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instant_id", b"instant_id", "timeout_ms", b"timeout_ms", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwaitInstantRequest: _TypeAlias = AwaitInstantRequest  # noqa: Y015
+
+@_typing.final
+class AwaitInstantResponse(_message.Message):
+    """AwaitInstantResponse: state is none, held, released, expired or abandoned; `taken_ms` by the host's clock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    TAKEN_MS_FIELD_NUMBER: _builtins.int
+    HELD_MS_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    taken_ms: _builtins.int
+    held_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        taken_ms: _builtins.int = ...,
+        held_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_ms", b"held_ms", "state", b"state", "taken_ms", b"taken_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwaitInstantResponse: _TypeAlias = AwaitInstantResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseInstantRequest(_message.Message):
+    """ReleaseInstantRequest is idempotent, and needs no command key: what it tells of is not on disk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANT_ID_FIELD_NUMBER: _builtins.int
+    VM_ID_FIELD_NUMBER: _builtins.int
+    instant_id: _builtins.str
+    vm_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        instant_id: _builtins.str = ...,
+        vm_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instant_id", b"instant_id", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseInstantRequest: _TypeAlias = ReleaseInstantRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseInstantResponse(_message.Message):
+    """ReleaseInstantResponse: as AwaitInstantResponse; `released` is the one state in which the vm was still at the moment of the release."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    TAKEN_MS_FIELD_NUMBER: _builtins.int
+    HELD_MS_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    taken_ms: _builtins.int
+    held_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        taken_ms: _builtins.int = ...,
+        held_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_ms", b"held_ms", "state", b"state", "taken_ms", b"taken_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseInstantResponse: _TypeAlias = ReleaseInstantResponse  # noqa: Y015
 
 @_typing.final
 class StartBackupResponse(_message.Message):

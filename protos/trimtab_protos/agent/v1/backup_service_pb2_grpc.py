@@ -42,6 +42,11 @@ class BackupServiceStub:
                 request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.OpenRepositoryRequest.SerializeToString,
                 response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.OpenRepositoryResponse.FromString,
                 _registered_method=True)
+        self.RotateKey = channel.unary_unary(
+                '/trimtab_protos.agent.v1.BackupService/RotateKey',
+                request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.RotateKeyRequest.SerializeToString,
+                response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.RotateKeyResponse.FromString,
+                _registered_method=True)
         self.ListBackups = channel.unary_unary(
                 '/trimtab_protos.agent.v1.BackupService/ListBackups',
                 request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ListBackupsRequest.SerializeToString,
@@ -51,6 +56,16 @@ class BackupServiceStub:
                 '/trimtab_protos.agent.v1.BackupService/StartBackup',
                 request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartBackupRequest.SerializeToString,
                 response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartBackupResponse.FromString,
+                _registered_method=True)
+        self.AwaitInstant = channel.unary_unary(
+                '/trimtab_protos.agent.v1.BackupService/AwaitInstant',
+                request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.AwaitInstantRequest.SerializeToString,
+                response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.AwaitInstantResponse.FromString,
+                _registered_method=True)
+        self.ReleaseInstant = channel.unary_unary(
+                '/trimtab_protos.agent.v1.BackupService/ReleaseInstant',
+                request_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ReleaseInstantRequest.SerializeToString,
+                response_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ReleaseInstantResponse.FromString,
                 _registered_method=True)
         self.StartRestore = channel.unary_unary(
                 '/trimtab_protos.agent.v1.BackupService/StartRestore',
@@ -87,6 +102,14 @@ class BackupServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateKey(self, request, context):
+        """RotateKey locks a repository with another key, which the caller has kept already; from then on only that one opens it. Idempotent:
+        one that broke off is finished. Backups stay readable; new ones are sealed with a new data key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListBackups(self, request, context):
         """ListBackups reads what the repository lists; the repository alone is enough.
         """
@@ -96,6 +119,20 @@ class BackupServiceServicer:
 
     def StartBackup(self, request, context):
         """StartBackup begins (or finds) the job that backs a vm up, running or stopped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AwaitInstant(self, request, context):
+        """AwaitInstant returns how a vm is held for its group's instant, once it is or after the time that was asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseInstant(self, request, context):
+        """ReleaseInstant lets a held guest go on, and tells whether it was still at that moment. One that is not held yet never will be.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +174,11 @@ def add_BackupServiceServicer_to_server(servicer, server):
                     request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.OpenRepositoryRequest.FromString,
                     response_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.OpenRepositoryResponse.SerializeToString,
             ),
+            'RotateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKey,
+                    request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.RotateKeyRequest.FromString,
+                    response_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.RotateKeyResponse.SerializeToString,
+            ),
             'ListBackups': grpc.unary_unary_rpc_method_handler(
                     servicer.ListBackups,
                     request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ListBackupsRequest.FromString,
@@ -146,6 +188,16 @@ def add_BackupServiceServicer_to_server(servicer, server):
                     servicer.StartBackup,
                     request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartBackupRequest.FromString,
                     response_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartBackupResponse.SerializeToString,
+            ),
+            'AwaitInstant': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitInstant,
+                    request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.AwaitInstantRequest.FromString,
+                    response_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.AwaitInstantResponse.SerializeToString,
+            ),
+            'ReleaseInstant': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseInstant,
+                    request_deserializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ReleaseInstantRequest.FromString,
+                    response_serializer=trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ReleaseInstantResponse.SerializeToString,
             ),
             'StartRestore': grpc.unary_unary_rpc_method_handler(
                     servicer.StartRestore,
@@ -209,6 +261,33 @@ class BackupService:
             _registered_method=True)
 
     @staticmethod
+    def RotateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab_protos.agent.v1.BackupService/RotateKey',
+            trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.RotateKeyRequest.SerializeToString,
+            trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.RotateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListBackups(request,
             target,
             options=(),
@@ -252,6 +331,60 @@ class BackupService:
             '/trimtab_protos.agent.v1.BackupService/StartBackup',
             trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartBackupRequest.SerializeToString,
             trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.StartBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitInstant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab_protos.agent.v1.BackupService/AwaitInstant',
+            trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.AwaitInstantRequest.SerializeToString,
+            trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.AwaitInstantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseInstant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab_protos.agent.v1.BackupService/ReleaseInstant',
+            trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ReleaseInstantRequest.SerializeToString,
+            trimtab__protos_dot_agent_dot_v1_dot_backup__service__pb2.ReleaseInstantResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,10 +38,18 @@ class BackupServiceStub:
     def __new__(cls, channel: _aio.Channel) -> BackupServiceAsyncStub: ...
     OpenRepository: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.OpenRepositoryRequest, _backup_service_pb2.OpenRepositoryResponse]
     """OpenRepository gives this host access to a repository, and makes one where asked; repeat it after the agent restarted."""
+    RotateKey: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.RotateKeyRequest, _backup_service_pb2.RotateKeyResponse]
+    """RotateKey locks a repository with another key, which the caller has kept already; from then on only that one opens it. Idempotent:
+    one that broke off is finished. Backups stay readable; new ones are sealed with a new data key.
+    """
     ListBackups: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.ListBackupsRequest, _backup_service_pb2.ListBackupsResponse]
     """ListBackups reads what the repository lists; the repository alone is enough."""
     StartBackup: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.StartBackupRequest, _backup_service_pb2.StartBackupResponse]
     """StartBackup begins (or finds) the job that backs a vm up, running or stopped."""
+    AwaitInstant: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.AwaitInstantRequest, _backup_service_pb2.AwaitInstantResponse]
+    """AwaitInstant returns how a vm is held for its group's instant, once it is or after the time that was asked for."""
+    ReleaseInstant: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.ReleaseInstantRequest, _backup_service_pb2.ReleaseInstantResponse]
+    """ReleaseInstant lets a held guest go on, and tells whether it was still at that moment. One that is not held yet never will be."""
     StartRestore: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.StartRestoreRequest, _backup_service_pb2.StartRestoreResponse]
     """StartRestore begins (or finds) the job that fills a volume, made here and empty, with a disk of a backup."""
     StartVerify: _grpc.UnaryUnaryMultiCallable[_backup_service_pb2.StartVerifyRequest, _backup_service_pb2.StartVerifyResponse]
@@ -61,10 +69,18 @@ class BackupServiceAsyncStub(BackupServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenRepository: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.OpenRepositoryRequest, _backup_service_pb2.OpenRepositoryResponse]  # type: ignore[assignment]
     """OpenRepository gives this host access to a repository, and makes one where asked; repeat it after the agent restarted."""
+    RotateKey: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.RotateKeyRequest, _backup_service_pb2.RotateKeyResponse]  # type: ignore[assignment]
+    """RotateKey locks a repository with another key, which the caller has kept already; from then on only that one opens it. Idempotent:
+    one that broke off is finished. Backups stay readable; new ones are sealed with a new data key.
+    """
     ListBackups: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.ListBackupsRequest, _backup_service_pb2.ListBackupsResponse]  # type: ignore[assignment]
     """ListBackups reads what the repository lists; the repository alone is enough."""
     StartBackup: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartBackupRequest, _backup_service_pb2.StartBackupResponse]  # type: ignore[assignment]
     """StartBackup begins (or finds) the job that backs a vm up, running or stopped."""
+    AwaitInstant: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.AwaitInstantRequest, _backup_service_pb2.AwaitInstantResponse]  # type: ignore[assignment]
+    """AwaitInstant returns how a vm is held for its group's instant, once it is or after the time that was asked for."""
+    ReleaseInstant: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.ReleaseInstantRequest, _backup_service_pb2.ReleaseInstantResponse]  # type: ignore[assignment]
+    """ReleaseInstant lets a held guest go on, and tells whether it was still at that moment. One that is not held yet never will be."""
     StartRestore: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartRestoreRequest, _backup_service_pb2.StartRestoreResponse]  # type: ignore[assignment]
     """StartRestore begins (or finds) the job that fills a volume, made here and empty, with a disk of a backup."""
     StartVerify: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartVerifyRequest, _backup_service_pb2.StartVerifyResponse]  # type: ignore[assignment]
@@ -89,6 +105,16 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         """OpenRepository gives this host access to a repository, and makes one where asked; repeat it after the agent restarted."""
 
     @_abc_1.abstractmethod
+    def RotateKey(
+        self,
+        request: _backup_service_pb2.RotateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_backup_service_pb2.RotateKeyResponse, _abc.Awaitable[_backup_service_pb2.RotateKeyResponse]]:
+        """RotateKey locks a repository with another key, which the caller has kept already; from then on only that one opens it. Idempotent:
+        one that broke off is finished. Backups stay readable; new ones are sealed with a new data key.
+        """
+
+    @_abc_1.abstractmethod
     def ListBackups(
         self,
         request: _backup_service_pb2.ListBackupsRequest,
@@ -103,6 +129,22 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_backup_service_pb2.StartBackupResponse, _abc.Awaitable[_backup_service_pb2.StartBackupResponse]]:
         """StartBackup begins (or finds) the job that backs a vm up, running or stopped."""
+
+    @_abc_1.abstractmethod
+    def AwaitInstant(
+        self,
+        request: _backup_service_pb2.AwaitInstantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_backup_service_pb2.AwaitInstantResponse, _abc.Awaitable[_backup_service_pb2.AwaitInstantResponse]]:
+        """AwaitInstant returns how a vm is held for its group's instant, once it is or after the time that was asked for."""
+
+    @_abc_1.abstractmethod
+    def ReleaseInstant(
+        self,
+        request: _backup_service_pb2.ReleaseInstantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_backup_service_pb2.ReleaseInstantResponse, _abc.Awaitable[_backup_service_pb2.ReleaseInstantResponse]]:
+        """ReleaseInstant lets a held guest go on, and tells whether it was still at that moment. One that is not held yet never will be."""
 
     @_abc_1.abstractmethod
     def StartRestore(

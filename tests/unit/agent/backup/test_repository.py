@@ -16,6 +16,7 @@ from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import open_backup
 from trimtab_agent.backup.repository.rebuild import rebuild_index
 from trimtab_agent.backup.repository.repository import CONFIG, create_repository, open_repository
+from trimtab_agent.backup.repository.rotation import rotate
 from trimtab_agent.backup.repository.verify import verify_all, verify_backup
 from trimtab_agent.backup.repository.writer import begin_backup
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NoCapacity, NotFound, PermissionDenied
@@ -154,11 +155,10 @@ def test_keys_rotate_and_old_backups_stay_readable() -> None:
     back_up(repository, disk, "bk-1")
     opened_before = reopen(blobs)
 
-    assert repository.add_data_key() == 2
-    disk.write(1)
-    back_up(repository, disk, "bk-2", base_id="bk-1")
     new_key = RepositoryKey.new()
-    repository.change_key(new_key)
+    assert rotate(blobs, repository.config.repository_id, old=KEY, new=new_key).data_key_version == 2
+    disk.write(1)
+    back_up(reopen(blobs, key=new_key), disk, "bk-2", base_id="bk-1")
 
     assert restore(reopen(blobs, key=new_key), "bk-1") == first
     assert restore(reopen(blobs, key=new_key), "bk-2") == bytes(disk.content)
@@ -348,11 +348,10 @@ def test_the_document_alone_suffices_to_write_a_reader(tmp_path: Path) -> None:
         disk.write(chunk, b"compressible" * 400 if chunk % 8 else None)
     first = bytes(disk.content)
     back_up(repository, disk, "bk-1", files={"domain.xml": b"<domain/>"})
-    repository.add_data_key()
     new_key = RepositoryKey.new()
-    repository.change_key(new_key)
+    rotate(repository.blobs, repository.config.repository_id, old=KEY, new=new_key)
     disk.write(1)
-    back_up(repository, disk, "bk-2", base_id="bk-1")
+    back_up(reopen(repository.blobs, key=new_key), disk, "bk-2", base_id="bk-1")
     shutil.rmtree(tmp_path / "index")
 
     reader = independent_reader.IndependentReader(tmp_path, new_key.text)
