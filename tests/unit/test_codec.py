@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from trimtab_protos import adoption_messages, messages, network_messages, pool_messages, volume_messages
+from trimtab_protos import adoption_messages, image_messages, messages, network_messages, pool_messages, volume_messages
 from trimtab_protos.agent.v1 import (
     adoption_service_pb2,
     agent_service_pb2,
@@ -32,7 +32,7 @@ MODULES = (
 )
 MIRRORED = [
     value
-    for module in (messages, adoption_messages, network_messages, pool_messages, volume_messages)
+    for module in (messages, adoption_messages, image_messages, network_messages, pool_messages, volume_messages)
     for value in vars(module).values()
     if dataclasses.is_dataclass(value) and isinstance(value, type) and value is not adoption_messages.Described
 ]

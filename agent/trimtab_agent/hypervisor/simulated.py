@@ -4,7 +4,7 @@ with the fleet's clock and planned faults. It outlives the agent that uses it, a
 
 import socket
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from trimtab_agent.hypervisor import (
     simulated_adoption,
@@ -71,6 +71,7 @@ class SimulatedHypervisor:
         self.firewalls: dict[str, FirewallSpec] = {}
         self.domains: dict[str, SimulatedDomain] = {}
         self.prepared: dict[str, DomainSpec] = {}
+        self.volume_keys: dict[str, str] = {}
         self.migrations: dict[str, simulated_migration.Migration] = {}
         # Domains of others that can be adopted, by UUID; and what ran under those that were ours.
         self.foreign: dict[str, DomainDescription] = {}
@@ -261,6 +262,16 @@ class SimulatedHypervisor:
     @verb
     def delete_volume(self, volume_id: str, pool: PoolSpec) -> None:
         simulated_storage.drop_volume(self, volume_id, pool)
+
+    @verb
+    def give_volume_keys(self, keys: Mapping[str, str]) -> None:
+        with self.fleet.lock:
+            self.volume_keys.update(keys)
+
+    @verb
+    def require_volume_keys(self, volume_ids: Sequence[str]) -> None:
+        with self.fleet.lock:
+            simulated_storage.require_keys(self, volume_ids)
 
     @verb
     def import_image(self, image: ImageSpec, pool: PoolSpec, source: ImageSource, control: JobControl) -> ImageResult:

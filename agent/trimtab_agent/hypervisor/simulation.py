@@ -51,6 +51,7 @@ CAPABILITIES = (
     "simulated",
     "tpm",
     "volume-linked-clone",
+    "volume-luks",
     "volume-move",
 )
 

@@ -9,6 +9,7 @@ from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.core.model import Actor, Operation, Pool, Vm, Volume
 from trimtab_controller.operations import move_steps
 from trimtab_controller.operations.accept import accept
+from trimtab_controller.operations.encrypted import refuse_any
 from trimtab_controller.operations.layer_refusals import refuse as refuse_layers
 from trimtab_controller.store import describe, lookup, reach, schema, snapshots, vms, volume_moves
 from trimtab_controller.store.database import Session
@@ -52,6 +53,7 @@ def refuse_volume(session: Session, volume: Volume) -> None:
         raise Conflict("volume-not-ready", f"volume {volume.name} is {volume.observed_state}, not present yet")
     if volume.move_state:
         raise Conflict("volume-moving", f"volume {volume.name} is being moved already; see `trimtab volume get {volume.name}`")
+    refuse_any((volume,), "moves between pools")
     refuse_layers(session, volume, verb="moved")
     if volume.layer_id or snapshots.layer_ids_of(session, [volume.id])[volume.id]:
         raise Conflict("volume-has-layers", f"layers of volume {volume.name} are still being merged; try again in a moment")

@@ -17,7 +17,18 @@ from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Actor, Image, Network, Nic, Operation, Pool, Project, Role, Vm, Volume
 from trimtab_controller.core.resize import Shape
 from trimtab_controller.operations.accept import accept_placed
-from trimtab_controller.services import backup_policies, images, pools, quota, secgroups, seeds, vm_cells, vm_groups, volumes
+from trimtab_controller.services import (
+    backup_policies,
+    images,
+    pools,
+    quota,
+    secgroups,
+    seeds,
+    vm_cells,
+    vm_groups,
+    volume_keys,
+    volumes,
+)
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services.authorise import require
 from trimtab_controller.services.vm_views import VmView
@@ -69,6 +80,8 @@ class VmSpec:
     os: str = ""
     has_tpm: bool = False
     has_secure_boot: bool = False
+    # Its new disk lies encrypted.
+    is_encrypted: bool = False
     # (key, value); the value '' stands for any.
     tolerations: tuple[tuple[str, str], ...] = ()
     # What operators count on hosts, by name.
@@ -133,7 +146,15 @@ class PlannedNic:
         return replace(self.nic, addresses=()) if self.network.has_dhcp and not self.is_address_given else self.nic
 
 
-def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, now: datetime) -> tuple[VmView, Operation]:
+def create(
+    session: Session,
+    spec: VmSpec,
+    *,
+    project: Project,
+    actor: Actor,
+    now: datetime,
+    box: volume_keys.Sealer = volume_keys.NO_BOX,
+) -> tuple[VmView, Operation]:
     """Insert the vm, its root volume and nics, charge the quota, and accept vm.create. Raises whatever refuses it, by field."""
     _check_shape(spec)
     _check_cells(spec)
@@ -166,6 +187,8 @@ def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, no
     if group is not None:
         group_store.add_member(session, group.id, vm_id)
     volume = _give_root(session, spec, root, vm_id=vm_id, project=project, bus=hardware.disk_bus, now=now)
+    if spec.is_encrypted:
+        volume_keys.add(session, volume.id, box, now=now)
     nics = tuple(insert_nic(session, one, now=now, field=f"networks[{one.nic.nic_index}]") for one in planned)
     operation = accept_placed(
         session,
@@ -256,6 +279,10 @@ def _check_shape(spec: VmSpec) -> None:
     if spec.volume and (spec.disk_bytes is not None or spec.pool):
         raise InvalidRequest(
             "root-fixed", "volume: it has its size and pool already; leave disk_bytes and pool out", field="volume"
+        )
+    if spec.volume and spec.is_encrypted:
+        raise InvalidRequest(
+            "root-fixed", "volume: it is encrypted already or never; leave is_encrypted out", field="is_encrypted"
         )
     if spec.vcpus_max is not None and spec.vcpus_max < spec.vcpus:
         raise InvalidRequest("vcpus-max", f"vcpus_max: at least vcpus ({spec.vcpus}), not {spec.vcpus_max}", field="vcpus_max")
@@ -373,6 +400,7 @@ def _give_root(
         "disk_index": 0,
         "boot_order": 1,
         "is_deleted_with_vm": True,
+        "is_encrypted": spec.is_encrypted,
     }
     name = f"{spec.name}-root"
     if len(name) <= VOLUME_NAME_MAX:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Image, Operation, Project, Volume
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.services import images, layered, pools, quota
+from trimtab_controller.services import images, layered, pools, quota, volume_keys
 from trimtab_controller.store import describe, keyset, lookup, schema, volume_claims, volumes
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NoCapacity, NotFound
 from trimtab_protos.messages import DiskFormat
@@ -26,6 +26,7 @@ class VolumeSpec:
     format: str
     # '' for an empty volume.
     image: str
+    is_encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +41,23 @@ class VolumeView:
     other_pool_name: str = ""
 
 
-def create(session: Session, spec: VolumeSpec, *, project: Project, actor: Actor, now: datetime) -> tuple[VolumeView, Operation]:
-    """Insert a volume, charge its size, and accept its making."""
+def create(
+    session: Session,
+    spec: VolumeSpec,
+    *,
+    project: Project,
+    actor: Actor,
+    now: datetime,
+    box: volume_keys.Sealer = volume_keys.NO_BOX,
+) -> tuple[VolumeView, Operation]:
+    """Insert a volume, charge its size, and accept its making. `box` seals the key of an encrypted one."""
     pool = pools.choose(session, spec.pool)
     image = ready_disk(session, spec.image, project=project) if spec.image else None
     volume_format = spec.format or DiskFormat.QCOW2.value
     if image is not None and volume_format != DiskFormat.QCOW2.value:
         raise InvalidRequest("format-wrong", "format: a volume made from an image is a linked clone, so qcow2", field="format")
+    if spec.is_encrypted and volume_format != DiskFormat.QCOW2.value:
+        raise InvalidRequest("format-wrong", "format: an encrypted volume is qcow2; leave format out", field="format")
     size_bytes = size_of(spec.size_bytes, image, field="size_bytes")
     quota.charge(session, project.id, quota.Charge(disk_bytes=size_bytes))
     volume = volumes.insert(
@@ -60,7 +71,10 @@ def create(session: Session, spec: VolumeSpec, *, project: Project, actor: Actor
         size_bytes=size_bytes,
         base_image_id=image.id if image else None,
         is_deleted_with_vm=False,
+        is_encrypted=spec.is_encrypted,
     )
+    if spec.is_encrypted:
+        volume_keys.add(session, volume.id, box, now=now)
     operation = accept(
         session,
         "volume.create",

@@ -147,6 +147,17 @@ def pool_spec(pool: Pool) -> PoolSpec:
 
 def volume_spec(volume: Volume, images: Mapping[str, Image]) -> VolumeSpec:
     base = images.get(volume.base_image_id or "")
+    if volume.is_encrypted:
+        return VolumeSpec(
+            volume_id=volume.id,
+            pool_id=volume.pool_id,
+            format=volume.format,
+            size_bytes=volume.size_bytes,
+            # Until it is there: an encrypted volume lies over nothing.
+            copy_image_id=base.id if base else "",
+            generation=volume.generation,
+            is_encrypted=True,
+        )
     return VolumeSpec(
         volume_id=volume.id,
         pool_id=volume.pool_id,
@@ -290,6 +301,7 @@ def _disk(volume: Volume) -> DiskSpec:
         move_format=DiskFormat(volume.other_format) if volume.move_state == "going" else None,
         iops_limit=volume.iops_limit,
         bandwidth_limit_bytes_s=volume.bandwidth_limit_mib_s << 20,
+        is_encrypted=volume.is_encrypted,
     )
 
 

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
-from trimtab_agent.hypervisor.kvm import hostdev_xml, numa_xml
+from trimtab_agent.hypervisor.kvm import hostdev_xml, numa_xml, volume_keys
 from trimtab_agent.hypervisor.kvm.identifiers import (
     check_cpu_word,
     check_id,
@@ -324,7 +324,9 @@ def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str,
         rerror_policy="stop",
         discard="unmap",
     )
-    SubElement(element, "source", file=pools[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id))
+    source = SubElement(element, "source", file=pools[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id))
+    if disk.is_encrypted:
+        volume_keys.encrypt(source, disk.volume_id)
     if export is not None:
         _backing_export(element, export)
     SubElement(element, "target", dev=target_name(disk), bus=disk.bus.value)

@@ -1,7 +1,7 @@
 """The libvirt implementation of `Hypervisor`: puts the parts together and says which verb is whose."""
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
@@ -27,6 +27,7 @@ from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
 from trimtab_agent.hypervisor.kvm.pools import Pools
 from trimtab_agent.hypervisor.kvm.power import Power
+from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys
 from trimtab_protos.adoption_messages import AdoptedDisk, Described
 from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.messages import (
@@ -71,6 +72,7 @@ class KvmHypervisor:
         self._networks = Networks(self._connection)
         self._firewall = Firewall(config.runtime_dir / "firewall")
         self._pools = Pools(self._connection)
+        self._keys = VolumeKeys()
         self._inventory = InventoryReader(config, self._connection, self._pools, boot_id=boot_id, accelerator=self.accelerator)
         self._domains = Domains(
             self._connection,
@@ -81,8 +83,8 @@ class KvmHypervisor:
             accelerator=self.accelerator,
             refuse_unfit=self._inventory.refuse_unfit,
         )
-        self._power = Power(self._connection, self._domains, self._observer, self._networks, boot_id=boot_id)
-        self._hotplug = Hotplug(self._connection, self._domains, self._observer, self._networks)
+        self._power = Power(self._connection, self._domains, self._observer, self._networks, self._keys, boot_id=boot_id)
+        self._hotplug = Hotplug(self._connection, self._domains, self._observer, self._networks, self._keys)
         self._migrations = Migrations(
             config,
             self._connection,
@@ -93,10 +95,11 @@ class KvmHypervisor:
             self._pools,
             self._logs,
             self._inventory,
+            self._keys,
             boot_id=boot_id,
         )
         self._adoption = Adoption(self._connection, self._domains, self._observer, boot_id=boot_id)
-        self._layers = Layers(self._connection, self._domains, self._networks, boot_id=boot_id)
+        self._layers = Layers(self._connection, self._domains, self._networks, self._keys, boot_id=boot_id)
         self._moves = Moves(self._connection, self._domains)
         self._instants = Instants(self._connection, self._domains, socket_dir=SOCKET_DIR)
         self.backups = Backups(self._connection, refuse_if_used=self._domains.refuse_if_used, instants=self._instants)
@@ -164,7 +167,8 @@ class KvmHypervisor:
         self._pools.remove(pool_id)
 
     def ensure_volume(self, volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
-        return volumes.ensure(volume, self._pools.require_responsive(pool))
+        key = self._keys.of(volume.volume_id) if volume.is_encrypted else None
+        return volumes.ensure(volume, self._pools.require_responsive(pool), key=key)
 
     def observe_volume(self, volume_id: str, pool: PoolSpec) -> VolumeObservation:
         return volumes.observe(volume_id, self._pools.require_responsive(pool))
@@ -178,6 +182,13 @@ class KvmHypervisor:
         volumes.refuse_if_below(volume_id, layout)
         self._instants.forget(volume_id)
         volumes.delete(volume_id, layout)
+        self._keys.forget((volume_id,))
+
+    def give_volume_keys(self, keys: Mapping[str, str]) -> None:
+        self._keys.give(keys)
+
+    def require_volume_keys(self, volume_ids: Sequence[str]) -> None:
+        self._keys.require(volume_ids)
 
     def import_image(self, image: ImageSpec, pool: PoolSpec, source: ImageSource, control: JobControl) -> ImageResult:
         return images.import_image(

@@ -48,6 +48,7 @@ CAPABILITIES = (
     "pool-nfs",
     "seed-nocloud",
     "volume-linked-clone",
+    "volume-luks",
     "volume-move",
 )
 _DEFAULT_MACHINE = "q35"

@@ -35,6 +35,7 @@ from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer, absent, migration_operation
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_agent.hypervisor.kvm.pools import Pools
+from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys, take_from_libvirt
 from trimtab_protos.errors import Conflict, DeadlineExceeded, Internal, TrimtabError
 from trimtab_protos.messages import (
     DomainObservation,
@@ -86,6 +87,7 @@ class Migrations:
         pools: Pools,
         logs: ConsoleLogs,
         inventory: InventoryReader,
+        keys: VolumeKeys,
         *,
         boot_id: str,
     ) -> None:
@@ -98,6 +100,7 @@ class Migrations:
         self._pools = pools
         self._logs = logs
         self._inventory = inventory
+        self._keys = keys
         self._boot_id = boot_id
 
     # --- target ----------------------------------------------------------------------------------------------------------
@@ -107,6 +110,7 @@ class Migrations:
         log.info("preparing to receive a domain", vm_id=domain.vm_id, source_host_id=source_host_id)
         with self._domains.locks.hold(domain.vm_id):
             self._inventory.refuse_unfit(domain)
+            self._keys.require(_encrypted(domain))
             _refuse_unsafe(domain, frozenset(volume.volume_id for volume in copied_volumes))
             self._drop_stale_definition(domain.vm_id)
             layouts = {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
@@ -117,12 +121,15 @@ class Migrations:
                 layout = layouts[volume.pool_id]
                 self._domains.refuse_if_used(volumes.names_of(volume.volume_id, layout), f"volume {volume.volume_id}")
                 volumes.delete(volume.volume_id, layout)
-                volumes.ensure(volume, layout)
+                volumes.ensure(volume, layout, key=self._keys.of(volume.volume_id) if volume.is_encrypted else None)
             require_volumes(domain)
             state_files.ensure(domain)
             self._firewall.ensure(domain, grace_s=INCOMING_GRACE_S)
             self._logs.prepare(domain.vm_id, max_bytes=domain.serial_log_max_bytes)
             self._domains.console_sockets.prepare()
+            with self._connection.use(f"keep keys for {domain.vm_id}", changes=True) as connection:
+                # Until the guest is here or is not: libvirt asks for them when the source begins.
+                self._keys.put_into_libvirt(connection, _encrypted(domain))
         address = self._config.migration_address
         transport = "tls" if self._config.has_tls else "tcp"
         return f"qemu+{transport}://{_bracketed(address)}/system", f"tcp://{_bracketed(address)}"
@@ -263,6 +270,9 @@ class Migrations:
             seen = self._domains.observe(vm_id)
             if seen.state is DomainState.INCOMING or seen.is_migrating:
                 raise Conflict("migration-under-way", f"the migration of {vm_id} has not ended on this host")
+            with self._connection.use(f"forget keys of {vm_id}", changes=True) as connection:
+                take_from_libvirt(connection, _encrypted(domain))
+            self._keys.forget(_encrypted(domain))
             if side is MigrationSide.KEEP:
                 return self._keep(vm_id, seen, domain, stamp)
             if seen.state not in (DomainState.ABSENT, DomainState.STOPPED, DomainState.CRASHED):
@@ -290,6 +300,10 @@ class Migrations:
             boot_id = self._boot_id if kept.isActive() else ""
             write_stamp(kept, domain_facts.read(kept.XMLDesc(0)), stamp, boot_id=boot_id)
             return self._observer.observe(kept)
+
+
+def _encrypted(domain: DomainSpec) -> tuple[str, ...]:
+    return tuple(disk.volume_id for disk in domain.disks if disk.is_encrypted)
 
 
 def _refuse_unsafe(target: DomainSpec, copied: frozenset[str]) -> None:

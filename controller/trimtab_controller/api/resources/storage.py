@@ -137,6 +137,7 @@ class VolumeResource:
     # How fast a guest may use it; 0: as fast as the pool.
     iops_limit: int
     bandwidth_limit_mib_s: int
+    is_encrypted: bool
     # '' where it does not move; else the pool that it is going to, or what is left of it in the one that it has left.
     moving_to: str
     leaving: str
@@ -268,6 +269,7 @@ def render_volume(view: VolumeView) -> VolumeResource:
         is_deleted_with_vm=volume.is_deleted_with_vm,
         iops_limit=volume.iops_limit,
         bandwidth_limit_mib_s=volume.bandwidth_limit_mib_s,
+        is_encrypted=volume.is_encrypted,
         moving_to=view.other_pool_name if volume.move_state == "going" else "",
         leaving=view.other_pool_name if volume.move_state == "left" else "",
         version=volume.version,

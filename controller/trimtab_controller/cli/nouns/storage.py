@@ -118,6 +118,7 @@ VOLUME = Resource(
         Column("state", "state"),
         Column("format", "format", is_wide=True),
         Column("image", "image", is_wide=True),
+        Column("encrypted", "is_encrypted", is_wide=True),
         Column("id", "id", is_wide=True),
         Column("created", "created_at", _created, is_wide=True),
     ),
@@ -246,16 +247,24 @@ def get_volume(session: Session, name: str) -> None:
 )
 @click.option("--format", "volume_format", type=click.Choice(["qcow2", "raw"]), help="qcow2 unless told otherwise.")
 @click.option("--image", metavar="NAME", shell_complete=completion.names_of("images"), help="A clone of this image.")
+@click.option("--encrypted", is_flag=True, help="Its bytes lie encrypted; of an image it is a copy then, not a linked clone.")
 @options.runs
 @click.pass_obj
 def create_volume(
-    session: Session, name: str, size: int | None, pool_name: str | None, volume_format: str | None, image: str | None
+    session: Session,
+    name: str,
+    size: int | None,
+    pool_name: str | None,
+    volume_format: str | None,
+    image: str | None,
+    encrypted: bool,
 ) -> None:
     """Create a volume, empty or a clone of an image."""
     if size is None and image is None:
         raise click.UsageError("give --size, for example --size 20GiB, or --image")
     optional = {"size_bytes": size, "pool": pool_name, "format": volume_format, "image": image}
     body: dict[str, Any] = {"name": name, **{key: value for key, value in optional.items() if value is not None}}
+    body |= {"is_encrypted": True} if encrypted else {}
     resources.run(
         session,
         "POST",

@@ -1,4 +1,4 @@
-"""What few vms ask of their host, as options of `trimtab vm create`: groups, taints, counted things, devices, cpus and pages of their own."""
+"""What few vms ask for, as options of `trimtab vm create`: groups, taints, counted things, devices, cpus and pages alone, encryption."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ _OPTIONS = (
     _option("--dedicated", is_flag=True, help="A cpu of its own for each vcpu, of those that hosts keep for it."),
     _option("--hugepages", type=click.Choice([*_PAGES_KIB]), help="Huge pages of this size behind all of its memory."),
     _option("--numa-cells", type=click.IntRange(1, 64), help="Take both from so many NUMA cells, in equal shares; else one."),
+    _option("--encrypt", is_flag=True, help="Its disk lies encrypted; of an image it is a copy then, not a linked clone."),
     _option("--group", metavar="NAME", shell_complete=completion.names_of("vm-groups"), help="A member of this vm group."),
     _option(
         "--secgroup",
@@ -59,6 +60,7 @@ def given(ctx: click.Context) -> dict[str, Any]:
         "dedicated": wishes["dedicated"] or None,
         "hugepages_kib": _PAGES_KIB.get(wishes["hugepages"]),
         "numa_cells": wishes["numa_cells"],
+        "encrypted": wishes["encrypt"] or None,
         "group": wishes["group"],
         "secgroups": list(wishes["secgroups"]) or None,
     }

@@ -62,6 +62,7 @@ from trimtab_controller.store.schema.storage import (
     pool_space,
     upload,
     volume,
+    volume_key,
     volume_layer,
 )
 
@@ -130,5 +131,6 @@ __all__ = [
     "vm_group",
     "vm_group_member",
     "volume",
+    "volume_key",
     "volume_layer",
 ]

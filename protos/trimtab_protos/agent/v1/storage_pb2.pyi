@@ -199,6 +199,7 @@ class VolumeSpec(_message.Message):
     BASE_LAYER_ID_FIELD_NUMBER: _builtins.int
     COPY_VOLUME_ID_FIELD_NUMBER: _builtins.int
     COPY_LAYER_ID_FIELD_NUMBER: _builtins.int
+    IS_ENCRYPTED_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     pool_id: _builtins.str
     format: Global___DiskFormat.ValueType
@@ -217,6 +218,8 @@ class VolumeSpec(_message.Message):
     copy_volume_id: _builtins.str
     """Layer whose content, seen through all that is below it, is copied into an independent volume."""
     copy_layer_id: _builtins.str
+    is_encrypted: _builtins.bool
+    """Its bytes lie encrypted (LUKS inside qcow2), under a key that SecretService brings. It lies over nothing."""
     def __init__(
         self,
         *,
@@ -233,10 +236,11 @@ class VolumeSpec(_message.Message):
         base_layer_id: _builtins.str = ...,
         copy_volume_id: _builtins.str = ...,
         copy_layer_id: _builtins.str = ...,
+        is_encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_image_format", b"base_image_format", "base_image_id", b"base_image_id", "base_layer_id", b"base_layer_id", "base_volume_id", b"base_volume_id", "copy_image_id", b"copy_image_id", "copy_layer_id", b"copy_layer_id", "copy_volume_id", b"copy_volume_id", "format", b"format", "generation", b"generation", "layer_id", b"layer_id", "pool_id", b"pool_id", "size_bytes", b"size_bytes", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_image_format", b"base_image_format", "base_image_id", b"base_image_id", "base_layer_id", b"base_layer_id", "base_volume_id", b"base_volume_id", "copy_image_id", b"copy_image_id", "copy_layer_id", b"copy_layer_id", "copy_volume_id", b"copy_volume_id", "format", b"format", "generation", b"generation", "is_encrypted", b"is_encrypted", "layer_id", b"layer_id", "pool_id", b"pool_id", "size_bytes", b"size_bytes", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
