@@ -19,7 +19,7 @@ python=${TRIMTAB_PYTHON:-/usr/bin/python3}
 # Units that come enabled with the packages above; what this run installs must not start at the next boot either.
 units=(libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirt-guests.service virtlogd.socket
   virtlogd-admin.socket virtlockd.socket virtlockd-admin.socket redis-server.service postgresql.service
-  prometheus.service)
+  prometheus.service tgt.service)
 
 say() { printf '%s\n' "$*"; }
 refuse() {

@@ -30,8 +30,9 @@ class SecretServicer(SecretServiceServicer):
     @edge.unary
     async def GiveVolumeKeys(self, request: pb.GiveVolumeKeysRequest, context: edge.Context) -> pb.GiveVolumeKeysResponse:
         self._authorise(context)
-        if len(request.keys) > KEYS_MAX:
+        if len(request.keys) + len(request.pool_secrets) > KEYS_MAX:
             raise InvalidRequest("keys-too-many", f"keys: at most {KEYS_MAX} at once", field="keys")
         keys = {one.volume_id: one.key for one in request.keys}
+        keys |= {one.pool_id: one.secret for one in request.pool_secrets}
         await edge.in_pool(self._pool, lambda: self._hypervisor.give_volume_keys(keys))
         return pb.GiveVolumeKeysResponse()

@@ -11,7 +11,7 @@ from trimtab_protos.image_messages import UploadSource as UploadSource  # noqa: 
 from trimtab_protos.image_messages import UrlSource as UrlSource  # noqa: PLC0414 - they are messages of this file too
 from trimtab_protos.image_messages import VolumeSource as VolumeSource  # noqa: PLC0414 - they are messages of this file too
 from trimtab_protos.network_messages import FirewallSpec
-from trimtab_protos.pool_messages import NfsSource
+from trimtab_protos.pool_messages import IscsiSource, LvmSource, NfsSource, RbdSource
 
 
 class Direction(StrEnum):
@@ -29,6 +29,9 @@ class JobState(StrEnum):
 class PoolKind(StrEnum):
     DIR = "dir"
     NFS = "nfs"
+    ISCSI = "iscsi"
+    LVM_THIN = "lvm_thin"
+    RBD = "rbd"
 
 
 class DiskFormat(StrEnum):
@@ -120,6 +123,9 @@ class PoolSpec:
     kind: PoolKind = PoolKind.DIR
     is_shared: bool = False
     nfs: NfsSource | None = None
+    iscsi: IscsiSource | None = None
+    lvm: LvmSource | None = None
+    rbd: RbdSource | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +156,7 @@ class VolumeSpec:
     copy_volume_id: str = ""
     copy_layer_id: str = ""
     is_encrypted: bool = False
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +231,7 @@ class DiskSpec:
     move_pool_id: str = ""
     move_format: DiskFormat | None = None
     is_encrypted: bool = False
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,10 @@
 """Images, volumes and pools through the whole stack: what is refused leaves nothing, what is full is shown and heals."""
 
+import base64
 import hashlib
 import http.server
 import ipaddress
+import sqlite3
 import ssl
 import subprocess
 import threading
@@ -19,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.lab.fleet_kit import HOSTS, Fleet, wait_until
+from tests.lab.guest_view import disk_mib, guest_says
+from trimtab_controller.secret_box import SecretBox
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -229,3 +233,78 @@ def test_a_pool_full_to_the_last_byte_pauses_its_guest_which_resumes_when_there_
     assert later_uptime > uptime, "it was resumed, not restarted"
     wait_until(lambda: fleet.vm("thirsty")["problem"] == "", "the problem to be over")
     fleet.delete("thirsty")
+
+
+# --- encrypted -------------------------------------------------------------------------------------------------------------
+
+SECRET_PLACES = "/etc/libvirt /var/lib/libvirt /run/libvirt /var/lib/trimtab /run/trimtab /var/log /etc/trimtab"
+"""Where libvirt and the agent keep, log and hand over what they know."""
+MARKER = "what-nobody-may-read"
+
+
+def key_of(fleet: Fleet, volume_id: str) -> str:
+    """Return a volume's key, opened as only the controllers can."""
+    directory = fleet.plane.data_directory
+    with sqlite3.connect(f"file:{directory / 'trimtab.db'}?mode=ro", uri=True) as database:
+        (sealed,) = database.execute("SELECT sealed_key FROM volume_key WHERE volume_id = ?", (volume_id,)).fetchone()
+    return SecretBox(directory / "pki").open(sealed, place=volume_id)
+
+
+def hosts_that_show(fleet: Fleet, secret: str) -> list[str]:
+    """Return where this text stands, as it is or as libvirt would write it: in files, in arguments, in libvirt's own secrets."""
+    texts = f"-e {secret} -e {base64.b64encode(secret.encode()).decode()}"
+    found = []
+    for host in HOSTS:
+        # The text must not stand in the arguments of what searches for it.
+        fleet.lab.spec.host(host).path_on_machine("/root/secret").write_text(texts.replace("-e ", "").replace(" ", "\n"))
+        search = f"grep -rlaF -f /root/secret {SECRET_PLACES} /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null || true"
+        found += [f"{host}:{line}" for line in fleet.sh(host, search).splitlines()]
+        fleet.sh(host, "rm /root/secret")
+    return found
+
+
+def test_an_encrypted_vm_runs_moves_and_grows_and_nothing_but_qemu_knows_its_key(fleet: Fleet) -> None:
+    fleet.ok(
+        "vm", "create", "vault", "--image", "micro", "--memory", "96MiB", "--pool", "shared", "--to", "node1", "--encrypt", "--wait",
+    )  # fmt: skip
+    fleet.ok("volume", "create", "strongbox", "--size", "16MiB", "--pool", "shared", "--encrypted", "--wait")
+    vm, box = fleet.vm("vault"), fleet.ok("volume", "get", "strongbox", "-o", "json").json()
+    root = vm["volumes"][0]
+    assert fleet.ok("volume", "get", root["name"], "-o", "json").json()["image"] == "", "it stands alone"
+    counted, _uptime = fleet.wait_for_ticks("vault", 1)
+    fleet.ok("vm", "attach", "vault", "--volume", "strongbox", "--wait")
+    write = f"echo {MARKER} >/data/marker; sync; cat /data/marker"
+    assert guest_says(fleet.lab, "node1", vm["id"], write) == MARKER
+    serial = box["id"][-20:]
+    raw = f'for d in /sys/block/*; do [ "$(cat $d/serial 2>/dev/null)" = {serial} ] && echo {MARKER} >/dev/${{d##*/}}; done; sync'
+    guest_says(fleet.lab, "node1", vm["id"], raw)
+    files = [f"/srv/trimtab-shared/volumes/{one}.qcow2" for one in (root["id"], box["id"])]
+    for path in files:
+        assert fleet.sh("node1", f"grep -c {MARKER} {path} || true").strip() == "0", path
+        assert "encrypted: yes" in fleet.sh("node1", f"qemu-img info -U -f qcow2 {path}")
+
+    fleet.ok("vm", "migrate", "vault", "--to", "node2", "--wait")
+    fleet.ok("volume", "resize", "strongbox", "32MiB", "--wait")
+    assert disk_mib(fleet.lab, "node2", vm["id"], serial) == 32
+    counted, uptime = fleet.wait_for_ticks("vault", counted + 3)
+    assert uptime > 0
+    for volume_id in (root["id"], box["id"]):
+        key = key_of(fleet, volume_id)
+        assert len(key) == 64
+        assert hosts_that_show(fleet, key) == []
+    for host in ("node1", "node2"):
+        assert fleet.lab.run(host, ["virsh", "-q", "secret-list"]).stdout.strip() == "", "libvirt has let go of them"
+
+    # libvirt and agent forget; the next start is given the keys again, and finds the disk as it was left.
+    fleet.ok("vm", "stop", "vault", "--wait")
+    fleet.sh("node2", "systemctl restart libvirtd; systemctl restart trimtab-agent")
+    fleet.wait_for_host("node2")
+    fleet.ok("vm", "start", "vault", "--wait")
+    fleet.wait_for_ticks("vault", counted + 1)
+    home = fleet.vm("vault")["host"]
+    assert guest_says(fleet.lab, home, vm["id"], "cat /data/marker") == MARKER
+    refused = fleet.trimtab("vm", "snapshot", "create", "vault", "before", "--wait")
+    assert refused.code == 5
+    assert "volume-encrypted" in refused.err
+    fleet.delete("vault")
+    fleet.ok("volume", "delete", "strongbox", "--yes", "--wait")

@@ -149,8 +149,9 @@ class Hypervisor(Protocol):
         """Remove the volume. Conflict: a domain of this host uses it."""
 
     def give_volume_keys(self, keys: Mapping[str, str]) -> None:
-        """Keep these keys of encrypted volumes (64 hexadecimal digits each) in memory for a while. Verbs that need one that is not
-        there raise Unavailable (`volume-key-missing`) and have done nothing."""
+        """Keep these keys of encrypted volumes (64 hexadecimal digits each) and secrets of pools, by id, in memory for a while.
+
+        Verbs that need one that is not there raise Unavailable (`volume-key-missing`) and have done nothing."""
 
     def require_volume_keys(self, volume_ids: Sequence[str]) -> None:
         """Raise that where one of them is missing."""

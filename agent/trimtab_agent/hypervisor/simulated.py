@@ -220,6 +220,7 @@ class SimulatedHypervisor:
         if not pool.path.startswith("/") or ".." in pool.path.split("/"):
             raise InvalidRequest("pool-path-refused", f"path {pool.path!r} must be absolute, as in /srv/vms", field="path")
         with self.fleet.lock:
+            simulated_storage.require_pool_secrets(self, (pool,))
             self.pools[pool.pool_id] = pool
         return simulated_storage.observe_pool(self, pool)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trimtab_agent.hypervisor import simulated_layer_files
+from trimtab_agent.hypervisor.kvm import block_pools
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.simulation import PoolStore, StoredImage, StoredVolume
 from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound, Unavailable
@@ -52,6 +53,10 @@ def require_keys(host: "SimulatedHypervisor", volume_ids: Iterable[str]) -> None
     for volume_id in volume_ids:
         if volume_id not in host.volume_keys:
             raise Unavailable("volume-key-missing", f"the key of volume {volume_id} is not on this host; it is given again")
+
+
+def require_pool_secrets(host: "SimulatedHypervisor", pools: Iterable[PoolSpec]) -> None:
+    require_keys(host, [pool.pool_id for pool in pools if block_pools.is_block(pool) and block_pools.needs_secret(pool)])
 
 
 def require_disk_keys(host: "SimulatedHypervisor", disks: Iterable[DiskSpec]) -> None:

@@ -18,6 +18,7 @@ from trimtab_controller.agents.adoption import AdoptionVerbs
 from trimtab_controller.agents.backups import BackupVerbs
 from trimtab_controller.agents.jobs import Job, job_of
 from trimtab_controller.agents.packets import PacketVerbs
+from trimtab_controller.core.ids import kind_of
 from trimtab_protos.agent.v1 import adoption_service_pb2 as adoption_pb
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
@@ -433,8 +434,14 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
     def _give_keys(self, address: AgentAddress, subject_id: str) -> None:
         """Open the keys of the subject's volumes, and of no other, at the last moment before they are sent over mutual TLS."""
         seals = self._seals_of(subject_id)
-        keys = [secret_pb.VolumeKey(volume_id=one, key=self._open_seal(sealed, one)) for one, sealed in seals.items()]
-        self._send(address, "GiveVolumeKeys", secret_pb.GiveVolumeKeysRequest(keys=keys), DEADLINE_S)
+        request = secret_pb.GiveVolumeKeysRequest()
+        for one, sealed in seals.items():
+            opened = self._open_seal(sealed, one)
+            if kind_of(one) == "pool":
+                request.pool_secrets.add(pool_id=one, secret=opened)
+            else:
+                request.keys.add(volume_id=one, key=opened)
+        self._send(address, "GiveVolumeKeys", request, DEADLINE_S)
 
     def _call(
         self, host_id: str, verb: str, request: Any, *, timeout_s: float = DEADLINE_S, waits_for_agent: bool = False

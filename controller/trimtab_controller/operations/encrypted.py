@@ -1,9 +1,12 @@
-"""Refuses what does not go with encrypted volumes. Copies in the clear are never made of them."""
+"""Refuses what does not go with encrypted volumes, of which copies in the clear are never made, nor with volumes that are no files."""
 
 from collections.abc import Iterable
 
 from trimtab_controller.core.model import Volume
+from trimtab_controller.store import describe
+from trimtab_controller.store.database import Session
 from trimtab_protos.errors import Conflict
+from trimtab_protos.messages import PoolKind
 
 
 def refuse_any(volumes: Iterable[Volume], what: str) -> None:
@@ -15,4 +18,22 @@ def refuse_any(volumes: Iterable[Volume], what: str) -> None:
             f"volume {found.name} is encrypted, and there are no {what} of encrypted volumes: copy what is to be kept inside the guest, "
             f"or leave the volume out with `trimtab vm detach VM --volume {found.name}`",
             volume=found.name,
+        )
+
+
+def refuse_backup(session: Session, vm_id: str) -> None:
+    """Raise Conflict where the vm has a disk that no backup reads."""
+    disks = describe.read_disks(session, vm_id)
+    refuse_any(disks.volumes, "backups")
+    for volume in disks.volumes:
+        refuse_block(volume, disks.pools[volume.pool_id].kind)
+
+
+def refuse_block(volume: Volume, kind: PoolKind) -> None:
+    if kind in describe.BLOCK_KINDS:
+        raise Conflict(
+            "pool-without-files",
+            f"volume {volume.name} is in a pool of kind {kind.value}, of which no backups are made; back it up inside the guest, or by "
+            f"the storage",
+            volume=volume.name,
         )

@@ -32,7 +32,7 @@ from trimtab_controller.services import (
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services.authorise import require
 from trimtab_controller.services.vm_views import VmView
-from trimtab_controller.store import events, hosts, lookup, networks, schema, vms
+from trimtab_controller.store import describe, events, hosts, lookup, networks, schema, vms
 from trimtab_controller.store import vm_groups as group_store
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NoCapacity, NotFound
@@ -176,10 +176,12 @@ def create(
     disk_bytes = 0 if root.volume is not None else root.size_bytes
     quota.charge(session, project.id, quota.Charge(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_bytes=disk_bytes))
     seed = seeds.documents(spec.seed, vm_id=vm_id, vm_name=spec.name, nics=[one.told for one in planned])
+    os_values = _os_values(spec, guest_os, root)
+    _refuse_files(session, root, needs_files=bool(seed) or os_values["firmware"] == Firmware.UEFI)
     vm = vms.insert(
         session,
         **_vm_values(spec, vm_id=vm_id, project=project, root=root, now=now),
-        **_os_values(spec, guest_os, root),
+        **os_values,
         seed=seed,
     )
     if spec.secgroups:
@@ -381,6 +383,20 @@ def _os_values(spec: VmSpec, guest_os: GuestOs, root: _Root) -> dict[str, Any]:
         "has_cdrom": root.iso is not None,
         "cdrom_image_id": root.iso.id if root.iso is not None else "",
     }
+
+
+def _refuse_files(session: Session, root: _Root, *, needs_files: bool) -> None:
+    """Refuse a seed and UEFI variables beside a root volume that is no file: they lie beside it."""
+    if root.volume is None or not needs_files:
+        return
+    pool = describe.get_pool(session, root.volume.pool_id)
+    if pool.kind in describe.BLOCK_KINDS:
+        raise InvalidRequest(
+            "pool-without-files",
+            f"volume: pool {pool.name} of kind {pool.kind.value} holds no files, so no cloud-init seed and no UEFI variables; leave them "
+            f"out, or boot from a pool of files and attach {root.volume.name}",
+            field="volume",
+        )
 
 
 def _give_root(

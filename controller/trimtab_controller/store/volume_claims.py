@@ -88,6 +88,8 @@ def take_place(session: Session, volume: Volume, pool: Pool, host_id: str) -> bo
 
     The bound is that of placement: capacity less the reserve, and no more than is available where others fill the file system.
     """
+    if volume.unit:
+        return True  # a LUN is there already, and takes room from nobody else
     place = schema.SHARED if pool.is_shared else host_id
     limit_bytes = limit_bytes_at(session, pool, place)
     if limit_bytes is None:

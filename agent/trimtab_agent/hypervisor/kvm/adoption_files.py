@@ -122,7 +122,7 @@ def _paths(xml: str) -> dict[str, str]:
 
 
 def _layouts(domain: DomainSpec) -> Mapping[str, PoolLayout]:
-    return {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
+    return PoolLayout.of_files(domain.pools)
 
 
 def _volume_path(disk: DiskSpec, domain: DomainSpec) -> str:

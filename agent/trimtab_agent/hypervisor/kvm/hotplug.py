@@ -19,7 +19,7 @@ import libvirt
 import structlog
 
 from trimtab_agent.hypervisor.base import Applied, Stamp
-from trimtab_agent.hypervisor.kvm import domain_facts, errors, volumes
+from trimtab_agent.hypervisor.kvm import block_pools, domain_facts, errors, volumes
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_xml import MEMORY_ALIAS, MEMORY_STEP_MIB
 from trimtab_agent.hypervisor.kvm.domains import Domains, find, is_adopted, require, require_volumes
@@ -27,10 +27,10 @@ from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
-from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys, encrypted_volume
+from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys, needed_by
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import Conflict, TrimtabError
-from trimtab_protos.messages import ChangedPart, ChangeLeft, DomainSpec, VolumeObservation, VolumeSpec
+from trimtab_protos.messages import ChangedPart, ChangeLeft, DomainSpec, PoolSpec, VolumeObservation, VolumeSpec
 
 log = structlog.get_logger(__name__)
 
@@ -93,8 +93,24 @@ class Hotplug:
                 domain.blockResize(target, volume.size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
             return volumes.observe(volume.volume_id, layout)
 
+    def grow_block(self, volume: VolumeSpec, pool: PoolSpec, vm_id: str) -> VolumeObservation:
+        """As `grow_volume`, of a volume that is no file: it grows where it is, then the guest that has it is told."""
+        secret = self._keys.of_pool(pool)
+        seen = block_pools.grow_volume(volume, pool, secret)
+        if not vm_id:
+            return seen
+        with (
+            self._domains.locks.hold(check_id(vm_id, "vm_id")),
+            self._connection.use(f"grow volume {volume.volume_id}", changes=True) as connection,
+        ):
+            domain = find(connection, vm_id)
+            target = _target_of(domain, f"ua-{volume.volume_id}") if domain is not None and domain.isActive() else ""
+            if target:
+                domain.blockResize(target, volume.size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+        return seen
+
     def _grow_file(self, volume: VolumeSpec, layout: PoolLayout) -> VolumeObservation:
-        return volumes.grow(volume, layout, key=self._keys.of(volume.volume_id) if volume.is_encrypted else None)
+        return volumes.grow(volume, layout, key=self._keys.of_volume(volume))
 
     def _apply_live(self, connection: Any, domain: Any, spec: DomainSpec) -> tuple[ChangeLeft, ...]:
         wanted = _devices(parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)))
@@ -115,8 +131,7 @@ class Hotplug:
         for alias, element in wanted.items():
             if alias not in present:
                 _require_slot(root, element)
-                encrypted = encrypted_volume(element)
-                with self._keys.in_libvirt(connection, (encrypted,) if encrypted else ()):
+                with self._keys.in_libvirt(connection, needed_by(element)):
                     domain.attachDeviceFlags(ElementTree.tostring(element, encoding="unicode"), _LIVE)
 
     def _fit_vcpus(self, domain: Any, spec: DomainSpec, *, is_memory_settled: bool) -> list[ChangeLeft]:

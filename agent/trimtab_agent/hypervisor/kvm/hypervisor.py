@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
-from trimtab_agent.hypervisor.kvm import accel_probe, domain_facts, images, layer_files, volumes
+from trimtab_agent.hypervisor.kvm import accel_probe, block_pools, domain_facts, images, layer_files, volumes
 from trimtab_agent.hypervisor.kvm.adoption import Adoption
 from trimtab_agent.hypervisor.kvm.backups import SOCKET_DIR, Backups
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
@@ -45,6 +45,7 @@ from trimtab_protos.messages import (
     MigrationResult,
     MigrationSide,
     NetworkSpec,
+    PoolKind,
     PoolObservation,
     PoolSpec,
     PowerAction,
@@ -71,8 +72,8 @@ class KvmHypervisor:
         self._load = HostLoadReader()
         self._networks = Networks(self._connection)
         self._firewall = Firewall(config.runtime_dir / "firewall")
-        self._pools = Pools(self._connection)
         self._keys = VolumeKeys()
+        self._pools = Pools(self._connection, self._keys)
         self._inventory = InventoryReader(config, self._connection, self._pools, boot_id=boot_id, accelerator=self.accelerator)
         self._domains = Domains(
             self._connection,
@@ -167,16 +168,25 @@ class KvmHypervisor:
         self._pools.remove(pool_id)
 
     def ensure_volume(self, volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
-        key = self._keys.of(volume.volume_id) if volume.is_encrypted else None
+        if block_pools.is_block(pool):
+            return block_pools.ensure_volume(volume, pool, self._keys.of_pool(pool))
+        key = self._keys.of_volume(volume)
         return volumes.ensure(volume, self._pools.require_responsive(pool), key=key)
 
     def observe_volume(self, volume_id: str, pool: PoolSpec) -> VolumeObservation:
         return volumes.observe(volume_id, self._pools.require_responsive(pool))
 
     def resize_volume(self, volume: VolumeSpec, pool: PoolSpec, vm_id: str) -> VolumeObservation:
+        if block_pools.is_block(pool):
+            return self._hotplug.grow_block(volume, pool, vm_id)
         return self._hotplug.grow_volume(volume, self._pools.require_responsive(pool), vm_id)
 
     def delete_volume(self, volume_id: str, pool: PoolSpec) -> None:
+        if block_pools.is_block(pool):
+            volume = VolumeSpec(volume_id=volume_id, pool_id=pool.pool_id, format=DiskFormat.RAW, size_bytes=0)
+            self._domains.refuse_if_plugged(volume_id)
+            block_pools.delete_volume(volume, pool, None if pool.kind is PoolKind.ISCSI else self._keys.of_pool(pool))
+            return
         layout = self._pools.require_responsive(pool)
         self._domains.refuse_if_used(volumes.names_of(volume_id, layout), f"volume {volume_id}")
         volumes.refuse_if_below(volume_id, layout)
@@ -328,8 +338,7 @@ class KvmHypervisor:
 
     def _require_responsive(self, pools: Sequence[PoolSpec]) -> None:
         """Fail before a vm's lock is taken: who holds it must not hang with the storage."""
-        for pool in pools:
-            self._pools.require_responsive(pool)
+        self._pools.require_there(pools)
 
     def _clear_boot_mark(self, domain: Any) -> None:
         """Take the mark off a domain that was seen to stop: should the host boot later, that is not why it is off."""

@@ -189,7 +189,7 @@ class Layers:
             control.report(JobProgress(done_bytes=written, total_bytes=max(volume.size_bytes, written), phase="copying"))
 
         watch = volumes.CopyWatch(cancelled=control.cancelled, on_bytes=report)
-        key = self._keys.of(volume.volume_id) if volume.is_encrypted else None
+        key = self._keys.of_volume(volume)
         seen = volumes.ensure(volume, PoolLayout.of(pool), watch=watch, key=key)
         return LayerResult(size_bytes=seen.size_bytes)
 
@@ -199,7 +199,7 @@ class Layers:
 
 def _to_switch(domain: Any, spec: DomainSpec) -> dict[str, str]:
     """Return target → the new layer's path of each disk that is not on it yet. Conflict where it would not lie over the present one."""
-    layouts = {pool.pool_id: PoolLayout.of(pool) for pool in spec.pools}
+    layouts = PoolLayout.of_files(spec.pools)
     disks = disks_of(domain)
     wanted = {}
     for disk in layer_files.resolve(spec).disks:

@@ -37,6 +37,8 @@ class VolumeBody(Body):
     image: RefOrNone = ""
     # Its bytes lie encrypted (LUKS); from an image it is an independent copy then.
     is_encrypted: Bool = False
+    # Of an iSCSI pool: which of the target's LUNs it is. It keeps what is on it.
+    lun: Annotated[int, Field(strict=True, ge=0, le=255, examples=[1])] | None = None
 
 
 class VolumeLimitBody(Body):
@@ -76,6 +78,7 @@ async def create_volume(
         format=body.format,
         image=body.image,
         is_encrypted=body.is_encrypted,
+        unit="" if body.lun is None else str(body.lun),
     )
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:

@@ -61,6 +61,15 @@ pool_space = sa.Table(
     sa.CheckConstraint("claimed_bytes >= 0", name="claimed_not_negative"),
 )
 
+# What hosts show to the storage of a pool, sealed like the keys of volumes.
+pool_secret = sa.Table(
+    "pool_secret",
+    metadata,
+    ref("pool_id", "pool.id", primary_key=True),
+    sa.Column("sealed_secret", sa.String(500), nullable=False),
+    created_at(),
+)
+
 image = sa.Table(
     "image",
     metadata,

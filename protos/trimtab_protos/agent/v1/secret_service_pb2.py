@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,trimtab_protos/agent/v1/secret_service.proto\x12\x17trimtab_protos.agent.v1\"+\n\tVolumeKey\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"I\n\x15GiveVolumeKeysRequest\x12\x30\n\x04keys\x18\x01 \x03(\x0b\x32\".trimtab_protos.agent.v1.VolumeKey\"\x18\n\x16GiveVolumeKeysResponse2\x82\x01\n\rSecretService\x12q\n\x0eGiveVolumeKeys\x12..trimtab_protos.agent.v1.GiveVolumeKeysRequest\x1a/.trimtab_protos.agent.v1.GiveVolumeKeysResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,trimtab_protos/agent/v1/secret_service.proto\x12\x17trimtab_protos.agent.v1\"+\n\tVolumeKey\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"-\n\nPoolSecret\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x84\x01\n\x15GiveVolumeKeysRequest\x12\x30\n\x04keys\x18\x01 \x03(\x0b\x32\".trimtab_protos.agent.v1.VolumeKey\x12\x39\n\x0cpool_secrets\x18\x02 \x03(\x0b\x32#.trimtab_protos.agent.v1.PoolSecret\"\x18\n\x16GiveVolumeKeysResponse2\x82\x01\n\rSecretService\x12q\n\x0eGiveVolumeKeys\x12..trimtab_protos.agent.v1.GiveVolumeKeysRequest\x1a/.trimtab_protos.agent.v1.GiveVolumeKeysResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_VOLUMEKEY']._serialized_start=73
   _globals['_VOLUMEKEY']._serialized_end=116
-  _globals['_GIVEVOLUMEKEYSREQUEST']._serialized_start=118
-  _globals['_GIVEVOLUMEKEYSREQUEST']._serialized_end=191
-  _globals['_GIVEVOLUMEKEYSRESPONSE']._serialized_start=193
-  _globals['_GIVEVOLUMEKEYSRESPONSE']._serialized_end=217
-  _globals['_SECRETSERVICE']._serialized_start=220
-  _globals['_SECRETSERVICE']._serialized_end=350
+  _globals['_POOLSECRET']._serialized_start=118
+  _globals['_POOLSECRET']._serialized_end=163
+  _globals['_GIVEVOLUMEKEYSREQUEST']._serialized_start=166
+  _globals['_GIVEVOLUMEKEYSREQUEST']._serialized_end=298
+  _globals['_GIVEVOLUMEKEYSRESPONSE']._serialized_start=300
+  _globals['_GIVEVOLUMEKEYSRESPONSE']._serialized_end=324
+  _globals['_SECRETSERVICE']._serialized_start=327
+  _globals['_SECRETSERVICE']._serialized_end=457
 # @@protoc_insertion_point(module_scope)

@@ -44,22 +44,52 @@ class VolumeKey(_message.Message):
 Global___VolumeKey: _TypeAlias = VolumeKey  # noqa: Y015
 
 @_typing.final
+class PoolSecret(_message.Message):
+    """PoolSecret is what the hosts show to the storage of a pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    pool_id: _builtins.str
+    secret: _builtins.str
+    def __init__(
+        self,
+        *,
+        pool_id: _builtins.str = ...,
+        secret: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool_id", b"pool_id", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolSecret: _TypeAlias = PoolSecret  # noqa: Y015
+
+@_typing.final
 class GiveVolumeKeysRequest(_message.Message):
     """GiveVolumeKeysRequest has no command key: it changes nothing that lasts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEYS_FIELD_NUMBER: _builtins.int
+    POOL_SECRETS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeKey]: ...
+    @_builtins.property
+    def pool_secrets(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolSecret]:
+        """Of the pools that those volumes are in, or of the one pool that is asked about."""
+
     def __init__(
         self,
         *,
         keys: _abc.Iterable[Global___VolumeKey] | None = ...,
+        pool_secrets: _abc.Iterable[Global___PoolSecret] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "pool_secrets", b"pool_secrets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -47,7 +47,7 @@ class SecretServiceServicer:
     """
 
     def GiveVolumeKeys(self, request, context):
-        """GiveVolumeKeys lends the keys of encrypted volumes. They stay in memory for an hour at most and are in no journal, log or definition.
+        """GiveVolumeKeys lends the keys of encrypted volumes and the secrets of pools. They stay in memory for an hour at most and are in no journal, log or definition.
         A command that needs one that is not there fails with Unavailable `volume-key-missing` and did nothing: give the keys, send it again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

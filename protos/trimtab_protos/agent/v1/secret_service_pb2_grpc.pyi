@@ -34,7 +34,7 @@ class SecretServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SecretServiceAsyncStub: ...
     GiveVolumeKeys: _grpc.UnaryUnaryMultiCallable[_secret_service_pb2.GiveVolumeKeysRequest, _secret_service_pb2.GiveVolumeKeysResponse]
-    """GiveVolumeKeys lends the keys of encrypted volumes. They stay in memory for an hour at most and are in no journal, log or definition.
+    """GiveVolumeKeys lends the keys of encrypted volumes and the secrets of pools. They stay in memory for an hour at most and are in no journal, log or definition.
     A command that needs one that is not there fails with Unavailable `volume-key-missing` and did nothing: give the keys, send it again.
     """
 
@@ -44,7 +44,7 @@ class SecretServiceAsyncStub(SecretServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GiveVolumeKeys: _aio.UnaryUnaryMultiCallable[_secret_service_pb2.GiveVolumeKeysRequest, _secret_service_pb2.GiveVolumeKeysResponse]  # type: ignore[assignment]
-    """GiveVolumeKeys lends the keys of encrypted volumes. They stay in memory for an hour at most and are in no journal, log or definition.
+    """GiveVolumeKeys lends the keys of encrypted volumes and the secrets of pools. They stay in memory for an hour at most and are in no journal, log or definition.
     A command that needs one that is not there fails with Unavailable `volume-key-missing` and did nothing: give the keys, send it again.
     """
 
@@ -57,7 +57,7 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _secret_service_pb2.GiveVolumeKeysRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_secret_service_pb2.GiveVolumeKeysResponse, _abc.Awaitable[_secret_service_pb2.GiveVolumeKeysResponse]]:
-        """GiveVolumeKeys lends the keys of encrypted volumes. They stay in memory for an hour at most and are in no journal, log or definition.
+        """GiveVolumeKeys lends the keys of encrypted volumes and the secrets of pools. They stay in memory for an hour at most and are in no journal, log or definition.
         A command that needs one that is not there fails with Unavailable `volume-key-missing` and did nothing: give the keys, send it again.
         """
 

@@ -30,6 +30,14 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["volume_id"], ["volume.id"], name=op.f("fk_volume_key_volume_id")),
         sa.PrimaryKeyConstraint("volume_id", name=op.f("pk_volume_key")),
     )
+    op.create_table(
+        "pool_secret",
+        sa.Column("pool_id", sa.String(length=40), nullable=False),
+        sa.Column("sealed_secret", sa.String(length=500), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["pool_id"], ["pool.id"], name=op.f("fk_pool_secret_pool_id")),
+        sa.PrimaryKeyConstraint("pool_id", name=op.f("pk_pool_secret")),
+    )
     if op.get_bind().dialect.name == "sqlite":
         _widen_in_place()
     else:
