@@ -4,6 +4,7 @@ import base64
 import hashlib
 import http.server
 import ipaddress
+import shutil
 import sqlite3
 import ssl
 import subprocess
@@ -23,6 +24,7 @@ from cryptography.x509.oid import NameOID
 from tests.lab.fleet_kit import HOSTS, Fleet, wait_until
 from tests.lab.guest_view import disk_mib, guest_says
 from trimtab_controller.secret_box import SecretBox
+from trimtab_lab.guest import build_guest_image
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -256,10 +258,12 @@ def hosts_that_show(fleet: Fleet, secret: str) -> list[str]:
     found = []
     for host in HOSTS:
         # The text must not stand in the arguments of what searches for it.
-        fleet.lab.spec.host(host).path_on_machine("/root/secret").write_text(texts.replace("-e ", "").replace(" ", "\n"))
-        search = f"grep -rlaF -f /root/secret {SECRET_PLACES} /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null || true"
+        fleet.lab.spec.host(host).path_on_machine("/srv/trimtab-local/secret").write_text(
+            texts.replace("-e ", "").replace(" ", "\n")
+        )
+        search = f"grep -rlaF -f /srv/trimtab-local/secret {SECRET_PLACES} /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null || true"
         found += [f"{host}:{line}" for line in fleet.sh(host, search).splitlines()]
-        fleet.sh(host, "rm /root/secret")
+        fleet.sh(host, "rm /srv/trimtab-local/secret")
     return found
 
 
@@ -308,3 +312,96 @@ def test_an_encrypted_vm_runs_moves_and_grows_and_nothing_but_qemu_knows_its_key
     assert "volume-encrypted" in refused.err
     fleet.delete("vault")
     fleet.ok("volume", "delete", "strongbox", "--yes", "--wait")
+
+
+# --- LUNs ------------------------------------------------------------------------------------------------------------------
+
+TARGET = "iqn.2026-01.example:san"
+PASSWORD = "chap-that-nobody-reads"
+TGTADM = "tgtadm --lld iscsi"
+
+
+@dataclass(frozen=True, slots=True)
+class San:
+    """A target in user space on node3; LUN 1 holds the micro guest's system."""
+
+    portal: str
+    root_bytes: int
+    process_id: str
+
+
+@pytest.fixture
+def san(fleet: Fleet) -> Iterator[San]:
+    node = fleet.lab.spec.host("node3")
+    image = build_guest_image().raw
+    shutil.copyfile(image, node.path_on_machine("/srv/trimtab-local/lun1.raw"))
+    portal = f"{node.address}:3260"
+    fleet.sh("node3", "mkdir -p /run/tgtd; truncate -s 16M /srv/trimtab-local/lun2.raw")
+    fleet.lab.run("node3", ["sh", "-c", f"tgtd -f --iscsi portal={portal} >/run/tgtd.log 2>&1 & echo $! >/run/tgtd.pid"])
+    wait_until(
+        lambda: fleet.lab.run("node3", ["sh", "-c", f"{TGTADM} --op show --mode sys"], check=False).returncode == 0, "tgtd"
+    )
+    fleet.sh(
+        "node3",
+        f"{TGTADM} --op new --mode target --tid 1 -T {TARGET}\n"
+        f"{TGTADM} --op new --mode logicalunit --tid 1 --lun 1 -b /srv/trimtab-local/lun1.raw\n"
+        f"{TGTADM} --op new --mode logicalunit --tid 1 --lun 2 -b /srv/trimtab-local/lun2.raw\n"
+        f"{TGTADM} --op new --mode account --user fleet --password {PASSWORD}\n"
+        f"{TGTADM} --op bind --mode account --tid 1 --user fleet\n"
+        f"{TGTADM} --op bind --mode target --tid 1 -I ALL\n",
+    )
+    process_id = fleet.sh("node3", "cat /run/tgtd.pid").strip()
+    try:
+        yield San(portal, image.stat().st_size, process_id)
+    finally:
+        fleet.sh("node3", f"kill -9 {process_id}; rm -f /srv/trimtab-local/lun*.raw", check=False)
+
+
+def test_a_guest_runs_on_a_lun_and_moves_live_between_hosts_that_no_one_told_its_password(
+    fleet: Fleet, san: San, tmp_path: Path
+) -> None:
+    where = ("--type", "iscsi", "--portal", san.portal, "--target", TARGET, "--chap-user", "fleet", "--secret-file")
+    wrong, right = tmp_path / "wrong", tmp_path / "right"
+    wrong.write_text("another-password\n")
+    right.write_text(f"{PASSWORD}\n")
+    root = ("volume", "create", "san-root", "--pool", "san", "--lun", "1", "--size", f"{san.root_bytes >> 20}MiB", "--wait")
+    fleet.ok("pool", "create", "san", *where, str(wrong), "--wait")
+    refused = fleet.trimtab(*root)
+    assert (refused.code, "pool-refused" in refused.err) == (5, True), refused.err
+    fleet.ok("pool", "delete", "san", "--yes", "--wait")
+    fleet.ok("pool", "create", "san", *where, str(right), "--wait")
+    small = fleet.trimtab("volume", "create", "san-root", "--pool", "san", "--lun", "1", "--size", "1MiB", "--wait")
+    assert str(san.root_bytes) in small.err, "it says the size that the LUN has"
+    fleet.ok(*root)
+    fleet.ok("volume", "create", "san-data", "--pool", "san", "--lun", "2", "--size", "16MiB", "--wait")
+    fleet.ok("vm", "create", "rover", "--volume", "san-root", "--memory", "96MiB", "--to", "node1", "--wait")
+    vm = fleet.vm("rover")
+    counted, uptime = fleet.wait_for_ticks("rover", 1)
+    fleet.ok("vm", "attach", "rover", "--volume", "san-data", "--wait")
+    serial = fleet.ok("volume", "get", "san-data", "-o", "json").json()["id"][-20:]
+    assert disk_mib(fleet.lab, "node1", vm["id"], serial) == 16
+
+    fleet.ok("vm", "migrate", "rover", "--to", "node2", "--wait")
+    assert fleet.runs_on(vm["id"]) == ["node2"]
+    _later, later_uptime = fleet.wait_for_ticks("rover", counted + 3)
+    assert later_uptime > uptime, "the guest went on, it was not started anew"
+    assert hosts_that_show(fleet, PASSWORD) == []
+    for host in ("node1", "node2"):
+        assert fleet.lab.run(host, ["virsh", "-q", "secret-list"]).stdout.strip() == ""
+
+    # The pool that failed names the vm and its way back.
+    fleet.sh("node3", f"kill -9 {san.process_id}")
+    failed = wait_until(
+        lambda: seen if (seen := pool_on(fleet, "san", "node2"))["state"] == "unresponsive" else None, "the pool to be shown"
+    )
+    assert "does not answer" in failed["problem"]
+    (named,) = fleet.ok("pool", "get", "san", "-o", "json").json()["vms"]
+    assert (named["name"], named["host"]) == ("rover", "node2")
+    assert named["way_back"]
+    fleet.ok("vm", "stop", "rover", "--force", "--wait")
+    fleet.delete("rover")
+
+
+def pool_on(fleet: Fleet, pool: str, host: str) -> dict[str, str]:
+    hosts = fleet.ok("pool", "get", pool, "-o", "json").json()["hosts"]
+    return next(dict(one) for one in hosts if one["host"] == host)
