@@ -293,6 +293,8 @@ def _tell(session: Session, answer: Answer, host_id: str, now: datetime) -> None
 
 def _take_space(session: Session, needs: fleet.VmNeeds, host_id: str, batch: Batch) -> None:
     for volume in needs.volumes:
+        if volume.unit:
+            continue
         pool = batch.snapshot.pools[volume.pool_id]
         claims.take_space(
             session,
