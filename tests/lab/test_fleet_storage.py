@@ -306,7 +306,7 @@ def test_an_encrypted_vm_runs_moves_and_grows_and_nothing_but_qemu_knows_its_key
     fleet.ok("vm", "start", "vault", "--wait")
     fleet.wait_for_ticks("vault", counted + 1)
     home = fleet.vm("vault")["host"]
-    assert guest_says(fleet.lab, home, vm["id"], "cat /data/marker") == MARKER
+    wait_until(lambda: guest_says(fleet.lab, home, vm["id"], "cat /data/marker") == MARKER, "the guest's agent to read it back")
     refused = fleet.trimtab("vm", "snapshot", "create", "vault", "before", "--wait")
     assert refused.code == 5
     assert "volume-encrypted" in refused.err

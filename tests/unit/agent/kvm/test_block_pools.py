@@ -7,8 +7,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from trimtab_agent.hypervisor.kvm import block_pools
+from tests.unit.agent.kvm import factories
+from trimtab_agent.hypervisor.base import Stamp
+from trimtab_agent.hypervisor.kvm import adoption_files, block_pools, domain_xml, filling, migration_xml, state_files, volume_keys
 from trimtab_agent.hypervisor.kvm.block_pools import SECRET_FILE
+from trimtab_agent.hypervisor.kvm.domain_xml import HostTraits
 from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound, TrimtabError, Unavailable
 from trimtab_protos.messages import DiskFormat, DiskSpec, PoolKind, PoolSpec, VolumeSpec
 from trimtab_protos.pool_messages import IscsiSource, LvmSource, RbdSource
@@ -129,6 +132,19 @@ def disk_xml(pool: PoolSpec) -> str:
 )
 def test_a_disk_names_its_storage_and_never_a_secret(pool: PoolSpec, xml: str) -> None:
     assert disk_xml(pool) == xml
+
+
+def test_a_whole_definition_is_built_kept_and_retargeted_without_a_pool_of_files() -> None:
+    disk = DiskSpec(volume_id="vol-x1", pool_id="pool-san", format=DiskFormat.RAW, index=0, boot_order=1, unit="1")
+    spec = factories.domain(disks=(disk,), pools=(CHAP,), seed=None)
+    xml = domain_xml.build(spec, Stamp(1, 1), HostTraits("tcg", "/log", "/socket"), exports=filling.exports_of(spec))
+    assert f'name="{TARGET}/1"' in xml
+    adoption_files.drop_names(adoption_files.former_names(xml, spec), spec)
+    state_files.remove(spec.vm_id, CHAP)
+    assert f'name="{TARGET}/1"' in migration_xml.retarget(xml, spec, Stamp(2, 2)), (
+        "what is in the network is the same from everywhere"
+    )
+    assert volume_keys.needed_in(xml) == (volume_keys.Need(volume_keys.secret_uuid("pool-san"), "iscsi"),)
 
 
 # --- what is run -----------------------------------------------------------------------------------------------------------
