@@ -40,8 +40,6 @@ from trimtab_controller.secret_box import SecretBox
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.05
-# Under load a placement round takes a fifth of its lane's time: the rounds get larger instead of more.
-PLACEMENT_REST = 4.0
 # A lane looks at least so often whether it leads.
 LOOK_S = 0.25
 
@@ -81,7 +79,7 @@ def lanes(
     readiness = FenceReadiness(db=db, clock=clock, fencer=fencer, open_secret=open_secret)
     return {
         # A request waits half a period on average; an empty round is one indexed query. One that answers reads the whole fleet.
-        "placement": [Job("placement", TICK_S, placement.run, rest=PLACEMENT_REST)],
+        "placement": [Job("placement", TICK_S, placement.run)],
         # Alone in its lane: nothing else may delay it, and a tick more than 3 s late counts as our own pause.
         "failover": [Job("failover", 1.0, failover.run)],
         # A device may take half a minute to answer.

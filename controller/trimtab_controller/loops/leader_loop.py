@@ -19,8 +19,6 @@ class Job:
     name: str
     period_s: float
     run: Callable[[int], None]
-    # The pause after a run, at least this many times as long as it took: what a round reads does not grow with what it answers.
-    rest: float = 0.0
     _due: float = field(default=0.0)
 
     def due_in_s(self, clock: Clock) -> float:
@@ -41,8 +39,6 @@ class Job:
         except Exception:
             metrics.LOOP_FAILURES.labels(self.name).inc()
             log.exception("leader job failed", job=self.name)
-        ended = clock.boottime_s()
-        self._due = max(self._due, ended + self.rest * (ended - now))
 
 
 def run_due(jobs: Sequence[Job], term: int, clock: Clock) -> None:

@@ -34,8 +34,11 @@ BATCH = 500
 BURST = 20
 # Refusals of one round for which a way in is searched; the others are asked about with `--dry-run`.
 SEARCHES = 5
-# Bounds how long one transaction keeps others from the database's write lock.
-COMMITTED_TOGETHER = 250
+# While drivers have work a round takes a fifth of its lane's time: what it reads does not grow with what it answers, so the rounds
+# get larger instead of more.
+REST = 4.0
+# Bounds how long one transaction keeps others from the database's write lock, and drivers from the first vms of a large round.
+COMMITTED_TOGETHER = 64
 
 
 class PlacementLoop:
@@ -43,11 +46,25 @@ class PlacementLoop:
         self._db, self._clock, self._nudger, self._rng = db, clock, nudger, rng
         self._gatekeeper = Gatekeeper()
         self._lifetimes = LifetimeKeeper()
+        self._rests_until_s = 0.0
 
     def run(self, term: int) -> None:
         """Answer everything that is pending; nothing pending costs one indexed query."""
-        if not self._db.read(placements.is_any_pending):
+        if not self._db.read(self._is_wanted):
             return
+        began_s = self._clock.boottime_s()
+        self._answer_pending(term)
+        ended_s = self._clock.boottime_s()
+        self._rests_until_s = ended_s + REST * (ended_s - began_s)
+
+    def _is_wanted(self, session: Session) -> bool:
+        """After a round the next waits for more to ask, unless drivers have run out of work: nobody may wait for nothing."""
+        if not placements.is_any_pending(session):
+            return False
+        is_rested = self._clock.boottime_s() >= self._rests_until_s
+        return is_rested or not operations.is_any_due(session, self._clock.now())
+
+    def _answer_pending(self, term: int) -> None:
         asks = self._db.read(lambda session: placements.pending(session, limit=BATCH))
         batch = self._db.read(lambda session: _read(session, asks))
         at_home = [ask for ask in batch.asks if ask.kind == "start" and ask.vm_id in batch.homes]
@@ -58,7 +75,7 @@ class PlacementLoop:
         generations: Mapping[str, int] = {group.id: group.generation for group in batch.rows.groups.values()}
         for start in range(0, len(answers), COMMITTED_TOGETHER):
             generations = self._commit(term, answers[start : start + COMMITTED_TOGETHER], batch, generations)
-        self._nudger.nudge()
+            self._nudger.nudge()
 
     def _decide(self, asks: Sequence[PlacementAsk], batch: Batch) -> list[Answer]:
         requests = [_request(ask, batch) for ask in asks]

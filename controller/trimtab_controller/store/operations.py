@@ -62,6 +62,7 @@ _IS_DRIVEN: sa.Select[tuple[Any]] = (
     )
     .limit(1)
 )
+_IS_ANY_DUE: sa.Select[tuple[Any]] = sa.select(sa.literal_column("1")).select_from(_table).where(*_IS_DUE).limit(1)
 _COUNT_DUE = sa.select(sa.func.count()).select_from(_table).where(*_IS_DUE)
 _DUE = (
     sa.select(_table.c.id, _table.c.subject_id)
@@ -229,6 +230,11 @@ def live_by_subject(session: Session, subject_ids: Sequence[str]) -> dict[str, O
 def count_due(session: Session, now: datetime) -> int:
     """Return how many operations could be driven now. Plan: range scan of ix_operation_due."""
     return int(session.execute(_COUNT_DUE, {"at": now}).scalar_one())
+
+
+def is_any_due(session: Session, now: datetime) -> bool:
+    """Tell whether a driver that is free now would find work. Plan: scan of ix_operation_due, up to the first."""
+    return session.execute(_IS_ANY_DUE, {"at": now}).one_or_none() is not None
 
 
 def is_any_driven(session: Session, now: datetime, *, but_by: str) -> bool:
