@@ -32,7 +32,7 @@ from trimtab_controller.services import (
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services.authorise import require
 from trimtab_controller.services.vm_views import VmView
-from trimtab_controller.store import describe, events, hosts, lookup, networks, schema, vms
+from trimtab_controller.store import events, hosts, lookup, networks, schema, vms
 from trimtab_controller.store import vm_groups as group_store
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NoCapacity, NotFound
@@ -177,7 +177,8 @@ def create(
     quota.charge(session, project.id, quota.Charge(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_bytes=disk_bytes))
     seed = seeds.documents(spec.seed, vm_id=vm_id, vm_name=spec.name, nics=[one.told for one in planned])
     os_values = _os_values(spec, guest_os, root)
-    _refuse_files(session, root, needs_files=bool(seed) or os_values["firmware"] == Firmware.UEFI)
+    if root.volume is not None and (seed or os_values["firmware"] == Firmware.UEFI):
+        volumes.refuse_files_beside(session, root.volume)
     vm = vms.insert(
         session,
         **_vm_values(spec, vm_id=vm_id, project=project, root=root, now=now),
@@ -188,9 +189,7 @@ def create(
         secgroups.put_into(session, vm_id, spec.secgroups, project=project, field="secgroups")
     if group is not None:
         group_store.add_member(session, group.id, vm_id)
-    volume = _give_root(session, spec, root, vm_id=vm_id, project=project, bus=hardware.disk_bus, now=now)
-    if spec.is_encrypted:
-        volume_keys.add(session, volume.id, box, now=now)
+    volume = _give_root(session, spec, root, vm_id=vm_id, project=project, bus=hardware.disk_bus, box=box, now=now)
     nics = tuple(insert_nic(session, one, now=now, field=f"networks[{one.nic.nic_index}]") for one in planned)
     operation = accept_placed(
         session,
@@ -385,22 +384,16 @@ def _os_values(spec: VmSpec, guest_os: GuestOs, root: _Root) -> dict[str, Any]:
     }
 
 
-def _refuse_files(session: Session, root: _Root, *, needs_files: bool) -> None:
-    """Refuse a seed and UEFI variables beside a root volume that is no file: they lie beside it."""
-    if root.volume is None or not needs_files:
-        return
-    pool = describe.get_pool(session, root.volume.pool_id)
-    if pool.kind in describe.BLOCK_KINDS:
-        raise InvalidRequest(
-            "pool-without-files",
-            f"volume: pool {pool.name} of kind {pool.kind.value} holds no files, so no cloud-init seed and no UEFI variables; leave them "
-            f"out, or boot from a pool of files and attach {root.volume.name}",
-            field="volume",
-        )
-
-
 def _give_root(
-    session: Session, spec: VmSpec, root: _Root, *, vm_id: str, project: Project, bus: DiskBus, now: datetime
+    session: Session,
+    spec: VmSpec,
+    root: _Root,
+    *,
+    vm_id: str,
+    project: Project,
+    bus: DiskBus,
+    box: volume_keys.Sealer,
+    now: datetime,
 ) -> Volume:
     if root.volume is not None:
         return volume_store.attach(session, root.volume.id, vm_id=vm_id, disk_index=0, boot_order=1, bus=bus)
@@ -418,14 +411,21 @@ def _give_root(
         "is_deleted_with_vm": True,
         "is_encrypted": spec.is_encrypted,
     }
-    name = f"{spec.name}-root"
+    volume = _insert_root(session, spec.name, vm_id, values, now)
+    if spec.is_encrypted:
+        volume_keys.add(session, volume.id, box, now=now)
+    return volume
+
+
+def _insert_root(session: Session, vm_name: str, vm_id: str, values: Mapping[str, Any], now: datetime) -> Volume:
+    name = f"{vm_name}-root"
     if len(name) <= VOLUME_NAME_MAX:
         try:
             return volume_store.insert(session, volume_id=mint("vol"), now=now, name=name, **values)
         except AlreadyExists:
             pass  # a deleted vm of that name keeps its disk for undelete: take a piece of the new vm's id into the name
     tail = f"-root-{vm_id[-8:]}"
-    name = f"{spec.name[: VOLUME_NAME_MAX - len(tail)]}{tail}"
+    name = f"{vm_name[: VOLUME_NAME_MAX - len(tail)]}{tail}"
     return volume_store.insert(session, volume_id=mint("vol"), now=now, name=name, **values)
 
 

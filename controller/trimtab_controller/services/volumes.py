@@ -297,6 +297,18 @@ def views(session: Session, found: tuple[Volume, ...]) -> tuple[VolumeView, ...]
     )
 
 
+def refuse_files_beside(session: Session, volume: Volume) -> None:
+    """Refuse a volume to boot from that is no file where a seed or UEFI variables are to lie beside it."""
+    pool = describe.get_pool(session, volume.pool_id)
+    if pool.kind in describe.BLOCK_KINDS:
+        raise InvalidRequest(
+            "pool-without-files",
+            f"volume: pool {pool.name} of kind {pool.kind.value} holds no files, so no cloud-init seed and no UEFI variables; leave them "
+            f"out, or boot from a pool of files and attach {volume.name}",
+            field="volume",
+        )
+
+
 def ready_disk(session: Session, name_or_id: str, *, project: Project) -> Image:
     """Return the disk image. NotFound, or Conflict while it is not imported; InvalidRequest for an ISO."""
     image = images.find(session, name_or_id, project=project)
