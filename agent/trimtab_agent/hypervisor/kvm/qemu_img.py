@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from trimtab_protos.errors import Conflict, DeadlineExceeded, Internal, InvalidRequest, NoCapacity, TrimtabError
+from trimtab_protos.errors import Conflict, DeadlineExceeded, Internal, InvalidRequest, NoCapacity, TrimtabError, Unavailable
 
 ADDRESS_SPACE_BYTES = 1 << 30
 _STACK_BYTES = 1 << 20
 """Of each of up to 64 worker threads: with the usual 8 MiB, and an arena of malloc each, they outgrow the address space."""
 NOBODY = 65534
 KEY_ID = "volume-key"
-_UNTIMED_TRIES = 5
+UNTIMED = "hashing-untimed"
 _POLL_S = 0.1
 _MAX_OUTPUT = 2000
 
@@ -58,15 +58,7 @@ def run(
     with _in_memory(key) as secret:
         command = [*_wrapper(limits, as_nobody=as_nobody), "qemu-img", arguments[0], *_secret_object(secret), *arguments[1:]]
         descriptors = (directory, *([] if secret is None else [secret]))
-        for tries_left in reversed(range(_UNTIMED_TRIES)):
-            with contextlib.suppress(_Untimed):
-                return _run(command, directory, descriptors, deadline, cancelled, on_tick, may_repeat=tries_left > 0)
-    raise AssertionError("the last try raises what it failed of")
-
-
-class _Untimed(Exception):
-    """QEMU measures how fast it hashes, by CPU time that some kernels count in ticks only, and gives up where it sees none pass. That is
-    before it writes anything, and rare: seen once in the lab."""
+        return _run(command, directory, descriptors, deadline, cancelled, on_tick)
 
 
 @contextlib.contextmanager
@@ -94,8 +86,6 @@ def _run(
     deadline: float,
     cancelled: threading.Event | None,
     on_tick: Callable[[], None] | None,
-    *,
-    may_repeat: bool,
 ) -> str:
     with subprocess.Popen(
         command,
@@ -115,8 +105,6 @@ def _run(
             raise
     if process.returncode == 0:
         return output
-    if may_repeat and "unable to get accurate cpu usage" in complaint.lower():
-        raise _Untimed
     raise _failure(process.returncode, complaint)
 
 
@@ -145,6 +133,9 @@ def _failure(code: int, complaint: str) -> TrimtabError:
     lowered = complaint.lower()
     if "no space left on device" in lowered or "disk quota exceeded" in lowered:
         return NoCapacity("pool-full", "the pool has no room left", detail=complaint)
+    if "unable to get accurate cpu usage" in lowered:
+        # It measures how fast it hashes by CPU time, which some kernels count in ticks only, and gives up where it sees none pass.
+        return Unavailable(UNTIMED, "qemu-img could not tell how fast this host hashes", detail=complaint)
     if '" lock' in lowered:  # as in hypervisor/kvm/errors.py
         return Conflict("image-locked", "a disk is in use by another QEMU, on this host or on another", detail=complaint)
     if signal_number in {9, 24, 25} or "file too large" in lowered or "cannot allocate memory" in lowered:

@@ -31,6 +31,7 @@ from trimtab_protos.messages import DiskFormat, VolumeObservation, VolumeSpec
 _MAX_VOLUME_BYTES = 64 << 40
 _SECTOR = 512
 _CRYPT_METHOD_OFFSET, _LUKS = 32, 2
+_UNTIMED_TRIES = 8
 # The key is as long as AES-256's and drawn by lot: to stretch it would cost seconds at each start and gain nothing.
 ENCRYPTION = f"encrypt.format=luks,encrypt.key-secret={qemu_img.KEY_ID},encrypt.iter-time=10"
 _ABANDONED_AFTER_S = 3600.0
@@ -64,7 +65,7 @@ def ensure(
                     )
             if regular_file(directory, name) is None:
                 with contextlib.suppress(AlreadyExists):  # made meanwhile; compared like any other below
-                    _create(volume, layout, directory, name, watch or CopyWatch(), key)
+                    _create_timed(volume, layout, directory, name, watch or CopyWatch(), key)
             _compare(volume, layout, directory, name)
             return _observe(volume.volume_id, directory, name)
     except OSError as error:
@@ -210,6 +211,18 @@ def _whole_names(directory: int) -> Iterator[str]:
                 yield entry.name
 
 
+def _create_timed(volume: VolumeSpec, layout: PoolLayout, directory: int, name: str, watch: CopyWatch, key: bytes | None) -> None:
+    """Create it, and begin anew where `qemu-img` gave up before it wrote anything: 2 of 6 runs on one kernel did."""
+    for tries_left in reversed(range(_UNTIMED_TRIES)):
+        try:
+            _create(volume, layout, directory, name, watch, key)
+        except Unavailable as error:
+            if error.code != qemu_img.UNTIMED or not tries_left:
+                raise
+        else:
+            return
+
+
 def _create(volume: VolumeSpec, layout: PoolLayout, directory: int, name: str, watch: "CopyWatch", key: bytes | None) -> None:
     with unfinished(directory, volume.volume_id) as temporary:
         if volume.copy_image_id:
@@ -290,7 +303,8 @@ def _copy_image(
     arguments = ["convert", "-q", "-f", driver, "-O", target, *options, source, temporary]
 
     def tick() -> None:
-        watch.on_bytes(os.stat(temporary, dir_fd=directory, follow_symlinks=False).st_blocks * _SECTOR)
+        with contextlib.suppress(FileNotFoundError):  # it removes what it could not make
+            watch.on_bytes(os.stat(temporary, dir_fd=directory, follow_symlinks=False).st_blocks * _SECTOR)
 
     qemu_img.run(arguments, directory=directory, limits=limits, cancelled=watch.cancelled, on_tick=tick, key=key)
     if size_bytes > image_bytes:
