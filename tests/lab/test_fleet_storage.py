@@ -311,7 +311,6 @@ def test_an_encrypted_vm_runs_moves_and_grows_and_nothing_but_qemu_knows_its_key
     assert refused.code == 5
     assert "volume-encrypted" in refused.err
     fleet.delete("vault")
-    fleet.ok("volume", "delete", "strongbox", "--yes", "--wait")
 
 
 # --- LUNs ------------------------------------------------------------------------------------------------------------------
