@@ -23,7 +23,8 @@ python=${TRIMTAB_PYTHON:-/usr/bin/python3}
 units=(libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirt-guests.service virtlogd.socket
   virtlogd-admin.socket virtlockd.socket virtlockd-admin.socket redis-server.service postgresql.service
   prometheus.service openvswitch-switch.service ovsdb-server.service ovs-vswitchd.service ovn-central.service
-  ovn-ovsdb-server-nb.service ovn-ovsdb-server-sb.service ovn-northd.service ovn-host.service ovn-controller.service)
+  ovn-ovsdb-server-nb.service ovn-ovsdb-server-sb.service ovn-northd.service ovn-host.service ovn-controller.service
+  tgt.service)
 
 say() { printf '%s\n' "$*"; }
 refuse() {

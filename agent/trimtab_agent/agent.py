@@ -45,6 +45,7 @@ from trimtab_agent.peer_check import PeerCheck
 from trimtab_agent.replay import Replay
 from trimtab_agent.replica import Offers, ReplicaServicer
 from trimtab_agent.runners import job_runners
+from trimtab_agent.secrets_servicer import SecretServicer
 from trimtab_agent.servicer import AgentServicer, Pools
 from trimtab_agent.session import Identity, Session
 from trimtab_agent.workers import WorkerPool
@@ -65,6 +66,7 @@ from trimtab_protos.agent.v1.network_service_pb2_grpc import (
     add_NetworkServiceServicer_to_server,
     add_ProbeServiceServicer_to_server,
 )
+from trimtab_protos.agent.v1.secret_service_pb2_grpc import add_SecretServiceServicer_to_server
 from trimtab_protos.codec import to_proto
 from trimtab_protos.controller.v1 import gateway_service_pb2
 from trimtab_protos.errors import Internal, TrimtabError, Unavailable
@@ -234,6 +236,7 @@ class Agent:
         add_ConsoleServiceServicer_to_server(self._console_servicer(), server)
         add_BeaconServiceServicer_to_server(self._beacon_servicer(), server)
         add_HostServiceServicer_to_server(self._host_servicer(), server)
+        add_SecretServiceServicer_to_server(self._secret_servicer(), server)
         add_NetworkServiceServicer_to_server(self._network_servicer(), server)
         add_ProbeServiceServicer_to_server(ProbeServicer(identify=self._identify()), server)
         if self.parts.backups is not None:
@@ -303,6 +306,13 @@ class Agent:
             pool=self.parts.pools.mutate,
             boot_id=self.parts.boot_id,
             reboot=self.parts.reboot,
+            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
+        )
+
+    def _secret_servicer(self) -> SecretServicer:
+        return SecretServicer(
+            self.parts.hypervisor,
+            pool=self.parts.pools.query,
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
 

@@ -19,6 +19,7 @@ from trimtab_agent.clock import SystemClock
 from trimtab_agent.config import Settings
 from trimtab_agent.guard import NOT_ASKED_FOR, BeaconPlace, Guard
 from trimtab_agent.hypervisor.base import Hypervisor
+from trimtab_agent.hypervisor.kvm.pool_layout import FILE_KINDS
 from trimtab_agent.jobs import DEFAULT_LIMITS, JobKind
 from trimtab_agent.journal import open_or_replace
 from trimtab_agent.libvirt_tls import LibvirtCertificates, reload_libvirtd
@@ -142,7 +143,9 @@ def _guard(settings: Settings, agent: Callable[[], Agent]) -> Guard | None:
         """Return the place that was named, else the first shared pool: any host that reaches it can be asked to write there."""
         if not settings.beacon:
             return None
-        shared = sorted((one for one in agent().known_pools.specs() if one.is_shared), key=lambda one: one.pool_id)
+        # A slot is a file.
+        shared = [one for one in agent().known_pools.specs() if one.is_shared and one.kind in FILE_KINDS]
+        shared.sort(key=lambda one: one.pool_id)
         wanted = [one for one in shared if settings.beacon_pool_id in {"", one.pool_id}]
         if not wanted:
             return None

@@ -1,6 +1,6 @@
 """LayerService: what snapshots and clones ask of this host; turns messages into verbs of the hypervisor and jobs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -129,7 +129,12 @@ class LayerServicer(LayerServiceServicer):
     @edge.unary
     async def StartVolumeCopy(self, request: pb.StartVolumeCopyRequest, context: edge.Context) -> pb.StartVolumeCopyResponse:
         self._authorise(context)
-        return await self._start(request, pb.StartVolumeCopyResponse, JobKind.LAYERS, pb.LayerJob(copy=request))
+        volume = request.volume
+        # Before the job begins: its own end would come too late for the key to be given.
+        needed = (volume.volume_id,) if volume.is_encrypted else ()
+        return await self._start(
+            request, pb.StartVolumeCopyResponse, JobKind.LAYERS, pb.LayerJob(copy=request), needs_keys=needed
+        )
 
     @edge.unary
     async def StartVolumeMove(self, request: pb.StartVolumeMoveRequest, context: edge.Context) -> pb.StartVolumeMoveResponse:
@@ -153,9 +158,17 @@ class LayerServicer(LayerServiceServicer):
         return await self._commands.run(request, pb.SettleVolumeMoveResponse, act, pool=self._pools.storage)
 
     async def _start(
-        self, request: Message, response_class: type[R], kind: JobKind, work: pb.LayerJob, *, needs_lease: bool = False
+        self,
+        request: Message,
+        response_class: type[R],
+        kind: JobKind,
+        work: pb.LayerJob,
+        *,
+        needs_lease: bool = False,
+        needs_keys: Sequence[str] = (),
     ) -> R:
         def act(key: CommandKey, _stamp: Stamp) -> R:
+            self._hypervisor.require_volume_keys(needs_keys)
             job: agent_service_pb2.Job = self._jobs.start(key, kind, work.SerializeToString()).result()
             response = response_class()
             response.job.CopyFrom(job)  # type: ignore[attr-defined]

@@ -50,7 +50,8 @@ class SecretBox:
             raise Conflict(
                 "secret-unreadable",
                 f"the secret of {place} does not open with {self._path.name} of this node; copy that file from the node that has it, "
-                "or give the secret again: `trimtab fence config`, `trimtab backup repo create NAME --url URL --key-file FILE`",
+                "or give the secret again: `trimtab fence config`, `trimtab backup repo create NAME --url URL --key-file FILE` (the key of a "
+                "volume is in no other place)",
             ) from error
 
     def _key(self, *, may_make: bool) -> bytes:

@@ -14,7 +14,7 @@ from trimtab_controller.config import Settings
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.engine import Engine, driver_name
 from trimtab_controller.secret_box import SecretBox
-from trimtab_controller.store import hosts
+from trimtab_controller.store import hosts, volume_keys
 from trimtab_controller.store.database import Database
 from trimtab_protos import tls
 
@@ -38,6 +38,7 @@ def build_agents(settings: Settings, db: Database) -> GrpcAgentClient:
         lookup=lookup,
         connect=connect,
         open_seal=lambda sealed, place: box.open(sealed, place=place),
+        seals_of=lambda subject_id: db.read(lambda session: volume_keys.of_subject(session, subject_id)),
         on_call=_count_call,
     )
     connect.on_renewal = client.reconnect_all

@@ -6,8 +6,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from trimtab_protos.device_messages import CdromSpec, GuestResources
+from trimtab_protos.image_messages import HostFileSource as HostFileSource  # noqa: PLC0414 - they are messages of this file too
+from trimtab_protos.image_messages import PeerSource as PeerSource  # noqa: PLC0414 - they are messages of this file too
+from trimtab_protos.image_messages import UploadSource as UploadSource  # noqa: PLC0414 - they are messages of this file too
+from trimtab_protos.image_messages import UrlSource as UrlSource  # noqa: PLC0414 - they are messages of this file too
+from trimtab_protos.image_messages import VolumeSource as VolumeSource  # noqa: PLC0414 - they are messages of this file too
 from trimtab_protos.network_messages import Bridge, FirewallSpec
-from trimtab_protos.pool_messages import NfsSource
+from trimtab_protos.pool_messages import IscsiSource, LvmSource, NfsSource, RbdSource
 
 
 class Direction(StrEnum):
@@ -25,6 +30,9 @@ class JobState(StrEnum):
 class PoolKind(StrEnum):
     DIR = "dir"
     NFS = "nfs"
+    ISCSI = "iscsi"
+    LVM_THIN = "lvm_thin"
+    RBD = "rbd"
 
 
 class DiskFormat(StrEnum):
@@ -117,6 +125,9 @@ class PoolSpec:
     kind: PoolKind = PoolKind.DIR
     is_shared: bool = False
     nfs: NfsSource | None = None
+    iscsi: IscsiSource | None = None
+    lvm: LvmSource | None = None
+    rbd: RbdSource | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +157,8 @@ class VolumeSpec:
     base_layer_id: str = ""
     copy_volume_id: str = ""
     copy_layer_id: str = ""
+    is_encrypted: bool = False
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,41 +186,6 @@ class ImageResult:
     file_size_bytes: int
     source_sha256: str
     stored_sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadSource:
-    upload_id: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UrlSource:
-    url: str
-    allowed_networks: tuple[str, ...] = ()
-    ca_pem: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostFileSource:
-    file_name: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerSource:
-    host_id: str
-    address: str
-    pool_id: str
-    ticket: str
-    stored_sha256: str
-    file_size_bytes: int
-    virtual_size_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VolumeSource:
-    volume_id: str
-    layer_id: str = ""
 
 
 ImageSource = UploadSource | UrlSource | HostFileSource | PeerSource | VolumeSource
@@ -254,6 +232,8 @@ class DiskSpec:
     merge_layer_id: str = ""
     move_pool_id: str = ""
     move_format: DiskFormat | None = None
+    is_encrypted: bool = False
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,11 @@
 """Images, volumes and pools through the whole stack: what is refused leaves nothing, what is full is shown and heals."""
 
+import base64
 import hashlib
 import http.server
 import ipaddress
+import shutil
+import sqlite3
 import ssl
 import subprocess
 import threading
@@ -19,6 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.lab.fleet_kit import HOSTS, Fleet, wait_until
+from tests.lab.guest_view import disk_mib, guest_says
+from trimtab_controller.secret_box import SecretBox
+from trimtab_lab.guest import build_guest_image
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -229,3 +235,172 @@ def test_a_pool_full_to_the_last_byte_pauses_its_guest_which_resumes_when_there_
     assert later_uptime > uptime, "it was resumed, not restarted"
     wait_until(lambda: fleet.vm("thirsty")["problem"] == "", "the problem to be over")
     fleet.delete("thirsty")
+
+
+# --- encrypted -------------------------------------------------------------------------------------------------------------
+
+SECRET_PLACES = "/etc/libvirt /var/lib/libvirt /run/libvirt /var/lib/trimtab /run/trimtab /var/log /etc/trimtab"
+"""Where libvirt and the agent keep, log and hand over what they know."""
+MARKER = "what-nobody-may-read"
+
+
+def key_of(fleet: Fleet, volume_id: str) -> str:
+    """Return a volume's key, opened as only the controllers can."""
+    directory = fleet.plane.data_directory
+    with sqlite3.connect(f"file:{directory / 'trimtab.db'}?mode=ro", uri=True) as database:
+        (sealed,) = database.execute("SELECT sealed_key FROM volume_key WHERE volume_id = ?", (volume_id,)).fetchone()
+    return SecretBox(directory / "pki").open(sealed, place=volume_id)
+
+
+def hosts_that_show(fleet: Fleet, secret: str) -> list[str]:
+    """Return where this text stands, as it is or as libvirt would write it: in files, in arguments, in libvirt's own secrets."""
+    texts = f"-e {secret} -e {base64.b64encode(secret.encode()).decode()}"
+    found = []
+    for host in HOSTS:
+        # The text must not stand in the arguments of what searches for it.
+        fleet.lab.spec.host(host).path_on_machine("/srv/trimtab-local/secret").write_text(
+            texts.replace("-e ", "").replace(" ", "\n")
+        )
+        search = f"grep -rlaF -f /srv/trimtab-local/secret {SECRET_PLACES} /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null || true"
+        found += [f"{host}:{line}" for line in fleet.sh(host, search).splitlines()]
+        fleet.sh(host, "rm /srv/trimtab-local/secret")
+    return found
+
+
+def test_an_encrypted_vm_runs_moves_and_grows_and_nothing_but_qemu_knows_its_key(fleet: Fleet) -> None:
+    fleet.ok(
+        "vm", "create", "vault", "--image", "micro", "--memory", "96MiB", "--pool", "shared", "--to", "node1", "--encrypt", "--wait",
+    )  # fmt: skip
+    fleet.ok("volume", "create", "strongbox", "--size", "16MiB", "--pool", "shared", "--encrypted", "--wait")
+    vm, box = fleet.vm("vault"), fleet.ok("volume", "get", "strongbox", "-o", "json").json()
+    root = vm["volumes"][0]
+    assert fleet.ok("volume", "get", root["name"], "-o", "json").json()["image"] == "", "it stands alone"
+    counted, _uptime = fleet.wait_for_ticks("vault", 1)
+    fleet.ok("vm", "attach", "vault", "--volume", "strongbox", "--wait")
+    write = f"echo {MARKER} >/data/marker; sync; cat /data/marker"
+    assert guest_says(fleet.lab, "node1", vm["id"], write) == MARKER
+    serial = box["id"][-20:]
+    raw = f'for d in /sys/block/*; do [ "$(cat $d/serial 2>/dev/null)" = {serial} ] && echo {MARKER} >/dev/${{d##*/}}; done; sync'
+    guest_says(fleet.lab, "node1", vm["id"], raw)
+    files = [f"/srv/trimtab-shared/volumes/{one}.qcow2" for one in (root["id"], box["id"])]
+    for path in files:
+        assert fleet.sh("node1", f"grep -c {MARKER} {path} || true").strip() == "0", path
+        assert "encrypted: yes" in fleet.sh("node1", f"qemu-img info -U -f qcow2 {path}")
+
+    fleet.ok("vm", "migrate", "vault", "--to", "node2", "--wait")
+    fleet.ok("volume", "resize", "strongbox", "32MiB", "--wait")
+    assert disk_mib(fleet.lab, "node2", vm["id"], serial) == 32
+    counted, uptime = fleet.wait_for_ticks("vault", counted + 3)
+    assert uptime > 0
+    for volume_id in (root["id"], box["id"]):
+        key = key_of(fleet, volume_id)
+        assert len(key) == 64
+        assert hosts_that_show(fleet, key) == []
+    for host in ("node1", "node2"):
+        assert fleet.lab.run(host, ["virsh", "-q", "secret-list"]).stdout.strip() == "", "libvirt has let go of them"
+
+    # libvirt and agent forget; the next start is given the keys again, and finds the disk as it was left.
+    fleet.ok("vm", "stop", "vault", "--wait")
+    fleet.sh("node2", "systemctl restart libvirtd; systemctl restart trimtab-agent")
+    fleet.wait_for_host("node2")
+    fleet.ok("vm", "start", "vault", "--wait")
+    fleet.wait_for_ticks("vault", counted + 1)
+    home = fleet.vm("vault")["host"]
+    wait_until(lambda: guest_says(fleet.lab, home, vm["id"], "cat /data/marker") == MARKER, "the guest's agent to read it back")
+    refused = fleet.trimtab("vm", "snapshot", "create", "vault", "before", "--wait")
+    assert refused.code == 5
+    assert "volume-encrypted" in refused.err
+    fleet.delete("vault")
+
+
+# --- LUNs ------------------------------------------------------------------------------------------------------------------
+
+TARGET = "iqn.2026-01.example:san"
+PASSWORD = "chap-that-nobody-reads"
+TGTADM = "tgtadm --lld iscsi"
+
+
+@dataclass(frozen=True, slots=True)
+class San:
+    """A target in user space on node3; LUN 1 holds the micro guest's system."""
+
+    portal: str
+    root_bytes: int
+    process_id: str
+
+
+@pytest.fixture
+def san(fleet: Fleet) -> Iterator[San]:
+    node = fleet.lab.spec.host("node3")
+    image = build_guest_image().raw
+    shutil.copyfile(image, node.path_on_machine("/srv/trimtab-local/lun1.raw"))
+    portal = f"{node.address}:3260"
+    fleet.sh("node3", "mkdir -p /run/tgtd; truncate -s 16M /srv/trimtab-local/lun2.raw")
+    fleet.lab.run("node3", ["sh", "-c", f"tgtd -f --iscsi portal={portal} >/run/tgtd.log 2>&1 & echo $! >/run/tgtd.pid"])
+    wait_until(
+        lambda: fleet.lab.run("node3", ["sh", "-c", f"{TGTADM} --op show --mode sys"], check=False).returncode == 0, "tgtd"
+    )
+    fleet.sh(
+        "node3",
+        f"{TGTADM} --op new --mode target --tid 1 -T {TARGET}\n"
+        f"{TGTADM} --op new --mode logicalunit --tid 1 --lun 1 -b /srv/trimtab-local/lun1.raw\n"
+        f"{TGTADM} --op new --mode logicalunit --tid 1 --lun 2 -b /srv/trimtab-local/lun2.raw\n"
+        f"{TGTADM} --op new --mode account --user fleet --password {PASSWORD}\n"
+        f"{TGTADM} --op bind --mode account --tid 1 --user fleet\n"
+        f"{TGTADM} --op bind --mode target --tid 1 -I ALL\n",
+    )
+    process_id = fleet.sh("node3", "cat /run/tgtd.pid").strip()
+    try:
+        yield San(portal, image.stat().st_size, process_id)
+    finally:
+        fleet.sh("node3", f"kill -9 {process_id}; rm -f /srv/trimtab-local/lun*.raw", check=False)
+
+
+def test_a_guest_runs_on_a_lun_and_moves_live_between_hosts_that_no_one_told_its_password(
+    fleet: Fleet, san: San, tmp_path: Path
+) -> None:
+    where = ("--type", "iscsi", "--portal", san.portal, "--target", TARGET, "--chap-user", "fleet", "--secret-file")
+    wrong, right = tmp_path / "wrong", tmp_path / "right"
+    wrong.write_text("another-password\n")
+    right.write_text(f"{PASSWORD}\n")
+    root = ("volume", "create", "san-root", "--pool", "san", "--lun", "1", "--size", f"{san.root_bytes >> 20}MiB", "--wait")
+    fleet.ok("pool", "create", "san", *where, str(wrong), "--wait")
+    refused = fleet.trimtab(*root)
+    assert (refused.code, "pool-refused" in refused.err) == (5, True), refused.err
+    fleet.ok("pool", "delete", "san", "--yes", "--wait")
+    fleet.ok("pool", "create", "san", *where, str(right), "--wait")
+    small = fleet.trimtab("volume", "create", "san-root", "--pool", "san", "--lun", "1", "--size", "1MiB", "--wait")
+    assert str(san.root_bytes) in small.err, "it says the size that the LUN has"
+    fleet.ok(*root)
+    fleet.ok("volume", "create", "san-data", "--pool", "san", "--lun", "2", "--size", "16MiB", "--wait")
+    fleet.ok("vm", "create", "rover", "--volume", "san-root", "--memory", "96MiB", "--to", "node1", "--wait")
+    vm = fleet.vm("rover")
+    counted, uptime = fleet.wait_for_ticks("rover", 1)
+    fleet.ok("vm", "attach", "rover", "--volume", "san-data", "--wait")
+    serial = fleet.ok("volume", "get", "san-data", "-o", "json").json()["id"][-20:]
+    assert disk_mib(fleet.lab, "node1", vm["id"], serial) == 16
+
+    fleet.ok("vm", "migrate", "rover", "--to", "node2", "--wait")
+    assert fleet.runs_on(vm["id"]) == ["node2"]
+    _later, later_uptime = fleet.wait_for_ticks("rover", counted + 3)
+    assert later_uptime > uptime, "the guest went on, it was not started anew"
+    assert hosts_that_show(fleet, PASSWORD) == []
+    for host in ("node1", "node2"):
+        assert fleet.lab.run(host, ["virsh", "-q", "secret-list"]).stdout.strip() == ""
+
+    # The pool that failed names the vm and its way back.
+    fleet.sh("node3", f"kill -9 {san.process_id}")
+    failed = wait_until(
+        lambda: seen if (seen := pool_on(fleet, "san", "node2"))["state"] == "unresponsive" else None, "the pool to be shown"
+    )
+    assert "does not answer" in failed["problem"]
+    (named,) = fleet.ok("pool", "get", "san", "-o", "json").json()["vms"]
+    assert (named["name"], named["host"]) == ("rover", "node2")
+    assert named["way_back"]
+    fleet.ok("vm", "stop", "rover", "--force", "--wait")
+    fleet.delete("rover")
+
+
+def pool_on(fleet: Fleet, pool: str, host: str) -> dict[str, str]:
+    hosts = fleet.ok("pool", "get", pool, "-o", "json").json()["hosts"]
+    return next(dict(one) for one in hosts if one["host"] == host)

@@ -16,6 +16,7 @@ from trimtab_controller.store import (
     image_replicas,
     images,
     pools,
+    volume_keys,
     volumes,
 )
 from trimtab_controller.store import volume_moves as move_store
@@ -93,7 +94,7 @@ def _gone_image(story: FleetStory, operation: Operation) -> None:
     _not_imported(story, operation)
 
 
-def _create_volume(story: FleetStory, *, is_clone: bool) -> Operation:
+def _create_volume(story: FleetStory, *, is_clone: bool, is_encrypted: bool = False) -> Operation:
     image = story.add_image(name_of("image"), story.shared) if is_clone else None
     spec = volume_service.VolumeSpec(
         name=name_of("data"),
@@ -101,11 +102,30 @@ def _create_volume(story: FleetStory, *, is_clone: bool) -> Operation:
         pool=(story.local if is_clone else story.shared).name,
         format="",
         image=image.id if image else "",
+        is_encrypted=is_encrypted,
     )
     _view, operation = story.db.write(
-        lambda session: volume_service.create(session, spec, project=story.project, actor=story.actor, now=story.clock.now())
+        lambda session: volume_service.create(
+            session, spec, project=story.project, actor=story.actor, now=story.clock.now(), box=story.secrets
+        )
     )
     return operation
+
+
+def _encrypted_is_there(story: FleetStory, operation: Operation) -> None:
+    """It stands alone, and its host was told a key which no row shows."""
+    volume_is_there(story, operation)
+    volume = story.db.read(lambda session: describe.get_volume(session, operation.subject_id))
+    assert (volume.is_encrypted, volume.base_image_id) == (True, None)
+    sealed = story.db.read(lambda session: volume_keys.of_subject(session, volume.id))[volume.id]
+    key = story.secrets.open(sealed, place=volume.id)
+    assert {one.volume_keys[volume.id] for one in story.fleet.hosts.values() if volume.id in one.volume_keys} == {key}
+    assert key not in sealed
+
+
+def _encrypted_is_gone(story: FleetStory, operation: Operation) -> None:
+    volume_is_gone(story, operation)
+    assert story.db.read(lambda session: volume_keys.of_subject(session, operation.subject_id)) == {}, "nor its key"
 
 
 def present_volume(story: FleetStory) -> str:
@@ -319,6 +339,12 @@ EXAMPLES: dict[str, Example] = {
         arrange=lambda story: _create_volume(story, is_clone=True),
         done=volume_is_there,
         undone=volume_is_gone,
+    ),
+    "volume.create encrypted": Example(
+        kind="volume.create",
+        arrange=lambda story: _create_volume(story, is_clone=True, is_encrypted=True),
+        done=_encrypted_is_there,
+        undone=_encrypted_is_gone,
     ),
     "volume.delete": Example(kind="volume.delete", arrange=_delete_volume, done=volume_is_gone, undone=volume_is_there),
     "volume.undelete": Example(kind="volume.undelete", arrange=_undelete_volume, done=volume_is_there, undone=volume_is_gone),

@@ -51,6 +51,7 @@ from trimtab_controller.store import (
     pools,
     schema,
     vms,
+    volume_keys,
 )
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.messages import DiskFormat, HostFileSource, ImageSpec, JobProgress
@@ -87,7 +88,12 @@ class FleetStory:
         self.rebooted: list[str] = []
         self.directory = directory
         self.secrets = SecretBox(directory)
-        self.client = client_over(self.wire, self._lookup, open_seal=lambda sealed, place: self.secrets.open(sealed, place=place))
+        self.client = client_over(
+            self.wire,
+            self._lookup,
+            open_seal=lambda sealed, place: self.secrets.open(sealed, place=place),
+            seals_of=lambda subject_id: self.db.read(lambda session: volume_keys.of_subject(session, subject_id)),
+        )
         self.nudger = Nudger(lambda: None)
         self.actor = Actor(name="user:alice", user_id="user-alice", request_id="req-1", roles={"": Role.ADMIN})
         self.held: list[Fault] = []
@@ -306,7 +312,9 @@ class FleetStory:
         }
         spec = VmSpec(**{**values, **shape})
         _view, operation = self.db.write(
-            lambda session: vm_service.create(session, spec, project=self.project, actor=self.actor, now=self.clock.now())
+            lambda session: vm_service.create(
+                session, spec, project=self.project, actor=self.actor, now=self.clock.now(), box=self.secrets
+            )
         )
         return self.vm(operation.subject_id), operation
 

@@ -7,7 +7,7 @@ planned `WireFault`. Every mutating call is recorded, so that a test can run onc
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
@@ -259,14 +259,19 @@ class SimulatedAgents:
 
 
 def client_over(
-    wire: Wire, lookup: Callable[[str], AgentAddress], *, open_seal: Callable[[str, str], str] | None = None
+    wire: Wire,
+    lookup: Callable[[str], AgentAddress],
+    *,
+    open_seal: Callable[[str, str], str] | None = None,
+    seals_of: Callable[[str], Mapping[str, str]] = lambda _subject_id: {},
 ) -> GrpcAgentClient:
     """Return the real client whose channels go through the wire."""
 
     def connect(host_id: str, address: str) -> Any:
         return WireChannel(wire, host_id, grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]))
 
-    return GrpcAgentClient(lookup=lookup, connect=connect, **({"open_seal": open_seal} if open_seal is not None else {}))
+    opens = {"open_seal": open_seal} if open_seal is not None else {}
+    return GrpcAgentClient(lookup=lookup, connect=connect, seals_of=seals_of, **opens)
 
 
 async def _rebuilt(agent: Agent) -> None:

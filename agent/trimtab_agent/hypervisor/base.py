@@ -11,7 +11,7 @@ Epoch and turn pass through it only to be kept in the domain's metadata, from wh
 
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -147,6 +147,14 @@ class Hypervisor(Protocol):
 
     def delete_volume(self, volume_id: str, pool: PoolSpec) -> None:
         """Remove the volume. Conflict: a domain of this host uses it."""
+
+    def give_volume_keys(self, keys: Mapping[str, str]) -> None:
+        """Keep these keys of encrypted volumes (64 hexadecimal digits each) and secrets of pools, by id, in memory for a while.
+
+        Verbs that need one that is not there raise Unavailable (`volume-key-missing`) and have done nothing."""
+
+    def require_volume_keys(self, volume_ids: Sequence[str]) -> None:
+        """Raise that where one of them is missing."""
 
     def import_image(self, image: ImageSpec, pool: PoolSpec, source: ImageSource, control: JobControl) -> ImageResult:
         """Bring the image into the pool, checked as S1-S6 of the security list; nothing half-made stays behind.

@@ -4,7 +4,7 @@ with the fleet's clock and planned faults. It outlives the agent that uses it, a
 
 import socket
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from trimtab_agent.hypervisor import (
     simulated_adoption,
@@ -73,6 +73,7 @@ class SimulatedHypervisor:
         """What the balloons of vms with a floor leave them, where it is not all; set by tests."""
         self.domains: dict[str, SimulatedDomain] = {}
         self.prepared: dict[str, DomainSpec] = {}
+        self.volume_keys: dict[str, str] = {}
         self.migrations: dict[str, simulated_migration.Migration] = {}
         # Domains of others that can be adopted, by UUID; and what ran under those that were ours.
         self.foreign: dict[str, DomainDescription] = {}
@@ -222,6 +223,7 @@ class SimulatedHypervisor:
         if not pool.path.startswith("/") or ".." in pool.path.split("/"):
             raise InvalidRequest("pool-path-refused", f"path {pool.path!r} must be absolute, as in /srv/vms", field="path")
         with self.fleet.lock:
+            simulated_storage.require_pool_secrets(self, (pool,))
             self.pools[pool.pool_id] = pool
         return simulated_storage.observe_pool(self, pool)
 
@@ -264,6 +266,16 @@ class SimulatedHypervisor:
     @verb
     def delete_volume(self, volume_id: str, pool: PoolSpec) -> None:
         simulated_storage.drop_volume(self, volume_id, pool)
+
+    @verb
+    def give_volume_keys(self, keys: Mapping[str, str]) -> None:
+        with self.fleet.lock:
+            self.volume_keys.update(keys)
+
+    @verb
+    def require_volume_keys(self, volume_ids: Sequence[str]) -> None:
+        with self.fleet.lock:
+            simulated_storage.require_keys(self, volume_ids)
 
     @verb
     def import_image(self, image: ImageSpec, pool: PoolSpec, source: ImageSource, control: JobControl) -> ImageResult:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, assert_never
 from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
 from trimtab_agent.hypervisor.kvm.identifiers import domain_name
 from trimtab_agent.hypervisor.simulated_layer_files import disks_of, resolve
+from trimtab_agent.hypervisor.simulated_storage import require_disk_keys, require_pool_secrets
 from trimtab_agent.hypervisor.simulation import StoredVolume
 from trimtab_agent.hypervisor.statistics import BlockStatistics, DomainStatistics, NicStatistics
 from trimtab_protos.adoption_messages import DomainDescription
@@ -131,6 +132,8 @@ def act(host: "SimulatedHypervisor", domain: SimulatedDomain, action: PowerActio
 def _start(host: "SimulatedHypervisor", domain: SimulatedDomain, stamp: Stamp) -> None:
     if domain.state in ACTIVE:
         return
+    require_disk_keys(host, domain.spec.disks)
+    require_pool_secrets(host, domain.spec.pools)
     domain.stamp = stamp
     start_process(host, domain)
     domain.state, domain.reason = DomainState.RUNNING, StateReason.NONE

@@ -69,6 +69,8 @@ def _change_process(host: "SimulatedHypervisor", domain: SimulatedDomain, spec: 
     others_mib = sum(each.spec.memory_mib for each in host.domains.values() if each.state in ACTIVE and each is not domain)
     if others_mib + spec.memory_mib > host.host.memory_mib:
         raise NoCapacity("host-out-of-memory", "the host has no memory left for this vm")
+    known = {disk.volume_id for disk in domain.spec.disks}
+    simulated_storage.require_disk_keys(host, [disk for disk in spec.disks if disk.volume_id not in known])
     writer = (host.host_id, spec.vm_id)
     wanted = simulated_domains.writable_volumes(host, spec)
     for volume in wanted:

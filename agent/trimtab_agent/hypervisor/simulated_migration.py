@@ -21,7 +21,7 @@ from trimtab_agent.hypervisor.simulated_domains import (
     start_process,
     writable_volumes,
 )
-from trimtab_agent.hypervisor.simulated_storage import drop_volume, make_volume
+from trimtab_agent.hypervisor.simulated_storage import drop_volume, make_volume, require_disk_keys
 from trimtab_agent.hypervisor.simulation import FaultKind
 from trimtab_protos.errors import Conflict, DeadlineExceeded, InvalidRequest, TrimtabError, Unavailable
 from trimtab_protos.messages import (
@@ -69,6 +69,7 @@ def prepare(
         if known is not None and known.state not in {DomainState.INCOMING, DomainState.STOPPED, DomainState.CRASHED}:
             raise Conflict("domain-runs-here", f"vm {domain.vm_id} already runs on this host", state=known.state.value)
         host.check_definition(domain)
+        require_disk_keys(host, domain.disks)
         pools = {pool.pool_id: pool for pool in domain.pools}
         for volume in copied_volumes:
             if volume.pool_id not in pools:

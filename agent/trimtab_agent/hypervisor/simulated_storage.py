@@ -1,13 +1,15 @@
 """Pools and volumes of a simulated host."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trimtab_agent.hypervisor import simulated_layer_files
+from trimtab_agent.hypervisor.kvm import block_pools
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.simulation import PoolStore, StoredImage, StoredVolume
-from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound
-from trimtab_protos.messages import PoolObservation, PoolSpec, VolumeObservation, VolumeSpec
+from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound, Unavailable
+from trimtab_protos.messages import DiskSpec, PoolObservation, PoolSpec, VolumeObservation, VolumeSpec
 
 if TYPE_CHECKING:
     from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
@@ -22,6 +24,9 @@ OBSERVE_HANG_S = 2.0
 def make_volume(host: "SimulatedHypervisor", volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
     check_id(volume.volume_id, "volume_id")
     store = host.open_store(pool)
+    if volume.is_encrypted:
+        with host.fleet.lock:
+            require_keys(host, (volume.volume_id,))
     if volume.layer_id or volume.base_volume_id or volume.copy_volume_id:
         with host.fleet.lock:
             return simulated_layer_files.make(store, volume, pool)
@@ -43,6 +48,21 @@ def make_volume(host: "SimulatedHypervisor", volume: VolumeSpec, pool: PoolSpec)
         return observe_volume(volume.volume_id, store)
 
 
+def require_keys(host: "SimulatedHypervisor", volume_ids: Iterable[str]) -> None:
+    """Raise as a real host where the key of one is not here."""
+    for volume_id in volume_ids:
+        if volume_id not in host.volume_keys:
+            raise Unavailable("volume-key-missing", f"the key of volume {volume_id} is not on this host; it is given again")
+
+
+def require_pool_secrets(host: "SimulatedHypervisor", pools: Iterable[PoolSpec]) -> None:
+    require_keys(host, [pool.pool_id for pool in pools if block_pools.is_block(pool) and block_pools.needs_secret(pool)])
+
+
+def require_disk_keys(host: "SimulatedHypervisor", disks: Iterable[DiskSpec]) -> None:
+    require_keys(host, [disk.volume_id for disk in disks if disk.is_encrypted])
+
+
 def _size_over(source: StoredImage | None, size_bytes: int) -> int:
     """Return the volume's size: at least its image's, which is what 0 asks for."""
     image_bytes = source.result.virtual_size_bytes if source else 0
@@ -56,7 +76,7 @@ def _size_over(source: StoredImage | None, size_bytes: int) -> int:
 
 
 def _shape(volume: VolumeSpec) -> tuple[object, ...]:
-    return volume.format, volume.size_bytes, volume.base_image_id
+    return volume.format, volume.size_bytes, volume.base_image_id, volume.is_encrypted
 
 
 def drop_volume(host: "SimulatedHypervisor", volume_id: str, pool: PoolSpec) -> None:

@@ -46,11 +46,15 @@ CAPABILITIES = (
     "network-nat",
     "numa-tuning",
     "pool-dir",
+    "pool-iscsi",
+    "pool-lvm_thin",
     "pool-nfs",
+    "pool-rbd",
     "seed-nocloud",
     "simulated",
     "tpm",
     "volume-linked-clone",
+    "volume-luks",
     "volume-move",
 )
 

@@ -8,7 +8,7 @@ refused by TLS before a byte of a command is sent.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from trimtab_controller.agents.adoption import AdoptionVerbs
 from trimtab_controller.agents.backups import BackupVerbs
 from trimtab_controller.agents.jobs import Job, job_of
 from trimtab_controller.agents.packets import PacketVerbs
+from trimtab_controller.core.ids import kind_of
 from trimtab_protos.agent.v1 import adoption_service_pb2 as adoption_pb
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
 from trimtab_protos.agent.v1 import agent_service_pb2_grpc as pb_grpc
@@ -28,6 +29,7 @@ from trimtab_protos.agent.v1 import host_service_pb2 as host_pb
 from trimtab_protos.agent.v1 import instant_service_pb2 as instant_pb
 from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
 from trimtab_protos.agent.v1 import network_service_pb2 as network_pb
+from trimtab_protos.agent.v1 import secret_service_pb2 as secret_pb
 from trimtab_protos.agent.v1.adoption_service_pb2_grpc import AdoptionServiceStub
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import BackupServiceStub
 from trimtab_protos.agent.v1.beacon_service_pb2_grpc import BeaconServiceStub
@@ -35,6 +37,7 @@ from trimtab_protos.agent.v1.host_service_pb2_grpc import HostServiceStub
 from trimtab_protos.agent.v1.instant_service_pb2_grpc import InstantServiceStub
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceStub
 from trimtab_protos.agent.v1.network_service_pb2_grpc import NetworkServiceStub
+from trimtab_protos.agent.v1.secret_service_pb2_grpc import SecretServiceStub
 from trimtab_protos.beacon_slots import Intent
 from trimtab_protos.codec import enum_number, from_proto, to_proto
 from trimtab_protos.errors import Unavailable
@@ -83,6 +86,7 @@ _STUBS: tuple[tuple[Any, Any, str], ...] = (
     (BeaconServiceStub, beacon_pb, "BeaconService"),
     (HostServiceStub, host_pb, "HostService"),
     (InstantServiceStub, instant_pb, "InstantService"),
+    (SecretServiceStub, secret_pb, "SecretService"),
 )
 _STUB_OF = {
     method.name: number
@@ -102,13 +106,16 @@ class AgentAddress:
     lease_number: int
 
 
+KEY_MISSING = "volume-key-missing"
+
+
 def _no_key(_sealed: str, _place: str) -> str:
     raise Unavailable("secrets-not-kept", "this process was given no key, so it can open no repository's")
 
 
 class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
     """Thread-safe. `lookup` reads the host's row; `connect` opens a channel to (host_id, address); `open_seal` opens what was sealed
-    for a row (see `secret_box.py`).
+    for a row (see `secret_box.py`); `seals_of` reads the sealed keys of a vm's volumes, or of a volume.
     """
 
     def __init__(
@@ -117,11 +124,13 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
         lookup: Callable[[str], AgentAddress],
         connect: Callable[[str, str], grpc.Channel],
         open_seal: Callable[[str, str], str] = _no_key,
+        seals_of: Callable[[str], Mapping[str, str]] = lambda _subject_id: {},
         on_call: Callable[[str, str, float], None] = lambda _verb, _outcome, _seconds: None,
     ) -> None:
         self._lookup = lookup
         self._connect = connect
         self._open_seal = open_seal
+        self._seals_of = seals_of
         self._on_call = on_call
         self._lines: OrderedDict[tuple[str, str], tuple[grpc.Channel, _Stubs]] = OrderedDict()
         self._lock = threading.Lock()
@@ -176,6 +185,7 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
         self._command(host_id, "RemovePool", pb.RemovePoolRequest(pool_id=pool_id), key)
 
     def ensure_volume(self, host_id: str, key: CommandKey, volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
+        self._give_keys_first(host_id, key, (volume,))
         request = pb.EnsureVolumeRequest(volume=_volume(volume), pool=_pool(pool))
         return from_proto(self._command(host_id, "EnsureVolume", request, key).volume, VolumeObservation)
 
@@ -274,6 +284,7 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
     def prepare_migration(
         self, host_id: str, key: CommandKey, domain: DomainSpec, copied_volumes: Sequence[VolumeSpec], source_host_id: str
     ) -> tuple[str, str]:
+        self._give_keys_first(host_id, key, copied_volumes)
         request = pb.PrepareMigrationRequest(
             domain=_domain(domain), copied_volumes=[_volume(volume) for volume in copied_volumes], source_host_id=source_host_id
         )
@@ -351,6 +362,7 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
         return job_of(self._command(host_id, "StartMerge", request, key).job)
 
     def start_volume_copy(self, host_id: str, key: CommandKey, volume: VolumeSpec, pool: PoolSpec) -> Job:
+        self._give_keys_first(host_id, key, (volume,))
         request = layer_pb.StartVolumeCopyRequest(volume=_volume(volume), pool=_pool(pool))
         return job_of(self._command(host_id, "StartVolumeCopy", request, key).job)
 
@@ -405,7 +417,31 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
         address = self._address(host_id)
         stamped = replace(key, incarnation=address.incarnation, lease_number=address.lease_number)
         request.key.CopyFrom(to_proto(stamped, command_pb2.CommandKey))
+        try:
+            return self._send(address, verb, request, timeout_s)
+        except Unavailable as error:
+            if error.code != KEY_MISSING:
+                raise
+        # It did nothing: its agent, or libvirt there, has begun anew since it was last given them, or never was.
+        self._give_keys(address, key.subject_id)
         return self._send(address, verb, request, timeout_s)
+
+    def _give_keys_first(self, host_id: str, key: CommandKey, volumes: Sequence[VolumeSpec]) -> None:
+        """Before encrypted volumes are made: an agent too old to know what that is fails here, and makes no plain ones."""
+        if any(volume.is_encrypted for volume in volumes):
+            self._give_keys(self._address(host_id), key.subject_id)
+
+    def _give_keys(self, address: AgentAddress, subject_id: str) -> None:
+        """Open the keys of the subject's volumes, and of no other, at the last moment before they are sent over mutual TLS."""
+        seals = self._seals_of(subject_id)
+        request = secret_pb.GiveVolumeKeysRequest()
+        for one, sealed in seals.items():
+            opened = self._open_seal(sealed, one)
+            if kind_of(one) == "pool":
+                request.pool_secrets.add(pool_id=one, secret=opened)
+            else:
+                request.keys.add(volume_id=one, key=opened)
+        self._send(address, "GiveVolumeKeys", request, DEADLINE_S)
 
     def _call(
         self, host_id: str, verb: str, request: Any, *, timeout_s: float = DEADLINE_S, waits_for_agent: bool = False

@@ -142,6 +142,8 @@ def _spaces(needs: fleet.VmNeeds, host_id: str, batch: Batch) -> tuple[placement
     """Return the space that is not claimed yet, at its place."""
     found = []
     for volume in needs.volumes:
+        if volume.unit:
+            continue  # a LUN takes room from nobody else
         pool = batch.snapshot.pools[volume.pool_id]
         if volume.id not in needs.claimed_volume_ids:
             found.append(
@@ -291,6 +293,8 @@ def _tell(session: Session, answer: Answer, host_id: str, now: datetime) -> None
 
 def _take_space(session: Session, needs: fleet.VmNeeds, host_id: str, batch: Batch) -> None:
     for volume in needs.volumes:
+        if volume.unit:
+            continue
         pool = batch.snapshot.pools[volume.pool_id]
         claims.take_space(
             session,

@@ -9,6 +9,7 @@ from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.core.model import Actor, Operation, Pool, Vm, Volume
 from trimtab_controller.operations import move_steps
 from trimtab_controller.operations.accept import accept
+from trimtab_controller.operations.encrypted import refuse_any
 from trimtab_controller.operations.layer_refusals import refuse as refuse_layers
 from trimtab_controller.store import describe, lookup, reach, schema, snapshots, vms, volume_moves
 from trimtab_controller.store.database import Session
@@ -52,6 +53,8 @@ def refuse_volume(session: Session, volume: Volume) -> None:
         raise Conflict("volume-not-ready", f"volume {volume.name} is {volume.observed_state}, not present yet")
     if volume.move_state:
         raise Conflict("volume-moving", f"volume {volume.name} is being moved already; see `trimtab volume get {volume.name}`")
+    refuse_any((volume,), "moves between pools")
+    refuse_block(describe.get_pool(session, volume.pool_id))
     refuse_layers(session, volume, verb="moved")
     if volume.layer_id or snapshots.layer_ids_of(session, [volume.id])[volume.id]:
         raise Conflict("volume-has-layers", f"layers of volume {volume.name} are still being merged; try again in a moment")
@@ -61,6 +64,7 @@ def refuse_volume(session: Session, volume: Volume) -> None:
 
 def _refuse(session: Session, volume: Volume, pool: Pool) -> None:
     """Raise Conflict where the volume cannot go to this pool."""
+    refuse_block(pool)
     if volume.pool_id == pool.id:
         raise InvalidRequest("pool-same", f"to_pool: volume {volume.name} is in pool {pool.name} already", field="to_pool")
     if pool.is_shared and pool.sharing_proven_at is None:
@@ -71,6 +75,15 @@ def _refuse(session: Session, volume: Volume, pool: Pool) -> None:
     if not snapshots.is_known_to(session, host_id, "volume-move"):
         name = lookup.names(session, schema.host, [host_id]).get(host_id, host_id)
         raise Conflict("agent-too-old", f"the agent of host {name} cannot move volumes between pools; upgrade it first")
+
+
+def refuse_block(pool: Pool) -> None:
+    """Raise Conflict where nothing moves to or from the pool."""
+    if pool.kind in describe.BLOCK_KINDS:
+        raise Conflict(
+            "pool-without-files",
+            f"volumes do not move to or from pool {pool.name} of kind {pool.kind.value}: make one there, attach it, and copy in the guest",
+        )
 
 
 def _refuse_vm(session: Session, volume: Volume, vm: Vm) -> None:

@@ -85,7 +85,8 @@ def request_of(
                 pool_id=volume.pool_id,
                 size_bytes=volume.size_bytes,
                 host_id=volume.host_id,
-                is_claimed=volume.id in needs.claimed_volume_ids,
+                # A LUN takes room from nobody else.
+                is_claimed=volume.id in needs.claimed_volume_ids or bool(volume.unit),
             )
             for volume in needs.volumes
         ),
@@ -130,6 +131,7 @@ def _capabilities(needs: VmNeeds) -> tuple[str, ...]:
         ("layers", has_layers),
         ("numa-tuning", has_cells),
         ("host-devices", bool(wishes.get("devices"))),
+        ("volume-luks", any(volume.is_encrypted for volume in needs.volumes)),
     )
     return tuple(name for name, is_wanted in wanted if is_wanted)
 

@@ -69,6 +69,8 @@ def prove_shared(context: Effect[Any], pool: Pool, writer: UpHost, readers: Sequ
 
     Raises Unavailable where a host does not answer: neither shared nor not shared is proven then.
     """
+    if pool.kind in describe.BLOCK_KINDS:
+        return {}  # a target or a cluster is one storage by what it is called, and takes no marker
     spec, content = describe.pool_spec(pool), f"{context.operation.id} {writer.id}"
     # A name of its own, so that nothing a host has cached of an earlier look can answer for it.
     marker = f"shared-{context.operation.id}-{context.operation.turn}"

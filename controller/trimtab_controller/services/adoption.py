@@ -15,6 +15,7 @@ from trimtab_controller.core.ids import kind_of
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Actor, Nic, Operation, Project, Role, Vm
 from trimtab_controller.operations.accept import accept
+from trimtab_controller.operations.encrypted import refuse_any
 from trimtab_controller.services import hand_changes, quota
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services.authorise import require
@@ -117,6 +118,7 @@ def release(session: Session, vm: Vm, caller: Caller, *, has_autostart: bool) ->
             "vm-backed-up",
             f"vm {vm.name} has a backup policy, which would go on asking for it; `trimtab vm update {vm.name} --backup-policy ''`",
         )
+    refuse_any(describe.volumes_of(session, vm.id), "plain domains")
     if snapshots.of_vm(session, vm.id):
         raise Conflict("vm-has-snapshots", f"vm {vm.name} has snapshots, which no plain domain has; delete them first")
     clones = snapshots.clones_over(session, [volume.id for volume in describe.volumes_of(session, vm.id)])

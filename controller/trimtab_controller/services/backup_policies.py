@@ -9,6 +9,7 @@ from trimtab_controller.clock import mint
 from trimtab_controller.core.model import BackupPolicy, Project, Vm
 from trimtab_controller.core.retention import Retention
 from trimtab_controller.core.schedule import parse_schedule
+from trimtab_controller.operations.encrypted import refuse_backup
 from trimtab_controller.services import backup_repos as repo_service
 from trimtab_controller.store import backup_repos, keyset, lookup, schema
 from trimtab_protos.errors import Conflict, NotFound
@@ -97,6 +98,7 @@ def values_for(session: Session, vm: Vm, name: str, *, now: datetime) -> dict[st
         raise NotFound(
             "backup-policy-not-found", f"backup_policy: there is no backup policy {name} here", field="backup_policy", policy=name
         )
+    refuse_backup(session, vm.id)
     return {"backup_policy_id": policy.id, "backup_asked_at": now}
 
 

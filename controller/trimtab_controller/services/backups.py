@@ -11,6 +11,7 @@ from trimtab_controller.core.model import Actor, Backup, BackupPolicy, BackupRep
 from trimtab_controller.operations import backup_steps
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.background import admit_backup
+from trimtab_controller.operations.encrypted import refuse_backup
 from trimtab_controller.services import backup_repos as repo_service
 from trimtab_controller.store import backup_repos, backups, keyset, lookup, schema, volumes
 from trimtab_protos.errors import Conflict, NotFound
@@ -47,6 +48,7 @@ def run(
     if not vm.host_id:
         raise Conflict("vm-not-placed", f"vm {vm.name} is on no host; start it with `trimtab vm start {vm.name}`")
     backup_steps.require_reach(repo, vm.host_id)
+    refuse_backup(session, vm.id)
     admit_backup(session, vm_id=vm.id, vm_name=vm.name)
     backup = backups.insert(
         session,

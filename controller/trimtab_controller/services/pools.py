@@ -1,5 +1,6 @@
 """Pools: where volumes and images lie."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -10,10 +11,13 @@ from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Actor, Operation, Pool, PoolSpace
 from trimtab_controller.core.way_back import USABLE, way_back
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.store import keyset, lookup, pools, schema
+from trimtab_controller.services import volume_keys
+from trimtab_controller.store import describe, keyset, lookup, pools, schema
+from trimtab_controller.store import volume_keys as secrets_store
 from trimtab_protos.codec import as_json
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
-from trimtab_protos.pool_messages import NfsSource
+from trimtab_protos.messages import PoolKind
+from trimtab_protos.pool_messages import IscsiSource, LvmSource, NfsSource, RbdSource
 
 # Where agents mount exports; they mount nowhere else.
 MOUNTS = "/srv/trimtab-mounts"
@@ -30,6 +34,10 @@ class PoolSpec:
     reserve_permille: int = 50
     # Of kind nfs: from where and how it is mounted; `path` is then the export's.
     nfs: NfsSource | None = None
+    # Of the kinds without files: what lies behind it; `path` is then ''.
+    behind: IscsiSource | LvmSource | RbdSource | None = None
+    # Of what lies behind it: password or key, sealed by `create`.
+    secret: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +62,10 @@ class PoolView:
     vms: tuple[VmView, ...] = ()
 
 
-def create(session: Session, spec: PoolSpec, *, actor: Actor, now: datetime) -> tuple[PoolView, Operation]:
-    """Insert the pool and accept its making on each host. AlreadyExists where name or path is taken."""
+def create(
+    session: Session, spec: PoolSpec, *, actor: Actor, now: datetime, box: volume_keys.Sealer = volume_keys.NO_BOX
+) -> tuple[PoolView, Operation]:
+    """Insert the pool and accept its making on each host. AlreadyExists where name or path is taken. `box` seals its secret."""
     pool_id = mint("pool")
     path, settings = _place(session, spec, pool_id)
     if spec.is_default and pools.default_ids(session):
@@ -66,12 +76,14 @@ def create(session: Session, spec: PoolSpec, *, actor: Actor, now: datetime) -> 
         name=spec.name,
         kind=spec.kind,
         path=path,
-        is_shared=spec.is_shared or spec.nfs is not None,
+        is_shared=spec.is_shared or spec.nfs is not None or isinstance(spec.behind, (IscsiSource, RbdSource)),
         is_default=spec.is_default,
         reserve_permille=spec.reserve_permille,
         settings=settings,
         now=now,
     )
+    if spec.secret:
+        secrets_store.insert_pool_secret(session, pool.id, box.seal(spec.secret, place=pool.id), now=now)
     operation = accept(
         session,
         "pool.create",
@@ -87,6 +99,8 @@ def create(session: Session, spec: PoolSpec, *, actor: Actor, now: datetime) -> 
 
 def _place(session: Session, spec: PoolSpec, pool_id: str) -> tuple[str, dict[str, Any]]:
     """Return the pool's path on hosts and its settings. AlreadyExists where another pool has that storage."""
+    if spec.behind is not None:
+        return _behind(session, spec, spec.behind, pool_id)
     if spec.nfs is None:
         taken = pools.at_path(session, spec.path)
         if taken is not None:
@@ -101,6 +115,36 @@ def _place(session: Session, spec: PoolSpec, pool_id: str) -> tuple[str, dict[st
             "pool-path-taken", f"path: {spec.nfs.server}:{spec.nfs.export} is pool {mounted.name} already", field="path"
         )
     return f"{MOUNTS}/{pool_id}", as_json(spec.nfs)
+
+
+def _behind(
+    session: Session, spec: PoolSpec, behind: IscsiSource | LvmSource | RbdSource, pool_id: str
+) -> tuple[str, dict[str, Any]]:
+    """Return a path that is none and what lies behind the pool. InvalidRequest: it is the default; AlreadyExists: another's."""
+    if spec.is_default:
+        raise InvalidRequest(
+            "default-needs-files", "is_default: a pool of this kind holds no images; leave is_default out", field="is_default"
+        )
+    settings = as_json(behind)
+    what = {key: value for key, value in settings.items() if key not in {"chap_user", "user", "monitors"}}
+    for other in pools.live(session):
+        if other.kind.value == spec.kind and what.items() <= dict(other.settings).items():
+            raise AlreadyExists("pool-path-taken", f"source: {source_name(spec.kind, settings)} is pool {other.name} already")
+    return f"/{spec.kind}/{pool_id}", settings
+
+
+def source_name(kind: str, settings: Mapping[str, Any]) -> str:
+    """Return what lies behind a pool, for people; '' for a directory of the hosts."""
+    match kind:
+        case PoolKind.NFS:
+            return f"{settings['server']}:{settings['export']}"
+        case PoolKind.ISCSI:
+            return f"{settings['portal']} {settings['target']}"
+        case PoolKind.LVM_THIN:
+            return f"{settings['volume_group']}/{settings['thin_pool']}"
+        case PoolKind.RBD:
+            return f"{','.join(settings['monitors'])} {settings['pool']}"
+    return ""
 
 
 def delete(session: Session, name_or_id: str, *, expected_version: int | None, actor: Actor, now: datetime) -> Operation:
@@ -163,10 +207,19 @@ def page(session: Session, page: keyset.Page) -> tuple[tuple[PoolView, ...], tup
     return views(session, found), next_after
 
 
-def choose(session: Session, name_or_id: str) -> Pool:
-    """Return the named pool, else the default: the flagged one, or the only one. InvalidRequest where that is not one pool."""
+def choose(session: Session, name_or_id: str, *, for_files: bool = True) -> Pool:
+    """Return the named pool, else the default: the flagged one, or the only one. InvalidRequest where that is not one pool, or
+    (`for_files`: images, disks made from them, what a vm boots from) not one of files."""
     if name_or_id:
-        return find(session, name_or_id)
+        pool = find(session, name_or_id)
+        if for_files and pool.kind in describe.BLOCK_KINDS:
+            raise InvalidRequest(
+                "pool-without-files",
+                f"pool: {pool.name} is of kind {pool.kind.value} and holds no files: no images, no disks made from them; make a volume "
+                f"with `trimtab volume create NAME --pool {pool.name}` and attach it",
+                field="pool",
+            )
+        return pool
     candidates = pools.defaults(session)
     if len(candidates) == 1:
         return candidates[0]

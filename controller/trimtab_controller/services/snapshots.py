@@ -9,6 +9,7 @@ from trimtab_controller.clock import mint
 from trimtab_controller.core.layers import MAX_LAYERS
 from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.core.model import Operation, Snapshot, Vm, Volume
+from trimtab_controller.operations.encrypted import refuse_any
 from trimtab_controller.services import quota
 from trimtab_controller.services.vm_power import Caller, accept_on_vm
 from trimtab_controller.store import describe, lookup, operations, schema, snapshots, volume_claims
@@ -164,6 +165,7 @@ def _layered_volumes(session: Session, vm: Vm) -> tuple[Volume, ...]:
     volumes = describe.volumes_of(session, vm.id)
     if not volumes:
         raise Conflict("vm-has-no-disks", f"vm {vm.name} has no disk to keep")
+    refuse_any(volumes, "snapshots and clones")
     raw = next((one for one in volumes if one.format is not DiskFormat.QCOW2), None)
     if raw is not None:
         raise Conflict(

@@ -9,6 +9,7 @@ from trimtab_controller.core.guest_os import Family, Hardware, hardware_for
 from trimtab_controller.core.model import Operation, Project, Vm, Volume
 from trimtab_controller.core.resize import OFF
 from trimtab_controller.operations.accept import accept
+from trimtab_controller.operations.encrypted import refuse_any, refuse_block
 from trimtab_controller.services import images, layered, secgroups, volumes
 from trimtab_controller.services.vm_power import Caller, accept_on_vm
 from trimtab_controller.services.vms import NicWish, insert_nic, plan_nic, require_spoofing
@@ -33,6 +34,9 @@ def attach_volume(session: Session, vm: Vm, caller: Caller, *, volume: str, proj
         )
     if found.observed_state != "present":
         raise Conflict("volume-not-ready", f"volume: {found.name} is {found.observed_state}, not present yet", field="volume")
+    if vm.backup_policy_id:
+        refuse_any((found,), "backups")
+        refuse_block(found, describe.get_pool(session, found.pool_id).kind)
     disks = describe.volumes_of(session, vm.id)
     _require_reach(session, vm, found, disks)
     index = _free_index("disks", [disk.disk_index or 0 for disk in disks])
@@ -94,6 +98,11 @@ def detach_nic(session: Session, vm: Vm, caller: Caller, *, nic: str) -> Operati
 def change_cdrom(session: Session, vm: Vm, caller: Caller, *, iso: str, project: Project) -> Operation:
     """Accept another ISO in the vm's drive; '' ejects. Conflict where it has no drive and runs."""
     image_id = images.ready_iso(session, iso, project=project, field="iso").id if iso else ""
+    home = describe.state_volume(describe.volumes_of(session, vm.id))
+    if iso and home is not None and describe.get_pool(session, home.pool_id).kind in describe.BLOCK_KINDS:
+        raise Conflict(
+            "pool-without-files", f"iso: vm {vm.name} boots from a pool that holds no files, so no ISO either", field="iso"
+        )
     if not vm.has_cdrom and vm.observed_state not in OFF:
         raise Conflict(
             "no-cdrom", f"iso: vm {vm.name} has no drive; `trimtab vm stop {vm.name}` first, then it is given one", field="iso"

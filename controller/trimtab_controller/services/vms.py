@@ -17,7 +17,18 @@ from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Actor, Image, Network, Nic, Operation, Pool, Project, Role, Vm, Volume
 from trimtab_controller.core.resize import Shape
 from trimtab_controller.operations.accept import accept_placed
-from trimtab_controller.services import backup_policies, images, pools, quota, secgroups, seeds, vm_cells, vm_groups, volumes
+from trimtab_controller.services import (
+    backup_policies,
+    images,
+    pools,
+    quota,
+    secgroups,
+    seeds,
+    vm_cells,
+    vm_groups,
+    volume_keys,
+    volumes,
+)
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services.authorise import require
 from trimtab_controller.services.vm_views import VmView
@@ -75,6 +86,8 @@ class VmSpec:
     balloon_min_mib: int = 0
     # low, normal, high; '' for none.
     cpu_class: str = ""
+    # Its new disk lies encrypted.
+    is_encrypted: bool = False
     # (key, value); the value '' stands for any.
     tolerations: tuple[tuple[str, str], ...] = ()
     # What operators count on hosts, by name.
@@ -140,7 +153,15 @@ class PlannedNic:
         return replace(self.nic, addresses=()) if self.network.has_dhcp and not self.is_address_given else self.nic
 
 
-def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, now: datetime) -> tuple[VmView, Operation]:
+def create(
+    session: Session,
+    spec: VmSpec,
+    *,
+    project: Project,
+    actor: Actor,
+    now: datetime,
+    box: volume_keys.Sealer = volume_keys.NO_BOX,
+) -> tuple[VmView, Operation]:
     """Insert the vm, its root volume and nics, charge the quota, and accept vm.create. Raises whatever refuses it, by field."""
     _check_shape(spec)
     _check_cells(spec)
@@ -162,10 +183,13 @@ def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, no
     disk_bytes = 0 if root.volume is not None else root.size_bytes
     quota.charge(session, project.id, quota.Charge(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_bytes=disk_bytes))
     seed = seeds.documents(spec.seed, vm_id=vm_id, vm_name=spec.name, nics=[one.told for one in planned])
+    os_values = _os_values(spec, guest_os, root)
+    if root.volume is not None and (seed or os_values["firmware"] == Firmware.UEFI):
+        volumes.refuse_files_beside(session, root.volume)
     vm = vms.insert(
         session,
         **_vm_values(spec, vm_id=vm_id, project=project, root=root, now=now),
-        **_os_values(spec, guest_os, root),
+        **os_values,
         balloon_min_mib=spec.balloon_min_mib,
         cpu_class=spec.cpu_class,
         seed=seed,
@@ -174,7 +198,7 @@ def create(session: Session, spec: VmSpec, *, project: Project, actor: Actor, no
         secgroups.put_into(session, vm_id, spec.secgroups, project=project, field="secgroups")
     if group is not None:
         group_store.add_member(session, group.id, vm_id)
-    volume = _give_root(session, spec, root, vm_id=vm_id, project=project, bus=hardware.disk_bus, now=now)
+    volume = _give_root(session, spec, root, vm_id=vm_id, project=project, bus=hardware.disk_bus, box=box, now=now)
     nics = tuple(insert_nic(session, one, now=now, field=f"networks[{one.nic.nic_index}]") for one in planned)
     operation = accept_placed(
         session,
@@ -269,6 +293,10 @@ def _check_shape(spec: VmSpec) -> None:
     if spec.volume and (spec.disk_bytes is not None or spec.pool):
         raise InvalidRequest(
             "root-fixed", "volume: it has its size and pool already; leave disk_bytes and pool out", field="volume"
+        )
+    if spec.volume and spec.is_encrypted:
+        raise InvalidRequest(
+            "root-fixed", "volume: it is encrypted already or never; leave is_encrypted out", field="is_encrypted"
         )
     if spec.vcpus_max is not None and spec.vcpus_max < spec.vcpus:
         raise InvalidRequest("vcpus-max", f"vcpus_max: at least vcpus ({spec.vcpus}), not {spec.vcpus_max}", field="vcpus_max")
@@ -384,7 +412,15 @@ def _os_values(spec: VmSpec, guest_os: GuestOs, root: _Root) -> dict[str, Any]:
 
 
 def _give_root(
-    session: Session, spec: VmSpec, root: _Root, *, vm_id: str, project: Project, bus: DiskBus, now: datetime
+    session: Session,
+    spec: VmSpec,
+    root: _Root,
+    *,
+    vm_id: str,
+    project: Project,
+    bus: DiskBus,
+    box: volume_keys.Sealer,
+    now: datetime,
 ) -> Volume:
     if root.volume is not None:
         return volume_store.attach(session, root.volume.id, vm_id=vm_id, disk_index=0, boot_order=1, bus=bus)
@@ -400,15 +436,23 @@ def _give_root(
         "disk_index": 0,
         "boot_order": 1,
         "is_deleted_with_vm": True,
+        "is_encrypted": spec.is_encrypted,
     }
-    name = f"{spec.name}-root"
+    volume = _insert_root(session, spec.name, vm_id, values, now)
+    if spec.is_encrypted:
+        volume_keys.add(session, volume.id, box, now=now)
+    return volume
+
+
+def _insert_root(session: Session, vm_name: str, vm_id: str, values: Mapping[str, Any], now: datetime) -> Volume:
+    name = f"{vm_name}-root"
     if len(name) <= VOLUME_NAME_MAX:
         try:
             return volume_store.insert(session, volume_id=mint("vol"), now=now, name=name, **values)
         except AlreadyExists:
             pass  # a deleted vm of that name keeps its disk for undelete: take a piece of the new vm's id into the name
     tail = f"-root-{vm_id[-8:]}"
-    name = f"{spec.name[: VOLUME_NAME_MAX - len(tail)]}{tail}"
+    name = f"{vm_name[: VOLUME_NAME_MAX - len(tail)]}{tail}"
     return volume_store.insert(session, volume_id=mint("vol"), now=now, name=name, **values)
 
 

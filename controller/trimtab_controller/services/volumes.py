@@ -6,12 +6,12 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint
-from trimtab_controller.core.model import Actor, Image, Operation, Project, Volume
+from trimtab_controller.core.model import Actor, Image, Operation, Pool, Project, Volume
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.services import images, layered, pools, quota
+from trimtab_controller.services import images, layered, pools, quota, volume_keys
 from trimtab_controller.store import describe, keyset, lookup, schema, volume_claims, volumes
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NoCapacity, NotFound
-from trimtab_protos.messages import DiskFormat
+from trimtab_protos.messages import DiskFormat, PoolKind
 
 SECTOR_BYTES = 512
 
@@ -26,6 +26,9 @@ class VolumeSpec:
     format: str
     # '' for an empty volume.
     image: str
+    is_encrypted: bool = False
+    # Of an iSCSI pool: which LUN it is.
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +43,25 @@ class VolumeView:
     other_pool_name: str = ""
 
 
-def create(session: Session, spec: VolumeSpec, *, project: Project, actor: Actor, now: datetime) -> tuple[VolumeView, Operation]:
-    """Insert a volume, charge its size, and accept its making."""
-    pool = pools.choose(session, spec.pool)
+def create(
+    session: Session,
+    spec: VolumeSpec,
+    *,
+    project: Project,
+    actor: Actor,
+    now: datetime,
+    box: volume_keys.Sealer = volume_keys.NO_BOX,
+) -> tuple[VolumeView, Operation]:
+    """Insert a volume, charge its size, and accept its making. `box` seals the key of an encrypted one."""
+    pool = pools.choose(session, spec.pool, for_files=False)
+    is_block = pool.kind in describe.BLOCK_KINDS
+    _check_unit(session, spec, pool, is_block=is_block)
     image = ready_disk(session, spec.image, project=project) if spec.image else None
-    volume_format = spec.format or DiskFormat.QCOW2.value
+    volume_format = spec.format or (DiskFormat.RAW if is_block else DiskFormat.QCOW2).value
     if image is not None and volume_format != DiskFormat.QCOW2.value:
         raise InvalidRequest("format-wrong", "format: a volume made from an image is a linked clone, so qcow2", field="format")
+    if spec.is_encrypted and volume_format != DiskFormat.QCOW2.value:
+        raise InvalidRequest("format-wrong", "format: an encrypted volume is qcow2; leave format out", field="format")
     size_bytes = size_of(spec.size_bytes, image, field="size_bytes")
     quota.charge(session, project.id, quota.Charge(disk_bytes=size_bytes))
     volume = volumes.insert(
@@ -60,7 +75,11 @@ def create(session: Session, spec: VolumeSpec, *, project: Project, actor: Actor
         size_bytes=size_bytes,
         base_image_id=image.id if image else None,
         is_deleted_with_vm=False,
+        is_encrypted=spec.is_encrypted,
+        unit=spec.unit,
     )
+    if spec.is_encrypted:
+        volume_keys.add(session, volume.id, box, now=now)
     operation = accept(
         session,
         "volume.create",
@@ -72,6 +91,26 @@ def create(session: Session, spec: VolumeSpec, *, project: Project, actor: Actor
         now=now,
     )
     return views(session, (volume,))[0], operation
+
+
+def _check_unit(session: Session, spec: VolumeSpec, pool: Pool, *, is_block: bool) -> None:
+    """Refuse what a pool without files cannot hold, and a LUN that is none, or another volume's."""
+    if is_block and (spec.image or spec.is_encrypted or spec.format not in {"", DiskFormat.RAW}):
+        field = "image" if spec.image else "is_encrypted" if spec.is_encrypted else "format"
+        raise InvalidRequest(
+            "pool-without-files",
+            f"{field}: a volume of pool {pool.name} ({pool.kind.value}) is raw and empty; leave it out",
+            field=field,
+        )
+    if pool.kind is PoolKind.ISCSI and not spec.unit:
+        raise InvalidRequest("lun-missing", f"lun: pool {pool.name} makes no LUNs; name one, for example `--lun 1`", field="lun")
+    if pool.kind is not PoolKind.ISCSI and spec.unit:
+        raise InvalidRequest(
+            "lun-not-taken", f"lun: pool {pool.name} is of kind {pool.kind.value}; only iSCSI has LUNs", field="lun"
+        )
+    taken = volumes.of_unit(session, pool.id, spec.unit) if spec.unit else None
+    if taken is not None:
+        raise AlreadyExists("lun-taken", f"lun: LUN {spec.unit} of pool {pool.name} is volume {taken.name} already", field="lun")
 
 
 def delete(
@@ -136,6 +175,12 @@ def resize(
 ) -> Operation:
     """Accept a greater size: the quota is charged and the space claimed at once. InvalidRequest for a smaller one."""
     volume = find(session, name_or_id, project=project)
+    if volume.unit:
+        raise Conflict(
+            "lun-fixed",
+            f"volume {volume.name} is LUN {volume.unit} of an iSCSI target, which grows on its server only",
+            volume=volume.name,
+        )
     if size_bytes < volume.size_bytes:
         raise InvalidRequest(
             "volume-shrink",
@@ -250,6 +295,18 @@ def views(session: Session, found: tuple[Volume, ...]) -> tuple[VolumeView, ...]
         )
         for one in found
     )
+
+
+def refuse_files_beside(session: Session, volume: Volume) -> None:
+    """Refuse a volume to boot from that is no file where a seed or UEFI variables are to lie beside it."""
+    pool = describe.get_pool(session, volume.pool_id)
+    if pool.kind in describe.BLOCK_KINDS:
+        raise InvalidRequest(
+            "pool-without-files",
+            f"volume: pool {pool.name} of kind {pool.kind.value} holds no files, so no cloud-init seed and no UEFI variables; leave them "
+            f"out, or boot from a pool of files and attach {volume.name}",
+            field="volume",
+        )
 
 
 def ready_disk(session: Session, name_or_id: str, *, project: Project) -> Image:

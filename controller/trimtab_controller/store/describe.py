@@ -27,7 +27,7 @@ from trimtab_protos.messages import (
     SeedSpec,
     VolumeSpec,
 )
-from trimtab_protos.pool_messages import NfsSource
+from trimtab_protos.pool_messages import IscsiSource, LvmSource, NfsSource, RbdSource
 
 T = TypeVar("T")
 
@@ -146,12 +146,35 @@ def get_network(session: Session, network_id: str) -> Network:
 
 
 def pool_spec(pool: Pool) -> PoolSpec:
-    nfs = from_json(dict(pool.settings), NfsSource) if pool.kind is PoolKind.NFS else None
-    return PoolSpec(pool_id=pool.id, path=pool.path, name=pool.name, kind=pool.kind, is_shared=pool.is_shared, nfs=nfs)
+    def behind(kind: PoolKind, target: type[T]) -> T | None:
+        return from_json(dict(pool.settings), target) if pool.kind is kind else None
+
+    return PoolSpec(
+        pool_id=pool.id,
+        path=pool.path,
+        name=pool.name,
+        kind=pool.kind,
+        is_shared=pool.is_shared,
+        nfs=behind(PoolKind.NFS, NfsSource),
+        iscsi=behind(PoolKind.ISCSI, IscsiSource),
+        lvm=behind(PoolKind.LVM_THIN, LvmSource),
+        rbd=behind(PoolKind.RBD, RbdSource),
+    )
 
 
 def volume_spec(volume: Volume, images: Mapping[str, Image]) -> VolumeSpec:
     base = images.get(volume.base_image_id or "")
+    if volume.is_encrypted:
+        return VolumeSpec(
+            volume_id=volume.id,
+            pool_id=volume.pool_id,
+            format=volume.format,
+            size_bytes=volume.size_bytes,
+            # Until it is there: an encrypted volume lies over nothing.
+            copy_image_id=base.id if base else "",
+            generation=volume.generation,
+            is_encrypted=True,
+        )
     return VolumeSpec(
         volume_id=volume.id,
         pool_id=volume.pool_id,
@@ -162,6 +185,7 @@ def volume_spec(volume: Volume, images: Mapping[str, Image]) -> VolumeSpec:
         generation=volume.generation,
         base_volume_id=volume.parent_volume_id or "",
         base_layer_id=volume.parent_layer_id,
+        unit=volume.unit,
     )
 
 
@@ -294,6 +318,10 @@ def state_volume(volumes: Sequence[Volume]) -> Volume | None:
     return min(bootable or volumes, key=lambda volume: (volume.boot_order, volume.disk_index or 0), default=None)
 
 
+BLOCK_KINDS = (PoolKind.ISCSI, PoolKind.LVM_THIN, PoolKind.RBD)
+"""Kinds of pools that hold volumes and no files: no images, no seeds, no UEFI variables."""
+
+
 def _disk(volume: Volume) -> DiskSpec:
     return DiskSpec(
         volume_id=volume.id,
@@ -310,6 +338,8 @@ def _disk(volume: Volume) -> DiskSpec:
         move_format=DiskFormat(volume.other_format) if volume.move_state == "going" else None,
         iops_limit=volume.iops_limit,
         bandwidth_limit_bytes_s=volume.bandwidth_limit_mib_s << 20,
+        is_encrypted=volume.is_encrypted,
+        unit=volume.unit,
     )
 
 

@@ -13,9 +13,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Pool
-from trimtab_controller.store import describe, host_stocks, hosts, inventories, schema
+from trimtab_controller.store import describe, host_stocks, hosts, inventories, schema, snapshots
 from trimtab_controller.store.rows import build, columns_of
-from trimtab_protos.messages import Inventory, NetworkKind, NetworkSpec, PoolObservation, PoolSpec
+from trimtab_protos.messages import Inventory, NetworkKind, NetworkSpec, PoolKind, PoolObservation, PoolSpec
 
 _host = schema.host
 
@@ -105,7 +105,7 @@ def store_pools(session: Session, reports: Sequence[PoolReport], *, now: datetim
     mapping, pool, space = schema.pool_host, schema.pool, schema.pool_space
     host_ids = sorted({report.host_id for report in reports})
     query = (
-        sa.select(mapping.c.pool_id, mapping.c.host_id, mapping.c.state, mapping.c.problem, pool.c.is_shared)
+        sa.select(mapping.c.pool_id, mapping.c.host_id, mapping.c.state, mapping.c.problem, pool.c.is_shared, pool.c.kind)
         .join(pool, pool.c.id == mapping.c.pool_id)
         .where(mapping.c.host_id.in_(host_ids), pool.c.deleted_at.is_(None))
     )
@@ -125,7 +125,8 @@ def store_pools(session: Session, reports: Sequence[PoolReport], *, now: datetim
             "problem": problem[:500],
             "observed_at": now,
         }
-        if state == "ready":
+        # Of a Ceph pool hosts see the space only while they have its key: what was seen last stays.
+        if state == "ready" and not (row.kind == PoolKind.RBD and not seen.capacity_bytes):
             place = schema.SHARED if row.is_shared else report.host_id
             spaces[(seen.pool_id, place)] = {
                 "pool_id": seen.pool_id,
@@ -193,7 +194,13 @@ def pool_specs_of(session: Session, host_id: str) -> tuple[PoolSpec, ...]:
         .where(mapping.c.host_id == host_id, pool.c.deleted_at.is_(None))
         .order_by(pool.c.id)
     )
-    return tuple(describe.pool_spec(build(Pool, row)) for row in session.execute(query))
+    found = [describe.pool_spec(build(Pool, row)) for row in session.execute(query)]
+    # An agent of an earlier release takes no message with a kind that it does not know.
+    return tuple(
+        spec
+        for spec in found
+        if spec.kind not in describe.BLOCK_KINDS or snapshots.is_known_to(session, host_id, f"pool-{spec.kind.value}")
+    )
 
 
 def network_specs_of(session: Session, host_id: str) -> tuple[NetworkSpec, ...]:

@@ -85,7 +85,7 @@ def defaults(session: Session) -> tuple[Pool, ...]:
     query = sa.select(*columns_of(_table, Pool)).where(_table.c.deleted_at.is_(None)).order_by(_table.c.name)
     rows = session.execute(query).all()
     flagged = [row for row in rows if row.settings.get("is_default")]
-    return tuple(build(Pool, row) for row in flagged or rows)
+    return tuple(build(Pool, row) for row in flagged or rows if row.kind in {PoolKind.DIR, PoolKind.NFS})
 
 
 def default_ids(session: Session) -> frozenset[str]:

@@ -21,11 +21,13 @@ _APART = {
     "layer_id": "",
     "merge_layer_id": None,
     "purge_after": None,
+    "unit": "",
     "other_pool_id": None,
     "move_state": "",
 }
 
 _WRITE = _table.update().where(among_asked(_table.c.id, "volume_ids"))
+_WRITE_ENCRYPTED = _WRITE.where(_table.c.is_encrypted)
 _WRITE_NEXT_VERSION = _WRITE.values(version=_table.c.version + 1)
 
 
@@ -38,6 +40,8 @@ def bind(session: Session, volume_ids: Sequence[str], host_id: str) -> None:
 def mark_present(session: Session, volume_ids: Sequence[str]) -> None:
     """Record that an agent proved the volumes to exist."""
     session.execute(_WRITE, {"volume_ids": list(volume_ids), "observed_state": "present"})
+    # An encrypted one is a copy: its image was needed only to make it.
+    session.execute(_WRITE_ENCRYPTED, {"volume_ids": list(volume_ids), "base_image_id": None})
 
 
 def give_back_copies(session: Session, migration: MigrationRow) -> None:
@@ -56,6 +60,8 @@ def erase(session: Session, volumes: Sequence[Volume], *, now: datetime) -> None
     ids = [volume.id for volume in volumes]
     claims.give_back_space(session, ids)
     session.execute(schema.volume_layer.delete().where(schema.volume_layer.c.volume_id.in_(ids)))
+    # Whatever is left of their bytes anywhere is read by nobody from now on.
+    session.execute(schema.volume_key.delete().where(schema.volume_key.c.volume_id.in_(ids)))
     session.execute(
         _table.update()
         .where(_table.c.id.in_(ids))
@@ -82,6 +88,8 @@ def take_place(session: Session, volume: Volume, pool: Pool, host_id: str) -> bo
 
     The bound is that of placement: capacity less the reserve, and no more than is available where others fill the file system.
     """
+    if volume.unit:
+        return True  # a LUN is there already, and takes room from nobody else
     place = schema.SHARED if pool.is_shared else host_id
     limit_bytes = limit_bytes_at(session, pool, place)
     if limit_bytes is None:

@@ -74,6 +74,14 @@ def in_pool(session: Session, pool_id: str) -> tuple[Volume, ...]:
     return tuple(build(Volume, row) for row in session.execute(query.order_by(_table.c.id)))
 
 
+def of_unit(session: Session, pool_id: str, unit: str) -> Volume | None:
+    """Return the volume that has this number in the pool."""
+    row = session.execute(
+        sa.select(*columns_of(_table, Volume)).where(_table.c.pool_id == pool_id, _table.c.unit == unit)
+    ).one_or_none()
+    return build(Volume, row) if row else None
+
+
 def of_vms(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Volume, ...]]:
     """Return each vm's disks in order; one query."""
     found: dict[str, list[Volume]] = {vm_id: [] for vm_id in vm_ids}

@@ -109,7 +109,7 @@ class Adoption:
 
     def _link(self, domain: Any, spec: DomainSpec, disks: Sequence[AdoptedDisk]) -> None:
         there = {(disk.target, disk.path) for disk in self._describe(domain, 0).disks}
-        layouts = {pool.pool_id: PoolLayout.of(pool) for pool in spec.pools}
+        layouts = PoolLayout.of_files(spec.pools)
         volumes = {disk.volume_id: disk for disk in spec.disks}
         for disk in disks:
             if (disk.target, disk.path) not in there:

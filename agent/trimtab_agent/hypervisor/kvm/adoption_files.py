@@ -62,14 +62,14 @@ def link(path: str, disk: DiskSpec, layout: PoolLayout) -> None:
 def former_names(xml: str, domain: DomainSpec) -> tuple[str, ...]:
     """Return the names that the volumes' files had before they were adopted."""
     marked = domain_facts.read(xml).adopted_disks or {}
-    ours = {_volume_path(disk, domain) for disk in domain.disks}
+    ours = {_volume_path(disk, domain) for disk in _files(domain)}
     return tuple(path for target, path in _paths(xml).items() if target in marked and path not in ours)
 
 
 def drop_names(names: tuple[str, ...], domain: DomainSpec) -> None:
     """Remove each of these names that is another name of one of the domain's volumes; any other file stays."""
     volumes = set()
-    for disk in domain.disks:
+    for disk in _files(domain):
         with contextlib.suppress(OSError):
             there = os.stat(_volume_path(disk, domain), follow_symlinks=False)
             volumes.add((there.st_dev, there.st_ino))
@@ -122,7 +122,13 @@ def _paths(xml: str) -> dict[str, str]:
 
 
 def _layouts(domain: DomainSpec) -> Mapping[str, PoolLayout]:
-    return {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
+    return PoolLayout.of_files(domain.pools)
+
+
+def _files(domain: DomainSpec) -> tuple[DiskSpec, ...]:
+    """Return the disks that are files."""
+    layouts = _layouts(domain)
+    return tuple(disk for disk in domain.disks if disk.pool_id in layouts)
 
 
 def _volume_path(disk: DiskSpec, domain: DomainSpec) -> str:

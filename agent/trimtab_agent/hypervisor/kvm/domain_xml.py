@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
-from trimtab_agent.hypervisor.kvm import hostdev_xml, numa_xml, resource_xml
+from trimtab_agent.hypervisor.kvm import block_pools, hostdev_xml, numa_xml, resource_xml, volume_keys
 from trimtab_agent.hypervisor.kvm.identifiers import (
     check_cpu_word,
     check_id,
@@ -113,7 +113,7 @@ def build(
     its volumes that do not stand alone yet.
     """
     _check(domain)
-    pools = {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
+    pools = PoolLayout.of_files(domain.pools)
     root = Element("domain", type="kvm" if host.accelerator == "kvm" else "qemu")
     _text(root, "name", domain_name(domain.vm_id))
     _text(root, "uuid", check_uuid(domain.uuid))
@@ -161,9 +161,15 @@ def boot_disk(domain: DomainSpec) -> DiskSpec | None:
 def state_layout(domain: DomainSpec) -> PoolLayout:
     """Return the pool that holds seed and NVRAM: the boot disk's, or the first pool of a vm without disks."""
     disk = boot_disk(domain)
-    for pool in domain.pools:
-        if disk is None or pool.pool_id == disk.pool_id:
-            return PoolLayout.of(pool)
+    files = PoolLayout.of_files(domain.pools)
+    if disk is not None and disk.pool_id in files:
+        return files[disk.pool_id]
+    # One that boots from a LUN keeps them beside its first disk that is a file.
+    for other in _in_order(domain.disks):
+        if other.pool_id in files:
+            return files[other.pool_id]
+    if disk is None and files:
+        return next(iter(files.values()))
     raise InvalidRequest("pool-missing", "the vm names no pool that could hold its seed and NVRAM", field="pools")
 
 
@@ -318,7 +324,8 @@ def _nic_bus(nic: NicSpec) -> int:
 
 
 def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str, PoolLayout], export: Export | None) -> None:
-    if disk.pool_id not in pools:
+    pool = next((each for each in domain.pools if each.pool_id == disk.pool_id), None)
+    if pool is None:
         raise InvalidRequest("pool-missing", f"disk {disk.index} is in a pool that the vm does not name", field="pools")
     element = SubElement(devices, "disk", type="file", device="disk")
     SubElement(
@@ -331,7 +338,12 @@ def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str,
         rerror_policy="stop",
         discard="unmap",
     )
-    SubElement(element, "source", file=pools[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id))
+    if pool.pool_id not in pools:
+        block_pools.describe_source(element, disk, pool, volume_keys.secret_uuid(pool.pool_id))
+    else:
+        source = SubElement(element, "source", file=pools[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id))
+        if disk.is_encrypted:
+            volume_keys.encrypt(source, disk.volume_id)
     if export is not None:
         _backing_export(element, export)
     SubElement(element, "target", dev=target_name(disk), bus=disk.bus.value)

@@ -218,6 +218,15 @@ class Domains:
                 "pool-hung", f"could not remove the files of {vm_id}: pool {pool.pool_id} does not answer"
             ) from error
 
+    def refuse_if_plugged(self, volume_id: str) -> None:
+        """Raise Conflict where a domain of ours on this host has the volume as a disk, which is no file."""
+        with self._connection.use(f"see who uses volume {volume_id}") as connection:
+            for domain in connection.listAllDomains():
+                with _gone_is_fine():
+                    if f"'ua-{volume_id}'" in domain.XMLDesc(0):
+                        message = f"volume {volume_id} is a disk of domain {domain.name()} on this host"
+                        raise Conflict("volume-in-use", message, domain=domain.name())
+
     def refuse_if_used(self, paths: Sequence[str], what: str) -> None:
         """Raise Conflict where a domain of this host, ours or not, has one of these files as a disk."""
         with self._connection.use(f"see who uses {what}") as connection:
@@ -289,8 +298,10 @@ def write_stamp(domain: Any, facts: DomainFacts, stamp: Stamp, *, boot_id: str) 
 
 def require_volumes(domain: DomainSpec) -> None:
     """Make sure that every disk's volume is there. NotFound names the first that is not."""
-    layouts = {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
+    layouts = PoolLayout.of_files(domain.pools)
     for disk in domain.disks:
+        if disk.pool_id not in layouts:
+            continue  # QEMU says it when it opens what is in the network
         if not volumes.observe(disk.volume_id, layouts[disk.pool_id]).is_present:
             raise NotFound(
                 "volume-not-found",

@@ -11,7 +11,7 @@ from trimtab_protos.messages import DiskFormat, DomainSpec
 
 def exports_of(domain: DomainSpec) -> Mapping[str, Export]:
     """Return volume → what it still reads from, of those of the vm's disks that do not stand alone."""
-    layouts = {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
+    layouts = PoolLayout.of_files(domain.pools)
     found = {}
     for disk in domain.disks:
         layout = layouts.get(disk.pool_id)

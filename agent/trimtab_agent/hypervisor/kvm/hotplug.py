@@ -19,7 +19,7 @@ import libvirt
 import structlog
 
 from trimtab_agent.hypervisor.base import Applied, Stamp
-from trimtab_agent.hypervisor.kvm import domain_facts, errors, resource_xml, volumes
+from trimtab_agent.hypervisor.kvm import block_pools, domain_facts, errors, resource_xml, volumes
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_xml import DRIVERS_ALIAS, MEMORY_ALIAS, MEMORY_STEP_MIB
 from trimtab_agent.hypervisor.kvm.domains import Domains, find, is_adopted, require, require_volumes
@@ -27,9 +27,10 @@ from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
+from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys, needed_by
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import Conflict, TrimtabError
-from trimtab_protos.messages import ChangedPart, ChangeLeft, DomainSpec, VolumeObservation, VolumeSpec
+from trimtab_protos.messages import ChangedPart, ChangeLeft, DomainSpec, PoolSpec, VolumeObservation, VolumeSpec
 
 log = structlog.get_logger(__name__)
 
@@ -47,8 +48,11 @@ _DEVICE_ALIASES = ("ua-vol-", "ua-nic-")
 class Hotplug:
     """Applies specs to domains. Thread-safe."""
 
-    def __init__(self, connection: Connection, domains: Domains, observer: Observer, networks: Networks) -> None:
+    def __init__(
+        self, connection: Connection, domains: Domains, observer: Observer, networks: Networks, keys: VolumeKeys
+    ) -> None:
         self._connection = connection
+        self._keys = keys
         self._domains = domains
         self._observer = observer
         self._networks = networks
@@ -73,21 +77,40 @@ class Hotplug:
     def grow_volume(self, volume: VolumeSpec, layout: PoolLayout, vm_id: str) -> VolumeObservation:
         """See `Hypervisor.resize_volume`."""
         if not vm_id:
-            return volumes.grow(volume, layout)
+            return self._grow_file(volume, layout)
         with (
             self._domains.locks.hold(check_id(vm_id, "vm_id")),
             self._connection.use(f"grow volume {volume.volume_id}", changes=True) as connection,
         ):
             domain = find(connection, vm_id)
             if domain is None or not domain.isActive():
-                return volumes.grow(volume, layout)
+                return self._grow_file(volume, layout)
             target = _target_of(domain, f"ua-{volume.volume_id}")
             if not target:
                 # It runs, and this disk is not plugged in: somebody else's lock on the file says whether it may be touched.
-                return volumes.grow(volume, layout)
+                return self._grow_file(volume, layout)
             if volumes.require_growth(volume, volumes.observe(volume.volume_id, layout)) != volume.size_bytes:
                 domain.blockResize(target, volume.size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
             return volumes.observe(volume.volume_id, layout)
+
+    def grow_block(self, volume: VolumeSpec, pool: PoolSpec, vm_id: str) -> VolumeObservation:
+        """As `grow_volume`, of a volume that is no file: it grows where it is, then the guest that has it is told."""
+        secret = self._keys.of_pool(pool)
+        seen = block_pools.grow_volume(volume, pool, secret)
+        if not vm_id:
+            return seen
+        with (
+            self._domains.locks.hold(check_id(vm_id, "vm_id")),
+            self._connection.use(f"grow volume {volume.volume_id}", changes=True) as connection,
+        ):
+            domain = find(connection, vm_id)
+            target = _target_of(domain, f"ua-{volume.volume_id}") if domain is not None and domain.isActive() else ""
+            if target:
+                domain.blockResize(target, volume.size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+        return seen
+
+    def _grow_file(self, volume: VolumeSpec, layout: PoolLayout) -> VolumeObservation:
+        return volumes.grow(volume, layout, key=self._keys.of_volume(volume))
 
     def _apply_live(self, connection: Any, domain: Any, spec: DomainSpec) -> tuple[ChangeLeft, ...]:
         wanted = _devices(parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)))
@@ -95,7 +118,7 @@ class Hotplug:
         require_volumes(spec)
         for network in domain_facts.read(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).networks:
             self._networks.start(connection, network)
-        _plug(domain, wanted)
+        self._plug(connection, domain, wanted)
         _limit_disks(domain, wanted)
         _fit_scheduling(domain, spec, cpu_shares=self._domains.cpu_shares)
         _fit_balloon(domain, spec)
@@ -103,6 +126,18 @@ class Hotplug:
         left += _fit_memory(domain, spec)
         left += self._fit_vcpus(domain, spec, is_memory_settled=not any(each.part is ChangedPart.MEMORY for each in left))
         return tuple(left)
+
+    def _plug(self, connection: Any, domain: Any, wanted: dict[str, Element]) -> None:
+        root = parse(domain.XMLDesc(0))
+        present = _devices(root)
+        macs = {_mac_of(card) for card in root.findall("devices/interface")}
+        for alias, element in wanted.items():
+            # A card that somebody plugged in by hand and that was taken over has no name of ours until the next stop.
+            is_there_unnamed = element.tag == "interface" and _mac_of(element) in macs
+            if alias not in present and not is_there_unnamed:
+                _require_slot(root, element)
+                with self._keys.in_libvirt(connection, needed_by(element)):
+                    domain.attachDeviceFlags(ElementTree.tostring(element, encoding="unicode"), _LIVE)
 
     def _fit_vcpus(self, domain: Any, spec: DomainSpec, *, is_memory_settled: bool) -> list[ChangeLeft]:
         run = (domain.UUIDString(), domain.ID())
@@ -185,18 +220,6 @@ def _ask_to_unplug(domain: Any, alias: str) -> None:
         is_asked = "in the process of unplug" in (error.get_error_message() or "")
         if not is_asked and error.get_error_code() != libvirt.VIR_ERR_DEVICE_MISSING:
             raise
-
-
-def _plug(domain: Any, wanted: dict[str, Element]) -> None:
-    root = parse(domain.XMLDesc(0))
-    present = _devices(root)
-    macs = {_mac_of(card) for card in root.findall("devices/interface")}
-    for alias, element in wanted.items():
-        # A card that somebody plugged in by hand and that was taken over has no name of ours until the next stop.
-        is_there_unnamed = element.tag == "interface" and _mac_of(element) in macs
-        if alias not in present and not is_there_unnamed:
-            _require_slot(root, element)
-            domain.attachDeviceFlags(ElementTree.tostring(element, encoding="unicode"), _LIVE)
 
 
 def _mac_of(card: Element) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from trimtab_agent.ballooning import Rules
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
-from trimtab_agent.hypervisor.kvm import accel_probe, domain_facts, images, layer_files, volumes
+from trimtab_agent.hypervisor.kvm import accel_probe, block_pools, domain_facts, images, layer_files, volumes
 from trimtab_agent.hypervisor.kvm.adoption import Adoption
 from trimtab_agent.hypervisor.kvm.backups import SOCKET_DIR, Backups
 from trimtab_agent.hypervisor.kvm.ballooning import Balloons
@@ -29,6 +29,7 @@ from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
 from trimtab_agent.hypervisor.kvm.pools import Pools
 from trimtab_agent.hypervisor.kvm.power import Power
+from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys
 from trimtab_agent.hypervisor.statistics import BalloonStatistics
 from trimtab_protos.adoption_messages import AdoptedDisk, Described
 from trimtab_protos.console_messages import ConsoleKind
@@ -47,6 +48,7 @@ from trimtab_protos.messages import (
     MigrationResult,
     MigrationSide,
     NetworkSpec,
+    PoolKind,
     PoolObservation,
     PoolSpec,
     PowerAction,
@@ -73,7 +75,8 @@ class KvmHypervisor:
         self._load = HostLoadReader()
         self._networks = Networks(self._connection)
         self._firewall = Firewall(config.runtime_dir / "firewall")
-        self._pools = Pools(self._connection)
+        self._keys = VolumeKeys()
+        self._pools = Pools(self._connection, self._keys)
         self._inventory = InventoryReader(config, self._connection, self._pools, boot_id=boot_id, accelerator=self.accelerator)
         self._domains = Domains(
             self._connection,
@@ -84,8 +87,8 @@ class KvmHypervisor:
             accelerator=self.accelerator,
             refuse_unfit=self._inventory.refuse_unfit,
         )
-        self._power = Power(self._connection, self._domains, self._observer, self._networks, boot_id=boot_id)
-        self._hotplug = Hotplug(self._connection, self._domains, self._observer, self._networks)
+        self._power = Power(self._connection, self._domains, self._observer, self._networks, self._keys, boot_id=boot_id)
+        self._hotplug = Hotplug(self._connection, self._domains, self._observer, self._networks, self._keys)
         self._migrations = Migrations(
             config,
             self._connection,
@@ -96,10 +99,11 @@ class KvmHypervisor:
             self._pools,
             self._logs,
             self._inventory,
+            self._keys,
             boot_id=boot_id,
         )
         self._adoption = Adoption(self._connection, self._domains, self._observer, boot_id=boot_id)
-        self._layers = Layers(self._connection, self._domains, self._networks, boot_id=boot_id)
+        self._layers = Layers(self._connection, self._domains, self._networks, self._keys, boot_id=boot_id)
         self._moves = Moves(self._connection, self._domains)
         self._instants = Instants(self._connection, self._domains, socket_dir=SOCKET_DIR)
         self.backups = Backups(self._connection, refuse_if_used=self._domains.refuse_if_used, instants=self._instants)
@@ -175,20 +179,37 @@ class KvmHypervisor:
         self._pools.remove(pool_id)
 
     def ensure_volume(self, volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
-        return volumes.ensure(volume, self._pools.require_responsive(pool))
+        if block_pools.is_block(pool):
+            return block_pools.ensure_volume(volume, pool, self._keys.of_pool(pool))
+        key = self._keys.of_volume(volume)
+        return volumes.ensure(volume, self._pools.require_responsive(pool), key=key)
 
     def observe_volume(self, volume_id: str, pool: PoolSpec) -> VolumeObservation:
         return volumes.observe(volume_id, self._pools.require_responsive(pool))
 
     def resize_volume(self, volume: VolumeSpec, pool: PoolSpec, vm_id: str) -> VolumeObservation:
+        if block_pools.is_block(pool):
+            return self._hotplug.grow_block(volume, pool, vm_id)
         return self._hotplug.grow_volume(volume, self._pools.require_responsive(pool), vm_id)
 
     def delete_volume(self, volume_id: str, pool: PoolSpec) -> None:
+        if block_pools.is_block(pool):
+            volume = VolumeSpec(volume_id=volume_id, pool_id=pool.pool_id, format=DiskFormat.RAW, size_bytes=0)
+            self._domains.refuse_if_plugged(volume_id)
+            block_pools.delete_volume(volume, pool, None if pool.kind is PoolKind.ISCSI else self._keys.of_pool(pool))
+            return
         layout = self._pools.require_responsive(pool)
         self._domains.refuse_if_used(volumes.names_of(volume_id, layout), f"volume {volume_id}")
         volumes.refuse_if_below(volume_id, layout)
         self._instants.forget(volume_id)
         volumes.delete(volume_id, layout)
+        self._keys.forget((volume_id,))
+
+    def give_volume_keys(self, keys: Mapping[str, str]) -> None:
+        self._keys.give(keys)
+
+    def require_volume_keys(self, volume_ids: Sequence[str]) -> None:
+        self._keys.require(volume_ids)
 
     def import_image(self, image: ImageSpec, pool: PoolSpec, source: ImageSource, control: JobControl) -> ImageResult:
         return images.import_image(
@@ -328,8 +349,7 @@ class KvmHypervisor:
 
     def _require_responsive(self, pools: Sequence[PoolSpec]) -> None:
         """Fail before a vm's lock is taken: who holds it must not hang with the storage."""
-        for pool in pools:
-            self._pools.require_responsive(pool)
+        self._pools.require_there(pools)
 
     def _clear_boot_mark(self, domain: Any) -> None:
         """Take the mark off a domain that was seen to stop: should the host boot later, that is not why it is off."""

@@ -46,9 +46,13 @@ CAPABILITIES = (
     "network-nat",
     "numa-tuning",
     "pool-dir",
+    "pool-iscsi",
+    "pool-lvm_thin",
     "pool-nfs",
+    "pool-rbd",
     "seed-nocloud",
     "volume-linked-clone",
+    "volume-luks",
     "volume-move",
 )
 _DEFAULT_MACHINE = "q35"

@@ -30,9 +30,11 @@ def resolve(domain: DomainSpec) -> DomainSpec:
     """Return the spec with the pools and layers that its disks are on now: what a move or merge that ended has made of them."""
     if not any(disk.is_merging or disk.move_pool_id for disk in domain.disks):
         return domain
-    layouts = {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
+    layouts = PoolLayout.of_files(domain.pools)
     disks = (move_files.resolve(disk, layouts) if disk.move_pool_id else disk for disk in domain.disks)
-    return replace(domain, disks=tuple(_resolve(disk, layouts[disk.pool_id]) for disk in disks))
+    return replace(
+        domain, disks=tuple(_resolve(disk, layouts[disk.pool_id]) if disk.pool_id in layouts else disk for disk in disks)
+    )
 
 
 def _resolve(disk: DiskSpec, layout: PoolLayout) -> DiskSpec:

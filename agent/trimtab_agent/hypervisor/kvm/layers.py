@@ -28,6 +28,7 @@ from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.kvm.migration_xml import retarget
 from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
+from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys
 from trimtab_protos.errors import Conflict, Internal, NoCapacity, NotFound, Unavailable
 from trimtab_protos.messages import DiskFormat, DomainSpec, JobProgress, LayerMerge, LayerResult, PoolSpec, VolumeSpec
 
@@ -49,8 +50,9 @@ _SNAPSHOT_FLAGS = (
 class Layers:
     """Switches, saves, restores and merges. Thread-safe."""
 
-    def __init__(self, connection: Connection, domains: Domains, networks: Networks, *, boot_id: str) -> None:
+    def __init__(self, connection: Connection, domains: Domains, networks: Networks, keys: VolumeKeys, *, boot_id: str) -> None:
         self._connection = connection
+        self._keys = keys
         self._domains = domains
         self._networks = networks
         self._boot_id = boot_id
@@ -189,7 +191,8 @@ class Layers:
             control.report(JobProgress(done_bytes=written, total_bytes=max(volume.size_bytes, written), phase="copying"))
 
         watch = volumes.CopyWatch(cancelled=control.cancelled, on_bytes=report)
-        seen = volumes.ensure(volume, PoolLayout.of(pool), watch=watch)
+        key = self._keys.of_volume(volume)
+        seen = volumes.ensure(volume, PoolLayout.of(pool), watch=watch, key=key)
         return LayerResult(size_bytes=seen.size_bytes)
 
 
@@ -198,7 +201,7 @@ class Layers:
 
 def _to_switch(domain: Any, spec: DomainSpec) -> dict[str, str]:
     """Return target → the new layer's path of each disk that is not on it yet. Conflict where it would not lie over the present one."""
-    layouts = {pool.pool_id: PoolLayout.of(pool) for pool in spec.pools}
+    layouts = PoolLayout.of_files(spec.pools)
     disks = disks_of(domain)
     wanted = {}
     for disk in layer_files.resolve(spec).disks:

@@ -22,7 +22,7 @@ import libvirt
 import structlog
 
 from trimtab_agent.hypervisor.base import JobControl, Stamp
-from trimtab_agent.hypervisor.kvm import domain_facts, domain_xml, errors, layer_files, state_files, volumes
+from trimtab_agent.hypervisor.kvm import block_pools, domain_facts, domain_xml, errors, layer_files, state_files, volumes
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
@@ -35,6 +35,7 @@ from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer, absent, migration_operation
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_agent.hypervisor.kvm.pools import Pools
+from trimtab_agent.hypervisor.kvm.volume_keys import Need, VolumeKeys, secret_uuid, take_from_libvirt
 from trimtab_protos.errors import Conflict, DeadlineExceeded, Internal, TrimtabError
 from trimtab_protos.messages import (
     DomainObservation,
@@ -44,6 +45,7 @@ from trimtab_protos.messages import (
     MigrationOptions,
     MigrationResult,
     MigrationSide,
+    PoolKind,
     VolumeSpec,
 )
 
@@ -86,6 +88,7 @@ class Migrations:
         pools: Pools,
         logs: ConsoleLogs,
         inventory: InventoryReader,
+        keys: VolumeKeys,
         *,
         boot_id: str,
     ) -> None:
@@ -98,6 +101,7 @@ class Migrations:
         self._pools = pools
         self._logs = logs
         self._inventory = inventory
+        self._keys = keys
         self._boot_id = boot_id
 
     # --- target ----------------------------------------------------------------------------------------------------------
@@ -107,22 +111,30 @@ class Migrations:
         log.info("preparing to receive a domain", vm_id=domain.vm_id, source_host_id=source_host_id)
         with self._domains.locks.hold(domain.vm_id):
             self._inventory.refuse_unfit(domain)
+            self._keys.require(_owners(domain))
             _refuse_unsafe(domain, frozenset(volume.volume_id for volume in copied_volumes))
             self._drop_stale_definition(domain.vm_id)
-            layouts = {pool.pool_id: PoolLayout.of(pool) for pool in domain.pools}
+            layouts = PoolLayout.of_files(domain.pools)
             for pool in domain.pools:
                 self._pools.ensure(pool)
             self._networks.ensure_for(domain)
             for volume in copied_volumes:
+                if volume.pool_id not in layouts:
+                    raise Conflict(
+                        "migration-unsafe", f"volume {volume.volume_id} is a block device of its host and is not copied"
+                    )
                 layout = layouts[volume.pool_id]
                 self._domains.refuse_if_used(volumes.names_of(volume.volume_id, layout), f"volume {volume.volume_id}")
                 volumes.delete(volume.volume_id, layout)
-                volumes.ensure(volume, layout)
+                volumes.ensure(volume, layout, key=self._keys.of_volume(volume))
             require_volumes(domain)
             state_files.ensure(domain)
             self._firewall.ensure(domain, grace_s=INCOMING_GRACE_S)
             self._logs.prepare(domain.vm_id, max_bytes=domain.serial_log_max_bytes)
             self._domains.console_sockets.prepare()
+            with self._connection.use(f"keep keys for {domain.vm_id}", changes=True) as connection:
+                # Until the guest is here or is not: libvirt asks for them when the source begins.
+                self._keys.put_into_libvirt(connection, _needs(domain))
         address = self._config.migration_address
         transport = "tls" if self._config.has_tls else "tcp"
         return f"qemu+{transport}://{_bracketed(address)}/system", f"tcp://{_bracketed(address)}"
@@ -263,6 +275,9 @@ class Migrations:
             seen = self._domains.observe(vm_id)
             if seen.state is DomainState.INCOMING or seen.is_migrating:
                 raise Conflict("migration-under-way", f"the migration of {vm_id} has not ended on this host")
+            with self._connection.use(f"forget keys of {vm_id}", changes=True) as connection:
+                take_from_libvirt(connection, _needs(domain))
+            self._keys.forget(disk.volume_id for disk in domain.disks if disk.is_encrypted)
             if side is MigrationSide.KEEP:
                 return self._keep(vm_id, seen, domain, stamp)
             if seen.state not in (DomainState.ABSENT, DomainState.STOPPED, DomainState.CRASHED):
@@ -271,7 +286,7 @@ class Migrations:
             self._domains.drop_former_names(domain)  # this definition is the last that tells them
             self._domains.undefine_locked(vm_id, local_pools, kill_if_running=False, keep_state_files=False)
             # Never from a shared pool, whoever asks: there the other side uses the very same file.
-            layouts = {pool.pool_id: PoolLayout.of(pool) for pool in local_pools}
+            layouts = PoolLayout.of_files(local_pools)
             for volume in removed_volumes:
                 layout = layouts.get(volume.pool_id)
                 if layout is None:
@@ -290,6 +305,18 @@ class Migrations:
             boot_id = self._boot_id if kept.isActive() else ""
             write_stamp(kept, domain_facts.read(kept.XMLDesc(0)), stamp, boot_id=boot_id)
             return self._observer.observe(kept)
+
+
+def _owners(domain: DomainSpec) -> tuple[str, ...]:
+    """Return the volumes and pools whose secrets the domain needs."""
+    pools = (pool.pool_id for pool in domain.pools if block_pools.is_block(pool) and block_pools.needs_secret(pool))
+    return (*(disk.volume_id for disk in domain.disks if disk.is_encrypted), *pools)
+
+
+def _needs(domain: DomainSpec) -> tuple[Need, ...]:
+    usages = {PoolKind.ISCSI: "iscsi", PoolKind.RBD: "ceph"}
+    kinds = {pool.pool_id: usages.get(pool.kind, "") for pool in domain.pools}
+    return tuple(Need(secret_uuid(owner), kinds.get(owner, "") or "volume") for owner in _owners(domain))
 
 
 def _refuse_unsafe(target: DomainSpec, copied: frozenset[str]) -> None:

@@ -4,7 +4,7 @@ The guest must find the very same hardware there, so the live definition is kept
 differs between hosts is replaced: file paths, bridges, our metadata.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
@@ -32,15 +32,19 @@ def retarget(live_xml: str, target: DomainSpec, stamp: Stamp, *, cpu_shares: int
     numa_xml.place(root, target)
     if adopted is None:
         resource_xml.place(root, target, cpu_shares=cpu_shares)
-    layouts = {pool.pool_id: PoolLayout.of(pool) for pool in target.pools}
+    layouts = PoolLayout.of_files(target.pools)
     drives = {_CDROM: target.cdrom, DRIVERS_TARGET: target.drivers}
     paths = {name: iso_path(drive, layouts) for name, drive in drives.items() if drive is not None and drive.image_id}
     names = _names(target, adopted)
     paths |= {
-        names[disk.volume_id]: layouts[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id) for disk in target.disks
+        names[disk.volume_id]: layouts[disk.pool_id].volume(disk.volume_id, disk.format, disk.layer_id)
+        for disk in target.disks
+        if disk.pool_id in layouts
     }
+    # What is in the network is the same from everywhere.
+    unmoved = {names[disk.volume_id] for disk in target.disks if disk.pool_id not in layouts}
     for disk in root.findall("devices/disk"):
-        _move_disk(disk, paths, target)
+        _move_disk(disk, paths, target, unmoved)
     nvram = root.find("os/nvram")
     if nvram is not None:
         if adopted is not None:
@@ -74,7 +78,7 @@ def _stamp(root: Element, stamp: Stamp) -> None:
     element.set("boot", "")
 
 
-def _move_disk(disk: Element, paths: dict[str, str], target: DomainSpec) -> None:
+def _move_disk(disk: Element, paths: dict[str, str], target: DomainSpec, unmoved: Collection[str]) -> None:
     source, device = disk.find("source"), disk.find("target")
     if source is None or device is None:
         return
@@ -83,6 +87,8 @@ def _move_disk(disk: Element, paths: dict[str, str], target: DomainSpec) -> None
     # The target finds the chain by its own copy of the image; the one listed here has this host's paths.
     for chain in disk.findall("backingStore"):
         disk.remove(chain)
+    if name in unmoved:
+        return
     if name in paths:
         source.set("file", paths[name])
     elif source.get("file", "").endswith(f"/{SEED_FILE}"):

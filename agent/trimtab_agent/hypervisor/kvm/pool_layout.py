@@ -14,7 +14,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from trimtab_protos.messages import DiskFormat, PoolKind, PoolSpec
 VOLUMES, IMAGES, VMS, IMPORT = "volumes", "images", "vms", "import"
 SUBDIRECTORIES = {VOLUMES: 0o711, IMAGES: 0o711, VMS: 0o711, IMPORT: 0o755}
 """QEMU runs as its own user and must pass through; only operators list."""
+FILE_KINDS = (PoolKind.DIR, PoolKind.NFS)
+"""Kinds whose volumes are files; the others are `block_pools`'."""
 VOLUME_FORMATS = (DiskFormat.QCOW2, DiskFormat.RAW)
 IMAGE_FORMATS = (DiskFormat.QCOW2, DiskFormat.RAW, DiskFormat.ISO)
 SEED_FILE, NVRAM_FILE = "seed.iso", "nvram.fd"
@@ -47,9 +49,14 @@ class PoolLayout:
     def of(cls, pool: PoolSpec) -> "PoolLayout":
         """Return the layout of `pool`. InvalidRequest where its id or path is none that the agent may use."""
         check_id(pool.pool_id, "pool_id")
-        if pool.kind not in (PoolKind.DIR, PoolKind.NFS):
+        if pool.kind not in FILE_KINDS:
             raise InvalidRequest("pool-kind-unknown", f"this host knows no pools of kind {pool.kind}", field="kind")
         return cls(pool_id=pool.pool_id, path=_check_path(pool.path))
+
+    @classmethod
+    def of_files(cls, pools: Iterable[PoolSpec]) -> "dict[str, PoolLayout]":
+        """Return the layouts of those of the pools whose volumes are files, by id."""
+        return {pool.pool_id: cls.of(pool) for pool in pools if pool.kind in FILE_KINDS}
 
     def volume(self, volume_id: str, format: DiskFormat, layer_id: str = "") -> str:
         return str(self.path / VOLUMES / volume_name(volume_id, format, layer_id))

@@ -7,18 +7,19 @@ it on disk for us. Everything on files happens here and in `volumes.py` and `ima
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import libvirt
 
-from trimtab_agent.hypervisor.kvm import errors, nfs_mounts, os_errors, volumes
+from trimtab_agent.hypervisor.kvm import block_pools, errors, nfs_mounts, os_errors, volumes
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
 from trimtab_agent.hypervisor.kvm.identifiers import DOMAIN_PREFIX, check_id
 from trimtab_agent.hypervisor.kvm.pool_layout import VOLUMES, PoolLayout, marker_name, sync_directory
+from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import Conflict, InvalidRequest, TrimtabError, Unavailable
 from trimtab_protos.messages import PoolKind, PoolObservation, PoolSpec
@@ -26,17 +27,24 @@ from trimtab_protos.messages import PoolKind, PoolObservation, PoolSpec
 T = TypeVar("T")
 
 OBSERVE_TIMEOUT_S = 2.0
+BLOCK_TIMEOUT_S = 8.0
+"""Programs of LVM's and Ceph's are started to look at such a pool."""
 _MARKER_BYTES = 4096
 
 
 class Pools:
     """Ensures, observes and forgets pools. Thread-safe."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, keys: VolumeKeys) -> None:
         self._connection = connection
+        self._keys = keys
         self._guarded = GuardedCalls()
 
     def ensure(self, pool: PoolSpec) -> PoolObservation:
+        if block_pools.is_block(pool):
+            block_pools.check(pool)
+            self._keys.of_pool(pool)  # it is given where it is missing
+            return self.observe(pool)
         layout = PoolLayout.of(pool)
         if pool.kind is PoolKind.NFS:
             self._on_storage(layout, lambda: nfs_mounts.ensure(pool), timeout_s=nfs_mounts.MOUNT_TIMEOUT_S + 5)
@@ -47,8 +55,10 @@ class Pools:
         return self.observe(pool)
 
     def observe(self, pool: PoolSpec) -> PoolObservation:
-        layout = PoolLayout.of(pool)
         now_ms = time.time_ns() // 1_000_000
+        if block_pools.is_block(pool):
+            return self._observe_block(pool, now_ms)
+        layout = PoolLayout.of(pool)
         try:
             self._watch_mount(pool, layout)
             return self._guarded.run(pool.pool_id, lambda: _observe(layout, now_ms), timeout_s=OBSERVE_TIMEOUT_S)
@@ -57,6 +67,20 @@ class Pools:
         except (TrimtabError, OSError) as error:
             problem, is_hung = str(error), getattr(error, "code", "") == "pool-hung"
         return PoolObservation(pool_id=pool.pool_id, is_responsive=False, is_hung=is_hung, problem=problem, observed_at_ms=now_ms)
+
+    def _observe_block(self, pool: PoolSpec, now_ms: int) -> PoolObservation:
+        try:
+            secret = self._keys.of_pool_if_here(pool)
+            return self._guarded.run(pool.pool_id, lambda: block_pools.observe(pool, secret), timeout_s=BLOCK_TIMEOUT_S)
+        except Hung:
+            problem = f"pool {pool.name or pool.pool_id} does not answer"
+        return PoolObservation(pool_id=pool.pool_id, is_responsive=False, is_hung=True, problem=problem, observed_at_ms=now_ms)
+
+    def require_there(self, pools: Iterable[PoolSpec]) -> None:
+        """As `require_responsive` of those whose volumes are files: what is in the network can hang nothing here."""
+        for pool in pools:
+            if not block_pools.is_block(pool):
+                self.require_responsive(pool)
 
     def require_responsive(self, pool: PoolSpec) -> PoolLayout:
         """Return the layout of a pool that answers now. Unavailable: it hangs, and who worked on it would hang with it."""

@@ -19,6 +19,7 @@ from trimtab_agent.hypervisor.kvm.domains import Domains, require, write_stamp
 from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
 from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
+from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys, needed_in
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError, Unavailable
 from trimtab_protos.messages import DomainObservation, DomainState, PowerAction, StateReason
 
@@ -32,8 +33,18 @@ _ALIVE = frozenset({DomainState.RUNNING, DomainState.PAUSED, DomainState.STOPPIN
 class Power:
     """Changes the power of domains. Thread-safe."""
 
-    def __init__(self, connection: Connection, domains: Domains, observer: Observer, networks: Networks, *, boot_id: str) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        domains: Domains,
+        observer: Observer,
+        networks: Networks,
+        keys: VolumeKeys,
+        *,
+        boot_id: str,
+    ) -> None:
         self._connection = connection
+        self._keys = keys
         self._domains = domains
         self._observer = observer
         self._networks = networks
@@ -67,6 +78,7 @@ class Power:
             return self._observer.observe(domain)
 
     def _start(self, connection: Any, domain: Any, facts: DomainFacts, stamp: Stamp) -> None:
+        needs = needed_in(domain.XMLDesc(0))
         for path in facts.disk_paths:
             self._require_file(path, facts.vm_id)
         for network in facts.networks:
@@ -75,7 +87,8 @@ class Power:
         # Written before the guest runs: after a crash it tells that this host may hold its state.
         write_stamp(domain, facts, stamp, boot_id=self._boot_id)
         # A saved memory image, made by hand, would come back with stale disks; it is dropped.
-        domain.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
+        with self._keys.in_libvirt(connection, needs):
+            domain.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
 
     def _require_file(self, path: str, vm_id: str) -> None:
         try:

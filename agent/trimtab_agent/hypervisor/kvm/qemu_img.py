@@ -5,21 +5,24 @@ plain words chosen by us, so no name from outside reaches QEMU's file name parse
 The wrapper programs come from util-linux; `preexec_fn` was rejected since it may deadlock in a process with threads.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from trimtab_protos.errors import Conflict, DeadlineExceeded, Internal, InvalidRequest, NoCapacity, TrimtabError
+from trimtab_protos.errors import Conflict, DeadlineExceeded, Internal, InvalidRequest, NoCapacity, TrimtabError, Unavailable
 
 ADDRESS_SPACE_BYTES = 1 << 30
 _STACK_BYTES = 1 << 20
 """Of each of up to 64 worker threads: with the usual 8 MiB, and an arena of malloc each, they outgrow the address space."""
 NOBODY = 65534
+KEY_ID = "volume-key"
+UNTIMED = "hashing-untimed"
 _POLL_S = 0.1
 _MAX_OUTPUT = 2000
 
@@ -42,15 +45,48 @@ def run(
     cancelled: threading.Event | None = None,
     as_nobody: bool = False,
     on_tick: Callable[[], None] | None = None,
+    key: bytes | None = None,
 ) -> str:
     """Run `qemu-img` with `arguments` inside the directory behind descriptor `directory` and return its standard output.
 
     NoCapacity: the disk is full. InvalidRequest(image-too-costly): it went over its limits. Conflict(image-locked): a guest has a
     disk open; Conflict(job-cancelled).
-    `as_nobody`: the files it opens by name belong to `NOBODY`.
+    `as_nobody`: the files it opens by name belong to `NOBODY`. `key`: the arguments may name it as secret `KEY_ID`; it goes through a
+    file in memory that this call alone has.
     """
-    command = [*_wrapper(limits, as_nobody=as_nobody), "qemu-img", *arguments]
     deadline = time.monotonic() + limits.timeout_s
+    with _in_memory(key) as secret:
+        command = [*_wrapper(limits, as_nobody=as_nobody), "qemu-img", arguments[0], *_secret_object(secret), *arguments[1:]]
+        descriptors = (directory, *([] if secret is None else [secret]))
+        return _run(command, directory, descriptors, deadline, cancelled, on_tick)
+
+
+@contextlib.contextmanager
+def _in_memory(key: bytes | None) -> Iterator[int | None]:
+    """Lend the descriptor of a file without a name that holds the key."""
+    if key is None:
+        yield None
+        return
+    descriptor = os.memfd_create("key", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, key)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _secret_object(descriptor: int | None) -> list[str]:
+    return [] if descriptor is None else ["--object", f"secret,id={KEY_ID},file=/proc/self/fd/{descriptor}"]
+
+
+def _run(
+    command: Sequence[str],
+    directory: int,
+    descriptors: Sequence[int],
+    deadline: float,
+    cancelled: threading.Event | None,
+    on_tick: Callable[[], None] | None,
+) -> str:
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -58,7 +94,7 @@ def run(
         stderr=subprocess.PIPE,
         # The child enters it before it drops its rights: nobody may lack the right to pass through the pool's parents.
         cwd=f"/proc/self/fd/{directory}",
-        pass_fds=(directory,),
+        pass_fds=tuple(descriptors),
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "MALLOC_ARENA_MAX": "1"},
         start_new_session=True,
     ) as process:
@@ -97,6 +133,9 @@ def _failure(code: int, complaint: str) -> TrimtabError:
     lowered = complaint.lower()
     if "no space left on device" in lowered or "disk quota exceeded" in lowered:
         return NoCapacity("pool-full", "the pool has no room left", detail=complaint)
+    if "unable to get accurate cpu usage" in lowered:
+        # It measures how fast it hashes by CPU time, which some kernels count in ticks only, and gives up where it sees none pass.
+        return Unavailable(UNTIMED, "qemu-img could not tell how fast this host hashes", detail=complaint)
     if '" lock' in lowered:  # as in hypervisor/kvm/errors.py
         return Conflict("image-locked", "a disk is in use by another QEMU, on this host or on another", detail=complaint)
     if signal_number in {9, 24, 25} or "file too large" in lowered or "cannot allocate memory" in lowered:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trimtab_agent.hypervisor.kvm import os_errors, seed
 from trimtab_agent.hypervisor.kvm.domain_xml import NVRAM_TEMPLATE, state_layout
-from trimtab_agent.hypervisor.kvm.pool_layout import NVRAM_FILE, SEED_FILE, PoolLayout, regular_file, sync_directory
+from trimtab_agent.hypervisor.kvm.pool_layout import FILE_KINDS, NVRAM_FILE, SEED_FILE, PoolLayout, regular_file, sync_directory
 from trimtab_protos.errors import Conflict
 from trimtab_protos.messages import DomainSpec, Firmware, PoolSpec
 
@@ -45,6 +45,8 @@ def restore_nvram(vm_id: str, pool: PoolSpec, content: bytes) -> None:
 
 def remove(vm_id: str, pool: PoolSpec) -> None:
     """Remove the vm's state files from a pool that may hold them."""
+    if pool.kind not in FILE_KINDS:
+        return
     try:
         PoolLayout.of(pool).remove_vm(vm_id)
     except OSError as error:

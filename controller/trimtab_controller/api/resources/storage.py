@@ -7,7 +7,7 @@ from trimtab_controller.api.render import etag_of
 from trimtab_controller.api.resources.operations import OperationResource
 from trimtab_controller.services.images import ImageView
 from trimtab_controller.services.networks import NetworkView
-from trimtab_controller.services.pools import PoolView
+from trimtab_controller.services.pools import PoolView, source_name
 from trimtab_controller.services.volumes import VolumeView
 
 
@@ -137,6 +137,9 @@ class VolumeResource:
     # How fast a guest may use it; 0: as fast as the pool.
     iops_limit: int
     bandwidth_limit_mib_s: int
+    is_encrypted: bool
+    # Of an iSCSI pool.
+    lun: int | None
     # '' where it does not move; else the pool that it is going to, or what is left of it in the one that it has left.
     moving_to: str
     leaving: str
@@ -204,7 +207,7 @@ def render_pool(view: PoolView) -> PoolResource:
         name=pool.name,
         kind=pool.kind.value,
         path=pool.path,
-        source=f"{pool.settings['server']}:{pool.settings['export']}" if pool.settings.get("server") else "",
+        source=source_name(pool.kind.value, pool.settings),
         reserve_permille=pool.reserve_permille,
         is_shared=pool.is_shared,
         is_default=view.is_default,
@@ -270,6 +273,8 @@ def render_volume(view: VolumeView) -> VolumeResource:
         is_deleted_with_vm=volume.is_deleted_with_vm,
         iops_limit=volume.iops_limit,
         bandwidth_limit_mib_s=volume.bandwidth_limit_mib_s,
+        is_encrypted=volume.is_encrypted,
+        lun=int(volume.unit) if volume.unit else None,
         moving_to=view.other_pool_name if volume.move_state == "going" else "",
         leaving=view.other_pool_name if volume.move_state == "left" else "",
         version=volume.version,

@@ -117,6 +117,8 @@ class VmBody(Body):
     os: OsOrNone = ""
     tpm: Bool = False
     secure_boot: Bool = False
+    # Its new disk lies encrypted (LUKS); from an image it is an independent copy then.
+    encrypted: Bool = False
     vcpus: Vcpus = 1
     vcpus_max: Vcpus | None = None
     memory_mib: MemoryMib
@@ -183,6 +185,7 @@ class VmBody(Body):
             drivers_iso=self.drivers_iso,
             balloon_min_mib=self.balloon_min_mib,
             cpu_class=self.cpu_class,
+            is_encrypted=self.encrypted,
             tolerations=tuple((one.key, one.value) for one in self.tolerations),
             resources=self.resources,
             secgroups=self.secgroups,
@@ -232,11 +235,11 @@ async def list_vms(
 @router.post("/v1/projects/{project}/vms", status_code=202, response_model=VmAnswer)
 async def create_vm(request: Request, runtime: InRuntime, access: ProjectOperator, body: VmBody, asked: Asked) -> Response:
     """Create a vm: the scheduler places it, its root disk is cloned, it is started."""
-    owner, spec = access.own_project, body.spec()
+    owner, spec, box = access.own_project, body.spec(), runtime.context.secrets
     fleet = await runtime.context.db.read(placement_advisor.read_fleet) if asked.is_dry_run else None
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
-        view, operation = vms.create(session, spec, project=owner, actor=actor, now=now)
+        view, operation = vms.create(session, spec, project=owner, actor=actor, now=now, box=box)
         placed_on = _preview(session, fleet, view.vm, operation) if fleet is not None else _NOWHERE
         answer = _answer(runtime, view, operation, project=owner, placed_on=placed_on)
         return accepted(answer, is_due=False)  # the leader places it first

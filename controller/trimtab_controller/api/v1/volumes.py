@@ -8,7 +8,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from trimtab_controller.api.fields import Body, DiskBytes, Name, Ref, RefOrNone
+from trimtab_controller.api.fields import Body, Bool, DiskBytes, Name, Ref, RefOrNone
 from trimtab_controller.api.mutate import Order, accepted, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
 from trimtab_controller.api.paths import NamePath
@@ -35,6 +35,10 @@ class VolumeBody(Body):
     pool: RefOrNone = ""
     format: Literal["raw", "qcow2", ""] = ""
     image: RefOrNone = ""
+    # Its bytes lie encrypted (LUKS); from an image it is an independent copy then.
+    is_encrypted: Bool = False
+    # Of an iSCSI pool: which of the target's LUNs it is. It keeps what is on it.
+    lun: Annotated[int, Field(strict=True, ge=0, le=255, examples=[1])] | None = None
 
 
 class VolumeLimitBody(Body):
@@ -63,12 +67,22 @@ async def list_volumes(runtime: InRuntime, access: ProjectViewer, query: Listing
 
 
 @router.post("/v1/projects/{project}/volumes", status_code=202, response_model=VolumeAnswer)
-async def create_volume(request: Request, access: ProjectOperator, body: VolumeBody, asked: Asked) -> Response:
-    owner = access.own_project
-    spec = volumes.VolumeSpec(name=body.name, size_bytes=body.size_bytes, pool=body.pool, format=body.format, image=body.image)
+async def create_volume(
+    request: Request, runtime: InRuntime, access: ProjectOperator, body: VolumeBody, asked: Asked
+) -> Response:
+    owner, box = access.own_project, runtime.context.secrets
+    spec = volumes.VolumeSpec(
+        name=body.name,
+        size_bytes=body.size_bytes,
+        pool=body.pool,
+        format=body.format,
+        image=body.image,
+        is_encrypted=body.is_encrypted,
+        unit="" if body.lun is None else str(body.lun),
+    )
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
-        view, operation = volumes.create(session, spec, project=owner, actor=actor, now=now)
+        view, operation = volumes.create(session, spec, project=owner, actor=actor, now=now, box=box)
         shown = render(operation, project_name=owner.name)
         return accepted(VolumeAnswer(operation=shown, volume=render_volume(view)))
 

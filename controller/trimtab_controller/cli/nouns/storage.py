@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from trimtab_controller.cli import completion, humanise, options, render, resources
-from trimtab_controller.cli.nouns import pool_drain
+from trimtab_controller.cli.nouns import pool_create, pool_drain
 from trimtab_controller.cli.render import Column, Document
 from trimtab_controller.cli.resources import Resource
 from trimtab_controller.cli.session import Session
@@ -118,6 +118,7 @@ VOLUME = Resource(
         Column("state", "state"),
         Column("format", "format", is_wide=True),
         Column("image", "image", is_wide=True),
+        Column("encrypted", "is_encrypted", is_wide=True),
         Column("id", "id", is_wide=True),
         Column("created", "created_at", _created, is_wide=True),
     ),
@@ -149,53 +150,7 @@ def get_pool(session: Session, name: str) -> None:
     resources.get_one(session, POOL, name)
 
 
-@pool.command("create")
-@click.argument("name")
-@click.option(
-    "--path",
-    required=True,
-    metavar="DIRECTORY",
-    help="The same on each host, for example /var/lib/trimtab/pools/fast; of nfs what the server exports.",
-)
-@click.option(
-    "--type",
-    "--kind",
-    "kind",
-    type=click.Choice(["dir", "nfs"]),
-    default="dir",
-    show_default=True,
-    help="A directory, or an NFS export that each host mounts.",
-)
-@click.option("--server", metavar="HOST", help="Of nfs: its server, a name or an address.")
-@click.option("--soft", "is_soft", is_flag=True, help="Of nfs: let writes fail when the server is gone; else guests wait for it.")
-@click.option("--nfs-timeout", "timeout_s", type=click.IntRange(1, 600), metavar="SECONDS", help="Of nfs: of one try; 60.")
-@click.option("--retries", type=click.IntRange(1, 100), help="Of nfs: tries until a soft mount gives up; 2.")
-@click.option("--nfs-version", type=click.Choice(["3", "4.0", "4.1", "4.2"]), help="Of nfs: 4.2.")
-@click.option("--reserve", type=click.FloatRange(0, 90), metavar="PERCENT", help="What placement leaves free; 5.")
-@click.option("--shared", "is_shared", is_flag=True, help="One storage that all hosts see; it counts once each has proved it.")
-@click.option("--default", "is_default", is_flag=True, help="Where disks go that name no pool.")
-@options.runs
-@click.pass_obj
-def create_pool(
-    session: Session, /, name: str, kind: str, is_soft: bool, is_default: bool, reserve: float | None, **wishes: Any
-) -> None:
-    """Make a directory on the hosts, or an export that they mount, a pool.
-
-    trimtab pool create share --type nfs --server nas --path /vms
-    """
-    body: dict[str, Any] = {"name": name, "kind": kind, **{key: value for key, value in wishes.items() if value is not None}}
-    body |= ({"is_default": True} if is_default else {}) | ({"is_soft": True} if is_soft else {})
-    if reserve is not None:
-        body["reserve_permille"] = round(reserve * 10)
-    resources.run(
-        session,
-        "POST",
-        POOL.place(session),
-        body,
-        reread=lambda: resources.read(session, POOL, name),
-        sentence=lambda _: f"pool {name} is ready",
-        resource=POOL,
-    )
+pool_create.add_to(pool, POOL)
 
 
 @pool.command("delete")
@@ -246,16 +201,26 @@ def get_volume(session: Session, name: str) -> None:
 )
 @click.option("--format", "volume_format", type=click.Choice(["qcow2", "raw"]), help="qcow2 unless told otherwise.")
 @click.option("--image", metavar="NAME", shell_complete=completion.names_of("images"), help="A clone of this image.")
+@click.option("--lun", type=click.IntRange(0, 255), help="Of an iSCSI pool: which LUN it is; what is on it stays.")
+@click.option("--encrypted", is_flag=True, help="Its bytes lie encrypted; of an image it is a copy then, not a linked clone.")
 @options.runs
 @click.pass_obj
 def create_volume(
-    session: Session, name: str, size: int | None, pool_name: str | None, volume_format: str | None, image: str | None
+    session: Session,
+    name: str,
+    size: int | None,
+    pool_name: str | None,
+    volume_format: str | None,
+    image: str | None,
+    encrypted: bool,
+    lun: int | None,
 ) -> None:
     """Create a volume, empty or a clone of an image."""
     if size is None and image is None:
         raise click.UsageError("give --size, for example --size 20GiB, or --image")
-    optional = {"size_bytes": size, "pool": pool_name, "format": volume_format, "image": image}
+    optional = {"size_bytes": size, "pool": pool_name, "format": volume_format, "image": image, "lun": lun}
     body: dict[str, Any] = {"name": name, **{key: value for key, value in optional.items() if value is not None}}
+    body |= {"is_encrypted": True} if encrypted else {}
     resources.run(
         session,
         "POST",

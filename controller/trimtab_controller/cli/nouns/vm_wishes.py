@@ -1,4 +1,4 @@
-"""What few vms ask of their host, as options of `trimtab vm create`: groups, taints, counted things, devices, cpus and pages of their own."""
+"""What few vms ask for, as options of `trimtab vm create`: groups, taints, counted things, devices, cpus and pages alone, encryption."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -39,6 +39,7 @@ _OPTIONS = (
         shell_complete=completion.names_of("images"),
         help="An image in a second drive: drivers that the installer asks for.",
     ),
+    _option("--encrypt", is_flag=True, help="Its disk lies encrypted; of an image it is a copy then, not a linked clone."),
     _option("--group", metavar="NAME", shell_complete=completion.names_of("vm-groups"), help="A member of this vm group."),
     _option(
         "--secgroup",
@@ -70,6 +71,7 @@ def given(ctx: click.Context) -> dict[str, Any]:
         "balloon_min_mib": wishes["balloon_min"],
         "cpu_class": wishes["cpu_class"],
         "drivers_iso": wishes["drivers_iso"],
+        "encrypted": wishes["encrypt"] or None,
         "group": wishes["group"],
         "secgroups": list(wishes["secgroups"]) or None,
     }

@@ -95,6 +95,9 @@ class Volume:
     # While it still reads from a backup: which, and which disk of it.
     fill_backup_id: str = ""
     fill_disk: str = ""
+    is_encrypted: bool = False
+    # Of a pool whose volumes have numbers: its LUN.
+    unit: str = ""
     purge_after: datetime | None = None
     # Of one that moves between pools: its other place, and whether it is `going` there or has `left` it.
     other_pool_id: str | None = None

@@ -70,11 +70,12 @@ def _make_volumes(context: Effect[Params]) -> Json | Wait:
     for volume in disks.volumes:
         key = context.key(subject_id=context.params.vm_id, epoch=epoch, part=volume.id)
         spec, pool = describe.volume_spec(volume, disks.images), describe.pool_spec(disks.pools[volume.pool_id])
-        if volume.id not in context.params.copies:
+        if volume.id in context.params.copies:
+            source_id, layer_id = context.params.copies[volume.id]
+            spec = replace(spec, copy_volume_id=source_id, copy_layer_id=layer_id)
+        elif not spec.copy_image_id:
             context.agents.ensure_volume(host_id, key, spec, pool)
             continue
-        source_id, layer_id = context.params.copies[volume.id]
-        spec = replace(spec, copy_volume_id=source_id, copy_layer_id=layer_id)
         waiting = layer_steps.follow(context.agents.start_volume_copy(host_id, key, spec, pool), "a copy of its disk")
         if waiting is not None:
             return waiting

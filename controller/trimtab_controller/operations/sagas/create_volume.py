@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from trimtab_controller.core.model import Volume
-from trimtab_controller.operations import vm_steps
+from trimtab_controller.operations import layer_steps, vm_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, Wait, effect, transaction
 from trimtab_controller.store import describe, image_replicas, reach, volume_claims
 from trimtab_controller.store.database import Session
@@ -80,7 +80,7 @@ def _record_images(context: Transaction[Params]) -> None:
     image_replicas.record(context.session, missing, host_id, now=context.now)
 
 
-def _make(context: Effect[Params]) -> Json:
+def _make(context: Effect[Params]) -> Json | Wait:
     volume = _volume(context)
     images = {}
     if volume.base_image_id:
@@ -88,9 +88,15 @@ def _make(context: Effect[Params]) -> Json:
         images[image.id] = image
     pool = context.read(partial(describe.get_pool, pool_id=volume.pool_id))
     host_id = vm_steps.chosen_host(context.results)
-    context.agents.ensure_volume(
-        host_id, context.key(subject_id=volume.id), describe.volume_spec(volume, images), describe.pool_spec(pool)
-    )
+    key, spec = context.key(subject_id=volume.id), describe.volume_spec(volume, images)
+    if spec.copy_image_id:
+        waiting = layer_steps.follow(
+            context.agents.start_volume_copy(host_id, key, spec, describe.pool_spec(pool)), "a copy of its image"
+        )
+        if waiting is not None:
+            return waiting
+    else:
+        context.agents.ensure_volume(host_id, key, spec, describe.pool_spec(pool))
     return {"host_id": host_id}
 
 

@@ -59,9 +59,11 @@ from trimtab_controller.store.schema.storage import (
     image_replica,
     pool,
     pool_host,
+    pool_secret,
     pool_space,
     upload,
     volume,
+    volume_key,
     volume_layer,
 )
 
@@ -111,6 +113,7 @@ __all__ = [
     "plan_step",
     "pool",
     "pool_host",
+    "pool_secret",
     "pool_space",
     "power_cut",
     "project",
@@ -132,5 +135,6 @@ __all__ = [
     "vm_group",
     "vm_group_member",
     "volume",
+    "volume_key",
     "volume_layer",
 ]

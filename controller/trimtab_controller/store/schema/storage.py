@@ -32,7 +32,7 @@ pool = sa.Table(
     version(),
     created_at(),
     deleted_at(),
-    sa.CheckConstraint("kind IN ('dir', 'nfs')", name="kind"),
+    sa.CheckConstraint("kind IN ('dir', 'nfs', 'iscsi', 'lvm_thin', 'rbd')", name="kind"),
 )
 unique_among_live("uq_pool_name_live", pool.c.name)
 
@@ -59,6 +59,15 @@ pool_space = sa.Table(
     sa.Column("claimed_bytes", sa.BigInteger(), nullable=False, server_default="0"),
     sa.Column("observed_at", UtcDateTime()),
     sa.CheckConstraint("claimed_bytes >= 0", name="claimed_not_negative"),
+)
+
+# What hosts show to the storage of a pool, sealed like the keys of volumes.
+pool_secret = sa.Table(
+    "pool_secret",
+    metadata,
+    ref("pool_id", "pool.id", primary_key=True),
+    sa.Column("sealed_secret", sa.String(500), nullable=False),
+    created_at(),
 )
 
 image = sa.Table(
@@ -124,6 +133,10 @@ volume = sa.Table(
     # While it still reads from a backup: which, and which disk of it.
     sa.Column("fill_backup_id", sa.String(40), nullable=False, server_default=""),
     sa.Column("fill_disk", sa.String(8), nullable=False, server_default=""),
+    # Its bytes lie encrypted, under the key in `volume_key`.
+    sa.Column("is_encrypted", sa.Boolean(), nullable=False, server_default=sa.false()),
+    # Of a pool whose volumes have numbers (iSCSI): its LUN; '' for none.
+    sa.Column("unit", sa.String(16), nullable=False, server_default=""),
     # absent until the agent proved it.
     sa.Column("observed_state", sa.String(16), nullable=False, server_default="absent"),
     sa.Column("allocated_bytes", sa.BigInteger(), nullable=False, server_default="0"),
@@ -152,6 +165,25 @@ sa.Index("ix_volume_base_image_id", volume.c.base_image_id)
 
 sa.Index("ix_volume_parent_volume_id", volume.c.parent_volume_id)
 sa.Index("ix_volume_other_pool_id", volume.c.other_pool_id)
+
+# Two volumes of one pool would write over each other; a tombstone has given its number back.
+sa.Index(
+    "uq_volume_unit",
+    volume.c.pool_id,
+    volume.c.unit,
+    unique=True,
+    sqlite_where=volume.c.unit != "",
+    postgresql_where=volume.c.unit != "",
+)
+
+# Keys apart from volumes, whose rows are read everywhere: sealed by the controllers' own key, of no use to who reads the database.
+volume_key = sa.Table(
+    "volume_key",
+    metadata,
+    ref("volume_id", "volume.id", primary_key=True),
+    sa.Column("sealed_key", sa.String(200), nullable=False),
+    created_at(),
+)
 
 # The layers of a volume over its bottom one, each with what it lies over ('': the bottom one).
 volume_layer = sa.Table(

@@ -190,6 +190,8 @@ class DiskSpec(_message.Message):
     MERGE_LAYER_ID_FIELD_NUMBER: _builtins.int
     MOVE_POOL_ID_FIELD_NUMBER: _builtins.int
     MOVE_FORMAT_FIELD_NUMBER: _builtins.int
+    IS_ENCRYPTED_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     pool_id: _builtins.str
     format: _storage_pb2.DiskFormat.ValueType
@@ -209,6 +211,9 @@ class DiskSpec(_message.Message):
     move_pool_id: _builtins.str
     """While the volume moves: where it goes. Its file in `pool_id` is the disk for as long as it is there, then the one in this pool."""
     move_format: _storage_pb2.DiskFormat.ValueType
+    is_encrypted: _builtins.bool
+    unit: _builtins.str
+    """Of a pool whose volumes have numbers: its LUN."""
     def __init__(
         self,
         *,
@@ -226,10 +231,12 @@ class DiskSpec(_message.Message):
         merge_layer_id: _builtins.str = ...,
         move_pool_id: _builtins.str = ...,
         move_format: _storage_pb2.DiskFormat.ValueType = ...,
+        is_encrypted: _builtins.bool = ...,
+        unit: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_s", b"bandwidth_limit_bytes_s", "boot_order", b"boot_order", "bus", b"bus", "format", b"format", "index", b"index", "iops_limit", b"iops_limit", "is_merging", b"is_merging", "is_read_only", b"is_read_only", "layer_id", b"layer_id", "merge_layer_id", b"merge_layer_id", "move_format", b"move_format", "move_pool_id", b"move_pool_id", "pool_id", b"pool_id", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_s", b"bandwidth_limit_bytes_s", "boot_order", b"boot_order", "bus", b"bus", "format", b"format", "index", b"index", "iops_limit", b"iops_limit", "is_encrypted", b"is_encrypted", "is_merging", b"is_merging", "is_read_only", b"is_read_only", "layer_id", b"layer_id", "merge_layer_id", b"merge_layer_id", "move_format", b"move_format", "move_pool_id", b"move_pool_id", "pool_id", b"pool_id", "unit", b"unit", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,6 +29,12 @@ class _PoolKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PoolKind.Val
     POOL_KIND_DIR: _PoolKind.ValueType  # 1
     POOL_KIND_NFS: _PoolKind.ValueType  # 2
     """A directory that the agent mounts from an NFS server."""
+    POOL_KIND_ISCSI: _PoolKind.ValueType  # 3
+    """LUNs of an iSCSI target, which QEMU opens itself. Its volumes have numbers."""
+    POOL_KIND_LVM_THIN: _PoolKind.ValueType  # 4
+    """Logical volumes of a thin pool of LVM's."""
+    POOL_KIND_RBD: _PoolKind.ValueType  # 5
+    """Images in a pool of a Ceph cluster, which QEMU opens itself."""
 
 class PoolKind(_PoolKind, metaclass=_PoolKindEnumTypeWrapper):
     """PoolKind is the driver of a pool. A later release adds more; an agent refuses one that it does not list as a capability."""
@@ -37,6 +43,12 @@ POOL_KIND_UNSPECIFIED: PoolKind.ValueType  # 0
 POOL_KIND_DIR: PoolKind.ValueType  # 1
 POOL_KIND_NFS: PoolKind.ValueType  # 2
 """A directory that the agent mounts from an NFS server."""
+POOL_KIND_ISCSI: PoolKind.ValueType  # 3
+"""LUNs of an iSCSI target, which QEMU opens itself. Its volumes have numbers."""
+POOL_KIND_LVM_THIN: PoolKind.ValueType  # 4
+"""Logical volumes of a thin pool of LVM's."""
+POOL_KIND_RBD: PoolKind.ValueType  # 5
+"""Images in a pool of a Ceph cluster, which QEMU opens itself."""
 Global___PoolKind: _TypeAlias = PoolKind  # noqa: Y015
 
 class _DiskFormat:
@@ -71,6 +83,9 @@ class PoolSpec(_message.Message):
     IS_SHARED_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     NFS_FIELD_NUMBER: _builtins.int
+    ISCSI_FIELD_NUMBER: _builtins.int
+    LVM_FIELD_NUMBER: _builtins.int
+    RBD_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     kind: Global___PoolKind.ValueType
     path: _builtins.str
@@ -80,6 +95,14 @@ class PoolSpec(_message.Message):
     def nfs(self) -> Global___NfsSource:
         """Of kind NFS: what is mounted at `path`."""
 
+    @_builtins.property
+    def iscsi(self) -> Global___IscsiSource:
+        """Each of the kind that it is called after."""
+
+    @_builtins.property
+    def lvm(self) -> Global___LvmSource: ...
+    @_builtins.property
+    def rbd(self) -> Global___RbdSource: ...
     def __init__(
         self,
         *,
@@ -89,14 +112,100 @@ class PoolSpec(_message.Message):
         is_shared: _builtins.bool = ...,
         name: _builtins.str = ...,
         nfs: Global___NfsSource | None = ...,
+        iscsi: Global___IscsiSource | None = ...,
+        lvm: Global___LvmSource | None = ...,
+        rbd: Global___RbdSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["nfs", b"nfs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["iscsi", b"iscsi", "lvm", b"lvm", "nfs", b"nfs", "rbd", b"rbd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_shared", b"is_shared", "kind", b"kind", "name", b"name", "nfs", b"nfs", "path", b"path", "pool_id", b"pool_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_shared", b"is_shared", "iscsi", b"iscsi", "kind", b"kind", "lvm", b"lvm", "name", b"name", "nfs", b"nfs", "path", b"path", "pool_id", b"pool_id", "rbd", b"rbd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PoolSpec: _TypeAlias = PoolSpec  # noqa: Y015
+
+@_typing.final
+class IscsiSource(_message.Message):
+    """IscsiSource is a target; the password of `chap_user` comes by SecretService."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORTAL_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    CHAP_USER_FIELD_NUMBER: _builtins.int
+    portal: _builtins.str
+    """Address and port: 10.0.0.5:3260."""
+    target: _builtins.str
+    chap_user: _builtins.str
+    """Empty: the target asks for no password."""
+    def __init__(
+        self,
+        *,
+        portal: _builtins.str = ...,
+        target: _builtins.str = ...,
+        chap_user: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chap_user", b"chap_user", "portal", b"portal", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IscsiSource: _TypeAlias = IscsiSource  # noqa: Y015
+
+@_typing.final
+class LvmSource(_message.Message):
+    """LvmSource is a thin pool that is there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_GROUP_FIELD_NUMBER: _builtins.int
+    THIN_POOL_FIELD_NUMBER: _builtins.int
+    volume_group: _builtins.str
+    thin_pool: _builtins.str
+    def __init__(
+        self,
+        *,
+        volume_group: _builtins.str = ...,
+        thin_pool: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["thin_pool", b"thin_pool", "volume_group", b"volume_group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LvmSource: _TypeAlias = LvmSource  # noqa: Y015
+
+@_typing.final
+class RbdSource(_message.Message):
+    """RbdSource is a pool of a Ceph cluster; the key of `user` comes by SecretService."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MONITORS_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    user: _builtins.str
+    @_builtins.property
+    def monitors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Each address and port: 10.0.0.5:6789."""
+
+    def __init__(
+        self,
+        *,
+        monitors: _abc.Iterable[_builtins.str] | None = ...,
+        pool: _builtins.str = ...,
+        user: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["monitors", b"monitors", "pool", b"pool", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RbdSource: _TypeAlias = RbdSource  # noqa: Y015
 
 @_typing.final
 class NfsSource(_message.Message):
@@ -199,6 +308,8 @@ class VolumeSpec(_message.Message):
     BASE_LAYER_ID_FIELD_NUMBER: _builtins.int
     COPY_VOLUME_ID_FIELD_NUMBER: _builtins.int
     COPY_LAYER_ID_FIELD_NUMBER: _builtins.int
+    IS_ENCRYPTED_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     pool_id: _builtins.str
     format: Global___DiskFormat.ValueType
@@ -217,6 +328,10 @@ class VolumeSpec(_message.Message):
     copy_volume_id: _builtins.str
     """Layer whose content, seen through all that is below it, is copied into an independent volume."""
     copy_layer_id: _builtins.str
+    is_encrypted: _builtins.bool
+    """Its bytes lie encrypted (LUKS inside qcow2), under a key that SecretService brings. It lies over nothing."""
+    unit: _builtins.str
+    """Of a pool whose volumes have numbers: its LUN."""
     def __init__(
         self,
         *,
@@ -233,10 +348,12 @@ class VolumeSpec(_message.Message):
         base_layer_id: _builtins.str = ...,
         copy_volume_id: _builtins.str = ...,
         copy_layer_id: _builtins.str = ...,
+        is_encrypted: _builtins.bool = ...,
+        unit: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_image_format", b"base_image_format", "base_image_id", b"base_image_id", "base_layer_id", b"base_layer_id", "base_volume_id", b"base_volume_id", "copy_image_id", b"copy_image_id", "copy_layer_id", b"copy_layer_id", "copy_volume_id", b"copy_volume_id", "format", b"format", "generation", b"generation", "layer_id", b"layer_id", "pool_id", b"pool_id", "size_bytes", b"size_bytes", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_image_format", b"base_image_format", "base_image_id", b"base_image_id", "base_layer_id", b"base_layer_id", "base_volume_id", b"base_volume_id", "copy_image_id", b"copy_image_id", "copy_layer_id", b"copy_layer_id", "copy_volume_id", b"copy_volume_id", "format", b"format", "generation", b"generation", "is_encrypted", b"is_encrypted", "layer_id", b"layer_id", "pool_id", b"pool_id", "size_bytes", b"size_bytes", "unit", b"unit", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

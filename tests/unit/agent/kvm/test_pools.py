@@ -14,6 +14,7 @@ from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_agent.hypervisor.kvm.pools import Pools
+from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys
 from trimtab_protos.errors import Conflict, InvalidRequest
 from trimtab_protos.messages import PoolSpec
 
@@ -23,7 +24,7 @@ def pools() -> Iterator[Pools]:
     connection = Connection("test:///default", on_open=lambda _connection: None)
     connection.start()
     assert connection.wait_until_up(10)
-    yield Pools(connection)
+    yield Pools(connection, VolumeKeys())
     connection.stop()
 
 

@@ -1,0 +1,117 @@
+"""Pools without files through the sagas: who is told their secrets, what is claimed of them, and who is not told of them at all."""
+
+import pytest
+
+from tests.operations.kit import GIB, FleetStory
+from trimtab_controller.core.lifecycle import OperationState
+from trimtab_controller.core.model import Operation, Pool
+from trimtab_controller.services import pools as pool_service
+from trimtab_controller.services import volumes as volume_service
+from trimtab_controller.store import describe, host_reports, pools, schema
+from trimtab_protos.errors import InvalidRequest
+from trimtab_protos.pool_messages import IscsiSource
+
+TARGET = "iqn.2026-01.example:san"
+PASSWORD = "chap-that-nobody-reads"
+
+
+@pytest.fixture
+def san(story: FleetStory) -> Pool:
+    source = IscsiSource(portal="10.0.0.5:3260", target=TARGET, chap_user="fleet")
+    spec = pool_service.PoolSpec(
+        name="san", kind="iscsi", path="", is_shared=False, is_default=False, behind=source, secret=PASSWORD
+    )
+    _view, operation = story.db.write(
+        lambda session: pool_service.create(session, spec, actor=story.actor, now=story.clock.now(), box=story.secrets)
+    )
+    story.settle()
+    assert story.operation(operation.id).state is OperationState.DONE, story.operation(operation.id).error
+    found = story.db.read(lambda session: pools.find(session, "san"))
+    assert found is not None
+    return found
+
+
+def make_volume(story: FleetStory, pool: Pool, *, unit: str, size_bytes: int = GIB) -> Operation:
+    spec = volume_service.VolumeSpec(name=f"lun{unit}", size_bytes=size_bytes, pool=pool.name, format="", image="", unit=unit)
+    _view, operation = story.db.write(
+        lambda session: volume_service.create(session, spec, project=story.project, actor=story.actor, now=story.clock.now())
+    )
+    story.settle()
+    return story.operation(operation.id)
+
+
+def test_every_host_is_told_the_password_once_it_asks_and_no_marker_is_written(story: FleetStory, san: Pool) -> None:
+    assert (san.is_shared, san.sharing_proven_at is not None) == (True, True)
+    assert [host.volume_keys for host in story.fleet.hosts.values()] == [{san.id: PASSWORD}] * 3
+    assert [call.verb for call in story.wire.calls if call.verb == "CheckPoolMarker"] == []
+
+
+def test_a_lun_takes_room_from_nobody_and_its_vm_is_started_wherever_the_target_is_reached(story: FleetStory, san: Pool) -> None:
+    made = make_volume(story, san, unit="1", size_bytes=8 << 50)
+    assert made.state is OperationState.DONE, made.error
+    assert story.db.read(lambda session: session.execute(schema.disk_claim.select()).all()) == []
+    for host in story.fleet.hosts.values():
+        host.volume_keys.clear()
+    vm, _operation = story.accept_create("rover", image_id="", pool_id="", volume="lun1", disk_bytes=None)
+    story.settle()
+    home = story.vm(vm.id).host_id
+    assert story.running_on(vm.id)
+    assert story.hypervisor(home).volume_keys == {san.id: PASSWORD}
+    (disk,) = story.hypervisor(home).domains[vm.id].spec.disks
+    assert disk.unit == "1"
+    moved = story.accept_power(story.vm(vm.id), "migrate")
+    story.settle()
+    assert story.operation(moved.id).state is OperationState.DONE, story.operation(moved.id).error
+
+
+def test_the_number_of_a_deleted_volume_is_free_once_it_is_purged(story: FleetStory, san: Pool) -> None:
+    made = make_volume(story, san, unit="1")
+    deleted = story.db.write(
+        lambda session: volume_service.delete(
+            session, "lun1", project=story.project, expected_version=None, actor=story.actor, now=story.clock.now()
+        )
+    )
+    story.settle()
+    assert story.operation(deleted.id).state is OperationState.DONE
+    story.accept("volume.purge", made.subject_id, {"volume_id": made.subject_id}, name="lun1", project_id=story.project.id)
+    story.settle()
+    assert make_volume(story, san, unit="1").state is OperationState.DONE
+
+
+def test_an_agent_that_knows_no_such_pools_is_not_told_of_them(story: FleetStory, san: Pool) -> None:
+    host_id = story.host_ids[0]
+
+    def told() -> set[str]:
+        return {one.pool_id for one in story.db.read(lambda session: host_reports.pool_specs_of(session, host_id))}
+
+    assert san.id in told()
+    inventory = {"capabilities": ["pool-dir", "pool-nfs"]}
+    story.db.write(
+        lambda session: session.execute(schema.host.update().where(schema.host.c.id == host_id).values(inventory=inventory))
+    )
+    assert san.id not in told()
+    assert story.shared.id in told()
+
+
+def test_a_seed_needs_a_pool_of_files(story: FleetStory, san: Pool) -> None:
+    make_volume(story, san, unit="1")
+    with pytest.raises(InvalidRequest) as refused:
+        story.accept_create("rover", image_id="", pool_id="", volume="lun1", disk_bytes=None, firmware="uefi")
+    assert refused.value.code == "pool-without-files"
+
+
+def test_a_volume_of_a_thin_pool_claims_its_full_size_on_its_host(story: FleetStory) -> None:
+    pool = story.add_pool("thin", is_shared=False)
+    values = {"kind": "lvm_thin", "settings": {"volume_group": "vg0", "thin_pool": "thin"}}
+    table = schema.pool
+    story.db.write(lambda session: session.execute(table.update().where(table.c.id == pool.id).values(**values)))
+    spec = volume_service.VolumeSpec(name="data", size_bytes=GIB, pool="thin", format="", image="")
+    _view, operation = story.db.write(
+        lambda session: volume_service.create(session, spec, project=story.project, actor=story.actor, now=story.clock.now())
+    )
+    story.settle()
+    assert story.operation(operation.id).state is OperationState.DONE, story.operation(operation.id).error
+    volume = story.db.read(lambda session: describe.get_volume(session, operation.subject_id))
+    assert (volume.format.value, volume.host_id != "") == ("raw", True)
+    (claim,) = story.db.read(lambda session: session.execute(schema.disk_claim.select()).all())
+    assert (claim.volume_id, claim.size_bytes) == (volume.id, GIB)
