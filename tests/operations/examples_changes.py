@@ -8,8 +8,8 @@ from trimtab_controller.core.model import Image, Operation, Vm
 from trimtab_controller.core.resize import When
 from trimtab_controller.services import vm_devices, vm_resize, vm_resources
 from trimtab_controller.services import volumes as volume_service
+from trimtab_controller.services.vm_nics import NicWish
 from trimtab_controller.services.vm_power import Caller
-from trimtab_controller.services.vms import NicWish
 from trimtab_controller.store import describe, images, vms
 from trimtab_controller.store.database import Session
 from trimtab_protos.device_messages import GuestResources

@@ -37,9 +37,9 @@ from trimtab_controller.operations.saga import Saga
 from trimtab_controller.secret_box import SecretBox
 from trimtab_controller.services import observations, vm_power
 from trimtab_controller.services import vms as vm_service
-from trimtab_controller.services.vms import NicWish, VmSpec
+from trimtab_controller.services.vm_nics import NicWish
+from trimtab_controller.services.vms import VmSpec
 from trimtab_controller.store import (
-    claims,
     describe,
     host_reports,
     hosts,
@@ -506,11 +506,6 @@ class FleetStory:
 
     def _lookup(self, host_id: str) -> AgentAddress:
         return AgentAddress(host_id, *self.db.read(lambda session: hosts.reach_agent(session, host_id)))
-
-
-def claims_of(story: FleetStory, vm_id: str) -> dict[str, str]:
-    """Return host -> role of the vm's claims."""
-    return {claim.host_id: claim.role for claim in story.db.read(lambda session: claims.of_vm(session, vm_id))}
 
 
 def empty(database: Database) -> None:

@@ -8,7 +8,7 @@ from tests.operations.kit import GIB, FleetStory
 from trimtab_controller.core.lifecycle import OperationState
 from trimtab_controller.core.model import Operation, Volume
 from trimtab_controller.services import volumes as volume_service
-from trimtab_controller.services.vms import NicWish
+from trimtab_controller.services.vm_nics import NicWish
 from trimtab_controller.store import describe, networks
 from trimtab_protos.errors import AlreadyExists, Conflict, NotFound
 

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.operations.claim_view import claims_of
 from tests.operations.faults import INJECTED, Behaviour, DriverDied, Misbehaving, MortalDatabase, StepFault
 from tests.operations.invariants import audit_invariants
-from tests.operations.kit import FleetStory, claims_of
+from tests.operations.kit import FleetStory
 from tests.operations.wire import How, WireFault
 from trimtab_agent.hypervisor.simulation import Fault, FaultKind
 from trimtab_controller.core.lifecycle import ObservedState, OperationState

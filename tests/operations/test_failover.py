@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.operations.claim_view import claims_of
 from tests.operations.failover_kit import ROUNDS, AtOnce, Story, story_of
-from tests.operations.kit import FleetStory, claims_of
+from tests.operations.kit import FleetStory
 from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState
 from trimtab_controller.fencing import Power
 from trimtab_controller.loops.failover import LEADERS_WINDOW_S, FailoverLoop

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from tests.operations.claim_view import claims_of
 from tests.operations.failover_kit import ROUNDS, Story, story_of
-from tests.operations.kit import FleetStory, claims_of
+from tests.operations.kit import FleetStory
 from trimtab_agent.hypervisor.simulation import Fault, FaultKind
 from trimtab_controller.core.failover import effects as do
 from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState

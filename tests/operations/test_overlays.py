@@ -11,7 +11,7 @@ from trimtab_controller.loops.overlays import OverlayLoop
 from trimtab_controller.loops.upkeep import Upkeep
 from trimtab_controller.services import networks
 from trimtab_controller.services.networks import NetworkSpec
-from trimtab_controller.services.vms import NicWish
+from trimtab_controller.services.vm_nics import NicWish
 from trimtab_controller.store import claims
 from trimtab_protos.errors import Unavailable
 

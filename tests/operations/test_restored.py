@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from tests.operations.kit import FleetStory, claims_of
+from tests.operations.claim_view import claims_of
+from tests.operations.kit import FleetStory
 from trimtab_agent.hypervisor.base import Stamp
 from trimtab_controller.clock import mint
 from trimtab_controller.core.lifecycle import DesiredPower

@@ -26,7 +26,8 @@ from trimtab_controller.services import pools as pool_service
 from trimtab_controller.services import vm_power
 from trimtab_controller.services import vms as vm_service
 from trimtab_controller.services import volumes as volume_service
-from trimtab_controller.services.vms import NicWish, VmSpec
+from trimtab_controller.services.vm_nics import NicWish
+from trimtab_controller.services.vms import VmSpec
 from trimtab_controller.store import operations, schema, vms
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.rows import build, columns_of

@@ -19,8 +19,9 @@ from trimtab_controller.operations.encrypted import refuse_any
 from trimtab_controller.services import hand_changes, quota
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services.authorise import require
+from trimtab_controller.services.vm_nics import PlannedNic, insert_nic
 from trimtab_controller.services.vm_power import Caller, accept_on_vm
-from trimtab_controller.services.vms import VOLUME_NAME_MAX, PlannedNic, insert_nic
+from trimtab_controller.services.vms import VOLUME_NAME_MAX
 from trimtab_controller.store import adoptions, claims, describe, hosts, lookup, schema, snapshots, vms, volume_claims
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.adoption_messages import DomainDescription

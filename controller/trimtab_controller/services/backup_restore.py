@@ -18,9 +18,10 @@ from trimtab_controller.operations import backup_steps
 from trimtab_controller.operations.accept import accept, accept_placed
 from trimtab_controller.services import backups as backup_service
 from trimtab_controller.services import pools, quota, secgroups, seeds
+from trimtab_controller.services.vm_nics import NicWish, PlannedNic, insert_nic, plan_nic
 from trimtab_controller.services.vm_power import OFF
 from trimtab_controller.services.vm_views import VmView, read
-from trimtab_controller.services.vms import NicWish, PlannedNic, insert_nic, plan_nic, resolve_host
+from trimtab_controller.services.vms import resolve_host
 from trimtab_controller.store import backup_settings, describe, hosts, snapshots, vms
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound

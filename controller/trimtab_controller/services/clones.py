@@ -16,9 +16,10 @@ from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Nic, Operation, Project, Snapshot, Vm, Volume
 from trimtab_controller.operations.accept import accept_placed
 from trimtab_controller.services import quota, secgroups, seeds, snapshots
+from trimtab_controller.services.vm_nics import NicWish, PlannedNic, insert_nic, plan_nic
 from trimtab_controller.services.vm_power import Caller
 from trimtab_controller.services.vm_views import VmView
-from trimtab_controller.services.vms import VOLUME_NAME_MAX, NicWish, PlannedNic, insert_nic, plan_nic
+from trimtab_controller.services.vms import VOLUME_NAME_MAX
 from trimtab_controller.store import describe, vms
 from trimtab_controller.store import snapshots as snapshot_store
 from trimtab_controller.store import volumes as volume_store

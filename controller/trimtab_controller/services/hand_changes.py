@@ -19,8 +19,8 @@ from trimtab_controller.core.model import Operation, Project, Vm
 from trimtab_controller.core.resize import When
 from trimtab_controller.services import vm_devices, vm_resize
 from trimtab_controller.services import volumes as volume_service
+from trimtab_controller.services.vm_nics import NicWish
 from trimtab_controller.services.vm_power import Caller
-from trimtab_controller.services.vms import NicWish
 from trimtab_protos.adoption_messages import DescribedNic, DomainDescription
 from trimtab_protos.errors import Conflict
 

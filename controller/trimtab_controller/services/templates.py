@@ -12,7 +12,7 @@ from trimtab_controller.clock import mint
 from trimtab_controller.core.ids import kind_of
 from trimtab_controller.core.model import Actor, Image, Operation, Project, Template, Vm
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.services import seeds, snapshots, vms
+from trimtab_controller.services import seeds, snapshots, vm_nics, vms
 from trimtab_controller.services.vm_power import Caller
 from trimtab_controller.store import describe, images, secgroups, templates
 from trimtab_controller.store import vms as vm_store
@@ -219,7 +219,7 @@ def _vm_spec(template: Template, spec: VmsSpec, name: str) -> vms.VmSpec:
         memory_max_mib=settings["memory_max_mib"],
         disk_bytes=settings["disk_bytes"],
         pool=spec.pool or settings["pool_id"],
-        networks=tuple(vms.NicWish(network=one) for one in settings["network_ids"]),
+        networks=tuple(vm_nics.NicWish(network=one) for one in settings["network_ids"]),
         firmware=settings["firmware"],
         labels=settings["labels"],
         host_selector=settings["host_selector"],

@@ -11,8 +11,8 @@ from trimtab_controller.core.resize import OFF
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.encrypted import refuse_any, refuse_block
 from trimtab_controller.services import images, layered, secgroups, volumes
+from trimtab_controller.services.vm_nics import NicWish, insert_nic, plan_nic, require_spoofing
 from trimtab_controller.services.vm_power import Caller, accept_on_vm
-from trimtab_controller.services.vms import NicWish, insert_nic, plan_nic, require_spoofing
 from trimtab_controller.store import describe, lookup, networks, reach, schema, vms
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import Conflict, NotFound

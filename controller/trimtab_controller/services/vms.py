@@ -1,7 +1,7 @@
 """Creates vms and changes what is not power: one transaction from a request to the rows that the saga works on."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -9,12 +9,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from trimtab_controller import osinfo
-from trimtab_controller.clock import mint, system_rng
-from trimtab_controller.core import addresses as addressing
+from trimtab_controller.clock import mint
 from trimtab_controller.core.guest_os import Family, GuestOs, hardware_for
-from trimtab_controller.core.ids import domain_uuid, kind_of, mac_address
+from trimtab_controller.core.ids import domain_uuid, kind_of
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
-from trimtab_controller.core.model import Actor, Image, Network, Nic, Operation, Pool, Project, Role, Vm, Volume
+from trimtab_controller.core.model import Actor, Image, Network, Operation, Pool, Project, Role, Vm, Volume
 from trimtab_controller.core.resize import Shape
 from trimtab_controller.operations.accept import accept_placed
 from trimtab_controller.services import (
@@ -29,26 +28,16 @@ from trimtab_controller.services import (
     volume_keys,
     volumes,
 )
-from trimtab_controller.services import networks as network_service
 from trimtab_controller.services.authorise import require
+from trimtab_controller.services.vm_nics import NicWish, PlannedNic, insert_nic, plan_nic, require_spoofing
 from trimtab_controller.services.vm_views import VmView
-from trimtab_controller.store import events, hosts, lookup, networks, schema, vms
+from trimtab_controller.store import events, hosts, lookup, schema, vms
 from trimtab_controller.store import vm_groups as group_store
 from trimtab_controller.store import volumes as volume_store
-from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NoCapacity, NotFound
+from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
 from trimtab_protos.messages import DiskBus, DiskFormat, Firmware
 
 VOLUME_NAME_MAX = 63
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NicWish:
-    network: str
-    mac: str = ""
-    # `10.0.0.5` or `10.0.0.5/24`; '' draws a free one where the network has a subnet.
-    ip: str = ""
-    # It may send as others, as a router does; takes an administrator of the fleet.
-    allows_spoofing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,21 +125,6 @@ class _Root:
     size_bytes: int
     iso: Image | None = None
     drivers: Image | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedNic:
-    nic: Nic
-    network: Network
-    # Whether the user named the MAC: then no other will do.
-    is_mac_given: bool
-    # Whether the user named the address.
-    is_address_given: bool
-
-    @property
-    def told(self) -> Nic:
-        """The nic as the guest's seed is told of it: an address that was drawn is DHCP's to say where that answers for the network."""
-        return replace(self.nic, addresses=()) if self.network.has_dhcp and not self.is_address_given else self.nic
 
 
 def create(
@@ -454,89 +428,3 @@ def _insert_root(session: Session, vm_name: str, vm_id: str, values: Mapping[str
     tail = f"-root-{vm_id[-8:]}"
     name = f"{vm_name[: VOLUME_NAME_MAX - len(tail)]}{tail}"
     return volume_store.insert(session, volume_id=mint("vol"), now=now, name=name, **values)
-
-
-def require_spoofing(wish: NicWish, actor: Actor) -> None:
-    """Raise PermissionDenied where somebody else than an administrator of the fleet wants a card that may send as others."""
-    if wish.allows_spoofing:
-        require(actor, Role.ADMIN, "")
-
-
-def plan_nic(
-    session: Session,
-    vm_id: str,
-    index: int,
-    wish: NicWish,
-    *,
-    project: Project,
-    field: str,
-    model: str = "virtio",
-    beside: Sequence[PlannedNic] = (),
-) -> PlannedNic:
-    """Return the nic as it is going to be; the database has the last word about its MAC and address.
-
-    `beside`: other nics of the vm that are not inserted yet.
-    """
-    network = network_service.find(session, wish.network, project=project)
-    mac = wish.mac.lower() or mac_address(system_rng())
-    if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
-        raise InvalidRequest("mac-wrong", f'{field}.mac: a unicast MAC, for example "52:54:00:12:34:56"', field=f"{field}.mac")
-    addresses: tuple[str, ...] = ()
-    if wish.ip:
-        gateway = addressing.gateway_of(network.kind, network.subnet)
-        address, prefix_length = seeds.parse_address(wish.ip, network.subnet, gateway=gateway, field=f"{field}.ip")
-        addresses = (f"{address}/{prefix_length}",)
-    elif network.subnet:
-        addresses = _draw_address(session, network, beside, field=f"{field}.ip")
-    nic = Nic(
-        id=mint("nic"),
-        vm_id=vm_id,
-        network_id=network.id,
-        nic_index=index,
-        mac=mac,
-        model=model,
-        addresses=addresses,
-        allows_spoofing=wish.allows_spoofing,
-    )
-    return PlannedNic(nic=nic, network=network, is_mac_given=bool(wish.mac), is_address_given=bool(wish.ip))
-
-
-def _draw_address(session: Session, network: Network, beside: Sequence[PlannedNic], *, field: str) -> tuple[str, ...]:
-    """Return the lowest free address of the network's subnet. NoCapacity where there is none; IPv6 guests make their own."""
-    networks.lock(session, network.id)
-    coming = {text.partition("/")[0] for one in beside if one.network.id == network.id for text in one.nic.addresses}
-    address = addressing.first_free(network.subnet, networks.addresses_on(session, network.id) | coming)
-    if address is not None:
-        return (f"{address}/{network.subnet.partition('/')[2]}",)
-    if ":" in network.subnet:
-        return ()
-    message = f"{field}: every address of network {network.name} ({network.subnet}) is taken; purge vms, or make another network"
-    raise NoCapacity("addresses-taken", message, field=field)
-
-
-def insert_nic(session: Session, planned: PlannedNic, *, now: datetime, field: str) -> Nic:
-    """Insert one nic with its declared address. AlreadyExists names who has the MAC or the address already."""
-    nic = planned.nic
-    if networks.is_unmanaged_mac(session, nic.mac) or not networks.insert_nic(session, nic, now=now):
-        holder = networks.mac_holder(session, nic.mac)
-        again = "" if planned.is_mac_given else "; it was drawn by lot, so send the request again"
-        raise AlreadyExists("mac-taken", f"{field}.mac: {nic.mac} belongs to {holder}{again}", field=f"{field}.mac")
-    for text in nic.addresses:
-        address, _, prefix_length = text.partition("/")
-        is_free = networks.insert_address(
-            session, network_id=nic.network_id, address=address, prefix_length=int(prefix_length), nic_id=nic.id
-        )
-        if not is_free:
-            _refuse_address(session, planned.network, address, vm_id=nic.vm_id, field=f"{field}.ip")
-    return nic
-
-
-def _refuse_address(session: Session, network: Network, address: str, *, vm_id: str, field: str) -> None:
-    holder = networks.address_holder(session, network.id, address)
-    if holder is None:
-        raise Conflict("address-moved", f"{field}: {address} was taken and freed just now; send the request again", field=field)
-    if holder.vm_id == vm_id:
-        raise InvalidRequest("address-twice", f"{field}: {address} is given to two nics of this vm", field=field)
-    hidden = " (deleted, kept until it is purged)" if holder.deleted_at is not None else ""
-    who = f"vm {holder.vm_name}{hidden}"
-    raise AlreadyExists("address-taken", f"{field}: {address} on network {network.name} belongs to {who}", field=field)

@@ -42,7 +42,7 @@ from trimtab_controller.api.runtime import Runtime
 from trimtab_controller.api.security import requires
 from trimtab_controller.core.firewall import GROUPS_MAX
 from trimtab_controller.core.model import Actor, Operation, Project, Role, Vm
-from trimtab_controller.services import placement_advisor, seeds, vm_power, vm_views, vms
+from trimtab_controller.services import placement_advisor, seeds, vm_nics, vm_power, vm_views, vms
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.mutations import Answer
 from trimtab_controller.services.vm_views import VmView
@@ -74,8 +74,8 @@ class NicBody(Part):
     # It may send as others, as a router does; takes an administrator of the fleet.
     allow_spoofing: Bool = False
 
-    def wish(self) -> vms.NicWish:
-        return vms.NicWish(network=self.network, mac=self.mac, ip=self.ip, allows_spoofing=self.allow_spoofing)
+    def wish(self) -> vm_nics.NicWish:
+        return vm_nics.NicWish(network=self.network, mac=self.mac, ip=self.ip, allows_spoofing=self.allow_spoofing)
 
 
 class SeedBody(Part):

@@ -1,0 +1,128 @@
+"""The cards of vms: what is asked for, what comes of it, and the row that holds its MAC and address against everybody else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from trimtab_controller.clock import mint, system_rng
+from trimtab_controller.core import addresses as addressing
+from trimtab_controller.core.ids import mac_address
+from trimtab_controller.core.model import Actor, Network, Nic, Project, Role
+from trimtab_controller.services import networks as network_service
+from trimtab_controller.services import seeds
+from trimtab_controller.services.authorise import require
+from trimtab_controller.store import networks
+from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NoCapacity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NicWish:
+    network: str
+    mac: str = ""
+    # `10.0.0.5` or `10.0.0.5/24`; '' draws a free one where the network has a subnet.
+    ip: str = ""
+    # It may send as others, as a router does; takes an administrator of the fleet.
+    allows_spoofing: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedNic:
+    nic: Nic
+    network: Network
+    # Whether the user named the MAC: then no other will do.
+    is_mac_given: bool
+    # Whether the user named the address.
+    is_address_given: bool
+
+    @property
+    def told(self) -> Nic:
+        """The nic as the guest's seed is told of it: an address that was drawn is DHCP's to say where that answers for the network."""
+        return replace(self.nic, addresses=()) if self.network.has_dhcp and not self.is_address_given else self.nic
+
+
+def require_spoofing(wish: NicWish, actor: Actor) -> None:
+    """Raise PermissionDenied where somebody else than an administrator of the fleet wants a card that may send as others."""
+    if wish.allows_spoofing:
+        require(actor, Role.ADMIN, "")
+
+
+def plan_nic(
+    session: Session,
+    vm_id: str,
+    index: int,
+    wish: NicWish,
+    *,
+    project: Project,
+    field: str,
+    model: str = "virtio",
+    beside: Sequence[PlannedNic] = (),
+) -> PlannedNic:
+    """Return the nic as it is going to be; the database has the last word about its MAC and address.
+
+    `beside`: other nics of the vm that are not inserted yet.
+    """
+    network = network_service.find(session, wish.network, project=project)
+    mac = wish.mac.lower() or mac_address(system_rng())
+    if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
+        raise InvalidRequest("mac-wrong", f'{field}.mac: a unicast MAC, for example "52:54:00:12:34:56"', field=f"{field}.mac")
+    addresses: tuple[str, ...] = ()
+    if wish.ip:
+        gateway = addressing.gateway_of(network.kind, network.subnet)
+        address, prefix_length = seeds.parse_address(wish.ip, network.subnet, gateway=gateway, field=f"{field}.ip")
+        addresses = (f"{address}/{prefix_length}",)
+    elif network.subnet:
+        addresses = _draw_address(session, network, beside, field=f"{field}.ip")
+    nic = Nic(
+        id=mint("nic"),
+        vm_id=vm_id,
+        network_id=network.id,
+        nic_index=index,
+        mac=mac,
+        model=model,
+        addresses=addresses,
+        allows_spoofing=wish.allows_spoofing,
+    )
+    return PlannedNic(nic=nic, network=network, is_mac_given=bool(wish.mac), is_address_given=bool(wish.ip))
+
+
+def _draw_address(session: Session, network: Network, beside: Sequence[PlannedNic], *, field: str) -> tuple[str, ...]:
+    """Return the lowest free address of the network's subnet. NoCapacity where there is none; IPv6 guests make their own."""
+    networks.lock(session, network.id)
+    coming = {text.partition("/")[0] for one in beside if one.network.id == network.id for text in one.nic.addresses}
+    address = addressing.first_free(network.subnet, networks.addresses_on(session, network.id) | coming)
+    if address is not None:
+        return (f"{address}/{network.subnet.partition('/')[2]}",)
+    if ":" in network.subnet:
+        return ()
+    message = f"{field}: every address of network {network.name} ({network.subnet}) is taken; purge vms, or make another network"
+    raise NoCapacity("addresses-taken", message, field=field)
+
+
+def insert_nic(session: Session, planned: PlannedNic, *, now: datetime, field: str) -> Nic:
+    """Insert one nic with its declared address. AlreadyExists names who has the MAC or the address already."""
+    nic = planned.nic
+    if networks.is_unmanaged_mac(session, nic.mac) or not networks.insert_nic(session, nic, now=now):
+        holder = networks.mac_holder(session, nic.mac)
+        again = "" if planned.is_mac_given else "; it was drawn by lot, so send the request again"
+        raise AlreadyExists("mac-taken", f"{field}.mac: {nic.mac} belongs to {holder}{again}", field=f"{field}.mac")
+    for text in nic.addresses:
+        address, _, prefix_length = text.partition("/")
+        is_free = networks.insert_address(
+            session, network_id=nic.network_id, address=address, prefix_length=int(prefix_length), nic_id=nic.id
+        )
+        if not is_free:
+            _refuse_address(session, planned.network, address, vm_id=nic.vm_id, field=f"{field}.ip")
+    return nic
+
+
+def _refuse_address(session: Session, network: Network, address: str, *, vm_id: str, field: str) -> None:
+    holder = networks.address_holder(session, network.id, address)
+    if holder is None:
+        raise Conflict("address-moved", f"{field}: {address} was taken and freed just now; send the request again", field=field)
+    if holder.vm_id == vm_id:
+        raise InvalidRequest("address-twice", f"{field}: {address} is given to two nics of this vm", field=field)
+    hidden = " (deleted, kept until it is purged)" if holder.deleted_at is not None else ""
+    who = f"vm {holder.vm_name}{hidden}"
+    raise AlreadyExists("address-taken", f"{field}: {address} on network {network.name} belongs to {who}", field=field)
