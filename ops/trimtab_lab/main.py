@@ -4,12 +4,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trimtab_lab.errors import LabError
 from trimtab_lab.hosts import HostStatus, Lab
+
+if TYPE_CHECKING:
+    from trimtab_lab.simulated import SimulatedLab
 
 
 class _LabCommands(click.Group):
@@ -58,7 +61,9 @@ def up(lab: Lab, hosts: int, simulated: int, controller: bool) -> None:
     if simulated:
         from trimtab_lab.simulated import start_simulated_hosts
 
-        start_simulated_hosts(lab, count=simulated)
+        fleet = start_simulated_hosts(lab, count=simulated)
+        click.echo(fleet.shell_environment())
+        _print_status(lab)
         return
     lab.up(hosts=hosts)
     if controller:
@@ -147,6 +152,10 @@ def sh(lab: Lab, host: str, command: tuple[str, ...]) -> None:
 @lab_options
 def down(lab: Lab, keep_state: bool) -> None:
     """End the lab and remove all that it made."""
+    simulated = _simulated(lab)
+    if simulated is not None:
+        simulated.stop() if keep_state else simulated.remove()
+        return
     if keep_state and lab.is_recorded:
         from trimtab_lab.controlplane import ControlPlane
 
@@ -177,7 +186,20 @@ def image(output: Path | None) -> None:
     click.echo(output or built.qcow2)
 
 
+def _simulated(lab: Lab) -> "SimulatedLab | None":
+    """Return the fleet of simulated hosts that has this lab's name; None where there is none."""
+    from trimtab_lab.simulated import SimulatedLab
+
+    fleet = SimulatedLab(lab.spec.state_directory)
+    return fleet if fleet.is_recorded else None
+
+
 def _print_status(lab: Lab) -> None:
+    simulated = _simulated(lab)
+    if simulated is not None:
+        health = "up" if simulated.is_healthy() else "down"
+        click.echo(f"lab {lab.spec.name}: {simulated.spec.count} simulated hosts, {health}, state in {simulated.directory}")
+        return
     if not lab.is_recorded:
         click.echo(f"lab {lab.spec.name}: down")
         return
