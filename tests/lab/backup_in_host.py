@@ -1,12 +1,15 @@
 """Runs inside a host of the lab: one backup or restore through the host's own libvirt, its figures as JSON on standard output.
 
 backup_in_host.py backup REPOSITORY VM BACKUP_ID        also the SHA-256 of the whole export, read while the job was open
+backup_in_host.py hold - VM BACKUP_ID                   with nothing frozen: the guest's state while the instant is held, and after
+backup_in_host.py die - VM BACKUP_ID                    as `hold`, but this process dies while the guest is held
 backup_in_host.py restore REPOSITORY VM BACKUP_ID FILE  into a new qcow2 file; also the SHA-256 of what it then holds
 """
 
 import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -64,19 +67,48 @@ def opened(folder: Path) -> Repository:
     return open_repository(blobs, KEY, fleet_id="fleet-1", clock=SystemClock())
 
 
-def back_up(repository: Repository, vm_id: str, backup_id: str) -> dict[str, object]:
+@contextlib.contextmanager
+def libvirt_here() -> Iterator[tuple[Connection, Backups]]:
     connection = Connection("qemu:///system", on_open=lambda _connection: None)
     connection.start()
     assert connection.wait_until_up(30)
-    # Nothing here is used before it is filled from a backup.
-    source = Hashed(Backups(connection, instants=cast(InstantSource, None)))
+    try:
+        # Nothing here is used before it is filled from a backup.
+        yield connection, Backups(connection, instants=cast(InstantSource, None))
+    finally:
+        connection.stop()
+
+
+def hold(vm_id: str, backup_id: str, *, is_fatal: bool) -> dict[str, object]:
+    with libvirt_here() as (connection, source):
+
+        def state() -> int:
+            with connection.use("look at the guest") as opened:
+                return int(opened.lookupByName(f"trimtab-{vm_id}").state()[0])
+
+        def still() -> dict[str, str]:
+            if is_fatal:
+                os._exit(9)
+            return {"state": str(state())}
+
+        wish = DiskWish("vda")
+        with source.serve(vm_id, [wish], checkpoint=f"tt-{backup_id}", wants_freeze=False, hold=still) as instant:
+            after = state()
+        source.drop_checkpoint(vm_id, f"tt-{backup_id}")
+        return {"held": instant.notes["state"], "after": str(after), "consistency": instant.consistency.value}
+
+
+def back_up(repository: Repository, vm_id: str, backup_id: str) -> dict[str, object]:
+    with libvirt_here() as (_connection, backups):
+        return _back_up(repository, Hashed(backups), vm_id, backup_id)
+
+
+def _back_up(repository: Repository, source: Hashed, vm_id: str, backup_id: str) -> dict[str, object]:
     request = BackupRequest(backup_id, Subject("fleet-1", "default", vm_id, vm_id), [DiskToBackUp("vda", f"vol-{vm_id}", 1)])
     try:
         manifest = run_backup(repository, source, request, on_progress=lambda _done, _total: None)
     except TrimtabError as error:
         return {"error": error.code, "message": error.message, "context": dict(error.context)}
-    finally:
-        connection.stop()
     [disk] = manifest.disks
     return {
         "sha256": source.digests["vda"],
@@ -101,6 +133,9 @@ def restore(repository: Repository, vm_id: str, backup_id: str, file: Path) -> d
 
 def main() -> None:
     verb, folder, vm_id, backup_id, *rest = sys.argv[1:]
+    if verb in {"hold", "die"}:
+        print(json.dumps(hold(vm_id, backup_id, is_fatal=verb == "die")))  # noqa: T201
+        return
     repository = opened(Path(folder))
     told = back_up(repository, vm_id, backup_id) if verb == "backup" else restore(repository, vm_id, backup_id, Path(rest[0]))
     print(json.dumps(told))  # noqa: T201

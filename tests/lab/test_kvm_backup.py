@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import libvirt
 import pytest
 
 from tests.contract.kvm_fixture import KvmHost
@@ -19,9 +20,13 @@ PROGRAM = Path(__file__).with_name("backup_in_host.py")
 Told = dict[str, object]
 
 
-def run(lab: Lab, host: KvmHost, *arguments: str) -> Told:
+def told_by(lab: Lab, host: KvmHost, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = lab.command(host.name, [sys.executable, str(PROGRAM), *arguments])
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, env=lab.environment(host.name), check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=lab.environment(host.name), check=False)
+
+
+def run(lab: Lab, host: KvmHost, *arguments: str) -> Told:
+    finished = told_by(lab, host, *arguments)
     assert finished.returncode == 0, finished.stderr[-3000:]
     told: Told = json.loads(finished.stdout.splitlines()[-1])
     return told
@@ -53,6 +58,18 @@ def test_increments_of_a_running_guest_restore_byte_identical_also_after_its_qem
             increment = back_up("bk-2")
             assert (increment["full_reason"], increment["base_id"]) == ("", "bk-1"), increment
             assert int(str(increment["read_bytes"])) < int(str(full["read_bytes"]))
+
+            # One of a group whose file systems cannot be frozen stands still for the instant, and goes on, whoever dies.
+            held = run(lab, node1, "hold", "-", spec.vm_id, "bk-held")
+            assert held == {
+                "held": str(libvirt.VIR_DOMAIN_PAUSED),
+                "after": str(libvirt.VIR_DOMAIN_RUNNING),
+                "consistency": "crash",
+            }
+            assert told_by(lab, node1, "die", "-", spec.vm_id, "bk-died").returncode == 9
+            assert node1.hypervisor.observe_domain(spec.vm_id).state is DomainState.PAUSED
+            assert run(lab, node1, "hold", "-", spec.vm_id, "bk-next")["after"] == str(libvirt.VIR_DOMAIN_RUNNING)
+            wait_for_tick(node1, spec.vm_id, last_tick(node1, spec.vm_id) + 1)
 
             node1.hypervisor.change_power(spec.vm_id, PowerAction.PAUSE, Stamp(epoch=1, turn=3))
             node1.hypervisor.change_power(spec.vm_id, PowerAction.RESUME, Stamp(epoch=1, turn=3))
