@@ -56,6 +56,8 @@ BODIES: list[tuple[str, Any, str]] = [
     ("/v1/pools", {"name": "p", "path": "/srv/../etc"}, "path"),
     ("/v1/pools", {"name": "p", "path": "/"}, "path"),
     ("/v1/pools", {"name": "p", "kind": "ceph", "path": "/srv"}, "kind"),
+    ("/v1/pools", {"name": "p", "kind": "iscsi", "portal": "10.0.0.5:port"}, "portal"),
+    ("/v1/pools", {"name": "p", "kind": "rbd", "monitors": ["10.0.0.5", "a b"]}, "monitors[1]"),
     ("/v1/projects/p1/volumes", {"name": "data"}, "size_bytes"),
     ("/v1/projects/p1/volumes", {"name": "data", "size_bytes": 1 << 60}, "size_bytes"),
     ("/v1/projects/p1/volumes", {"name": "data", "image": "debian", "format": "raw"}, "format"),

@@ -59,8 +59,9 @@ Sha256 = Annotated[
     str, Field(pattern=r"^[0-9a-f]{64}$", examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
 ]
 CpuModel = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$", examples=["Skylake-Server-v4"])]
+# '' for a pool without one.
 PoolPath = Annotated[
-    str, Field(pattern=r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$", max_length=500, examples=["/var/lib/trimtab/pools/fast"])
+    str, Field(pattern=r"^((/[A-Za-z0-9_][A-Za-z0-9._-]*)+)?$", max_length=500, examples=["/var/lib/trimtab/pools/fast"])
 ]
 
 

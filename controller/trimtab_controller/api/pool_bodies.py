@@ -29,7 +29,7 @@ class PoolBody(Body):
     name: Name
     kind: Literal["dir", "nfs", "iscsi", "lvm_thin", "rbd"] = "dir"
     # A directory of the hosts, or the export of an NFS server.
-    path: PoolPath | Literal[""] = ""
+    path: PoolPath = ""
     is_shared: Bool = False
     is_default: Bool = False
     # What placement leaves free, in thousandths.
@@ -41,7 +41,7 @@ class PoolBody(Body):
     retries: Annotated[int, Field(strict=True, ge=1, le=100, examples=[2])] = 2
     nfs_version: Literal["3", "4.0", "4.1", "4.2"] = "4.2"
     # Of kind iscsi: address and port, the target's name, and who is to be said to ask.
-    portal: Portal | Literal[""] = ""
+    portal: Annotated[str, Field(pattern=f"^({_HOST})?$", examples=["10.0.0.5:3260"])] = ""
     target: Annotated[
         str,
         Field(pattern=r"^((iqn\.[0-9]{4}-[0-9]{2}\.|eui\.|naa\.)[A-Za-z0-9.:-]{1,200})?$", examples=["iqn.2026-01.example:san"]),

@@ -41,6 +41,7 @@ from trimtab_controller.northbound import OvnNorthbound, Papers
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.engine import Engine
 from trimtab_controller.secret_box import SecretBox
+from trimtab_controller.store.database import Database
 
 log = structlog.get_logger(__name__)
 
@@ -69,16 +70,11 @@ def lanes(
     db, clock = engine.db, engine.clock
     placement = PlacementLoop(db=db, clock=clock, nudger=nudger, rng=engine.rng)
     redrive = Redrive(db=db, clock=clock, engine=engine, nudger=nudger)
-    upkeep = Upkeep(db=db, clock=clock, nudger=nudger)
-    figures = FleetFigures(db=db, clock=clock)
     usage = Usage(db=db, clock=clock)
     drift = Drift(db=db, clock=clock, agents=engine.agents, nudger=nudger, usage=usage)
     by_hand = HandChanges(db=db, clock=clock, agents=engine.agents)
     survival = Survival(db=db, clock=clock, host_states=host_states)
     rebalance = Rebalance(db=db, clock=clock, nudger=nudger, mode=rebalance_mode)
-    backups = BackupLoop(db=db, clock=clock, nudger=nudger)
-    lost_disks = LostDisksLoop(db=db, clock=clock, nudger=nudger)
-    recoveries = RecoveryLoop(db=db, clock=clock, nudger=nudger)
     fencer = FenceAgents()
     failover = FailoverLoop(
         engine=engine, clock=clock, fencer=fencer, settings=failover_settings, open_secret=open_secret, nudger=nudger
@@ -93,26 +89,8 @@ def lanes(
         # A device may take half a minute to answer.
         "fencing": [Job("test fences", 1.0, readiness.run), Job("cut power for drills", 1.0, cuts.run)],
         "redrive": [Job("redrive", 0.25, redrive.run)],
-        "upkeep": [
-            Job("figures", 5.0, figures.run),
-            Job("prepare hosts", 1.0, upkeep.prepare_hosts),
-            Job("seal audit", 5.0, upkeep.seal_audit),
-            Job("purge", 30.0, upkeep.purge),
-            Job("purge volumes", 30.0, upkeep.purge_volumes),
-            Job("tidy snapshots", 10.0, upkeep.tidy_snapshots),
-            Job("settle moves", 5.0, upkeep.settle_moves),
-            Job("apply firewalls", 30.0, upkeep.apply_firewalls),
-            Job("evict images", 300.0, upkeep.evict_images),
-            Job("retain", 60.0, upkeep.retain),
-        ],
-        "backups": [
-            Job("ask for backups", 5.0, backups.ask),
-            Job("verify backups", 15.0, backups.verify),
-            Job("retain backups", 60.0, backups.retain),
-            Job("measure backups", 30.0, backups.measure),
-            Job("run recovery plans", 1.0, recoveries.run),
-            Job("bring lost disks back", 5.0, lost_disks.run),
-        ],
+        "upkeep": _upkeep_lane(db, clock, nudger),
+        "backups": _backup_lane(db, clock, nudger),
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", drift_period_s, drift.observe_hosts)],
         # A host that hangs may keep these waiting, and nothing else.
         "hand changes": [Job("look for hand-made changes", drift_period_s, by_hand.look)],
@@ -124,6 +102,34 @@ def lanes(
             Job("rebalance", 600.0, rebalance.run),
         ],
     }
+
+
+def _upkeep_lane(db: Database, clock: Clock, nudger: Nudger) -> list[Job]:
+    upkeep = Upkeep(db=db, clock=clock, nudger=nudger)
+    return [
+        Job("figures", 5.0, FleetFigures(db=db, clock=clock).run),
+        Job("prepare hosts", 1.0, upkeep.prepare_hosts),
+        Job("seal audit", 5.0, upkeep.seal_audit),
+        Job("purge", 30.0, upkeep.purge),
+        Job("purge volumes", 30.0, upkeep.purge_volumes),
+        Job("tidy snapshots", 10.0, upkeep.tidy_snapshots),
+        Job("settle moves", 5.0, upkeep.settle_moves),
+        Job("apply firewalls", 30.0, upkeep.apply_firewalls),
+        Job("evict images", 300.0, upkeep.evict_images),
+        Job("retain", 60.0, upkeep.retain),
+    ]
+
+
+def _backup_lane(db: Database, clock: Clock, nudger: Nudger) -> list[Job]:
+    backups = BackupLoop(db=db, clock=clock, nudger=nudger)
+    return [
+        Job("ask for backups", 5.0, backups.ask),
+        Job("verify backups", 15.0, backups.verify),
+        Job("retain backups", 60.0, backups.retain),
+        Job("measure backups", 30.0, backups.measure),
+        Job("run recovery plans", 1.0, RecoveryLoop(db=db, clock=clock, nudger=nudger).run),
+        Job("bring lost disks back", 5.0, LostDisksLoop(db=db, clock=clock, nudger=nudger).run),
+    ]
 
 
 def failover_settings(settings: Settings) -> FailoverSettings:
