@@ -147,13 +147,7 @@ def create(
         raise NotFound("host-class-not-found", f"host_class: there is no host class {spec.host_class}", field="host_class")
     group = vm_groups.find(session, spec.group, project=project, field="group") if spec.group else None
     vm_id = mint("vm")
-    planned: tuple[PlannedNic, ...] = ()
-    for i, wish in enumerate(spec.networks):
-        require_spoofing(wish, actor)
-        card = plan_nic(
-            session, vm_id, i, wish, project=project, field=f"networks[{i}]", model=hardware.nic_model, beside=planned
-        )
-        planned = (*planned, card)
+    planned = _plan_cards(session, spec, vm_id, project=project, actor=actor, model=hardware.nic_model)
     disk_bytes = 0 if root.volume is not None else root.size_bytes
     quota.charge(session, project.id, quota.Charge(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_bytes=disk_bytes))
     seed = seeds.documents(spec.seed, vm_id=vm_id, vm_name=spec.name, nics=[one.told for one in planned])
@@ -199,6 +193,17 @@ def create(
         secgroups=tuple(sorted(set(spec.secgroups))),
     )
     return view, operation
+
+
+def _plan_cards(
+    session: Session, spec: VmSpec, vm_id: str, *, project: Project, actor: Actor, model: str
+) -> tuple[PlannedNic, ...]:
+    planned: tuple[PlannedNic, ...] = ()
+    for i, wish in enumerate(spec.networks):
+        require_spoofing(wish, actor)
+        card = plan_nic(session, vm_id, i, wish, project=project, field=f"networks[{i}]", model=model, beside=planned)
+        planned = (*planned, card)
+    return planned
 
 
 def change(
