@@ -9,7 +9,7 @@ import structlog
 log = structlog.get_logger(__name__)
 
 # One nudge makes a worker drive until nothing is due, so a few a second are enough for any load.
-MIN_INTERVAL_S = 0.02
+MIN_INTERVAL_S = 0.05
 # After a failed publish the broker is left alone for a while: each try against a dead one costs up to 0.2 s.
 PAUSE_AFTER_FAILURE_S = 2.0
 

@@ -192,7 +192,7 @@ class Engine:
         for entry in result.entries[1:]:
             self.on_step(operation.kind, entry.step, "succeeded", 0.0)
         steps = [entry.step for entry in result.entries]
-        log.info("steps recorded", operation_id=operation.id, steps=steps, direction=direction.value)
+        log.debug("steps recorded", operation_id=operation.id, steps=steps, direction=direction.value)
         for name in steps:
             self._crash_point(f"recorded:{name}")
         if result.end is not None:

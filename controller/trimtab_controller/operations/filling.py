@@ -14,8 +14,6 @@ def serve(context: Effect[Any], host_id: str, *, epoch: int) -> None:
     """Have the backup served to each disk of the vm that does not stand alone. Idempotent."""
     vm_id = context.params.vm_id
     filling = context.read(lambda session: volumes.that_fill(session, vm_id=vm_id))
-    if not filling:
-        return
     pools = context.read(lambda session: describe.read_disks(session, vm_id)).pools
     for volume in filling:
         backup, repo = context.read(lambda session, volume=volume: _source(session, volume))  # type: ignore[misc]

@@ -14,6 +14,7 @@ from trimtab_controller.store import adoptions, claims, describe, fleet, image_r
 from trimtab_protos.errors import Conflict, Internal, NotFound, Unavailable
 from trimtab_protos.messages import (
     DomainObservation,
+    DomainSpec,
     DomainState,
     ImageSpec,
     JobState,
@@ -212,12 +213,13 @@ def define(context: Effect[Any]) -> Json:
     """Define the domain on the chosen host under the epoch of the placement."""
     host_id, epoch = chosen_host(context.results), int(context.results["place"]["epoch"])
 
-    def read(session: Any) -> Any:
+    def read(session: Any) -> tuple[DomainSpec, bool]:
         parts = describe.read_vm(session, context.params.vm_id)
-        return describe.domain_spec(session, parts, host_id)
+        return describe.domain_spec(session, parts, host_id), any(volume.fill_backup_id for volume in parts.volumes)
 
-    spec = context.read(read)
-    filling.serve(context, host_id, epoch=epoch)
+    spec, is_filling = context.read(read)
+    if is_filling:
+        filling.serve(context, host_id, epoch=epoch)
     context.agents.define_domain(host_id, context.key(subject_id=spec.vm_id, epoch=epoch), spec)
     return {"host_id": host_id}
 
