@@ -4,9 +4,12 @@ Real processes of the control plane over SQLite, real gRPC with mutual TLS, the 
 `TRIMTAB_BENCH_FLEET` names a directory to keep it in between runs; else it is made in a temporary one and removed.
 """
 
+import json
 import os
+import sqlite3
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,8 @@ from trimtab_lab.simulated import SimulatedLab
 HOSTS = 1000
 POOL, NETWORK = "bench", "bench"
 IMAGE_BYTES = 64 << 10
+# Hosts look at themselves anew each 30 s.
+REST_TIMEOUT_S, POLL_S = 120.0, 1.0
 SETTINGS = {
     # The bench is one user; what it may ask for is not what is measured.
     "TRIMTAB_RATE_LIMIT_PER_S": "100000",
@@ -73,3 +78,19 @@ def _prepare(lab: SimulatedLab, directory: Path) -> None:
         file = directory / "base.raw"
         file.write_bytes(bytes(IMAGE_BYTES))
         trimtab(lab, "image", "import", image_of(lab), str(file), "--format", "raw", "--pool", POOL, "--wait")
+    _come_to_rest(lab)
+
+
+def _come_to_rest(lab: SimulatedLab) -> None:
+    """Wait until every host has told of its new pool: a thousand inventories that all change at once are no fleet's usual minute."""
+    deadline_s = time.monotonic() + REST_TIMEOUT_S
+    database = sqlite3.connect(lab.controller_directory / "trimtab.db", timeout=30)
+    told = "SELECT count(*) FROM host WHERE deleted_at IS NULL AND inventory LIKE ?"
+    pool_id = json.loads(trimtab(lab, "pool", "get", POOL, "-o", "json"))["id"]
+    try:
+        while database.execute(told, (f"%{pool_id}%",)).fetchone()[0] < lab.spec.count:
+            if time.monotonic() > deadline_s:
+                raise SystemExit(f"hosts did not tell of pool {POOL} within {REST_TIMEOUT_S:.0f} s")
+            time.sleep(POLL_S)
+    finally:
+        database.close()
