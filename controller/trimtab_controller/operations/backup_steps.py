@@ -3,7 +3,7 @@
 Commands about a repository are keyed by the operation itself: turns of other subjects say nothing about it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -108,6 +108,16 @@ def end_job(context: Effect[Any], host_id: str, key: CommandKey) -> Job | Wait |
             raise
         return None
     return Wait(JOB_POLL_S, "its job to end") if job.state is JobState.RUNNING else job
+
+
+def end_all(context: Effect[Any], host_id: str, keys: Iterable[CommandKey]) -> Wait | None:
+    """Cancel all of these jobs; a Wait while one of them still runs."""
+    waiting = None
+    for key in keys:
+        ended = end_job(context, host_id, key)
+        if isinstance(ended, Wait):
+            waiting = ended
+    return waiting
 
 
 def cancel(context: Effect[Any], host_id: str, key: CommandKey, succeeded: Callable[[Job], Json]) -> Json | Wait | Stopped:

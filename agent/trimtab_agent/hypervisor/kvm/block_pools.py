@@ -5,19 +5,18 @@ their secret objects only. Commands are lists of words that were checked by patt
 Such a pool holds volumes and nothing else: images, seeds and UEFI variables need a directory.
 """
 
-import contextlib
 import json
-import os
 import re
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 from xml.etree.ElementTree import Element, SubElement
 
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
+from trimtab_agent.hypervisor.kvm.lent_secrets import in_memory
 from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound, TrimtabError, Unavailable
 from trimtab_protos.messages import DiskFormat, DiskSpec, PoolKind, PoolObservation, PoolSpec, VolumeObservation, VolumeSpec
 from trimtab_protos.pool_messages import IscsiSource, LvmSource, RbdSource
@@ -400,7 +399,7 @@ def _raise_network(pool: PoolSpec, complaint: str) -> NoReturn:
 
 def run_command(command: Sequence[str], secret: bytes | None) -> tuple[int, str, str]:
     """Run it within its time; the secret is in a file in memory that only it has."""
-    with _in_memory(secret) as descriptor:
+    with in_memory(secret) as descriptor:
         words = [word.replace(SECRET_FILE, f"/proc/self/fd/{descriptor}") for word in command]
         try:
             ended = subprocess.run(
@@ -418,19 +417,6 @@ def run_command(command: Sequence[str], secret: bytes | None) -> tuple[int, str,
         except FileNotFoundError:
             return 127, "", f"{words[0]} is not installed on this host"
     return ended.returncode, ended.stdout, ended.stderr
-
-
-@contextlib.contextmanager
-def _in_memory(secret: bytes | None) -> Iterator[int | None]:
-    if secret is None:
-        yield None
-        return
-    descriptor = os.memfd_create("secret", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, secret)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _words(pattern: "re.Pattern[str]", text: str, field: str, example: str) -> None:

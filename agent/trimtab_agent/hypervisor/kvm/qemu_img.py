@@ -5,16 +5,16 @@ plain words chosen by us, so no name from outside reaches QEMU's file name parse
 The wrapper programs come from util-linux; `preexec_fn` was rejected since it may deadlock in a process with threads.
 """
 
-import contextlib
 import os
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from trimtab_agent.hypervisor.kvm.lent_secrets import in_memory
 from trimtab_protos.errors import Conflict, DeadlineExceeded, Internal, InvalidRequest, NoCapacity, TrimtabError, Unavailable
 
 ADDRESS_SPACE_BYTES = 1 << 30
@@ -55,24 +55,10 @@ def run(
     file in memory that this call alone has.
     """
     deadline = time.monotonic() + limits.timeout_s
-    with _in_memory(key) as secret:
+    with in_memory(key) as secret:
         command = [*_wrapper(limits, as_nobody=as_nobody), "qemu-img", arguments[0], *_secret_object(secret), *arguments[1:]]
         descriptors = (directory, *([] if secret is None else [secret]))
         return _run(command, directory, descriptors, deadline, cancelled, on_tick)
-
-
-@contextlib.contextmanager
-def _in_memory(key: bytes | None) -> Iterator[int | None]:
-    """Lend the descriptor of a file without a name that holds the key."""
-    if key is None:
-        yield None
-        return
-    descriptor = os.memfd_create("key", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, key)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _secret_object(descriptor: int | None) -> list[str]:

@@ -129,12 +129,8 @@ def _fill(context: Effect[Params]) -> Json | Wait:
 
 
 def _end_jobs(context: Effect[Params]) -> Wait | None:
-    waiting = None
-    for volume_id in context.params.disks:
-        ended = backup_steps.end_job(context, str(context.results["place"]["host_id"]), _key(context, volume_id))
-        if isinstance(ended, Wait):
-            waiting = ended
-    return waiting
+    keys = [_key(context, volume_id) for volume_id in context.params.disks]
+    return backup_steps.end_all(context, str(context.results["place"]["host_id"]), keys)
 
 
 def _cancel_fill(context: Effect[Params]) -> Wait | Stopped:
