@@ -26,6 +26,9 @@ JobResult = ImageResult | MigrationResult | BackupSummary | RestoreResult | Veri
 JobName = tuple[str, str, str]
 """Operation, step, direction."""
 
+SUPERSEDED = "job-superseded"
+"""A driver overtook the one that asked, before the job began."""
+
 _COLUMNS = (
     "operation_id, step, direction, subject_id, turn, epoch, incarnation, kind, request, state, is_cancel_asked, was_told,"
     " sequence, outcome"
@@ -57,7 +60,15 @@ class JobRow:
     @property
     def has_failed_for_now(self) -> bool:
         """The error was one that may go away by itself."""
-        return self.state is JobState.FAILED and status.from_detail(pb.Job.FromString(self.outcome).error).retryable
+        return self.state is JobState.FAILED and self._error().retryable
+
+    def gave_way_to(self, key: CommandKey) -> bool:
+        """It was accepted from a driver that another had overtaken before it began, and did nothing: that other one asks now."""
+        is_later = key.turn > self.key.turn
+        return is_later and self.state is JobState.FAILED and self._error().code == SUPERSEDED
+
+    def _error(self) -> TrimtabError:
+        return status.from_detail(pb.Job.FromString(self.outcome).error)
 
 
 class JobRows:

@@ -26,7 +26,7 @@ import structlog
 
 from trimtab_agent.clock import Clock
 from trimtab_agent.hypervisor.base import JobControl, Stamp
-from trimtab_agent.job_rows import JobName, JobResult, JobRow, JobRows, job_message, name_of
+from trimtab_agent.job_rows import SUPERSEDED, JobName, JobResult, JobRow, JobRows, job_message, name_of
 from trimtab_agent.journal import JournalFile
 from trimtab_agent.lease import LeaseState
 from trimtab_agent.outbox import ItemKind, Outbox
@@ -151,7 +151,9 @@ class Jobs:
 
         def work(connection: sqlite3.Connection) -> pb.Job | None:
             found = self._rows.find(connection, live.name)
-            may_begin_anew = found is not None and found.has_failed_for_now and found.was_told and kind is not JobKind.MIGRATION
+            may_begin_anew = found is not None and (
+                found.gave_way_to(key) or (found.has_failed_for_now and found.was_told and kind is not JobKind.MIGRATION)
+            )
             if found is not None and not may_begin_anew:
                 if found.state is not JobState.RUNNING:
                     self._rows.set(connection, live.name, was_told=1)
@@ -362,7 +364,7 @@ class Jobs:
                 return
         turn, own_turn = self._file.submit(lambda connection: self._rows.turns(connection, live.key)).result()
         if own_turn < turn:
-            raise Conflict("job-superseded", "another driver took over this vm before the migration began", turn=own_turn)
+            raise Conflict(SUPERSEDED, "another driver took over this vm before the migration began", turn=own_turn)
 
     def _ask_to_end(self, name: JobName) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,9 @@ def test_a_migration_does_not_begin_once_another_driver_took_the_vm_over(bench: 
     bench.lease = LeaseState(1, 1e12, is_live=True)
     assert bench.wait(key, FAILED).error.code == "job-superseded"
     assert bench.script.calls == []
+    assert bench.start(key).state == FAILED, "the driver that was overtaken gets nothing"
+    bench.start(replace(key, turn=4))
+    until_now(lambda: bench.script.calls == [b"r"])
 
 
 def test_a_job_is_listed_for_an_hour_after_its_end_and_kept_for_a_week(bench: Bench) -> None:
