@@ -3,7 +3,9 @@
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -40,8 +42,15 @@ def _is_readable(path: Path) -> bool:
         return False
 
 
-def test_a_fleet_of_simulated_hosts_comes_takes_a_volume_and_goes_without_a_trace(tmp_path: Path) -> None:
-    directory = tmp_path / "sim"
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Sockets lie below: their paths are bounded."""
+    with TemporaryDirectory(prefix="tt-sim-") as directory:
+        yield Path(directory)
+
+
+def test_a_fleet_of_simulated_hosts_comes_takes_a_volume_and_goes_without_a_trace(short_path: Path) -> None:
+    directory = short_path / "sim"
     where = ("--name", "sim-test", "--state-dir", str(directory))
     printed = typed("trimtab-lab", "up", "--simulated", str(COUNT), *where)
     try:
