@@ -35,7 +35,7 @@ def measure(url: str, *, vm_count: int, host_count: int, together: int) -> dict[
     db = Database(url)
     rng = random.Random(7)
     term, ids = found(db, host_count)
-    loop = PlacementLoop(db=db, clock=SystemClock(), nudger=Nudger(lambda: None), rng=rng)
+    loop = PlacementLoop(db=db, clock=SystemClock(), nudger=Nudger(lambda: None), rng=rng, rest=0.0)
     for number in range(vm_count):
         size = {"vcpus": rng.choice([1, 2, 4, 8]), "memory_mib": rng.choice([1792, 3584, 7168, 14336])}
         ask(db, ids, number, **size)

@@ -42,8 +42,10 @@ COMMITTED_TOGETHER = 64
 
 
 class PlacementLoop:
-    def __init__(self, *, db: Database, clock: Clock, nudger: Nudger, rng: random.Random) -> None:
+    def __init__(self, *, db: Database, clock: Clock, nudger: Nudger, rng: random.Random, rest: float = REST) -> None:
+        """`rest`: the pause after a round while drivers have work, in times of its length."""
         self._db, self._clock, self._nudger, self._rng = db, clock, nudger, rng
+        self._rest = rest
         self._gatekeeper = Gatekeeper()
         self._lifetimes = LifetimeKeeper()
         self._rests_until_s = 0.0
@@ -55,7 +57,7 @@ class PlacementLoop:
         began_s = self._clock.boottime_s()
         self._answer_pending(term)
         ended_s = self._clock.boottime_s()
-        self._rests_until_s = ended_s + REST * (ended_s - began_s)
+        self._rests_until_s = ended_s + self._rest * (ended_s - began_s)
 
     def _is_wanted(self, session: Session) -> bool:
         """After a round the next waits for more to ask, unless drivers have run out of work: nobody may wait for nothing."""
