@@ -14,12 +14,11 @@ recovery is. The lost disks belong to nobody from then on; they lie where they l
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from trimtab_controller.core.lifecycle import DesiredPower, HostConnectivity, ObservedState
 from trimtab_controller.core.lost_disks import PROOFS, loss_text
 from trimtab_controller.core.model import Actor, Backup, Vm, Volume
-from trimtab_controller.operations import backup_steps
+from trimtab_controller.operations import backup_steps, swap_steps
 from trimtab_controller.operations.recovering import recover
 from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, Transaction, Wait, effect, transaction
 from trimtab_controller.store import (
@@ -52,15 +51,6 @@ class Params:
     disks: Mapping[str, str]
 
 
-def _own(_context: Transaction[Params]) -> None:
-    """The rows were inserted when this was accepted."""
-
-
-def _disown(context: Transaction[Params]) -> None:
-    for volume_id in context.params.replaced:
-        volume_claims.release(context.session, describe.get_volume(context.session, volume_id), now=context.now)
-
-
 def _place(context: Transaction[Params]) -> Json:
     session, params = context.session, context.params
     _still_lost(context)
@@ -84,30 +74,16 @@ def _fits(context: Transaction[Params], wanted: list[Volume], host_id: str) -> b
     return True
 
 
-def _unplace(context: Transaction[Params]) -> None:
-    for volume_id in context.params.replaced:
-        volume_claims.leave_place(context.session, volume_id)
-
-
 def _key(context: Effect[Params], volume_id: str) -> CommandKey:
     # Keyed by the operation: the vm's own turn and epoch are not touched before it is assigned.
     return context.key(subject_id=context.operation.id, part=f"fill-{volume_id}", direction=Direction.DO)
-
-
-def _volume(context: Effect[Params], volume_id: str) -> tuple[Volume, Any]:
-    def read(session: Any) -> tuple[Volume, Any]:
-        volume = describe.get_volume(session, volume_id)
-        return volume, describe.pool_spec(describe.get_pool(session, volume.pool_id))
-
-    found: tuple[Volume, Any] = context.read(read)
-    return found
 
 
 def _fill(context: Effect[Params]) -> Json | Wait:
     host_id = str(context.results["place"]["host_id"])
     backup: Backup = context.read(lambda session: backups.get(session, context.params.backup_id))
     backup_steps.open_on(context, host_id, backup.repo_id)
-    volumes_here = {volume_id: _volume(context, volume_id) for volume_id in context.params.disks}
+    volumes_here = {volume_id: swap_steps.volume_in_pool(context, volume_id) for volume_id in context.params.disks}
     boots_from = min(volumes_here, key=lambda one: context.params.disks[one])
     for volume_id, disk in context.params.disks.items():
         volume, pool = volumes_here[volume_id]
@@ -143,7 +119,7 @@ def _unfill(context: Effect[Params]) -> Wait | None:
     if (waiting := _end_jobs(context)) is not None:
         return waiting
     for volume_id in context.params.replaced:
-        volume, pool = _volume(context, volume_id)
+        volume, pool = swap_steps.volume_in_pool(context, volume_id)
         key = context.key(subject_id=context.operation.id, part=volume_id)
         context.agents.delete_volume(str(context.results["place"]["host_id"]), key, volume.id, volume.format, pool)
     return None
@@ -218,8 +194,8 @@ SAGA = Saga(
     is_exclusive=False,
     result=lambda results: results["assign"],
     steps=(
-        transaction("own", _own, _disown),
-        transaction("place", _place, _unplace),
+        transaction("own", swap_steps.own, swap_steps.disown),
+        transaction("place", _place, swap_steps.unplace),
         effect("fill", _fill, _unfill, cancel=_cancel_fill),
         transaction("assign", _assign, None, because="from here on it is the recovery's"),
     ),

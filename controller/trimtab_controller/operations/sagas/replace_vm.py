@@ -16,10 +16,9 @@ old content is ever believed: the next backup reads them in full.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from trimtab_controller.core.model import Backup, Volume
-from trimtab_controller.operations import backup_steps
+from trimtab_controller.core.model import Backup
+from trimtab_controller.operations import backup_steps, swap_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, Transaction, Wait, effect, transaction
 from trimtab_controller.store import backups, describe, events, vms, volume_claims, volumes
 from trimtab_protos.errors import NoCapacity
@@ -33,15 +32,6 @@ class Params:
     # New volume -> the old one, and the disk of the backup that fills it.
     replaced: Mapping[str, str]
     disks: Mapping[str, str]
-
-
-def _own(_context: Transaction[Params]) -> None:
-    """The rows were inserted when the request was accepted."""
-
-
-def _disown(context: Transaction[Params]) -> None:
-    for volume_id in context.params.replaced:
-        volume_claims.release(context.session, describe.get_volume(context.session, volume_id), now=context.now)
 
 
 def _place(context: Transaction[Params]) -> Json:
@@ -59,23 +49,9 @@ def _place(context: Transaction[Params]) -> Json:
     return {"host_id": vm.host_id, "epoch": vm.epoch}
 
 
-def _unplace(context: Transaction[Params]) -> None:
-    for volume_id in context.params.replaced:
-        volume_claims.leave_place(context.session, volume_id)
-
-
 def _key(context: Effect[Params], volume_id: str) -> CommandKey:
     epoch = int(context.results["place"]["epoch"])
     return context.key(subject_id=context.params.vm_id, epoch=epoch, part=f"fill-{volume_id}", direction=Direction.DO)
-
-
-def _volume(context: Effect[Params], volume_id: str) -> tuple[Volume, Any]:
-    def read(session: Any) -> tuple[Volume, Any]:
-        volume = describe.get_volume(session, volume_id)
-        return volume, describe.pool_spec(describe.get_pool(session, volume.pool_id))
-
-    found: tuple[Volume, Any] = context.read(read)
-    return found
 
 
 def _fill(context: Effect[Params]) -> Json | Wait:
@@ -83,7 +59,7 @@ def _fill(context: Effect[Params]) -> Json | Wait:
     backup: Backup = context.read(lambda session: backups.get(session, context.params.backup_id))
     backup_steps.open_on(context, host_id, backup.repo_id)
     for volume_id, disk in context.params.disks.items():
-        volume, pool = _volume(context, volume_id)
+        volume, pool = swap_steps.volume_in_pool(context, volume_id)
         job = context.agents.start_restore(
             host_id,
             _key(context, volume_id),
@@ -122,7 +98,7 @@ def _unfill(context: Effect[Params]) -> Wait | None:
 def _delete(context: Effect[Params], volume_ids: tuple[str, ...]) -> None:
     placed = context.results["place"]
     for volume_id in volume_ids:
-        volume, pool = _volume(context, volume_id)
+        volume, pool = swap_steps.volume_in_pool(context, volume_id)
         key = context.key(subject_id=context.params.vm_id, epoch=int(placed["epoch"]), part=volume_id)
         context.agents.delete_volume(str(placed["host_id"]), key, volume.id, volume.format, pool)
 
@@ -177,8 +153,8 @@ SAGA = Saga(
     params=Params,
     result=lambda results: {"host_id": results["place"]["host_id"], "written_bytes": results["fill"]["written_bytes"]},
     steps=(
-        transaction("own", _own, _disown),
-        transaction("place", _place, _unplace),
+        transaction("own", swap_steps.own, swap_steps.disown),
+        transaction("place", _place, swap_steps.unplace),
         effect("fill", _fill, _unfill, cancel=_cancel_fill),
         transaction("swap", _swap, None, because="from here on only forward", pivot=True),
         effect("define", _define, None, because="past the pivot"),
