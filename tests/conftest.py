@@ -27,15 +27,16 @@ WHOLE_FLEET = ("tests/lab/test_fleet", "tests/lab/test_prometheus", "tests/lab/t
 
 
 class TwoLabs(LoadScopeScheduling):
-    """Gives tests on real hosts to two workers, one for those of the whole fleet and one for the others: most of their time guests
-    boot and leases run out, so two labs fit beside each other; more would starve. pytest 9 ignores `xdist_group`.
+    """Gives tests on real hosts to two workers: most of their time guests boot and leases run out, so two labs fit beside each other;
+    more would starve. The whole fleet's tests are one piece, those of a hypervisor another, of the others each file is one: whoever has
+    ended its own helps with those. pytest 9 ignores `xdist_group`.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith(WHOLE_FLEET):
             return "fleet"
-        if nodeid.startswith("tests/lab/") or "[kvm" in nodeid:
-            return "hosts"
+        if nodeid.startswith("tests/lab/test_kvm") or "[kvm" in nodeid:
+            return "kvm"
         return nodeid if nodeid.startswith("tests/operations/") else nodeid.split("::", maxsplit=1)[0]
 
 
