@@ -25,7 +25,7 @@ from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_agent.backup.restoring import restore_disk
 from trimtab_agent.backup.source import NVRAM, DiskWish, Hold, Instant, InstantSource, ServedDisk
-from trimtab_agent.hypervisor.kvm import state_files, volumes
+from trimtab_agent.hypervisor.kvm import os_errors, state_files, volumes
 from trimtab_agent.hypervisor.kvm.backup_xml import (
     PulledDisk,
     all_targets,
@@ -129,12 +129,13 @@ class Backups:
                 disk,
                 Path(layout.volume(volume.volume_id, volume.format)),
                 format=volume.format.value,
-                socket=self._socket_dir / f"trimtab-{volume.volume_id}-restore.sock",
                 on_progress=on_progress,
             )
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(TrimtabError):
                 volumes.delete(volume.volume_id, layout)
+            if isinstance(error, OSError):
+                raise os_errors.from_os(error, doing=f"restore volume {volume.volume_id}") from error
             raise
 
     def restore_nvram(self, vm_id: str, pool: PoolSpec, content: bytes) -> None:
