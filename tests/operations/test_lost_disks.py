@@ -103,7 +103,7 @@ def test_before_any_loss_it_is_known_what_would_come_back_and_what_would_be_lost
     assert 7200 <= found.loss_s < 7300
 
     policy_id = fleet.vm(vm.id).backup_policy_id
-    fleet.db.write(lambda session: vms.update(session, vm.id, backup_policy_id=None))
+    fleet.db.write(lambda session: vms.update(session, vm.id, backup_policy_id=""))
     without = foreseen()[vm.id]
     assert (without.answer.is_due, without.loss_s is not None) == (False, True), "what a hand could restore is told all the same"
     assert "--recover-lost" in without.answer.why
