@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from trimtab_controller.core.overlay import COLUMNS, HOLDERS, REFERENCES, Changes, Row, Table, Value, differ
+from trimtab_controller.core.overlay import COLUMNS, HOLDERS, NUMBERS, REFERENCES, Changes, Row, Table, Value, differ
 from trimtab_protos.errors import Unavailable
 
 FLEET, KEY = "trimtab-fleet", "trimtab"
@@ -95,6 +95,16 @@ def _plain(value: Any) -> Value:
     return str(value)
 
 
+def _native(column: str, value: Value) -> Any:
+    """Return the value as the library takes it."""
+    match value:
+        case tuple():
+            return [int(one) for one in value] if column in NUMBERS else list(value)
+        case str():
+            return int(value) if column in NUMBERS else value
+    return value
+
+
 def _keys(rows: Iterable[Any]) -> tuple[str, ...]:
     return tuple(sorted(str(row.external_ids.get(KEY, "")) for row in rows))
 
@@ -149,7 +159,7 @@ def _write(txn: Any, tables: Any, changes: Changes, objects: dict[tuple[Table, s
     for row in (*changes.create, *changes.update):
         target = objects[row.table, row.key]
         for column, value in row.columns.items():
-            setattr(target, column, list(value) if isinstance(value, tuple) else value)
+            setattr(target, column, _native(column, value))
         for column, keys in row.references.items():
             setattr(target, column, [objects[REFERENCES[row.table][column], key] for key in keys])
     for row in changes.create:
