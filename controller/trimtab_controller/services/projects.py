@@ -12,7 +12,7 @@ from trimtab_controller.services.authorise import visible_projects
 from trimtab_controller.store import events, identity, keyset
 from trimtab_protos.errors import Conflict, NotFound
 
-QUOTA_COLUMNS = ("vms_quota", "vcpus_quota", "memory_mib_quota", "disk_bytes_quota", "snapshots_quota")
+QUOTA_COLUMNS = ("vms_quota", "vcpus_quota", "memory_mib_quota", "disk_bytes_quota", "snapshots_quota", "floating_quota")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,7 @@ PROJECT = Resource(
         Column("memory", "quotas.memory_mib.used", _used("memory_mib", humanise.mib)),
         Column("disk", "quotas.disk_bytes.used", _used("disk_bytes", humanise.size)),
         Column("snapshots", "quotas.snapshots.used", _used("snapshots", lambda count: f"{count:.0f}"), is_wide=True),
+        Column("floating", "quotas.floating.used", _used("floating", lambda count: f"{count:.0f}"), is_wide=True),
         Column("id", "id", is_wide=True),
         Column("created", "created_at", lambda item, now: humanise.since(item.get("created_at"), now), is_wide=True),
     ),
