@@ -56,7 +56,7 @@ def loop(story: FleetStory, ovn: Database) -> OverlayLoop:
         )
     )
     story.settle()
-    return OverlayLoop(db=story.db, northbound=ovn)
+    return OverlayLoop(db=story.db, northbound=ovn, clock=story.clock)
 
 
 def test_a_vm_is_placed_where_ovn_runs_and_its_card_is_served_there_alone(

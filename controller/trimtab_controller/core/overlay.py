@@ -91,6 +91,7 @@ class OverlayCard:
     """With prefix length, as in 10.30.0.5/24."""
     vm_name: str
     vm_id: str = ""
+    """Whose it is, where security groups matter."""
     chassis: str = ""
     """OVN's name of the host that the vm is on; '' where it is on none that told one."""
     allows_spoofing: bool = False

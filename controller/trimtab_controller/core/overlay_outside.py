@@ -27,6 +27,7 @@ class GatewayHost:
     """A host that reaches an outer network."""
 
     chassis: str
+    name: str = ""
     is_up: bool = True
     is_cordoned: bool = False
 
@@ -76,7 +77,8 @@ def with_outside(
     for network in networks:
         if network.router:
             behind.setdefault(router_key(network), []).append(network)
-    sides = {key: side for side in outside.sides if (key := key_of(side)) in behind and side.outer_network_id in outer}
+    sides = {router_key_of(side.project_id, side.router): side for side in outside.sides if side.outer_network_id in outer}
+    sides = {key: side for key, side in sides.items() if key in behind}
     inner = _inner_addresses(cards)
     more: list[Row] = []
     routers: dict[str, Row] = {}
@@ -91,9 +93,9 @@ def with_outside(
     return (*changed, *more)
 
 
-def key_of(side: OuterSide) -> str:
-    """Return the key of the router's row."""
-    return f"router-{side.project_id}-{side.router}"
+def router_key_of(project_id: str, name: str) -> str:
+    """Return the key of a router's row, as `overlay.router_key` of a network behind it."""
+    return f"router-{project_id}-{name}"
 
 
 def gateways(router: str, hosts: Sequence[GatewayHost]) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def delete(session: Session, project: Project, *, expected_version: int | None, 
     """Delete an empty project. Conflict names what is still in it."""
     contents = identity.project_contents(session, project.id)
     if contents:
-        listed = "; ".join(f"{noun}s {', '.join(names)}" for noun, names in contents.items())
+        listed = "; ".join(f"{noun}{'es' if noun.endswith('s') else 's'} {', '.join(names)}" for noun, names in contents.items())
         raise Conflict(
             "project-not-empty", f"project {project.name} still has {listed} (deleted vms count until they are purged)"
         )
