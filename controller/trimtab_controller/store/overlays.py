@@ -191,6 +191,12 @@ def read_groups(session: Session, *, now: datetime) -> tuple[tuple[OverlayGroup,
     return groups, frozenset(moving)
 
 
+def has_cards(session: Session, vm_ids: Sequence[str]) -> bool:
+    """Tell whether one of these vms has a card on an overlay network."""
+    query = sa.select(_nic.c.id).join(_network, _network.c.id == _nic.c.network_id)
+    return session.execute(query.where(_IS_LIVE_OVERLAY, among(_nic.c.vm_id, vm_ids)).limit(1)).first() is not None
+
+
 # --- how far OVN has followed --------------------------------------------------------------------------------------------------
 
 _state = schema.overlay_state
