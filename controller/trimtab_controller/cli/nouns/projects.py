@@ -58,6 +58,7 @@ _name = click.argument("name", shell_complete=completion.names_of("projects"))
 
 def _quotas(function: F) -> F:
     for decorator in (
+        click.option("--floating", type=_OrUnlimited(click.IntRange(min=0)), metavar="COUNT", help="Addresses, or `unlimited`."),
         click.option("--snapshots", type=_OrUnlimited(click.IntRange(min=0)), metavar="COUNT", help="Or `unlimited`."),
         click.option("--disk", type=_OrUnlimited(DISK_QUOTA), metavar="SIZE", help="For example 2TiB, or `unlimited`."),
         click.option("--memory", type=_OrUnlimited(MEMORY_AMOUNT), metavar="SIZE", help="For example 512GiB, or `unlimited`."),
