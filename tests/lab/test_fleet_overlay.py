@@ -48,6 +48,17 @@ class Story:
     def northbound(self, *words: str) -> str:
         return self.fleet.lab.run("ctl", ["ovn-nbctl", f"--db={ovn.northbound(self.fleet.lab.spec)}", *words]).stdout
 
+    def gateway(self) -> str:
+        """Return the host that carries the router's outer side, as OVN says."""
+        words = ["--bare", "--columns=chassis", "find", "Port_Binding", "type=chassisredirect"]
+        database = f"--db={ovn.southbound(self.fleet.lab.spec)}"
+        chassis = self.fleet.lab.run("ctl", ["ovn-sbctl", database, *words]).stdout.strip()
+        if not chassis:
+            return ""
+        return self.fleet.lab.run("ctl", ["ovn-sbctl", database, "get", "Chassis", chassis, "name"], check=False).stdout.strip(
+            ' "\n'
+        )
+
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
@@ -139,6 +150,18 @@ def test_a_lost_northbound_database_is_made_anew(story: Story) -> None:
 
     wait_until(lambda: sorted(listed().split()) == sorted(before.split()), "everything to be there again")
     wait_until(lambda: answers_ping(story.fleet, story.outside), "the floating address to lead to the guest again")
+
+
+def test_another_host_carries_the_way_out_when_its_gateway_dies(story: Story) -> None:
+    lab = story.fleet.lab
+    assert story.home("web") == "node1"
+    story.fleet.ok("host", "cordon", "node1")
+    wait_until(lambda: story.gateway() == "node2", "the way out to leave a host that is cordoned")
+    wait_until(lambda: answers_ping(story.fleet, story.outside), "the guest to answer by it")
+    lab.crash("node2")
+    wait_until(lambda: story.gateway() == "node1", "the other one to carry it")
+    wait_until(lambda: answers_ping(story.fleet, story.outside), "the guest to answer by that")
+    wait_until(lambda: "router-gateway-single" in story.fleet.trimtab("doctor", "-o", "json").out, "the doctor to say so")
 
 
 def test_a_deleted_vm_is_not_reached_until_it_is_back(story: Story) -> None:
