@@ -7,7 +7,6 @@ where the database was lost. One that does not answer stops changes of overlay n
 from dataclasses import dataclass
 
 import structlog
-from sqlalchemy.orm import Session
 
 from trimtab_controller import metrics
 from trimtab_controller.clock import Clock
@@ -16,7 +15,7 @@ from trimtab_controller.core.overlay_groups import group_rows
 from trimtab_controller.core.overlay_outside import with_outside
 from trimtab_controller.northbound import Northbound
 from trimtab_controller.store import overlays
-from trimtab_controller.store.database import Database
+from trimtab_controller.store.database import Database, Session
 from trimtab_controller.store.overlays import OverlayState
 from trimtab_protos.errors import Unavailable
 
