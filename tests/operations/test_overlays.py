@@ -83,6 +83,23 @@ def test_a_vm_is_placed_where_ovn_runs_and_its_card_is_served_there_alone(
     assert ovn.writes == 1, "nothing is written where nothing changed"
 
 
+def test_a_host_that_was_cured_is_asked_again_when_its_agent_starts(story: FleetStory, loop: OverlayLoop) -> None:
+    cured = story.hypervisor(story.host_ids[0])
+    cured.host = replace(cured.host, overlay_chassis="chassis-node1")
+    upkeep = Upkeep(db=story.db, clock=story.clock, nudger=story.nudger)
+
+    def states() -> list[str]:
+        upkeep.prepare_hosts(story.term)
+        story.settle()
+        view = story.db.read(lambda session: networks.get(session, "app", project=story.project))
+        return [view.hosts[name].state for name in ("node1", "node2")]
+
+    assert states() == ["failed", "failed"]
+    for host_id in story.host_ids[:2]:
+        story.db.write(lambda session, host_id=host_id: reach.ask_again(session, host_id))  # type: ignore[misc]
+    assert states() == ["ready", "failed"]
+
+
 def test_both_hosts_of_a_live_migration_serve_its_cards_until_one_of_them_has_it(
     story: FleetStory, loop: OverlayLoop, ovn: Database
 ) -> None:
