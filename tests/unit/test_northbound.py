@@ -31,6 +31,7 @@ from trimtab_controller.core.overlay_outside import (
 from trimtab_controller.northbound import OvnNorthbound, Papers
 from trimtab_protos.errors import Unavailable
 
+INNER = replace(APP, router="edge", project_id="proj-1")
 OUTSIDE = Outside(
     networks=(
         OuterNetwork(
@@ -134,6 +135,20 @@ def test_a_database_that_is_not_there_is_unavailable_and_found_again(endpoint: s
         assert len(northbound.apply(desired([APP], [])).create) == 3
 
 
+def test_one_that_was_lost_is_written_anew_without_anything_being_asked(tmp_path: Path) -> None:
+    rows = with_outside(desired([INNER], [WEB]), [INNER], [WEB], OUTSIDE)
+    with closing(OvnNorthbound(f"unix:{tmp_path}/nb.sock", fleet="fleet-a", answer_within_s=1)) as northbound:
+        with served(tmp_path, "nb"):
+            northbound.apply(rows)
+        for path in tmp_path.iterdir():
+            path.unlink()
+        with pytest.raises(Unavailable):
+            northbound.apply(rows)
+        with served(tmp_path, "nb") as nb:
+            assert len(northbound.apply(rows).create) == len(rows)
+            assert "192.0.2.100" in ask(nb, "lr-nat-list", "router-proj-1-edge")
+
+
 def traced(southbound: str, network: str, packet: str) -> str:
     """Return what OVN would do with the first packet of a connection."""
     command = ["ovn-trace", f"--db={southbound}", "--minimal", "--ct=new", network, packet]
@@ -165,8 +180,7 @@ def test_ovn_takes_it_as_it_is_meant(endpoint: str, southbound: str) -> None:
 
 
 def test_a_floating_address_leads_to_a_guest_and_back_out(endpoint: str, southbound: str) -> None:
-    inner = replace(APP, router="edge", project_id="proj-1")
-    web = replace(WEB, chassis="")
+    inner, web = INNER, replace(WEB, chassis="")
     with closing(OvnNorthbound(endpoint, fleet="fleet-a")) as northbound:
         rows = with_outside(desired([inner], [web]), [inner], [web], OUTSIDE)
         northbound.apply(rows)
