@@ -18,7 +18,7 @@ from trimtab_controller.loops.upkeep import Upkeep
 from trimtab_controller.services import floating, networks, routers
 from trimtab_controller.services.networks import NetworkSpec, OuterSpec
 from trimtab_controller.services.vm_nics import NicWish
-from trimtab_controller.store import claims, doctor_rows, overlays, reach, vms
+from trimtab_controller.store import claims, doctor_rows, overlays, reach, schema, vms
 from trimtab_controller.store.database import Session
 from trimtab_protos.errors import Unavailable
 
@@ -196,6 +196,15 @@ def test_a_router_is_carried_by_hosts_that_reach_its_outer_network_and_ovn(
     loop.run(story.term)
     (best,) = [row for row in _of(ovn, Table.GATEWAY) if row.columns["priority"] == "2"]
     assert best.columns["chassis_name"] != f"chassis-{first}", "a cordoned host carries it last"
+
+    def told() -> list[str]:
+        return [one.kind for one in story.db.read(lambda session: _findings(session, story)) if one.kind.startswith("router")]
+
+    assert told() == []
+    for host_id, kind in ((story.host_ids[3], "router-gateway-single"), (story.host_ids[4], "router-without-gateway")):
+        lost = schema.host.update().where(schema.host.c.id == host_id).values(connectivity="lost")
+        story.db.write(lambda session, lost=lost: session.execute(lost))  # type: ignore[misc]
+        assert told() == [kind]
 
 
 def test_a_floating_address_stays_the_guests_wherever_it_goes_and_leads_nowhere_while_it_is_deleted(
