@@ -45,8 +45,13 @@ class Story:
         asked = self.fleet.lab.run("ctl", ["busybox", "nc", "-w", "2", self.outside, str(LISTENER)], check=False)
         return "tick" in asked.stdout
 
-    def northbound(self, *words: str) -> str:
-        return self.fleet.lab.run("ctl", ["ovn-nbctl", f"--db={ovn.northbound(self.fleet.lab.spec)}", *words]).stdout
+    def held(self) -> list[str]:
+        """Return what OVN's northbound database holds, by the keys that the controller gave it."""
+        database = f"--db={ovn.northbound(self.fleet.lab.spec)}"
+        words = ["--bare", "--columns=external_ids", "list"]
+        tables = ("Logical_Switch_Port", "NAT", "ACL", "Gateway_Chassis")
+        said = [self.fleet.lab.run("ctl", ["ovn-nbctl", database, *words, table]).stdout for table in tables]
+        return sorted(" ".join(said).split())
 
     def gateway(self) -> str:
         """Return the host that carries the router's outer side, as OVN says."""
@@ -140,14 +145,11 @@ def test_a_migration_keeps_both_addresses_the_group_and_connections(story: Story
 
 
 def test_a_lost_northbound_database_is_made_anew(story: Story) -> None:
-    before = story.northbound("--bare", "--columns=external_ids", "list", "NAT", "Logical_Switch_Port", "ACL")
+    before = story.held()
+    assert before
     ovn.lose_northbound(story.fleet.lab.spec)
     story.fleet.lab.overlay(["node1", "node2"])
-
-    def listed() -> str:
-        return story.northbound("--bare", "--columns=external_ids", "list", "NAT", "Logical_Switch_Port", "ACL")
-
-    wait_until(lambda: sorted(listed().split()) == sorted(before.split()), "everything to be there again")
+    wait_until(lambda: story.held() == before, "everything to be there again")
     wait_until(lambda: answers_ping(story.fleet, story.outside), "the floating address to lead to the guest again")
 
 
