@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from trimtab_controller.core.overlay import COLUMNS, HOLDERS, REFERENCES, Changes, Row, Table, Value, differ
+from trimtab_controller.core.overlay import COLUMNS, HOLDERS, NUMBERS, REFERENCES, Changes, Row, Table, Value, differ
 from trimtab_protos.errors import Unavailable
 
 FLEET, KEY = "trimtab-fleet", "trimtab"
@@ -36,14 +36,16 @@ class Northbound(Protocol):
 class OvnNorthbound:
     """The northbound database at an endpoint such as ssl:192.0.2.10:6641. Connects at the first use and anew after a failure."""
 
-    def __init__(self, endpoint: str, *, fleet: str, papers: Papers | None = None) -> None:
-        self._endpoint, self._fleet, self._papers = endpoint, fleet, papers
+    def __init__(
+        self, endpoint: str, *, fleet: str, papers: Papers | None = None, answer_within_s: int = ANSWER_WITHIN_S
+    ) -> None:
+        self._endpoint, self._fleet, self._papers, self._answer_within_s = endpoint, fleet, papers, answer_within_s
         self._api: Any = None
 
     def apply(self, rows: Sequence[Row]) -> Changes:
         try:
             if self._api is None:
-                self._api = _connect(self._endpoint, self._papers)
+                self._api = _connect(self._endpoint, self._papers, self._answer_within_s)
             command = _command(self._api, rows, self._fleet)
             command.execute(check_error=True)
         except Exception as error:  # its library raises what the socket, the protocol or the schema raised
@@ -56,7 +58,7 @@ class OvnNorthbound:
 
     def close(self) -> None:
         if self._api is not None:
-            self._api.ovsdb_connection.stop(ANSWER_WITHIN_S)
+            self._api.ovsdb_connection.stop(self._answer_within_s)
             self._api = None
 
 
@@ -95,11 +97,21 @@ def _plain(value: Any) -> Value:
     return str(value)
 
 
+def _native(column: str, value: Value) -> Any:
+    """Return the value as the library takes it."""
+    match value:
+        case tuple():
+            return [int(one) for one in value] if column in NUMBERS else list(value)
+        case str():
+            return int(value) if column in NUMBERS else value
+    return value
+
+
 def _keys(rows: Iterable[Any]) -> tuple[str, ...]:
     return tuple(sorted(str(row.external_ids.get(KEY, "")) for row in rows))
 
 
-def _connect(endpoint: str, papers: Papers | None) -> Any:
+def _connect(endpoint: str, papers: Papers | None, answer_within_s: int) -> Any:
     from ovs.stream import Stream
     from ovsdbapp.backend.ovs_idl import connection
     from ovsdbapp.schema.ovn_northbound import impl_idl
@@ -117,7 +129,7 @@ def _connect(endpoint: str, papers: Papers | None) -> Any:
         _ovsdb_connection = None
 
     replica = connection.OvsdbIdl.from_server(endpoint, "OVN_Northbound", helper_tables=list(Table))
-    return Api(connection.Connection(replica, timeout=ANSWER_WITHIN_S))
+    return Api(connection.Connection(replica, timeout=answer_within_s))
 
 
 def _command(api: Any, rows: Sequence[Row], fleet: str) -> Any:
@@ -149,7 +161,7 @@ def _write(txn: Any, tables: Any, changes: Changes, objects: dict[tuple[Table, s
     for row in (*changes.create, *changes.update):
         target = objects[row.table, row.key]
         for column, value in row.columns.items():
-            setattr(target, column, list(value) if isinstance(value, tuple) else value)
+            setattr(target, column, _native(column, value))
         for column, keys in row.references.items():
             setattr(target, column, [objects[REFERENCES[row.table][column], key] for key in keys])
     for row in changes.create:

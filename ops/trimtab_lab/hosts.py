@@ -45,6 +45,9 @@ from trimtab_lab.specs import (
 BOOT_TIMEOUT_S = 60.0
 """A host is up in about a second on an idle machine; eight labs that boot at once on two cores need this."""
 
+OVERLAY_LINK_MTU = 9000
+"""Of the hosts' links with OVN: what a guest's 1500 bytes and their tunnel take, and more."""
+
 LIBVIRT_DAEMONS = ("virtlogd", "virtlockd", "libvirtd")
 
 
@@ -245,10 +248,17 @@ class Lab:
 
     def overlay(self, names: Sequence[str]) -> str:
         """Lets OVN run: databases in ctl, an ovn-controller on each of these hosts. Returns its northbound database. Idempotent."""
-        ovn.start_central(self.spec)
+        ovn.start_central(self.spec)  # also what brings it back after `ovn.lose_northbound`
         for name in names:
             ovn.install(self.spec.host(name), partial(self.run, name))
         return ovn.northbound(self.spec)
+
+    def overlay_settings(self) -> dict[str, str]:
+        """Lets every host have Open vSwitch and OVN; returns what tells a controller of it. Idempotent; again after a crash."""
+        names = [host.name for host in self.spec.hosts()]
+        for name in names:
+            self.open_vswitch(name, mtu=OVERLAY_LINK_MTU)
+        return {"TRIMTAB_OVN_NORTHBOUND": self.overlay(names)}
 
     # -- inner workings ------------------------------------------------------------------------------------------
 

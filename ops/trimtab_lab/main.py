@@ -55,8 +55,9 @@ host_argument = click.argument("host")
 @click.option("--hosts", default=3, show_default=True, help="How many hosts the lab has.")
 @click.option("--simulated", default=0, metavar="N", help="Instead: N simulated hosts, without libvirt.")
 @click.option("--controller/--no-controller", default=True, help="Start the control plane and join the hosts.")
+@click.option("--ovn", "has_ovn", is_flag=True, help="With Open vSwitch on each host (bridge br0) and OVN: overlay networks.")
 @lab_options
-def up(lab: Lab, hosts: int, simulated: int, controller: bool) -> None:
+def up(lab: Lab, hosts: int, simulated: int, controller: bool, has_ovn: bool) -> None:
     """Bring the lab up; run again, it boots hosts that crashed."""
     if simulated:
         from trimtab_lab.simulated import start_simulated_hosts
@@ -66,10 +67,11 @@ def up(lab: Lab, hosts: int, simulated: int, controller: bool) -> None:
         _print_status(lab)
         return
     lab.up(hosts=hosts)
+    settings = lab.overlay_settings() if has_ovn else {}
     if controller:
         from trimtab_lab.controlplane import ControlPlane
 
-        plane = ControlPlane(lab)
+        plane = ControlPlane(lab, settings=settings)
         plane.start()
         plane.join_hosts()
         click.echo(plane.shell_environment())

@@ -3,13 +3,15 @@
 Tunnels go between the addresses that br0 has in the guests' network, so that `cut --network guest` cuts them.
 """
 
+import os
+import signal
 from pathlib import Path
 
 from trimtab_lab import open_vswitch
 from trimtab_lab.commands import run, wait_until
 from trimtab_lab.ctl import running_process_id, start_in_ctl
 from trimtab_lab.errors import LabError
-from trimtab_lab.specs import HostSpec, LabSpec
+from trimtab_lab.specs import CTL, HostSpec, LabSpec
 
 NORTHBOUND_PORT, SOUTHBOUND_PORT = 6641, 6642
 ENABLED = Path("/etc/ovn/enabled")
@@ -31,9 +33,13 @@ def controller_command() -> list[str]:
 
 
 def start_central(lab: LabSpec) -> None:
-    """Serve the databases from ctl. Idempotent; they end with the lab, and what they hold goes with its state."""
+    """Serve the databases from ctl. Idempotent; they end with the lab, and what they hold goes with its state.
+
+    Ctl is a neighbour of the guests' network too, and Open vSwitch in user space takes no packet whose checksum is left to hardware.
+    """
     if not (_SCHEMAS / "ovn-nb.ovsschema").exists():
         raise LabError("OVN is not installed; `ops/bootstrap.sh` brings it")
+    run(["ip", "netns", "exec", lab.namespace(CTL), "ethtool", "-K", "eth1", "tx", "off"])
     directory = lab.state_directory / "ovn"
     directory.mkdir(exist_ok=True)
     for name, port in (("nb", NORTHBOUND_PORT), ("sb", SOUTHBOUND_PORT)):
@@ -47,6 +53,15 @@ def start_central(lab: LabSpec) -> None:
     if running_process_id(lab, "ovn-northd") is None:
         ends = [f"--ovnnb-db={northbound(lab)}", f"--ovnsb-db={southbound(lab)}"]
         start_in_ctl(lab, ["ovn-northd", "--no-chdir", f"--unixctl={directory}/northd.ctl", *ends], log_name="ovn-northd")
+
+
+def lose_northbound(lab: LabSpec) -> None:
+    """Let the northbound database be lost with all that it holds; `start_central` serves an empty one in its place."""
+    process_id = running_process_id(lab, "ovn-nb")
+    if process_id is not None:
+        os.kill(process_id, signal.SIGKILL)
+        wait_until(lambda: running_process_id(lab, "ovn-nb") is None, timeout_s=10, interval_s=0.05)
+    (lab.state_directory / "ovn" / "nb.db").unlink(missing_ok=True)
 
 
 def install(host: HostSpec, inside: open_vswitch.Inside) -> None:

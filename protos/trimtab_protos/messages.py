@@ -264,6 +264,8 @@ class NetworkSpec:
     mtu: int = 1500
     subnet: str = ""
     has_dhcp: bool = False
+    is_outer: bool = False
+    keeps_groups: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

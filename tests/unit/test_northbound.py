@@ -16,10 +16,34 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.unit.core.test_overlay import APP, WEB
+from trimtab_controller.core.firewall import Rule
 from trimtab_controller.core.overlay import Table, desired, own_mac
+from trimtab_controller.core.overlay_groups import OverlayGroup, group_rows
+from trimtab_controller.core.overlay_outside import (
+    Floating,
+    GatewayHost,
+    OuterNetwork,
+    OuterSide,
+    Outside,
+    gateways,
+    with_outside,
+)
 from trimtab_controller.northbound import OvnNorthbound, Papers
 from trimtab_protos.errors import Unavailable
 
+INNER = replace(APP, router="edge", project_id="proj-1")
+OUTSIDE = Outside(
+    networks=(
+        OuterNetwork(
+            network_id="net-lan",
+            subnet="192.0.2.0/24",
+            gateway="192.0.2.1",
+            hosts=(GatewayHost(chassis="node1"), GatewayHost(chassis="node2", is_cordoned=True), GatewayHost(chassis="node3")),
+        ),
+    ),
+    sides=(OuterSide(project_id="proj-1", router="edge", outer_network_id="net-lan", address="192.0.2.10"),),
+    floating=(Floating(floating_id="fip-1", outer_network_id="net-lan", address="192.0.2.100", nic_id="nic-1"),),
+)
 SCHEMAS = Path("/usr/share/ovn")
 
 
@@ -111,9 +135,23 @@ def test_a_database_that_is_not_there_is_unavailable_and_found_again(endpoint: s
         assert len(northbound.apply(desired([APP], [])).create) == 3
 
 
+def test_one_that_was_lost_is_written_anew_without_anything_being_asked(tmp_path: Path) -> None:
+    rows = with_outside(desired([INNER], [WEB]), [INNER], [WEB], OUTSIDE)
+    with closing(OvnNorthbound(f"unix:{tmp_path}/nb.sock", fleet="fleet-a", answer_within_s=1)) as northbound:
+        with served(tmp_path, "nb"):
+            northbound.apply(rows)
+        for path in tmp_path.iterdir():
+            path.unlink()
+        with pytest.raises(Unavailable):
+            northbound.apply(rows)
+        with served(tmp_path, "nb") as nb:
+            assert len(northbound.apply(rows).create) == len(rows)
+            assert "192.0.2.100" in ask(nb, "lr-nat-list", "router-proj-1-edge")
+
+
 def traced(southbound: str, network: str, packet: str) -> str:
-    """Return what OVN would do with a packet."""
-    command = ["ovn-trace", f"--db={southbound}", "--minimal", network, packet]
+    """Return what OVN would do with the first packet of a connection."""
+    command = ["ovn-trace", f"--db={southbound}", "--minimal", "--ct=new", network, packet]
     return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
 
 
@@ -139,6 +177,60 @@ def test_ovn_takes_it_as_it_is_meant(endpoint: str, southbound: str) -> None:
         northbound.apply(desired([inner, replace(data, router="")], [web, database, beside]))
     ask(endpoint, "--wait=sb", "--timeout=10", "sync")
     assert "output" not in traced(southbound, "net-app", to_database), "without a router there is no way"
+
+
+def test_a_floating_address_leads_to_a_guest_and_back_out(endpoint: str, southbound: str) -> None:
+    inner, web = INNER, replace(WEB, chassis="")
+    with closing(OvnNorthbound(endpoint, fleet="fleet-a")) as northbound:
+        rows = with_outside(desired([inner], [web]), [inner], [web], OUTSIDE)
+        northbound.apply(rows)
+        assert not northbound.apply(rows), "as it is read back, nothing is left to do"
+        ask(endpoint, "--wait=sb", "--timeout=10", "sync")
+        router = own_mac("ro-router-proj-1-edge")
+        asks = 'inport=="out-net-lan" && eth.src==0a:00:00:00:00:01 && ip4.src==192.0.2.1 && ip.ttl==64 && icmp4 && icmp4.type==8'
+        came = traced(southbound, "net-lan", f"{asks} && eth.dst=={router} && ip4.dst==192.0.2.100")
+        assert 'output("nic-1")' in came, "what asks for the floating address arrives at the card"
+        other = traced(southbound, "net-lan", f"{asks} && eth.dst=={router} && ip4.dst==192.0.2.101")
+        assert 'output("nic-1")' not in other, "an address that nobody has leads nowhere"
+        chassis = ask(endpoint, "lrp-get-gateway-chassis", "ro-router-proj-1-edge").split()
+        assert chassis[0::2] == [
+            f"gw-router-proj-1-edge-{one}" for one in gateways("router-proj-1-edge", OUTSIDE.networks[0].hosts)
+        ]
+        northbound.apply(desired([inner], [web]))
+        assert ask(endpoint, "lr-nat-list", "router-proj-1-edge") == ""
+        assert ask(endpoint, "lr-route-list", "router-proj-1-edge") == ""
+        assert ask(endpoint, "--columns=_uuid", "list", "Gateway_Chassis") == ""
+        assert "net-lan" not in ask(endpoint, "ls-list")
+
+
+def test_a_group_lets_in_what_its_rules_name(endpoint: str, southbound: str) -> None:
+    web = replace(WEB, chassis="", vm_id="vm-1")
+    beside = replace(web, nic_id="nic-3", mac="52:54:00:00:00:03", addresses=("10.30.0.6/24",), vm_name="web2", vm_id="vm-2")
+    group = OverlayGroup(
+        group_id="sg-1", rules=(Rule("tcp", 443, 443, "10.30.0.0/16"), Rule("udp", 100, 200), Rule("icmp")), vm_ids=("vm-2",)
+    )
+    rows = (*desired([APP], [web, beside]), *group_rows([group], [web, beside], moving=["vm-2"]))
+    with closing(OvnNorthbound(endpoint, fleet="fleet-a")) as northbound:
+        northbound.apply(rows)
+        assert not northbound.apply(rows), "as it is read back, nothing is left to do"
+        ask(endpoint, "--wait=sb", "--timeout=10", "sync")
+        sent = f'inport=="nic-1" && eth.src=={web.mac} && ip4.src==10.30.0.5 && ip.ttl==64 && eth.dst=={beside.mac} && ip4.dst==10.30.0.6'
+        for packet, passes in (
+            ("tcp && tcp.dst==443 && tcp.flags==2", True),
+            ("tcp && tcp.dst==444 && tcp.flags==2", False),
+            ("tcp && tcp.dst==444 && tcp.flags==0x10", True),
+            ("udp && udp.dst==150", True),
+            ("udp && udp.dst==201", False),
+            ("icmp4 && icmp4.type==8", True),
+        ):
+            assert ('output("nic-3")' in traced(southbound, "net-app", f"{sent} && {packet}")) is passes, packet
+        northbound.apply((*desired([APP], [web, beside]), *group_rows([group], [web, beside])))
+        ask(endpoint, "--wait=sb", "--timeout=10", "sync")
+        under_way = f"{sent} && tcp && tcp.dst==444 && tcp.flags==0x10"
+        assert 'output("nic-3")' not in traced(southbound, "net-app", under_way), "only for a while"
+        northbound.apply(desired([APP], [web, beside]))
+        assert ask(endpoint, "--columns=_uuid", "list", "Port_Group") == ""
+        assert ask(endpoint, "--columns=_uuid", "list", "ACL") == ""
 
 
 def test_one_that_asks_for_a_certificate_is_shown_ours_and_must_show_its_own(tmp_path: Path) -> None:

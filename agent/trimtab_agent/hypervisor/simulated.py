@@ -498,7 +498,7 @@ class SimulatedHypervisor:
                 raise Conflict("bridge-missing", f"the host has no bridge {network.bridge}", bridge=network.bridge)
             if bridge.mtu < network.mtu:
                 raise Conflict("bridge-mtu-too-small", f"bridge {bridge.name} has MTU {bridge.mtu}, the network {network.mtu}")
-        if network.kind is NetworkKind.OVERLAY and not self.host.overlay_chassis:
+        if (network.kind is NetworkKind.OVERLAY or network.is_outer) and not self.host.overlay_chassis:
             raise Conflict("overlay-not-set-up", f"network {network.name}: Open vSwitch of this host lacks ovn-remote for OVN")
         self.networks[network.network_id] = network
 

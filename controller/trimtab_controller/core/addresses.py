@@ -31,6 +31,40 @@ def first_free(subnet: str, taken: Collection[str]) -> str | None:
     return str(ipaddress.IPv4Address(found)) if found is not None else None
 
 
+def first_free_between(first: str, last: str, taken: Collection[str]) -> str | None:
+    """Return the lowest IPv4 address of a range, both ends among it, that is not taken; None where all are."""
+    low, high = int(ipaddress.IPv4Address(first)), int(ipaddress.IPv4Address(last))
+    held = {int(ipaddress.IPv4Address(text)) for text in taken}
+    found = next((number for number in range(low, high + 1) if number not in held), None)
+    return str(ipaddress.IPv4Address(found)) if found is not None else None
+
+
+def is_between(address: str, first: str, last: str) -> bool:
+    return ipaddress.IPv4Address(first) <= ipaddress.IPv4Address(address) <= ipaddress.IPv4Address(last)
+
+
+def outer_problem(subnet: str, gateway: str, first: str, last: str) -> tuple[str, str] | None:
+    """Return (field, what is wrong) of an outer network: its gateway and the range that is ours to give, both in its subnet."""
+    network = ipaddress.ip_network(subnet)
+    if network.version == 6:
+        return "subnet", f"an IPv4 network, for example 192.0.2.0/24, not {subnet}"
+    edges = {network.network_address, network.broadcast_address}
+    parsed: dict[str, ipaddress.IPv4Address] = {}
+    for field, text in (("outer.gateway", gateway), ("outer.first", first), ("outer.last", last)):
+        try:
+            address = ipaddress.IPv4Address(text)
+        except ValueError:
+            return field, f"an IPv4 address of {subnet}, not {text!r}"
+        if address not in network or address in edges:
+            return field, f"{text} is no address that somebody can have in {subnet}"
+        parsed[field] = address
+    if parsed["outer.first"] > parsed["outer.last"]:
+        return "outer.last", f"{last} comes before {first}; give the lower address first"
+    if parsed["outer.first"] <= parsed["outer.gateway"] <= parsed["outer.last"]:
+        return "outer.gateway", f"{gateway} is the gateway's and in the range {first}-{last}, which is ours to give; leave it out"
+    return None
+
+
 def overlapping(subnet: str, others: Iterable[tuple[str, str]]) -> str | None:
     """Return the name of the first of `others` (name, subnet) that shares an address with the subnet."""
     wanted = ipaddress.ip_network(subnet)

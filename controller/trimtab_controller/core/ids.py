@@ -29,6 +29,8 @@ KINDS = frozenset(
         "nic",
         "grp",
         "sg",
+        "rt",
+        "fip",
         "plan",
         "bk",
         "inst",

@@ -4,11 +4,10 @@
                                 ├─ port of the network's own address, where DNS and DHCP are answered
                                 ├─ DHCP_Options, one for the network
                                 └─ DNS: names of vms
-    router of several networks ─▶ Logical_Router, with a port that has the own address of each
+    router of several networks ─▶ Logical_Router, with a port that has the own address of each; its outer side: `overlay_outside`
+    security group             ─▶ Port_Group with its ACLs: `overlay_groups`
 
-Rows are compared by a key of ours in `external_ids`; rows without one, and those of another fleet, are somebody else's. What reaches a
-guest is judged at its card (`packet_rules` of its host), as on every other network: OVN's own connection tracking forgets what a
-guest had open when it moves, and a connection that the guest only listens to would end.
+Rows are compared by a key of ours in `external_ids`; rows without one, and those of another fleet, are somebody else's.
 """
 
 import hashlib
@@ -32,24 +31,41 @@ class Table(StrEnum):
     DNS = "DNS"
     ROUTER = "Logical_Router"
     ROUTER_PORT = "Logical_Router_Port"
+    NAT = "NAT"
+    ROUTE = "Logical_Router_Static_Route"
+    GATEWAY = "Gateway_Chassis"
+    GROUP = "Port_Group"
+    RULE = "ACL"
 
 
 COLUMNS: Mapping[Table, tuple[str, ...]] = {
     Table.SWITCH: ("name",),
-    Table.PORT: ("name", "type", "addresses", "port_security", "options"),
+    Table.PORT: ("name", "type", "addresses", "port_security", "options", "tag"),
     Table.DHCP: ("cidr", "options"),
     Table.DNS: ("records",),
     Table.ROUTER: ("name",),
     Table.ROUTER_PORT: ("name", "mac", "networks"),
+    Table.NAT: ("type", "external_ip", "logical_ip"),
+    Table.ROUTE: ("ip_prefix", "nexthop"),
+    Table.GATEWAY: ("name", "chassis_name", "priority"),
+    Table.GROUP: ("name",),
+    Table.RULE: ("direction", "priority", "match", "action"),
 }
 """What is ours to say in each table; every other column is left as it is."""
+NUMBERS = frozenset({"priority", "tag"})
+"""Columns that hold integers; here they are text as all others."""
 REFERENCES: Mapping[Table, Mapping[str, Table]] = {
     Table.SWITCH: {"dns_records": Table.DNS},
     Table.PORT: {"dhcpv4_options": Table.DHCP},
     Table.DHCP: {},
     Table.DNS: {},
-    Table.ROUTER: {},
-    Table.ROUTER_PORT: {},
+    Table.ROUTER: {"nat": Table.NAT, "static_routes": Table.ROUTE},
+    Table.ROUTER_PORT: {"gateway_chassis": Table.GATEWAY},
+    Table.NAT: {},
+    Table.ROUTE: {},
+    Table.GATEWAY: {},
+    Table.GROUP: {"ports": Table.PORT, "acls": Table.RULE},
+    Table.RULE: {},
 }
 HOLDERS: Mapping[Table, Table] = {Table.PORT: Table.SWITCH, Table.ROUTER_PORT: Table.ROUTER}
 """Whose `ports` a row stands in."""
@@ -74,6 +90,8 @@ class OverlayCard:
     addresses: tuple[str, ...]
     """With prefix length, as in 10.30.0.5/24."""
     vm_name: str
+    vm_id: str = ""
+    """Whose it is, where security groups matter."""
     chassis: str = ""
     """OVN's name of the host that the vm is on; '' where it is on none that told one."""
     allows_spoofing: bool = False
@@ -104,12 +122,11 @@ class Changes:
 
 
 def desired(networks: Sequence[OverlayNetwork], cards: Iterable[OverlayCard]) -> tuple[Row, ...]:
-    """Return every row that shall be there, in an order that depends on nothing but the ids."""
+    """Return the rows of networks, cards and of what is between them, in an order that depends on nothing but the ids."""
     by_network: dict[str, list[OverlayCard]] = {}
     for card in sorted(cards, key=lambda one: one.nic_id):
         by_network.setdefault(card.network_id, []).append(card)
-    routers = {router_key(network): network.router for network in networks if network.router}
-    found = [Row(table=Table.ROUTER, key=key, columns={"name": key}) for key in sorted(routers)]
+    found = [router_row(key) for key in sorted({router_key(network) for network in networks if network.router})]
     for network in sorted(networks, key=lambda one: one.network_id):
         found += _network_rows(network, by_network.get(network.network_id, []))
     return tuple(found)
@@ -141,12 +158,49 @@ def own_mac(network_id: str) -> str:
     return "0a:" + ":".join(digest[at : at + 2] for at in range(0, 10, 2))
 
 
+def router_row(key: str, *, nat: Sequence[str] = (), routes: Sequence[str] = ()) -> Row:
+    """Return a router; `nat` and `routes`: keys of what its outer side has."""
+    return Row(
+        table=Table.ROUTER,
+        key=key,
+        columns={"name": key},
+        references={"nat": tuple(sorted(nat)), "static_routes": tuple(sorted(routes))},
+    )
+
+
+def switch_port(
+    key: str,
+    switch_id: str,
+    *,
+    kind: str = "",
+    addresses: Sequence[str],
+    security: Sequence[str] = (),
+    dhcp: str = "",
+    vlan: int = 0,
+    options: Mapping[str, str],
+) -> Row:
+    """Return a port of a network's switch. `kind`: OVN's, '' of a card; `vlan`: of one to a bridge of the hosts."""
+    return Row(
+        table=Table.PORT,
+        key=key,
+        columns={
+            "name": key,
+            "type": kind,
+            "addresses": tuple(addresses),
+            "port_security": tuple(security),
+            "options": dict(options),
+            "tag": (str(vlan),) if vlan else (),
+        },
+        references={"dhcpv4_options": (dhcp,) if dhcp else ()},
+        parent=(Table.SWITCH, switch_id, "ports"),
+    )
+
+
 def _differs(row: Row, other: Row) -> bool:
     return dict(row.columns) != dict(other.columns) or dict(row.references) != dict(other.references)
 
 
 def _network_rows(network: OverlayNetwork, cards: Sequence[OverlayCard]) -> list[Row]:
-    switch = (Table.SWITCH, network.network_id, "ports")
     dns_key, dhcp_key = f"dns-{network.network_id}", f"dhcp-{network.network_id}"
     names = _names(cards)
     rows = [
@@ -156,24 +210,22 @@ def _network_rows(network: OverlayNetwork, cards: Sequence[OverlayCard]) -> list
             columns={"name": network.network_id},
             references={"dns_records": (dns_key,) if names else ()},
         ),
-        *(_port(card, switch, dhcp_key if network.has_dhcp and card.addresses else "") for card in cards),
+        *(_card_port(card, dhcp_key if network.has_dhcp and card.addresses else "") for card in cards),
     ]
     if names:
         rows.append(Row(table=Table.DNS, key=dns_key, columns={"records": names}))
     if network.router:
-        rows += _router_rows(network, switch)
+        rows += _cable(network)
     elif network.subnet:
         # On every host at once: nothing of it ever leaves one.
         own = f"{own_mac(network.network_id)} {own_address(network.subnet)}"
-        name = f"own-{network.network_id}"
-        columns: dict[str, Value] = {"name": name, "type": "localport", "addresses": (own,), "port_security": (), "options": {}}
-        rows.append(Row(table=Table.PORT, key=name, columns=columns, references={"dhcpv4_options": ()}, parent=switch))
+        rows.append(switch_port(f"own-{network.network_id}", network.network_id, kind="localport", addresses=(own,), options={}))
     if network.has_dhcp:
         rows.append(Row(table=Table.DHCP, key=dhcp_key, columns={"cidr": network.subnet, "options": _dhcp_options(network)}))
     return rows
 
 
-def _router_rows(network: OverlayNetwork, switch: tuple[Table, str, str]) -> list[Row]:
+def _cable(network: OverlayNetwork) -> list[Row]:
     """Return both ends of the cable between a network and its router, which has the network's own address."""
     key, prefix = f"rp-{network.network_id}", ipaddress.ip_network(network.subnet).prefixlen
     own: dict[str, Value] = {
@@ -181,35 +233,30 @@ def _router_rows(network: OverlayNetwork, switch: tuple[Table, str, str]) -> lis
         "mac": own_mac(network.network_id),
         "networks": (f"{own_address(network.subnet)}/{prefix}",),
     }
-    name = f"own-{network.network_id}"
-    end: dict[str, Value] = {
-        "name": name,
-        "type": "router",
-        "addresses": ("router",),
-        "port_security": (),
-        "options": {"router-port": key},
-    }
     return [
-        Row(table=Table.ROUTER_PORT, key=key, columns=own, parent=(Table.ROUTER, router_key(network), "ports")),
-        Row(table=Table.PORT, key=name, columns=end, references={"dhcpv4_options": ()}, parent=switch),
+        Row(
+            table=Table.ROUTER_PORT,
+            key=key,
+            columns=own,
+            references={"gateway_chassis": ()},
+            parent=(Table.ROUTER, router_key(network), "ports"),
+        ),
+        switch_port(
+            f"own-{network.network_id}", network.network_id, kind="router", addresses=("router",), options={"router-port": key}
+        ),
     ]
 
 
-def _port(card: OverlayCard, switch: tuple[Table, str, str], dhcp_key: str) -> Row:
+def _card_port(card: OverlayCard, dhcp_key: str) -> Row:
     addresses = [str(ipaddress.ip_interface(text).ip) for text in card.addresses]
     who = " ".join([card.mac, *addresses])
-    return Row(
-        table=Table.PORT,
-        key=card.nic_id,
-        columns={
-            "name": card.nic_id,
-            "type": "",
-            "addresses": (who, "unknown") if card.allows_spoofing else (who,),
-            "port_security": () if card.allows_spoofing else (who,),
-            "options": {"requested-chassis": card.chassis} if card.chassis else {},
-        },
-        references={"dhcpv4_options": (dhcp_key,) if dhcp_key else ()},
-        parent=switch,
+    return switch_port(
+        card.nic_id,
+        card.network_id,
+        addresses=(who, "unknown") if card.allows_spoofing else (who,),
+        security=() if card.allows_spoofing else (who,),
+        dhcp=dhcp_key,
+        options={"requested-chassis": card.chassis} if card.chassis else {},
     )
 
 

@@ -162,7 +162,9 @@ def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], Non
     if settings.ovn_northbound:
         northbound = OvnNorthbound(settings.ovn_northbound, fleet=box.fleet_id, papers=_papers(settings))
         # Alone in its lane: a database that does not answer delays nothing else.
-        jobs_by_lane["overlay"] = [Job("overlay networks", 1.0, OverlayLoop(db=engine.db, northbound=northbound).run)]
+        jobs_by_lane["overlay"] = [
+            Job("overlay networks", 1.0, OverlayLoop(db=engine.db, northbound=northbound, clock=engine.clock).run)
+        ]
     threads = [
         threading.Thread(target=_lane, args=(name, jobs, leader, engine.clock, stopping), name=f"lane-{name}", daemon=True)
         for name, jobs in jobs_by_lane.items()

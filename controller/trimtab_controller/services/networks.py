@@ -2,21 +2,30 @@
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint
-from trimtab_controller.core.addresses import LONGEST_OWN_PREFIX, overlapping
+from trimtab_controller.core.addresses import LONGEST_OWN_PREFIX, outer_problem, overlapping
 from trimtab_controller.core.model import Actor, Network, Operation, Project, Role
 from trimtab_controller.core.overlay import TUNNEL_OVERHEAD
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services.authorise import require
-from trimtab_controller.store import hosts, keyset, lookup, networks, schema
+from trimtab_controller.store import hosts, keyset, lookup, networks, routers, schema
 from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
 
 OVERLAY_MTU_MAX = 65535 - TUNNEL_OVERHEAD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OuterSpec:
+    """Its router, and the addresses, from first to last, that are ours to give to routers and as floating ones."""
+
+    gateway: str
+    first: str
+    last: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +42,8 @@ class NetworkSpec:
     has_dhcp: bool = False
     # Of an overlay network: the router that it shares with others of its project; '' for none.
     router: str = ""
+    # Of a network on a bridge that is the way out of overlay networks.
+    outer: OuterSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +69,8 @@ def create(
     A bridge is the host's own network, so only an administrator of the fleet may attach a network to one.
     """
     _check(spec)
-    if spec.kind == "overlay" and not has_overlay:
-        message = "kind: this fleet has no OVN; name its northbound database in the controller's settings: ovn_northbound"
-        raise InvalidRequest("overlay-off", message, field="kind")
+    if spec.kind == "overlay" or spec.outer is not None:
+        require_overlay(has_overlay, field="kind" if spec.kind == "overlay" else "outer")
     if spec.kind == "bridge":
         require(actor, Role.ADMIN, "")
     project_id = project.id if project else ""
@@ -78,8 +88,10 @@ def create(
         mtu=spec.mtu,
         subnet=spec.subnet,
         has_dhcp=spec.has_dhcp,
-        settings={"router": spec.router} if spec.router else {},
+        settings=({"router": spec.router} if spec.router else {}) | ({"outer": asdict(spec.outer)} if spec.outer else {}),
     )
+    if spec.router and project_id:
+        routers.ensure(session, router_id=mint("rt"), project_id=project_id, name=spec.router, now=now)
     operation = accept(
         session,
         "network.create",
@@ -91,6 +103,13 @@ def create(
         now=now,
     )
     return views(session, (network,))[0], operation
+
+
+def require_overlay(has_overlay: bool, *, field: str) -> None:
+    """Raise InvalidRequest where the controller knows no OVN."""
+    if not has_overlay:
+        message = f"{field}: this fleet has no OVN; name its northbound database in the controller's settings: ovn_northbound"
+        raise InvalidRequest("overlay-off", message, field=field)
 
 
 def delete(
@@ -108,7 +127,7 @@ def delete(
         require(actor, Role.ADMIN, "")
     users = networks.dependants(session, network.id)
     if users:
-        raise Conflict("network-in-use", f"network {network.name} is used by vms {', '.join(users)}", network=network.name)
+        raise Conflict("network-in-use", f"network {network.name} is used by {', '.join(users)}", network=network.name)
     networks.check_version(session, network.id, expected_version)
     return accept(
         session,
@@ -161,6 +180,15 @@ def views(session: Session, found: tuple[Network, ...]) -> tuple[NetworkView, ..
 
 def _check(spec: NetworkSpec) -> None:
     """Refuse what contradicts itself, naming the field."""
+    _check_kind(spec)
+    _check_subnet(spec)
+    if spec.outer is not None:
+        problem = outer_problem(spec.subnet, spec.outer.gateway, spec.outer.first, spec.outer.last)
+        if problem is not None:
+            raise InvalidRequest("outer-wrong", f"{problem[0]}: {problem[1]}", field=problem[0])
+
+
+def _check_kind(spec: NetworkSpec) -> None:
     if spec.kind == "bridge":
         if not spec.bridge and not spec.bridges:
             raise InvalidRequest("bridge-missing", 'bridge: name the bridge of the hosts, for example "br0"', field="bridge")
@@ -175,8 +203,13 @@ def _check(spec: NetworkSpec) -> None:
         raise InvalidRequest("mtu-too-large", message, field="mtu")
     if spec.router and spec.kind != "overlay":
         raise InvalidRequest("router-not-allowed", "router: only overlay networks have one", field="router")
+    if spec.outer is not None and spec.kind != "bridge":
+        raise InvalidRequest("outer-not-allowed", "outer: only a network on a bridge is a way out", field="outer")
+
+
+def _check_subnet(spec: NetworkSpec) -> None:
     if not spec.subnet:
-        if spec.kind == "nat" or spec.has_dhcp or spec.router:
+        if spec.kind == "nat" or spec.has_dhcp or spec.router or spec.outer is not None:
             raise InvalidRequest("subnet-missing", 'subnet: give one, for example "10.20.0.0/24"', field="subnet")
         return
     try:

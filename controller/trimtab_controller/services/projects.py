@@ -12,7 +12,7 @@ from trimtab_controller.services.authorise import visible_projects
 from trimtab_controller.store import events, identity, keyset
 from trimtab_protos.errors import Conflict, NotFound
 
-QUOTA_COLUMNS = ("vms_quota", "vcpus_quota", "memory_mib_quota", "disk_bytes_quota", "snapshots_quota")
+QUOTA_COLUMNS = ("vms_quota", "vcpus_quota", "memory_mib_quota", "disk_bytes_quota", "snapshots_quota", "floating_quota")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ def delete(session: Session, project: Project, *, expected_version: int | None, 
     """Delete an empty project. Conflict names what is still in it."""
     contents = identity.project_contents(session, project.id)
     if contents:
-        listed = "; ".join(f"{noun}s {', '.join(names)}" for noun, names in contents.items())
+        listed = "; ".join(f"{noun}{'es' if noun.endswith('s') else 's'} {', '.join(names)}" for noun, names in contents.items())
         raise Conflict(
             "project-not-empty", f"project {project.name} still has {listed} (deleted vms count until they are purged)"
         )

@@ -15,6 +15,7 @@ class Charge:
     memory_mib: int = 0
     disk_bytes: int = 0
     snapshots: int = 0
+    floating: int = 0
 
 
 def give_back(session: Session, project_id: str, *, vcpus: int = 0, memory_mib: int = 0, disk_bytes: int = 0) -> None:

@@ -9,7 +9,7 @@ from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.model import Host
 from trimtab_controller.services import observations
 from trimtab_controller.services.hosts import SignedPair, record_certificates
-from trimtab_controller.store import certificates, events, host_guards, host_reports, hosts
+from trimtab_controller.store import certificates, events, host_guards, host_reports, hosts, reach
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos.errors import PermissionDenied
@@ -77,6 +77,7 @@ def open_session(session: Session, opening: Opening, now: datetime) -> Opened:
         )
     if opening.inventory is not None:
         host_reports.store_inventory(session, opening.host_id, opening.inventory, now=now)
+        reach.ask_again(session, opening.host_id)
     observations.record_all(session, opening.host_id, opening.domains, now, is_complete=opening.inventory is not None)
     return Opened(
         lease_number=number,

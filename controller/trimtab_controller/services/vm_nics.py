@@ -64,6 +64,12 @@ def plan_nic(
     `beside`: other nics of the vm that are not inserted yet.
     """
     network = network_service.find(session, wish.network, project=project)
+    if "outer" in network.settings:
+        message = (
+            f"{field}.network: {network.name} is the way out of overlay networks, which vms are not on themselves; "
+            "`trimtab floating create` gives one an address there"
+        )
+        raise InvalidRequest("network-outer", message, field=f"{field}.network")
     mac = wish.mac.lower() or mac_address(system_rng())
     if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
         raise InvalidRequest("mac-wrong", f'{field}.mac: a unicast MAC, for example "52:54:00:12:34:56"', field=f"{field}.mac")

@@ -221,6 +221,8 @@ def network_spec(session: Session, network: Network, host_id: str) -> NetworkSpe
         mtu=network.mtu,
         subnet=network.subnet,
         has_dhcp=network.has_dhcp,
+        is_outer="outer" in network.settings,
+        keeps_groups=network.kind == "overlay",
     )
 
 

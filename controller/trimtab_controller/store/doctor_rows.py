@@ -15,18 +15,19 @@ from trimtab_controller.core.doctor.model import (
     NetworkFacts,
     OperationFacts,
     PoolFacts,
+    RouterFacts,
     SnapshotFacts,
     VmFacts,
 )
 from trimtab_controller.core.lifecycle import LIVE_STATES, OperationState
-from trimtab_controller.store import failover, host_guards, pools, schema
+from trimtab_controller.store import failover, host_guards, overlays, pools, schema
 
 _LIVE = tuple(state.value for state in LIVE_STATES)
 
 
 def read(session: Session, now: datetime) -> FleetFacts:
     """Return the fleet as it is in this transaction, without the failover proof, which others work out."""
-    control = failover.control(session)
+    control, overlay = failover.control(session), overlays.state(session)
     # MTUs by host and bridge: told in inventories, which are read with the hosts.
     bridges: dict[tuple[str, str], int] = {}
     return FleetFacts(
@@ -36,6 +37,9 @@ def read(session: Session, now: datetime) -> FleetFacts:
         vms=_vms(session),
         parked_operations=_parked(session),
         networks=_networks(session, bridges),
+        routers=_routers(session),
+        overlay_problem=overlay.problem,
+        overlay_since=overlay.since,
         snapshots=_snapshots(session),
         is_failover_paused=control.is_paused,
         failover_frozen=control.frozen,
@@ -64,6 +68,29 @@ def _networks(session: Session, bridges: dict[tuple[str, str], int]) -> tuple[Ne
     return tuple(
         NetworkFacts(name=row.name, mtu=row.mtu, bridge=row.bridge, mtus=mtus[row.id], problems=problems[row.id])
         for row in session.execute(live)
+    )
+
+
+def _routers(session: Session) -> tuple[RouterFacts, ...]:
+    """Return the routers that have an outer side."""
+    router, network, project = schema.router, schema.network, schema.project
+    query = (
+        sa.select(router.c.name, router.c.outer_network_id, network.c.name.label("outer"), project.c.name.label("project"))
+        .join(network, network.c.id == router.c.outer_network_id)
+        .join(project, project.c.id == router.c.project_id)
+        .where(router.c.deleted_at.is_(None))
+    )
+    rows = session.execute(query).all()
+    hosts = overlays.gateway_hosts(session, sorted({row.outer_network_id for row in rows}))
+    return tuple(
+        RouterFacts(
+            project=row.project,
+            name=row.name,
+            outer=row.outer,
+            up=tuple(host.name for host in hosts.get(row.outer_network_id, ()) if host.is_up),
+            down=tuple(host.name for host in hosts.get(row.outer_network_id, ()) if not host.is_up),
+        )
+        for row in rows
     )
 
 

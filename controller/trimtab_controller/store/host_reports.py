@@ -222,6 +222,8 @@ def network_specs_of(session: Session, host_id: str) -> tuple[NetworkSpec, ...]:
             mtu=row.mtu,
             subnet=row.subnet,
             has_dhcp=row.has_dhcp,
+            is_outer="outer" in row.settings,
+            keeps_groups=row.kind == "overlay",
         )
         for row in session.execute(query)
     )

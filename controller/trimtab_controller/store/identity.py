@@ -67,10 +67,20 @@ def delete_project(session: Session, project_id: str, *, expected_version: int |
     session.execute(schema.role_binding.delete().where(schema.role_binding.c.project_id == project_id))
 
 
+_CONTENTS = (
+    ("vm", schema.vm),
+    ("volume", schema.volume),
+    ("image", schema.image),
+    ("network", schema.network),
+    ("router", schema.router),
+    ("floating address", schema.floating),
+)
+
+
 def project_contents(session: Session, project_id: str) -> dict[str, tuple[str, ...]]:
     """Return the names (up to 5 each) of what lives in the project, by noun; a deleted vm counts until it is purged."""
     found = {}
-    for noun, table in (("vm", schema.vm), ("volume", schema.volume), ("image", schema.image), ("network", schema.network)):
+    for noun, table in _CONTENTS:
         gone = table.c.purged_at if "purged_at" in table.c else table.c.deleted_at
         query = sa.select(table.c.name).where(table.c.project_id == project_id, gone.is_(None)).order_by(table.c.name).limit(5)
         if noun == "volume":

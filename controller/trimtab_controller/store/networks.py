@@ -1,6 +1,6 @@
 """Networks in SQL: rows, lists, mappings per host, nics' MACs and declared addresses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Network, Nic
-from trimtab_controller.store import keyset, lookup, schema
+from trimtab_controller.store import keyset, lookup, routers, schema
 from trimtab_controller.store.inserts import insert_unless_taken
 from trimtab_controller.store.rows import build, columns_of
 
@@ -86,6 +86,12 @@ def hosts_of(session: Session, network_ids: Sequence[str]) -> dict[str, tuple[Ne
 
 
 def dependants(session: Session, network_id: str, *, limit: int = 5) -> tuple[str, ...]:
+    """Return who keeps the network: vms with a nic on it (deleted ones until they are purged), what has an address of an outer one."""
+    vms = vms_on(session, network_id, limit=limit)
+    return (*((f"vms {', '.join(vms)}",) if vms else ()), *routers.users_of_outer(session, network_id, limit=limit))
+
+
+def vms_on(session: Session, network_id: str, *, limit: int = 5) -> tuple[str, ...]:
     """Return the names of vms with a nic on the network; deleted ones count until they are purged."""
     query = (
         sa.select(schema.vm.c.name)
@@ -96,6 +102,12 @@ def dependants(session: Session, network_id: str, *, limit: int = 5) -> tuple[st
         .limit(limit)
     )
     return tuple(session.scalars(query))
+
+
+def of_ids(session: Session, network_ids: Collection[str]) -> tuple[Network, ...]:
+    """Return these networks, deleted ones too."""
+    query = sa.select(*columns_of(_table, Network)).where(_table.c.id.in_(network_ids))
+    return tuple(build(Network, row) for row in session.execute(query))
 
 
 def with_subnet(session: Session) -> tuple[Network, ...]:

@@ -100,6 +100,13 @@ def unknown_networks(session: Session, host_id: str) -> tuple[str, ...]:
     return _unknown(session, schema.network, schema.network_host, "network_id", host_id)
 
 
+def ask_again(session: Session, host_id: str) -> None:
+    """Have a host that starts anew be asked about networks that it could not reach: what was missing there may have been cured."""
+    mapping = schema.network_host
+    query = mapping.update().where(mapping.c.host_id == host_id, mapping.c.state == FAILED)
+    session.execute(query.values(state=UNKNOWN, problem="its agent started anew; it is asked again"))
+
+
 def record_network(session: Session, network_id: str, host_id: str, *, state: str, problem: str, now: datetime) -> None:
     """Record whether guests of the host can use the network. Nothing for a host that left."""
     if not _is_member(session, host_id):

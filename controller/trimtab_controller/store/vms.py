@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Nic, Vm
 from trimtab_controller.core.resize import NOTHING, Shape, charged_for, shape_of
-from trimtab_controller.store import project_quota, schema, secgroups
+from trimtab_controller.store import floating, project_quota, schema, secgroups
 from trimtab_controller.store.among import among_asked
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.errors import AlreadyExists, NotFound
@@ -198,6 +198,7 @@ def delete_nics(session: Session, vm_id: str) -> None:
     """Free the vm's MACs and addresses, and take it out of its security groups."""
     ids = sa.select(schema.nic.c.id).where(schema.nic.c.vm_id == vm_id)
     session.execute(schema.nic_address.delete().where(schema.nic_address.c.nic_id.in_(ids)))
+    floating.forget_nics(session, list(session.scalars(ids)))
     session.execute(schema.nic.delete().where(schema.nic.c.vm_id == vm_id))
     secgroups.forget(session, vm_id)
 
@@ -205,6 +206,7 @@ def delete_nics(session: Session, vm_id: str) -> None:
 def delete_nic(session: Session, nic_id: str) -> None:
     """Free one nic's MAC and addresses; nothing where there is no such nic."""
     session.execute(schema.nic_address.delete().where(schema.nic_address.c.nic_id == nic_id))
+    floating.forget_nics(session, [nic_id])
     session.execute(schema.nic.delete().where(schema.nic.c.id == nic_id))
 
 

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def served(
 
 
 READS = [
-    "secgroup list",
+    "secgroup list", "router list", "floating list",
     "host list", "host get node1", "host token list", "host-class list", "host-class get default", "pool list", "pool get local",
     "network list", "network list --shared", "network get default", "image list", "image get debian", "volume list",
     "vm list", "vm get web1", "vm list --deleted -l tier=web --filter state=unknown --sort-by -created_at --limit 5",
@@ -115,7 +116,7 @@ CHANGES = [
     "--label tier=web --hostname web --no-start --no-wait",
     "vm update web1 --label tier=db --unset-label old", "vm update web1 --drain-policy wait",
     "vm create web2 --image debian --memory 1GiB --dry-run",
-    "project create shop --vms 10 --memory 1TiB --disk unlimited --snapshots 5", "project update shop --vcpus 8 --vms unlimited",
+    "project create shop --vms 10 --memory 1TiB --disk unlimited --snapshots 5 --floating 2", "project update shop --vcpus 8 --vms unlimited",
     "project delete shop --yes",
     "user create ann", "user create ci --service", "user grant ann operator", "user grant ann viewer --fleet",
     "user revoke ann --fleet --yes", "token create --user ann --name ci --expires 30d", "user delete ann --yes",
@@ -148,6 +149,36 @@ def test_every_change_is_understood(served: Served, trimtab: Trimtab) -> None:
         if found.code != 0:
             failed[line] = found.err
     assert failed == {}
+
+
+OVERLAY_CHANGES = [
+    "network create lan --bridge br0 --outer --subnet 192.0.2.0/24 --gateway 192.0.2.1 --range 192.0.2.100-192.0.2.109 --no-wait",
+    "network create lab1 --overlay --subnet 10.31.0.0/24 --no-wait",
+    "vm create web1 --image debian --memory 1GiB --pool local --network lab1 --no-wait",
+    "router create edge --outer lan --outer-address 192.0.2.105/24 --dry-run",
+    "router create edge --network lab1 --outer lan --outer-address 192.0.2.105/24",
+    "router update edge --no-outer", "router update edge --outer lan", "router get edge -o wide",
+    "floating create --network lan --address 192.0.2.101", "floating create --network lan --dry-run",
+    "floating attach 192.0.2.101 --vm web1/0", "floating get 192.0.2.101", "floating list -o wide",
+    "floating detach 192.0.2.101", "floating delete 192.0.2.101 --yes",
+    "router detach edge --network lab1", "router attach edge --network lab1", "router detach edge --network lab1",
+    "router delete edge --yes", "network get lan -o wide",
+]  # fmt: skip
+
+
+def test_every_change_of_what_is_around_overlay_networks_is_understood(served: Served, trimtab: Trimtab) -> None:
+    assert served.api is not None
+    runtime = served.api.app.state.runtime
+    runtime.context = replace(runtime.context, settings=replace(runtime.context.settings, has_overlay=True))
+    failed = {line: found.err for line in OVERLAY_CHANGES if (found := trimtab(*line.split())).code != 0}
+    assert failed == {}
+    made = trimtab("floating", "create", "--network", "lan")
+    assert made.out == "floating address 192.0.2.100 of network lan is yours\n"
+    for line in (
+        "router create edge --outer-address 192.0.2.105", "router update edge", "router update edge --outer lan --no-outer",
+        "network create x --bridge br0 --outer --subnet 198.51.100.0/24", "network create x --bridge br0 --gateway 192.0.2.1",
+    ):  # fmt: skip
+        assert trimtab(*line.split()).code == 2, line
 
 
 def test_a_dry_run_shows_where_a_vm_would_go_and_why(served: Served, trimtab: Trimtab) -> None:

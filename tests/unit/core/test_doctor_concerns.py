@@ -11,9 +11,19 @@ from hypothesis import strategies as st
 
 from tests.unit.core.test_doctor import HEALTHY, NOW, host, pool, vm
 from trimtab_controller.core.doctor import examine
-from trimtab_controller.core.doctor.model import BackupFacts, FenceFacts, FleetFacts, NetworkFacts, Severity, SnapshotFacts, some
+from trimtab_controller.core.doctor.model import (
+    BackupFacts,
+    FenceFacts,
+    FleetFacts,
+    NetworkFacts,
+    RouterFacts,
+    Severity,
+    SnapshotFacts,
+    some,
+)
 
 LAN = NetworkFacts(name="lan", mtu=1500, bridge="br0", mtus={"node1": 1500, "node2": 1500})
+EDGE = RouterFacts(project="p1", name="edge", outer="lan")
 DRAIN = "trimtab host drain node1 --plan"
 ARM = "on node1: set lease_fencing = true in agent.toml, then systemctl restart trimtab-agent"
 DEVICE = "trimtab fence config node1 --agent fence_redfish --address ADDRESS --secret-file FILE"
@@ -57,6 +67,14 @@ FIRES: list[tuple[dict[str, Any], Severity, str, str, str, str]] = [
      "on node1: ip link set dev br0 mtu 9000"),
     ({"networks": (replace(LAN, problems={"node2": "there is no bridge br0"}),)}, Severity.WARNING, "network-unusable",
      "network lan", "host node2 does not reach it: there is no bridge br0", "trimtab network get lan"),
+    ({"overlay_problem": "no route"}, Severity.WARNING, "overlay-not-written", "overlay networks", "changes wait: no route",
+     "on the machine of OVN's database: systemctl restart ovn-central; ovn-nbctl show"),
+    ({"routers": (EDGE,)}, Severity.CRITICAL, "router-without-gateway", "router p1/edge", "have no way out",
+     "trimtab network get lan"),
+    ({"routers": (replace(EDGE, down=("node1", "node2")),)}, Severity.CRITICAL, "router-without-gateway", "router p1/edge",
+     "which node1, node2 could be", "trimtab network get lan"),
+    ({"routers": (replace(EDGE, up=("node1",)),)}, Severity.NOTICE, "router-gateway-single", "router p1/edge", "only host node1",
+     "trimtab network get lan"),
     ({"pools": (pool(available_bytes=10 << 30),)}, Severity.WARNING, "pool-filling", "pool fast on node1", "90 % of it is used",
      "trimtab pool get fast"),
     ({"vms": HA, **two({"fences": (), "is_warden_armed": True})}, Severity.NOTICE, "fence-missing", "host node1",
@@ -95,6 +113,7 @@ SILENT: list[tuple[str, dict[str, Any]]] = [
     ("a network whose bridges nobody told", {"networks": (replace(LAN, mtus={}),)}),
     ("neither warden nor device where nothing is restarted", two({"fences": ()})),
     ("both of them", {"vms": HA, **two({"is_warden_armed": True})}),
+    ("a router that two hosts can carry", {"routers": (replace(EDGE, up=("node1", "node2")),)}),
     ("a young snapshot", {"snapshots": (snapshot(6),)}),
     ("a vm that was given up and is being started", {"vms": (vm(given_up_by="failover", is_busy=True),)}),
 ]  # fmt: skip

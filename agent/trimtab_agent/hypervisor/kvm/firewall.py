@@ -39,7 +39,13 @@ class Firewall:
     def ensure(self, domain: DomainSpec, *, grace_s: int = 0) -> None:
         """Put the rules of a domain's cards in place; those of cards that it no longer has go. A newer firewall than the spec's stays."""
         firewall = domain.firewall or FirewallSpec(generation=0)
-        wanted = GuestPackets(vm_id=check_id(domain.vm_id, "vm_id"), nics=domain.nics, firewall=firewall)
+        keepers = {network.network_id for network in domain.networks if network.keeps_groups}
+        wanted = GuestPackets(
+            vm_id=check_id(domain.vm_id, "vm_id"),
+            nics=domain.nics,
+            firewall=firewall,
+            elsewhere=tuple(nic.nic_id for nic in domain.nics if nic.network_id in keepers),
+        )
         with self._lock:
             known = self._read(wanted.vm_id)
             if known is not None and known.firewall.generation > firewall.generation:
@@ -112,7 +118,9 @@ class Firewall:
         firewall = found["firewall"]
         rules = tuple(FirewallRule(**rule) for rule in firewall.pop("rules"))
         nics = tuple(NicSpec(**{**nic, "addresses": tuple(nic["addresses"])}) for nic in found["nics"])
-        return GuestPackets(vm_id=vm_id, nics=nics, firewall=FirewallSpec(**firewall, rules=rules))
+        # A file of an earlier release does not say it: groups are kept here then, too.
+        elsewhere = tuple(found.get("elsewhere", ()))
+        return GuestPackets(vm_id=vm_id, nics=nics, firewall=FirewallSpec(**firewall, rules=rules), elsewhere=elsewhere)
 
     def _write(self, packets: GuestPackets) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

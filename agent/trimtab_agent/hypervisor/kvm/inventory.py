@@ -45,6 +45,7 @@ CAPABILITIES = (
     "network-isolated",
     "network-nat",
     "numa-tuning",
+    "outer-networks",
     "pool-dir",
     "pool-iscsi",
     "pool-lvm_thin",

@@ -37,6 +37,8 @@ class Networks:
         check_id(network.network_id, "network_id")
         check_range(network.mtu, "mtu", low=_MIN_MTU, high=_MAX_MTU)
         match network.kind:
+            case NetworkKind.BRIDGE if network.is_outer:
+                overlays.ensure_way_out(network, sys_net=_SYS_NET)
             case NetworkKind.BRIDGE:
                 _ensure_bridge(network)
             case NetworkKind.OVERLAY:
@@ -69,6 +71,7 @@ class Networks:
 
     def remove(self, network_id: str) -> None:
         name, own = libvirt_network_name(network_id), own_bridge(network_id)
+        overlays.remove_way_out(network_id)
         if (_SYS_NET / vlans.device_of(own)).exists():
             _refuse_if_used(network_id, own)
             open_vswitch.remove(own, sys_net=_SYS_NET)

@@ -102,6 +102,11 @@ def settings() -> dict[str, str]:
     return dict(row["external_ids"])
 
 
+def change(words: Sequence[str]) -> None:
+    """Carry out one `ovs-vsctl`. Unavailable where Open vSwitch does not do it."""
+    _vsctl(words)
+
+
 def own_bridges_of(owner: str) -> tuple[str, ...]:
     """Return our bridges whose ports were made for this owner."""
     if not is_present():

@@ -9,12 +9,14 @@ During a live migration both hosts have such a port; the controller says in OVN 
 
 import json
 import subprocess
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
 
 from trimtab_agent.hypervisor.kvm import open_vswitch
+from trimtab_agent.hypervisor.kvm.identifiers import check_interface
 from trimtab_protos.errors import Conflict, Unavailable
 from trimtab_protos.messages import NetworkSpec, NicSpec
 
@@ -24,6 +26,9 @@ INTEGRATION_BRIDGE = "br-int"
 TUNNEL_OVERHEAD = 58
 """Bytes of Geneve with OVN's option, UDP, IPv4 and Ethernet in front of a guest's packet."""
 _ANSWER_WITHIN_S = 5.0
+_MAPPINGS_KEY = "ovn-bridge-mappings"
+_MAPPINGS = threading.Lock()
+"""Held from reading OVN's mappings of this host until they are written: two networks may come at once."""
 
 
 def chassis() -> str:
@@ -38,20 +43,7 @@ def chassis() -> str:
 
 def check(network: NetworkSpec, *, sys_net: Path) -> None:
     """Make sure that this host can carry an overlay network. Conflict says what is missing."""
-    told = open_vswitch.settings()
-    missing = [name for name in ("system-id", "ovn-remote", "ovn-encap-ip", "ovn-encap-type") if not told.get(name)]
-    if missing:
-        raise Conflict(
-            "overlay-not-set-up",
-            f"network {network.name}: Open vSwitch of this host lacks {', '.join(missing)} for OVN: "
-            f"`ovs-vsctl set open . external_ids:{missing[0]}=...`, and start ovn-controller",
-        )
-    problem = _connection_problem()
-    if problem:
-        raise Conflict(
-            "overlay-not-connected",
-            f"network {network.name}: ovn-controller of this host has no southbound database at {told['ovn-remote']}: {problem}",
-        )
+    told = _require_ovn(network.name)
     mtu = _mtu_of_address(told["ovn-encap-ip"], sys_net)
     if mtu and mtu < network.mtu + TUNNEL_OVERHEAD:
         raise Conflict(
@@ -60,6 +52,68 @@ def check(network: NetworkSpec, *, sys_net: Path) -> None:
             f"which leaves {mtu - TUNNEL_OVERHEAD} inside of a tunnel",
             mtu=mtu,
         )
+
+
+def _require_ovn(name: str) -> Mapping[str, str]:
+    """Return OVN's settings of this host. Conflict where it is not set up, or not connected."""
+    told = open_vswitch.settings()
+    missing = [name for name in ("system-id", "ovn-remote", "ovn-encap-ip", "ovn-encap-type") if not told.get(name)]
+    if missing:
+        raise Conflict(
+            "overlay-not-set-up",
+            f"network {name}: Open vSwitch of this host lacks {', '.join(missing)} for OVN: "
+            f"`ovs-vsctl set open . external_ids:{missing[0]}=...`, and start ovn-controller",
+        )
+    problem = _connection_problem()
+    if problem:
+        raise Conflict(
+            "overlay-not-connected",
+            f"network {name}: ovn-controller of this host has no southbound database at {told['ovn-remote']}: {problem}",
+        )
+    return told
+
+
+def ensure_way_out(network: NetworkSpec, *, sys_net: Path) -> None:
+    """Let OVN get to the operator's bridge under the network's id, tagged or not. Conflict says why it cannot."""
+    _require_ovn(network.name)
+    bridge = check_interface(network.bridge, "bridge")
+    switch = open_vswitch.find(bridge)
+    if switch is None:
+        raise Conflict(
+            "bridge-missing",
+            f"network {network.name}: this host has no Open vSwitch bridge {bridge}, which the way out of overlay networks takes",
+            bridge=bridge,
+        )
+    if network.vlan:
+        switch.refuse_unreachable(network.name, network.vlan)
+    mtu = open_vswitch.mtu_of(switch, sys_net)
+    if mtu < network.mtu:
+        message = f"network {network.name} wants MTU {network.mtu}; bridge {bridge} has {mtu}"
+        raise Conflict("bridge-mtu-too-small", message, bridge=bridge, mtu=mtu)
+    _change_mappings({network.network_id: bridge})
+
+
+def remove_way_out(network_id: str) -> None:
+    """Take a network's way out away; nothing where there is none."""
+    _change_mappings({network_id: ""})
+
+
+def with_mappings(text: str, changes: Mapping[str, str]) -> str:
+    """Return OVN's `name:bridge,...` with these among them, '' for one that goes; those of others stay as they are."""
+    pairs = [pair for pair in text.split(",") if pair and pair.partition(":")[0] not in changes]
+    return ",".join([*pairs, *(f"{name}:{bridge}" for name, bridge in sorted(changes.items()) if bridge)])
+
+
+def _change_mappings(changes: Mapping[str, str]) -> None:
+    with _MAPPINGS:
+        told = open_vswitch.settings().get(_MAPPINGS_KEY, "")
+        wanted = with_mappings(told, changes)
+        if wanted == told:
+            return
+        if wanted:
+            open_vswitch.change(["set", "Open_vSwitch", ".", f'external_ids:{_MAPPINGS_KEY}="{wanted}"'])
+        else:
+            open_vswitch.change(["remove", "Open_vSwitch", ".", "external_ids", _MAPPINGS_KEY])
 
 
 def ensure_ports(vm_id: str, cards: Mapping[str, tuple[NicSpec, NetworkSpec]], *, sys_net: Path) -> None:

@@ -60,6 +60,8 @@ class GuestPackets:
     vm_id: str
     nics: tuple[NicSpec, ...] = ()
     firewall: FirewallSpec = _OPEN
+    elsewhere: tuple[str, ...] = ()
+    """Cards whose network keeps security groups itself; as whom they send is judged here all the same."""
 
 
 def tap_name(nic_id: str) -> str:
@@ -90,11 +92,11 @@ def install(packets: GuestPackets, *, there: Collection[str], grace_s: int = 0) 
     """
     commands: list[Command] = []
     for nic in packets.nics:
-        tap = tap_name(nic.nic_id)
+        tap, firewall = tap_name(nic.nic_id), _OPEN if nic.nic_id in packets.elsewhere else packets.firewall
         commands += [_add("set", flows) for flows in (_flow_set(tap, 4), _flow_set(tap, 6)) if flows["name"] not in there]
         for direction, rules in (
-            ("from", _from_guest(_with_siblings(nic, packets), tap, packets.firewall)),
-            ("to", _to_guest(nic, tap, packets.firewall)),
+            ("from", _from_guest(_with_siblings(nic, packets), tap, firewall)),
+            ("to", _to_guest(nic, tap, firewall)),
         ):
             chain = f"{direction}-{tap}"
             commands += [_add("chain", {"name": chain}), _flush(chain), *(_rule(chain, *each) for each in rules)]

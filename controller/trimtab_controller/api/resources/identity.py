@@ -26,6 +26,8 @@ class QuotasResource:
     disk_bytes: QuotaResource
     # Of its vms.
     snapshots: QuotaResource
+    # Addresses.
+    floating: QuotaResource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,7 @@ def render_project(project: Project) -> ProjectResource:
             memory_mib=QuotaResource(quota=project.memory_mib_quota, used=project.memory_mib_used),
             disk_bytes=QuotaResource(quota=project.disk_bytes_quota, used=project.disk_bytes_used),
             snapshots=QuotaResource(quota=project.snapshots_quota, used=project.snapshots_used),
+            floating=QuotaResource(quota=project.floating_quota, used=project.floating_used),
         ),
         version=project.version,
         etag=etag_of(project.version),

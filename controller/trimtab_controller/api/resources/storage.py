@@ -165,6 +165,14 @@ class NetworkHostResource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OuterResource:
+    gateway: str
+    # The addresses that are given to routers and as floating ones, both ends among them.
+    first: str
+    last: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkResource:
     id: str
     name: str
@@ -178,6 +186,8 @@ class NetworkResource:
     dhcp: bool
     # Of an overlay network: others of its project that name the same one are reached by it.
     router: str
+    # Of the way out of overlay networks; null of every other network.
+    outer: OuterResource | None
     hosts: tuple[NetworkHostResource, ...]
     version: int
     etag: str
@@ -297,6 +307,7 @@ def render_network(view: NetworkView) -> NetworkResource:
         subnet=network.subnet,
         dhcp=network.has_dhcp,
         router=str(network.settings.get("router", "")),
+        outer=OuterResource(**network.settings["outer"]) if "outer" in network.settings else None,
         hosts=tuple(
             NetworkHostResource(
                 host=name,

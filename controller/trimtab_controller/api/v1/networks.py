@@ -8,7 +8,18 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from trimtab_controller.api.fields import Body, Bool, BridgeName, BridgeOrNone, HostName, Name, RouterOrNone, Subnet
+from trimtab_controller.api.fields import (
+    Address4,
+    Body,
+    Bool,
+    BridgeName,
+    BridgeOrNone,
+    HostName,
+    Name,
+    Part,
+    RouterOrNone,
+    Subnet,
+)
 from trimtab_controller.api.mutate import Order, accepted, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
 from trimtab_controller.api.paths import NamePath
@@ -31,6 +42,14 @@ Anyone = Annotated[Access, requires(Role.VIEWER, Scope.SELF)]
 FleetAdmin = Annotated[Access, requires(Role.ADMIN, Scope.FLEET)]
 
 
+class OuterBody(Part):
+    """The way out of overlay networks: its router, and the addresses there that are to be given, from first to last."""
+
+    gateway: Address4
+    first: Address4
+    last: Address4
+
+
 class NetworkBody(Body):
     """`bridge` (and `bridges` by host) for kind bridge, `subnet` for nat, isolated and overlay, whose `mtu` is 1442 by default."""
 
@@ -45,6 +64,7 @@ class NetworkBody(Body):
     subnet: Subnet = ""
     dhcp: Bool = False
     router: RouterOrNone = ""
+    outer: OuterBody | None = None
 
     def spec(self) -> networks.NetworkSpec:
         return networks.NetworkSpec(
@@ -57,6 +77,11 @@ class NetworkBody(Body):
             subnet=self.subnet,
             has_dhcp=self.dhcp,
             router=self.router,
+            outer=(
+                networks.OuterSpec(gateway=self.outer.gateway, first=self.outer.first, last=self.outer.last)
+                if self.outer
+                else None
+            ),
         )
 
 

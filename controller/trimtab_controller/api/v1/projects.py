@@ -32,6 +32,7 @@ class Quotas(Part):
     memory_mib: Quota | None = None
     disk_bytes: Quota | None = None
     snapshots: Quota | None = None
+    floating: Quota | None = None
 
     def columns(self) -> dict[str, int | None]:
         """Return what was given, by column."""

@@ -27,6 +27,7 @@ _COLUMNS = (
     Column("subnet", "subnet"),
     Column("dhcp", "dhcp"),
     Column("router", "router", is_wide=True),
+    Column("outer", "outer", lambda item, _now: _outer(item), is_wide=True),
     Column("project", "project", lambda item, _now: "shared" if item.get("is_shared") else str(item.get("project") or "")),
     Column("id", "id", is_wide=True),
     Column("hosts", "hosts", lambda item, _now: _hosts(item), is_wide=True),
@@ -45,6 +46,12 @@ def _hosts(item: Document) -> str:
         f"{one.get('host', '')}:{one.get('state') or 'unknown'}" + (f" ({one['problem']})" if one.get("problem") else "")
         for one in item.get("hosts") or []
     )
+
+
+def _outer(item: Document) -> str:
+    """Return `192.0.2.100-192.0.2.199 by 192.0.2.1` of the way out of overlay networks."""
+    outer = item.get("outer")
+    return f"{outer['first']}-{outer['last']} by {outer['gateway']}" if outer else ""
 
 
 def _resource(is_shared: bool) -> Resource:
@@ -88,6 +95,9 @@ def get_network(session: Session, name: str, is_shared: bool) -> None:
 @click.option("--subnet", metavar="CIDR", help="For example 10.20.0.0/24.")
 @click.option("--dhcp/--no-dhcp", "has_dhcp", default=None, help="Answer DHCP (nat, isolated and overlay).")
 @click.option("--router", metavar="NAME", help="Let overlay networks that name the same one reach each other.")
+@click.option("--outer", "is_outer", is_flag=True, help="The way out of overlay networks, which no vm is on itself.")
+@click.option("--gateway", metavar="ADDRESS", help="Its router, of --outer.")
+@click.option("--range", "outer_range", metavar="FIRST-LAST", help="Its addresses for routers and floating ones, of --outer.")
 @_shared
 @options.runs
 @click.pass_obj
@@ -104,6 +114,9 @@ def create(
     subnet: str | None,
     has_dhcp: bool | None,
     router: str | None,
+    is_outer: bool,
+    gateway: str | None,
+    outer_range: str | None,
     is_shared: bool,
 ) -> None:
     """Create a network on existing bridges, one of each host's own (--nat, --isolated), or one across hosts (--overlay)."""
@@ -119,6 +132,7 @@ def create(
         "subnet": subnet,
         "dhcp": has_dhcp,
         "router": router,
+        "outer": _given_outer(is_outer, gateway, outer_range),
     }
     body.update({key: value for key, value in optional.items() if value is not None})
     resource = _resource(is_shared)
@@ -131,6 +145,15 @@ def create(
         sentence=lambda _: f"network {name} is ready",
         resource=resource,
     )
+
+
+def _given_outer(is_outer: bool, gateway: str | None, outer_range: str | None) -> dict[str, str] | None:
+    first, _, last = (outer_range or "").partition("-")
+    if not is_outer and not gateway and not outer_range:
+        return None
+    if not (is_outer and gateway and first and last):
+        raise usage("--outer, --gateway and --range go together, for example --gateway 192.0.2.1 --range 192.0.2.100-192.0.2.199")
+    return {"gateway": gateway, "first": first, "last": last}
 
 
 @network.command("delete")

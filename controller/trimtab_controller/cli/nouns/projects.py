@@ -47,6 +47,7 @@ PROJECT = Resource(
         Column("memory", "quotas.memory_mib.used", _used("memory_mib", humanise.mib)),
         Column("disk", "quotas.disk_bytes.used", _used("disk_bytes", humanise.size)),
         Column("snapshots", "quotas.snapshots.used", _used("snapshots", lambda count: f"{count:.0f}"), is_wide=True),
+        Column("floating", "quotas.floating.used", _used("floating", lambda count: f"{count:.0f}"), is_wide=True),
         Column("id", "id", is_wide=True),
         Column("created", "created_at", lambda item, now: humanise.since(item.get("created_at"), now), is_wide=True),
     ),
@@ -57,6 +58,7 @@ _name = click.argument("name", shell_complete=completion.names_of("projects"))
 
 def _quotas(function: F) -> F:
     for decorator in (
+        click.option("--floating", type=_OrUnlimited(click.IntRange(min=0)), metavar="COUNT", help="Addresses, or `unlimited`."),
         click.option("--snapshots", type=_OrUnlimited(click.IntRange(min=0)), metavar="COUNT", help="Or `unlimited`."),
         click.option("--disk", type=_OrUnlimited(DISK_QUOTA), metavar="SIZE", help="For example 2TiB, or `unlimited`."),
         click.option("--memory", type=_OrUnlimited(MEMORY_AMOUNT), metavar="SIZE", help="For example 512GiB, or `unlimited`."),

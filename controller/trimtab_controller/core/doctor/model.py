@@ -151,6 +151,17 @@ class NetworkFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RouterFacts:
+    """A router with an outer side, and the hosts that reach its outer network, by name."""
+
+    project: str
+    name: str
+    outer: str
+    up: tuple[str, ...] = ()
+    down: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotFacts:
     """The snapshots that a vm keeps: the oldest, and how many."""
 
@@ -186,6 +197,10 @@ class FleetFacts:
     parked_operations: tuple[OperationFacts, ...] = ()
     """In `needs_attention`."""
     networks: tuple[NetworkFacts, ...] = ()
+    routers: tuple[RouterFacts, ...] = ()
+    overlay_problem: str = ""
+    """Why OVN's database takes no changes; "" where it does, or is not used."""
+    overlay_since: datetime | None = None
     snapshots: tuple[SnapshotFacts, ...] = ()
     overdue_backups: tuple[BackupFacts, ...] = ()
     is_failover_paused: bool = False

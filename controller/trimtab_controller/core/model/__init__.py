@@ -1,7 +1,17 @@
 """The nouns of the control plane as frozen dataclasses: what `store` returns and every layer above passes on."""
 
 from trimtab_controller.core.model.backups import Backup, BackupInstant, BackupPolicy, BackupRepo, RecoveryPlan
-from trimtab_controller.core.model.compute import Claim, MigrationRow, Nic, SecGroup, Vm, VmGroup, VmSummary
+from trimtab_controller.core.model.compute import (
+    Claim,
+    FloatingAddress,
+    MigrationRow,
+    Nic,
+    Router,
+    SecGroup,
+    Vm,
+    VmGroup,
+    VmSummary,
+)
 from trimtab_controller.core.model.fleet import Host, HostClass
 from trimtab_controller.core.model.identity import Actor, Project, Role, Token, User
 from trimtab_controller.core.model.operations import Event, JournalEntry, Operation, OperationError
@@ -17,6 +27,7 @@ __all__ = [
     "Claim",
     "DecisionRow",
     "Event",
+    "FloatingAddress",
     "Host",
     "HostClass",
     "Image",
@@ -36,6 +47,7 @@ __all__ = [
     "Project",
     "RecoveryPlan",
     "Role",
+    "Router",
     "SecGroup",
     "Snapshot",
     "Template",

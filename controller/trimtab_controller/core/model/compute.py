@@ -128,6 +128,33 @@ class Nic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Router:
+    id: str
+    project_id: str
+    # Overlay networks of its project that name it are behind it.
+    name: str
+    # Both None: it has no outer side.
+    outer_network_id: str | None
+    outer_address: str | None
+    version: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatingAddress:
+    id: str
+    project_id: str
+    # The outer network that it is an address of.
+    network_id: str
+    # The address.
+    name: str
+    # Whom it leads to; None: nobody.
+    nic_id: str | None
+    version: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SecGroup:
     """What may reach the vms that are in it; rules as `core.firewall` writes them."""
 

@@ -27,11 +27,13 @@ class Project:
     memory_mib_quota: int | None
     disk_bytes_quota: int | None
     snapshots_quota: int | None
+    floating_quota: int | None
     vms_used: int
     vcpus_used: int
     memory_mib_used: int
     disk_bytes_used: int
     snapshots_used: int
+    floating_used: int
     version: int
     created_at: datetime
 

@@ -4,6 +4,8 @@
 |--------|------------------------------------------------------------------------|-------------------------------|
 | own    | (the groups were written at acceptance)                                 | - from here on only forward   |
 | apply  | each vm's firewall on each host that holds it, both sides of a migration | -                             |
+| ask    | that OVN be told too, where a vm has a card on an overlay network        | -                             |
+| follow | wait until it was told, for a while                                     | -                             |
 | finish | record under which generation each vm's hosts are                       | - last                        |
 
 What is told is read anew at each try and carries a generation, so that two changes may be under way at once and the later one stays.
@@ -14,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trimtab_controller.operations.fan_out import ask_each
-from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
+from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, Wait, effect, transaction
 from trimtab_controller.operations.vm_steps import holders_of
-from trimtab_controller.store import reach, secgroups
+from trimtab_controller.store import overlays, reach, secgroups
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.reach import UpHost
 from trimtab_protos.errors import NotFound, TrimtabError
@@ -24,6 +26,9 @@ from trimtab_protos.network_messages import FirewallSpec
 
 # Tries of the step before hosts that do not answer are left for later.
 PATIENCE = 2
+OVERLAY_POLL_S = 0.5
+OVERLAY_PATIENCE_S = 30.0
+"""A round of the leader's takes a second; one that has no OVN any more never answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,24 @@ def _apply(context: Effect[Params]) -> Json:
     return {"applied": applied, "vms": len(wishes), "unreached": sorted(missed)}
 
 
+def _ask(context: Transaction[Params]) -> Json:
+    vm_ids = sorted(_read(context.session, context.params))
+    asked = overlays.ask(context.session) if overlays.has_cards(context.session, vm_ids) else 0
+    return {"asked": asked, "at": context.now.timestamp()}
+
+
+def _follow(context: Effect[Params]) -> Json | Wait:
+    """Groups of cards on overlay networks are kept by OVN, which follows within moments of its database."""
+    asked = context.results["ask"]
+    state = context.read(overlays.state)
+    if state.answered >= asked["asked"]:
+        return {"is_told": True}
+    # The leader writes what differs once the database answers again; nothing has to be repeated for that.
+    if not state.is_up or context.now.timestamp() - asked["at"] > OVERLAY_PATIENCE_S:
+        return {"is_told": False}
+    return Wait(OVERLAY_POLL_S, "OVN to be told")
+
+
 def _finish(context: Transaction[Params]) -> None:
     secgroups.record_applied(context.session, {str(vm): int(at) for vm, at in context.results["apply"]["applied"].items()})
 
@@ -94,7 +117,13 @@ SAGA = Saga(
     steps=(
         transaction("own", _own, None, because="from here on only forward", pivot=True),
         effect("apply", _apply, None, because="past the pivot"),
+        transaction("ask", _ask, None, because="past the pivot"),
+        effect("follow", _follow, None, because="past the pivot"),
         transaction("finish", _finish, None, because="nothing follows it"),
     ),
-    result=lambda results: {"vms": results["apply"]["vms"], "unreached": results["apply"]["unreached"]},
+    result=lambda results: {
+        "vms": results["apply"]["vms"],
+        "unreached": results["apply"]["unreached"],
+        **({} if results["follow"]["is_told"] else {"is_overlay_told": False}),
+    },
 )

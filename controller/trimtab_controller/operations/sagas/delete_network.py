@@ -24,7 +24,7 @@ def _own(context: Transaction[Params]) -> None:
     """Hidden in the transaction that looked, so that no nic is put on it from now on."""
     users = networks.dependants(context.session, context.params.network_id)
     if users:
-        raise Conflict("network-in-use", f"the network is used by vms {', '.join(users)}")
+        raise Conflict("network-in-use", f"the network is used by {', '.join(users)}")
     reach.hide_network(context.session, context.params.network_id, now=context.now)
 
 

@@ -53,6 +53,7 @@ from trimtab_controller.store.schema.network import (
     vm_firewall,
 )
 from trimtab_controller.store.schema.operations import event, idempotency, journal, operation, slot, turn
+from trimtab_controller.store.schema.overlay import floating, overlay_state, router
 from trimtab_controller.store.schema.storage import (
     SHARED,
     image,
@@ -87,6 +88,7 @@ __all__ = [
     "failover_vm",
     "fence_intent",
     "fence_path",
+    "floating",
     "host",
     "host_certificate",
     "host_class",
@@ -108,6 +110,7 @@ __all__ = [
     "nic",
     "nic_address",
     "operation",
+    "overlay_state",
     "placement_request",
     "plan",
     "plan_step",
@@ -119,6 +122,7 @@ __all__ = [
     "project",
     "recovery_plan",
     "role_binding",
+    "router",
     "secgroup",
     "secgroup_member",
     "slot",

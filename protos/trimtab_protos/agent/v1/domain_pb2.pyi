@@ -600,6 +600,8 @@ class NetworkSpec(_message.Message):
     MTU_FIELD_NUMBER: _builtins.int
     SUBNET_FIELD_NUMBER: _builtins.int
     HAS_DHCP_FIELD_NUMBER: _builtins.int
+    IS_OUTER_FIELD_NUMBER: _builtins.int
+    KEEPS_GROUPS_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
     kind: Global___NetworkKind.ValueType
     name: _builtins.str
@@ -611,6 +613,10 @@ class NetworkSpec(_message.Message):
     subnet: _builtins.str
     """CIDR of a nat or isolated network."""
     has_dhcp: _builtins.bool
+    is_outer: _builtins.bool
+    """The way out of overlay networks (kind bridge): OVN's routers get to `bridge` by it, no guest is on it."""
+    keeps_groups: _builtins.bool
+    """Security groups are kept by the network itself and not at its cards (kind overlay)."""
     def __init__(
         self,
         *,
@@ -622,10 +628,12 @@ class NetworkSpec(_message.Message):
         mtu: _builtins.int = ...,
         subnet: _builtins.str = ...,
         has_dhcp: _builtins.bool = ...,
+        is_outer: _builtins.bool = ...,
+        keeps_groups: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "has_dhcp", b"has_dhcp", "kind", b"kind", "mtu", b"mtu", "name", b"name", "network_id", b"network_id", "subnet", b"subnet", "vlan", b"vlan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "has_dhcp", b"has_dhcp", "is_outer", b"is_outer", "keeps_groups", b"keeps_groups", "kind", b"kind", "mtu", b"mtu", "name", b"name", "network_id", b"network_id", "subnet", b"subnet", "vlan", b"vlan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

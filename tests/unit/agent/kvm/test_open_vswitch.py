@@ -11,6 +11,7 @@ from trimtab_agent.hypervisor.kvm import open_vswitch
 from trimtab_agent.hypervisor.kvm.host_links import read_bridges
 from trimtab_agent.hypervisor.kvm.networks import bridge_of, check_bridge, own_bridge
 from trimtab_agent.hypervisor.kvm.open_vswitch import Port, Switch, parse_switches
+from trimtab_agent.hypervisor.kvm.overlays import with_mappings
 from trimtab_protos.errors import Conflict, InvalidRequest
 from trimtab_protos.messages import NetworkKind
 from trimtab_protos.network_messages import Bridge
@@ -26,6 +27,13 @@ def uuid(name: str) -> list[str]:
 
 def some(*values: Any) -> list[Any]:
     return ["set", list(values)]
+
+
+def test_a_way_out_is_added_to_ovns_mappings_and_those_of_others_stay() -> None:
+    assert with_mappings("", {"net-1": "br0"}) == "net-1:br0"
+    assert with_mappings("physnet:br1,net-1:br9", {"net-1": "br0"}) == "physnet:br1,net-1:br0"
+    assert with_mappings("physnet:br1,net-1:br0", {"net-1": ""}) == "physnet:br1"
+    assert with_mappings("physnet:br1", {"net-1": ""}) == "physnet:br1"
 
 
 TOLD = "\n".join(

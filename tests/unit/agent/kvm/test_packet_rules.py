@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,6 +59,15 @@ def test_the_last_rule_of_a_closed_guest_drops_and_an_open_one_has_none_that_doe
     opened = chain(packet_rules.install(packets(is_closed=False), there=()), "to")
     assert opened[-1] == [{"accept": None}]
     assert [rule for rule in opened if {"drop": None} in rule] == opened[:-1] == closed[:1], "but tags of others' VLANs"
+
+
+def test_a_card_whose_network_keeps_groups_is_open_here_and_still_sends_as_itself_only() -> None:
+    closed, opened = packets(), packets(is_closed=False)
+    elsewhere = packet_rules.install(replace(closed, elsewhere=("nic-1",)), there=())
+    for name in ("to", "from"):
+        assert chain(elsewhere, name) == chain(packet_rules.install(opened, there=()), name)
+    assert chain(elsewhere, "to") != chain(packet_rules.install(closed, there=()), "to")
+    assert [rule for rule in chain(elsewhere, "from") if {"drop": None} in rule], "another's address is dropped"
 
 
 def test_a_router_sends_what_it_likes() -> None:
