@@ -178,6 +178,27 @@ def test_a_recovery_that_hangs_on_its_new_host_delays_the_recovery_of_no_other_h
     assert large.is_home_again(second)
 
 
+def test_a_recovery_to_a_host_that_dies_too_is_begun_again_by_the_next_leader(large: Story) -> None:
+    fleet, held_up, vm = large.fleet, Later(), large.kept_vm()
+    large.loop.close()
+    large.loop = FailoverLoop(engine=fleet.engine, clock=fleet.clock, fencer=large.device, askers=AtOnce(), drivers=held_up)
+    large.arm(vm.host_id)
+    large.lose(vm.host_id)
+    large.rounds(ROUNDS, until=lambda: not held_up.do() and fleet.vm(vm.id).host_id != vm.host_id)
+    second_home = fleet.vm(vm.id).host_id
+    # It dies as the guest is being started on it, and the leader once it has recorded that that host is off, too.
+    large.power_cut(second_home)
+    held_up.do()
+    large.silence(second_home, HostConnectivity.FENCED)
+    large.loop.close()
+    large.loop = FailoverLoop(
+        engine=fleet.new_engine(), clock=fleet.clock, fencer=large.device, askers=AtOnce(), drivers=AtOnce()
+    )
+    large.rounds(ROUNDS, until=lambda: large.is_home_again(vm))
+    assert large.is_home_again(vm)
+    assert fleet.vm(vm.id).host_id != second_home
+
+
 def test_a_round_comes_sooner_while_a_lost_host_is_not_proven_off_and_not_for_ever(story: Story) -> None:
     vm = story.kept_vm()
     story.rounds(2)
