@@ -25,6 +25,8 @@ class Must(Enum):
     """Each counts on on another host, within the goal."""
     MOVE_LATE = auto()
     """The same, but what went wrong besides takes time."""
+    LAND = auto()
+    """Each counts on on a host that was not lost, with nothing left to do, before the one that was lost is back."""
     STAY = auto()
     """Each counts on where it was: a fault that is no death moves nobody."""
     RUN = auto()

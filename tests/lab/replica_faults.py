@@ -74,7 +74,11 @@ class ReplicaFaults:
                 # Once the guest runs on the target, the loss of the source is no reason to start it anew; nor is a target that dies first.
                 keeps = (side == "source") == (point in {"arrived", "switched", "left"})
                 faults[f"{side}-off-as-migration-{point}"] = HostFault(
-                    partial(self._crash_in_migration, point, side), self._boot_two, Must.RUN, takes=self.two, keeps_migrated=keeps
+                    partial(self._crash_in_migration, point, side),
+                    self._boot_two,
+                    Must.LAND,
+                    takes=self.two,
+                    keeps_migrated=keeps,
                 )
         return faults
 

@@ -136,6 +136,8 @@ class Campaign:
             match must:
                 case Must.MOVE | Must.MOVE_LATE:
                     self._moved(found, name, at_s, homes[name], is_late=must is Must.MOVE_LATE)
+                case Must.LAND:
+                    self._landed(name)
                 case Must.STAY:
                     self._counts_on(name)
                     moved = {each.host for each in self.fleet.writes(vm_id) if each.at_s > at_s} - {homes[name]}
@@ -152,6 +154,16 @@ class Campaign:
         found.fail(self.fleet.overlap(vm_id, home, first))
         if not is_late and found.started_s[name] > kit.GOAL_MAX_S:
             found.fail(f"{name} was started elsewhere after {found.started_s[name]:.0f} s, later than {kit.GOAL_MAX_S:.0f} s")
+
+    def _landed(self, name: str) -> None:
+        def has_landed() -> bool:
+            lost = [host for host in self.fleet.hosts if self.fleet.lab.init_process_id(host) is None]
+            vm = self.fleet.vm(name)
+            is_well = vm["host"] not in lost and vm["observed"]["state"] == "running" and vm["operation"] is None
+            return is_well and self.fleet.home(self.vm_ids[name]) == vm["host"]
+
+        wait_until(has_landed, f"{name} to count on on a host that was not lost", patience_s=LATE_S)
+        self._counts_on(name)
 
     def _counts_on(self, name: str, *, patience_s: float = 120.0) -> None:
         now_s = boottime_s()
