@@ -210,7 +210,7 @@ def run(order: Order) -> Told[Round]:
     name = f"loss{order.lab + 1}-{os.getpid()}"
     lab = Lab.named(name, state_directory=Path(tempfile.mkdtemp(prefix=f"tt-{name}-")))
     devices = PowerDevices(lab)
-    began_s, told = time.monotonic(), Told[Round](seed=order.seed, is_replicated=order.is_replicated)
+    told = Told[Round](seed=order.seed, is_replicated=order.is_replicated)
     try:
         fleet = kit.build(lab, hosts=5 if order.is_replicated else 3, is_replicated=order.is_replicated)
         devices.start()
@@ -219,6 +219,7 @@ def run(order: Order) -> Told[Round]:
         known = {**all_faults(fleet, hands), **(replica_faults.all() if replica_faults is not None else {})}
         campaign = Campaign(fleet, random.Random(order.seed), order.faults(known), hands)
         campaign.begin()
+        began_s = time.monotonic()
         losses = order.losses or len(campaign.faults)
         with contextlib.suppress(KeyboardInterrupt):  # what was found so far is reported
             for number in range(1, losses + 1):
@@ -254,7 +255,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="default: the time")
     parser.add_argument("--losses", type=int, default=0, help="of each lab; default: each kind of fault once")
     parser.add_argument("--labs", type=int, choices=[1, 2], default=1, help="fleets at once, each with its share of the kinds")
-    parser.add_argument("--minutes", type=float, default=120.0, help="no round is begun later than this")
+    parser.add_argument("--minutes", type=float, default=120.0, help="no round is begun later than this after the fleet is up")
     parser.add_argument("--only", default="", help="faults by name, with commas; default: all")
     parser.add_argument("--replicated", action="store_true", help="five hosts and several controllers on PostgreSQL")
     parser.add_argument(
