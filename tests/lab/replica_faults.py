@@ -160,6 +160,7 @@ class ReplicaFaults:
                 strike(name)
             self.told.append(f"{word} {' and '.join(sorted(one.rstrip('12') for one in self._struck))} at {point}")
 
+        self._struck, self._leader = set(), ""
         wait_until(self._plane.leader, "an engine to lead")
         self._at_point(host, point, now)
 
@@ -173,9 +174,10 @@ class ReplicaFaults:
         """The old leader comes back to itself in the middle of what it was doing; it may do none of it."""
         for name in self._struck:
             self._plane.thaw_one(name)
-        stale = wait_until(self.stale_word, f"{self._leader} to notice that it does not lead any more")
-        self.told.append(f"refused: {stale}")
         self._lab.boot(host)
+        if self._leader:
+            stale = wait_until(self.stale_word, f"{self._leader} to notice that it does not lead any more")
+            self.told.append(f"refused: {stale}")
 
     def stale_word(self) -> str:
         """Return what the struck engine logged of its end as the leader since it was struck; '' while it has not."""

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 
 from tests.lab import host_loss_kit as kit
@@ -36,7 +36,8 @@ from tests.soak.host_loss_report import Told, write_report
 from trimtab_lab.errors import LabError
 from trimtab_lab.hosts import Lab
 from trimtab_lab.power import PowerDevices
-from trimtab_lab.replicas import Replicas
+from trimtab_lab.replicas import PROCESSES, Replicas
+from trimtab_lab.specs import CTL
 
 EVIDENCE = Path(__file__).resolve().parents[1] / "evidence"
 GUESTS = 3
@@ -110,14 +111,38 @@ class Campaign:
             found.restarted = sorted(name for name, boot in self._boots().items() if boot != boots[name])
             if chosen.keeps_migrated and self.hands.migrated in found.restarted:
                 found.fail(f"{self.hands.migrated} started anew, although the side that was lost did not have it")
-        except (AssertionError, LabError) as error:
-            found.fail(str(error)[:600])
-            self._show()
+        except Exception as error:
+            # Whatever failed is this round's finding, and the next one begins with a whole fleet.
+            found.fail(f"{type(error).__name__}: {error}"[:600])
+            with contextlib.suppress(Exception):
+                self._show()
+            self._mend()
         found.took_s = round(boottime_s() - at_s, 1)
         return found
 
     def _boots(self) -> dict[str, str]:
         return {name: str(self.fleet.writes(vm_id)[-1].boot) for name, vm_id in self.vm_ids.items()}
+
+    def _mend(self) -> None:
+        """Take back whatever a fault may have left."""
+        lab, plane = self.fleet.lab, self.fleet.plane
+        ways = [partial(lab.hang_storage, is_hung=False), partial(lab.heal, CTL)]
+        if isinstance(plane, Replicas):
+            for name in PROCESSES:
+                ways += [partial(plane.thaw_one, name), partial(plane.heal_database, name)]
+        ways.append(plane.start)
+        for host in self.fleet.hosts:
+            ways += [
+                partial(lab.boot, host),
+                partial(lab.heal, host),
+                partial(lab.thaw, host),
+                partial(lab.run, host, ["iptables", "-F", "OUTPUT"]),
+            ]
+        for way in ways:
+            with contextlib.suppress(LabError, OSError):
+                way()
+        with contextlib.suppress(AssertionError):
+            self.fleet.wait_until_armed()
 
     def _show(self) -> None:
         """Print what an operator would look at, to find out why a round failed: the lab is gone when the campaign ends."""
