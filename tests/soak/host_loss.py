@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -126,7 +126,7 @@ class Campaign:
     def _mend(self) -> None:
         """Take back whatever a fault may have left."""
         lab, plane = self.fleet.lab, self.fleet.plane
-        ways = [partial(lab.hang_storage, is_hung=False), partial(lab.heal, CTL)]
+        ways: list[Callable[[], object]] = [partial(lab.hang_storage, is_hung=False), partial(lab.heal, CTL)]
         if isinstance(plane, Replicas):
             for name in PROCESSES:
                 ways += [partial(plane.thaw_one, name), partial(plane.heal_database, name)]
