@@ -12,7 +12,7 @@ import pytest
 
 from tests.operations.failover_kit import AtOnce, Story, story_of
 from tests.operations.kit import FleetStory, empty
-from tests.operations.wire import Workshop
+from tests.operations.wire import FOR_EVER_S, Workshop
 from trimtab_controller.core.lifecycle import ENDED_STATES, HostConnectivity
 from trimtab_controller.core.model import Vm
 from trimtab_controller.loops.failover import FailoverLoop
@@ -91,6 +91,8 @@ class Fate:
                 now=fleet.clock.now(),
             )
         )
+        lease_number = fleet.db.read(lambda session: hosts.get(session, host_id).lease_number)
+        agent.grant_lease(number=lease_number, ttl_s=FOR_EVER_S)
         self.story.return_of(host_id)
 
     def _lose(self, host_id: str) -> None:
