@@ -95,17 +95,20 @@ class Replicas(ControlPlane):
 
     def query(self, statement: str) -> str:
         """Return what psql prints for a statement, one row a line."""
-        argv = [str(_programs() / "psql"), "-h", str(self._directory), "-U", DATABASE_USER, "-d", "trimtab", "-Atc", statement]
-        return run(argv, timeout_s=20).stdout
+        return run([*self.psql(), "-c", statement], timeout_s=20).stdout
+
+    def psql(self) -> list[str]:
+        """Return the command of a session with the database, as its superuser."""
+        return [str(_programs() / "psql"), "-h", str(self._directory), "-U", DATABASE_USER, "-d", "trimtab", "-qAt"]
 
     def cut_from_database(self, name: str) -> None:
         """Swallow everything between that process and the database."""
         for chain, word in (("OUTPUT", "-d"), ("OUTPUT", "-s")):
-            self.lab.run("ctl", ["iptables", "-I", chain, word, _address(name), "-j", "DROP"])
+            self.lab.run("ctl", ["iptables", "-I", chain, word, address_of(name), "-j", "DROP"])
 
     def heal_database(self, name: str) -> None:
         for chain, word in (("OUTPUT", "-d"), ("OUTPUT", "-s")):
-            self.lab.run("ctl", ["iptables", "-D", chain, word, _address(name), "-j", "DROP"], check=False)
+            self.lab.run("ctl", ["iptables", "-D", chain, word, address_of(name), "-j", "DROP"], check=False)
 
     def restart_database(self) -> None:
         """End the server at once, connections and all, and start it again; it recovers from its log."""
@@ -154,7 +157,7 @@ class Replicas(ControlPlane):
         return f"unix://{self._directory / 'redis.sock'}"
 
     def _database_url(self, name: str) -> str:
-        return f"postgresql+psycopg://{DATABASE_USER}@{_address(name)}:{DATABASE_PORT}/trimtab"
+        return f"postgresql+psycopg://{DATABASE_USER}@{address_of(name)}:{DATABASE_PORT}/trimtab"
 
     def _database_process(self) -> int | None:
         return running_process_id(self.lab.spec, "postgres", group=STORAGE_GROUP)
@@ -172,7 +175,7 @@ class Replicas(ControlPlane):
             subprocess.run([*as_user, *argv], check=True, capture_output=True, cwd="/", timeout=DATABASE_TIMEOUT_S)
         options = {
             "unix_socket_directories": str(self._directory),
-            "listen_addresses": ",".join(sorted(_address(name) for name in PROCESSES)),
+            "listen_addresses": ",".join(sorted(address_of(name) for name in PROCESSES)),
             "port": str(DATABASE_PORT),
             "max_connections": "200",
             "shared_buffers": "64MB",
@@ -204,7 +207,7 @@ class Replicas(ControlPlane):
             raise LabError(f"Redis did not start; see {self.lab.spec.log_directory / 'redis.log'}")
 
 
-def _address(name: str) -> str:
+def address_of(name: str) -> str:
     """Where that process reaches the database."""
     return f"127.0.0.{2 + PROCESSES.index(name)}"
 

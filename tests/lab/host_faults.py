@@ -5,7 +5,8 @@ Shared by the campaign (`tests/soak/host_loss.py`) and the lab tests.
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -24,6 +25,8 @@ class Must(Enum):
     """Each counts on on another host, within the goal."""
     MOVE_LATE = auto()
     """The same, but what went wrong besides takes time."""
+    LAND = auto()
+    """Each counts on on a host that was not lost, with nothing left to do, before the one that was lost is back."""
     STAY = auto()
     """Each counts on where it was: a fault that is no death moves nobody."""
     RUN = auto()
@@ -39,10 +42,12 @@ class HostFault:
     """Where the hosts renew on shared storage too; None: the same."""
     takes: Callable[[str], tuple[str, ...]] = lambda host: (host,)
     """The hosts that the fault strikes, of the one that was chosen."""
+    keeps_migrated: bool = False
+    """The guest that was on its way (`Hands.migrated`) goes on as it is: the side that was lost no longer had it, or not yet."""
 
 
-def all_faults(fleet: LossFleet, devices: PowerDevices) -> Mapping[str, HostFault]:
-    lab, hands = fleet.lab, Hands(fleet, devices)
+def all_faults(fleet: LossFleet, hands: "Hands") -> Mapping[str, HostFault]:
+    lab = fleet.lab
 
     def with_warden(number: signal.Signals) -> Callable[[str], None]:
         def inflict(host: str) -> None:
@@ -74,16 +79,23 @@ def all_faults(fleet: LossFleet, devices: PowerDevices) -> Mapping[str, HostFaul
         "link-and-killed-warden": HostFault(with_warden(signal.SIGKILL), lab.heal, Must.MOVE, stays),
         "link-and-killed-agent": HostFault(killed_agent, lab.heal, Must.MOVE, Must.RUN),
         "killed-libvirtd": HostFault(hands.kill_libvirtd, lambda _host: None, stays),
+        "link-and-killed-libvirtd": HostFault(hands.cut_and_kill_libvirtd, lab.heal, Must.MOVE, stays),
+        "power-and-killed-libvirtd-elsewhere": HostFault(hands.crash_and_kill_libvirtd_elsewhere, lab.boot, Must.MOVE_LATE),
         "controller-killed-mid-recovery": HostFault(hands.crash_and_kill_controller, lab.boot, Must.MOVE_LATE),
         "redis-down": HostFault(hands.crash_without_redis, hands.redis_again, Must.MOVE),
         "storage-hung": HostFault(hands.hang_storage, lambda _host: None, stays),
+        "power-while-storage-hung": HostFault(hands.crash_while_storage_hangs, lab.boot, Must.MOVE_LATE),
         "device-works": HostFault(hands.with_device(Fault.NONE), hands.without_device, Must.MOVE, stays),
         "device-dead": HostFault(hands.with_device(Fault.DEAD), hands.without_device, Must.MOVE_LATE, stays),
         "device-slow": HostFault(hands.with_device(Fault.SLOW), hands.without_device, Must.MOVE_LATE, stays),
         "device-lying": HostFault(hands.with_device(Fault.LYING), hands.without_device, Must.MOVE_LATE, stays),
+        "device-says-off": HostFault(hands.with_false_device, hands.without_device, Must.MOVE_LATE, stays),
         "frozen-warden": HostFault(hands.freeze_warden, lab.thaw, stays),
         "all-hosts-silent": HostFault(hands.cut_controllers, hands.heal_controllers, Must.RUN, stays, takes=hands.everybody),
         "all-hosts-off": HostFault(hands.crash_all, hands.boot_all, Must.RUN, takes=hands.everybody),
+        "all-hosts-and-controllers-off": HostFault(
+            hands.crash_everything, hands.boot_everything, Must.RUN, takes=hands.everybody
+        ),
         "returns-mid-recovery": HostFault(hands.crash_and_return, lab.boot, Must.RUN),
         "migration-in-flight": HostFault(hands.crash_while_migrating, lab.boot, Must.RUN),
     }
@@ -95,6 +107,9 @@ class Hands:
     def __init__(self, fleet: LossFleet, devices: PowerDevices) -> None:
         self._fleet, self._lab, self._devices = fleet, fleet.lab, devices
         self._frozen_agent: int | None = None
+        self._struck_unix_s = 0.0
+        self.migrated = ""
+        """The guest that was on its way when the latest fault struck."""
 
     def cut_one_way(self, host: str) -> None:
         """What the host sends to the controllers is lost; what they send arrives."""
@@ -123,16 +138,17 @@ class Hands:
 
     def cut_controllers(self, _host: str) -> None:
         """Every host is silent at once, for longer than a lease: the fault is the controllers', and nobody is recovered."""
-        at_s = boottime_s()
+        at_s, self._struck_unix_s = boottime_s(), time.time()
         self._lab.cut(CTL)
         wait_until(lambda: boottime_s() - at_s > 2 * LEASE_S, "every lease to end")
 
     def heal_controllers(self, _host: str) -> None:
         self._lab.heal(CTL)
+        self._check_nobody_was_fenced()
 
     def crash_all(self, _host: str) -> None:
         """The power of the whole room is gone for longer than a lease."""
-        at_s = boottime_s()
+        at_s, self._struck_unix_s = boottime_s(), time.time()
         for host in self._fleet.hosts:
             self._lab.crash(host)
         wait_until(lambda: boottime_s() - at_s > 2 * LEASE_S, "every lease to end")
@@ -140,9 +156,62 @@ class Hands:
     def boot_all(self, _host: str) -> None:
         for host in self._fleet.hosts:
             self._lab.boot(host)
+        self._check_nobody_was_fenced()
+
+    def crash_everything(self, host: str) -> None:
+        self._fleet.plane.crash()
+        self.crash_all(host)
+
+    def boot_everything(self, _host: str) -> None:
+        """The controllers are up first, and find nobody."""
+        self._fleet.plane.start()
+        for host in self._fleet.hosts:
+            self._lab.boot(host)
+
+    def _check_nobody_was_fenced(self) -> None:
+        """The breaker froze failover while everybody was lost, and no host was fenced."""
+        frozen = self._fleet.events("alarm.failover-frozen", after_unix_s=self._struck_unix_s)
+        assert frozen, "failover was not frozen although every host was lost at once"
+        fenced = self._fleet.events("failover.fenced", after_unix_s=self._struck_unix_s)
+        assert not fenced, f"false failover: {fenced[0]['message']}"
+
+    def hold_frozen(self, hosts: Sequence[str]) -> None:
+        """Wait for failover to freeze, and see that none of these hosts is fenced although their leases have long ended."""
+        wait_until(self.is_frozen, "failover to freeze", patience_s=90)
+        at_s = boottime_s()
+        wait_until(lambda: boottime_s() - at_s > LEASE_S, "every lease to end")
+        for host in hosts:
+            assert self._fleet.host(host)["connectivity"] == "lost", (
+                f"false failover: {host} was fenced while failover was frozen"
+            )
+
+    def is_frozen(self) -> bool:
+        return bool(self._fleet.ok("failover", "status", "-o", "json").json()["frozen"])
 
     def kill_libvirtd(self, host: str) -> None:
         self._lab.signal_service(host, "libvirtd", signal.SIGKILL)
+
+    def cut_and_kill_libvirtd(self, host: str) -> None:
+        self._lab.cut(host)
+        self.kill_libvirtd(host)
+
+    def crash_and_kill_libvirtd_elsewhere(self, host: str) -> None:
+        """Those who are to take the guests lose their libvirtd at the moment of the recovery."""
+        self._lab.crash(host)
+        self._fleet.wait_for_host(host, "fenced")
+        for survivor in self._fleet.hosts:
+            if survivor != host:
+                self.kill_libvirtd(survivor)
+
+    def crash_while_storage_hangs(self, host: str) -> None:
+        """The disks are as unreachable for everybody else, and so are the slots: nothing can be proven, nor started, for a while."""
+        self._lab.hang_storage()
+        try:
+            self._lab.crash(host)
+            at_s = boottime_s()
+            wait_until(lambda: boottime_s() - at_s > 2 * LEASE_S, "more than a lease to pass")
+        finally:
+            self._lab.hang_storage(is_hung=False)
 
     def crash_and_kill_controller(self, host: str) -> None:
         """Every process of the controller dies once the host's recovery is under way, and starts again."""
@@ -184,6 +253,14 @@ class Hands:
 
         return inflict
 
+    def with_false_device(self, host: str) -> None:
+        """The device says "off" of a host that runs. Its test has found that out before the link is cut: it is not believed."""
+        self.give_device(host)
+        self._devices.fault(host, Fault.FALSE)
+        self._fleet.trimtab("fence", "test", host)
+        wait_until(lambda: not self._is_ready(host), f"the device of {host} to be found false")
+        self._lab.cut(host)
+
     def give_device(self, host: str) -> None:
         secret = self._lab.spec.state_directory / "device.pass"
         secret.write_text(PASSWORD + "\n")
@@ -217,8 +294,6 @@ class Hands:
         self._lab.boot(host)
 
     def crash_while_migrating(self, host: str) -> None:
-        listed = self._fleet.ok("vm", "list", "-o", "json").json()
-        vms = [one for one in (listed["items"] if isinstance(listed, dict) else listed) if one.get("host") == host]
-        for one in vms:
-            self._fleet.begin("vm", "migrate", one["name"])
+        for name in self._fleet.vms_on(host):
+            self._fleet.begin("vm", "migrate", name)
         self._lab.crash(host)

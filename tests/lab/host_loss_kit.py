@@ -1,5 +1,6 @@
 """What tests and campaigns of host loss share: a lab whose guests write to a lock-free disk, and what its server saw."""
 
+import itertools
 import json
 import re
 import time
@@ -69,6 +70,21 @@ class LossFleet(Fleet):
             return ""
         return f"{vm_id}: {home} wrote {last.at_s - opened_s:.2f} s after {first.host} had opened its disk"
 
+    def overlaps(self, vm_id: str, after_s: float) -> list[str]:
+        """Return, in words, each start of the vm after then whose QEMU had opened the disk while the one before still wrote.
+
+        Two sides of a live migration are one run (one boot): the target has the disk open before the source lets go.
+        """
+        seen = self.writes(vm_id)
+        last: dict[int, Write] = {each.connection: each for each in seen}
+        order = [each for index, each in enumerate(seen) if index == 0 or each.connection != seen[index - 1].connection]
+        found = []
+        for former, first in itertools.pairwise(order):
+            until = last[former.connection]
+            if first.at_s > after_s and first.boot != former.boot and until.at_s >= (opened_s := self.opened_s(first.connection)):
+                found.append(f"{vm_id}: {former.host} wrote {until.at_s - opened_s:.2f} s after {first.host} had opened its disk")
+        return found
+
     def first_elsewhere(self, vm_id: str, lost: str, after_s: float, *, patience_s: float = 90.0) -> Write:
         """Wait for the vm to count on another host than `lost`, and return its first line there."""
 
@@ -87,12 +103,22 @@ class LossFleet(Fleet):
 
     def event_unix_s(self, kind: str, subject_id: str, *, after_unix_s: float) -> float:
         """Return when the first such event of the subject after then was recorded."""
-        listed = self.ok(
-            "event", "list", "--all-projects", "--subject", subject_id, "--kind", kind, "--limit", "100", "-o", "json"
-        ).json()
+        found = self.events(kind, after_unix_s=after_unix_s, subject_id=subject_id)
+        return min(datetime.fromisoformat(each["at"]).timestamp() for each in found)
+
+    def events(self, kind: str, *, after_unix_s: float, subject_id: str = "") -> list[dict[str, Any]]:
+        """Return the events of that kind since then."""
+        subject = ("--subject", subject_id) if subject_id else ()
+        listed = self.ok("event", "list", "--all-projects", *subject, "--kind", kind, "--limit", "100", "-o", "json").json()
         events = listed["items"] if isinstance(listed, dict) else listed
-        times = [datetime.fromisoformat(each["at"]).timestamp() for each in events if each["kind"] == kind]
-        return min(at for at in times if at >= after_unix_s)
+        return [
+            each for each in events if each["kind"] == kind and datetime.fromisoformat(each["at"]).timestamp() >= after_unix_s
+        ]
+
+    def vms_on(self, host: str) -> list[str]:
+        """Return the names of the vms whose home that host is."""
+        listed = self.ok("vm", "list", "-o", "json").json()
+        return sorted(one["name"] for one in (listed["items"] if isinstance(listed, dict) else listed) if one.get("host") == host)
 
     def protection(self, host: str) -> dict[str, Any]:
         return dict(self.host(host)["protection"])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tests.operations.kit import FleetStory
@@ -46,6 +47,22 @@ class AtOnce(Executor):
         done: Future[Any] = Future()
         done.set_result(fn(*args, **kwargs))
         return done
+
+
+class Later(Executor):
+    """Keeps what it is given until the test has it done: a thread that a host holds up."""
+
+    def __init__(self) -> None:
+        self.left: list[Callable[[], Any]] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.left.append(partial(fn, *args, **kwargs))
+        return Future()
+
+    def do(self) -> None:
+        """Do all of it."""
+        while self.left:
+            self.left.pop(0)()
 
 
 @dataclass
@@ -136,7 +153,7 @@ class Story:
 def story_of(fleet: FleetStory) -> Iterator[Story]:
     """Yield the story of a fleet with a leader's loop and power devices."""
     device = Device()
-    loop = FailoverLoop(engine=fleet.engine, clock=fleet.clock, fencer=device, askers=AtOnce())
+    loop = FailoverLoop(engine=fleet.engine, clock=fleet.clock, fencer=device, askers=AtOnce(), drivers=AtOnce())
     made = Story(fleet, device, loop)
     device.cut = made.power_cut
     yield made

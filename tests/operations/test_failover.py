@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.operations.claim_view import claims_of
-from tests.operations.failover_kit import ROUNDS, AtOnce, Story, story_of
+from tests.operations.failover_kit import ROUNDS, AtOnce, Later, Story, story_of
 from tests.operations.kit import FleetStory
 from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState
 from trimtab_controller.fencing import Power
-from trimtab_controller.loops.failover import LEADERS_WINDOW_S, FailoverLoop
+from trimtab_controller.loops.failover import LEADERS_WINDOW_S, URGENT_FOR_S, FailoverLoop
+from trimtab_controller.loops.failover_effects import DRIVES_AT_ONCE
 from trimtab_controller.services import recovery
 from trimtab_controller.store import failover, hosts, leases
 from trimtab_protos.errors import Conflict
@@ -119,7 +120,9 @@ def test_a_leader_that_dies_after_the_fence_is_followed_by_one_that_starts_the_v
     story.rounds(
         ROUNDS, until=lambda: story.fleet.db.read(lambda session: hosts.get(session, vm.host_id)).connectivity.value == "fenced"
     )
-    second = FailoverLoop(engine=story.fleet.new_engine(), clock=story.fleet.clock, fencer=story.device, askers=AtOnce())
+    second = FailoverLoop(
+        engine=story.fleet.new_engine(), clock=story.fleet.clock, fencer=story.device, askers=AtOnce(), drivers=AtOnce()
+    )
     first, story.loop = story.loop, second
     first.close()
     story.rounds(ROUNDS, until=lambda: bool(story.fleet.running_on(vm.id)))
@@ -149,3 +152,60 @@ def test_a_host_that_comes_back_may_renew_again_and_its_loss_is_closed(story: St
 
 
 # --- the return of the dead ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(new_story: Callable[..., FleetStory]) -> Iterator[Story]:
+    """A fleet of which two hosts may be lost at once."""
+    yield from story_of(new_story(host_count=10))
+
+
+def test_a_recovery_that_hangs_on_its_new_host_delays_the_recovery_of_no_other_host(large: Story) -> None:
+    held_up, fleet = Later(), large.fleet
+    large.loop.close()
+    large.loop = FailoverLoop(engine=fleet.engine, clock=fleet.clock, fencer=large.device, askers=AtOnce(), drivers=held_up)
+    first = large.kept_vm("first")
+    second = large.kept_vm("second", to_host_id=next(one for one in fleet.host_ids if one != first.host_id))
+    for vm in (first, second):
+        large.arm(vm.host_id)
+        large.lose(vm.host_id)
+        large.rounds(ROUNDS, until=lambda vm_id=vm.id: vm_id in large.loop._hands.restarts)  # type: ignore[misc]
+    assert large.device.asked == [f"bmc-{first.host_id}", f"bmc-{second.host_id}"]
+    assert not fleet.running_on(first.id), "it is still being driven"
+    assert len(held_up.left) <= DRIVES_AT_ONCE, "a storm does not take a thread for each round"
+    large.rounds(20, until=lambda: not held_up.do() and large.is_home_again(first) and large.is_home_again(second))
+    assert large.is_home_again(first)
+    assert large.is_home_again(second)
+
+
+def test_a_recovery_to_a_host_that_dies_too_is_begun_again_by_the_next_leader(large: Story) -> None:
+    fleet, held_up, vm = large.fleet, Later(), large.kept_vm()
+    large.loop.close()
+    large.loop = FailoverLoop(engine=fleet.engine, clock=fleet.clock, fencer=large.device, askers=AtOnce(), drivers=held_up)
+    large.arm(vm.host_id)
+    large.lose(vm.host_id)
+    large.rounds(ROUNDS, until=lambda: not held_up.do() and fleet.vm(vm.id).host_id != vm.host_id)
+    second_home = fleet.vm(vm.id).host_id
+    # It dies as the guest is being started on it, and the leader once it has recorded that that host is off, too.
+    large.power_cut(second_home)
+    held_up.do()
+    large.silence(second_home, HostConnectivity.FENCED)
+    large.loop.close()
+    large.loop = FailoverLoop(
+        engine=fleet.new_engine(), clock=fleet.clock, fencer=large.device, askers=AtOnce(), drivers=AtOnce()
+    )
+    large.rounds(ROUNDS, until=lambda: large.is_home_again(vm))
+    assert large.is_home_again(vm)
+    assert fleet.vm(vm.id).host_id != second_home
+
+
+def test_a_round_comes_sooner_while_a_lost_host_is_not_proven_off_and_not_for_ever(story: Story) -> None:
+    vm = story.kept_vm()
+    story.rounds(2)
+    assert not story.loop.is_urgent()
+    story.lose(vm.host_id)
+    story.rounds(5)
+    assert story.loop.state.hosts[vm.host_id].standing is HostConnectivity.LOST
+    assert story.loop.is_urgent()
+    story.rounds(int(URGENT_FOR_S) + 5)
+    assert not story.loop.is_urgent(), "nobody can prove it off; once a second is enough"

@@ -15,7 +15,7 @@ from tests.operations.kit import FleetStory
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.model import Pool, Vm
 from trimtab_controller.loops import failover_reading as reading
-from trimtab_controller.loops.beacons import Beacons
+from trimtab_controller.loops.beacons import LOOKS_AT_ONCE, OBSERVE_EVERY_S, Beacons
 from trimtab_controller.store import fence_intents, host_guards, hosts, leases, schema
 from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos import beacon_slots
@@ -165,23 +165,43 @@ def test_where_its_slot_was_seen_counting_the_wait_begins_at_the_last_beat_and_n
     last_s = last_beat(beaconed, late_by=None)
     beaconed.rounds(60, until=beaconed.is_fenced)
     assert beaconed.intent() is not None, "it was written all the same"
-    # Each look at the slots is two seconds after the other, each round a second; the beats before came every third.
+    # Looks at the slots and rounds are a second apart; the beats before came every third.
     assert beaconed.wait_s - 3.0 <= beaconed.now_s() - last_s <= beaconed.wait_s + 2.0
 
 
 def test_a_reader_that_died_too_holds_up_no_look_at_the_slots(beaconed: Beaconed) -> None:
-    fleet, asked = beaconed.story.fleet, list[tuple[str, str]]()
-    beacons = Beacons(
-        agents=fleet.client, clock=fleet.clock, ask=lambda subject, what, _question: asked.append((subject, what)), lease_ttl_s=15
-    )
+    fleet, looks, hung = beaconed.story.fleet, list[set[str]](), list[str]()
     seen = fleet.db.read(lambda session: reading.read(session, also=(), operation_ids=()))
+    pool_id = next(iter(seen.beacon_pools))
+    dead = seen.beacon_readers[pool_id][0]
+
+    def ask(_pool_id: str, what: str, question: Callable[[], object]) -> None:
+        if what.endswith(dead):
+            hung.append(what)
+        else:
+            question()
+            looks[-1].add(what)
+
+    beacons = Beacons(agents=fleet.client, clock=fleet.clock, ask=ask, lease_ttl_s=15)
+    for _second in range(8):
+        looks.append(set())
+        beacons.observe(seen)
+        fleet.clock.advance(OBSERVE_EVERY_S)
+    assert len(hung) == 1, "it is not asked again while its answer is waited for"
+    assert all(looks), "each time another host looked"
+    assert len(set().union(*looks)) == len(seen.beacon_readers[pool_id]) - 1, "in turn"
+
+
+def test_storage_that_hangs_holds_up_few_threads_however_many_hosts_could_look(beaconed: Beaconed) -> None:
+    fleet, hung = beaconed.story.fleet, list[str]()
+    seen = fleet.db.read(lambda session: reading.read(session, also=(), operation_ids=()))
+    beacons = Beacons(
+        agents=fleet.client, clock=fleet.clock, ask=lambda _pool_id, what, _question: hung.append(what), lease_ttl_s=15
+    )
     for _second in range(8):
         beacons.observe(seen)
-        fleet.clock.advance(1.0)
-    pool_id = next(iter(seen.beacon_pools))
-    assert asked == [(pool_id, "beacon-slots-0"), (pool_id, "beacon-slots-1")] * 2, (
-        "what is asked under one word waits for nobody"
-    )
+        fleet.clock.advance(OBSERVE_EVERY_S)
+    assert len(hung) == len(set(hung)) == LOOKS_AT_ONCE
 
 
 @pytest.mark.parametrize("late_by", [1, 5])

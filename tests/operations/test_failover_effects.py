@@ -61,6 +61,24 @@ def test_a_copy_that_ran_on_although_an_operator_called_its_host_off_is_destroye
     assert "alarm.stale-copy" in story.kinds()
 
 
+@pytest.mark.parametrize("is_lying", [True, False])
+def test_a_power_device_that_said_off_of_a_host_that_never_was_is_told_of_at_its_return(story: Story, is_lying: bool) -> None:
+    vm = story.kept_vm()
+    story.arm(vm.host_id)
+    if is_lying:
+        story.device.cut = lambda _name: None
+        for volume in story.fleet.fleet.store(vm.host_id, describe.pool_spec(story.fleet.shared)).volumes.values():
+            volume.writer = None  # storage that knows no locks
+    story.lose(vm.host_id)
+    story.rounds(ROUNDS, until=lambda: story.fleet.vm(vm.id).observed_host_id not in {"", vm.host_id})
+    if not is_lying:
+        story.fleet.reboots(vm.host_id)
+    story.return_of(vm.host_id)
+    story.rounds(20)
+    assert ("alarm.fence-false" in story.kinds()) is is_lying
+    assert story.fleet.running_on(vm.id) == {story.fleet.vm(vm.id).host_id}, "the copy that ran on is gone"
+
+
 def test_a_host_that_was_only_silent_keeps_its_running_vms(story: Story) -> None:
     vm = story.kept_vm()
     story.lose(vm.host_id)

@@ -1,35 +1,43 @@
-"""`python -m tests.soak.host_loss --seed N --losses 20`: real hosts are lost in every way at random, and the dated report.
+"""`python -m tests.soak.host_loss --replicated --labs 2`: real hosts are lost in every way there is, and the dated report.
+
+Without `--losses` each kind of fault comes once, in an order of the seed; with it, so many losses, pass after pass.
 
 Kept guests write to lock-free disks whose server writes down who wrote. What must become of the guests of each fault say
 `tests/lab/host_faults.py` and, with `--replicated` (five hosts, two engines and two gateways on PostgreSQL, in place of three hosts and
 the embedded control plane), `tests/lab/replica_faults.py`. Whatever the fault, no QEMU may ever have written after another had taken
 over, each guest runs in one place in the end, nobody else is moved, and the host comes back with nothing of what moved running. In the
-second half the hosts renew on shared storage too. Exit status 1 where anything of this failed. Run by `make soak`;
+second half the hosts renew on shared storage too. With `--labs 2` two fleets at once take half of the kinds each: most of a loss is
+waiting. Exit status 1 where anything of this failed. Run by `make soak`;
 `tests/lab/test_host_loss.py` is its short part.
 """
 
 import argparse
 import contextlib
 import json
+import os
 import random
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial, reduce
 from pathlib import Path
 
 from tests.lab import host_loss_kit as kit
 from tests.lab.fleet_kit import wait_until
-from tests.lab.host_faults import HostFault, Must, all_faults
+from tests.lab.host_faults import Hands, HostFault, Must, all_faults
 from tests.lab.host_loss_kit import LossFleet, boottime_s
 from tests.lab.replica_faults import ReplicaFaults
 from tests.soak.host_loss_report import Told, write_report
 from trimtab_lab.errors import LabError
 from trimtab_lab.hosts import Lab
 from trimtab_lab.power import PowerDevices
-from trimtab_lab.replicas import Replicas
+from trimtab_lab.replicas import PROCESSES, Replicas
+from trimtab_lab.specs import CTL
 
 EVIDENCE = Path(__file__).resolve().parents[1] / "evidence"
 GUESTS = 3
@@ -52,6 +60,10 @@ class Round:
     """From the fault until each guest that had to move was started elsewhere: its disk was opened."""
     counting_s: dict[str, float] = field(default_factory=dict)
     """The same until its first line, after its boot."""
+    restarted: list[str] = field(default_factory=list)
+    """Guests that started anew in this round; the others ran all the time."""
+    took_s: float = 0.0
+    """From the fault until everybody was back."""
     failure: str = ""
 
     def fail(self, why: str) -> None:
@@ -65,6 +77,7 @@ class Campaign:
     fleet: LossFleet
     rng: random.Random
     faults: dict[str, HostFault]
+    hands: Hands
     has_beacons: bool = False
     vm_ids: dict[str, str] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
@@ -86,7 +99,7 @@ class Campaign:
         guests = sorted(name for name, home in homes.items() if home in hosts)
         found = Round(number, fault, hosts, guests, self.has_beacons)
         must = chosen.must_with_beacon if self.has_beacons and chosen.must_with_beacon is not None else chosen.must
-        at_s = boottime_s()
+        at_s, boots = boottime_s(), self._boots()
         try:
             try:
                 chosen.inflict(host)
@@ -94,10 +107,42 @@ class Campaign:
             finally:
                 chosen.end(host)
             self._settle(found, homes)
-        except (AssertionError, LabError) as error:
-            found.fail(str(error)[:600])
-            self._show()
+            found.fail(next((line for vm_id in self.vm_ids.values() for line in self.fleet.overlaps(vm_id, at_s)), ""))
+            found.restarted = sorted(name for name, boot in self._boots().items() if boot != boots[name])
+            if chosen.keeps_migrated and self.hands.migrated in found.restarted:
+                found.fail(f"{self.hands.migrated} started anew, although the side that was lost did not have it")
+        except Exception as error:
+            # Whatever failed is this round's finding, and the next one begins with a whole fleet.
+            found.fail(f"{type(error).__name__}: {error}"[:600])
+            with contextlib.suppress(Exception):
+                self._show()
+            self._mend()
+        found.took_s = round(boottime_s() - at_s, 1)
         return found
+
+    def _boots(self) -> dict[str, str]:
+        return {name: str(self.fleet.writes(vm_id)[-1].boot) for name, vm_id in self.vm_ids.items()}
+
+    def _mend(self) -> None:
+        """Take back whatever a fault may have left."""
+        lab, plane = self.fleet.lab, self.fleet.plane
+        ways: list[Callable[[], object]] = [partial(lab.hang_storage, is_hung=False), partial(lab.heal, CTL)]
+        if isinstance(plane, Replicas):
+            for name in PROCESSES:
+                ways += [partial(plane.thaw_one, name), partial(plane.heal_database, name)]
+        ways.append(plane.start)
+        for host in self.fleet.hosts:
+            ways += [
+                partial(lab.boot, host),
+                partial(lab.heal, host),
+                partial(lab.thaw, host),
+                partial(lab.run, host, ["iptables", "-F", "OUTPUT"]),
+            ]
+        for way in ways:
+            with contextlib.suppress(LabError, OSError):
+                way()
+        with contextlib.suppress(AssertionError):
+            self.fleet.wait_until_armed()
 
     def _show(self) -> None:
         """Print what an operator would look at, to find out why a round failed: the lab is gone when the campaign ends."""
@@ -116,6 +161,8 @@ class Campaign:
             match must:
                 case Must.MOVE | Must.MOVE_LATE:
                     self._moved(found, name, at_s, homes[name], is_late=must is Must.MOVE_LATE)
+                case Must.LAND:
+                    self._landed(name)
                 case Must.STAY:
                     self._counts_on(name)
                     moved = {each.host for each in self.fleet.writes(vm_id) if each.at_s > at_s} - {homes[name]}
@@ -132,6 +179,16 @@ class Campaign:
         found.fail(self.fleet.overlap(vm_id, home, first))
         if not is_late and found.started_s[name] > kit.GOAL_MAX_S:
             found.fail(f"{name} was started elsewhere after {found.started_s[name]:.0f} s, later than {kit.GOAL_MAX_S:.0f} s")
+
+    def _landed(self, name: str) -> None:
+        def has_landed() -> bool:
+            lost = [host for host in self.fleet.hosts if self.fleet.lab.init_process_id(host) is None]
+            vm = self.fleet.vm(name)
+            is_well = vm["host"] not in lost and vm["observed"]["state"] == "running" and vm["operation"] is None
+            return is_well and self.fleet.home(self.vm_ids[name]) == vm["host"]
+
+        wait_until(has_landed, f"{name} to count on on a host that was not lost", patience_s=LATE_S)
+        self._counts_on(name)
 
     def _counts_on(self, name: str, *, patience_s: float = 120.0) -> None:
         now_s = boottime_s()
@@ -153,32 +210,51 @@ class Campaign:
             found.fail(doubles[-1])
 
 
-def chosen_faults(
-    fleet: LossFleet, devices: PowerDevices, replica_faults: ReplicaFaults | None, only: str
-) -> dict[str, HostFault]:
-    """Return the faults of this fleet by name, or those of them that were asked for."""
-    faults = {**all_faults(fleet, devices), **(replica_faults.all() if replica_faults is not None else {})}
-    return {name: fault for name, fault in faults.items() if not only or name in only.split(",")}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a campaign is to do. `losses` 0: each kind once. `with_beacons`: "half" of the rounds, "all" or "none"."""
+
+    seed: int
+    losses: int
+    budget_s: float
+    only: str
+    is_replicated: bool
+    with_beacons: str
+    lab: int = 0
+    labs: int = 1
+
+    def faults(self, known: Mapping[str, HostFault]) -> dict[str, HostFault]:
+        """Return the kinds that are asked for, or this lab's share of them."""
+        names = sorted(name for name in known if not self.only or name in self.only.split(","))
+        # A share is no neighbourhood: kinds of one sort go to both.
+        return {name: known[name] for name in names[self.lab :: self.labs]}
 
 
-def run(seed: int, losses: int, *, budget_s: float, only: str, is_replicated: bool, with_beacons: str) -> Told[Round]:
-    """`with_beacons`: "half" of the rounds, "all" or "none"."""
-    lab = Lab.named("soak-loss", state_directory=Path(tempfile.mkdtemp(prefix="tt-soak-loss-")))
+def run(order: Order) -> Told[Round]:
+    """Run one lab's campaign."""
+    name = f"loss{order.lab + 1}-{os.getpid()}"
+    lab = Lab.named(name, state_directory=Path(tempfile.mkdtemp(prefix=f"tt-{name}-")))
     devices = PowerDevices(lab)
-    began_s, told = time.monotonic(), Told[Round](seed=seed, is_replicated=is_replicated)
+    told = Told[Round](seed=order.seed, is_replicated=order.is_replicated)
     try:
-        fleet = kit.build(lab, hosts=5 if is_replicated else 3, is_replicated=is_replicated)
+        fleet = kit.build(lab, hosts=5 if order.is_replicated else 3, is_replicated=order.is_replicated)
         devices.start()
-        replica_faults = ReplicaFaults(fleet, fleet.plane) if isinstance(fleet.plane, Replicas) else None
-        campaign = Campaign(fleet, random.Random(seed), chosen_faults(fleet, devices, replica_faults, only))
+        hands = Hands(fleet, devices)
+        replica_faults = ReplicaFaults(fleet, fleet.plane, hands) if isinstance(fleet.plane, Replicas) else None
+        known = {**all_faults(fleet, hands), **(replica_faults.all() if replica_faults is not None else {})}
+        campaign = Campaign(fleet, random.Random(order.seed), order.faults(known), hands)
         campaign.begin()
+        began_s = time.monotonic()
+        losses = order.losses or len(campaign.faults)
         with contextlib.suppress(KeyboardInterrupt):  # what was found so far is reported
             for number in range(1, losses + 1):
                 spent_s = time.monotonic() - began_s
-                if spent_s > budget_s:
+                if spent_s > order.budget_s:
                     break
-                is_second_half = number > losses / 2 or spent_s > budget_s / 2
-                if not campaign.has_beacons and (with_beacons == "all" or (with_beacons == "half" and is_second_half)):
+                is_second_half = number > losses / 2 or spent_s > order.budget_s / 2
+                if not campaign.has_beacons and (
+                    order.with_beacons == "all" or (order.with_beacons == "half" and is_second_half)
+                ):
                     kit.use_beacons(fleet)
                     campaign.has_beacons = True
                 told.rounds.append(campaign.lose(number))
@@ -186,17 +262,25 @@ def run(seed: int, losses: int, *, budget_s: float, only: str, is_replicated: bo
                 sys.stdout.flush()
         told.double_runs, told.writes = fleet.double_runs(), len(fleet.writes())
         told.struck = list(replica_faults.told) if replica_faults is not None else []
+        told.left = sorted(set(campaign.faults) - {each.fault for each in told.rounds})
         return told
     finally:
         devices.stop()
         lab.down()
 
 
+def run_all(order: Order) -> Told[Round]:
+    """Run each lab's share at once, and return what they found together."""
+    with ThreadPoolExecutor(order.labs) as threads:
+        return reduce(Told[Round].and_of, threads.map(run, [replace(order, lab=number) for number in range(order.labs)]))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=None, help="default: the time")
-    parser.add_argument("--losses", type=int, default=20)
-    parser.add_argument("--minutes", type=float, default=120.0, help="no round is begun later than this")
+    parser.add_argument("--losses", type=int, default=0, help="of each lab; default: each kind of fault once")
+    parser.add_argument("--labs", type=int, choices=[1, 2], default=1, help="fleets at once, each with its share of the kinds")
+    parser.add_argument("--minutes", type=float, default=120.0, help="no round is begun later than this after the fleet is up")
     parser.add_argument("--only", default="", help="faults by name, with commas; default: all")
     parser.add_argument("--replicated", action="store_true", help="five hosts and several controllers on PostgreSQL")
     parser.add_argument(
@@ -206,13 +290,16 @@ def main() -> int:
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else int(time.time())
     began = datetime.now(UTC)
-    told = run(
-        seed,
-        arguments.losses,
-        budget_s=arguments.minutes * 60,
-        only=arguments.only,
-        is_replicated=arguments.replicated,
-        with_beacons=arguments.beacons,
+    told = run_all(
+        Order(
+            seed=seed,
+            losses=arguments.losses,
+            budget_s=arguments.minutes * 60,
+            only=arguments.only,
+            is_replicated=arguments.replicated,
+            with_beacons=arguments.beacons,
+            labs=arguments.labs,
+        )
     )
     path = write_report(told, arguments.evidence, began=began)
     started = [seconds for each in told.rounds for seconds in each.started_s.values()]
@@ -221,7 +308,7 @@ def main() -> int:
         f"{len(told.double_runs)} double runs, {len(told.failures)} failures; {path}\n"
         + "".join(f"{line}\n" for line in [*told.failures, *told.double_runs])
     )
-    return 1 if told.failures or told.double_runs else 0
+    return 1 if told.failures or told.double_runs or not told.rounds else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import statistics
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -21,6 +21,8 @@ class Loss(Protocol):
     has_beacons: bool
     started_s: dict[str, float]
     counting_s: dict[str, float]
+    restarted: list[str]
+    took_s: float
     failure: str
 
 
@@ -52,6 +54,19 @@ class Told(Generic[L]):
     writes: int = 0
     """Lines that guests wrote to their lock-free disks, each of which was judged."""
     struck: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    """Kinds of faults that there was no time for."""
+
+    def and_of(self, other: "Told[L]") -> "Told[L]":
+        """Return what two campaigns at once found together."""
+        return replace(
+            self,
+            rounds=[*self.rounds, *other.rounds],
+            double_runs=[*self.double_runs, *other.double_runs],
+            writes=self.writes + other.writes,
+            struck=[*self.struck, *other.struck],
+            left=sorted({*self.left, *other.left}),
+        )
 
     @property
     def failures(self) -> list[str]:
@@ -74,6 +89,7 @@ def write_report(told: Told[L], directory: Path, *, began: datetime) -> Path:
         "failures": told.failures,
         "false_failovers": sum("false failover" in line for line in told.failures),
         "faults": dict(sorted(Counter(each.fault for each in told.rounds).items())),
+        "kinds_not_shown": told.left,
         "losses": [asdict(each) for each in told.rounds],
         "seed": told.seed,
         "struck": told.struck,
@@ -105,11 +121,13 @@ def _lines(told: Told[L], kind: str, began: datetime) -> list[str]:
         "",
         *[f"- {line}" for line in [*told.failures, *told.double_runs]],
         "",
+        *([f"No time was left for: {', '.join(told.left)}.", ""] if told.left else []),
         "Seconds are from the fault until a guest's disk was opened elsewhere (its boot comes after that), on a machine of two cores "
         "that others used too.",
         "",
-        "| fault | times | of these with beacons | started elsewhere after, median | slowest |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| fault | times | of these with beacons | failed | guests started anew | started elsewhere after, median | slowest | all well "
+        "again after |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *rows,
         "",
         *(["| struck or refused | times |", "| --- | ---: |"] if told.struck else []),
@@ -123,7 +141,10 @@ def _lines(told: Told[L], kind: str, began: datetime) -> list[str]:
 def _row(fault: str, rounds: Sequence[L]) -> str:
     seconds = [one for each in rounds for one in each.started_s.values()]
     median, slowest = (f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}") if seconds else ("", "")
-    return f"| {fault} | {len(rounds)} | {sum(each.has_beacons for each in rounds)} | {median} | {slowest} |"
+    failed, anew = sum(bool(each.failure) for each in rounds), sum(len(each.restarted) for each in rounds)
+    well_s = statistics.median(each.took_s for each in rounds)
+    beacons = sum(each.has_beacons for each in rounds)
+    return f"| {fault} | {len(rounds)} | {beacons} | {failed} | {anew} | {median} | {slowest} | {well_s:.0f} |"
 
 
 def _short(what: str) -> str:

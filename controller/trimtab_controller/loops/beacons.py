@@ -38,10 +38,12 @@ log = structlog.get_logger(__name__)
 ROUNDS_PER_LEASE = 5
 MARGIN_S = 1.5
 """What reading takes, and a round that came late."""
-OBSERVE_EVERY_S = 2.0
+OBSERVE_EVERY_S = 1.0
 """Between looks at the slots of hosts that are well; what a look is late is added to the wait for a lease."""
-LOOKS_AT_ONCE = 2
+LOOKS_AT_ONCE = 4
 """Of one pool: storage that hangs holds up so many threads."""
+READERS_OF_A_LOOK = 2
+"""The host that is asked may be the very one that just died, and its last beat is what has to be seen."""
 OBSERVED_MAX = 256
 """Slots of one pool that are looked at while all is well, in one call; in larger pools the wait is counted from the intent."""
 NOT_READ_S = 6.0
@@ -74,6 +76,8 @@ class Beacons:
         # Newest beat that was read of each slot, by pool and host; belongs to whoever holds the lock.
         self._sightings: dict[tuple[str, str], Sighting] = {}
         self._observe_at_s: dict[str, float] = {}
+        # Of each pool, the hosts whose answer is waited for.
+        self._looking: dict[str, set[str]] = {}
         self._number = 0
         # Which live host is asked next, for each one asked about: one that hangs is not asked twice in a row.
         self._turns: dict[str, int] = {}
@@ -92,14 +96,28 @@ class Beacons:
             if pool is None or not readers or len(host_ids) > OBSERVED_MAX or now < self._observe_at_s.get(pool_id, 0.0):
                 continue
             self._observe_at_s[pool_id] = now + OBSERVE_EVERY_S
-            turn = self._turns[pool_id] = self._turns.get(pool_id, -1) + 1
-            # Each look is another host's. The one that is asked may be the one that just died: its answer is waited for in vain for
-            # seconds, and the next look does not wait for that.
-            look = partial(self._look_at_all, pool, readers[turn % len(readers)], sorted(host_ids))
-            self._ask(pool_id, f"beacon-slots-{turn % LOOKS_AT_ONCE}", look)
+            for reader in self._next_readers(pool_id, readers):
+                self._ask(pool_id, f"beacon-slots-{reader}", partial(self._look_at_all, pool, reader, sorted(host_ids)))
+
+    def _next_readers(self, pool_id: str, readers: Sequence[str]) -> list[str]:
+        """Return who looks next, in turn; those whose answer is still waited for are passed over."""
+        first = self._turns.get(pool_id, 0)
+        with self._lock:
+            looking = self._looking.setdefault(pool_id, set())
+            turns = (readers[(first + offset) % len(readers)] for offset in range(len(readers)))
+            free = max(0, LOOKS_AT_ONCE - len(looking))
+            found = [reader for reader in turns if reader not in looking][: min(READERS_OF_A_LOOK, free)]
+            looking.update(found)
+        if found:
+            self._turns[pool_id] = list(readers).index(found[-1]) + 1
+        return found
 
     def _look_at_all(self, pool: PoolSpec, reader: str, host_ids: Sequence[str]) -> None:
-        found, now = self._agents.read_slots(reader, pool, host_ids), self._clock.boottime_s()
+        try:
+            found, now = self._agents.read_slots(reader, pool, host_ids), self._clock.boottime_s()
+        finally:
+            with self._lock:
+                self._looking[pool.pool_id].discard(reader)
         for host_id, (beat_block, _intent_block) in found.items():
             self._note(pool, host_id, _beat(beat_block), now)
 

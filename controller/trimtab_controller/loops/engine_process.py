@@ -85,7 +85,7 @@ def lanes(
         # A request waits half a period on average; an empty round is one indexed query. One that answers reads the whole fleet.
         "placement": [Job("placement", TICK_S, placement.run)],
         # Alone in its lane: nothing else may delay it, and a tick more than 3 s late counts as our own pause.
-        "failover": [Job("failover", 1.0, failover.run)],
+        "failover": [Job("failover", 1.0, failover.run, is_urgent=failover.is_urgent)],
         # A device may take half a minute to answer.
         "fencing": [Job("test fences", 1.0, readiness.run), Job("cut power for drills", 1.0, cuts.run)],
         "redrive": [Job("redrive", 0.25, redrive.run)],

@@ -59,6 +59,8 @@ LEADERS_WINDOW_S = 10.0
 WATCHED_S = 120.0
 """So long the vms that a returning host listed are looked after: their leftovers there go once they are seen running at home."""
 WHY_EVERY_S = 5.0
+URGENT_FOR_S = 60.0
+"""So long after a loss no round is waited for longer than need be; a host that cannot be proven off is not looked at for ever."""
 _AWAY = frozenset({HostConnectivity.LOST, HostConnectivity.FENCED})
 _SILENT = frozenset({HostConnectivity.SUSPECT, HostConnectivity.LOST})
 _OFF = frozenset({"stopped", "absent", "crashed"})
@@ -78,8 +80,9 @@ class FailoverLoop:
         open_secret: Callable[[str, str], str] = no_secret,
         nudger: Nudger | None = None,
         askers: Executor | None = None,
+        drivers: Executor | None = None,
     ) -> None:
-        self._engine, self._db, self._clock, self._nudger = engine, engine.db, clock, nudger
+        self._db, self._clock, self._nudger = engine.db, clock, nudger
         self._settings, self._window_s = settings, window_s
         self._hands = Hands(
             engine=engine,
@@ -89,6 +92,7 @@ class FailoverLoop:
             lease_ttl_s=settings.lease_ttl_s,
             open_secret=open_secret,
             askers=askers,
+            drivers=drivers,
         )
         self._term = 0
         self._state = State(settings=settings)
@@ -117,9 +121,17 @@ class FailoverLoop:
         self._note_frozen(term, seen)
         self._note_waiting(term, seen)
         self._measure()
-        if now < self._hands.drives_until_s or any(vm.phase is Phase.STARTING for vm in self._state.vms.values()):
+        starting = sum(vm.phase is Phase.STARTING for vm in self._state.vms.values())
+        if starting or now < self._hands.drives_until_s:
             # Recovery never waits for the queue: the engine drives what is due itself.
-            self._engine.drive_due()
+            self._hands.drive(starting)
+
+    def is_urgent(self) -> bool:
+        """Tell whether the next round should not wait for its second: somebody answered, or a host is lost and not proven off yet."""
+        now = self._clock.boottime_s()
+        return self._hands.has_answers() or any(
+            host.standing is HostConnectivity.LOST and now - host.since_s < URGENT_FOR_S for host in self._state.hosts.values()
+        )
 
     def close(self) -> None:
         self._hands.close()

@@ -5,6 +5,7 @@ and may come again: what is under way is not begun twice.
 """
 
 import queue
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import timedelta
@@ -34,7 +35,7 @@ from trimtab_protos.errors import Conflict, NotFound, TrimtabError
 log = structlog.get_logger(__name__)
 
 SYSTEM = Actor(name="system:failover")
-DEVICES_AT_ONCE, AGENTS_AT_ONCE = 8, 8
+DEVICES_AT_ONCE, AGENTS_AT_ONCE, DRIVES_AT_ONCE = 8, 8, 4
 # So long after a host said that it has nothing of a vm this is taken as known.
 BELIEVED_FOR_S = 60.0
 DRIVEN_FOR_S = 120.0
@@ -59,11 +60,16 @@ class Hands:
         lease_ttl_s: float,
         open_secret: Callable[[str, str], str],
         askers: Executor | None = None,
+        drivers: Executor | None = None,
     ) -> None:
+        self._engine = engine
         self._db, self._agents, self._clock, self._fencer = engine.db, engine.agents, clock, fencer
         self._power_timeout_s, self._open_secret = power_timeout_s, open_secret
         self._devices = ThreadPoolExecutor(DEVICES_AT_ONCE, thread_name_prefix="fence")
         self._askers = askers or ThreadPoolExecutor(AGENTS_AT_ONCE, thread_name_prefix="failover-ask")
+        self._drivers = drivers or ThreadPoolExecutor(DRIVES_AT_ONCE, thread_name_prefix="failover-drive")
+        self._driving = 0
+        self._counting = threading.Lock()
         self._answers: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._asked: set[tuple[str, str]] = set()
         self._gone: dict[tuple[str, str], float] = {}
@@ -76,6 +82,33 @@ class Hands:
     def close(self) -> None:
         self._devices.shutdown(wait=False, cancel_futures=True)
         self._askers.shutdown(wait=False, cancel_futures=True)
+        self._drivers.shutdown(wait=False, cancel_futures=True)
+
+    def has_answers(self) -> bool:
+        return not self._answers.empty()
+
+    def drive(self, starting: int) -> None:
+        """Drive what is due, with more hands the more guests are starting.
+
+        In threads: a host that hangs as a guest is defined on it keeps one of them for many seconds, and no round of the loop, which
+        would take its own lateness for a pause and give every other host a full window.
+        """
+        with self._counting:
+            more = min(DRIVES_AT_ONCE, max(1, starting)) - self._driving
+            self._driving += max(0, more)
+        for _each in range(more):
+            self._drivers.submit(self._drive)
+
+    def _drive(self) -> None:
+        try:
+            self._engine.drive_due()
+        except TrimtabError as error:
+            log.warning("recoveries not driven", code=error.code, error=error.message)
+        except Exception:
+            log.exception("recoveries not driven")
+        finally:
+            with self._counting:
+                self._driving -= 1
 
     def answered(self) -> list[Event]:
         """Return what devices and agents said since the last round."""

@@ -125,7 +125,7 @@ def vm_record(row: KeptVm, seen: Snapshot, *, now_s: float) -> VmRecord:
         seen_s=now_s,
     )
     home = Holder(host=row.host_id, epoch=row.epoch)
-    if own:
+    if own and not _is_fenced(row.host_id, seen):
         return replace(vm, phase=Phase.STARTING, holders=(home,), since_s=now_s, seen=Seen.UNKNOWN)
     holders = [home]
     if row.migrating_to and row.migrating_to != row.host_id:
@@ -134,7 +134,8 @@ def vm_record(row: KeptVm, seen: Snapshot, *, now_s: float) -> VmRecord:
     if row.attention:
         return replace(vm, phase=Phase.NEEDS_ATTENTION, holders=left)
     if not left:
-        # The last leader fenced its host and died before it began the recovery.
+        # The last leader fenced its host and died before it began the recovery; or another recovery is under way, to a host that died
+        # as well before it could say what it had started. That one would wait for its host: the next supersedes it.
         return replace(vm, phase=Phase.RECOVERING, since_s=now_s, why="waits for a home: its host was fenced")
     return replace(vm, holders=left, phase=Phase.MOVING if len(holders) > 1 else Phase.SETTLED, since_s=now_s)
 

@@ -62,13 +62,15 @@ def hear(draft: Draft, event: Renewed) -> None:
         )
         if is_wrong
     )
+    # What a host that was away comes back as is judged when it has listed what it holds (`recovery.session_opened`).
+    is_away = host.standing in {HostConnectivity.LOST, HostConnectivity.FENCED}
     host = replace(
         host,
         handled_s=handled_s,
         heard_s=max(host.heard_s, event.at_s) if counts else host.heard_s,
         is_armed=event.is_armed,
         kill_s=max(event.kill_s, 0.0),
-        boot_id=event.boot_id or host.boot_id,
+        boot_id=host.boot_id if is_away else event.boot_id or host.boot_id,
         degraded=degraded,
         has_storage=event.has_storage,
         has_storage_since_s=host.has_storage_since_s if host.has_storage == event.has_storage else draft.now,

@@ -35,8 +35,12 @@ def places(vm: VmRecord) -> frozenset[str]:
     return frozenset(found)
 
 
-def refusal(draft: Draft, host: HostRecord) -> str:
-    """Return why no guest may be placed on the host now, '' for no reason."""
+def refusal(draft: Draft, host: HostRecord, *, is_last_resort: bool = False) -> str:
+    """Return why no guest may be placed on the host now, '' for no reason.
+
+    `is_last_resort`: no host without a quarantine can take a guest that is down. One that was heard for a minute then may, however
+    long its quarantine: where every host was lost some times within the hour, as by a bad switch, nothing would start for that hour.
+    """
     if host.standing is not HostConnectivity.UP:
         return f"it is {host.standing.value}"
     if host.hold is not Hold.NO or host.is_cordoned:
@@ -45,7 +49,8 @@ def refusal(draft: Draft, host: HostRecord) -> str:
         return "it is going down"
     if not host.has_storage:
         return "its storage is lost"
-    if draft.now < host.quarantined_until_s:
+    is_steady = draft.now - host.since_s >= draft.settings.steady_s
+    if draft.now < host.quarantined_until_s and not (is_last_resort and is_steady):
         return f"it is in quarantine for {host.quarantined_until_s - draft.now:.0f} s more after {len(host.losses)} losses"
     if any(text.startswith(("commands", "renewals")) for text in host.degraded):
         return f"it is degraded: {host.degraded[0]}"
@@ -109,19 +114,22 @@ def choose(draft: Draft, vm: VmRecord, *, is_start: bool = False, without: Itera
     for other in group:
         tried |= set(other.failed_hosts)
     choice = _choose(draft, group, is_start=is_start, without=set(without) | tried)
-    if choice.host or not tried:
-        return choice
-    return _choose(draft, group, is_start=is_start, without=set(without))
+    if not choice.host and tried:
+        choice = _choose(draft, group, is_start=is_start, without=set(without))
+    if not choice.host and is_start:
+        last = _choose(draft, group, is_start=is_start, without=set(without), is_last_resort=True)
+        choice = last if last.host else choice
+    return choice
 
 
-def _choose(draft: Draft, group: list[VmRecord], *, is_start: bool, without: set[str]) -> Choice:
+def _choose(draft: Draft, group: list[VmRecord], *, is_start: bool, without: set[str], is_last_resort: bool = False) -> Choice:
     vm, ids = group[0], frozenset(member.id for member in group)
     found: list[tuple[int, bool, int, int, str]] = []
     reasons = []
     for host in sorted(draft.hosts.values(), key=lambda one: one.id):
         members_there = sum(1 for member in group if member.id != vm.id and host.id in places(member))
         is_home = is_start and _is_own_home(vm, host)
-        why = _why_not(draft, group, host, ids, is_home=is_home)
+        why = _why_not(draft, group, host, ids, is_home=is_home, is_last_resort=is_last_resort)
         if not why and host.id in without:
             why = "it failed to start there"
         if not why and is_start and _starting_on(draft, host.id) >= draft.settings.starts_per_host:
@@ -141,9 +149,11 @@ def _is_own_home(vm: VmRecord, host: HostRecord) -> bool:
     return vm.host == host.id and host.standing is HostConnectivity.UP
 
 
-def _why_not(draft: Draft, group: list[VmRecord], host: HostRecord, ids: frozenset[str], *, is_home: bool) -> str:
+def _why_not(
+    draft: Draft, group: list[VmRecord], host: HostRecord, ids: frozenset[str], *, is_home: bool, is_last_resort: bool
+) -> str:
     is_inhabited = any(host.id in places(member) for member in group)
-    why = refusal(draft, host)
+    why = refusal(draft, host, is_last_resort=is_last_resort)
     if why and not ((is_home or is_inhabited) and may_stay(host) and "quarantine" in why):
         return why
     for member in group:

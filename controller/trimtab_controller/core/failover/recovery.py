@@ -181,6 +181,7 @@ def session_opened(draft: Draft, event: SessionOpened) -> None:
     if host is None or (host.power is not None and host.power.is_under_way and host.standing is HostConnectivity.LOST):
         return
     listed = {vm_id: (epoch, seen) for vm_id, epoch, seen in event.domains}
+    _check_power_proof(draft, host, event)
     host = draft.put(replace(host, boot_id=event.boot_id or host.boot_id, has_listed=True))
     if host.standing in {HostConnectivity.LOST, HostConnectivity.FENCED}:
         host = return_to_service(draft, host, "it came back and listed what it holds")
@@ -194,6 +195,17 @@ def session_opened(draft: Draft, event: SessionOpened) -> None:
             orphan(draft, vm, because=f"{host.id} is back", is_recovery=False)
     for vm_id, (epoch, seen) in sorted(listed.items()):
         _put_away(draft, host.id, vm_id, epoch, seen)
+
+
+def _check_power_proof(draft: Draft, host: HostRecord, event: SessionOpened) -> None:
+    """A host that was off comes back in another boot. One that does not was never off, whatever its power device said."""
+    is_same_boot = bool(event.boot_id) and event.boot_id == host.boot_id
+    if host.standing is HostConnectivity.FENCED and host.proof is Proof.POWER_OFF and is_same_boot:
+        what = (
+            "comes back in the boot in which it was lost: it was never off, although its power device had said so. Its guests may have "
+            f"run twice; look at their disks, and at the device: `trimtab fence remove {host.id}`"
+        )
+        draft.alarm(host.id, "fence-false", f"{host.id} {what}")
 
 
 def _compare(draft: Draft, vm: VmRecord, host: str, found: tuple[int, Seen] | None) -> None:
