@@ -168,6 +168,21 @@ def test_a_lun_is_looked_at_by_qemu_with_its_password_in_memory() -> None:
     assert run.secrets == [SECRET]
 
 
+def test_the_key_of_a_ceph_user_is_said_to_be_base64_already() -> None:
+    """QEMU writes it in base64 for the cluster, which refuses a key that was so twice."""
+    run = Recorded(image_of(GIB))
+    block_pools.observe_volume(volume_of(CEPH), CEPH, SECRET, run)
+    assert f"secret,id=pool-secret,format=base64,file={SECRET_FILE}" in run.commands[0]
+
+
+def test_a_cluster_without_a_manager_has_an_unknown_space_and_not_a_missing_pool() -> None:
+    answers = iter([(0, json.dumps({"pools": []}), ""), (0, json.dumps({"pools": [{"name": "other", "stats": {}}]}), "")])
+    unknown = block_pools.observe_ceph(CEPH, SECRET, lambda _command, _secret: next(answers), 7)
+    assert (unknown.is_responsive, unknown.capacity_bytes, unknown.problem) == (True, 0, "")
+    with pytest.raises(Conflict, match="other"):
+        block_pools.observe_ceph(CEPH, SECRET, lambda _command, _secret: next(answers), 7)
+
+
 def test_a_lun_of_another_size_is_refused_with_its_size() -> None:
     with pytest.raises(Conflict, match=str(2 * GIB)) as refused:
         block_pools.ensure_volume(volume_of(SAN), SAN, None, Recorded(image_of(2 * GIB)))
