@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trimtab_lab import cgroups, hostfiles, networks, open_vswitch, ovn, storage
+from trimtab_lab import ceph, cgroups, hostfiles, networks, open_vswitch, ovn, storage
 from trimtab_lab.commands import own_programs, run, wait_until, write_atomically
 from trimtab_lab.ctl import ENTER_GROUP, create_ctl_groups, ctl_command
 from trimtab_lab.errors import LabError
@@ -249,6 +249,10 @@ class Lab:
         for name in names:
             ovn.install(self.spec.host(name), partial(self.run, name))
         return ovn.northbound(self.spec)
+
+    def ceph(self) -> ceph.Cluster:
+        """A Ceph cluster of one node in ctl. Idempotent."""
+        return ceph.start(self.spec)
 
     # -- inner workings ------------------------------------------------------------------------------------------
 

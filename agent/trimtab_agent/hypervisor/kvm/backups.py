@@ -15,7 +15,7 @@ dropped.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,16 @@ SOCKET_DIR = Path("/var/lib/libvirt/qemu")
 CHECKPOINT_PREFIX = "tt-"
 _NOT_FOLLOWED = "QEMU has begun anew since, and what changed on a disk that is not qcow2 is known to it alone"
 _BROKEN_BITMAP_TEXTS = ("checkpoint inconsistent", "missing or broken bitmap", "not found in backing chain")
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    consistency: Consistency
+    notes: Mapping[str, str]
+    denied: Mapping[str, str]
+    """Disk → why it is read in full."""
+    followed: Mapping[str, memory_bitmaps.Followed]
+    """Alias → a disk that QEMU alone follows."""
 
 
 class Backups:
@@ -104,21 +114,19 @@ class Backups:
                 yield replace(instant, attachments=_attachments(stored), notes={**instant.notes, **held})
             return
         pulled, denied = _to_pull(wishes, sources, present, scratch)
-        consistency, notes, denied_now = self._begin(
-            vm_id, pulled, all_targets(definition), socket, checkpoint, wants_freeze=wants_freeze, hold=hold
-        )
-        denied |= denied_now
-        created_ms = time.time_ns() // 1_000_000 - int(notes.get("held_ms", "0"))
+        begun = self._begin(vm_id, pulled, all_targets(definition), socket, checkpoint, wants_freeze=wants_freeze, hold=hold)
+        denied |= begun.denied
+        created_ms = time.time_ns() // 1_000_000 - int(begun.notes.get("held_ms", "0"))
         bases = {wish.name: wish.base_checkpoint for wish in wishes}
         try:
             with contextlib.ExitStack() as stack:
                 served = [
                     _open(stack, socket, disk, denied.get(disk.name, ""))
                     if not disk.followed_as
-                    else stack.enter_context(self._followed(vm_id, socket, disk, bases[disk.name]))
+                    else stack.enter_context(self._told_apart(vm_id, socket, disk, begun, bases[disk.name]))
                     for disk in pulled
                 ]
-                yield Instant(created_ms, consistency, served, _attachments(stored), notes)
+                yield Instant(created_ms, begun.consistency, served, _attachments(stored), begun.notes)
         finally:
             self._end(vm_id)
 
@@ -141,21 +149,16 @@ class Backups:
             memory_bitmaps.drop(domain, _followed_in_memory(domain), checkpoint)
 
     @contextlib.contextmanager
-    def _followed(self, vm_id: str, socket: Path, disk: PulledDisk, base: str) -> Iterator[ServedDisk]:
+    def _told_apart(self, vm_id: str, socket: Path, disk: PulledDisk, begun: "_Begun", base: str) -> Iterator[ServedDisk]:
         """Lend a disk that QEMU alone follows; what changed is told by an export of its own."""
-        export = f"{memory_bitmaps.PREFIX}{disk.name}"
+        export, found = f"{memory_bitmaps.PREFIX}{disk.name}", begun.followed.get(disk.followed_as)
         with contextlib.ExitStack() as stack:
             content = stack.enter_context(NbdClient.connect(socket, disk.name, contexts=[ALLOCATION]))
-            if not base:
-                yield ServedDisk(disk.name, content)
+            if not base or found is None or base not in found.bitmaps:
+                yield ServedDisk(disk.name, content, denied=_NOT_FOLLOWED if base else "")
                 return
             with self._connection.use("tell what changed", changes=True) as connection:
-                domain = require(connection, vm_id)
-                found = memory_bitmaps.followed(domain).get(disk.followed_as)
-                if found is None or base not in found.bitmaps:
-                    yield ServedDisk(disk.name, content, denied=_NOT_FOLLOWED)
-                    return
-                context = memory_bitmaps.serve(domain, found, base, export)
+                context = memory_bitmaps.serve(require(connection, vm_id), found, base, export)
             stack.callback(self._unfollow, vm_id, found, export)
             changes = stack.enter_context(NbdClient.connect(socket, export, contexts=[context]))
             yield ServedDisk(disk.name, ToldApart(content, changes, context), context)
@@ -202,8 +205,8 @@ class Backups:
         *,
         wants_freeze: bool,
         hold: Hold | None,
-    ) -> tuple[Consistency, Mapping[str, str], Mapping[str, str]]:
-        """Begin the job; where a bitmap is broken, one of full copies. Return consistency, notes, and why disks are read in full."""
+    ) -> "_Begun":
+        """Begin the job; where a bitmap is broken, one of full copies."""
         others = [target for target in targets if target not in {disk.name for disk in pulled}]
         marked = _marks(checkpoint, pulled, targets)
         with self._connection.use("begin the backup", changes=True) as connection:
@@ -214,14 +217,14 @@ class Backups:
             began = time.monotonic()
             try:
                 with stands:
-                    _follow(domain, pulled, checkpoint)
+                    followed = _follow(domain, pulled, checkpoint)
                     denied = _begin_job(domain, pulled, others, socket, marked)
                     notes |= hold() if hold is not None else {}
             finally:
                 if is_frozen:
                     thaw(domain)
                     notes["frozen_ms"] = str(int((time.monotonic() - began) * 1000))
-        return Consistency.FILESYSTEM if is_frozen else Consistency.CRASH, notes, denied
+        return _Begun(Consistency.FILESYSTEM if is_frozen else Consistency.CRASH, notes, denied, followed)
 
     @contextlib.contextmanager
     def _paused(self, domain: Any, socket: Path) -> Iterator[None]:
@@ -266,13 +269,17 @@ def _marks(checkpoint: str, pulled: Sequence[PulledDisk], targets: Sequence[str]
     return checkpoint_xml(checkpoint, names, others=[target for target in targets if target not in names]) if names else None
 
 
-def _follow(domain: Any, pulled: Sequence[PulledDisk], checkpoint: str) -> None:
-    """Have QEMU follow by itself the disks that libvirt makes no checkpoint of."""
+def _follow(domain: Any, pulled: Sequence[PulledDisk], checkpoint: str) -> Mapping[str, memory_bitmaps.Followed]:
+    """Have QEMU follow by itself the disks that libvirt makes no checkpoint of; return them as they were before.
+
+    While a job runs QEMU shows the job's own filter in their place.
+    """
     aliases = [disk.followed_as for disk in pulled if disk.followed_as]
-    disks = memory_bitmaps.followed(domain) if aliases else {}
-    for alias in aliases:
-        if alias in disks:
-            memory_bitmaps.add(domain, disks[alias], checkpoint)
+    found = memory_bitmaps.followed(domain) if aliases else {}
+    disks = {alias: found[alias] for alias in aliases if alias in found}
+    for disk in disks.values():
+        memory_bitmaps.add(domain, disk, checkpoint)
+    return disks
 
 
 def _followed_in_memory(domain: Any) -> list[str]:

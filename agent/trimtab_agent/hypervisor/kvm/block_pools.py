@@ -175,31 +175,20 @@ def _knock(portals: Sequence[Portal]) -> None:
 
 
 def _observe_thin(pool: PoolSpec, run: Run, now_ms: int) -> PoolObservation:
+    """Return the thin pool's space; what is used is its blocks or the room for their addresses, whichever is scarcer: at the end of
+    either it takes no more writes."""
     lvm = _lvm(pool)
-    fields = "lv_size,data_percent"
-    command = [
-        "lvs",
-        "--reportformat",
-        "json",
-        "--units",
-        "b",
-        "--nosuffix",
-        "-o",
-        fields,
-        "--",
-        f"{lvm.volume_group}/{lvm.thin_pool}",
-    ]
-    code, output, complaint = run(command, None)
+    fields = "lv_size,data_percent,metadata_percent"
+    report = ["--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields]
+    code, output, complaint = run(["lvs", *report, "--", f"{lvm.volume_group}/{lvm.thin_pool}"], None)
     if code:
         raise _lvm_failure(lvm, complaint)
     (row,) = json.loads(output)["report"][0]["lv"]
     size_bytes = int(row["lv_size"])
-    used_bytes = int(size_bytes * float(row["data_percent"] or 0) / 100)
+    used = max(float(row[percent] or 0) for percent in ("data_percent", "metadata_percent"))
+    available_bytes = size_bytes - int(size_bytes * used / 100)
     return PoolObservation(
-        pool_id=pool.pool_id,
-        capacity_bytes=size_bytes,
-        available_bytes=size_bytes - used_bytes,
-        observed_at_ms=now_ms,
+        pool_id=pool.pool_id, capacity_bytes=size_bytes, available_bytes=available_bytes, observed_at_ms=now_ms
     )
 
 

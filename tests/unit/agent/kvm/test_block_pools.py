@@ -62,8 +62,9 @@ def image_of(size_bytes: int) -> tuple[int, str, str]:
     return 0, json.dumps({"virtual-size": size_bytes}), ""
 
 
-def logical(size_bytes: int, percent: str = "25.00") -> tuple[int, str, str]:
-    return 0, json.dumps({"report": [{"lv": [{"lv_size": str(size_bytes), "data_percent": percent}]}]}), ""
+def logical(size_bytes: int, percent: str = "25.00", metadata: str = "1.00") -> tuple[int, str, str]:
+    found = {"lv_size": str(size_bytes), "data_percent": percent, "metadata_percent": metadata}
+    return 0, json.dumps({"report": [{"lv": [found]}]}), ""
 
 
 def refusal(pool: PoolSpec) -> tuple[type[TrimtabError], str]:
@@ -240,6 +241,8 @@ def test_a_full_thin_pool_and_a_missing_one_are_told_apart() -> None:
 def test_the_space_of_a_thin_pool_is_what_it_has_left() -> None:
     seen = block_pools.observe(THIN, None, Recorded(logical(10 * GIB, "40.00")))
     assert (seen.is_responsive, seen.capacity_bytes, seen.available_bytes) == (True, 10 * GIB, 6 * GIB)
+    crowded = block_pools.observe(THIN, None, Recorded(logical(10 * GIB, "40.00", "90.00")))
+    assert crowded.available_bytes == GIB, "it takes no writes either once there is no room for the addresses of its blocks"
 
 
 def test_a_ceph_image_is_made_and_removed_with_the_key_in_memory() -> None:
