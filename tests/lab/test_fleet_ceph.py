@@ -34,9 +34,9 @@ def test_a_guest_runs_on_a_ceph_image_that_grows_and_is_backed_up_and_moves_live
     fleet.ok(
         "backup", "repo", "create", "ceph", "--url", "file:///srv/trimtab-shared/of-ceph", "--key-file", str(tmp_path / "repo")
     )
-    full = fleet.ok("backup", "run", "floater", "-o", "json").json()
+    full = fleet.ok("backup", "run", "floater", "--repo", "ceph", "-o", "json").json()
     guest_says(fleet.lab, "node1", vm["id"], f"echo {MARKER} >/data/marker; sync; cat /data/marker")
-    increment = fleet.ok("backup", "run", "floater", "-o", "json").json()
+    increment = fleet.ok("backup", "run", "floater", "--repo", "ceph", "-o", "json").json()
     assert (increment["base_id"], increment["full_reason"]) == (full["id"], ""), increment
     assert 0 < increment["read_bytes"] < full["read_bytes"] // 4, (increment, full)
 
@@ -44,14 +44,14 @@ def test_a_guest_runs_on_a_ceph_image_that_grows_and_is_backed_up_and_moves_live
     fleet.ok("vm", "migrate", "floater", "--to", "node2", "--wait")
     _later, later_uptime = fleet.wait_for_ticks("floater", counted + 2)
     assert later_uptime > uptime, "the guest went on, it was not started anew"
-    moved = fleet.ok("backup", "run", "floater", "-o", "json").json()
+    moved = fleet.ok("backup", "run", "floater", "--repo", "ceph", "-o", "json").json()
     assert "QEMU has begun anew" in moved["full_reason"], moved
     assert hosts_that_show(fleet, cluster.key) == []
     pool = fleet.ok("pool", "get", "ceph", "-o", "json").json()
     assert {one["host"]: one["state"] for one in pool["hosts"]} == {"node1": "ready", "node2": "ready", "node3": "ready"}
 
     fleet.ok("vm", "stop", "floater", "--force", "--wait")
-    stopped = fleet.ok("backup", "run", "floater", "-o", "json").json()
+    stopped = fleet.ok("backup", "run", "floater", "--repo", "ceph", "-o", "json").json()
     assert (stopped["consistency"], "does not run" in stopped["full_reason"]) == ("filesystem", True), stopped
     fleet.ok("backup", "restore", stopped["id"], "--as", "floater2", "--to", "node3", "--instant")
     again = fleet.vm("floater2")

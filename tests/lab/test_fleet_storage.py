@@ -408,10 +408,10 @@ def is_backed_up_and_comes_back_as_a_file(fleet: Fleet, vm_id: str, tmp_path: Pa
     fleet.ok(
         "backup", "repo", "create", "san", "--url", "file:///srv/trimtab-shared/of-luns", "--key-file", str(tmp_path / "key")
     )
-    full = fleet.ok("backup", "run", "rover", "-o", "json").json()
+    full = fleet.ok("backup", "run", "rover", "--repo", "san", "-o", "json").json()
     assert full["full_reason"] == "vda: first backup; vdb: first backup", full
     guest_says(fleet.lab, "node2", vm_id, f"echo {MARKER} >/data/marker; sync; cat /data/marker")
-    increment = fleet.ok("backup", "run", "rover", "-o", "json").json()
+    increment = fleet.ok("backup", "run", "rover", "--repo", "san", "-o", "json").json()
     assert (increment["base_id"], increment["full_reason"], increment["state"]) == (full["id"], "", "ready"), increment
     assert 0 < increment["read_bytes"] < full["read_bytes"] // 4, (increment, full)
     left = fleet.sh("node2", "find /srv /var/lib/libvirt/qemu -name '*scratch*' -o -name '*backup*.sock'")
@@ -420,13 +420,13 @@ def is_backed_up_and_comes_back_as_a_file(fleet: Fleet, vm_id: str, tmp_path: Pa
     assert (refused.code, "trimtab backup run rover" in refused.err) == (5, True), refused.err
 
     fleet.ok("vm", "stop", "rover", "--force", "--wait")
-    stopped = fleet.ok("backup", "run", "rover", "-o", "json").json()
+    stopped = fleet.ok("backup", "run", "rover", "--repo", "san", "-o", "json").json()
     assert "does not run" in stopped["full_reason"], stopped
     fleet.ok("vm", "start", "rover", "--wait")
     home = fleet.vm("rover")["host"]
-    after = fleet.ok("backup", "run", "rover", "-o", "json").json()
+    after = fleet.ok("backup", "run", "rover", "--repo", "san", "-o", "json").json()
     assert "left no checkpoint" in after["full_reason"], after
-    assert fleet.ok("backup", "run", "rover", "-o", "json").json()["base_id"] == after["id"]
+    assert fleet.ok("backup", "run", "rover", "--repo", "san", "-o", "json").json()["base_id"] == after["id"]
     fleet.ok("backup", "restore", increment["id"], "--as", "rover2", "--pool", "san=local", "--to", "node1", "--instant")
     again = fleet.vm("rover2")
     wait_until(
