@@ -216,8 +216,8 @@ FAR = """
 <domain type='qemu'><name>far-db</name><memory unit='MiB'>96</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type><boot dev='hd'/></os><features><acpi/></features>
 <devices>
-<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/srv/far/root.qcow2'/><target dev='vda' bus='virtio'/></disk>
-<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='/srv/far/second.raw'/><target dev='vdb' bus='virtio'/></disk>
+<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/srv/trimtab-local/far/root.qcow2'/><target dev='vda' bus='virtio'/></disk>
+<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='/srv/trimtab-local/far/second.raw'/><target dev='vdb' bus='virtio'/></disk>
 <interface type='bridge'><mac address='52:54:00:0f:0a:21'/><source bridge='br-guest'/><model type='virtio'/></interface>
 </devices></domain>
 """
@@ -236,17 +236,17 @@ def outsider(fleet: Fleet, tmp_path: Path) -> Iterator[str]:
     raw = Path(shutil.copy(build_guest_image().raw, tmp_path))
     (tmp_path / "far.xml").write_text(FAR)
     (tmp_path / "second.raw").write_bytes(SECOND.encode().ljust(4 << 20, b"\0"))
-    settings = "/etc/libvirt/libvirtd.conf"
-    fleet.sh(
-        OUTSIDER,
-        f"mkdir -p /srv/far; qemu-img convert -f raw -O qcow2 {raw} /srv/far/root.qcow2; cp {tmp_path}/second.raw /srv/far\n"
-        f"virsh define {tmp_path}/far.xml; virsh pool-create-as far dir --target /srv/far\n"
-        f"cp {settings} {settings}.before; echo 'listen_tls = 1' >>{settings}; systemctl restart libvirtd\n",
-    )
+    settings, far = "/etc/libvirt/libvirtd.conf", "/srv/trimtab-local/far"
     try:
+        fleet.sh(
+            OUTSIDER,
+            f"mkdir -p {far}; qemu-img convert -f raw -O qcow2 {raw} {far}/root.qcow2; cp {tmp_path}/second.raw {far}\n"
+            f"virsh define {tmp_path}/far.xml; virsh pool-create-as far dir --target {far}\n"
+            f"cp {settings} {settings}.before; echo 'listen_tls = 1' >>{settings}; systemctl restart libvirtd\n",
+        )
         yield f"qemu+tls://{host.address}/system"
     finally:
-        undo = f"virsh undefine far-db; virsh pool-destroy far; mv {settings}.before {settings}; rm -r /etc/pki /srv/far"
+        undo = f"virsh undefine far-db; virsh pool-destroy far; mv {settings}.before {settings}; rm -r /etc/pki {far}"
         fleet.sh(OUTSIDER, undo, check=False)
         fleet.lab.crash(OUTSIDER)
 
@@ -281,7 +281,7 @@ def issue_certificates(pki: Path, address: str) -> None:
 def test_a_domain_of_a_host_in_no_fleet_is_copied_over_tls_with_both_its_disks_and_boots_here(
     fleet: Fleet, outsider: str
 ) -> None:
-    before = fleet.sh(OUTSIDER, "virsh dumpxml far-db; sha256sum /srv/far/*")
+    before = fleet.sh(OUTSIDER, "virsh dumpxml far-db; sha256sum /srv/trimtab-local/far/*")
     place = (
         "vm",
         "import",
@@ -303,5 +303,7 @@ def test_a_domain_of_a_host_in_no_fleet_is_copied_over_tls_with_both_its_disks_a
     fleet.wait_for_ticks("near-db", 1)
     sees_its_second_disk(fleet, "near-db")
     assert fleet.vm("near-db")["nics"][0]["mac"] == "52:54:00:0f:0a:21"
-    assert fleet.sh(OUTSIDER, "virsh dumpxml far-db; sha256sum /srv/far/*") == before, "what it was copied from is as it was"
+    assert fleet.sh(OUTSIDER, "virsh dumpxml far-db; sha256sum /srv/trimtab-local/far/*") == before, (
+        "what it was copied from is as it was"
+    )
     fleet.delete("near-db")
