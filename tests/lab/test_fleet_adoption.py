@@ -216,8 +216,10 @@ FAR = """
 <domain type='qemu'><name>far-db</name><memory unit='MiB'>96</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type><boot dev='hd'/></os><features><acpi/></features>
 <devices>
-<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/srv/trimtab-local/far/root.qcow2'/><target dev='vda' bus='virtio'/></disk>
-<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='/srv/trimtab-local/far/second.raw'/><target dev='vdb' bus='virtio'/></disk>
+<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/srv/trimtab-local/far/root.qcow2'/>
+<target dev='vda' bus='virtio'/></disk>
+<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='/srv/trimtab-local/far/second.raw'/>
+<target dev='vdb' bus='virtio'/></disk>
 <interface type='bridge'><mac address='52:54:00:0f:0a:21'/><source bridge='br-guest'/><model type='virtio'/></interface>
 </devices></domain>
 """
