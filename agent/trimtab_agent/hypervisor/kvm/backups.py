@@ -27,7 +27,7 @@ from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_agent.backup.restoring import restore_disk
 from trimtab_agent.backup.source import NVRAM, DiskWish, Hold, Instant, InstantSource, ServedDisk, ToldApart
-from trimtab_agent.hypervisor.kvm import memory_bitmaps, state_files, volumes
+from trimtab_agent.hypervisor.kvm import memory_bitmaps, os_errors, state_files, volumes
 from trimtab_agent.hypervisor.kvm.backup_xml import (
     PulledDisk,
     all_targets,
@@ -42,6 +42,7 @@ from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.disk_sources import DiskSource, sources_of
 from trimtab_agent.hypervisor.kvm.domains import require
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
+from trimtab_agent.hypervisor.kvm.pauses import GuestPauses
 from trimtab_agent.hypervisor.kvm.pool_layout import VOLUMES, PoolLayout
 from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError
@@ -76,6 +77,7 @@ class Backups:
         refuse_if_used: Callable[[Sequence[str], str], None] = lambda _paths, _what: None,
         instants: InstantSource,
         keys: VolumeKeys | None = None,
+        pauses: GuestPauses | None = None,
         socket_dir: Path = SOCKET_DIR,
     ) -> None:
         """`refuse_if_used` raises Conflict where a domain of this host has one of the files as a disk; `keys` has the secrets of pools."""
@@ -83,6 +85,7 @@ class Backups:
         self._keys = keys or VolumeKeys()
         self._connection = connection
         self._refuse_if_used = refuse_if_used
+        self._pauses = pauses or GuestPauses(socket_dir)
         self._socket_dir = socket_dir
 
     @contextlib.contextmanager
@@ -102,6 +105,7 @@ class Backups:
             domain = require(connection, vm_id)
             is_running = bool(domain.isActive())
             if is_running:
+                self._pauses.settle(domain, vm_id)
                 self._end_leftover(domain, socket)
             definition = domain.XMLDesc(0)
             stored = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
@@ -183,12 +187,13 @@ class Backups:
                 disk,
                 Path(layout.volume(volume.volume_id, volume.format)),
                 format=volume.format.value,
-                socket=self._socket_dir / f"trimtab-{volume.volume_id}-restore.sock",
                 on_progress=on_progress,
             )
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(TrimtabError):
                 volumes.delete(volume.volume_id, layout)
+            if isinstance(error, OSError):
+                raise os_errors.from_os(error, doing=f"restore volume {volume.volume_id}") from error
             raise
 
     def restore_nvram(self, vm_id: str, pool: PoolSpec, content: bytes) -> None:
@@ -213,7 +218,7 @@ class Backups:
             domain = require(connection, vm_id)
             notes: dict[str, str] = {}
             is_frozen = wants_freeze and freeze(domain, notes)
-            stands = self._paused(domain, socket) if hold is not None and not is_frozen else contextlib.nullcontext()
+            stands = self._pauses.paused(domain, vm_id) if hold is not None and not is_frozen else contextlib.nullcontext()
             began = time.monotonic()
             try:
                 with stands:
@@ -226,20 +231,6 @@ class Backups:
                     notes["frozen_ms"] = str(int((time.monotonic() - began) * 1000))
         return _Begun(Consistency.FILESYSTEM if is_frozen else Consistency.CRASH, notes, denied, followed)
 
-    @contextlib.contextmanager
-    def _paused(self, domain: Any, socket: Path) -> Iterator[None]:
-        """Pause a guest that could not be frozen. Should this process die here, the job is run again and lets it go on first."""
-        if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
-            yield  # somebody paused it, and it stays so
-            return
-        marker = _marker(socket)
-        marker.touch()
-        try:
-            domain.suspend()
-            yield
-        finally:
-            _go_on(domain, marker)
-
     def _end(self, vm_id: str) -> None:
         # A guest that stopped meanwhile has ended its job itself.
         with contextlib.suppress(TrimtabError), self._connection.use("end the backup", changes=True) as connection:
@@ -249,8 +240,6 @@ class Backups:
 
     def _end_leftover(self, domain: Any, socket: Path) -> None:
         """End a job of ours that an earlier agent began. Conflict: anything else is under way."""
-        if _marker(socket).exists():
-            _go_on(domain, _marker(socket))
         if domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE:
             return
         try:
@@ -302,18 +291,6 @@ def _begin_job(
         domain.backupBegin(backup_xml(full, socket=str(socket), others=others), marked, 0)
         return {disk.name: f"its checkpoint is broken: {detail}" for disk in pulled if disk.base_checkpoint}
     return {}
-
-
-def _marker(socket: Path) -> Path:
-    return socket.with_suffix(".held")
-
-
-def _go_on(domain: Any, marker: Path) -> None:
-    try:
-        if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
-            domain.resume()
-    finally:
-        marker.unlink(missing_ok=True)
 
 
 def _attachments(stored: str) -> Mapping[str, bytes]:
