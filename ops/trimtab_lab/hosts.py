@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trimtab_lab import cgroups, hostfiles, networks, open_vswitch, ovn, storage
+from trimtab_lab import ceph, cgroups, hostfiles, networks, open_vswitch, ovn, storage
 from trimtab_lab.commands import own_programs, run, wait_until, write_atomically
 from trimtab_lab.ctl import ENTER_GROUP, create_ctl_groups, ctl_command
 from trimtab_lab.errors import LabError
@@ -259,6 +259,10 @@ class Lab:
         for name in names:
             self.open_vswitch(name, mtu=OVERLAY_LINK_MTU)
         return {"TRIMTAB_OVN_NORTHBOUND": self.overlay(names)}
+
+    def ceph(self) -> ceph.Cluster:
+        """A Ceph cluster of one node in ctl. Idempotent."""
+        return ceph.start(self.spec)
 
     # -- inner workings ------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from trimtab_agent.clock import SystemClock
 from trimtab_agent.hypervisor.kvm.backups import Backups
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_protos.errors import TrimtabError
+from trimtab_protos.messages import PoolSpec
 
 KEY = RepositoryKey(bytes(range(32)))
 
@@ -52,9 +53,18 @@ class Hashed:
 
     @contextlib.contextmanager
     def serve(
-        self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool, hold: Hold | None = None
+        self,
+        vm_id: str,
+        wishes: Sequence[DiskWish],
+        *,
+        checkpoint: str,
+        wants_freeze: bool,
+        hold: Hold | None = None,
+        scratch: PoolSpec | None = None,
     ) -> Iterator[Instant]:
-        with self._inner.serve(vm_id, wishes, checkpoint=checkpoint, wants_freeze=wants_freeze, hold=hold) as instant:
+        with self._inner.serve(
+            vm_id, wishes, checkpoint=checkpoint, wants_freeze=wants_freeze, hold=hold, scratch=scratch
+        ) as instant:
             yield instant
             for disk in instant.disks:
                 self.digests[disk.name] = digest_of(disk.content)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.fleet_kit import Fleet, wait_until
-from tests.lab.os_images import installer_iso, mach_iso, rescue_iso
+from tests.lab.os_images import alpine, installer_iso, mach_iso, rescue_iso
 from tests.lab.screens import screenshot, text_of
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
@@ -76,6 +76,28 @@ def test_debians_installer_shows_its_first_question_on_the_screen(fleet: Fleet, 
     assert "so it ?ill enter lo? ?e?ory ?ode" in shown, shown
     assert "<Space> selects; <Enter> acti?ates buttons" in shown, shown
     fleet.ok("vm", "delete", "install1", "--yes", "--wait")
+
+
+def test_another_distribution_runs_from_its_own_disk_to_its_login_prompt_on_the_screen(fleet: Fleet, tmp_path: Path) -> None:
+    """Alpine: its own kernel, C library and init, from a disk image without a boot loader, so with a boot CD in the drive.
+
+    It has no card: before anybody may log in it would wait for an address that nobody gives.
+    """
+    image = alpine()
+    fleet.ok("image", "import", "alpine", str(image.disk), "--pool", "shared", "--wait")
+    fleet.ok("image", "import", "alpine-boot", str(image.boot_cd), "--kind", "iso", "--pool", "shared", "--wait")
+    fleet.ok(
+        "vm", "create", "alpine1", "--image", "alpine", "--os", "linux", "--memory", "192MiB", "--pool", "local",
+        "--to", "node2", "--no-start", "--wait",
+    )  # fmt: skip
+    fleet.ok("vm", "cdrom", "alpine1", "--iso", "alpine-boot", "--wait")
+    fleet.ok("vm", "start", "alpine1", "--wait")
+    shown = wait_until(
+        lambda: text if "login:" in (text := text_of(screenshot(fleet, "alpine1", tmp_path))) else None, "Alpine's login prompt"
+    )
+    # The letters are the screen's own, read from the picture.
+    assert "?elco?e to Alpine Linu? 3.23" in shown, shown
+    fleet.ok("vm", "delete", "alpine1", "--yes", "--wait")
 
 
 def test_a_kernel_that_is_no_linux_tells_its_name_on_the_screen(fleet: Fleet, tmp_path: Path) -> None:

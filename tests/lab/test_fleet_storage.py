@@ -388,6 +388,8 @@ def test_a_guest_runs_on_a_lun_and_moves_live_between_hosts_that_no_one_told_its
     for host in ("node1", "node2"):
         assert fleet.lab.run(host, ["virsh", "-q", "secret-list"]).stdout.strip() == ""
 
+    is_backed_up_and_comes_back_as_a_file(fleet, vm["id"], tmp_path)
+
     # The pool that failed names the vm and its way back.
     fleet.sh("node3", f"kill -9 {san.process_id}")
     failed = wait_until(
@@ -399,6 +401,40 @@ def test_a_guest_runs_on_a_lun_and_moves_live_between_hosts_that_no_one_told_its
     assert named["way_back"]
     fleet.ok("vm", "stop", "rover", "--force", "--wait")
     fleet.delete("rover")
+
+
+def is_backed_up_and_comes_back_as_a_file(fleet: Fleet, vm_id: str, tmp_path: Path) -> None:
+    """Increments while its QEMU lives; in full after a stop; what comes back counts on from a pool of files."""
+    fleet.ok(
+        "backup", "repo", "create", "san", "--url", "file:///srv/trimtab-shared/of-luns", "--key-file", str(tmp_path / "key")
+    )
+    full = fleet.ok("backup", "run", "rover", "--repo", "san", "-o", "json").json()
+    assert full["full_reason"] == "vda: first backup; vdb: first backup", full
+    guest_says(fleet.lab, "node2", vm_id, f"echo {MARKER} >/data/marker; sync; cat /data/marker")
+    increment = fleet.ok("backup", "run", "rover", "--repo", "san", "-o", "json").json()
+    assert (increment["base_id"], increment["full_reason"], increment["state"]) == (full["id"], "", "ready"), increment
+    assert 0 < increment["read_bytes"] < full["read_bytes"] // 4, (increment, full)
+    left = fleet.sh("node2", "find /srv /var/lib/libvirt/qemu -name '*scratch*' -o -name '*backup*.sock'")
+    assert left.strip() == ""
+    refused = fleet.trimtab("vm", "snapshot", "create", "rover", "before", "--wait")
+    assert (refused.code, "trimtab backup run rover" in refused.err) == (5, True), refused.err
+
+    fleet.ok("vm", "stop", "rover", "--force", "--wait")
+    stopped = fleet.ok("backup", "run", "rover", "--repo", "san", "-o", "json").json()
+    assert "does not run" in stopped["full_reason"], stopped
+    fleet.ok("vm", "start", "rover", "--wait")
+    home = fleet.vm("rover")["host"]
+    after = fleet.ok("backup", "run", "rover", "--repo", "san", "-o", "json").json()
+    assert "left no checkpoint" in after["full_reason"], after
+    assert fleet.ok("backup", "run", "rover", "--repo", "san", "-o", "json").json()["base_id"] == after["id"]
+    fleet.ok("backup", "restore", increment["id"], "--as", "rover2", "--pool", "san=local", "--to", "node1", "--instant")
+    again = fleet.vm("rover2")
+    wait_until(
+        lambda: guest_says(fleet.lab, "node1", again["id"], "cat /data/marker") == MARKER, "what was backed up to be there"
+    )
+    fleet.delete("rover2")
+    if home != "node2":
+        fleet.ok("vm", "migrate", "rover", "--to", "node2", "--wait")
 
 
 def pool_on(fleet: Fleet, pool: str, host: str) -> dict[str, str]:

@@ -2,13 +2,16 @@
 
 import pytest
 
+from tests.operations.backup_kit import accept_backup, accept_restore, content_of, made_backup, ready_repo, write_to
 from tests.operations.kit import GIB, FleetStory
 from trimtab_controller.core.lifecycle import OperationState
-from trimtab_controller.core.model import Operation, Pool
+from trimtab_controller.core.model import Operation, Pool, Vm
+from trimtab_controller.operations import encrypted
+from trimtab_controller.services import backup_restore
 from trimtab_controller.services import pools as pool_service
 from trimtab_controller.services import volumes as volume_service
 from trimtab_controller.store import describe, host_reports, pools, schema
-from trimtab_protos.errors import InvalidRequest
+from trimtab_protos.errors import Conflict, InvalidRequest
 from trimtab_protos.pool_messages import IscsiSource
 
 TARGET = "iqn.2026-01.example:san"
@@ -115,3 +118,87 @@ def test_a_volume_of_a_thin_pool_claims_its_full_size_on_its_host(story: FleetSt
     assert (volume.format.value, volume.host_id != "") == ("raw", True)
     (claim,) = story.db.read(lambda session: session.execute(schema.disk_claim.select()).all())
     assert (claim.volume_id, claim.size_bytes) == (volume.id, GIB)
+
+
+# --- backups ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rover(story: FleetStory, san: Pool) -> Vm:
+    ready_repo(story)
+    make_volume(story, san, unit="1")
+    vm, _operation = story.accept_create("rover", image_id="", pool_id="", volume="lun1", disk_bytes=None)
+    story.settle()
+    return story.vm(vm.id)
+
+
+def test_a_vm_on_a_lun_is_backed_up_by_increments_while_its_qemu_lives_and_in_full_after_a_stop(
+    story: FleetStory, rover: Vm
+) -> None:
+    write_to(story, rover.id, 0, b"first" * 1000)
+    full = made_backup(story, rover)
+    write_to(story, rover.id, 512 * 1024, b"second" * 1000)
+    increment = made_backup(story, rover)
+    assert (increment.base_id, increment.full_reason) == (full.id, "")
+    assert increment.read_bytes < increment.size_bytes
+    story.accept_power(rover, "stop")
+    story.settle()
+    stopped = made_backup(story, story.vm(rover.id))
+    assert "does not know the checkpoint" in stopped.full_reason
+    story.accept_power(story.vm(rover.id), "start")
+    story.settle()
+    again = made_backup(story, story.vm(rover.id))
+    assert "left no checkpoint" in again.full_reason
+    before = content_of(story, rover.id)
+
+    restored = accept_restore(story, again, "rover2", pools={"san": "local"})
+    story.settle()
+
+    assert story.operation(restored.id).state is OperationState.DONE, story.operation(restored.id).error
+    assert content_of(story, restored.subject_id) == before
+    (volume,) = story.volumes(restored.subject_id)
+    assert (volume.pool_id, volume.format.value) == (story.local.id, "qcow2"), "a file of a pool of files"
+
+
+def test_what_a_guest_on_a_lun_overwrites_meanwhile_is_kept_in_its_hosts_own_pool_of_files_with_most_room(
+    story: FleetStory, rover: Vm
+) -> None:
+    roomy = story.add_pool("roomy", is_shared=False)
+    space = schema.pool_space
+    with_room = space.update().where(space.c.pool_id == roomy.id).values(available_bytes=1 << 50)
+    story.db.write(lambda session: session.execute(with_room))
+    assert story.db.read(lambda session: encrypted.scratch_pool_id(session, rover.id)) == roomy.id
+    other = story.running_vm("on-files")
+    assert story.db.read(lambda session: encrypted.scratch_pool_id(session, other.id)) == "", "beside its own file"
+
+
+def test_a_host_without_a_pool_of_files_says_so_before_a_backup_begins(story: FleetStory, rover: Vm) -> None:
+    table = schema.pool_host
+    gone = table.update().where(table.c.pool_id.in_([story.local.id, story.shared.id])).values(state="failed")
+    story.db.write(lambda session: session.execute(gone))
+    with pytest.raises(Conflict) as refused:
+        accept_backup(story, rover)
+    assert refused.value.code == "scratch-pool-missing"
+    assert "trimtab pool create" in refused.value.message
+
+
+def test_an_agent_that_backs_up_no_raw_volumes_is_not_asked_to(story: FleetStory, rover: Vm) -> None:
+    inventory = {"capabilities": ["pool-dir", "pool-iscsi"]}
+    host = schema.host
+    story.db.write(lambda session: session.execute(host.update().where(host.c.id == rover.host_id).values(inventory=inventory)))
+    with pytest.raises(Conflict) as refused:
+        accept_backup(story, rover)
+    assert refused.value.code == "agent-too-old"
+
+
+def test_a_vm_on_a_lun_is_not_replaced_in_place(story: FleetStory, rover: Vm) -> None:
+    backup = made_backup(story, rover)
+    story.accept_power(rover, "stop")
+    story.settle()
+    with pytest.raises(Conflict) as refused:
+        story.db.write(
+            lambda session: backup_restore.replace(
+                session, backup.id, story.vm(rover.id), project=story.project, actor=story.actor, now=story.clock.now()
+            )
+        )
+    assert (refused.value.code, "--as NAME" in refused.value.message) == ("pool-without-files", True)

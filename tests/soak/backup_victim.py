@@ -15,9 +15,10 @@ from typing import cast
 from tests.lab.backup_in_host import digest_of, opened
 from trimtab_agent.backup.repository.manifests import Subject
 from trimtab_agent.backup.running import BackupRequest, DiskToBackUp, run_backup
-from trimtab_agent.backup.source import DiskWish, Instant, InstantSource
+from trimtab_agent.backup.source import DiskWish, Hold, Instant, InstantSource
 from trimtab_agent.hypervisor.kvm.backups import Backups
 from trimtab_agent.hypervisor.kvm.connection import Connection
+from trimtab_protos.messages import PoolSpec
 
 
 class Journaled(Backups):
@@ -25,8 +26,19 @@ class Journaled(Backups):
     backup_id: str
 
     @contextlib.contextmanager
-    def serve(self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool) -> Iterator[Instant]:
-        with super().serve(vm_id, wishes, checkpoint=checkpoint, wants_freeze=wants_freeze) as instant:
+    def serve(
+        self,
+        vm_id: str,
+        wishes: Sequence[DiskWish],
+        *,
+        checkpoint: str,
+        wants_freeze: bool,
+        hold: Hold | None = None,
+        scratch: PoolSpec | None = None,
+    ) -> Iterator[Instant]:
+        with super().serve(
+            vm_id, wishes, checkpoint=checkpoint, wants_freeze=wants_freeze, hold=hold, scratch=scratch
+        ) as instant:
             yield instant
             [disk] = instant.disks
             with self.journal.open("a") as file:

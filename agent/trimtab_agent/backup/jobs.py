@@ -50,6 +50,7 @@ def backup_runners(repositories: Repositories, source: BackupSource, clock: Cloc
                 needs_filesystem=asked.needs_filesystem,
                 notes=dict(asked.notes),
                 hold=partial(_hold, holds, asked, control) if asked.instant_id else None,
+                scratch=from_proto(asked.scratch_pool, PoolSpec) if asked.HasField("scratch_pool") else None,
             )
             progress = _Progress(control, clock, phase="copying", bandwidth_bytes_s=asked.bandwidth_mib_s << 20)
             return summary_of(run_backup(repository, source, wanted, on_progress=progress))

@@ -100,14 +100,41 @@ def read_only_volume(
 
 
 @contextlib.contextmanager
+def read_only_network(
+    opened: str, *, socket: Path, objects: Sequence[str] = (), pass_fds: Sequence[int] = ()
+) -> Iterator[NbdClient]:
+    """Lend a connection for reading what QEMU's own drivers open in the network; `objects` hold its secrets, in `pass_fds`."""
+    named = [word for one in objects for word in ("--object", one)]
+    command = [*_server(socket), "--read-only", *named, "--image-opts", opened]
+    with _running(command, socket=socket, contexts=(ALLOCATION,), pass_fds=pass_fds) as client:
+        yield client
+
+
+@contextlib.contextmanager
 def _served(
     file: Path, *, format: str, socket: Path, options: Sequence[str], contexts: Sequence[str] = ()
 ) -> Iterator[NbdClient]:
+    command = [*_server(socket), f"--format={format}", *options, "--", str(file)]
+    with _running(command, socket=socket, contexts=contexts) as client:
+        yield client
+
+
+def _server(socket: Path) -> list[str]:
+    return ["qemu-nbd", "--persistent", f"--socket={socket}", f"--export-name={EXPORT}"]
+
+
+@contextlib.contextmanager
+def _running(
+    command: Sequence[str], *, socket: Path, contexts: Sequence[str], pass_fds: Sequence[int] = ()
+) -> Iterator[NbdClient]:
     socket.unlink(missing_ok=True)
-    command = ["qemu-nbd", "--persistent", f"--format={format}", f"--socket={socket}", f"--export-name={EXPORT}"]
-    command += [*options, "--", str(file)]
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        pass_fds=tuple(pass_fds),
     ) as server:
         try:
             with _connected(server, socket, contexts) as client:

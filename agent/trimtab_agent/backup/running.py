@@ -18,6 +18,7 @@ from trimtab_agent.backup.repository.repository import Repository
 from trimtab_agent.backup.repository.writer import BackupWriter, begin_backup
 from trimtab_agent.backup.source import BackupSource, DiskWish, Hold, Instant, ServedDisk
 from trimtab_protos.errors import Conflict, TrimtabError
+from trimtab_protos.messages import PoolSpec
 
 FIRST = "first backup"
 OnProgress = Callable[[int, int], None]
@@ -44,6 +45,8 @@ class BackupRequest:
     notes: Mapping[str, str] = field(default_factory=dict)
     hold: Hold | None = None
     """Of a vm that is backed up at one instant with others."""
+    scratch: PoolSpec | None = None
+    """A pool of files, for what guests overwrite meanwhile of disks that are no files."""
 
 
 def run_backup(repository: Repository, source: BackupSource, request: BackupRequest, *, on_progress: OnProgress) -> Manifest:
@@ -78,8 +81,14 @@ def _run(
     wishes = [DiskWish(name, found.checkpoint if found else "") for name, (found, _) in bases.items()]
     with _begin(repository, request, base) as writer:
         try:
-            wants = request.wants_freeze
-            with source.serve(vm_id, wishes, checkpoint=checkpoint, wants_freeze=wants, hold=request.hold) as instant:
+            with source.serve(
+                vm_id,
+                wishes,
+                checkpoint=checkpoint,
+                wants_freeze=request.wants_freeze,
+                hold=request.hold,
+                scratch=request.scratch,
+            ) as instant:
                 _refuse_less_than_demanded(request, instant)
                 marked = checkpoint if instant.checkpoint is None else instant.checkpoint
                 disks = [_copy(writer, request, served, bases[served.name], marked, on_progress) for served in instant.disks]

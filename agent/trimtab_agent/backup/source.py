@@ -19,8 +19,11 @@ NVRAM = "nvram.fd"
 class DiskContent(Protocol):
     """One disk as it was at the instant; `NbdClient` is one."""
 
-    size_bytes: int
-    request_max_bytes: int
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def request_max_bytes(self) -> int: ...
 
     def extents(self, context: str, *, offset: int = 0, length: int | None = None) -> Iterator[Extent]: ...
 
@@ -45,6 +48,31 @@ class ServedDisk:
     """The context that tells what is dirty; empty where all of the disk is to be read."""
     denied: str = ""
     """Why an increment that was wished for is not possible."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToldApart:
+    """A disk whose changes another export tells than the one that has its content."""
+
+    content: DiskContent
+    changes: DiskContent
+    context: str
+    """The one that `changes` is asked for."""
+
+    @property
+    def size_bytes(self) -> int:
+        return self.content.size_bytes
+
+    @property
+    def request_max_bytes(self) -> int:
+        return self.content.request_max_bytes
+
+    def extents(self, context: str, *, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+        told = self.changes if context == self.context else self.content
+        return told.extents(context, offset=offset, length=length)
+
+    def read_pieces(self, ranges: Iterable[tuple[int, int]], piece_bytes: int) -> Iterator[tuple[int, bytearray]]:
+        return self.content.read_pieces(ranges, piece_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +133,18 @@ class BackupSource(Protocol):
     def instants(self) -> InstantSource: ...
 
     def serve(
-        self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool, hold: Hold | None = None
+        self,
+        vm_id: str,
+        wishes: Sequence[DiskWish],
+        *,
+        checkpoint: str,
+        wants_freeze: bool,
+        hold: Hold | None = None,
+        scratch: PoolSpec | None = None,
     ) -> AbstractContextManager[Instant]:
         """Fix an instant under a new checkpoint and serve it until the block ends. The guest runs on; a stopped one stays stopped.
 
+        `scratch`: a pool of files, for what guests overwrite meanwhile of disks that are no files.
         With `hold` the guest stands still, its file systems frozen or else the guest itself paused, from before the instant until
         `hold` returns.
 

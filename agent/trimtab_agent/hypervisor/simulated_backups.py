@@ -12,10 +12,11 @@ from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_agent.backup.source import NVRAM, DiskWish, Hold, Instant, ServedDisk, common
 from trimtab_agent.clock import Clock
 from trimtab_agent.hypervisor.base import JobControl, Stamp
+from trimtab_agent.hypervisor.kvm import block_pools
 from trimtab_agent.hypervisor.kvm.domain_xml import target_name
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError, Unavailable
-from trimtab_protos.messages import DomainSpec, JobProgress, PoolSpec, VolumeSpec
+from trimtab_protos.messages import DiskFormat, DomainSpec, JobProgress, PoolSpec, VolumeSpec
 
 if TYPE_CHECKING:
     from trimtab_agent.hypervisor.simulated import SimulatedHypervisor
@@ -31,6 +32,8 @@ class SimulatedDisk:
     content: bytearray
     checkpoints: dict[str, set[int]] = field(default_factory=dict)
     """Checkpoint → numbers of the grains that changed since, oldest first."""
+    is_raw: bool = False
+    """What changed on it is known to its QEMU alone, and lost with it."""
     reads_left: int | None = None
     """After so many reads the guest stops and the export breaks; None never."""
 
@@ -47,6 +50,8 @@ class SimulatedVm:
     is_running: bool = True
     has_guest_agent: bool = True
     is_busy: bool = False
+    starts: int = 0
+    """How often it was started when it was looked at last."""
 
     def lose_checkpoints(self) -> None:
         """QEMU was killed: bitmaps that were only in memory are gone."""
@@ -143,10 +148,18 @@ class SimulatedBackups:
 
     @contextlib.contextmanager
     def serve(
-        self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool, hold: Hold | None = None
+        self,
+        vm_id: str,
+        wishes: Sequence[DiskWish],
+        *,
+        checkpoint: str,
+        wants_freeze: bool,
+        hold: Hold | None = None,
+        scratch: PoolSpec | None = None,
     ) -> Iterator[Instant]:
         if self._hypervisor is not None:
             self._take(self._hypervisor, vm_id)
+            _require_scratch(self._hypervisor, vm_id, scratch)
         elif self._auto_disk_bytes and vm_id not in self.vms:
             self.vms[vm_id] = SimulatedVm({wish.name: SimulatedDisk(bytearray(self._auto_disk_bytes)) for wish in wishes})
         vm = self._vm(vm_id)
@@ -232,16 +245,29 @@ class SimulatedBackups:
             name = target_name(spec)
             before = known.disks.get(name) if known is not None else None
             disks[name] = before if before is not None and before.content is content else SimulatedDisk(content)
+            disks[name].is_raw = spec.format is DiskFormat.RAW
         is_running = domain.state in ACTIVE
+        if known is None or not is_running or known.starts != domain.starts:
+            for disk in disks.values():
+                if disk.is_raw:
+                    disk.checkpoints.clear()
         if known is None:
-            self.vms[vm_id] = SimulatedVm(disks, is_running=is_running)
+            self.vms[vm_id] = SimulatedVm(disks, is_running=is_running, starts=domain.starts)
         else:
-            known.disks, known.is_running = disks, is_running
+            known.disks, known.is_running, known.starts = disks, is_running, domain.starts
 
     def _vm(self, vm_id: str) -> SimulatedVm:
         if vm_id not in self.vms:
             raise NotFound("domain-not-found", f"this host has no domain of {vm_id}", vm_id=vm_id)
         return self.vms[vm_id]
+
+
+def _require_scratch(hypervisor: "SimulatedHypervisor", vm_id: str, scratch: PoolSpec | None) -> None:
+    domain = hypervisor.domains.get(vm_id)
+    if domain is None or domain.state not in ACTIVE or scratch is not None:
+        return
+    if any(block_pools.is_block(pool) for pool in domain.spec.pools):
+        raise Conflict("scratch-pool-missing", "a disk is no file, and no pool of files was named for what its guest overwrites")
 
 
 def _serve(disk: SimulatedDisk, wish: DiskWish) -> ServedDisk:

@@ -130,6 +130,8 @@ class _Content:
             raise InvalidRequest("image-format-mismatch", f"the content is not {self._image.format.value}, as was declared")
         if is_qcow2 and int.from_bytes(self._header[8:16], "big"):
             raise InvalidRequest("image-has-backing-file", "the image refers to another file")
+        if is_qcow2 and self._image.max_bytes and self.virtual_size_bytes(0) > self._image.max_bytes:
+            raise InvalidRequest("image-too-large", f"the disk in the image is larger than {self._image.max_bytes} bytes")
 
 
 def _blocks(

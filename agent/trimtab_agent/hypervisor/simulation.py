@@ -30,6 +30,7 @@ DEFAULT_POOL_BYTES = 1 << 40
 CAPABILITIES = (
     "adopt",
     "apply-domain",
+    "backup-raw",
     "cdrom",
     "console",
     "console-log",

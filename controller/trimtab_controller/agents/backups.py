@@ -47,6 +47,8 @@ class BackupOrder:
     # Of a vm that is backed up at one instant with others: held still until `release_instant`, for so long at most.
     instant_id: str = ""
     hold_max_ms: int = 0
+    # Where what guests overwrite meanwhile of disks that are no files is kept.
+    scratch_pool: PoolSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,10 @@ class BackupVerbs(Sender):
             notes=dict(order.notes),
             instant_id=order.instant_id,
             hold_max_ms=order.hold_max_ms,
+            scratch_pool=to_proto(order.scratch_pool, storage_pb2.PoolSpec) if order.scratch_pool is not None else None,
         )
+        # A disk of a stopped vm is opened with its pool's secret; the job that needs it has nobody to ask.
+        self._give_secrets(host_id, order.vm_id)
         return job_of(self._command(host_id, "StartBackup", request, key).job)
 
     def await_instant(self, host_id: str, instant_id: str, vm_id: str, *, timeout_s: float) -> Held:

@@ -431,6 +431,10 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
         if any(volume.is_encrypted for volume in volumes):
             self._give_keys(self._address(host_id), key.subject_id)
 
+    def _give_secrets(self, host_id: str, subject_id: str) -> None:
+        if self._seals_of(subject_id):
+            self._give_keys(self._address(host_id), subject_id)
+
     def _give_keys(self, address: AgentAddress, subject_id: str) -> None:
         """Open the keys of the subject's volumes, and of no other, at the last moment before they are sent over mutual TLS."""
         seals = self._seals_of(subject_id)

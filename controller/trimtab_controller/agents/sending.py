@@ -14,3 +14,7 @@ class Sender(ABC):
     @abstractmethod
     def _call(self, host_id: str, verb: str, request: Any, *, timeout_s: float = 10.0, waits_for_agent: bool = False) -> Any:
         """Send a question. `waits_for_agent`: one that is just starting anew has until the deadline to be there."""
+
+    @abstractmethod
+    def _give_secrets(self, host_id: str, subject_id: str) -> None:
+        """Give the host the keys of the subject's volumes and the secrets of their pools, where there are any."""

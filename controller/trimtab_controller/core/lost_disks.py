@@ -26,6 +26,8 @@ class Lost:
     """Its backup policy says that it comes back."""
     is_all_local: bool
     has_snapshots: bool
+    is_all_files: bool = True
+    """None of its disks is in a pool without files, where nothing is restored to."""
     backup_id: str
     """Its newest whole backup; '' for none."""
     backup_at: datetime | None
@@ -53,6 +55,11 @@ def judge(lost: Lost, *, now: datetime) -> Answer:
         return Answer(is_due=False, why="it has snapshots or clones, which a backup knows nothing of")
     if not lost.backup_id or lost.backup_at is None:
         return Answer(is_due=False, why="its policy would bring it back, and there is no whole backup of it")
+    if not lost.is_all_files:
+        return Answer(
+            is_due=False,
+            why=f"it has a disk in a pool without files, and what is restored is a file: `trimtab backup restore {lost.backup_id} --as NAME`",
+        )
     if not lost.disks_match:
         return Answer(is_due=False, why=f"it has other disks than backup {lost.backup_id}")
     told = f"backup {lost.backup_id}, which loses {loss_text((now - lost.backup_at).total_seconds())} of it"

@@ -13,8 +13,12 @@ def way_back(name: str, *, state: str, reason: str, pool_state: str, is_usable_e
         return "paused by a failed write; it resumes by itself when the pool has room and answers"
     if pool_state in {"", USABLE}:
         return ""
-    if state in {"running", "stopping", "paused", "unknown"} and pool_state == UNRESPONSIVE:
-        here = "it waits for the storage and goes on when that answers"
+    if state in {"running", "stopping", "paused", "unknown"}:
+        here = (
+            "it waits for the storage and goes on when that answers"
+            if pool_state == UNRESPONSIVE
+            else "it has its disks open still, and does not start here again until the pool is back"
+        )
         return (
             f"{here}; sooner: `trimtab vm stop {name} --force`, then `trimtab vm start {name}`" if is_usable_elsewhere else here
         )

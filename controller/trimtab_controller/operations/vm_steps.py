@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
+from trimtab_controller.core.model import Image
 from trimtab_controller.operations import filling
 from trimtab_controller.operations.saga import Effect, Json, Step, Transaction, Wait, effect, transaction
 from trimtab_controller.store import adoptions, claims, describe, fleet, image_replicas, placements, snapshots, vms, volume_claims
@@ -172,7 +173,7 @@ def _copy_replica(context: Effect[Any], host_id: str, missing: image_replicas.Mi
     job = context.agents.start_image_import(
         host_id,
         key,
-        ImageSpec(image_id=image.id, pool_id=missing.pool.id, format=stored, max_bytes=2 * image.file_size_bytes + (1 << 20)),
+        ImageSpec(image_id=image.id, pool_id=missing.pool.id, format=stored, max_bytes=bound_bytes(image)),
         pool,
         PeerSource(
             host_id=missing.source_host_id,
@@ -191,6 +192,11 @@ def _copy_replica(context: Effect[Any], host_id: str, missing: image_replicas.Mi
             return Wait(JOB_POLL_S, f"copy of image {image.name}", progress=progress_json(job.progress))
         case _:
             raise job.error or Internal("image-copy-failed", f"copy of image {image.name} ended as {job.state.value}")
+
+
+def bound_bytes(image: Image) -> int:
+    """Return what neither the file nor the disk in it may exceed: the disk of a sparse image is many times its file."""
+    return max(2 * image.file_size_bytes, image.virtual_size_bytes) + (1 << 20)
 
 
 def progress_json(progress: Any) -> Json:

@@ -108,6 +108,8 @@ def replace(session: Session, backup_id: str, vm: Vm, *, project: Project, actor
             f"vm {vm.name} has the disks {', '.join(sorted(olds))}, backup {backup.id} has {', '.join(sorted(sizes))}; make a new vm "
             f"of it: `trimtab backup restore {backup.id} --as NAME`",
         )
+    for old in olds.values():
+        _refuse_in_place(session, backup, vm, old)
     quota.charge(session, project.id, quota.Charge(disk_bytes=sum(sizes.values())))
     replaced, disks = {}, {}
     for disk, old in olds.items():
@@ -126,6 +128,16 @@ def replace(session: Session, backup_id: str, vm: Vm, *, project: Project, actor
         actor=actor,
         now=now,
     )
+
+
+def _refuse_in_place(session: Session, backup: Backup, vm: Vm, old: Volume) -> None:
+    pool = describe.get_pool(session, old.pool_id)
+    if pool.kind in describe.BLOCK_KINDS:
+        raise Conflict(
+            "pool-without-files",
+            f"volume {old.name} of vm {vm.name} is in pool {pool.name} of kind {pool.kind.value}, and what is restored is a file; make a "
+            f"new vm of it: `trimtab backup restore {backup.id} --as NAME [--pool {pool.name}=POOL]`",
+        )
 
 
 def restore_volume(
@@ -383,10 +395,25 @@ def insert_volume(
 
 def _pool(session: Session, name: str, *, saved: str) -> Pool:
     try:
+        found = pools.find(session, name)
+        # What is restored is a file: unless it was told where to go, it goes where files go by default.
+        if name == saved and found.kind in describe.BLOCK_KINDS:
+            return _pool_of_files(session, saved)
         return pools.choose(session, name)
     except NotFound as error:
         raise InvalidRequest(
             "pool-not-mapped",
             f"pools: there is no pool {name} here; say where its disks go: `--pool {saved}=POOL`",
+            field="pools",
+        ) from error
+
+
+def _pool_of_files(session: Session, saved: str) -> Pool:
+    try:
+        return pools.choose(session, "")
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            "pool-not-mapped",
+            f"pools: {saved} holds no files, which restored disks are, and no pool is the default; say where they go: `--pool {saved}=POOL`",
             field="pools",
         ) from error

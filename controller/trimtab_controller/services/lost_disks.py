@@ -67,6 +67,7 @@ def _known(session: Session, vm: Vm, policy: BackupPolicy | None, listed: Sequen
         has_policy=policy is not None and policy.recovers_lost,
         is_all_local=bool(disks) and not any(pool.is_shared for pool in pools.values()),
         has_snapshots=bool(snapshots.of_vm(session, vm.id) or snapshots.clones_over(session, [one.id for one in disks])),
+        is_all_files=not any(pool.kind in describe.BLOCK_KINDS for pool in pools.values()),
         backup_id=backup.id if backup is not None else "",
         backup_at=(backup.taken_at or backup.created_at) if backup is not None else None,
         disks_match=backup is not None and set(backup_restore.disk_sizes(backup)) == names,

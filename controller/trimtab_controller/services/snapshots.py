@@ -170,8 +170,9 @@ def _layered_volumes(session: Session, vm: Vm) -> tuple[Volume, ...]:
     if raw is not None:
         raise Conflict(
             "volume-not-qcow2",
-            f"volume {raw.name} of vm {vm.name} is {raw.format.value}; only qcow2 volumes can be kept as they are at an instant: "
-            f"`trimtab vm detach {vm.name} --volume {raw.name}` leaves it out",
+            f"volume {raw.name} of vm {vm.name} is {raw.format.value}; only qcow2 volumes can be kept as they are at an instant. "
+            f"`trimtab backup run {vm.name}` keeps it elsewhere, `trimtab backup restore BACKUP --as NAME --instant` makes another vm of "
+            f"that; `trimtab vm detach {vm.name} --volume {raw.name}` leaves it out",
         )
     absent = next((one for one in volumes if one.observed_state != "present"), None)
     if absent is not None:

@@ -9,7 +9,7 @@ from trimtab_controller.core.guest_os import Family, Hardware, hardware_for
 from trimtab_controller.core.model import Operation, Project, Vm, Volume
 from trimtab_controller.core.resize import OFF
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.operations.encrypted import refuse_any, refuse_block
+from trimtab_controller.operations.encrypted import refuse_any
 from trimtab_controller.services import images, layered, secgroups, volumes
 from trimtab_controller.services.vm_nics import NicWish, insert_nic, plan_nic, require_spoofing
 from trimtab_controller.services.vm_power import Caller, accept_on_vm
@@ -36,7 +36,6 @@ def attach_volume(session: Session, vm: Vm, caller: Caller, *, volume: str, proj
         raise Conflict("volume-not-ready", f"volume: {found.name} is {found.observed_state}, not present yet", field="volume")
     if vm.backup_policy_id:
         refuse_any((found,), "backups")
-        refuse_block(found, describe.get_pool(session, found.pool_id).kind)
     disks = describe.volumes_of(session, vm.id)
     _require_reach(session, vm, found, disks)
     index = _free_index("disks", [disk.disk_index or 0 for disk in disks])

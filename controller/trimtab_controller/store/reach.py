@@ -16,8 +16,9 @@ from trimtab_controller.core.lifecycle import LIVE_STATES, DesiredPower, Observe
 from trimtab_controller.store import claims, describe, schema, vms, volume_claims
 from trimtab_controller.store.host_reports import PoolReport, store_pools
 from trimtab_protos.errors import Conflict
-from trimtab_protos.messages import PoolObservation
+from trimtab_protos.messages import PoolKind, PoolObservation
 
+FILE_KINDS = (PoolKind.DIR, PoolKind.NFS)
 READY, FAILED, UNKNOWN, UNRESPONSIVE = "ready", "failed", "unknown", "unresponsive"
 
 
@@ -56,6 +57,22 @@ def hosts_by_space(session: Session, pool_id: str) -> tuple[UpHost, ...]:
     query = sa.select(space.c.host_id, space.c.available_bytes).where(space.c.pool_id == pool_id)
     available = {row.host_id: int(row.available_bytes) for row in session.execute(query)}
     return tuple(sorted(ready_hosts(session, pool_id), key=lambda host: -available.get(host.id, 0)))
+
+
+def scratch_pool_id(session: Session, host_id: str) -> str:
+    """Return the pool of files that the host reaches and that has most room, its own ones first; "" for none."""
+    pool, mapping, space = schema.pool, schema.pool_host, schema.pool_space
+    place = sa.case((pool.c.is_shared, schema.SHARED), else_=host_id)
+    query = (
+        sa.select(pool.c.id)
+        .join(mapping, mapping.c.pool_id == pool.c.id)
+        .outerjoin(space, sa.and_(space.c.pool_id == pool.c.id, space.c.host_id == place))
+        .where(mapping.c.host_id == host_id, mapping.c.state == READY, pool.c.deleted_at.is_(None))
+        .where(pool.c.kind.in_([kind.value for kind in FILE_KINDS]))
+        .order_by(pool.c.is_shared, sa.func.coalesce(space.c.available_bytes, 0).desc(), pool.c.id)
+        .limit(1)
+    )
+    return str(session.scalar(query) or "")
 
 
 def record_pool(

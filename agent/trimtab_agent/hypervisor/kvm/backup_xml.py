@@ -1,6 +1,6 @@
 """The XML of a pull backup: what libvirt serves, since when, and the checkpoint that it makes in the same transaction. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
@@ -14,6 +14,8 @@ class PulledDisk:
     scratch: str
     """Where QEMU keeps what the guest overwrites while the old content is being read."""
     base_checkpoint: str = ""
+    followed_as: str = ""
+    """The alias of a disk that QEMU alone follows, since it keeps no bitmaps; "" where checkpoints are libvirt's."""
 
 
 def backup_xml(disks: Sequence[PulledDisk], *, socket: str, others: Sequence[str] = ()) -> str:
@@ -47,17 +49,6 @@ def checkpoint_xml(name: str, disks: Sequence[str], *, others: Sequence[str] = (
 
 def bitmap_name(disk: str) -> str:
     return f"backup-{disk}"
-
-
-def disk_files(domain_xml: str) -> Mapping[str, tuple[str, str]]:
-    """Return target → (file, format) of every disk that a guest may write; CD-ROMs and the seed are not among them."""
-    found = {}
-    for disk in parse(domain_xml).findall("devices/disk[@device='disk']"):
-        source, target, driver = disk.find("source"), disk.find("target"), disk.find("driver")
-        if source is None or target is None or disk.find("readonly") is not None:
-            continue
-        found[target.get("dev", "")] = (source.get("file", ""), driver.get("type", "raw") if driver is not None else "raw")
-    return found
 
 
 def nvram_file(domain_xml: str) -> str:

@@ -5,6 +5,8 @@
 
 A stopped one is read by `cold_backups`, without starting anything.
 
+Checkpoints are libvirt's on qcow2 and QEMU's alone on everything else (`memory_bitmaps`).
+
 A freeze is always followed by a thaw. libvirt waits 30 s for a lock when a second job is begun, so it is asked first. A checkpoint whose
 bitmap is missing or marked in use (QEMU was killed) is refused by libvirt at once: then all disks are read in full and its leftovers
 dropped.
@@ -13,7 +15,7 @@ dropped.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +26,25 @@ from trimtab_agent.backup.nbd import ALLOCATION, NbdClient
 from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_agent.backup.restoring import restore_disk
-from trimtab_agent.backup.source import NVRAM, DiskWish, Hold, Instant, InstantSource, ServedDisk
-from trimtab_agent.hypervisor.kvm import os_errors, state_files, volumes
+from trimtab_agent.backup.source import NVRAM, DiskWish, Hold, Instant, InstantSource, ServedDisk, ToldApart
+from trimtab_agent.hypervisor.kvm import memory_bitmaps, os_errors, state_files, volumes
 from trimtab_agent.hypervisor.kvm.backup_xml import (
     PulledDisk,
     all_targets,
     backup_xml,
     bitmap_name,
     checkpoint_xml,
-    disk_files,
     nvram_file,
     socket_of_job,
 )
 from trimtab_agent.hypervisor.kvm.cold_backups import stopped_instant
 from trimtab_agent.hypervisor.kvm.connection import Connection
+from trimtab_agent.hypervisor.kvm.disk_sources import DiskSource, sources_of
 from trimtab_agent.hypervisor.kvm.domains import require
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.kvm.pauses import GuestPauses
-from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
+from trimtab_agent.hypervisor.kvm.pool_layout import VOLUMES, PoolLayout
+from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError
 from trimtab_protos.messages import PoolSpec, VolumeSpec
 
@@ -50,7 +53,18 @@ log = structlog.get_logger(__name__)
 SOCKET_DIR = Path("/var/lib/libvirt/qemu")
 """QEMU's own directory: it binds the socket itself, as its own user."""
 CHECKPOINT_PREFIX = "tt-"
+_NOT_FOLLOWED = "QEMU has begun anew since, and what changed on a disk that is not qcow2 is known to it alone"
 _BROKEN_BITMAP_TEXTS = ("checkpoint inconsistent", "missing or broken bitmap", "not found in backing chain")
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    consistency: Consistency
+    notes: Mapping[str, str]
+    denied: Mapping[str, str]
+    """Disk → why it is read in full."""
+    followed: Mapping[str, memory_bitmaps.Followed]
+    """Alias → a disk that QEMU alone follows."""
 
 
 class Backups:
@@ -62,11 +76,13 @@ class Backups:
         *,
         refuse_if_used: Callable[[Sequence[str], str], None] = lambda _paths, _what: None,
         instants: InstantSource,
+        keys: VolumeKeys | None = None,
         pauses: GuestPauses | None = None,
         socket_dir: Path = SOCKET_DIR,
     ) -> None:
-        """`refuse_if_used` raises Conflict where a domain of this host has one of the files as a disk."""
+        """`refuse_if_used` raises Conflict where a domain of this host has one of the files as a disk; `keys` has the secrets of pools."""
         self.instants = instants
+        self._keys = keys or VolumeKeys()
         self._connection = connection
         self._refuse_if_used = refuse_if_used
         self._pauses = pauses or GuestPauses(socket_dir)
@@ -74,7 +90,14 @@ class Backups:
 
     @contextlib.contextmanager
     def serve(
-        self, vm_id: str, wishes: Sequence[DiskWish], *, checkpoint: str, wants_freeze: bool, hold: Hold | None = None
+        self,
+        vm_id: str,
+        wishes: Sequence[DiskWish],
+        *,
+        checkpoint: str,
+        wants_freeze: bool,
+        hold: Hold | None = None,
+        scratch: PoolSpec | None = None,
     ) -> Iterator[Instant]:
         """See `BackupSource.serve`."""
         socket = self._socket_dir / f"trimtab-{check_id(vm_id, 'vm_id')}-backup.sock"
@@ -87,38 +110,69 @@ class Backups:
             definition = domain.XMLDesc(0)
             stored = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
             present = {found.getName() for found in domain.listAllCheckpoints()}
+        sources = sources_of(definition)
+        _refuse_missing(wishes, sources)
         if not is_running:
-            with stopped_instant(wishes, disk_files(definition), present, socket) as instant:
+            with stopped_instant(wishes, sources, present, socket, self._keys) as instant:
                 held = hold() if hold is not None else {}  # no start of it goes beside its backup
                 yield replace(instant, attachments=_attachments(stored), notes={**instant.notes, **held})
             return
-        pulled, denied = _to_pull(wishes, disk_files(definition), present)
-        others = [target for target in all_targets(definition) if target not in {disk.name for disk in pulled}]
-        consistency, notes, denied_now = self._begin(
-            vm_id, pulled, others, socket, checkpoint, wants_freeze=wants_freeze, hold=hold
-        )
-        denied |= denied_now
-        created_ms = time.time_ns() // 1_000_000 - int(notes.get("held_ms", "0"))
+        pulled, denied = _to_pull(wishes, sources, present, scratch)
+        begun = self._begin(vm_id, pulled, all_targets(definition), socket, checkpoint, wants_freeze=wants_freeze, hold=hold)
+        denied |= begun.denied
+        created_ms = time.time_ns() // 1_000_000 - int(begun.notes.get("held_ms", "0"))
+        bases = {wish.name: wish.base_checkpoint for wish in wishes}
         try:
             with contextlib.ExitStack() as stack:
-                served = [_open(stack, socket, disk, denied.get(disk.name, "")) for disk in pulled]
-                yield Instant(created_ms, consistency, served, _attachments(stored), notes)
+                served = [
+                    _open(stack, socket, disk, denied.get(disk.name, ""))
+                    if not disk.followed_as
+                    else stack.enter_context(self._told_apart(vm_id, socket, disk, begun, bases[disk.name]))
+                    for disk in pulled
+                ]
+                yield Instant(created_ms, begun.consistency, served, _attachments(stored), begun.notes)
         finally:
             self._end(vm_id)
 
     def keep_checkpoint(self, vm_id: str, checkpoint: str) -> None:
         """See `BackupSource.keep_checkpoint`."""
         with self._connection.use("drop older checkpoints", changes=True) as connection:
-            for found in require(connection, vm_id).listAllCheckpoints():
+            domain = require(connection, vm_id)
+            for found in domain.listAllCheckpoints():
                 if found.getName().startswith(CHECKPOINT_PREFIX) and found.getName() != checkpoint:
                     _delete(found)
+            memory_bitmaps.keep_only(domain, _followed_in_memory(domain), checkpoint)
 
     def drop_checkpoint(self, vm_id: str, checkpoint: str) -> None:
         """See `BackupSource.drop_checkpoint`."""
         with self._connection.use("drop a checkpoint", changes=True) as connection:
-            for found in require(connection, vm_id).listAllCheckpoints():
+            domain = require(connection, vm_id)
+            for found in domain.listAllCheckpoints():
                 if found.getName() == checkpoint:
                     _delete(found)
+            memory_bitmaps.drop(domain, _followed_in_memory(domain), checkpoint)
+
+    @contextlib.contextmanager
+    def _told_apart(self, vm_id: str, socket: Path, disk: PulledDisk, begun: "_Begun", base: str) -> Iterator[ServedDisk]:
+        """Lend a disk that QEMU alone follows; what changed is told by an export of its own."""
+        export, found = f"{memory_bitmaps.PREFIX}{disk.name}", begun.followed.get(disk.followed_as)
+        with contextlib.ExitStack() as stack:
+            content = stack.enter_context(NbdClient.connect(socket, disk.name, contexts=[ALLOCATION]))
+            if not base or found is None or base not in found.bitmaps:
+                yield ServedDisk(disk.name, content, denied=_NOT_FOLLOWED if base else "")
+                return
+            with self._connection.use("tell what changed", changes=True) as connection:
+                context = memory_bitmaps.serve(require(connection, vm_id), found, base, export)
+            stack.callback(self._unfollow, vm_id, found, export)
+            changes = stack.enter_context(NbdClient.connect(socket, export, contexts=[context]))
+            yield ServedDisk(disk.name, ToldApart(content, changes, context), context)
+
+    def _unfollow(self, vm_id: str, disk: memory_bitmaps.Followed, export: str) -> None:
+        # A guest that stopped meanwhile has taken both along.
+        with contextlib.suppress(TrimtabError), self._connection.use("end an export", changes=True) as connection:
+            domain = require(connection, vm_id)
+            if domain.isActive():
+                memory_bitmaps.end(domain, disk, export)
 
     def restore_volume(
         self, volume: VolumeSpec, pool: PoolSpec, disk: DiskReader, *, on_progress: Callable[[int, int], None]
@@ -150,16 +204,16 @@ class Backups:
         self,
         vm_id: str,
         pulled: Sequence[PulledDisk],
-        others: Sequence[str],
+        targets: Sequence[str],
         socket: Path,
         checkpoint: str,
         *,
         wants_freeze: bool,
         hold: Hold | None,
-    ) -> tuple[Consistency, Mapping[str, str], Mapping[str, str]]:
-        """Begin the job; where a bitmap is broken, one of full copies. Return consistency, notes, and why disks are read in full."""
-        names = [disk.name for disk in pulled]
-        marked = checkpoint_xml(checkpoint, names, others=others)
+    ) -> "_Begun":
+        """Begin the job; where a bitmap is broken, one of full copies."""
+        others = [target for target in targets if target not in {disk.name for disk in pulled}]
+        marked = _marks(checkpoint, pulled, targets)
         with self._connection.use("begin the backup", changes=True) as connection:
             domain = require(connection, vm_id)
             notes: dict[str, str] = {}
@@ -168,13 +222,14 @@ class Backups:
             began = time.monotonic()
             try:
                 with stands:
+                    followed = _follow(domain, pulled, checkpoint)
                     denied = _begin_job(domain, pulled, others, socket, marked)
                     notes |= hold() if hold is not None else {}
             finally:
                 if is_frozen:
                     thaw(domain)
                     notes["frozen_ms"] = str(int((time.monotonic() - began) * 1000))
-        return Consistency.FILESYSTEM if is_frozen else Consistency.CRASH, notes, denied
+        return _Begun(Consistency.FILESYSTEM if is_frozen else Consistency.CRASH, notes, denied, followed)
 
     def _end(self, vm_id: str) -> None:
         # A guest that stopped meanwhile has ended its job itself.
@@ -197,7 +252,33 @@ class Backups:
         domain.abortJob()
 
 
-def _begin_job(domain: Any, pulled: Sequence[PulledDisk], others: Sequence[str], socket: Path, marked: str) -> dict[str, str]:
+def _marks(checkpoint: str, pulled: Sequence[PulledDisk], targets: Sequence[str]) -> str | None:
+    """Return the checkpoint that libvirt is to make, None where it can make none of these disks."""
+    names = [disk.name for disk in pulled if not disk.followed_as]
+    return checkpoint_xml(checkpoint, names, others=[target for target in targets if target not in names]) if names else None
+
+
+def _follow(domain: Any, pulled: Sequence[PulledDisk], checkpoint: str) -> Mapping[str, memory_bitmaps.Followed]:
+    """Have QEMU follow by itself the disks that libvirt makes no checkpoint of; return them as they were before.
+
+    While a job runs QEMU shows the job's own filter in their place.
+    """
+    aliases = [disk.followed_as for disk in pulled if disk.followed_as]
+    found = memory_bitmaps.followed(domain) if aliases else {}
+    disks = {alias: found[alias] for alias in aliases if alias in found}
+    for disk in disks.values():
+        memory_bitmaps.add(domain, disk, checkpoint)
+    return disks
+
+
+def _followed_in_memory(domain: Any) -> list[str]:
+    """Return the aliases of the disks that no checkpoint of libvirt's covers."""
+    return [source.alias for source in sources_of(domain.XMLDesc(0)).values() if not source.keeps_bitmaps and source.alias]
+
+
+def _begin_job(
+    domain: Any, pulled: Sequence[PulledDisk], others: Sequence[str], socket: Path, marked: str | None
+) -> dict[str, str]:
     """Begin the pull job; where a bitmap is broken, one of full copies. Return why disks are read in full."""
     try:
         domain.backupBegin(backup_xml(pulled, socket=str(socket), others=others), marked, 0)
@@ -224,23 +305,43 @@ def _attachments(stored: str) -> Mapping[str, bytes]:
     return found
 
 
+def _refuse_missing(wishes: Sequence[DiskWish], sources: Mapping[str, DiskSource]) -> None:
+    for wish in wishes:
+        if wish.name not in sources:
+            raise NotFound("disk-not-found", f"the domain has no disk {wish.name}", disk=wish.name)
+
+
 def _to_pull(
-    wishes: Sequence[DiskWish], files: Mapping[str, tuple[str, str]], present: set[str]
+    wishes: Sequence[DiskWish], sources: Mapping[str, DiskSource], present: set[str], scratch: PoolSpec | None
 ) -> tuple[list[PulledDisk], dict[str, str]]:
     pulled, denied = [], {}
     for wish in wishes:
-        if wish.name not in files:
-            raise NotFound("disk-not-found", f"the domain has no disk {wish.name}", disk=wish.name)
-        file, format = files[wish.name]
-        if format != "qcow2":
-            raise Conflict("disk-not-qcow2", f"{wish.name} is {format}; changes can be followed on qcow2 only", disk=wish.name)
+        source = sources[wish.name]
+        kept = _scratch_of(wish.name, source, scratch)
+        if not source.keeps_bitmaps:
+            pulled.append(PulledDisk(wish.name, kept, followed_as=source.alias))
+            continue
         base = wish.base_checkpoint
         if base and base not in present:
             denied[wish.name] = f"this host does not know the checkpoint {base}"
             base = ""
-        path = Path(file)
-        pulled.append(PulledDisk(wish.name, str(path.parent / f".{path.stem}.scratch"), base))
+        pulled.append(PulledDisk(wish.name, kept, base))
     return pulled, denied
+
+
+def _scratch_of(name: str, source: DiskSource, scratch: PoolSpec | None) -> str:
+    """Return the file that takes what the guest overwrites meanwhile: beside a disk that is a file, else in the pool that was named."""
+    if source.is_file:
+        path = Path(source.path)
+        return str(path.parent / f".{path.stem}.scratch")
+    if scratch is None:
+        raise Conflict(
+            "scratch-pool-missing",
+            f"{name} is no file, and no pool of files was named for what its guest overwrites during the backup",
+            disk=name,
+        )
+    volume_id = check_id(source.alias.removeprefix("ua-"), "volume_id")
+    return str(PoolLayout.of(scratch).path / VOLUMES / f".{volume_id}.scratch")
 
 
 def _open(stack: contextlib.ExitStack, socket: Path, disk: PulledDisk, denied: str) -> ServedDisk:

@@ -33,7 +33,7 @@ _PORTAL = re.compile(r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9.-]{0,252})|\[(?P<v6>[0-
 _TARGET = re.compile(r"(?:iqn\.[0-9]{4}-[0-9]{2}\.|eui\.|naa\.)[A-Za-z0-9.:-]{1,200}")
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _LVM_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+.-]{0,126}")
-_SECRET_ID = "pool-secret"  # noqa: S105 - the name of an object
+SECRET_ID = "pool-secret"  # noqa: S105 - the name of an object
 Run = Callable[[Sequence[str], "bytes | None"], "tuple[int, str, str]"]
 """Runs a command, whose arguments may name the secret's file as `SECRET_FILE`; returns (exit code, standard output, complaint)."""
 SECRET_FILE = "{secret}"  # noqa: S105 - replaced by the path of a descriptor
@@ -148,7 +148,7 @@ def observe(pool: PoolSpec, secret: bytes | None = None, run: Run | None = None)
             return _observe_thin(pool, run or run_command, now_ms)
         _knock(_portals(pool))
         if pool.kind is PoolKind.RBD and secret is not None:
-            return _observe_ceph(pool, secret, run or run_command, now_ms)
+            return observe_ceph(pool, secret, run or run_command, now_ms)
     except TrimtabError as error:
         problem, is_hung = error.message, isinstance(error, Unavailable)
         return PoolObservation(pool_id=pool.pool_id, is_responsive=False, is_hung=is_hung, problem=problem, observed_at_ms=now_ms)
@@ -175,41 +175,34 @@ def _knock(portals: Sequence[Portal]) -> None:
 
 
 def _observe_thin(pool: PoolSpec, run: Run, now_ms: int) -> PoolObservation:
+    """Return the thin pool's space; what is used is its blocks or the room for their addresses, whichever is scarcer: at the end of
+    either it takes no more writes."""
     lvm = _lvm(pool)
-    fields = "lv_size,data_percent"
-    command = [
-        "lvs",
-        "--reportformat",
-        "json",
-        "--units",
-        "b",
-        "--nosuffix",
-        "-o",
-        fields,
-        "--",
-        f"{lvm.volume_group}/{lvm.thin_pool}",
-    ]
-    code, output, complaint = run(command, None)
+    fields = "lv_size,data_percent,metadata_percent"
+    report = ["--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields]
+    code, output, complaint = run(["lvs", *report, "--", f"{lvm.volume_group}/{lvm.thin_pool}"], None)
     if code:
         raise _lvm_failure(lvm, complaint)
     (row,) = json.loads(output)["report"][0]["lv"]
     size_bytes = int(row["lv_size"])
-    used_bytes = int(size_bytes * float(row["data_percent"] or 0) / 100)
+    used = max(float(row[percent] or 0) for percent in ("data_percent", "metadata_percent"))
+    available_bytes = size_bytes - int(size_bytes * used / 100)
     return PoolObservation(
-        pool_id=pool.pool_id,
-        capacity_bytes=size_bytes,
-        available_bytes=size_bytes - used_bytes,
-        observed_at_ms=now_ms,
+        pool_id=pool.pool_id, capacity_bytes=size_bytes, available_bytes=available_bytes, observed_at_ms=now_ms
     )
 
 
-def _observe_ceph(pool: PoolSpec, secret: bytes, run: Run, now_ms: int) -> PoolObservation:
+def observe_ceph(pool: PoolSpec, secret: bytes, run: Run, now_ms: int) -> PoolObservation:
+    """Return the pool's space as the cluster counts it. Conflict where the cluster has no such pool."""
     command = ["ceph", *_ceph_options(pool), "--connect-timeout", "5", "df", "--format", "json"]
     code, output, complaint = run(command, secret)
     if code:
         _raise_network(pool, complaint)
     found = {one["name"]: one["stats"] for one in json.loads(output)["pools"]}
     name = _rbd(pool).pool
+    if not found:
+        # Its managers count, and none of them is up: what is stored goes on being read and written, only nobody says how much it is.
+        return PoolObservation(pool_id=pool.pool_id, observed_at_ms=now_ms)
     if name not in found:
         raise Conflict("ceph-pool-missing", f"the cluster has no pool {name}; it has {', '.join(sorted(found))[:200]}")
     stored, available = int(found[name]["stored"]), int(found[name]["max_avail"])
@@ -284,16 +277,28 @@ def image_options(volume: VolumeSpec, pool: PoolSpec) -> str:
     if pool.kind is PoolKind.ISCSI:
         iscsi = _iscsi(pool)
         portal = parse_portal(iscsi.portal, PORT_ISCSI, field="iscsi.portal")
-        host = f"[{portal.host}]" if ":" in portal.host else portal.host
-        opened = f"driver=iscsi,transport=tcp,portal={host}:{portal.port},target={iscsi.target},lun={lun_of(volume.volume_id, volume.unit)}"
-        return opened + (f",user={iscsi.chap_user},password-secret={_SECRET_ID}" if iscsi.chap_user else "")
+        return iscsi_options(portal, iscsi.target, lun_of(volume.volume_id, volume.unit), iscsi.chap_user)
     rbd = _rbd(pool)
     monitors = [parse_portal(one, PORT_MONITOR, field="rbd.monitors") for one in rbd.monitors]
+    return rbd_options(monitors, rbd.pool, check_id(volume.volume_id, "volume_id"), rbd.user)
+
+
+def iscsi_options(portal: Portal, target: str, lun: int, chap_user: str) -> str:
+    """Return how QEMU's tools open a LUN; its password is the secret object `SECRET_ID`."""
+    host = f"[{portal.host}]" if ":" in portal.host else portal.host
+    opened = f"driver=iscsi,transport=tcp,portal={host}:{portal.port},target={target},lun={lun}"
+    return opened + (f",user={chap_user},password-secret={SECRET_ID}" if chap_user else "")
+
+
+def rbd_options(monitors: Sequence[Portal], pool: str, image: str, user: str) -> str:
+    """Return how QEMU's tools open an image of a Ceph pool; the user's key is the secret object `SECRET_ID`."""
     servers = "".join(f",server.{i}.host={one.host},server.{i}.port={one.port}" for i, one in enumerate(monitors))
-    image = check_id(volume.volume_id, "volume_id")
-    return (
-        f"driver=rbd,pool={rbd.pool},image={image},user={rbd.user},auth-client-required.0=cephx,key-secret={_SECRET_ID}{servers}"
-    )
+    return f"driver=rbd,pool={pool},image={image},user={user},auth-client-required.0=cephx,key-secret={SECRET_ID}{servers}"
+
+
+def secret_object(path: str, *, is_ceph_key: bool) -> str:
+    """Return the object that holds a pool's secret. QEMU writes a Ceph key in base64 by itself, so it is told that it is that already."""
+    return f"secret,id={SECRET_ID}{',format=base64' if is_ceph_key else ''},file={path}"
 
 
 def make_command(volume: VolumeSpec, pool: PoolSpec) -> list[str]:
@@ -330,7 +335,7 @@ def _ceph_options(pool: PoolSpec) -> list[str]:
 
 
 def _secret_object(pool: PoolSpec) -> list[str]:
-    return ["--object", f"secret,id={_SECRET_ID},file={SECRET_FILE}"] if needs_secret(pool) else []
+    return ["--object", secret_object(SECRET_FILE, is_ceph_key=pool.kind is PoolKind.RBD)] if needs_secret(pool) else []
 
 
 def _check_volume(volume: VolumeSpec) -> None:

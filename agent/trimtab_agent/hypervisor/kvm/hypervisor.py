@@ -111,7 +111,11 @@ class KvmHypervisor:
         self._moves = Moves(self._connection, self._domains)
         self._instants = Instants(self._connection, self._domains, socket_dir=SOCKET_DIR)
         self.backups = Backups(
-            self._connection, refuse_if_used=self._domains.refuse_if_used, instants=self._instants, pauses=self._pauses
+            self._connection,
+            refuse_if_used=self._domains.refuse_if_used,
+            instants=self._instants,
+            keys=self._keys,
+            pauses=self._pauses,
         )
         """What backups copy from; apart from the verbs, since a backup is read for as long as its block is open."""
         rules = Rules(low_permille=config.balloon_low_permille, high_permille=config.balloon_high_permille)

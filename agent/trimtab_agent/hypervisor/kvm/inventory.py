@@ -28,6 +28,7 @@ from trimtab_protos.messages import DomainSpec, Firmware, Inventory, NumaCell, P
 CAPABILITIES = (
     "adopt",
     "apply-domain",
+    "backup-raw",
     "cdrom",
     "console",
     "console-log",

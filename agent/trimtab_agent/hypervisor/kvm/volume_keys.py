@@ -76,6 +76,10 @@ class VolumeKeys:
         """Return the key. Unavailable (`volume-key-missing`): it was not given, or too long ago."""
         return self._by_uuid(secret_uuid(owner_id), owner_id)
 
+    def of_secret(self, secret: str) -> bytes:
+        """Return what a definition names by this UUID. Unavailable as `of`."""
+        return self._by_uuid(secret, f"secret {secret}")
+
     def of_volume(self, volume: VolumeSpec) -> bytes | None:
         """Return the key of the volume, None for one that is not encrypted."""
         return self.of(volume.volume_id) if volume.is_encrypted else None

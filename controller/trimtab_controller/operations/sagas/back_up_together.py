@@ -20,7 +20,7 @@ from typing import Any
 
 from trimtab_controller.agents.backups import Held
 from trimtab_controller.core.together import Member, judge
-from trimtab_controller.operations import backup_orders, backup_steps
+from trimtab_controller.operations import backup_orders, backup_steps, encrypted
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, Wait, effect, transaction
 from trimtab_controller.store import backup_instants, backup_settings, backups, describe, events
 from trimtab_protos.errors import Conflict, DeadlineExceeded, TrimtabError, Unavailable
@@ -63,7 +63,8 @@ def _find(context: Transaction[Params]) -> Json:
         if not vm.host_id or vm.deleted_at is not None:
             raise Conflict("vm-not-placed", f"vm {vm.name} is on no host, so there is nobody to read its disks")
         backup_steps.require_reach(repo, vm.host_id)
-        found[vm_id] = {"host_id": vm.host_id, "settings": backup_settings.read(session, vm_id)}
+        scratch = encrypted.scratch_pool_id(session, vm_id)
+        found[vm_id] = {"host_id": vm.host_id, "settings": backup_settings.read(session, vm_id), "scratch_pool_id": scratch}
     refuse_crowd(Counter(str(one["host_id"]) for one in found.values()))
     return {"vms": found}
 
@@ -120,6 +121,7 @@ def _begin(context: Effect[Params], places: Mapping[str, str]) -> dict[str, str]
             repo_id=params.repo_id,
             backup_id=params.members[vm_id],
             vm_id=vm_id,
+            scratch_pool_id=context.results["find"]["vms"][vm_id].get("scratch_pool_id", ""),
             project_id=context.operation.project_id,
             needs_filesystem=params.needs_filesystem,
             bandwidth_mib_s=params.bandwidth_mib_s,

@@ -15,7 +15,7 @@ from typing import Any
 
 from trimtab_controller.agents.backups import BackupOrder
 from trimtab_controller.agents.client import Job
-from trimtab_controller.operations import backup_orders, backup_steps
+from trimtab_controller.operations import backup_orders, backup_steps, encrypted
 from trimtab_controller.operations.backup_rows import values_of
 from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, TookPlace, Transaction, Wait, effect, transaction
 from trimtab_controller.operations.vm_steps import JOB_POLL_S
@@ -56,7 +56,8 @@ def _find(context: Transaction[Params]) -> Json:
         raise Conflict("vm-not-placed", f"vm {parts.vm.name} is on no host, so there is nobody to read its disks")
     repo = backup_steps.require_ready(session, params.repo_id)
     backup_steps.require_reach(repo, parts.vm.host_id)
-    return {"host_id": parts.vm.host_id, "settings": backup_settings.read(session, params.vm_id)}
+    scratch = encrypted.scratch_pool_id(session, params.vm_id)
+    return {"host_id": parts.vm.host_id, "settings": backup_settings.read(session, params.vm_id), "scratch_pool_id": scratch}
 
 
 def _order(context: Effect[Params]) -> BackupOrder:
@@ -67,6 +68,7 @@ def _order(context: Effect[Params]) -> BackupOrder:
         repo_id=params.repo_id,
         backup_id=params.backup_id,
         vm_id=params.vm_id,
+        scratch_pool_id=context.results["find"].get("scratch_pool_id", ""),
         project_id=context.operation.project_id,
         wants_freeze=params.wants_freeze,
         needs_filesystem=params.needs_filesystem,

@@ -306,6 +306,7 @@ class StartBackupRequest(_message.Message):
     NOTES_FIELD_NUMBER: _builtins.int
     INSTANT_ID_FIELD_NUMBER: _builtins.int
     HOLD_MAX_MS_FIELD_NUMBER: _builtins.int
+    SCRATCH_POOL_FIELD_NUMBER: _builtins.int
     repository: _builtins.str
     backup_id: _builtins.str
     vm_id: _builtins.str
@@ -328,6 +329,12 @@ class StartBackupRequest(_message.Message):
     def notes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Kept in the manifest and told by ListBackups: the vm's settings, by which a repository alone can bring it back."""
 
+    @_builtins.property
+    def scratch_pool(self) -> _storage_pb2.PoolSpec:
+        """A pool of files of this host: where QEMU keeps, while the disks are read, what the guest overwrites of those that are no files.
+        Unset where all of them are files, beside which it is kept.
+        """
+
     def __init__(
         self,
         *,
@@ -344,10 +351,11 @@ class StartBackupRequest(_message.Message):
         notes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         instant_id: _builtins.str = ...,
         hold_max_ms: _builtins.int = ...,
+        scratch_pool: _storage_pb2.PoolSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "scratch_pool", b"scratch_pool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "bandwidth_mib_s", b"bandwidth_mib_s", "disks", b"disks", "hold_max_ms", b"hold_max_ms", "instant_id", b"instant_id", "key", b"key", "needs_filesystem", b"needs_filesystem", "notes", b"notes", "project_id", b"project_id", "repository", b"repository", "vm_id", b"vm_id", "vm_name", b"vm_name", "wants_freeze", b"wants_freeze"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "bandwidth_mib_s", b"bandwidth_mib_s", "disks", b"disks", "hold_max_ms", b"hold_max_ms", "instant_id", b"instant_id", "key", b"key", "needs_filesystem", b"needs_filesystem", "notes", b"notes", "project_id", b"project_id", "repository", b"repository", "scratch_pool", b"scratch_pool", "vm_id", b"vm_id", "vm_name", b"vm_name", "wants_freeze", b"wants_freeze"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -62,8 +62,9 @@ def image_of(size_bytes: int) -> tuple[int, str, str]:
     return 0, json.dumps({"virtual-size": size_bytes}), ""
 
 
-def logical(size_bytes: int, percent: str = "25.00") -> tuple[int, str, str]:
-    return 0, json.dumps({"report": [{"lv": [{"lv_size": str(size_bytes), "data_percent": percent}]}]}), ""
+def logical(size_bytes: int, percent: str = "25.00", metadata: str = "1.00") -> tuple[int, str, str]:
+    found = {"lv_size": str(size_bytes), "data_percent": percent, "metadata_percent": metadata}
+    return 0, json.dumps({"report": [{"lv": [found]}]}), ""
 
 
 def refusal(pool: PoolSpec) -> tuple[type[TrimtabError], str]:
@@ -168,6 +169,21 @@ def test_a_lun_is_looked_at_by_qemu_with_its_password_in_memory() -> None:
     assert run.secrets == [SECRET]
 
 
+def test_the_key_of_a_ceph_user_is_said_to_be_base64_already() -> None:
+    """QEMU writes it in base64 for the cluster, which refuses a key that was so twice."""
+    run = Recorded(image_of(GIB))
+    block_pools.observe_volume(volume_of(CEPH), CEPH, SECRET, run)
+    assert f"secret,id=pool-secret,format=base64,file={SECRET_FILE}" in run.commands[0]
+
+
+def test_a_cluster_without_a_manager_has_an_unknown_space_and_not_a_missing_pool() -> None:
+    answers = iter([(0, json.dumps({"pools": []}), ""), (0, json.dumps({"pools": [{"name": "other", "stats": {}}]}), "")])
+    unknown = block_pools.observe_ceph(CEPH, SECRET, lambda _command, _secret: next(answers), 7)
+    assert (unknown.is_responsive, unknown.capacity_bytes, unknown.problem) == (True, 0, "")
+    with pytest.raises(Conflict, match="other"):
+        block_pools.observe_ceph(CEPH, SECRET, lambda _command, _secret: next(answers), 7)
+
+
 def test_a_lun_of_another_size_is_refused_with_its_size() -> None:
     with pytest.raises(Conflict, match=str(2 * GIB)) as refused:
         block_pools.ensure_volume(volume_of(SAN), SAN, None, Recorded(image_of(2 * GIB)))
@@ -225,6 +241,8 @@ def test_a_full_thin_pool_and_a_missing_one_are_told_apart() -> None:
 def test_the_space_of_a_thin_pool_is_what_it_has_left() -> None:
     seen = block_pools.observe(THIN, None, Recorded(logical(10 * GIB, "40.00")))
     assert (seen.is_responsive, seen.capacity_bytes, seen.available_bytes) == (True, 10 * GIB, 6 * GIB)
+    crowded = block_pools.observe(THIN, None, Recorded(logical(10 * GIB, "40.00", "90.00")))
+    assert crowded.available_bytes == GIB, "it takes no writes either once there is no room for the addresses of its blocks"
 
 
 def test_a_ceph_image_is_made_and_removed_with_the_key_in_memory() -> None:
