@@ -71,10 +71,12 @@ def marks(story: FleetStory, vm_id: str) -> frozenset[str]:
 
 def layer_count(story: FleetStory, vm_id: str) -> int:
     """Return how many files the vm's disks have over their bottom ones; SQL and the pool agree about them."""
-    ids = [volume.id for volume in story.volumes(vm_id)]
+    volumes = story.volumes(vm_id)
+    ids, pools = [volume.id for volume in volumes], {pool.id: pool for pool in (story.shared, story.local)}
     noted = story.db.read(lambda session: snapshots.layer_ids_of(session, ids))
     vm = story.vm(vm_id)
-    files = story.fleet.store(vm.host_id, describe.pool_spec(story.shared)).volumes
+    stores = [story.fleet.store(vm.host_id, describe.pool_spec(pools[volume.pool_id])) for volume in volumes]
+    files = {volume.id: store.volumes[volume.id] for volume, store in zip(volumes, stores, strict=True)}
     for volume_id, layers in noted.items():
         assert set(files[volume_id].layers) == {"", *layers}, "SQL knows every layer, and every layer is there"
         for layer_id, below in layers.items():

@@ -1,10 +1,10 @@
 """Vms whose disks are lost with their host: what there is to bring them back from, and the operation that does."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core.lost_disks import Answer, Lost, judge
+from trimtab_controller.core.lost_disks import AFTER, Answer, Lost, judge
 from trimtab_controller.core.model import Actor, Backup, Operation, Vm
 from trimtab_controller.core.model.failover import FailoverRow
 from trimtab_controller.operations.accept import accept
@@ -14,7 +14,9 @@ from trimtab_controller.store import backup_repos, backup_settings, backups, des
 KIND = "vm.bring_back"
 
 
-def look(session: Session, vm: Vm, record: FailoverRow, *, now: datetime) -> tuple[Answer, Backup | None]:
+def look(
+    session: Session, vm: Vm, record: FailoverRow, *, now: datetime, after: timedelta = AFTER
+) -> tuple[Answer, Backup | None]:
     """Return whether the vm's disks are to come back now, why or why not, and from which backup."""
     policy = backup_repos.policies(session).get(vm.backup_policy_id) if vm.backup_policy_id else None
     whole = [one for one in backups.of_vms(session, [vm.id])[vm.id] if one.state == "ready"]
@@ -34,7 +36,7 @@ def look(session: Session, vm: Vm, record: FailoverRow, *, now: datetime) -> tup
         backup_at=(backup.taken_at or backup.created_at) if backup is not None else None,
         disks_match=backup is not None and set(backup_restore.disk_sizes(backup)) == names,
     )
-    return judge(lost, now=now), backup
+    return judge(lost, now=now, after=after), backup
 
 
 def bring_back(session: Session, vm: Vm, backup: Backup, *, actor: Actor, now: datetime) -> Operation:
