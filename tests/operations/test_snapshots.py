@@ -11,7 +11,6 @@ from tests.operations.invariants import audit_invariants
 from tests.operations.kit import GIB, FleetStory
 from trimtab_agent.hypervisor.simulation import Fault, FaultKind
 from trimtab_controller.core.lifecycle import ObservedState, OperationState
-from trimtab_controller.core.model import Vm
 from trimtab_controller.loops.upkeep import Upkeep
 from trimtab_controller.services import snapshots as service
 from trimtab_controller.store import describe, host_reports
@@ -296,7 +295,7 @@ def test_a_linked_clone_keeps_its_base_and_lets_it_go_once_it_is_purged(story: F
 
 
 def test_a_linked_clone_on_a_hosts_own_storage_moves_whole_and_stands_alone(story: FleetStory) -> None:
-    source, clone = _cloned_on_local_storage(story)
+    source, clone = snaps.cloned_on_local_storage(story, "web1")
     home = clone.host_id
     with pytest.raises(Conflict, match=f"trimtab vm migrate {clone.name}") as base:
         story.accept_power(story.vm(source.id), "migrate")
@@ -317,32 +316,6 @@ def test_a_linked_clone_on_a_hosts_own_storage_moves_whole_and_stands_alone(stor
         story.accept_power(story.vm(source.id), verb)
         story.settle()
     assert snaps.marks(story, clone.id) == {"a", "c"}
-
-
-def test_a_linked_clone_whose_move_fails_stays_a_clone_and_nothing_of_it_is_elsewhere(story: FleetStory) -> None:
-    _source, clone = _cloned_on_local_storage(story)
-    story.fleet.plan_fault("migrate.copying", Fault(FaultKind.FAIL_BEFORE), host_id=clone.host_id)
-    moved = story.accept_power(clone, "migrate")
-    story.settle()
-    assert story.operation(moved.id).state is OperationState.FAILED
-    (volume,) = story.volumes(clone.id)
-    assert volume.parent_volume_id is not None
-    assert snaps.marks(story, clone.id) == {"a", "c"}
-    pool = describe.pool_spec(story.local)
-    holders = [one for one in story.host_ids if volume.id in story.fleet.store(one, pool).volumes]
-    assert holders == [clone.host_id] == [story.vm(clone.id).host_id]
-    assert audit_invariants(story) == []
-
-
-def _cloned_on_local_storage(story: FleetStory) -> tuple[Vm, Vm]:
-    source = story.running_vm(pool=story.local, image=story.add_image("own", story.shared))
-    snaps.writes(story, source, "a")
-    accepted = snaps.accept_clone(story, source, "web2", is_linked=True)
-    story.settle()
-    clone = story.vm(accepted.subject_id)
-    snaps.writes(story, clone, "c")
-    snaps.writes(story, source, "b")
-    return source, clone
 
 
 def test_a_full_clone_is_on_its_own_and_its_snapshot_goes(story: FleetStory) -> None:
