@@ -38,7 +38,8 @@ def site(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
     """The repository, and two guests on node1's own disk: `origin`, and its linked clone `twin`."""
     made = Site(fleet, folder := tmp_path_factory.mktemp("site"), folder / "first.key")
     fleet.ok("backup", "repo", "create", "site", "--url", URL, "--key-file", str(made.key_file))
-    fleet.create("origin", pool="local", index=72, to="node1")
+    kept = ("--ha", "restart", "--pool", "local", "--to", "node1")
+    fleet.ok("vm", "create", "origin", "--image", "micro", "--memory", "96MiB", "--network", "default", *kept, "--wait")
     fleet.wait_for_ticks("origin", 2)
     fleet.ok("vm", "clone", "origin", "twin", "--linked")
     yield made
@@ -103,7 +104,7 @@ def test_a_key_that_was_changed_opens_old_and_new_backups_and_the_former_one_ope
 def test_a_guest_whose_disks_are_lost_with_its_host_comes_back_from_its_backup_and_counts_on(site: Site) -> None:
     fleet = site.fleet
     fleet.ok("backup", "policy", "create", "lossless", "--schedule", "0 2 * * *", "--repo", "site", "--recover-lost")
-    fleet.ok("vm", "update", "twin", "--ha", "restart", "--backup-policy", "lossless")
+    fleet.ok("vm", "update", "twin", "--backup-policy", "lossless")
     counted, _uptime = fleet.ticks("twin")
     site.back_up("twin")
     twin, home = fleet.vm("twin"), fleet.vm("twin")["host"]
