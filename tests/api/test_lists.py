@@ -39,6 +39,39 @@ async def test_pages_show_everything_once_in_order(api_on_each: Api, order_by: s
     assert len(set(shown)) == 7
 
 
+async def test_the_basic_view_shows_of_each_vm_the_same_as_the_whole(api_on_each: Api) -> None:
+    api = api_on_each
+    declared = await api.make_vm("declared", networks=[{"network": "default", "ip": "10.20.0.5"}], labels={"tier": "web"})
+    seen = await api.make_vm("seen")
+    at = api.clock.now()
+    await api.set_vm(
+        seen["id"],
+        host_id=api.ids["node1"],
+        observed_host_id=api.ids["node1"],
+        observed_state="running",
+        observed_addresses=["10.20.0.77"],
+        observed_at=at,
+        problem="a disk is full",
+        hand_changes=["vcpus"],
+    )
+    api.clock.turn(seconds=3)
+    wholes = (await api.call("p1-viewer", "GET", VMS)).json()["items"]
+    parts = (await api.call("p1-viewer", "GET", VMS, params={"view": "basic"})).json()["items"]
+    assert [one["id"] for one in parts] == [declared["id"], seen["id"]]
+    for part, whole in zip(parts, wholes, strict=True):
+        assert part["operation"]["id"], "the one that is under way is shown"
+        nics = part.pop("nics")
+        assert [one["addresses"] for one in nics] == [
+            nic["addresses"] for nic in whole["nics"] if nic["addresses"] and not whole["observed"]["addresses"]
+        ]
+        assert part == _part_of(whole, part)
+
+
+def _part_of(whole: Any, part: Any) -> Any:
+    """Return what `whole` has of the fields of `part`."""
+    return {key: _part_of(whole[key], value) if isinstance(value, dict) else whole[key] for key, value in part.items()}
+
+
 async def test_a_page_is_not_upset_by_what_comes_and_goes(api: Api) -> None:
     await some_vms(api, 4)
     first = (await api.call("p1-viewer", "GET", VMS, params={"page_size": 2})).json()

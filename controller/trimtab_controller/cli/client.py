@@ -77,20 +77,32 @@ class Client:
         return self._exchange(method, path, query=query, body=body, key=key, if_match=if_match)
 
     def pages(self, path: str, query: Query | None = None, *, limit: int | None = None) -> Iterator[Any]:
-        """Yield the items of a list, page by page, `limit` at most."""
-        wanted = dict(query or {})
-        token, yielded = "", 0
-        while True:
-            left = _PAGE_SIZE if limit is None else min(_PAGE_SIZE, limit - yielded)
-            if left <= 0:
-                return
-            answer = self.get(path, {**wanted, "page_size": left, "page_token": token or None})
-            items = answer.get("items", [])
-            yield from items if limit is None else items[:left]
-            yielded += len(items)
-            token = answer.get("next_page_token") or ""
-            if not token:
-                return
+        """Yield the items of a list, page by page, `limit` at most.
+
+        The next page is read while the caller is busy with this one: until the end the client is for nothing else.
+        """
+        if limit is not None and limit <= 0:
+            return
+        items, token = self._page(path, query, limit, "")
+        left = None if limit is None else limit - len(items)
+        if not token or left == 0:
+            yield from items
+            return
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(1) as reader:
+            while token and left != 0:
+                ahead = reader.submit(self._page, path, query, left, token)
+                yield from items
+                items, token = ahead.result()
+                left = None if left is None else left - len(items)
+            yield from items
+
+    def _page(self, path: str, query: Query | None, left: int | None, token: str) -> tuple[list[Any], str]:
+        """Return the items of one page, `left` at most, and the token of the next, '' on the last."""
+        size = _PAGE_SIZE if left is None else min(_PAGE_SIZE, left)
+        answer = self.get(path, {**(query or {}), "page_size": size, "page_token": token or None})
+        return answer.get("items", [])[:left], answer.get("next_page_token") or ""
 
     def upload(
         self,

@@ -1,17 +1,26 @@
-"""One session at a console: a token from the API, and the websocket that it opens."""
+"""One session at a console: a token from the API, and the websocket that it opens.
 
+The websockets of all sessions live in one event loop in a thread of its own. Two threads at one TLS connection, as the blocking
+client of `websockets` has them, are one too many: OpenSSL's objects are for one thread at a time, and one connection in some 150
+never finished its handshake (measured with Python 3.11, where nothing locks them).
+"""
+
+import asyncio
 import json
 import ssl
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from trimtab_controller.cli.errors import CommandFailed, from_problem
 from trimtab_controller.cli.session import Session
 
 if TYPE_CHECKING:
-    from websockets.sync.client import ClientConnection
+    from websockets.asyncio.client import ClientConnection
 
+T = TypeVar("T")
 OPEN_TIMEOUT_S = 30.0
 # What a controller closes with when the session was ended for a reason, `CODE: sentence`.
 _ENDED_CODE = 4000
@@ -30,7 +39,7 @@ class ConsoleLine:
 
         try:
             while True:
-                yield _bytes(self._socket.recv())
+                yield _bytes(_wait_for(self._socket.recv()))
         except ConnectionClosed as closed:
             code, reason = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (0, "")
             if code == _ENDED_CODE:
@@ -50,35 +59,25 @@ class ConsoleLine:
         from websockets.exceptions import ConnectionClosed
 
         try:
-            self._socket.send(content)
+            _wait_for(self._socket.send(content))
         except ConnectionClosed:
             return
 
     def close(self) -> None:
         self._was_left = True
-        self._socket.close()
+        _wait_for(self._socket.close())
 
 
 def open_line(session: Session, vm_path: str, kind: str) -> ConsoleLine:
     """Return an open session at the console of the vm at `vm_path`; refusals are the API's own."""
     from websockets.exceptions import InvalidHandshake, InvalidStatus
-    from websockets.sync.client import connect
-    from websockets.typing import Subprotocol
 
     ticket: dict[str, Any] = session.client.send("POST", f"{vm_path}:console", {"kind": kind})
     parts = urlsplit(session.context.url)
-    context = ssl.create_default_context(cafile=session.context.ca or None)
+    tls = ssl.create_default_context(cafile=session.context.ca or None)
     uri = f"wss://{parts.hostname}:{parts.port or 8443}{parts.path.rstrip('/')}{ticket['path']}"
     try:
-        socket = connect(
-            uri,
-            ssl=context,
-            subprotocols=[Subprotocol(ticket["subprotocol"]), Subprotocol(ticket["token"])],
-            compression=None,
-            proxy=None,
-            open_timeout=OPEN_TIMEOUT_S,
-            max_size=None,
-        )
+        socket = _wait_for(_connect(uri, tls, [ticket["subprotocol"], ticket["token"]]))
     except InvalidStatus as refused:
         raise from_problem(refused.response.status_code, _document(refused.response.body), request_id="") from refused
     except (OSError, InvalidHandshake) as error:
@@ -86,6 +85,33 @@ def open_line(session: Session, vm_path: str, kind: str) -> ConsoleLine:
             f"the controller does not open the console: {error}", code="console-unreachable", kind="unavailable"
         ) from error
     return ConsoleLine(socket)
+
+
+async def _connect(uri: str, tls: ssl.SSLContext, protocols: Sequence[str]) -> "ClientConnection":
+    from websockets.asyncio.client import connect
+    from websockets.typing import Subprotocol
+
+    return await connect(
+        uri,
+        ssl=tls,
+        subprotocols=[Subprotocol(one) for one in protocols],
+        compression=None,
+        proxy=None,
+        open_timeout=OPEN_TIMEOUT_S,
+        max_size=None,
+    )
+
+
+def _wait_for(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run_coroutine_threadsafe(work, _loop()).result()
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """Return the loop of all sessions; it ends with the program."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="consoles", daemon=True).start()
+    return loop
 
 
 def _bytes(message: str | bytes) -> bytes:

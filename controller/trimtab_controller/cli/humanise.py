@@ -66,4 +66,5 @@ def bar(used: float, limit: float, *, width: int = 20) -> str:
 
 def plain(text: object) -> str:
     """Return text without control characters: names and messages may come from a guest, a terminal obeys them."""
-    return _CONTROL.sub("�", str(text).replace("\n", " ").replace("\t", " "))
+    found = str(text)
+    return found if found.isprintable() else _CONTROL.sub("�", found.replace("\n", " ").replace("\t", " "))

@@ -82,27 +82,34 @@ def chosen_columns(session: Session, columns: Sequence[Column]) -> list[Column]:
     return [by_name.get(name) or Column(name, name) for name in session.columns]
 
 
-def show_list(session: Session, items: Iterable[Document], columns: Sequence[Column], *, empty: str = "") -> None:
-    """Print a list to stdout in the form asked for."""
+def show_list(session: Session, items: Iterable[Document], columns: Sequence[Column], *, empty: str = "") -> int:
+    """Print a list to stdout in the form asked for, once it has all of it; return how many items it has."""
+    if session.output in {"table", "wide"}:
+        return _show_table(session, items, columns, empty=empty)
+    found = list(items)
     match session.output:
         case "json":
-            write_json([_picked(session, item, columns) for item in items])
+            write_json([_picked(session, item, columns) for item in found])
         case "yaml":
-            write_yaml([_picked(session, item, columns) for item in items])
-        case "name":
-            for item in items:
-                write_line(name_of(item))
+            write_yaml([_picked(session, item, columns) for item in found])
         case _:
-            found = list(items)
-            picked = chosen_columns(session, columns)
-            _check_columns(session, found, columns)
-            if not found and empty:
-                print(empty, file=sys.stderr)
-            if found or not empty:
-                moment = now()
-                table(
-                    [column.title for column in picked], [[one.text(item, moment) for one in picked] for item in found], session
-                )
+            for item in found:
+                write_line(name_of(item))
+    return len(found)
+
+
+def _show_table(session: Session, items: Iterable[Document], columns: Sequence[Column], *, empty: str) -> int:
+    picked, moment = chosen_columns(session, columns), now()
+    found, rows = [], []
+    for item in items:
+        found.append(item)
+        rows.append([one.text(item, moment) for one in picked])
+    _check_columns(session, found, columns)
+    if not found and empty:
+        print(empty, file=sys.stderr)
+    if found or not empty:
+        table([column.title for column in picked], rows, session)
+    return len(found)
 
 
 def show_one(
@@ -187,8 +194,12 @@ def has_colour() -> bool:
 
 def coloured(text: str, word: str | None = None) -> str:
     """Return text in the colour of its first word (a state), where the terminal may have colours."""
-    code = _COLOURS.get((word if word is not None else text).split(" ", 1)[0])
-    return f"\x1b[{code}m{text}\x1b[0m" if code and has_colour() else text
+    return _in_colour(text, word if word is not None else text) if has_colour() else text
+
+
+def _in_colour(text: str, word: str) -> str:
+    code = _COLOURS.get(word.split(" ", 1)[0])
+    return f"\x1b[{code}m{text}\x1b[0m" if code else text
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], session: Session | None = None) -> None:
@@ -199,20 +210,17 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], session: Session
         import shutil
 
         cut = max(20, shutil.get_terminal_size().columns - sum(widths[:-1]) - len(_GAP) * (len(widths) - 1))
-    write_line(row_text(titles, widths, is_title=True, cut=cut))
-    for row in rows:
-        write_line(row_text(row, widths, cut=cut))
+    is_coloured = has_colour()
+    lines = [row_text(titles, widths, cut=cut)]
+    lines += [row_text(row, widths, is_coloured=is_coloured, cut=cut) for row in rows]
+    write_line("\n".join(lines))
 
 
-def row_text(cells: Sequence[str], widths: Sequence[int], *, is_title: bool = False, cut: int | None = None) -> str:
-    shown = []
-    for index, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        is_last = index == len(cells) - 1
-        text = cell
-        if is_last and cut is not None and len(cell) > cut:
-            text = cell[: cut - 1] + "…"
-        padded = text if is_last else text + " " * (width - len(text))
-        shown.append(padded if is_title else coloured(padded, cell))
+def row_text(cells: Sequence[str], widths: Sequence[int], *, is_coloured: bool = False, cut: int | None = None) -> str:
+    last = cells[-1] if cut is None or len(cells[-1]) <= cut else cells[-1][: cut - 1] + "…"
+    shown = [*map(str.ljust, cells[:-1], widths), last]
+    if is_coloured:
+        shown = list(map(_in_colour, shown, cells))
     return _GAP.join(shown).rstrip()
 
 

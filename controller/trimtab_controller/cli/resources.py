@@ -25,6 +25,8 @@ class Resource:
     # Its changes can be had as a stream; where each filter of the API is in the document, since a stream is not filtered.
     is_streamed: bool = False
     filter_paths: Mapping[str, str] = field(default_factory=dict)
+    # The API has a short form of each for lists (`view=basic`), which holds all that the columns show.
+    has_basic_view: bool = False
 
     def place(self, session: Session, *segments: str, verb: str = "") -> str:
         """Return the path of the collection or, with a name, of one of it, with its custom verb."""
@@ -67,10 +69,17 @@ def list_all(session: Session, resource: Resource, more: Query | None = None, *,
 
         watching.watch(session, resource, path, query)
         return
-    items = list(session.client.pages(path, query, limit=session.limit))
-    render.show_list(session, items, resource.columns, empty=resource.nothing(session))
-    if is_cut and len(items) == NEWEST:
+    if resource.has_basic_view and not session.is_machine_output and _are_known(session, resource):
+        query["view"] = "basic"
+    items = session.client.pages(path, query, limit=session.limit)
+    count = render.show_list(session, items, resource.columns, empty=resource.nothing(session))
+    if is_cut and count == NEWEST:
         render.say(f"the newest {NEWEST}; --limit shows more")
+
+
+def _are_known(session: Session, resource: Resource) -> bool:
+    """Tell whether the columns asked for are the resource's own, and no paths into the whole document."""
+    return {column.name for column in resource.columns}.issuperset(session.columns)
 
 
 def read(session: Session, resource: Resource, name: str) -> Document:

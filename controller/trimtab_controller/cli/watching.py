@@ -36,9 +36,9 @@ class Printer:
             titles = [column.title for column in self._columns]
             least = [max(len(title), _ROW_WIDTHS_LEAST) for title in titles]
             self._widths = [max([least[index], *(len(row[index]) for row in rows)]) for index in range(len(titles))]
-            render.write_line(render.row_text(titles, self._widths, is_title=True))
+            render.write_line(render.row_text(titles, self._widths))
             for row in rows:
-                render.write_line(render.row_text(row, self._widths))
+                render.write_line(render.row_text(row, self._widths, is_coloured=render.has_colour()))
         else:
             for item in items:
                 self._print(item)
@@ -70,7 +70,7 @@ class Printer:
             case _:
                 moment = render.now()
                 row = [column.text(item, moment) for column in self._columns]
-                render.write_line(render.row_text(row, self._widths))
+                render.write_line(render.row_text(row, self._widths, is_coloured=render.has_colour()))
 
 
 def watch(session: Session, resource: Resource, path: str, query: Query) -> None:

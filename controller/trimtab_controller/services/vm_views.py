@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core.model import Nic, Operation, Project, Vm, Volume
+from trimtab_controller.core.model import Nic, Operation, Project, Vm, VmSummary, Volume
 from trimtab_controller.core.placement.verdict import Decision
 from trimtab_controller.store import (
     keyset,
@@ -36,6 +36,19 @@ class VmView:
     group_name: str = ""
     # Names of its security groups.
     secgroups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmSummaries:
+    """A page of vms as a list of many shows them."""
+
+    vms: tuple[VmSummary, ...]
+    # Of those that nothing was seen of: what was declared for their nics, with prefix length.
+    addresses: Mapping[str, Sequence[str]]
+    # Those that lock one of the vms, by vm.
+    live: Mapping[str, Operation]
+    # id -> name, of everything the vms refer to.
+    names: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +103,28 @@ def page(
 ) -> tuple[tuple[VmView, ...], tuple[str, str] | None]:
     found, next_after = vm_listing.page(session, page, project_ids=[project_id], with_deleted=with_deleted)
     return views(session, found), next_after
+
+
+def summaries(
+    session: Session, page: keyset.Page, *, project_id: str, with_deleted: bool
+) -> tuple[VmSummaries, tuple[str, str] | None]:
+    found, next_after = vm_listing.summaries(session, page, project_id=project_id, with_deleted=with_deleted)
+    ids = [vm.id for vm in found]
+    names = lookup.names_in(
+        session,
+        {
+            schema.project: {project_id},
+            schema.host: {vm.host_id for vm in found} | {vm.observed_host_id for vm in found},
+            schema.image: {vm.image_id for vm in found},
+        },
+    )
+    unseen = [vm.id for vm in found if not vm.observed_addresses]
+    return VmSummaries(
+        vms=found,
+        addresses=vms.declared_addresses(session, unseen),
+        live=operations.live_by_subject(session, ids),
+        names=names,
+    ), next_after
 
 
 def by_ids(session: Session, vm_ids: Sequence[str], *, project_id: str) -> tuple[VmView, ...]:

@@ -51,6 +51,12 @@ _ADDRESSES = (
     .where(among_asked(schema.nic.c.vm_id, "vm_ids"))
     .order_by(schema.nic_address.c.address)
 )
+_ADDRESSES_OF_VMS = (
+    sa.select(schema.nic.c.vm_id, schema.nic_address.c.address, schema.nic_address.c.prefix_length)
+    .join(schema.nic, schema.nic.c.id == schema.nic_address.c.nic_id)
+    .where(among_asked(schema.nic.c.vm_id, "vm_ids"))
+    .order_by(schema.nic.c.nic_index, schema.nic_address.c.address)
+)
 
 
 def from_row(row: sa.Row[Any]) -> Vm:
@@ -163,6 +169,14 @@ def nics_of(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Nic, ...
     for row in session.execute(_NICS, of):
         found[row.vm_id].append(build(Nic, row, addresses=tuple(addresses.get(row.id, ()))))
     return {vm_id: tuple(nics) for vm_id, nics in found.items()}
+
+
+def declared_addresses(session: Session, vm_ids: Sequence[str]) -> dict[str, list[str]]:
+    """Return the addresses declared for the nics of those vms that have some, with prefix length; one query."""
+    found: dict[str, list[str]] = {}
+    for row in session.execute(_ADDRESSES_OF_VMS, {"vm_ids": list(vm_ids)}) if vm_ids else ():
+        found.setdefault(row.vm_id, []).append(f"{row.address}/{row.prefix_length}")
+    return found
 
 
 def delete_nics(session: Session, vm_id: str) -> None:

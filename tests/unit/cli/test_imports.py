@@ -175,6 +175,7 @@ def bomb(disk: bytearray) -> None:
         (poke(12, struct.pack("<Q", 1 << 60)), "16 TiB"),
         (poke(20, struct.pack("<Q", 1 << 30)), "grains"),
         (poke(36, struct.pack("<Q", 1 << 40)), "descriptor has"),
+        (poke(28, struct.pack("<Q", 1 << 63)), "descriptor lies outside"),
         (describe_anew('createType="monolithicFlat"\nRW 18432 FLAT "/etc/shadow" 0\n'), "monolithicFlat"),
         (describe_anew('createType="streamOptimized"\nparentCID=0badcafe\n'), "parent"),
         (describe_anew('createType="streamOptimized"\nparentFileNameHint="/etc/shadow"\n'), "parent"),

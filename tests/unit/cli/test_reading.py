@@ -31,6 +31,28 @@ def test_list_reads_every_page_over_one_connection(trimtab: Trimtab, controller:
     assert len({one.connection for one in controller.seen}) == 1
 
 
+def test_a_table_asks_for_the_part_that_it_shows_and_reads_every_page(trimtab: Trimtab, controller: FakeController) -> None:
+    pages = [page(vm("a"), token="t1"), page(vm("b"), token="t2"), page(vm("c"))]
+    controller.on("GET", VMS, *pages)
+    assert [line.split()[0] for line in trimtab("vm", "list").out.splitlines()] == ["NAME", "a", "b", "c"]
+    assert [one.query.get("view") for one in controller.seen] == ["basic"] * 3
+    assert [one.query.get("page_token", "") for one in controller.seen] == ["", "t1", "t2"]
+
+
+@pytest.mark.parametrize("options", [("-o", "json"), ("-o", "yaml"), ("-c", "name,shape.os")])
+def test_what_may_show_any_field_asks_for_all(trimtab: Trimtab, controller: FakeController, options: tuple[str, str]) -> None:
+    controller.on("GET", VMS, page(vm("a")))
+    assert trimtab("vm", "list", *options).code == 0
+    assert controller.seen[0].query.get("view") is None
+
+
+def test_a_refused_later_page_is_told_and_nothing_is_printed(trimtab: Trimtab, controller: FakeController) -> None:
+    controller.on("GET", VMS, page(vm("a"), token="t1"), problem(400, "page-token", "invalid", "start again"))
+    found = trimtab("vm", "list")
+    assert (found.out, "start again" in found.err) == ("", True)
+    assert found.code != 0
+
+
 def test_list_leaves_nothing_out_of_a_page_that_is_larger_than_asked_for(trimtab: Trimtab, controller: FakeController) -> None:
     controller.on("GET", VMS, page(*[vm(f"v{i}") for i in range(1200)]))
     assert len(trimtab("vm", "list", "-o", "name").out.split()) == 1200

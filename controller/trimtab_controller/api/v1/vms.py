@@ -31,13 +31,14 @@ from trimtab_controller.api.fields import (
     RefOrNone,
     Vcpus,
 )
+from trimtab_controller.api.lists import ListQuery
 from trimtab_controller.api.mutate import Order, accepted, answered, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
 from trimtab_controller.api.paths import NamePath
 from trimtab_controller.api.render import dump, dump_list, etag_of, json_response
 from trimtab_controller.api.resources.common import ListOf
 from trimtab_controller.api.resources.operations import render
-from trimtab_controller.api.resources.vms import VmAnswer, VmResource, render_vm
+from trimtab_controller.api.resources.vms import VmAnswer, VmResource, VmSummaryResource, render_summaries, render_vm
 from trimtab_controller.api.runtime import Runtime
 from trimtab_controller.api.security import requires
 from trimtab_controller.core.firewall import GROUPS_MAX
@@ -212,7 +213,7 @@ class VmChanges(Body):
     drivers_iso: Literal[""] | None = None
 
 
-@router.get("/v1/projects/{project}/vms", response_model=ListOf[VmResource])
+@router.get("/v1/projects/{project}/vms", response_model=ListOf[VmResource] | ListOf[VmSummaryResource])
 async def list_vms(
     request: Request,
     runtime: InRuntime,
@@ -220,16 +221,31 @@ async def list_vms(
     query: Listing,
     show_deleted: Annotated[bool, Query(description="Also those that undelete can still bring back.")] = False,
     watch: Annotated[bool, Query(description="A stream of events: every vm now, then each change.")] = False,
+    view: Annotated[
+        Literal["full", "basic"], Query(description="`basic`: of each vm the part that a list of many shows.")
+    ] = "full",
 ) -> Response:
     """List the project's vms; filter by name, host, state, desired, image, network, arch."""
     if watch:
         return await streams.watch_vms(request, runtime, access, query.page)
+    if view == "basic":
+        return await _list_summaries(runtime, access, query, with_deleted=show_deleted)
     found, after = await runtime.context.db.read(
         lambda session: vm_views.page(session, query.page, project_id=access.project_id, with_deleted=show_deleted)
     )
     now, heard = runtime.context.clock.now(), runtime.context.heard()
     items = [render_vm(view, now=now, heard=heard) for view in found]
     return json_response(dump_list(VmResource, items, query.next_token(after)))
+
+
+async def _list_summaries(runtime: Runtime, access: Access, query: ListQuery, *, with_deleted: bool) -> Response:
+    owner = access.own_project
+    found, after = await runtime.context.db.read(
+        lambda session: vm_views.summaries(session, query.page, project_id=owner.id, with_deleted=with_deleted)
+    )
+    now, heard = runtime.context.clock.now(), runtime.context.heard()
+    items = render_summaries(found, project=owner.name, now=now, heard=heard)
+    return json_response(dump_list(VmSummaryResource, items, query.next_token(after)))
 
 
 @router.post("/v1/projects/{project}/vms", status_code=202, response_model=VmAnswer)

@@ -61,7 +61,7 @@ def _layout(source: BinaryIO, name: str) -> _Layout:
         raise _refused(
             name, f"its grains have {grain} sectors and its tables {fields[7]} entries, as no VMDK of ours to read has"
         )
-    _check_descriptor(source, descriptor_at, descriptor_length, name)
+    _check_descriptor(source, descriptor_at, descriptor_length, end, name)
     directory_at = fields[9]
     if directory_at == _AT_END:
         # Written as a stream: the header that knows where things are stands at the end, before the end-of-stream marker.
@@ -82,12 +82,14 @@ def _header(source: BinaryIO, at: int, name: str) -> tuple[int, ...]:
     return tuple(field if isinstance(field, int) else 0 for field in fields)
 
 
-def _check_descriptor(source: BinaryIO, at: int, length: int, name: str) -> None:
+def _check_descriptor(source: BinaryIO, at: int, length: int, end: int, name: str) -> None:
     """Refuse a disk that says it is part of others: a delta over a parent, or extents in other files."""
     if not at:
         return
     if length > _DESCRIPTOR_MAX_SECTORS:
         raise _refused(name, f"its descriptor has {length} sectors")
+    if at * SECTOR >= end:
+        raise _refused(name, "its descriptor lies outside the file; it was cut short")
     source.seek(at * SECTOR)
     text = source.read(length * SECTOR).split(b"\0", 1)[0].decode("utf-8", "replace")
     values = {key.lower(): value for key, value in re.findall(r'^\s*(\w+)\s*=\s*"?([^"\r\n]*)"?\s*$', text, re.MULTILINE)}

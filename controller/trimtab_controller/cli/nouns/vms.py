@@ -26,6 +26,7 @@ VM = Resource(
     columns=COLUMNS,
     describe=describe,
     is_streamed=True,
+    has_basic_view=True,
     filter_paths={
         "name": "name",
         "host": "host",

@@ -1,7 +1,7 @@
 """The nouns of the control plane as frozen dataclasses: what `store` returns and every layer above passes on."""
 
 from trimtab_controller.core.model.backups import Backup, BackupInstant, BackupPolicy, BackupRepo, RecoveryPlan
-from trimtab_controller.core.model.compute import Claim, MigrationRow, Nic, SecGroup, Vm, VmGroup
+from trimtab_controller.core.model.compute import Claim, MigrationRow, Nic, SecGroup, Vm, VmGroup, VmSummary
 from trimtab_controller.core.model.fleet import Host, HostClass
 from trimtab_controller.core.model.identity import Actor, Project, Role, Token, User
 from trimtab_controller.core.model.operations import Event, JournalEntry, Operation, OperationError
@@ -43,5 +43,6 @@ __all__ = [
     "User",
     "Vm",
     "VmGroup",
+    "VmSummary",
     "Volume",
 ]

@@ -77,6 +77,30 @@ class Vm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VmSummary:
+    """What a list of many vms shows of each; the fields are those of `Vm`."""
+
+    id: str
+    name: str
+    labels: Mapping[str, str]
+    arch: str
+    vcpus: int
+    memory_mib: int
+    image_id: str | None
+    desired_power: DesiredPower
+    host_id: str
+    epoch: int
+    observed_state: ObservedState
+    observed_host_id: str
+    observed_at: datetime | None
+    observed_addresses: tuple[str, ...]
+    problem: str
+    hand_changes: tuple[str, ...]
+    created_at: datetime
+    deleted_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmGroup:
     """Vms with a placement relation; `rule` is `{"rules": [...]}`, each as `core.placement.needs.GroupRule` stores it."""
 
