@@ -75,12 +75,16 @@ class Lane:
     def virsh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.lab.run(HOST, ["virsh", "-q", *arguments], check=False, timeout_s=60)
 
-    def play(self, count: int) -> "Lane":
+    def play(self, count: int, until_s: float) -> "Lane":
+        """Play so many rounds, fewer where the clock says so."""
         for number in range(1, count + 1):
+            is_last = number == count or time.monotonic() > until_s
             self.round(number)
-            if number % CHECK_EVERY == 0 or number == count:
+            if number % CHECK_EVERY == 0 or is_last:
                 self.check()
                 assert len(self.contents) > number // CHECK_EVERY, "the disk changed between the backups"
+            if is_last:
+                break
         return self
 
     def round(self, number: int) -> None:
@@ -171,14 +175,14 @@ class Lane:
         repository.close()
 
 
-def campaign(lab: Lab, folder: Path, *, seed: int, count: int, lanes: int) -> dict[str, Any]:
+def campaign(lab: Lab, folder: Path, *, seed: int, count: int, lanes: int, minutes: float) -> dict[str, Any]:
     """Play it and return its figures, with `problem` where something was wrong: '' where nothing was."""
     (folder / "repository").mkdir()
     opened(folder / "repository").close()
     made = [Lane(lab, folder, number, seed) for number in range(1, lanes + 1)]
-    problem = ""
+    problem, until_s = "", time.monotonic() + minutes * 60
     with ThreadPoolExecutor(lanes) as pool:
-        playing = [pool.submit(lane.play, len(range(number, count, lanes))) for number, lane in enumerate(made)]
+        playing = [pool.submit(lane.play, len(range(number, count, lanes)), until_s) for number, lane in enumerate(made)]
         for one in playing:
             error = one.exception()
             if error is not None:
@@ -207,7 +211,7 @@ def played(asked: argparse.Namespace) -> dict[str, Any]:
         lab = Lab.named(f"bk-kills-{os.getpid()}", state_directory=folder / "lab")
         try:
             lab.up(hosts=1)
-            report |= campaign(lab, folder, seed=asked.seed, count=asked.kills, lanes=asked.lanes)
+            report |= campaign(lab, folder, seed=asked.seed, count=asked.kills, lanes=asked.lanes, minutes=asked.minutes)
         finally:
             lab.down()
     report["seconds"] = round((datetime.now(UTC) - began).total_seconds())
@@ -233,6 +237,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=150)
     parser.add_argument("--lanes", type=int, default=3, help="domains that are backed up side by side")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no round begins later than this")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--evidence", type=Path, default=EVIDENCE, help="where a report of its own goes")
     parser.add_argument("--report", type=Path, help="the report that this run becomes a part of")
