@@ -94,6 +94,17 @@ async def test_coverage_names_who_would_not_come_back_and_why(api: Api) -> None:
     assert (by_name["node2"]["is_covered"], by_name["node2"]["unprotected_count"]) == (True, 1)
 
 
+async def test_coverage_tells_what_a_vm_on_local_disks_would_lose_with_its_host(api: Api) -> None:
+    vm = await place(api, "db", "node1", ha="restart")
+    await api.write(lambda session: session.execute(schema.pool.update().values(is_shared=False)))
+    (lost,) = (await api.call("fleet-viewer", "GET", "/v1/failover-coverage")).json()["local_vms"]
+    assert (lost["vm"], lost["vm_id"], lost["host"]) == ("db", vm["id"], "node1")
+    assert (lost["comes_back"], lost["backup"], lost["loss_window_s"]) == (False, None, None)
+    assert "--recover-lost" in lost["why"]
+    await api.write(lambda session: session.execute(schema.pool.update().values(is_shared=True)))
+    assert (await api.call("fleet-viewer", "GET", "/v1/failover-coverage")).json()["local_vms"] == []
+
+
 async def test_capacity_counts_what_is_free_and_what_fits(api: Api) -> None:
     await place(api, "web1", "node1")
     (fleet,) = (await api.call("fleet-viewer", "GET", "/v1/capacity")).json()["items"]

@@ -40,8 +40,7 @@ def restore(repository: Repository, file: Path) -> dict[str, float]:
     with open_backup(repository, VM, "bk-2") as reader:
         disk = reader.disk("vda")
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(file), str(disk.manifest.size_bytes)], check=True)
-        socket = file.with_suffix(".sock")
-        written = restore_disk(disk, file, format="qcow2", socket=socket, on_progress=lambda _done, _total: None)
+        written = restore_disk(disk, file, format="qcow2", on_progress=lambda _done, _total: None)
     return {"written_bytes": written}
 
 

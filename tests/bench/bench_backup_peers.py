@@ -23,6 +23,7 @@ from trimtab_lab.hosts import Lab
 
 HOST = "node1"
 OWN = Path(__file__).with_name("backup_in_lab.py")
+REPOSITORY = OWN.parents[2]
 SIZE_BYTES, DATA_MIB = 2 << 30, 1024
 BACKEND = "/machine/peripheral/virtio-disk0/virtio-backend"
 XML = """<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid>
@@ -103,7 +104,9 @@ class Bench:
 
     def _in_host(self, command: list[str]) -> tuple[dict[str, float], str]:
         try:
-            return measured(self.lab.command(HOST, command), environment=self.lab.environment(HOST))
+            return measured(
+                self.lab.command(HOST, command), environment={**self.lab.environment(HOST), "PYTHONPATH": str(REPOSITORY)}
+            )
         except subprocess.CalledProcessError as error:
             raise SystemExit(f"{command[0]}: {error.stdout[-1500:]} {error.stderr[-3000:]}") from error
 

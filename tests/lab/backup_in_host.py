@@ -126,7 +126,7 @@ def restore(repository: Repository, vm_id: str, backup_id: str, file: Path) -> d
         disk = reader.disk("vda")
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(file), str(disk.manifest.size_bytes)], check=True)
         socket = file.with_suffix(".sock")
-        restore_disk(disk, file, format="qcow2", socket=socket, on_progress=lambda _done, _total: None)
+        restore_disk(disk, file, format="qcow2", on_progress=lambda _done, _total: None)
         with served_volume(file, format="qcow2", socket=socket) as client:
             return {"sha256": digest_of(client), "has_definition": reader.attachment("domain.xml").startswith(b"<domain")}
 

@@ -13,7 +13,7 @@ from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.lost_disks import AFTER
 from trimtab_controller.core.model import Vm
 from trimtab_controller.loops.lost_disks import LostDisksLoop
-from trimtab_controller.services import backup_policies
+from trimtab_controller.services import backup_policies, lost_disks
 from trimtab_controller.services.backup_policies import PolicySpec
 from trimtab_controller.store import failover, vms
 
@@ -80,6 +80,35 @@ def test_it_comes_back_from_its_backup_on_another_host_and_the_loss_is_told_befo
     rounds(story, 60, until=lambda: vm.id not in old.domains)
     assert story.fleet.running_on(vm.id) == {after.host_id}, "what it left behind is put away, never started"
     assert audit_invariants(story.fleet) == []
+
+
+def test_before_any_loss_it_is_known_what_would_come_back_and_what_would_be_lost(story: Story) -> None:
+    fleet = story.fleet
+    shared = story.kept_vm("web")
+    bare = story.kept_vm("cache", pool=fleet.local)
+    vm = local_vm(story)
+    fleet.clock.advance(7200)
+
+    def foreseen() -> dict[str, lost_disks.AtStake]:
+        return {one.vm.id: one for one in fleet.db.read(lambda session: lost_disks.at_stake(session, now=fleet.clock.now()))}
+
+    stakes = foreseen()
+    assert shared.id not in stakes, "another host reaches its disks"
+    assert (stakes[bare.id].answer.is_due, stakes[bare.id].loss_s, stakes[bare.id].backup) == (False, None, None)
+    found = stakes[vm.id]
+    assert found.answer.is_due
+    assert "which loses 2 h" in found.answer.why
+    assert found.backup is not None
+    assert found.loss_s is not None
+    assert 7200 <= found.loss_s < 7300
+
+    policy_id = fleet.vm(vm.id).backup_policy_id
+    fleet.db.write(lambda session: vms.update(session, vm.id, backup_policy_id=""))
+    without = foreseen()[vm.id]
+    assert (without.answer.is_due, without.loss_s is not None) == (False, True), "what a hand could restore is told all the same"
+    assert "--recover-lost" in without.answer.why
+    fleet.db.write(lambda session: vms.update(session, vm.id, backup_policy_id=policy_id, ha="none"))
+    assert "--ha restart" in foreseen()[vm.id].answer.why
 
 
 def test_a_host_that_returns_before_its_time_loses_nothing(story: Story) -> None:

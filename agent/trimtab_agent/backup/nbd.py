@@ -156,11 +156,6 @@ class NbdClient:
             self._await_writes(DEPTH - 1)
             self._writes.append(self._send(_WRITE, offset + at, len(piece), piece))
 
-    def begin_flush(self) -> None:
-        """Have the server begin to make durable what was written, so that `flush` has less to wait for."""
-        self._await_writes(DEPTH - 1)
-        self._writes.append(self._send(_FLUSH, 0, 0))
-
     def flush(self) -> None:
         self._await_writes(0)
         self._receive(self._send(_FLUSH, 0, 0), None)

@@ -1,7 +1,7 @@
 """A disk of a backup into an empty volume, and the proof that it is what was backed up (level L2).
 
-The volume is written through `qemu-nbd`, which knows its format by name and never by its content; it is a fresh file of ours, without a
-backing file. Holes stay holes. What was written is flushed, read back and compared before anybody may use it.
+The volume is a fresh file of ours, without a backing file, and is written as such (`volume_file`). Holes stay holes. What was written is
+made durable, then read back as QEMU understands the file (`mapped_volume`), and compared before anybody may use it.
 """
 
 import contextlib
@@ -12,48 +12,40 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from trimtab_agent.backup import extents
+from trimtab_agent.backup.mapped_volume import MappedVolume
 from trimtab_agent.backup.nbd import ALLOCATION, REQUEST_BYTES, STATUS_BYTES, ZERO, NbdClient
 from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_agent.backup.source import DiskContent
+from trimtab_agent.backup.volume_file import VolumeFile
 from trimtab_protos.errors import Conflict, Internal, TrimtabError, Unavailable
 
 EXPORT = "volume"
 START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 30.0
-_FLUSH_EVERY_BYTES = 128 << 20
-"""The target's disk writes while chunks are still fetched, instead of all of it at the end."""
 OnProgress = Callable[[int, int], None]
 
 
-def restore_disk(disk: DiskReader, file: Path, *, format: str, socket: Path, on_progress: OnProgress) -> int:
+def restore_disk(disk: DiskReader, file: Path, *, format: str, on_progress: OnProgress) -> int:
     """Write the disk into the volume `file`, which exists, is empty and of its size; return the bytes written.
 
     Conflict `restore-differs` where reading back shows anything else, and where a chunk of the backup is damaged. The caller removes the
     volume after any error. `on_progress` gets bytes done and in all, from several threads; what it raises ends the restore.
     """
     total = sum(disk.manifest.length_of(chunk) for chunk, _ in disk.chunks())
-    with served_volume(file, format=format, socket=socket) as client:
-        if client.size_bytes != disk.manifest.size_bytes:
-            raise Conflict(
-                "volume-size-differs",
-                f"the volume has {client.size_bytes} bytes and the disk of the backup {disk.manifest.size_bytes}",
-                field="size_bytes",
-            )
-        lock, done, flushed = threading.Lock(), 0, 0
+    with VolumeFile(file, format=format, size_bytes=disk.manifest.size_bytes) as volume:
+        lock, done = threading.Lock(), 0
 
-        def write(offset: int, content: bytes) -> None:
-            nonlocal done, flushed
+        def write(at: int, content: bytes) -> None:
+            nonlocal done
+            volume.write(at, content)
             with lock:
-                client.begin_write(offset, content)
                 done += len(content)
-                if done - flushed >= _FLUSH_EVERY_BYTES:
-                    client.begin_flush()
-                    flushed = done
                 on_progress(done, total)
 
-        written = disk.copy_to(write)
-        client.flush()
-        different = differs_at(disk, client)
+        written = disk.copy_to(write, place=volume.place)
+        volume.finish()
+    with MappedVolume(file, format=format, size_bytes=disk.manifest.size_bytes) as readable:
+        different = differs_at(disk, readable)
     if different is not None:
         raise Conflict("restore-differs", f"what was written reads back differently at byte {different}", offset=different)
     return written

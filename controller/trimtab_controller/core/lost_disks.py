@@ -4,7 +4,7 @@ Only one that is proven not to run, and whose every disk was on that host: a dis
 would be a state that never was.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 # A host that only rebooted brings its disks back, and loses nothing.
@@ -60,6 +60,15 @@ def judge(lost: Lost, *, now: datetime, after: timedelta = AFTER) -> Answer:
     if left > timedelta(0):
         return Answer(is_due=False, why=f"unless its host returns it comes back in {left.total_seconds():.0f} s from {told}")
     return Answer(is_due=True, why=f"its disks come back from {told}")
+
+
+def foresee(lost: Lost, *, now: datetime) -> Answer:
+    """Tell what would become of a vm on local disks, were its host lost now and proven off; `why` is never empty."""
+    if not lost.has_policy:
+        return Answer(is_due=False, why="its backup policy does not bring it back (`--recover-lost`)")
+    if not lost.is_wanted:
+        return Answer(is_due=False, why="it is not kept: `--ha restart`, switched on, and nothing that needs an operator")
+    return judge(replace(lost, proof="power_off", fenced_at=now - AFTER), now=now)
 
 
 def loss_text(seconds: float) -> str:

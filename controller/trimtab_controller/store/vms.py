@@ -122,6 +122,21 @@ def page(
     return tuple(from_row(row) for row in session.execute(query))
 
 
+def with_local_disks(session: Session, *, limit: int) -> tuple[Vm, ...]:
+    """Return live vms at home on some host, with a disk that they write to in a pool which only that host reaches."""
+    volume, pool = schema.volume, schema.pool
+    local = (
+        sa.select(volume.c.id)
+        .join(pool, pool.c.id == volume.c.pool_id)
+        .where(volume.c.vm_id == _table.c.id, volume.c.deleted_at.is_(None), pool.c.is_shared.is_(False))
+        .where(volume.c.is_read_only.is_(False))
+        .exists()
+    )
+    is_home = (_table.c.deleted_at.is_(None), sa.func.coalesce(_table.c.host_id, "") != "")
+    query = sa.select(*_columns).where(*is_home, local).order_by(_table.c.id).limit(limit)
+    return tuple(from_row(row) for row in session.execute(query))
+
+
 def update(session: Session, vm_id: str, **values: Any) -> None:
     """Write column values and raise the version."""
     session.execute(_WRITE_NEXT_VERSION, {"vm_id": vm_id, **values})

@@ -129,3 +129,20 @@ def test_a_real_drill_wants_the_hosts_name_typed_and_shows_what_was_foreseen_bes
     assert controller.asked("POST", "/v1/hosts/node2:cut-power")[0].document == {"confirm": "node2", "force": False}
     assert "17.0s" in done.out
     assert "14.5s" in done.out
+
+
+def test_a_check_tells_what_vms_on_local_disks_would_lose(trimtab: Trimtab, controller: FakeController) -> None:
+    one = {"vm_id": "vm-1", "host": "node1", "backup_at": "2026-01-01T00:00:00+00:00", "loss_window_s": 7500.0}
+    local = [
+        one | {"vm": "db", "comes_back": True, "why": "its disks come back from backup bk-1, which loses 2 h 5 min of it", "backup": "bk-1"},
+        one | {"vm": "cache", "comes_back": False, "why": "its policy does not", "backup": None, "backup_at": None, "loss_window_s": None},
+        one | {"vm": "log", "comes_back": False, "why": "it is not kept", "backup": "bk-2"},
+    ]  # fmt: skip
+    controller.on("GET", "/v1/failover-coverage", Answer({"is_covered": True, "domains": [], "local_vms": local, "at": ""}))
+    found = trimtab("failover", "check")
+    assert found.code == 0, found.err
+    assert "host node1: db has disks on it alone: its disks come back from backup bk-1, which loses 2 h 5 min" in found.out
+    assert "cache has disks on it alone: all of it would be lost, there is no whole backup of it" in found.out
+    assert (
+        "log has disks on it alone: it would not come back by itself: it is not kept; its last whole backup is bk-2" in found.out
+    )

@@ -2,7 +2,7 @@
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from trimtab_agent.backup.repository import errors
@@ -19,6 +19,7 @@ RUNS_IN_FLIGHT = 4
 
 OnContent = Callable[[bytes, bytes], None]
 """Called with id and content, from a worker's thread, in no order."""
+_Run = tuple[Sequence[Location], OnContent]
 OnDamage = Callable[[bytes, TrimtabError], None]
 
 
@@ -35,28 +36,44 @@ def fetch(
 
     With one worker it is the caller's own thread: for whoever has several of them already.
     """
-    missing: list[bytes] = []
-    places: list[Location] = []
-    for id in dict.fromkeys(ids):
-        place = repository.index.find(id)
-        if place is None:
-            missing.append(id)
-        else:
-            places.append(place)
-    failed: list[bytes] = list(missing)
+    fetch_batches(repository, kind, [(ids, on_content)], on_damage=on_damage, workers=workers)
+
+
+def fetch_batches(
+    repository: Repository,
+    kind: Kind,
+    batches: Iterable[tuple[Sequence[bytes], OnContent]],
+    *,
+    on_damage: OnDamage | None = None,
+    workers: int = WORKERS,
+) -> None:
+    """Like `fetch` for batch after batch, the next one begun before the last is done. `batches` is walked in the caller's thread."""
+    failed: list[tuple[bytes, OnContent]] = []
     lock = threading.Lock()
 
-    def work(run: Sequence[Location]) -> None:
-        for id in _read_run(repository, run, on_content):
+    def runs() -> Iterator[_Run]:
+        for ids, on_content in batches:
+            places: list[Location] = []
+            for id in dict.fromkeys(ids):
+                place = repository.index.find(id)
+                if place is None:
+                    with lock:
+                        failed.append((id, on_content))
+                else:
+                    places.append(place)
+            yield from ((run, on_content) for run in runs_of(places))
+
+    def work(run: _Run) -> None:
+        for id in _read_run(repository, *run):
             with lock:
-                failed.append(id)
+                failed.append((id, run[1]))
 
     if workers == 1:
-        for run in runs_of(places):
+        for run in runs():
             work(run)
     else:
-        _in_parallel(runs_of(places), work, workers)
-    for id in failed:  # rare: one by one, from any other copy, with the index read anew
+        _in_parallel(runs(), work, workers)
+    for id, on_content in failed:  # rare: one by one, from any other copy, with the index read anew
         try:
             content = repository.read(kind, id)
         except TrimtabError as error:
@@ -111,7 +128,7 @@ def _read_run(repository: Repository, run: Sequence[Location], on_content: OnCon
     return failed
 
 
-def _in_parallel(runs: Iterator[Sequence[Location]], work: Callable[[Sequence[Location]], None], count: int) -> None:
+def _in_parallel(runs: Iterator[_Run], work: Callable[[_Run], None], count: int) -> None:
     pending: set[Future[None]] = set()
     with ThreadPoolExecutor(count, thread_name_prefix="fetch") as workers:
         try:

@@ -7,10 +7,10 @@ wrong bytes.
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 
-from trimtab_agent.backup.repository.fetching import OnDamage, fetch
+from trimtab_agent.backup.repository.fetching import OnContent, OnDamage, fetch, fetch_batches
 from trimtab_agent.backup.repository.manifests import PAGE_CHUNKS, Attachment, DiskManifest, Manifest
 from trimtab_agent.backup.repository.repository import Repository
 from trimtab_agent.backup.repository.sealing import HOLE, Kind
@@ -64,23 +64,30 @@ class DiskReader:
                 if id != HOLE:
                     yield number * PAGE_CHUNKS + at, id
 
-    def copy_to(self, write: Callable[[int, bytes], None]) -> int:
+    def copy_to(self, write: Callable[[int, bytes], None], *, place: Callable[[int, int], int] | None = None) -> int:
         """Write every chunk that is not a hole through `write(offset, bytes)`; return how many bytes.
 
-        `write` is called from several threads in no order; the target must read as zeros before.
+        `write` is called from several threads in no order; the target must read as zeros before. Where a chunk of the disk goes is what
+        `place(offset, length)` returns, called in order in the caller's thread; by default to the same offset.
         """
         written = 0
-        for window in self._windows():
-            targets: dict[bytes, list[int]] = {}
-            for chunk, id in window:
-                targets.setdefault(id, []).append(chunk)
 
-            def place(id: bytes, content: bytes, targets: dict[bytes, list[int]] = targets) -> None:
-                for chunk in targets[id]:
-                    write(chunk * self.manifest.chunk_bytes, content)
+        def batches() -> Iterator[tuple[Sequence[bytes], OnContent]]:
+            nonlocal written
+            for window in self._windows():
+                targets: dict[bytes, list[int]] = {}
+                for chunk, id in window:
+                    offset, length = chunk * self.manifest.chunk_bytes, self.manifest.length_of(chunk)
+                    targets.setdefault(id, []).append(offset if place is None else place(offset, length))
+                    written += length
 
-            fetch(self._repository, Kind.CHUNK, list(targets), place)
-            written += sum(self.manifest.length_of(chunk) for chunk, _ in window)
+                def put(id: bytes, content: bytes, targets: Mapping[bytes, Sequence[int]] = targets) -> None:
+                    for at in targets[id]:
+                        write(at, content)
+
+                yield list(targets), put
+
+        fetch_batches(self._repository, Kind.CHUNK, batches())
         return written
 
     def content_of(self, id: bytes) -> bytes:
@@ -96,9 +103,14 @@ class DiskReader:
     def scan(self, on_damage: OnDamage) -> int:
         """Read and check every chunk; return how many bytes. Damage goes to `on_damage`."""
         scanned = 0
-        for window in self._windows():
-            fetch(self._repository, Kind.CHUNK, [id for _, id in window], lambda _id, _content: None, on_damage=on_damage)
-            scanned += sum(self.manifest.length_of(chunk) for chunk, _ in window)
+
+        def batches() -> Iterator[tuple[Sequence[bytes], OnContent]]:
+            nonlocal scanned
+            for window in self._windows():
+                scanned += sum(self.manifest.length_of(chunk) for chunk, _ in window)
+                yield [id for _, id in window], lambda _id, _content: None
+
+        fetch_batches(self._repository, Kind.CHUNK, batches(), on_damage=on_damage)
         return scanned
 
     def is_content(self, chunk: int, content: bytes | bytearray) -> bool:

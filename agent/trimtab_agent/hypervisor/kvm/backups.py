@@ -25,7 +25,7 @@ from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_agent.backup.restoring import restore_disk
 from trimtab_agent.backup.source import NVRAM, DiskWish, Hold, Instant, InstantSource, ServedDisk
-from trimtab_agent.hypervisor.kvm import state_files, volumes
+from trimtab_agent.hypervisor.kvm import os_errors, state_files, volumes
 from trimtab_agent.hypervisor.kvm.backup_xml import (
     PulledDisk,
     all_targets,
@@ -40,6 +40,7 @@ from trimtab_agent.hypervisor.kvm.cold_backups import stopped_instant
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domains import require
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
+from trimtab_agent.hypervisor.kvm.pauses import GuestPauses
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError
 from trimtab_protos.messages import PoolSpec, VolumeSpec
@@ -62,12 +63,14 @@ class Backups:
         *,
         refuse_if_used: Callable[[Sequence[str], str], None] = lambda _paths, _what: None,
         instants: InstantSource,
+        pauses: GuestPauses | None = None,
         socket_dir: Path = SOCKET_DIR,
     ) -> None:
         """`refuse_if_used` raises Conflict where a domain of this host has one of the files as a disk."""
         self.instants = instants
         self._connection = connection
         self._refuse_if_used = refuse_if_used
+        self._pauses = pauses or GuestPauses(socket_dir)
         self._socket_dir = socket_dir
 
     @contextlib.contextmanager
@@ -80,6 +83,7 @@ class Backups:
             domain = require(connection, vm_id)
             is_running = bool(domain.isActive())
             if is_running:
+                self._pauses.settle(domain, vm_id)
                 self._end_leftover(domain, socket)
             definition = domain.XMLDesc(0)
             stored = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
@@ -132,12 +136,13 @@ class Backups:
                 disk,
                 Path(layout.volume(volume.volume_id, volume.format)),
                 format=volume.format.value,
-                socket=self._socket_dir / f"trimtab-{volume.volume_id}-restore.sock",
                 on_progress=on_progress,
             )
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(TrimtabError):
                 volumes.delete(volume.volume_id, layout)
+            if isinstance(error, OSError):
+                raise os_errors.from_os(error, doing=f"restore volume {volume.volume_id}") from error
             raise
 
     def restore_nvram(self, vm_id: str, pool: PoolSpec, content: bytes) -> None:
@@ -162,7 +167,7 @@ class Backups:
             domain = require(connection, vm_id)
             notes: dict[str, str] = {}
             is_frozen = wants_freeze and freeze(domain, notes)
-            stands = self._paused(domain, socket) if hold is not None and not is_frozen else contextlib.nullcontext()
+            stands = self._pauses.paused(domain, vm_id) if hold is not None and not is_frozen else contextlib.nullcontext()
             began = time.monotonic()
             try:
                 with stands:
@@ -174,20 +179,6 @@ class Backups:
                     notes["frozen_ms"] = str(int((time.monotonic() - began) * 1000))
         return Consistency.FILESYSTEM if is_frozen else Consistency.CRASH, notes, denied
 
-    @contextlib.contextmanager
-    def _paused(self, domain: Any, socket: Path) -> Iterator[None]:
-        """Pause a guest that could not be frozen. Should this process die here, the job is run again and lets it go on first."""
-        if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
-            yield  # somebody paused it, and it stays so
-            return
-        marker = _marker(socket)
-        marker.touch()
-        try:
-            domain.suspend()
-            yield
-        finally:
-            _go_on(domain, marker)
-
     def _end(self, vm_id: str) -> None:
         # A guest that stopped meanwhile has ended its job itself.
         with contextlib.suppress(TrimtabError), self._connection.use("end the backup", changes=True) as connection:
@@ -197,8 +188,6 @@ class Backups:
 
     def _end_leftover(self, domain: Any, socket: Path) -> None:
         """End a job of ours that an earlier agent began. Conflict: anything else is under way."""
-        if _marker(socket).exists():
-            _go_on(domain, _marker(socket))
         if domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE:
             return
         try:
@@ -244,18 +233,6 @@ def _known_again(domain: Any, wishes: Sequence[DiskWish], present: Collection[st
         else:
             found.add(name)
     return found
-
-
-def _marker(socket: Path) -> Path:
-    return socket.with_suffix(".held")
-
-
-def _go_on(domain: Any, marker: Path) -> None:
-    try:
-        if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
-            domain.resume()
-    finally:
-        marker.unlink(missing_ok=True)
 
 
 def _attachments(stored: str) -> Mapping[str, bytes]:

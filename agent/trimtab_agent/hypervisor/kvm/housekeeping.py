@@ -18,6 +18,7 @@ from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
 from trimtab_agent.hypervisor.kvm.domain_facts import read
 from trimtab_agent.hypervisor.kvm.firewall import Firewall
 from trimtab_agent.hypervisor.kvm.observe import Observer
+from trimtab_agent.hypervisor.kvm.pauses import GuestPauses
 from trimtab_protos.errors import TrimtabError
 
 log = structlog.get_logger(__name__)
@@ -25,6 +26,8 @@ log = structlog.get_logger(__name__)
 LOGS_EVERY_S = 2.0
 """A guest that floods its serial port writes a few MiB in this time, no more."""
 ADDRESSES_EVERY_S = 10.0
+PAUSES_EVERY_S = 2.0
+"""How long a guest stays paused once the process that held it for a backup has died and the agent is back."""
 FIREWALL_EVERY_S = 5.0
 """How long guests' packets may pass unseen after somebody flushed all rules."""
 _AGENT_TIMEOUT_S = 1
@@ -37,13 +40,20 @@ class Housekeeping:
     """The periodic work. Its threads end with `stop`."""
 
     def __init__(
-        self, connection: Connection, observer: Observer, logs: ConsoleLogs, firewall: Firewall, balloons: Balloons
+        self,
+        connection: Connection,
+        observer: Observer,
+        logs: ConsoleLogs,
+        firewall: Firewall,
+        balloons: Balloons,
+        pauses: GuestPauses,
     ) -> None:
         self._connection = connection
         self._observer = observer
         self._logs = logs
         self._firewall = firewall
         self._balloons = balloons
+        self._pauses = pauses
         self._stopping = threading.Event()
         self._silent_until: dict[str, float] = {}
         self.running_domains = 0
@@ -51,6 +61,7 @@ class Housekeeping:
     def start(self) -> None:
         self._run_every(LOGS_EVERY_S, self._keep_logs, "console-logs")
         self._run_every(FIREWALL_EVERY_S, self._firewall.repair, "packet-rules")
+        self._run_every(PAUSES_EVERY_S, self._settle_pauses, "held-guests")
         self._run_every(ADDRESSES_EVERY_S, self._ask_addresses, "guest-addresses")
         self._run_every(ballooning.EVERY_S, self._balloons.look, "balloons")
 
@@ -69,6 +80,10 @@ class Housekeeping:
                     log.exception("housekeeping failed", work=name)
 
         threading.Thread(target=loop, name=name, daemon=True).start()
+
+    def _settle_pauses(self) -> None:
+        if self._connection.is_up:
+            self._pauses.settle_all(self._connection)
 
     def _keep_logs(self) -> None:
         if self._connection.is_up:

@@ -27,6 +27,7 @@ from trimtab_agent.hypervisor.kvm.migration import Migrations
 from trimtab_agent.hypervisor.kvm.moves import Moves
 from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
+from trimtab_agent.hypervisor.kvm.pauses import GuestPauses
 from trimtab_agent.hypervisor.kvm.pools import Pools
 from trimtab_agent.hypervisor.kvm.power import Power
 from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys
@@ -87,7 +88,10 @@ class KvmHypervisor:
             accelerator=self.accelerator,
             refuse_unfit=self._inventory.refuse_unfit,
         )
-        self._power = Power(self._connection, self._domains, self._observer, self._networks, self._keys, boot_id=boot_id)
+        self._pauses = GuestPauses(SOCKET_DIR)
+        self._power = Power(
+            self._connection, self._domains, self._observer, self._networks, self._keys, self._pauses, boot_id=boot_id
+        )
         self._hotplug = Hotplug(self._connection, self._domains, self._observer, self._networks, self._keys)
         self._migrations = Migrations(
             config,
@@ -106,11 +110,15 @@ class KvmHypervisor:
         self._layers = Layers(self._connection, self._domains, self._networks, self._keys, boot_id=boot_id)
         self._moves = Moves(self._connection, self._domains)
         self._instants = Instants(self._connection, self._domains, socket_dir=SOCKET_DIR)
-        self.backups = Backups(self._connection, refuse_if_used=self._domains.refuse_if_used, instants=self._instants)
+        self.backups = Backups(
+            self._connection, refuse_if_used=self._domains.refuse_if_used, instants=self._instants, pauses=self._pauses
+        )
         """What backups copy from; apart from the verbs, since a backup is read for as long as its block is open."""
         rules = Rules(low_permille=config.balloon_low_permille, high_permille=config.balloon_high_permille)
         self._balloons = Balloons(self._connection, self._load, rules)
-        self._housekeeping = Housekeeping(self._connection, self._observer, self._logs, self._firewall, self._balloons)
+        self._housekeeping = Housekeeping(
+            self._connection, self._observer, self._logs, self._firewall, self._balloons, self._pauses
+        )
 
     def start(self) -> None:
         """Open the connection and keep it open from now on; returns at once, also where libvirt is down."""

@@ -19,6 +19,7 @@ from trimtab_agent.hypervisor.kvm.domains import Domains, require, write_stamp
 from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
 from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer
+from trimtab_agent.hypervisor.kvm.pauses import GuestPauses
 from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys, needed_in
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError, Unavailable
 from trimtab_protos.messages import DomainObservation, DomainState, PowerAction, StateReason
@@ -40,6 +41,7 @@ class Power:
         observer: Observer,
         networks: Networks,
         keys: VolumeKeys,
+        pauses: GuestPauses,
         *,
         boot_id: str,
     ) -> None:
@@ -48,6 +50,7 @@ class Power:
         self._domains = domains
         self._observer = observer
         self._networks = networks
+        self._pauses = pauses
         self._boot_id = boot_id
         self._guarded = GuardedCalls()
 
@@ -116,11 +119,13 @@ class Power:
                 domain.reset(0)
             case PowerAction.PAUSE:
                 _require_alive(seen)
-                if seen.state is DomainState.RUNNING:
-                    domain.suspend()
+                with self._pauses.taken_over(facts.vm_id):
+                    if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+                        domain.suspend()
             case PowerAction.RESUME:
                 _require_alive(seen)
-                _resume(domain, seen)
+                with self._pauses.taken_over(facts.vm_id):
+                    _resume(domain, seen)
             case _:
                 assert_never(action)
 
@@ -184,7 +189,8 @@ def _resume(domain: Any, seen: DomainObservation) -> None:
         return
     if seen.is_migrating or seen.reason is StateReason.POSTCOPY_FAILED:
         raise Conflict("migration-under-way", f"{seen.vm_id} is paused by a migration; settle that first")
-    domain.resume()
+    if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:  # a backup that held it may have let it go since
+        domain.resume()
 
 
 def _destroy(domain: Any) -> None:

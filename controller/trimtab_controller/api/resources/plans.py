@@ -5,6 +5,7 @@ from datetime import datetime
 
 from trimtab_controller.api.resources.operations import OperationResource
 from trimtab_controller.core.planning.capacity import Figures, Fit, Shape
+from trimtab_controller.services.lost_disks import AtStake
 from trimtab_controller.services.plans import PlanView
 from trimtab_controller.services.survival import DomainCoverage
 
@@ -105,9 +106,25 @@ class DomainResource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocalVmResource:
+    vm_id: str
+    vm: str
+    host: str
+    # By itself, five minutes after its host was proven off.
+    comes_back: bool
+    why: str
+    # Its newest whole backup; None: all of its local disks would be lost.
+    backup: str | None
+    backup_at: datetime | None
+    loss_window_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CoverageResource:
     is_covered: bool
     domains: tuple[DomainResource, ...]
+    # Vms with a disk that only their host has, at most 1,000 of them.
+    local_vms: tuple[LocalVmResource, ...]
     at: datetime
 
 
@@ -218,7 +235,7 @@ def render_plan(view: PlanView) -> PlanResource:
     )
 
 
-def render_coverage(found: tuple[DomainCoverage, ...], *, at: datetime) -> CoverageResource:
+def render_coverage(found: tuple[DomainCoverage, ...], stakes: tuple[AtStake, ...], *, at: datetime) -> CoverageResource:
     domains = tuple(
         DomainResource(
             kind=one.proof.domain.kind,
@@ -231,7 +248,20 @@ def render_coverage(found: tuple[DomainCoverage, ...], *, at: datetime) -> Cover
         )
         for one in found
     )
-    return CoverageResource(is_covered=all(one.is_covered for one in domains), domains=domains, at=at)
+    local_vms = tuple(
+        LocalVmResource(
+            vm_id=one.vm.id,
+            vm=one.vm.name,
+            host=one.host_name,
+            comes_back=one.answer.is_due,
+            why=one.answer.why,
+            backup=one.backup.id if one.backup else None,
+            backup_at=(one.backup.taken_at or one.backup.created_at) if one.backup else None,
+            loss_window_s=one.loss_s,
+        )
+        for one in stakes
+    )
+    return CoverageResource(is_covered=all(one.is_covered for one in domains), domains=domains, local_vms=local_vms, at=at)
 
 
 def render_capacity(found: tuple[Figures, ...], *, at: datetime) -> CapacityResource:

@@ -33,7 +33,7 @@ from trimtab_controller.api.security import requires
 from trimtab_controller.core.model import Actor, Role
 from trimtab_controller.core.planning import Estate, PlanKind
 from trimtab_controller.core.planning.capacity import Shape
-from trimtab_controller.services import hosts_admin, plans, survival
+from trimtab_controller.services import hosts_admin, lost_disks, plans, survival
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.mutations import Answer
 from trimtab_controller.services.plans import PlanWish
@@ -186,11 +186,13 @@ async def end_maintenance(request: Request, access: FleetOperator, name: NamePat
 
 @router.get("/v1/failover-coverage", response_model=CoverageResource)
 async def get_coverage(runtime: InRuntime, _access: FleetViewer, by: Kinds = "", selector: SelectorText = "") -> Response:
-    """Tell for each failure domain which vms the rest of the fleet could not restart."""
+    """Tell for each failure domain which vms the rest of the fleet could not restart, and what vms on local disks would lose."""
     labels, now = parse_pairs(selector, field="selector"), runtime.context.clock.now()
-    estate = await runtime.context.db.read(lambda session: survival.read(session, now=now))
+    estate, stakes = await runtime.context.db.read(
+        lambda session: (survival.read(session, now=now), lost_disks.at_stake(session, now=now))
+    )
     found = await asyncio.to_thread(survival.coverage, estate, kinds=tuple(filter(None, by.split(","))), labels=labels)
-    return json_response(dump(render_coverage(found, at=now)))
+    return json_response(dump(render_coverage(found, stakes, at=now)))
 
 
 @router.get("/v1/capacity", response_model=CapacityResource)

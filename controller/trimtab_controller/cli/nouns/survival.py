@@ -77,10 +77,23 @@ def _tell(found: Document) -> None:
     for domain in domains:
         for one in domain.get("uncovered") or []:
             render.write_line(f"{domain['kind']} {domain['name']}: {one['vm']}: {one['reason']}")
+    for one in found.get("local_vms") or []:
+        render.write_line(f"host {one['host']}: {one['vm']} has disks on it alone: {_left_of(one)}")
     covered = sum(1 for domain in domains if domain.get("is_covered"))
     unprotected = max((int(domain.get("unprotected_count") or 0) for domain in domains), default=0)
     aside = f"; up to {unprotected} vms of one domain have no high availability" if unprotected else ""
     render.write_line(f"{covered} of {len(domains)} failure domains are covered{aside}")
+
+
+def _left_of(one: Document) -> str:
+    """Say what is left of a vm on local disks once its host is lost."""
+    why = humanise.plain(one.get("why") or "")
+    if one.get("comes_back"):
+        return why
+    if one.get("backup") is None:
+        return f"all of it would be lost, there is no whole backup of it; {why}"
+    age = humanise.since(one.get("backup_at"), render.now())
+    return f"it would not come back by itself: {why}; its last whole backup is {one['backup']}, {age}"
 
 
 @click.group()

@@ -172,9 +172,7 @@ def test_a_restored_volume_is_read_back_and_compared(image: Path, tmp_path: Path
     seen: list[tuple[int, int]] = []
     with open_backup(repository, "vm-1", "bk-1") as reader:
         disk = reader.disk("vda")
-        written = restore_disk(
-            disk, target, format="qcow2", socket=socket_path, on_progress=lambda done, total: seen.append((done, total))
-        )
+        written = restore_disk(disk, target, format="qcow2", on_progress=lambda done, total: seen.append((done, total)))
         assert whole(target) == whole(image)
         assert seen[-1] == (written, written)
         assert target.stat().st_size < 5 * MIB, "holes stay holes"
@@ -189,18 +187,30 @@ def test_a_restored_volume_is_read_back_and_compared(image: Path, tmp_path: Path
             )
 
 
+def test_a_raw_volume_is_restored_sparse(image: Path, tmp_path: Path) -> None:
+    repository = new_repository(MemoryBlobs())
+    back_up_image(repository, image, "bk-1")
+    target = tmp_path / "restored.raw"
+    target.touch()
+    os.truncate(target, SIZE)
+    with open_backup(repository, "vm-1", "bk-1") as reader:
+        restore_disk(reader.disk("vda"), target, format="raw", on_progress=lambda _done, _total: None)
+    assert target.read_bytes() == whole(image)
+    assert target.stat().st_blocks * 512 < 5 * MIB, "holes stay holes"
+
+
 def test_a_volume_of_another_size_or_in_use_is_not_written(image: Path, tmp_path: Path) -> None:
     repository = new_repository(MemoryBlobs())
     back_up_image(repository, image, "bk-1")
-    target, socket_path = tmp_path / "small.qcow2", tmp_path / "s.sock"
+    target = tmp_path / "small.qcow2"
     run("qemu-img", "create", "-q", "-f", "qcow2", str(target), str(MIB))
     with open_backup(repository, "vm-1", "bk-1") as reader:
         disk = reader.disk("vda")
         with pytest.raises(Conflict) as refused:
-            restore_disk(disk, target, format="qcow2", socket=socket_path, on_progress=lambda _done, _total: None)
+            restore_disk(disk, target, format="qcow2", on_progress=lambda _done, _total: None)
         assert refused.value.code == "volume-size-differs"
         with served(target), pytest.raises(Conflict) as locked:
-            restore_disk(disk, target, format="qcow2", socket=socket_path, on_progress=lambda _done, _total: None)
+            restore_disk(disk, target, format="qcow2", on_progress=lambda _done, _total: None)
         assert locked.value.code == "image-locked"
 
 
