@@ -41,4 +41,4 @@ soak: ## the long fault campaigns, on SQLite and on PostgreSQL; their dated repo
 	@$(PY) -m tests.soak.host_loss --losses 22
 	@$(PY) -m tests.soak.host_loss --replicated --labs 2
 	@$(PY) -m tests.soak.backups --kills 300
-	@$(PY) -m tests.soak.backup_kills --kills 150
+	@$(PY) -m tests.soak.backup_kills --kills 300

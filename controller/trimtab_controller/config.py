@@ -91,6 +91,9 @@ class Settings(BaseSettings):
 
     drift_period_s: Annotated[float, Field(ge=1, le=3600)] = 30.0
     """How often the next 200 hosts are asked for all their domains; what they tell by themselves is heard at once."""
+    recover_lost_after_s: Annotated[float, Field(ge=1, le=7 * 86400)] = 300.0
+    """How long after the proof that a host is off its vms on local storage come back from their backups, where their policy says so: a
+    host that only rebooted brings its disks back within this, and loses nothing."""
 
     agent_certificate_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 72.0
     controller_certificate_days: Annotated[float, Field(gt=0, le=365)] = 30.0

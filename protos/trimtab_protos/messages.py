@@ -406,6 +406,8 @@ class MigrationOptions:
     allow_postcopy: bool = False
     max_downtime_ms: int = 0
     timeout_s: int = 0
+    is_flattened: bool = False
+    """Copied disks are written whole, whatever they lie over on the source; else their top layer, onto the same base."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

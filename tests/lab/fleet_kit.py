@@ -130,6 +130,7 @@ def fleet_settings(lab: Lab) -> dict[str, str]:
     for what the drift loop says."""
     return {
         "TRIMTAB_DRIFT_PERIOD_S": "3",
+        "TRIMTAB_RECOVER_LOST_AFTER_S": "2",
         "TRIMTAB_IMAGE_URL_HOSTS": lab.spec.machine_address,
         "TRIMTAB_IMAGE_URL_NETWORKS": str(lab.spec.subnet),
     }

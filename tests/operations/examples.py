@@ -154,6 +154,13 @@ EXAMPLES: dict[str, Example] = {
         done=snaps.cloned,
         undone=snaps.not_cloned,
     ),
+    "vm.migrate of a linked clone": Example(
+        kind="vm.migrate",
+        arrange=lambda story: snaps.migrates_clone(story, name_of("web")),
+        done=snaps.clone_migrated,
+        undone=snaps.clone_stayed,
+        takes_place=frozenset({"move"}),
+    ),
     "vm.create as a full clone": Example(
         kind="vm.create",
         arrange=lambda story: snaps.is_cloned(story, name_of("web"), is_linked=False),

@@ -71,10 +71,12 @@ def marks(story: FleetStory, vm_id: str) -> frozenset[str]:
 
 def layer_count(story: FleetStory, vm_id: str) -> int:
     """Return how many files the vm's disks have over their bottom ones; SQL and the pool agree about them."""
-    ids = [volume.id for volume in story.volumes(vm_id)]
+    volumes = story.volumes(vm_id)
+    ids, pools = [volume.id for volume in volumes], {pool.id: pool for pool in (story.shared, story.local)}
     noted = story.db.read(lambda session: snapshots.layer_ids_of(session, ids))
     vm = story.vm(vm_id)
-    files = story.fleet.store(vm.host_id, describe.pool_spec(story.shared)).volumes
+    stores = [story.fleet.store(vm.host_id, describe.pool_spec(pools[volume.pool_id])) for volume in volumes]
+    files = {volume.id: store.volumes[volume.id] for volume, store in zip(volumes, stores, strict=True)}
     for volume_id, layers in noted.items():
         assert set(files[volume_id].layers) == {"", *layers}, "SQL knows every layer, and every layer is there"
         for layer_id, below in layers.items():
@@ -301,3 +303,45 @@ def vms_made(story: FleetStory, operation: Operation) -> None:
         vm = story.vm(story.operation(child).subject_id)
         assert story.running_on(vm.id) == {vm.host_id}
         assert vm.template_id == operation.subject_id
+
+
+def cloned_on_local_storage(story: FleetStory, name: str) -> tuple[Vm, Vm]:
+    """Return a vm on its host's own storage and its linked clone: they share `a`, then the one wrote `b`, the other `c`."""
+    source = story.running_vm(name, pool=story.local, image=story.add_image(f"image-{name}", story.shared))
+    writes(story, source, "a")
+    accepted = accept_clone(story, source, f"{name}-clone", is_linked=True)
+    story.settle()
+    clone = story.vm(accepted.subject_id)
+    writes(story, clone, "c")
+    writes(story, source, "b")
+    return source, clone
+
+
+def migrates_clone(story: FleetStory, name: str) -> Operation:
+    _source, clone = cloned_on_local_storage(story, name)
+    return story.accept_power(clone, "migrate")
+
+
+def clone_migrated(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert operation.result is not None
+    assert vm.host_id == operation.result["target_host_id"] != operation.result["source_host_id"]
+    assert story.running_on(vm.id) == {vm.host_id}
+    (volume,) = story.volumes(vm.id)
+    assert (volume.parent_volume_id, volume.host_id, files_on(story, volume.id)) == (None, vm.host_id, [vm.host_id])
+    assert marks(story, vm.id) == {"a", "c"}, "what it shared with its source came along"
+
+
+def clone_stayed(story: FleetStory, operation: Operation) -> None:
+    vm = story.vm(operation.subject_id)
+    assert story.running_on(vm.id) == {vm.host_id}
+    (volume,) = story.volumes(vm.id)
+    assert files_on(story, volume.id) == [vm.host_id], "nothing of it is elsewhere"
+    assert volume.parent_volume_id is not None
+    assert marks(story, vm.id) == {"a", "c"}
+
+
+def files_on(story: FleetStory, volume_id: str) -> list[str]:
+    """Return the hosts on whose own storage there is something of the volume."""
+    pool = describe.pool_spec(story.local)
+    return [host_id for host_id in story.host_ids if volume_id in story.fleet.store(host_id, pool).volumes]

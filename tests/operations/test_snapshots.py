@@ -9,8 +9,10 @@ from tests.operations.examples_changes import accept_detach, accept_volume_resiz
 from tests.operations.examples_storage import present_volume
 from tests.operations.invariants import audit_invariants
 from tests.operations.kit import GIB, FleetStory
+from tests.operations.test_plans import make
 from trimtab_agent.hypervisor.simulation import Fault, FaultKind
 from trimtab_controller.core.lifecycle import ObservedState, OperationState
+from trimtab_controller.core.planning import Cause, PlanKind
 from trimtab_controller.loops.upkeep import Upkeep
 from trimtab_controller.services import snapshots as service
 from trimtab_controller.store import describe, host_reports
@@ -78,9 +80,11 @@ def test_on_a_hosts_own_storage_snapshots_hold_a_vm_where_it_is_and_say_so(story
     accepted = snaps.accept_snapshot(story, vm, "before")
     story.settle()
     assert story.operation(accepted.id).state is OperationState.DONE
-    with pytest.raises(Conflict, match="vm snapshot delete") as caught:
+    with pytest.raises(Conflict, match=f"vm snapshot delete {vm.name} before") as caught:
         story.accept_power(story.vm(vm.id), "migrate")
     assert caught.value.code == "layers-are-local"
+    (blocker,) = make(story, PlanKind.DRAIN, vm.host_id).plan.blockers
+    assert (blocker.cause, "vm snapshot delete" in blocker.cure) == (Cause.LOCAL_DISK, True), "a drain tells it before it begins"
     snaps.accept_delete(story, vm, "before")
     story.settle()
     story.accept_power(story.vm(vm.id), "migrate")
@@ -292,6 +296,32 @@ def test_a_linked_clone_keeps_its_base_and_lets_it_go_once_it_is_purged(story: F
     assert snaps.kept(story, source.id) == ()
     assert snaps.layer_count(story, source.id) == 0
     assert snaps.marks(story, source.id) == {"a", "b"}
+
+
+def test_a_linked_clone_on_a_hosts_own_storage_moves_whole_and_stands_alone(story: FleetStory) -> None:
+    source, clone = snaps.cloned_on_local_storage(story, "web1")
+    home = clone.host_id
+    with pytest.raises(Conflict, match=f"trimtab vm migrate {clone.name}") as base:
+        story.accept_power(story.vm(source.id), "migrate")
+    assert base.value.code == "vm-has-clones"
+    (blocker,) = make(story, PlanKind.DRAIN, home).plan.blockers
+    assert (blocker.vm_id, f"vm migrate {clone.name}" in blocker.cure) == (source.id, True), "a drain tells it before it begins"
+    moved = story.accept_power(clone, "migrate")
+    story.settle()
+    assert story.operation(moved.id).state is OperationState.DONE, story.operation(moved.id).error
+    (volume,) = story.volumes(clone.id)
+    assert (volume.parent_volume_id, volume.parent_layer_id, volume.base_image_id) == (None, "", None)
+    assert story.vm(clone.id).host_id == volume.host_id != home
+    assert snaps.marks(story, clone.id) == {"a", "c"}, "what it shared with its source came along"
+    assert audit_invariants(story) == []
+    # Nothing lies over its source any more: that is whole again, moves and goes as any other.
+    Upkeep(db=story.db, clock=story.clock, nudger=story.nudger).tidy_snapshots(story.term)
+    story.settle()
+    assert snaps.layer_count(story, source.id) == 0
+    for verb in ("migrate", "delete"):
+        story.accept_power(story.vm(source.id), verb)
+        story.settle()
+    assert snaps.marks(story, clone.id) == {"a", "c"}
 
 
 def test_a_full_clone_is_on_its_own_and_its_snapshot_goes(story: FleetStory) -> None:

@@ -21,6 +21,7 @@ from trimtab_agent.hypervisor.simulated_domains import (
     start_process,
     writable_volumes,
 )
+from trimtab_agent.hypervisor.simulated_layer_files import content, disks_of, layer_of
 from trimtab_agent.hypervisor.simulated_storage import drop_volume, make_volume, require_disk_keys
 from trimtab_agent.hypervisor.simulation import FaultKind
 from trimtab_protos.errors import Conflict, DeadlineExceeded, InvalidRequest, TrimtabError, Unavailable
@@ -214,7 +215,7 @@ def _copy_and_switch(
     _copy(host, target, total=total, options=options, migration=migration)
     with host.fleet.changed:
         _check_still_possible(host, target, domain, migration)
-        _switch(host, target, domain, target_spec=target_spec, stamp=stamp)
+        _switch(host, target, domain, target_spec=target_spec, stamp=stamp, is_flattened=options.is_flattened)
     return MigrationResult(
         total_ms=int((clock.boottime_s() - began_s) * 1000) + DOWNTIME_MS, downtime_ms=DOWNTIME_MS, transferred_bytes=total
     )
@@ -283,6 +284,7 @@ def _switch(
     *,
     target_spec: DomainSpec,
     stamp: Stamp,
+    is_flattened: bool,
 ) -> None:
     """Hand the guest over. Under the fleet's lock, so that nobody ever sees two or none."""
     vm_id, state, reason = domain.spec.vm_id, domain.state, domain.reason
@@ -290,6 +292,7 @@ def _switch(
     # Whatever can fail on the target, before the source lets go.
     require_memory(target, target_spec)
     writable_volumes(target, target_spec)
+    _copy_content(host, target, target_spec, is_flattened=is_flattened)
     end_process(host, domain)
     # The definition stays until the side is settled, as libvirt leaves it.
     domain.state, domain.reason, domain.is_migrating = DomainState.STOPPED, StateReason.MIGRATED, False
@@ -302,6 +305,18 @@ def _switch(
     target.prepared.pop(vm_id, None)
     target.emit("migrated", arrived)
     host.emit("migrated", domain)
+
+
+def _copy_content(host: "SimulatedHypervisor", target: "SimulatedHypervisor", spec: DomainSpec, *, is_flattened: bool) -> None:
+    """Give disks that are not shared their content: that of the top layer, or of all of them."""
+    pools = {pool.pool_id: pool for pool in spec.pools}
+    for disk, volume, layer_id in disks_of(target, spec):
+        pool = pools[disk.pool_id]
+        if pool.is_shared:
+            continue
+        store = host.fleet.store(host.host_id, pool)
+        top = layer_of(store, disk.volume_id, layer_id).marks
+        volume.layers[layer_id].marks = set(content(store, disk.volume_id, layer_id) if is_flattened else top)
 
 
 def _give_up(host: "SimulatedHypervisor", target: "SimulatedHypervisor", domain: SimulatedDomain) -> None:

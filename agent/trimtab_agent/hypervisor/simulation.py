@@ -42,6 +42,7 @@ CAPABILITIES = (
     "image-raw",
     "layers",
     "migrate",
+    "migrate-flat",
     "network-bridge",
     "network-isolated",
     "network-nat",

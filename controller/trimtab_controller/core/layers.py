@@ -8,8 +8,10 @@ A merge goes downwards (the upper layer into the lower one): the lower one is us
 since, so that the work and the space needed grow with the change and not with the disk.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+
+from trimtab_controller.core.model import Volume
 
 MAX_LAYERS = 32
 """Layers of one volume: every read of an untouched block asks each of them in turn, and QEMU opens them all."""
@@ -45,6 +47,14 @@ class Work:
     base: str | None = None
     """None: it is deleted."""
     children: tuple[str, ...] = field(default=())
+
+
+def is_flattened(copied: Iterable[Volume]) -> bool:
+    """Tell whether a migration that copies these volumes writes each of them whole into a file of its own.
+
+    libvirt copies all disks of a guest in one way. What a linked clone lies over stays where it is, and so the copy lies over nothing.
+    """
+    return any(volume.parent_volume_id is not None for volume in copied)
 
 
 def tidy(tree: Tree) -> tuple[tuple[Work, ...], Tree]:

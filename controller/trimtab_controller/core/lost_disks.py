@@ -41,8 +41,8 @@ class Answer:
     """What the operator reads while it waits, or of what keeps it from coming back; '' where none of this concerns it."""
 
 
-def judge(lost: Lost, *, now: datetime) -> Answer:
-    """Tell whether the vm's disks are to be restored now."""
+def judge(lost: Lost, *, now: datetime, after: timedelta = AFTER) -> Answer:
+    """Tell whether the vm's disks are to be restored now: `after` so long beyond the proof."""
     if not (lost.is_wanted and lost.has_policy):
         return Answer(is_due=False, why="")
     if lost.proof not in PROOFS or lost.fenced_at is None:
@@ -63,7 +63,7 @@ def judge(lost: Lost, *, now: datetime) -> Answer:
     if not lost.disks_match:
         return Answer(is_due=False, why=f"it has other disks than backup {lost.backup_id}")
     told = f"backup {lost.backup_id}, which loses {loss_text((now - lost.backup_at).total_seconds())} of it"
-    left = lost.fenced_at + AFTER - now
+    left = lost.fenced_at + after - now
     if left > timedelta(0):
         return Answer(is_due=False, why=f"unless its host returns it comes back in {left.total_seconds():.0f} s from {told}")
     return Answer(is_due=True, why=f"its disks come back from {told}")

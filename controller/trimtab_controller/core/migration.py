@@ -6,6 +6,8 @@ from trimtab_protos.messages import DomainObservation, DomainSpec, DomainState, 
 
 # Holding the guest's memory and able to run it.
 _HAS_GUEST = frozenset({DomainState.RUNNING, DomainState.PAUSED, DomainState.STOPPING})
+# What an agent knows that can copy a disk whole while it moves the guest.
+FLAT = "migrate-flat"
 _HAS_NOTHING = frozenset({DomainState.ABSENT, DomainState.STOPPED, DomainState.CRASHED})
 
 
@@ -44,8 +46,12 @@ def refusals(
     target: Inventory,
     source_seen: DomainObservation,
     target_seen: DomainObservation,
+    is_flattened: bool = False,
 ) -> tuple[str, ...]:
-    """Return every reason why this guest cannot be moved live from source to target; empty: it can."""
+    """Return every reason why this guest cannot be moved live from source to target; empty: it can.
+
+    `is_flattened`: its disks are copied whole, with what they lie over.
+    """
     found = []
     if source_seen.state is not DomainState.RUNNING:
         found.append(f"the guest is {source_seen.state.value} on {source.hostname}; only a running one is migrated")
@@ -68,6 +74,8 @@ def refusals(
         found.append(f"{target.hostname} has no UEFI firmware")
     if domain.has_tpm and "tpm" not in target.capabilities:
         found.append(f"{target.hostname} has no software TPM")
+    if is_flattened and FLAT not in source.capabilities:
+        found.append(f"the agent of {source.hostname} copies top layers only, and the guest's disks lie over others; update it")
     found.extend(_network_refusals(domain, target))
     return tuple(found)
 

@@ -8,6 +8,7 @@ write of a lane is fenced by the leader's term.
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -62,6 +63,7 @@ def lanes(
     open_secret: Callable[[str, str], str] = no_secret,
     host_states: HostStates = dict,
     drift_period_s: float = 30.0,
+    recover_lost_after_s: float = 300.0,
 ) -> dict[str, list[Job]]:
     """Return the leader's jobs by lane, with their periods.
 
@@ -90,7 +92,7 @@ def lanes(
         "fencing": [Job("test fences", 1.0, readiness.run), Job("cut power for drills", 1.0, cuts.run)],
         "redrive": [Job("redrive", 0.25, redrive.run)],
         "upkeep": _upkeep_lane(db, clock, nudger),
-        "backups": _backup_lane(db, clock, nudger),
+        "backups": _backup_lane(db, clock, nudger, timedelta(seconds=recover_lost_after_s)),
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", drift_period_s, drift.observe_hosts)],
         # A host that hangs may keep these waiting, and nothing else.
         "hand changes": [Job("look for hand-made changes", drift_period_s, by_hand.look)],
@@ -120,7 +122,7 @@ def _upkeep_lane(db: Database, clock: Clock, nudger: Nudger) -> list[Job]:
     ]
 
 
-def _backup_lane(db: Database, clock: Clock, nudger: Nudger) -> list[Job]:
+def _backup_lane(db: Database, clock: Clock, nudger: Nudger, recover_lost_after: timedelta) -> list[Job]:
     backups = BackupLoop(db=db, clock=clock, nudger=nudger)
     return [
         Job("ask for backups", 5.0, backups.ask),
@@ -128,7 +130,7 @@ def _backup_lane(db: Database, clock: Clock, nudger: Nudger) -> list[Job]:
         Job("retain backups", 60.0, backups.retain),
         Job("measure backups", 30.0, backups.measure),
         Job("run recovery plans", 1.0, RecoveryLoop(db=db, clock=clock, nudger=nudger).run),
-        Job("bring lost disks back", 5.0, LostDisksLoop(db=db, clock=clock, nudger=nudger).run),
+        Job("bring lost disks back", 5.0, LostDisksLoop(db=db, clock=clock, nudger=nudger, after=recover_lost_after).run),
     ]
 
 
@@ -158,6 +160,7 @@ def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], Non
         open_secret=lambda sealed, place: box.open(sealed, place=place),
         host_states=host_states,
         drift_period_s=settings.drift_period_s,
+        recover_lost_after_s=settings.recover_lost_after_s,
     )
     if settings.ovn_northbound:
         northbound = OvnNorthbound(settings.ovn_northbound, fleet=box.fleet_id, papers=_papers(settings))

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from trimtab_controller.clock import Clock
+from trimtab_controller.core.lost_disks import AFTER
 from trimtab_controller.core.model import Actor
 from trimtab_controller.core.model.failover import FailoverRow
 from trimtab_controller.nudge import Nudger
@@ -21,7 +22,9 @@ RETRY = timedelta(minutes=2)
 
 
 class LostDisksLoop:
-    def __init__(self, *, db: Database, clock: Clock, nudger: Nudger) -> None:
+    def __init__(self, *, db: Database, clock: Clock, nudger: Nudger, after: timedelta = AFTER) -> None:
+        """`after`: how long beyond the proof that a host is off its vms are brought back."""
+        self._after = after
         self._db, self._clock, self._nudger = db, clock, nudger
         self._not_before: dict[str, datetime] = {}
 
@@ -42,7 +45,7 @@ class LostDisksLoop:
             is_held = failover.control(session).is_paused or vm.host_id != record.host_id
             if is_held or operations.live_of(session, vm.id):
                 return False
-            answer, backup = lost_disks.look(session, vm, record, now=now)
+            answer, backup = lost_disks.look(session, vm, record, now=now, after=self._after)
             if answer.why:
                 vms.update(session, vm.id, problem=answer.why[:1000])
             if not answer.is_due or backup is None or self._not_before.get(vm.id, now) > now:

@@ -152,6 +152,8 @@ def _vm(found: EstateVm, accelerator: str, load_millis: int, groups: Mapping[str
         drain_policy=DrainPolicy(found.drain_policy),
         devices=tuple(sorted(vm.wishes.get("devices", {}))) if found.has_compute else (),
         busy_with=found.busy_with,
+        has_local_layers=found.has_local_layers,
+        linked_clones=found.linked_clones,
         load_millis=load_millis,
     )
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core.lost_disks import Answer, Lost, foresee, judge
+from trimtab_controller.core.lost_disks import AFTER, Answer, Lost, foresee, judge
 from trimtab_controller.core.model import Actor, Backup, BackupPolicy, Operation, Vm
 from trimtab_controller.core.model.failover import FailoverRow
 from trimtab_controller.operations.accept import accept
@@ -17,11 +17,13 @@ KIND = "vm.bring_back"
 AT_STAKE_MAX = 1000
 
 
-def look(session: Session, vm: Vm, record: FailoverRow, *, now: datetime) -> tuple[Answer, Backup | None]:
+def look(
+    session: Session, vm: Vm, record: FailoverRow, *, now: datetime, after: timedelta = AFTER
+) -> tuple[Answer, Backup | None]:
     """Return whether the vm's disks are to come back now, why or why not, and from which backup."""
     policy = backup_repos.policies(session).get(vm.backup_policy_id) if vm.backup_policy_id else None
     lost, backup = _known(session, vm, policy, backups.of_vms(session, [vm.id])[vm.id])
-    return judge(replace(lost, proof=record.proof, fenced_at=record.fenced_at), now=now), backup
+    return judge(replace(lost, proof=record.proof, fenced_at=record.fenced_at), now=now, after=after), backup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,9 +95,7 @@ def migrate(session: Session, vm: Vm, caller: Caller, spec: MigrateSpec) -> Oper
     to_host_id = resolve_host(session, spec.to_host, actor=caller.actor)
     if to_host_id and to_host_id == vm.host_id:
         raise Conflict("vm-is-there", f"vm {vm.name} is on host {spec.to_host} already")
-    why = layered.why_local(session, describe.read_vm(session, vm.id).local_volumes, vm_name=vm.name)
-    if why:
-        raise Conflict("layers-are-local", why)
+    layered.refuse_to_copy(session, describe.read_vm(session, vm.id).local_volumes, vm_name=vm.name)
     params = {
         "to_host_id": to_host_id,
         "bandwidth_mib_s": spec.bandwidth_mib_s,

@@ -1,7 +1,7 @@
 """Builds what agents are told about a vm from what SQL says: one snapshot, read in one go."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -187,6 +187,11 @@ def volume_spec(volume: Volume, images: Mapping[str, Image]) -> VolumeSpec:
         base_layer_id=volume.parent_layer_id,
         unit=volume.unit,
     )
+
+
+def alone(spec: VolumeSpec) -> VolumeSpec:
+    """Return the volume as a file that lies over nothing."""
+    return replace(spec, base_image_id="", base_image_format=None, base_volume_id="", base_layer_id="")
 
 
 def layer_spec(volume: Volume, layer_id: str, *, over: str) -> VolumeSpec:

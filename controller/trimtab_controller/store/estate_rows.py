@@ -25,14 +25,19 @@ class EstateVm:
     """Whether its home claim holds vcpus, memory or of the host's stocks: a stopped vm's does not."""
     busy_with: str
     """The operation that is under way on it, '' for none."""
+    has_local_layers: bool = False
+    """Whether a disk on its host's own storage has layers, which snapshots keep or clones lie over."""
+    linked_clones: tuple[str, ...] = ()
+    """The vms whose disks lie over those of its own that are on its host's own storage."""
 
 
 def placed_vms(session: Session) -> tuple[EstateVm, ...]:
     """Return every live vm that is on a host."""
     policies = {row.id: row.drain_policy for row in session.execute(_on_hosts(schema.vm.c.drain_policy))}
     holding, busy = _holding(session), _busy(session)
+    layered, clones = _layered(session), _linked_clones(session)
     return tuple(
-        EstateVm(needs, policies[vm_id], vm_id in holding, busy.get(vm_id, ""))
+        EstateVm(needs, policies[vm_id], vm_id in holding, busy.get(vm_id, ""), vm_id in layered, clones.get(vm_id, ()))
         for vm_id, needs in _needs(session, policies).items()
     )
 
@@ -62,6 +67,34 @@ def vms_on_hosts(session: Session, vm_ids: Collection[str]) -> tuple[EstateVm, .
     """Return these vms, of those that are on hosts, as `marks` means them: busy with nothing."""
     holding = _holding(session)
     return tuple(EstateVm(needs, needs.vm.drain_policy, vm_id in holding, "") for vm_id, needs in _needs(session, vm_ids).items())
+
+
+def _layered(session: Session) -> frozenset[str]:
+    volume, pool = schema.volume, schema.pool
+    query = (
+        sa.select(volume.c.vm_id)
+        .join(schema.volume_layer, schema.volume_layer.c.volume_id == volume.c.id)
+        .join(pool, pool.c.id == volume.c.pool_id)
+        .where(volume.c.vm_id.is_not(None), pool.c.is_shared.is_(False))
+    )
+    return frozenset(session.scalars(query))
+
+
+def _linked_clones(session: Session) -> dict[str, tuple[str, ...]]:
+    base, clone, vm, pool = schema.volume.alias(), schema.volume.alias(), schema.vm, schema.pool
+    query = (
+        sa.select(base.c.vm_id, vm.c.name)
+        .join(base, base.c.id == clone.c.parent_volume_id)
+        .join(pool, pool.c.id == base.c.pool_id)
+        .join(vm, vm.c.id == clone.c.vm_id)
+        .where(base.c.vm_id.is_not(None), base.c.vm_id != clone.c.vm_id, pool.c.is_shared.is_(False))
+        .order_by(vm.c.name)
+        .distinct()
+    )
+    found: dict[str, tuple[str, ...]] = {}
+    for row in session.execute(query):
+        found[row.vm_id] = (*found.get(row.vm_id, ()), row.name)
+    return found
 
 
 def _on_hosts(*columns: sa.ColumnElement[Any]) -> sa.Select[Any]:

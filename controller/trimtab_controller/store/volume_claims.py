@@ -6,6 +6,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from trimtab_controller.core import layers
 from trimtab_controller.core.model import MigrationRow, Pool, Volume
 from trimtab_controller.store import claims, project_quota, schema
 from trimtab_controller.store.among import among_asked
@@ -50,7 +51,14 @@ def give_back_copies(session: Session, migration: MigrationRow) -> None:
 
 
 def move_home(session: Session, migration: MigrationRow) -> None:
-    """After a migration with copies: the volumes live on the target, the source's space is free."""
+    """After a migration with copies: the volumes live on the target, the source's space is free; whole copies lie over nothing."""
+    if migration.copied_volume_ids:
+        is_copied = _table.c.id.in_(migration.copied_volume_ids)
+        copied = [build(Volume, row) for row in session.execute(sa.select(*columns_of(_table, Volume)).where(is_copied))]
+        if layers.is_flattened(copied):
+            session.execute(
+                _table.update().where(is_copied).values(base_image_id=None, parent_volume_id=None, parent_layer_id="")
+            )
     bind(session, migration.copied_volume_ids, migration.target_host_id)
     claims.give_back_space(session, migration.copied_volume_ids, host_id=migration.source_host_id)
 

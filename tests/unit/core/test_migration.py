@@ -142,3 +142,17 @@ def test_a_guest_that_does_not_run_is_refused_and_so_is_a_target_that_runs_it() 
     assert [reason for reason in both if "only a running one" in reason]
     assert [reason for reason in both if "already runs" in reason]
     assert [reason for reason in both if "newer domain" in reason]
+
+
+def test_a_disk_that_lies_over_others_is_moved_only_by_an_agent_that_copies_it_whole() -> None:
+    knows, older = replace(HOST, capabilities=("migrate", "migrate-flat")), replace(HOST, capabilities=("migrate",))
+    for source, is_flattened, refused in ((knows, True, False), (older, True, True), (older, False, False)):
+        found = refusals(
+            DOMAIN,
+            source=source,
+            target=replace(HOST, hostname="node2"),
+            source_seen=seen(RUNNING),
+            target_seen=seen(ABSENT),
+            is_flattened=is_flattened,
+        )
+        assert any("update it" in reason for reason in found) is refused

@@ -36,9 +36,12 @@ def backup_xml(disks: Sequence[PulledDisk], *, socket: str, others: Sequence[str
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def checkpoint_xml(name: str, disks: Sequence[str], *, others: Sequence[str] = ()) -> str:
+def checkpoint_xml(name: str, disks: Sequence[str], *, others: Sequence[str] = (), created_s: int | None = None) -> str:
+    """Return the definition of a checkpoint; `created_s`, a Unix time, of one that libvirt shall know again."""
     root = Element("domaincheckpoint")
     SubElement(root, "name").text = name
+    if created_s is not None:
+        SubElement(root, "creationTime").text = str(created_s)
     table = SubElement(root, "disks")
     for disk in disks:
         SubElement(table, "disk", name=disk, checkpoint="bitmap", bitmap=name)

@@ -14,7 +14,7 @@ dropped.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ SOCKET_DIR = Path("/var/lib/libvirt/qemu")
 """QEMU's own directory: it binds the socket itself, as its own user."""
 CHECKPOINT_PREFIX = "tt-"
 _NOT_FOLLOWED = "QEMU has begun anew since, and what changed on a disk that is not qcow2 is known to it alone"
+_KNOW_AGAIN = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
 _BROKEN_BITMAP_TEXTS = ("checkpoint inconsistent", "missing or broken bitmap", "not found in backing chain")
 
 
@@ -110,6 +111,8 @@ class Backups:
             definition = domain.XMLDesc(0)
             stored = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
             present = {found.getName() for found in domain.listAllCheckpoints()}
+            if is_running:
+                present |= _known_again(domain, wishes, present, all_targets(definition))
         sources = sources_of(definition)
         _refuse_missing(wishes, sources)
         if not is_running:
@@ -291,6 +294,26 @@ def _begin_job(
         domain.backupBegin(backup_xml(full, socket=str(socket), others=others), marked, 0)
         return {disk.name: f"its checkpoint is broken: {detail}" for disk in pulled if disk.base_checkpoint}
     return {}
+
+
+def _known_again(domain: Any, wishes: Sequence[DiskWish], present: Collection[str], targets: Sequence[str]) -> set[str]:
+    """Tell libvirt of the checkpoints that increments begin at and it does not know, where QEMU has their bitmaps whole; return those.
+
+    Bitmaps go with a guest that moves, and lie in the image of one that was stopped; libvirt's record of them stays on the host where
+    they were made (9.0). It looks itself whether QEMU has them and they are not broken; else the disk is read in full.
+    """
+    found = set()
+    for name in sorted({wish.base_checkpoint for wish in wishes} - {"", *present}):
+        disks = [wish.name for wish in wishes if wish.base_checkpoint == name]
+        others = [target for target in targets if target not in disks]
+        definition = checkpoint_xml(name, disks, others=others, created_s=int(time.time()))
+        try:
+            domain.checkpointCreateXML(definition, _KNOW_AGAIN)
+        except libvirt.libvirtError as error:
+            log.info("the checkpoint cannot be used here", checkpoint=name, error=error.get_error_message())
+        else:
+            found.add(name)
+    return found
 
 
 def _attachments(stored: str) -> Mapping[str, bytes]:

@@ -41,6 +41,7 @@ CAPABILITIES = (
     "layers",
     "migrate",
     "migrate-auto-converge",
+    "migrate-flat",
     "migrate-postcopy",
     "network-bridge",
     "network-isolated",

@@ -7,8 +7,9 @@ libvirtd of the source drives it (peer-to-peer), so an agent may die and attach 
 proof of where the domain is: the controller observes both hosts, then settles. Hence no UNDEFINE_SOURCE: the source's definition is
 evidence until it is settled.
 
-Disks on local storage are copied into files that `prepare` made: a linked clone onto an overlay of the same base, so that only what
-the guest wrote travels (NON_SHARED_INC copies the top layer). A copy that an earlier attempt left is made anew: clusters that the source
+Disks on local storage are copied into files that `prepare` made: a clone of an image onto an overlay of the same image, so that only what
+the guest wrote travels (NON_SHARED_INC copies the top layer); a linked clone of another volume, whose base stays behind, as a whole into a
+file that lies over nothing (NON_SHARED_DISK; `is_flattened`). A copy that an earlier attempt left is made anew: clusters that the source
 no longer has would otherwise stay in it.
 """
 
@@ -247,7 +248,7 @@ class Migrations:
         if self._config.has_tls:
             flags |= libvirt.VIR_MIGRATE_TLS
         if copied_volume_ids:
-            flags |= libvirt.VIR_MIGRATE_NON_SHARED_INC
+            flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK if options.is_flattened else libvirt.VIR_MIGRATE_NON_SHARED_INC
             parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = disk_targets(
                 target, frozenset(copied_volume_ids), adopted=facts.adopted_disks
             )

@@ -50,6 +50,10 @@ class VmSnapshot:
     """Host devices in the guest, by name: they cannot move while it runs."""
     busy_with: str = ""
     """The operation that keeps it from moving now, for example `backup op-…`."""
+    has_local_layers: bool = False
+    """Whether a disk on its host's own storage has snapshots or clones, which do not move along."""
+    linked_clones: tuple[str, ...] = ()
+    """Names of the vms that are linked clones of such a disk."""
     load_millis: int = 0
     """Predicted CPU use, in thousandths of a core; 0 where nothing was measured."""
 

@@ -42,6 +42,14 @@ def way_out(vm: VmSnapshot, estate: Estate) -> StepKind | Blocker | None:
 
 
 def _migrate(vm: VmSnapshot) -> StepKind | Blocker:
+    if vm.linked_clones:
+        message = f"{', '.join(vm.linked_clones)}: linked clones of its disk on its host's own storage, which would stay behind"
+        cure = f"`trimtab vm migrate {vm.linked_clones[0]}` makes one independent while it runs; then make the plan again"
+        return _blocker(vm, Cause.LOCAL_DISK, message, cure)
+    if vm.has_local_layers:
+        message = "it has snapshots on its host's own storage, which would stay behind"
+        cure = f"merge them while it runs: `trimtab vm snapshot list {vm.name}`, `trimtab vm snapshot delete {vm.name} NAME`"
+        return _blocker(vm, Cause.LOCAL_DISK, message, cure)
     if not vm.devices:
         return StepKind.MIGRATE
     message = f"it has host device {', '.join(vm.devices)}, which cannot move while it runs"

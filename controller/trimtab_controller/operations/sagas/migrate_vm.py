@@ -17,6 +17,9 @@ From `place` until `finish` (or the end of the undo) both hosts are holders: bot
 evidence about both. Nothing is concluded from what libvirt returned: `move` ends when one side is observed to run the guest and
 the other is observed not to.
 
+A linked clone on its host's own storage is copied whole and lies over nothing from then on (`core.layers.is_flattened`); the rows say so in
+the transaction that gives its home to the target.
+
 A post-copy that failed (it is used only where an operator asked for it) leaves memory on either side. The agent tries to resume it for
 half a minute; after that both sides are killed, seen to be gone, and the guest starts anew on the target, whose disks are the newer ones.
 """
@@ -25,10 +28,12 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab_controller.core import layers
 from trimtab_controller.core import migration as core
 from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.operations import vm_steps
 from trimtab_controller.operations.fan_out import ask_both
+from trimtab_controller.operations.layer_refusals import refuse_to_copy
 from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, TookPlace, Transaction, Wait, effect, transaction
 from trimtab_controller.store import claims, describe, events, fleet, vms, volume_claims
 from trimtab_protos.errors import Conflict, NotFound
@@ -68,6 +73,8 @@ class _Move:
     parts: describe.VmParts
     target_domain: DomainSpec
     copied: tuple[VolumeSpec, ...]
+    # Each copy is whole and lies over nothing: a linked clone becomes independent.
+    is_flattened: bool
 
 
 def _read(session: Any, vm_id: str) -> _Move:
@@ -75,6 +82,7 @@ def _read(session: Any, vm_id: str) -> _Move:
     if row is None:
         raise Conflict("migration-gone", "the migration's record is gone: it was superseded")
     parts = describe.read_vm(session, vm_id)
+    is_flattened = layers.is_flattened(parts.local_volumes)
     copied = tuple(describe.volume_spec(volume, parts.images) for volume in parts.local_volumes)
     return _Move(
         source_host_id=row.source_host_id,
@@ -83,7 +91,8 @@ def _read(session: Any, vm_id: str) -> _Move:
         target_epoch=row.target_epoch,
         parts=parts,
         target_domain=describe.domain_spec(session, parts, row.target_host_id),
-        copied=copied,
+        copied=tuple(map(describe.alone, copied)) if is_flattened else copied,
+        is_flattened=is_flattened,
     )
 
 
@@ -99,16 +108,19 @@ def _check(context: Effect[Params]) -> Json:
     """Ask both hosts, fresh, for what would make libvirt refuse or the guest break, and name every reason at once."""
     move = _move_of(context)
     agents, vm_id = context.agents, context.params.vm_id
+    context.read(lambda session: refuse_to_copy(session, move.parts.local_volumes, vm_name=move.parts.vm.name))
     (source, source_seen), (target, target_seen) = ask_both(
         lambda host_id: (agents.get_inventory(host_id), agents.get_domain(host_id, vm_id)),
         move.source_host_id,
         move.target_host_id,
     )
-    problems = core.refusals(move.target_domain, source=source, target=target, source_seen=source_seen, target_seen=target_seen)
-    problems += tuple(
-        f"volume {volume.name} has layers on its host's own storage; merge them with `trimtab vm snapshot delete`"
-        for volume in move.parts.local_volumes
-        if volume.layer_id or volume.parent_volume_id is not None
+    problems = core.refusals(
+        move.target_domain,
+        source=source,
+        target=target,
+        source_seen=source_seen,
+        target_seen=target_seen,
+        is_flattened=move.is_flattened,
     )
     if problems:
         raise Conflict("migration-refused", "; ".join(problems), host_id=move.target_host_id)
@@ -157,6 +169,7 @@ def _move(context: Effect[Params]) -> Json | Wait:
             has_auto_converge=params.auto_converge,
             allow_postcopy=params.allow_postcopy,
             timeout_s=params.timeout_s,
+            is_flattened=move.is_flattened,
         ),
         next_epoch=move.target_epoch,
         target_domain=move.target_domain,

@@ -1122,6 +1122,7 @@ class MigrationOptions(_message.Message):
     ALLOW_POSTCOPY_FIELD_NUMBER: _builtins.int
     MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    IS_FLATTENED_FIELD_NUMBER: _builtins.int
     bandwidth_mib_s: _builtins.int
     """0: unlimited."""
     has_auto_converge: _builtins.bool
@@ -1130,6 +1131,10 @@ class MigrationOptions(_message.Message):
     max_downtime_ms: _builtins.int
     timeout_s: _builtins.int
     """0: no own limit; the job is aborted after this long in pre-copy."""
+    is_flattened: _builtins.bool
+    """Copied disks are written whole into files that lie over nothing, not only their top layer. Capability `migrate-flat`: an agent that
+    does not know the field would leave out what lies below.
+    """
     def __init__(
         self,
         *,
@@ -1138,10 +1143,11 @@ class MigrationOptions(_message.Message):
         allow_postcopy: _builtins.bool = ...,
         max_downtime_ms: _builtins.int = ...,
         timeout_s: _builtins.int = ...,
+        is_flattened: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_postcopy", b"allow_postcopy", "bandwidth_mib_s", b"bandwidth_mib_s", "has_auto_converge", b"has_auto_converge", "max_downtime_ms", b"max_downtime_ms", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_postcopy", b"allow_postcopy", "bandwidth_mib_s", b"bandwidth_mib_s", "has_auto_converge", b"has_auto_converge", "is_flattened", b"is_flattened", "max_downtime_ms", b"max_downtime_ms", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

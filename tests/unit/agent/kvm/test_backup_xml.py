@@ -43,6 +43,11 @@ def test_the_checkpoint_covers_the_same_disks() -> None:
         ("vda", "bitmap", "tt-bk-2"),
         ("sda", "no", None),
     ]
+    assert root.find("creationTime") is None
+    known_again = ElementTree.fromstring(checkpoint_xml("tt-bk-2", ["vda"], created_s=1_700_000_000))
+    assert known_again.findtext("creationTime") == "1700000000", (
+        "libvirt takes no checkpoint in again that says nothing of its age"
+    )
 
 
 def test_only_writable_disks_are_backed_up() -> None:
