@@ -49,7 +49,7 @@ class VmSnapshot:
     devices: tuple[str, ...] = ()
     """Host devices in the guest, by name: they cannot move while it runs."""
     busy_with: str = ""
-    """The operation that keeps it from moving now, for example `backup op-…`."""
+    """The operation that keeps it from moving now, for example `backup.run op-…`."""
     load_millis: int = 0
     """Predicted CPU use, in thousandths of a core; 0 where nothing was measured."""
 
