@@ -96,8 +96,8 @@ def test_the_forecast_comes_from_the_fleets_own_migrations_of_memory_alone(story
         of_vm = table.update().where(table.c.subject_id == vm_id, table.c.kind == "vm.migrate")
         story.db.write(lambda session: session.execute(of_vm.values(result={"total_ms": seconds * 1000})))
 
-    for moving in (vm, copied):
-        for _ in range(3):
+    for moving, times in ((vm, 3), (copied, 4)):
+        for _ in range(times):
             story.accept_power(story.vm(moving.id), "migrate")
             story.settle()
     took(vm.id, 2)
