@@ -4,6 +4,7 @@ Both are copies of a template that is migrated once per session. They live in me
 what these tests show is not durability against a power cut, and an fsync per commit would cost minutes.
 """
 
+import gc
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.databases import PostgresServer
+from tests.run import ON_HOSTS
 from trimtab_controller.store import migrate
 from trimtab_controller.store.database import Database
 
@@ -25,15 +27,16 @@ WHOLE_FLEET = ("tests/lab/test_fleet", "tests/lab/test_prometheus", "tests/lab/t
 
 
 class TwoLabs(LoadScopeScheduling):
-    """Gives tests on real hosts to two workers, one for those of the whole fleet and one for the others: most of their time guests
-    boot and leases run out, so two labs fit beside each other; more would starve. pytest 9 ignores `xdist_group`.
+    """Gives tests on real hosts to two workers: most of their time guests boot and leases run out, so two labs fit beside each other;
+    more would starve. The whole fleet's tests are one piece, those of a hypervisor another, of the others each file is one: whoever has
+    ended its own helps with those. pytest 9 ignores `xdist_group`.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith(WHOLE_FLEET):
             return "fleet"
-        if nodeid.startswith("tests/lab/") or "[kvm" in nodeid:
-            return "hosts"
+        if nodeid.startswith("tests/lab/test_kvm") or "[kvm" in nodeid:
+            return "kvm"
         return nodeid if nodeid.startswith("tests/operations/") else nodeid.split("::", maxsplit=1)[0]
 
 
@@ -44,6 +47,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoLabs
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Real hosts first: they are the longest stretch."""
     items.sort(key=lambda item: item.get_closest_marker("lab") is None)
+    astray = [item.nodeid for item in items if item.get_closest_marker("lab") and not item.nodeid.startswith(ON_HOSTS)]
+    if astray:
+        raise pytest.UsageError(f"`make test` looks for tests marked lab only in {ON_HOSTS}: {astray}")
+
+
+def pytest_collection_finish() -> None:
+    """Modules and collected tests live until the end: that the collector walks through them again and again took an eighth of the
+    matrix of faults. What tests make is collected as ever, in larger portions."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ _ENDED = tuple(state.value for state in ENDED_STATES - {OperationState.NEEDS_ATT
 RUNNING_STATES = frozenset({"running", "paused", "stopping"})
 
 Rows = list[Any]
+_ROWS_OF = {table: sa.select(table) for table in schema.metadata.sorted_tables}
+"""Built once: the store prepares a statement that it sees again, and an audit follows every operation of the matrices."""
 
 
 class _Facts:
@@ -28,7 +30,7 @@ class _Facts:
 
     def __init__(self, session: Session) -> None:
         def rows(table: sa.Table) -> Rows:
-            return list(session.execute(sa.select(table)).all())
+            return list(session.execute(_ROWS_OF[table]).all())
 
         self.vms = {row.id: row for row in rows(schema.vm)}
         self.hosts = {row.id: row for row in rows(schema.host)}

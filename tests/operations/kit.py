@@ -61,6 +61,11 @@ GIB = 1 << 30
 ROUNDS_MAX = 600
 JOBS_TIMEOUT_S = 20.0
 LEASE_TTL_MS = 15_000
+# Built once, and without a list of parameters: so the store prepares it.
+_LIVE = sa.select(schema.operation.c.next_run, schema.operation.c.lease_until).where(
+    sa.or_(*(schema.operation.c.state == one.value for one in sorted(LIVE_STATES)))
+)
+_EMPTY = [table.delete() for table in reversed(schema.metadata.sorted_tables)]
 
 
 class NeverCancelled:
@@ -475,11 +480,7 @@ class FleetStory:
         self.db.write(work)
 
     def _next_due(self, session: Session) -> Any:
-        table = schema.operation
-        rows = session.execute(
-            sa.select(table.c.next_run, table.c.lease_until).where(table.c.state.in_([one.value for one in LIVE_STATES]))
-        )
-        instants = [max(row.next_run, row.lease_until or row.next_run) for row in rows]
+        instants = [max(row.next_run, row.lease_until or row.next_run) for row in session.execute(_LIVE)]
         return min(instants, default=None)
 
     def wait_for_jobs(self) -> None:
@@ -512,7 +513,7 @@ def empty(database: Database) -> None:
     """Delete every row."""
 
     def work(session: Session) -> None:
-        for table in reversed(schema.metadata.sorted_tables):
-            session.execute(table.delete())
+        for statement in _EMPTY:
+            session.execute(statement)
 
     database.write(work)

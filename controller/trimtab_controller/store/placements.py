@@ -21,6 +21,15 @@ _SETTLE = _request.update().where(_request.c.operation_id == sa.bindparam("of_op
 _IS_ANY_PENDING: sa.Select[tuple[Any]] = (
     sa.select(sa.literal_column("1")).select_from(_request).where(_request.c.state == "pending").limit(1)
 )
+_WAITING = (
+    sa.select(
+        _request,
+        sa.func.row_number().over(partition_by=_request.c.project_id, order_by=_request.c.created_at).label("turn"),
+    )
+    .where(_request.c.state == "pending")
+    .subquery()
+)
+_PENDING = sa.select(_WAITING).order_by(_WAITING.c.turn, _WAITING.c.created_at).limit(sa.bindparam("at_most", type_=sa.Integer()))
 # For many at once: the caller counts the rows that changed.
 SETTLE_MANY = ManyUpdate(
     {
@@ -81,10 +90,7 @@ def is_any_pending(session: Session) -> bool:
 
 def pending(session: Session, *, limit: int) -> tuple[PlacementAsk, ...]:
     """Return up to `limit` pending requests in rounds, the oldest of each project first: a burst does not fill the batch."""
-    turn = sa.func.row_number().over(partition_by=_request.c.project_id, order_by=_request.c.created_at)
-    waiting = sa.select(_request, turn.label("turn")).where(_request.c.state == "pending").subquery()
-    query = sa.select(waiting).order_by(waiting.c.turn, waiting.c.created_at).limit(limit)
-    return tuple(_ask(row) for row in session.execute(query))
+    return tuple(_ask(row) for row in session.execute(_PENDING, {"at_most": limit}))
 
 
 def _ask(row: sa.Row[Any]) -> PlacementAsk:

@@ -14,6 +14,12 @@ from trimtab_protos.errors import NotFound
 
 _table = schema.recovery_plan
 _columns = columns_of(_table, RecoveryPlan)
+# The leader asks in every round. Plan: ix_operation_subject, from the few plans there are.
+_RUNNING = (
+    sa.select(*_columns)
+    .join(schema.operation, schema.operation.c.subject_id == _table.c.id)
+    .where(schema.operation.c.kind == "recovery.run", schema.operation.c.ended_at.is_(None))
+)
 FILTERS: keyset.Filters = {"name": keyset.equals(_table.c.name), "repo": keyset.named(_table.c.repo_id, schema.backup_repo)}
 
 
@@ -57,13 +63,7 @@ def of_repo(session: Session, repo_id: str) -> tuple[str, ...]:
 
 def running(session: Session) -> tuple[RecoveryPlan, ...]:
     """Return the plans whose run goes on, by their live operations."""
-    operation = schema.operation
-    query = (
-        sa.select(*_columns)
-        .join(operation, operation.c.subject_id == _table.c.id)
-        .where(operation.c.kind == "recovery.run", operation.c.ended_at.is_(None))
-    )
-    return tuple(build(RecoveryPlan, row) for row in session.execute(query))
+    return tuple(build(RecoveryPlan, row) for row in session.execute(_RUNNING))
 
 
 def update(session: Session, plan_id: str, **values: Any) -> None:
