@@ -5,6 +5,8 @@ from prometheus_client import REGISTRY
 from tests.operations.invariants import audit_invariants
 from tests.operations.kit import FleetStory
 from tests.operations.test_plans import guests_on_one_host, remember_use
+from tests.operations.test_vm_groups import group
+from trimtab_controller.core.placement.needs import GroupRule, Relation
 from trimtab_controller.core.planning.rebalance import RebalanceMode
 from trimtab_controller.loops.rebalance import Rebalance
 from trimtab_controller.loops.survival import Survival
@@ -117,6 +119,22 @@ def test_the_proof_is_kept_along_and_told_as_metrics(story: FleetStory) -> None:
     loop.run(story.term)
     assert uncovered() == 1
     assert REGISTRY.get_sample_value("trimtab_failover_domains", {"kind": "host", "covered": "false"}) == 1
+
+
+def test_pools_and_the_labels_that_groups_name_are_failure_domains_of_the_metrics(story: FleetStory) -> None:
+    def uncovered(kind: str) -> float | None:
+        return REGISTRY.get_sample_value("trimtab_failover_uncovered_vms", {"kind": kind})
+
+    story.db.write(lambda session: session.execute(schema.host.update().values(labels={"building": "b1"})))
+    group(story, "db", GroupRule(relation=Relation.APART, domain="building", limit=9))
+    story.running_vm("db1", group="db", ha="restart")
+    loop = Survival(db=story.db, clock=story.clock)
+    loop.run(story.term)
+    assert uncovered("pool") == 1, "its disk is on that pool alone"
+    assert uncovered("building") == 1, "every host is in the one building"
+    assert uncovered("host") == 0
+    findings = REGISTRY.get_sample_value("trimtab_doctor_findings", {"severity": "warning", "kind": "vm-uncovered"})
+    assert findings is None, "a pool's loss is no finding: it would be one in every fleet"
 
 
 def test_what_the_doctor_finds_is_a_metric_until_it_is_cured(story: FleetStory) -> None:

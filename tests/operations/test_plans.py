@@ -53,7 +53,7 @@ def test_a_drain_empties_its_host_within_the_slots_and_leaves_it_cordoned(story:
     def watch() -> bool:
         nonlocal most
         busy = story.db.read(plans.moves_under_way)
-        most = max(most, busy.get(source, 0))
+        most = max(most, busy.by_host.get(source, 0))
         return False
 
     story.settle(until=watch)

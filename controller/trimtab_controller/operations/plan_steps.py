@@ -18,6 +18,7 @@ from trimtab_controller.operations import volume_plan_steps
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.store import fleet, operations, plans, reach, vms
 from trimtab_controller.store.database import Session
+from trimtab_protos.errors import Conflict
 
 # A migration fails for passing reasons too: a guest too busy to converge, a host that restarted its agent.
 TRIES_MAX = 3
@@ -55,8 +56,8 @@ def carry_on(course: Course) -> tuple[PlanStepRow, ...]:
         if row.state in plans.UNDER_WAY:
             _look_after(course, row)
     states = {row.position: row.state for row in course.rows()}
-    busy = plans.moves_under_way(course.session)
-    under_way = sum(1 for row in course.rows() if row.state in plans.UNDER_WAY)
+    moves = plans.moves_under_way(course.session)
+    busy, under_way = dict(moves.by_host), moves.count
     for row in course.rows():
         step = course.plan.steps[row.position]
         if row.state != "pending":
@@ -150,15 +151,16 @@ def _start_move(course: Course, row: PlanStepRow, step: Step) -> bool:
     if live is not None:
         course.put(row, "pending", message=f"waits for {live.kind} {live.id}")
         return False
-    to_host_id = step.target_host_id if step.is_target_fixed else ""
     if step.kind is StepKind.RESTART:
-        vms.set_desired(course.session, vm.id, DesiredPower.STOPPED)
-        child = _child(course, vm, "vm.stop", {"force": False, "timeout_s": STOP_TIMEOUT_S})
-        course.put(row, "stopping", operation_id=child.id, message="")
+        child = _child(course, row, vm, "vm.stop", {"force": False, "timeout_s": STOP_TIMEOUT_S})
+        if child is not None:
+            vms.set_desired(course.session, vm.id, DesiredPower.STOPPED)
+            course.put(row, "stopping", operation_id=child.id, message="")
     else:
-        child = _child(course, vm, "vm.migrate", {"to_host_id": to_host_id})
-        course.put(row, "running", operation_id=child.id, message="")
-    return True
+        child = _child(course, row, vm, "vm.migrate", {"to_host_id": step.target_host_id if step.is_target_fixed else ""})
+        if child is not None:
+            course.put(row, "running", operation_id=child.id, message="")
+    return child is not None
 
 
 def _nothing_to_do(vm: Vm, step: Step) -> str:
@@ -171,17 +173,26 @@ def _nothing_to_do(vm: Vm, step: Step) -> str:
     return ""
 
 
-def _child(course: Course, vm: Vm, kind: str, params: Mapping[str, Any]) -> Operation:
-    return accept(
-        course.session,
-        kind,
-        subject_id=vm.id,
-        subject_name=vm.name,
-        project_id=vm.project_id,
-        params={"vm_id": vm.id, **params},
-        actor=course.actor,
-        now=course.now,
-    )
+def _child(course: Course, row: PlanStepRow, vm: Vm, kind: str, params: Mapping[str, Any]) -> Operation | None:
+    """Accept the operation of a step; None where something else goes first, which the step then says: the next look asks again.
+
+    What refuses ends by itself: a backup that began after the plan was made, disks that are still filled or settled.
+    """
+    try:
+        with course.session.begin_nested():
+            return accept(
+                course.session,
+                kind,
+                subject_id=vm.id,
+                subject_name=vm.name,
+                project_id=vm.project_id,
+                params={"vm_id": vm.id, **params},
+                actor=course.actor,
+                now=course.now,
+            )
+    except Conflict as refused:
+        course.put(row, row.state, message=f"waits: {refused.message}")
+        return None
 
 
 # --- following ---------------------------------------------------------------------------------------------------------------
@@ -211,8 +222,8 @@ def _take_end(course: Course, row: PlanStepRow, step: Step, child: Operation) ->
     elif is_done:
         course.put(row, "done", target_host_id=_where_now(course, step), message="")
     elif step.kind is StepKind.RESTART and row.attempts + 1 < TRIES_MAX:
-        plans.set_step(course.session, row, attempts=row.attempts + 1)
-        _start_again(course, row, step)
+        if _start_again(course, row, step):
+            plans.set_step(course.session, row, attempts=row.attempts + 1)
     else:
         _try_again(course, row, child)
 
@@ -221,15 +232,16 @@ def _where_now(course: Course, step: Step) -> str:
     return vms.get(course.session, step.vm_id).host_id if step.moves_vm else step.target_host_id
 
 
-def _start_again(course: Course, row: PlanStepRow, step: Step) -> None:
-    """Start what was stopped; the scheduler finds the host."""
+def _start_again(course: Course, row: PlanStepRow, step: Step) -> bool:
+    """Start what was stopped; the scheduler finds the host. False where something else goes first: the next look finds its end."""
     vm = vms.get(course.session, step.vm_id)
-    live = operations.live_exclusive(course.session, vm.id)
-    if live is not None:
-        return  # somebody acts on it: the next look finds its end
-    vms.set_desired(course.session, vm.id, DesiredPower.RUNNING)
-    child = _child(course, vm, "vm.start", {"to_host_id": step.target_host_id if step.is_target_fixed else ""})
-    course.put(row, "running", operation_id=child.id)
+    if operations.live_exclusive(course.session, vm.id) is not None:
+        return False
+    child = _child(course, row, vm, "vm.start", {"to_host_id": step.target_host_id if step.is_target_fixed else ""})
+    if child is not None:
+        vms.set_desired(course.session, vm.id, DesiredPower.RUNNING)
+        course.put(row, "running", operation_id=child.id, message="")
+    return child is not None
 
 
 def _try_again(course: Course, row: PlanStepRow, child: Operation) -> None:

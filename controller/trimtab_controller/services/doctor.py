@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from trimtab_controller.core.doctor import examine
 from trimtab_controller.core.doctor.model import BackupFacts, Finding, FleetFacts, UncoveredFacts
 from trimtab_controller.core.planning import Estate
-from trimtab_controller.core.planning.domains import Domain
+from trimtab_controller.core.planning.domains import HOST, Domain
 from trimtab_controller.core.planning.proof import FailoverProof
 from trimtab_controller.operations.estates import read_estate
 from trimtab_controller.services import backup_status, survival
@@ -72,9 +72,14 @@ def diagnose_with(patient: Patient, proof: FailoverProof) -> tuple[Finding, ...]
     uncovered = [
         UncoveredFacts(vm=proof.estate.vms[vm_id].name, domain=_place(one.domain), reason="")
         for one in proof.results()
+        if one.domain.kind in _LOST_WITH
         for vm_id in one.uncovered
     ]
     return examine(replace(patient.rows, uncovered=tuple(uncovered)))
+
+
+# A pool that is lost ends the vms on it in every fleet; other labels are domains where they are asked for.
+_LOST_WITH = frozenset({HOST, *survival.USUAL_LABELS})
 
 
 def _place(domain: Domain) -> str:

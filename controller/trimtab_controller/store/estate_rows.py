@@ -131,11 +131,12 @@ def _busy(session: Session) -> dict[str, str]:
 
 def migration_samples(session: Session, *, limit: int = 200) -> tuple[tuple[int, float], ...]:
     """Return (MiB of memory, seconds) of the last live migrations without copied disks that were done."""
-    operation, vm = schema.operation, schema.vm
+    operation, vm, volume, pool = schema.operation, schema.vm, schema.volume, schema.pool
+    copied = sa.exists().where(volume.c.vm_id == vm.c.id, pool.c.id == volume.c.pool_id, pool.c.is_shared.is_(False))
     query = (
         sa.select(vm.c.memory_mib, operation.c.result)
         .join(vm, vm.c.id == operation.c.subject_id)
-        .where(operation.c.kind == "vm.migrate", operation.c.state == "done")
+        .where(operation.c.kind == "vm.migrate", operation.c.state == "done", ~copied)
         .order_by(operation.c.id.desc())
         .limit(limit)
     )

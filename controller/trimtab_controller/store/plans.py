@@ -1,6 +1,8 @@
 """Plans, how far their steps have come, and hosts in maintenance."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -101,14 +103,20 @@ def set_step(session: Session, step: PlanStepRow, **values: Any) -> None:
     session.execute(_step.update().where(*where).values(**values))
 
 
-def moves_under_way(session: Session) -> dict[str, int]:
-    """Return how many moves of plans each host takes part in now."""
-    query = sa.select(_step.c.host_id, _step.c.target_host_id).where(_step.c.state.in_(UNDER_WAY))
-    found: dict[str, int] = {}
-    for row in session.execute(query):
-        for host_id in {row.host_id, row.target_host_id} - {""}:
-            found[host_id] = found.get(host_id, 0) + 1
-    return found
+@dataclass(frozen=True, slots=True)
+class MovesUnderWay:
+    """The moves of all plans that are under way: a hold, which waits for people, is none."""
+
+    count: int
+    by_host: Mapping[str, int]
+    """How many each host takes part in."""
+
+
+def moves_under_way(session: Session) -> MovesUnderWay:
+    query = sa.select(_step.c.host_id, _step.c.target_host_id).where(_step.c.state.in_(UNDER_WAY), _step.c.operation_id != "")
+    rows = session.execute(query).all()
+    by_host = Counter(host_id for row in rows for host_id in {row.host_id, row.target_host_id} - {""})
+    return MovesUnderWay(len(rows), by_host)
 
 
 def moved_since(session: Session, at: datetime, kinds: Collection[str]) -> dict[str, datetime]:

@@ -1,13 +1,14 @@
 """For a refusal: the smallest change that would let the vm in, found by asking the scheduler again. Nothing is suggested unverified.
 
 Looked at are single changes of the request (another zone, a soft rule, a toleration, less of a resource), then moves of up to
-`MOVED_AT_MOST` vms off one host, then pairs of changes. Every suggestion was decided on a copy of the books with the very changes
-that it names, the moved vms placed as well.
+`MOVED_AT_MOST` vms off one host, then pairs of changes, then a change with moves. Every suggestion was decided on a copy of the
+books with the very changes that it names, the moved vms placed as well.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import cache, partial
+from itertools import chain, combinations, islice
 from typing import Any
 
 import numpy as np
@@ -90,11 +91,20 @@ def unblock(
     """Return up to `SUGGESTED_AT_MOST` smallest changes for a request that no host fits; () where none was found. Books stay."""
     singles = list(_relaxed(books, request))
     found = _fitting(books, singles, policy)
-    if movable_on is not None and len(found) < SUGGESTED_AT_MOST:
-        found += _by_moving(books, request, policy, movable_on)
+    movable = cache(movable_on or _nobody)
+    if len(found) < SUGGESTED_AT_MOST:
+        found += _by_moving(books, request, policy, movable)
     if not found:
-        found = _fitting(books, islice(_pairs(books, singles), _PAIRS_TRIED), policy)
+        pairs = chain(_of_two_sizes(books, request), _pairs(books, singles))
+        found = _fitting(books, islice(pairs, _PAIRS_TRIED), policy)
+    if not found:
+        ways = ((changes, one) for changes, relaxed in singles for one in _by_moving(books, relaxed, policy, movable))
+        found = [replace(one, changes=changes) for changes, one in islice(ways, SUGGESTED_AT_MOST)]
     return tuple(found[:SUGGESTED_AT_MOST])
+
+
+def _nobody(_host_id: str) -> Sequence[PlacementRequest]:
+    return ()
 
 
 Relaxed = tuple[tuple[Change, ...], PlacementRequest]
@@ -166,34 +176,87 @@ def _refusing_taints(books: Books, request: PlacementRequest) -> list[tuple[str,
 def _of_size(books: Books, request: PlacementRequest) -> Iterator[Single]:
     if request.is_dedicated:
         yield "dedicated", "without cpus of its own", replace(request, is_dedicated=False)
-    elif (vcpus := _most(books, request, "vcpus", VCPUS)) > 0:
-        yield "vcpus", f"with {vcpus} vcpus instead of {request.vcpus}", replace(request, vcpus=vcpus)
     if request.page_kib:
         yield "hugepages", "without huge pages", replace(request, page_kib=0)
-    elif (free_mib := _most(books, request, "memory", MEMORY)) > 0:
-        memory_mib = free_mib - free_mib % _MEMORY_STEP_MIB or free_mib
-        yield "memory", f"with {memory_mib} MiB instead of {request.memory_mib}", replace(request, memory_mib=memory_mib)
+    for size in _sizes(request):
+        row = _roomiest(books, request, (size,))
+        if row is not None:
+            yield size.lessened(request, books.available(size.resource, row))
+
+
+def _of_two_sizes(books: Books, request: PlacementRequest) -> Iterator[Relaxed]:
+    """Yield the requests for less of two things at once, where every host is short of one or the other."""
+    for sizes in combinations(_sizes(request), 2):
+        row = _roomiest(books, request, sizes)
+        if row is None:
+            continue
+        changes, relaxed = [], request
+        for size in sizes:
+            field, message, relaxed = size.lessened(relaxed, books.available(size.resource, row))
+            changes.append(Change(field, message))
+        yield tuple(changes), relaxed
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """Something countable of the request, of which less may be enough."""
+
+    filter: str
+    resource: str
+    wanted: int
+    lessened: Callable[[PlacementRequest, int], Single]
+    """The request with as much as is free, and how that is said."""
+    least: int = 1
+
+
+def _sizes(request: PlacementRequest) -> Iterator[_Size]:
+    if not request.is_dedicated:
+        yield _Size("vcpus", VCPUS, request.vcpus, _with_vcpus)
+    if not request.page_kib:
+        yield _Size("memory", MEMORY, request.memory_mib, _with_memory)
     for kind, count in request.devices.items():
-        less = _most(books, request, "devices", devices_of(kind))
-        devices = {**request.devices, kind: less}
-        yield f"device.{kind}", f"with {less} {kind} instead of {count}", replace(request, devices=devices)
+        yield _Size("devices", devices_of(kind), count, partial(_with_devices, kind), least=0)
     for name, amount in request.resources.items():
-        less = _most(books, request, "resources", resource_named(name))
-        resources = {**request.resources, name: less}
-        yield f"resource.{name}", f"with {less} of {name} instead of {amount}", replace(request, resources=resources)
+        yield _Size("resources", resource_named(name), amount, partial(_with_resource, name), least=0)
 
 
-def _most(books: Books, request: PlacementRequest, filter_name: str, resource: str) -> int:
-    """Return the most of a resource that a host has free which every other filter lets in; 0 where there is none."""
-    if resource not in books.free:
-        return 0
-    sieve = Sieve.of(Trial.of(books, request))
+def _with_vcpus(request: PlacementRequest, free: int) -> Single:
+    vcpus = min(free, request.vcpus)
+    return "vcpus", f"with {vcpus} vcpus instead of {request.vcpus}", replace(request, vcpus=vcpus)
+
+
+def _with_memory(request: PlacementRequest, free: int) -> Single:
+    memory_mib = min(free - free % _MEMORY_STEP_MIB or free, request.memory_mib)
+    return "memory", f"with {memory_mib} MiB instead of {request.memory_mib}", replace(request, memory_mib=memory_mib)
+
+
+def _with_devices(kind: str, request: PlacementRequest, free: int) -> Single:
+    wanted, less = request.devices[kind], min(free, request.devices[kind])
+    told = f"with {less} {kind} instead of {wanted}" if less else f"without {kind}"
+    return f"device.{kind}", told, replace(request, devices={**request.devices, kind: less})
+
+
+def _with_resource(name: str, request: PlacementRequest, free: int) -> Single:
+    wanted, less = request.resources[name], min(free, request.resources[name])
+    resources = {**request.resources, name: less}
+    told = f"with {less} of {name} instead of {wanted}" if less else f"without {name}"
+    return f"resource.{name}", told, replace(request, resources=resources)
+
+
+def _roomiest(books: Books, request: PlacementRequest, sizes: Sequence[_Size]) -> int | None:
+    """Return the host that every other filter lets in and that comes closest to these sizes, by the one it is shortest of."""
+    ignored = {size.filter for size in sizes}
     fits = np.ones(len(books.fleet), dtype=np.bool_)
-    for each, mask in sieve.passed:
-        if each.name != filter_name:
+    for each, mask in Sieve.of(Trial.of(books, request)).passed:
+        if each.name not in ignored:
             fits &= mask
-    free = books.free[resource][fits]
-    return max(0, int(free.max())) if free.size else 0
+    nearness = np.ones(len(books.fleet))
+    for size in sizes:
+        free = books.free.get(size.resource, np.zeros(len(books.fleet), dtype=np.int64))
+        fits &= free >= size.least
+        nearness = np.minimum(nearness, free / max(1, size.wanted))
+    rows = np.flatnonzero(fits)
+    return int(rows[np.argmax(nearness[rows])]) if rows.size else None
 
 
 # --- moves -------------------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class VmSnapshot:
     devices: tuple[str, ...] = ()
     """Host devices in the guest, by name: they cannot move while it runs."""
     busy_with: str = ""
-    """The operation that keeps it from moving now, for example `backup op-…`."""
+    """The operation that keeps it from moving now, for example `backup.run op-…`."""
     has_local_layers: bool = False
     """Whether a disk on its host's own storage has snapshots or clones, which do not move along."""
     linked_clones: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """What keeps a vm on its host, with the cure: told before anything is moved, so that no drain hangs in silence."""
 
+from trimtab_controller.core.background import BACKUP
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.placement import Decision
 from trimtab_controller.core.planning.estate import DrainPolicy, Estate, Power, VmSnapshot, has_local_disk
@@ -24,11 +25,12 @@ def way_out(vm: VmSnapshot, estate: Estate) -> StepKind | Blocker | None:
             f"wait until its host is heard of: `trimtab vm get {vm.name}`",
         )
     if vm.busy_with:
+        kind, _, operation_id = vm.busy_with.rpartition(" ")
         return _blocker(
             vm,
-            Cause.BUSY,
+            Cause.BACKUP if kind == BACKUP else Cause.BUSY,
             f"{vm.busy_with} is under way",
-            "wait until it ends, or cancel it with `trimtab op cancel`, then make the plan again",
+            f"wait with `trimtab op wait {operation_id}`, or end it with `trimtab op cancel {operation_id}`; then make the plan again",
         )
     match vm.drain_policy:
         case DrainPolicy.WAIT:

@@ -52,6 +52,7 @@ class Cause(StrEnum):
     NO_TARGET = "no-target"
     ANTI_AFFINITY = "anti-affinity"
     BUSY = "busy"
+    BACKUP = "backup"
     DRAIN_POLICY = "drain-policy"
     NOT_FENCED = "not-fenced"
     NOT_PROTECTED = "not-protected"

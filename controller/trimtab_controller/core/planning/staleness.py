@@ -10,13 +10,25 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any
 
-from trimtab_controller.core.placement import FleetSnapshot, HostSnapshot
+from trimtab_controller.core.placement import FleetSnapshot, HostSnapshot, Stock
 from trimtab_controller.core.planning.estate import Estate, Power, VmSnapshot
 from trimtab_controller.core.planning.plan import Pin, Plan, PlanKind, Step, StepKind
 from trimtab_controller.core.planning.what_if import WhatIf
 
-# What moves with every placement and is tried on the books instead, or says nothing about where a vm may go.
-_HOST_IGNORED = frozenset({"vcpus_claimed", "memory_claimed_mib", "generation", "image_ids", "is_cordoned", "name"})
+# What moves with every placement or report and is tried on the books instead, or says nothing about where a vm may go.
+_HOST_IGNORED = frozenset(
+    {
+        "vcpus_claimed",
+        "memory_claimed_mib",
+        "unmanaged_vcpus",
+        "unmanaged_memory_mib",
+        "labels",
+        "generation",
+        "image_ids",
+        "is_cordoned",
+        "name",
+    }
+)
 _REQUEST_IGNORED = frozenset({"request_id", "order", "excluded_host_ids", "required_host_id", "preferred_host_id"})
 
 
@@ -120,7 +132,17 @@ def _vm_print(vm: VmSnapshot) -> str:
 
 
 def _host_print(host: HostSnapshot) -> str:
-    return _digest({name: value for name, value in _items(host) if name not in _HOST_IGNORED})
+    known = replace(
+        host,
+        cells=tuple(cell.emptied() for cell in host.cells),
+        devices=_unclaimed(host.devices),
+        resources=_unclaimed(host.resources),
+    )
+    return _digest({name: value for name, value in _items(known) if name not in _HOST_IGNORED})
+
+
+def _unclaimed(stocks: Mapping[str, Stock]) -> dict[str, Stock]:
+    return {name: replace(stock, claimed=0) for name, stock in stocks.items()}
 
 
 def _items(one: Any) -> list[tuple[str, Any]]:
