@@ -7,14 +7,11 @@ what changed, never less, so that nothing has to happen at one moment. libvirt i
     add N ── backupBegin ── copy of B, standing still, beside libvirt's exports ── read ── N is kept, B removed; or N removed
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import libvirt_qemu
-
-from trimtab_protos.errors import Internal
+from trimtab_agent.hypervisor.kvm import monitor
 
 PREFIX = "tt-"
 _READ = f"{PREFIX}read"
@@ -32,7 +29,7 @@ class Followed:
 def followed(domain: Any) -> Mapping[str, Followed]:
     """Return alias → disk, of every disk of the domain."""
     found = {}
-    for block in _ask(domain, "query-block"):
+    for block in monitor.ask(domain, "query-block"):
         inserted, alias = block.get("inserted"), _alias_of(block.get("qdev", ""))
         if inserted is None or not alias:
             continue
@@ -45,32 +42,32 @@ def add(domain: Any, disk: Followed, checkpoint: str) -> None:
     """Follow the disk from now on under this name."""
     if checkpoint in disk.bitmaps:
         remove(domain, disk, checkpoint)
-    _ask(domain, "block-dirty-bitmap-add", node=disk.node, name=checkpoint, persistent=False)
+    monitor.ask(domain, "block-dirty-bitmap-add", node=disk.node, name=checkpoint, persistent=False)
 
 
 def remove(domain: Any, disk: Followed, checkpoint: str) -> None:
-    _ask(domain, "block-dirty-bitmap-remove", node=disk.node, name=checkpoint)
+    monitor.ask(domain, "block-dirty-bitmap-remove", node=disk.node, name=checkpoint)
 
 
 def serve(domain: Any, disk: Followed, checkpoint: str, export: str) -> str:
     """Serve what changed since the checkpoint beside what libvirt's job serves; return the context that says it."""
     at = {"node": disk.node, "name": _READ}
     if _READ in disk.bitmaps:  # of an agent that died here
-        _ask(domain, "block-dirty-bitmap-remove", **at)
+        monitor.ask(domain, "block-dirty-bitmap-remove", **at)
     actions = [
         {"type": "block-dirty-bitmap-add", "data": {**at, "disabled": True, "persistent": False}},
         {"type": "block-dirty-bitmap-merge", "data": {"node": disk.node, "target": _READ, "bitmaps": [checkpoint]}},
     ]
-    _ask(domain, "transaction", actions=actions)
+    monitor.ask(domain, "transaction", actions=actions)
     named = {"type": "nbd", "id": export, "node-name": disk.node, "name": export, "writable": False, "bitmaps": [_READ]}
-    _ask(domain, "block-export-add", **named)
+    monitor.ask(domain, "block-export-add", **named)
     return f"qemu:dirty-bitmap:{_READ}"
 
 
 def end(domain: Any, disk: Followed, export: str) -> None:
     """End what `serve` began."""
-    _ask(domain, "block-export-del", id=export, mode="hard")
-    _ask(domain, "block-dirty-bitmap-remove", node=disk.node, name=_READ)
+    monitor.ask(domain, "block-export-del", id=export, mode="hard")
+    monitor.ask(domain, "block-dirty-bitmap-remove", node=disk.node, name=_READ)
 
 
 def keep_only(domain: Any, aliases: Iterable[str], checkpoint: str) -> None:
@@ -97,11 +94,3 @@ def _alias_of(device: str) -> str:
     """Return ua-vol-1 of /machine/peripheral/ua-vol-1/virtio-backend."""
     _, found, rest = device.partition("/peripheral/")
     return rest.partition("/")[0] if found else ""
-
-
-def _ask(domain: Any, command: str, **arguments: object) -> Any:
-    text = json.dumps({"execute": command, "arguments": arguments} if arguments else {"execute": command})
-    answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, text, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT))
-    if "error" in answer:
-        raise Internal("monitor-refused", f"QEMU refuses {command}: {str(answer['error'].get('desc', ''))[:300]}")
-    return answer["return"]

@@ -36,6 +36,13 @@ from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer, absent, migration_operation
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_agent.hypervisor.kvm.pools import Pools
+from trimtab_agent.hypervisor.kvm.torn_migration import (
+    Step,
+    TornMigration,
+    end_connection,
+    end_connection_there,
+    progress,
+)
 from trimtab_agent.hypervisor.kvm.volume_keys import Need, VolumeKeys, secret_uuid, take_from_libvirt
 from trimtab_protos.errors import Conflict, DeadlineExceeded, Internal, TrimtabError
 from trimtab_protos.messages import (
@@ -54,7 +61,7 @@ log = structlog.get_logger(__name__)
 
 REPORT_EVERY_S = 1.0
 RESUME_FOR_S = 30.0
-"""A post-copy that broke is tried to be resumed for so long: until then the guest stands still, after that its memory is given up."""
+"""Memory that did not move for so long after a post-copy broke is given up; until then the guest may stand still."""
 RESUME_EVERY_S = 2.0
 _POLL_S = 0.2
 _POSTCOPY_AFTER_ITERATIONS = 2
@@ -179,7 +186,7 @@ class Migrations:
             if move is not None and move.refusal is not None:
                 raise move.refusal
             if move is not None and move.error is not None and _is_torn(domain):
-                move = self._resume(vm_id, libvirt_uri, parameters, flags)
+                move = self._resume(domain, move, vm_id, libvirt_uri, parameters, flags)
             if move is not None and move.error is not None:
                 if move.is_connection_lost:
                     raise DeadlineExceeded("hypervisor-lost", f"libvirt went away while {vm_id} migrated; look at both hosts")
@@ -207,17 +214,25 @@ class Migrations:
         threading.Thread(target=run, name=f"migrate-{vm_id}", daemon=True).start()
         return move
 
-    def _resume(self, vm_id: str, libvirt_uri: str, parameters: dict[str, Any], flags: int) -> _Move:
-        """Try to go on with a post-copy whose connection broke; what is returned has ended, with an error where it never went on."""
-        deadline_s = time.monotonic() + RESUME_FOR_S
-        while True:
-            log.warning("resuming a post-copy that broke", vm_id=vm_id)
-            move = self._start(vm_id, libvirt_uri, parameters, flags | libvirt.VIR_MIGRATE_POSTCOPY_RESUME)
-            move.ended.wait()
-            if move.refusal is not None or move.error is None or move.is_connection_lost or time.monotonic() > deadline_s:
-                return move
-            log.info("it does not go on yet", vm_id=vm_id, error=move.error.get_error_message())
-            time.sleep(RESUME_EVERY_S)  # libvirt tells nobody when the link is back
+    def _resume(self, domain: Any, broken: _Move, vm_id: str, libvirt_uri: str, parameters: dict[str, Any], flags: int) -> _Move:
+        """Go on with a post-copy whose connection broke; what is returned has ended, with an error where it never went on."""
+        move, torn = broken, TornMigration(moved_s=time.monotonic())
+        while time.monotonic() < torn.moved_s + RESUME_FOR_S:
+            step = torn.look(*progress(domain), time.monotonic())
+            log.warning("a post-copy broke", vm_id=vm_id, step=step.value)
+            if step is Step.IS_OVER:
+                return _Move(ended=move.ended)
+            if step is Step.END_HERE:
+                end_connection(domain)
+            elif step is Step.RESUME:
+                end_connection_there(libvirt_uri, vm_id)
+                move = self._start(vm_id, libvirt_uri, parameters, flags | libvirt.VIR_MIGRATE_POSTCOPY_RESUME)
+                move.ended.wait()
+                if move.refusal is not None or move.error is None or move.is_connection_lost:
+                    return move
+                log.info("it does not go on yet", vm_id=vm_id, error=move.error.get_error_message())
+            time.sleep(RESUME_EVERY_S)  # nobody tells when the link is back
+        return move
 
     def _refuse_immovable(self, domain: Any, vm_id: str, target: DomainSpec, copied: frozenset[str]) -> None:
         seen = self._observer.observe(domain)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from trimtab_agent.backup.nbd import ALLOCATION, DIRTY, NbdClient
-from trimtab_agent.hypervisor.kvm import memory_bitmaps
+from trimtab_agent.hypervisor.kvm import memory_bitmaps, monitor
 
 MIB = 1 << 20
 DISK = "ua-vol-1"
@@ -76,7 +76,7 @@ def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qemu]:
     way = SimpleNamespace(
         qemuMonitorCommand=lambda domain, text, _flags: domain.command(text), VIR_DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT=0
     )
-    monkeypatch.setattr(memory_bitmaps, "libvirt_qemu", way)
+    monkeypatch.setattr(monitor, "libvirt_qemu", way)
     try:
         yield started
     finally:

@@ -21,7 +21,7 @@ from trimtab_agent.hypervisor.kvm.power import Power
 from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys
 from trimtab_protos.messages import PowerAction
 
-DEFINITION = """<domain type='test'><name>trimtab-vm-a</name><uuid>3b0e7a52-1c1c-4f43-8a53-0f0a0b0c0d0e</uuid>
+DEFINITION = """<domain type='test'><name>trimtab-vm-a</name><uuid>3b0e7a52-1c1c-4f43-8a53-0f0a0b0c0d77</uuid>
 <metadata><t:domain xmlns:t='urn:trimtab:domain:1'><t:vm id='vm-a' name='db' project='default'/><t:stamp epoch='1' turn='1' boot=''/>
 </t:domain></metadata><memory unit='MiB'>96</memory><vcpu>1</vcpu><os><type arch='x86_64'>hvm</type></os></domain>"""
 RUNNING, PAUSED = libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_PAUSED
