@@ -5,7 +5,6 @@ client of `websockets` has them, are one too many: OpenSSL's objects are for one
 never finished its handshake (measured with Python 3.11, where nothing locks them).
 """
 
-import asyncio
 import json
 import ssl
 import threading
@@ -18,6 +17,8 @@ from trimtab_controller.cli.errors import CommandFailed, from_problem
 from trimtab_controller.cli.session import Session
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from websockets.asyncio.client import ClientConnection
 
 T = TypeVar("T")
@@ -103,12 +104,16 @@ async def _connect(uri: str, tls: ssl.SSLContext, protocols: Sequence[str]) -> "
 
 
 def _wait_for(work: Coroutine[Any, Any, T]) -> T:
+    import asyncio
+
     return asyncio.run_coroutine_threadsafe(work, _loop()).result()
 
 
 @cache
-def _loop() -> asyncio.AbstractEventLoop:
+def _loop() -> "AbstractEventLoop":
     """Return the loop of all sessions; it ends with the program."""
+    import asyncio
+
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="consoles", daemon=True).start()
     return loop

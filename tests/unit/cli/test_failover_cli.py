@@ -146,3 +146,16 @@ def test_a_check_tells_what_vms_on_local_disks_would_lose(trimtab: Trimtab, cont
     assert (
         "log has disks on it alone: it would not come back by itself: it is not kept; its last whole backup is bk-2" in found.out
     )
+
+
+def test_a_rack_that_the_rest_could_not_restart_is_named_with_its_vms_and_ends_with_three(
+    trimtab: Trimtab, controller: FakeController
+) -> None:
+    lost = {"vm": "db", "reason": "no host has 64 GiB left"}
+    rack = {"kind": "rack", "name": "r2", "is_covered": False, "uncovered": [lost], "unprotected_count": 0}
+    controller.on("GET", "/v1/failover-coverage", Answer({"is_covered": False, "domains": [rack], "local_vms": [], "at": ""}))
+    found = trimtab("failover", "check", "-l", "rack=r2")
+    assert controller.seen[0].query == {"selector": "rack=r2"}
+    assert found.code == 3
+    assert "rack r2: db: no host has 64 GiB left" in found.out
+    assert "1 vms would not come back: db" in found.err
