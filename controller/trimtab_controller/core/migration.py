@@ -24,9 +24,11 @@ class Outcome(StrEnum):
 def outcome(*, source: DomainObservation, target: DomainObservation) -> Outcome:
     """Return where the guest is, from what both hosts say now.
 
-    A paused guest on the source beside a running one on the target is the moment of the switch: unsettled.
+    A paused guest on the source beside a running one on the target is the moment of the switch: unsettled. A source that says that its
+    guest has left has sent all of its memory, also where the target's libvirt lost sight of it on the way.
     """
-    if any(seen.reason is StateReason.POSTCOPY_FAILED and seen.state in _HAS_GUEST for seen in (source, target)):
+    has_left = source.reason is StateReason.MIGRATED and source.state in _HAS_NOTHING
+    if not has_left and any(seen.reason is StateReason.POSTCOPY_FAILED and seen.state in _HAS_GUEST for seen in (source, target)):
         return Outcome.TORN
     if source.is_migrating or target.is_migrating or target.state is DomainState.INCOMING:
         return Outcome.UNSETTLED

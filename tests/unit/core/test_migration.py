@@ -40,6 +40,14 @@ def test_a_failed_postcopy_leaves_no_whole_guest_anywhere(state: DomainState, ot
     assert outcome(source=seen(other), target=torn) is Outcome.TORN
 
 
+def test_a_source_whose_guest_left_has_sent_all_of_its_memory_whatever_the_target_makes_of_it() -> None:
+    left = replace(seen(STOPPED), reason=StateReason.MIGRATED)
+    there = replace(seen(RUNNING), reason=StateReason.POSTCOPY_FAILED)
+    assert outcome(source=left, target=there) is Outcome.ON_TARGET
+    assert outcome(source=left, target=replace(there, is_migrating=True)) is Outcome.UNSETTLED
+    assert outcome(source=replace(left, reason=StateReason.DESTROYED), target=there) is Outcome.TORN
+
+
 @pytest.mark.parametrize(
     ("source", "target", "expected"),
     [

@@ -183,6 +183,8 @@ class Migrations:
                 parameters, flags = self._parameters(domain, target, stamp, migration_uri, copied_volume_ids, options)
                 move = self._start(vm_id, libvirt_uri, parameters, flags)
             is_late = _follow(domain, move, options, control)
+            if move is not None and not move.ended.is_set():
+                raise Conflict("migration-torn", f"memory of {vm_id} was on its way when its connection broke, and never went on")
             if move is not None and move.refusal is not None:
                 raise move.refusal
             if move is not None and move.error is not None and _is_torn(domain):
@@ -357,7 +359,11 @@ def _is_torn(domain: Any) -> bool:
 
 
 def _follow(domain: Any, move: _Move | None, options: MigrationOptions, control: JobControl) -> bool:
-    """Report until the move ended; abort it where that was asked for or the time is over. Return whether the time was."""
+    """Report until the move ended; abort it where that was asked for or the time is over. Return whether the time was.
+
+    Nor is one waited for whose memory stands still for good: a target that misses memory of its own may answer nobody, libvirt included.
+    """
+    torn: TornMigration | None = None
     started_at = time.monotonic()
     next_report = 0.0
     is_aborted = is_late = has_downtime = is_postcopy = False
@@ -370,6 +376,11 @@ def _follow(domain: Any, move: _Move | None, options: MigrationOptions, control:
             is_aborted = _try(domain.abortJob)
         if now >= next_report:
             next_report = now + REPORT_EVERY_S
+            if _is_torn(domain):
+                torn = torn or TornMigration(moved_s=now)
+                torn.look(*progress(domain), now)
+                if now > torn.moved_s + RESUME_FOR_S:
+                    return is_late
             statistics = _statistics(domain)
             control.report(_progress(statistics))
             if options.max_downtime_ms and not has_downtime:
