@@ -20,8 +20,9 @@ the other is observed not to.
 A linked clone on its host's own storage is copied whole and lies over nothing from then on (`core.layers.is_flattened`); the rows say so in
 the transaction that gives its home to the target.
 
-A post-copy that failed (it is used only where an operator asked for it) leaves memory on either side. The agent tries to resume it for
-half a minute; after that both sides are killed, seen to be gone, and the guest starts anew on the target, whose disks are the newer ones.
+A post-copy that failed (it is used only where an operator asked for it) leaves memory on either side. The agent lets it go on or begins
+its connection anew; once nothing moved for half a minute both sides are killed, seen to be gone, and the guest starts anew on the
+target, whose disks are the newer ones.
 """
 
 import contextlib
