@@ -236,7 +236,8 @@ def test_a_postcopy_whose_link_breaks_goes_on_with_all_of_its_memory_or_says_tha
     fleet.sh(home, f"virsh migrate-setspeed {domain} {LIMIT_BYTES_S >> 20} --postcopy && virsh migrate-postcopy {domain}")
     wait_until(lambda: "post-copy" in domain_state(fleet, home, domain), "the guest to leave for the target")
     if what != "connection at the switch":
-        wait_until(lambda: "running" in domain_state(fleet, target, domain), "the guest to run on the target")
+        gone, _uptime = fleet.ticks(mover)
+        wait_until(lambda: fleet.ticks(mover)[0] > gone + 2, "the guest to count on, on the target", patience_s=120)
     with without_link(fleet, target) if what == "cable" else without_memory_connections(fleet, target):
         wait_until(
             lambda: "post-copy failed" in domain_state(fleet, home, domain), "the source to miss the target", patience_s=60
