@@ -222,22 +222,17 @@ def job_state(fleet: Fleet, host: str, vm_id: str) -> str:
     return "failed" if "None" in told else told
 
 
-@pytest.mark.parametrize("what", ["cable", "connection", "connection at the switch"])
-def test_a_postcopy_whose_link_breaks_goes_on_with_all_of_its_memory_or_says_that_it_is_lost(
-    fleet: Fleet, mover: str, what: str
-) -> None:
-    """A cable that was out leaves QEMU's own connection to go on; a connection that was reset is begun anew.
-
-    One that is reset before the target's QEMU has all that it needs itself is lost: it answers nobody any more (7.2).
-    """
+@pytest.mark.parametrize("what", ["cable", "connection"])
+def test_a_postcopy_whose_link_breaks_goes_on_with_all_of_its_memory(fleet: Fleet, mover: str, what: str) -> None:
+    """A cable that was out leaves QEMU's own connection to go on; a connection that was reset is begun anew."""
     counted, uptime = fleet.ticks(mover)
     vm, (home, target) = fleet.vm(mover), other_hosts(fleet, mover)
     domain = f"trimtab-{vm['id']}"
     operation_id = begin_slow_move(fleet, mover, target, "--allow-postcopy")
     fleet.sh(home, f"virsh migrate-setspeed {domain} {LIMIT_BYTES_S >> 20} --postcopy && virsh migrate-postcopy {domain}")
     wait_until(lambda: "post-copy" in domain_state(fleet, home, domain), "the guest to leave for the target")
-    if what != "connection at the switch":
-        wait_until(lambda: len(ticks_on(fleet, target, domain)) > 2, "the guest to count on, on the target")
+    # Before its QEMU has what it needs itself it answers nobody, libvirt included; see the unit test of what is given up.
+    wait_until(lambda: len(ticks_on(fleet, target, domain)) > 2, "the guest to count on, on the target")
     with without_link(fleet, target) if what == "cable" else without_memory_connections(fleet, target):
         wait_until(
             lambda: "post-copy failed" in domain_state(fleet, home, domain), "the source to miss the target", patience_s=60
@@ -246,12 +241,10 @@ def test_a_postcopy_whose_link_breaks_goes_on_with_all_of_its_memory_or_says_tha
     # What is left is told to go fast; it may be over already.
     fleet.lab.run(home, ["virsh", "migrate-setspeed", domain, "500", "--postcopy"], check=False)
     ended = fleet.end_of(operation_id)
-    assert ended["state"] == "done", ended
+    assert (ended["state"], ended["result"].get("memory")) == ("done", None), ended
     fleet.wait_for_host(target)
     assert_one_whole_copy(fleet, mover, on=target, counted=counted)
-    is_lost = ended["result"].get("memory") == "lost"
-    assert what == "connection at the switch" or not is_lost
-    wait_until(lambda: (fleet.ticks(mover)[1] < uptime) == is_lost, "a guest that started anew to count its uptime from zero")
+    assert fleet.ticks(mover)[1] > uptime, "the same guest, with what it had in memory"
     assert fleet.vm(mover)["epoch"] == vm["epoch"] + 1
 
 

@@ -1,8 +1,16 @@
 """What is done about a post-copy whose connection broke, by what QEMU says of it."""
 
+import json
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import libvirt
 import pytest
 
+from trimtab_agent.hypervisor.kvm import migration, monitor
 from trimtab_agent.hypervisor.kvm.torn_migration import STANDS_STILL_AFTER_S, Step, TornMigration
+from trimtab_protos.messages import JobProgress, MigrationOptions
 
 ACTIVE, PAUSED = "postcopy-active", "postcopy-paused"
 
@@ -31,3 +39,34 @@ def test_what_qemu_has_completed_waits_for_libvirt_and_is_over_once_the_guest_le
     torn = TornMigration(moved_s=0.0)
     assert torn.look("completed", 9, 1.0) is Step.LET_GO_ON
     assert torn.look("", 0, 2.0) is Step.IS_OVER
+
+
+class TornDomain:
+    """A source whose QEMU waits for a connection, while libvirt waits for a target that answers nobody."""
+
+    def state(self) -> list[int]:
+        return [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED]
+
+    def isActive(self) -> int:
+        return 1
+
+    def jobStats(self, _flags: int) -> dict[str, Any]:
+        return {}
+
+
+class Watcher:
+    cancelled = threading.Event()
+
+    def report(self, progress: JobProgress) -> None:
+        pass
+
+
+def test_a_migration_that_libvirt_never_ends_is_given_up_once_nothing_moved_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = json.dumps({"return": {"status": PAUSED, "ram": {"transferred": 7}}})
+    way = SimpleNamespace(qemuMonitorCommand=lambda *_asked: answer, VIR_DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT=0)
+    monkeypatch.setattr(monitor, "libvirt_qemu", way)
+    monkeypatch.setattr(migration, "REPORT_EVERY_S", 0.01)
+    monkeypatch.setattr(migration, "RESUME_FOR_S", 0.05)
+    move = migration._Move()
+    is_late = migration._follow(TornDomain(), move, MigrationOptions(), Watcher())
+    assert (is_late, move.ended.is_set()) == (False, False)
