@@ -49,6 +49,16 @@ def test_every_host_is_told_the_password_once_it_asks_and_no_marker_is_written(s
     assert [call.verb for call in story.wire.calls if call.verb == "CheckPoolMarker"] == []
 
 
+def test_a_host_that_joins_later_is_told_the_password_too(story: FleetStory, san: Pool) -> None:
+    host_id = story.add_host("latecomer")
+    prepared = story.accept("host.prepare", host_id, {"host_id": host_id}, name="latecomer")
+    story.settle()
+    assert story.operation(prepared.id).state is OperationState.DONE, story.operation(prepared.id).error
+    assert story.hypervisor(host_id).volume_keys == {san.id: PASSWORD}
+    found = {one.host_id: one.state for one in story.db.read(lambda session: pools.hosts_of(session, [san.id]))[san.id]}
+    assert found[host_id] == "ready"
+
+
 def test_a_lun_takes_room_from_nobody_and_its_vm_is_started_wherever_the_target_is_reached(story: FleetStory, san: Pool) -> None:
     made = make_volume(story, san, unit="1", size_bytes=8 << 50)
     assert made.state is OperationState.DONE, made.error

@@ -174,7 +174,7 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
 
     def ensure_pool(self, host_id: str, key: CommandKey, pool: PoolSpec) -> PoolObservation:
         request = pb.EnsurePoolRequest(pool=_pool(pool))
-        return from_proto(self._command(host_id, "EnsurePool", request, key).pool, PoolObservation)
+        return from_proto(self._command(host_id, "EnsurePool", request, key, secrets_of=pool.pool_id).pool, PoolObservation)
 
     def check_marker(self, host_id: str, pool: PoolSpec, marker: str, *, write_content: str = "", remove: bool = False) -> str:
         request = pb.CheckPoolMarkerRequest(pool=_pool(pool), marker=marker, write_content=write_content, remove=remove)
@@ -412,8 +412,11 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
 
     # --- the wire ------------------------------------------------------------------------------------------------------
 
-    def _command(self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = DEADLINE_S) -> Any:
-        """Send a mutating verb under `key`, stamped with the host's incarnation and lease as last committed."""
+    def _command(
+        self, host_id: str, verb: str, request: Any, key: CommandKey, *, timeout_s: float = DEADLINE_S, secrets_of: str = ""
+    ) -> Any:
+        """Send a mutating verb under `key`, stamped with the host's incarnation and lease as last committed. `secrets_of`: whose
+        secrets it needs, where that is not the key's subject."""
         address = self._address(host_id)
         stamped = replace(key, incarnation=address.incarnation, lease_number=address.lease_number)
         request.key.CopyFrom(to_proto(stamped, command_pb2.CommandKey))
@@ -423,7 +426,7 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
             if error.code != KEY_MISSING:
                 raise
         # It did nothing: its agent, or libvirt there, has begun anew since it was last given them, or never was.
-        self._give_keys(address, key.subject_id)
+        self._give_keys(address, secrets_of or key.subject_id)
         return self._send(address, verb, request, timeout_s)
 
     def _give_keys_first(self, host_id: str, key: CommandKey, volumes: Sequence[VolumeSpec]) -> None:
