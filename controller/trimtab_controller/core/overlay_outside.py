@@ -30,6 +30,8 @@ class GatewayHost:
     name: str = ""
     is_up: bool = True
     is_cordoned: bool = False
+    # Proven off.
+    is_off: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,13 +104,17 @@ def gateways(router: str, hosts: Sequence[GatewayHost]) -> tuple[str, ...]:
     """Return the chassis that may carry a router's outer side, the first to do so first.
 
     Routers are spread over hosts by lot, which falls the same way each time. One that is cordoned comes last; that one is down moves
-    nothing, since OVN knows better whether it still carries packets.
+    nothing, since OVN knows better whether it still carries packets. But one that is proven off is left out: of two, OVN lets the other
+    carry nothing as long as it hears of none, since it might be the one that is cut off.
     """
 
     def lot(host: GatewayHost) -> str:
         return hashlib.sha256(f"{router} {host.chassis}".encode()).hexdigest()
 
-    chosen = sorted((host for host in hosts if host.chassis), key=lambda host: (not host.is_up, lot(host)))[:GATEWAYS_MAX]
+    able = [host for host in hosts if host.chassis]
+    chosen = sorted([host for host in able if not host.is_off] or able, key=lambda host: (not host.is_up, lot(host)))[
+        :GATEWAYS_MAX
+    ]
     return tuple(host.chassis for host in sorted(chosen, key=lambda host: (host.is_cordoned, lot(host))))
 
 

@@ -149,7 +149,13 @@ def gateway_hosts(session: Session, network_ids: Sequence[str]) -> dict[str, tup
     for row in session.execute(query):
         chassis = str(row.inventory.get("overlay_chassis", ""))
         if chassis and OUTER_CAPABILITY in row.inventory.get("capabilities", ()):
-            host = GatewayHost(chassis=chassis, name=row.name, is_up=row.connectivity == "up", is_cordoned=row.is_cordoned)
+            host = GatewayHost(
+                chassis=chassis,
+                name=row.name,
+                is_up=row.connectivity == "up",
+                is_cordoned=row.is_cordoned,
+                is_off=row.connectivity == "fenced",
+            )
             found[row.network_id] = (*found.get(row.network_id, ()), host)
     return found
 

@@ -91,6 +91,9 @@ def test_routers_are_spread_over_hosts_and_each_list_stays_as_it_is() -> None:
     down = [replace(host, is_up=host.chassis != first) for host in hosts[:5]]
     assert gateways(KEY, down)[0] == gateways(KEY, hosts[:5])[0], "OVN sees for itself whether one lives"
     assert first not in gateways(KEY, [replace(host, is_up=host.chassis != first) for host in hosts]), "but others go before it"
+    off = [replace(host, is_off=host.chassis == first) for host in hosts[:2] + [one for one in hosts if one.chassis == first]]
+    assert first not in gateways(KEY, off), "one that is proven off keeps nobody waiting"
+    assert gateways(KEY, [replace(host, is_off=True) for host in hosts]), "and somebody has to be named"
     assert gateways(KEY, [GatewayHost(chassis="")]) == ()
     port = row(made(), Table.ROUTER_PORT, f"ro-{KEY}")
     listed = [row(made(), Table.GATEWAY, key).columns for key in port.references["gateway_chassis"]]
