@@ -183,12 +183,18 @@ class Migrations:
                 parameters, flags = self._parameters(domain, target, stamp, migration_uri, copied_volume_ids, options)
                 move = self._start(vm_id, libvirt_uri, parameters, flags)
             is_late = _follow(domain, move, options, control)
-            if move is not None and not move.ended.is_set():
-                raise Conflict("migration-torn", f"memory of {vm_id} was on its way when its connection broke, and never went on")
             if move is not None and move.refusal is not None:
                 raise move.refusal
             if move is not None and move.error is not None and _is_torn(domain):
-                move = self._resume(domain, move, vm_id, libvirt_uri, parameters, flags)
+
+                def again() -> _Move:
+                    resumed = self._start(vm_id, libvirt_uri, parameters, flags | libvirt.VIR_MIGRATE_POSTCOPY_RESUME)
+                    _follow(domain, resumed, options, control)
+                    return resumed
+
+                move = _resume(domain, move, again, vm_id=vm_id, libvirt_uri=libvirt_uri)
+            if move is not None and not move.ended.is_set():
+                raise Conflict("migration-torn", f"memory of {vm_id} was on its way when its connection broke, and never went on")
             if move is not None and move.error is not None:
                 if move.is_connection_lost:
                     raise DeadlineExceeded("hypervisor-lost", f"libvirt went away while {vm_id} migrated; look at both hosts")
@@ -214,26 +220,6 @@ class Migrations:
                 move.ended.set()
 
         threading.Thread(target=run, name=f"migrate-{vm_id}", daemon=True).start()
-        return move
-
-    def _resume(self, domain: Any, broken: _Move, vm_id: str, libvirt_uri: str, parameters: dict[str, Any], flags: int) -> _Move:
-        """Go on with a post-copy whose connection broke; what is returned has ended, with an error where it never went on."""
-        move, torn = broken, TornMigration(moved_s=time.monotonic())
-        while time.monotonic() < torn.moved_s + RESUME_FOR_S:
-            step = torn.look(*progress(domain), time.monotonic())
-            log.warning("a post-copy broke", vm_id=vm_id, step=step.value)
-            if step is Step.IS_OVER:
-                return _Move(ended=move.ended)
-            if step is Step.END_HERE:
-                end_connection(domain)
-            elif step is Step.RESUME:
-                end_connection_there(libvirt_uri, vm_id)
-                move = self._start(vm_id, libvirt_uri, parameters, flags | libvirt.VIR_MIGRATE_POSTCOPY_RESUME)
-                move.ended.wait()
-                if move.refusal is not None or move.error is None or move.is_connection_lost:
-                    return move
-                log.info("it does not go on yet", vm_id=vm_id, error=move.error.get_error_message())
-            time.sleep(RESUME_EVERY_S)  # nobody tells when the link is back
         return move
 
     def _refuse_immovable(self, domain: Any, vm_id: str, target: DomainSpec, copied: frozenset[str]) -> None:
@@ -352,6 +338,26 @@ def _is_leaving(domain: Any) -> bool:
     return bool(domain.isActive()) and migration_operation(domain) == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT
 
 
+def _resume(domain: Any, broken: _Move, again: Callable[[], _Move], *, vm_id: str, libvirt_uri: str) -> _Move:
+    """Go on with a post-copy whose connection broke; what is returned never went on where it has an error, or has not ended."""
+    move, torn = broken, TornMigration(moved_s=time.monotonic())
+    while time.monotonic() < torn.moved_s + RESUME_FOR_S:
+        step = torn.look(*progress(domain), time.monotonic())
+        log.warning("a post-copy broke", vm_id=vm_id, step=step.value)
+        if step is Step.IS_OVER:
+            return _Move(ended=move.ended)
+        if step is Step.END_HERE:
+            end_connection(domain)
+        elif step is Step.RESUME:
+            end_connection_there(libvirt_uri, vm_id)
+            move = again()
+            if not move.ended.is_set() or move.refusal is not None or move.error is None or move.is_connection_lost:
+                return move
+            log.info("it does not go on yet", vm_id=vm_id, error=move.error.get_error_message())
+        time.sleep(RESUME_EVERY_S)  # nobody tells when the link is back
+    return move
+
+
 def _is_torn(domain: Any) -> bool:
     """Tell whether a post-copy broke: the guest's memory is on both hosts, and here it stands still for good."""
     state, reason = domain.state()
@@ -376,8 +382,8 @@ def _follow(domain: Any, move: _Move | None, options: MigrationOptions, control:
             is_aborted = _try(domain.abortJob)
         if now >= next_report:
             next_report = now + REPORT_EVERY_S
-            if _is_torn(domain):
-                torn = torn or TornMigration(moved_s=now)
+            torn = (torn or TornMigration(moved_s=now)) if _is_torn(domain) else None
+            if torn is not None:
                 torn.look(*progress(domain), now)
                 if now > torn.moved_s + RESUME_FOR_S:
                     return is_late

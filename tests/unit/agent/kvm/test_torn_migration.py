@@ -61,12 +61,34 @@ class Watcher:
         pass
 
 
-def test_a_migration_that_libvirt_never_ends_is_given_up_once_nothing_moved_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU says that it waits for a connection, and whoever waits for memory is soon tired of it."""
     answer = json.dumps({"return": {"status": PAUSED, "ram": {"transferred": 7}}})
     way = SimpleNamespace(qemuMonitorCommand=lambda *_asked: answer, VIR_DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT=0)
     monkeypatch.setattr(monitor, "libvirt_qemu", way)
     monkeypatch.setattr(migration, "REPORT_EVERY_S", 0.01)
     monkeypatch.setattr(migration, "RESUME_FOR_S", 0.05)
+
+
+def follow(move: migration._Move) -> bool:
+    return migration._follow(TornDomain(), move, MigrationOptions(), Watcher())
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_migration_that_libvirt_never_ends_is_given_up_once_nothing_moved_for_long() -> None:
     move = migration._Move()
-    is_late = migration._follow(TornDomain(), move, MigrationOptions(), Watcher())
-    assert (is_late, move.ended.is_set()) == (False, False)
+    assert (follow(move), move.ended.is_set()) == (False, False)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_one_that_was_begun_anew_and_hangs_again_is_given_up_too() -> None:
+    broken, resumed = migration._Move(error=libvirt.libvirtError("broke")), migration._Move()
+    broken.ended.set()
+
+    def again() -> migration._Move:
+        follow(resumed)
+        return resumed
+
+    found = migration._resume(TornDomain(), broken, again, vm_id="vm-1", libvirt_uri="qemu+tcp://127.0.0.1:1/system")
+    assert (found is resumed, found.ended.is_set()) == (True, False)
