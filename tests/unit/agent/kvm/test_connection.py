@@ -23,12 +23,12 @@ def test_nothing_is_done_while_libvirt_is_down() -> None:
 
 def test_it_opens_once_libvirt_is_there(tmp_path: Path) -> None:
     opened: list[str] = []
-    connection = Connection(f"test://{tmp_path}/node.xml", on_open=lambda each: opened.append(each.getHostname()))
+    connection = Connection(f"test://{tmp_path}/node.xml", on_open=lambda each: opened.append(each.getType()))
     connection.start()
     assert not connection.wait_until_up(0.05)
     (tmp_path / "node.xml").write_text(NODE)
     assert connection.wait_until_up(20)
-    assert len(opened) == 1
+    assert opened == ["TEST"]
     with connection.use("list domains") as each:
         assert [domain.name() for domain in each.listAllDomains()] == ["one"]
     connection.stop()
