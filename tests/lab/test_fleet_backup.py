@@ -72,10 +72,13 @@ def proves_and_takes_back(fleet: Fleet, backup_id: str) -> None:
     """Boot tests, also one that ends in the middle, leave nothing; one disk comes back; the vm itself goes back to its backup."""
     before = {host: fleet.domains_of(host) for host in HOSTS}
     files = {host: volume_files(fleet, host) for host in HOSTS}
-    for criterion in ((), ("--boot-pattern", r"tick \d+ uptime")):
+    for criterion in ((), ("--boot-pattern", r"tick \d+ uptime", "--boot-tcp", "7")):
         proven = fleet.ok("backup", "verify", backup_id, "--boot", *criterion, "-o", "json").json()
         assert (proven["level"], proven["problem"]) == ("L3", ""), proven
         assert 0 < proven["recovery_ms"] < 300_000, proven
+    proves_though_its_agent_dies(fleet, backup_id, before)
+    assert {host: fleet.domains_of(host) for host in HOSTS} == before
+    assert {host: volume_files(fleet, host) for host in HOSTS} == files
     cut_short = fleet.begin("backup", "verify", backup_id, "--boot", "--boot-pattern", "never", "--boot-timeout", "10m")
     wait_until(lambda: any(fleet.domains_of(host) != before[host] for host in HOSTS), "the copy to be defined")
     fleet.ok("op", "cancel", cut_short)
@@ -95,6 +98,22 @@ def proves_and_takes_back(fleet: Fleet, backup_id: str) -> None:
     fleet.ok("vm", "start", "safe2", "--wait")
     assert fleet.wait_for_ticks("safe2", 1)
     fleet.ok("backup", "delete", own["id"], "--yes")
+
+
+def proves_though_its_agent_dies(fleet: Fleet, backup_id: str, before: dict[str, str]) -> None:
+    """The guest of a boot test is on no network; `kill -9` of the agent that stands at its cards' other ends leaves the test to go on."""
+    links = {host: fleet.sh(host, "ls /sys/class/net") for host in HOSTS}
+    begun = fleet.begin("backup", "verify", backup_id, "--boot", "--boot-tcp", "7")
+    home = wait_until(
+        lambda: next((host for host in HOSTS if fleet.domains_of(host) != before[host]), ""), "the copy to be defined"
+    )
+    fleet.lab.signal_service(home, "trimtab-agent", signal.SIGKILL)
+    wait_until(lambda: "trimtab-" in fleet.sh(home, "virsh list --name"), "the copy to run")
+    assert fleet.sh(home, "ls /sys/class/net") == links[home], "no interface of the host belongs to it"
+    ended = fleet.end_of(begun)
+    assert (ended["state"], ended["result"]["problem"]) == ("done", ""), ended
+    proven = fleet.ok("backup", "get", backup_id, "-o", "json").json()
+    assert (proven["level"], proven["problem"]) == ("L3", ""), proven
 
 
 def is_read_out_as_a_file(fleet: Fleet, backup_id: str, folder: Path) -> None:
