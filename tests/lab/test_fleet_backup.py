@@ -147,6 +147,10 @@ def runs_at_once_and_is_filled(fleet: Fleet, backup_id: str, counted: int) -> No
     refused = fleet.trimtab("vm", "migrate", "fast", "--wait")
     assert (refused.code, "vm-filling" in refused.err) == (5, True), refused
 
+    # What its firmware and its boot loader read comes in bursts, seconds apart: they wait for it.
+    serves = "-f '[b]ackup.export.process'"
+    fleet.sh(home, f"for burst in 1 2 3 4 5 6; do pkill -STOP {serves}; sleep 2; pkill -CONT {serves}; sleep 0.2; done")
+
     # The agent dies, and the process that serves the backup with it: QEMU waits until another serves it.
     before, _uptime = fleet.wait_for_ticks("fast", 1)
     fleet.sh(home, "pkill -KILL -f '[b]ackup.export.process'")
@@ -163,7 +167,20 @@ def runs_at_once_and_is_filled(fleet: Fleet, backup_id: str, counted: int) -> No
     chain = fleet.sh(home, f"qemu-img info -U --output=json /srv/trimtab-shared/volumes/{vm['volumes'][0]['id']}.qcow2")
     assert "backing-filename" not in chain
     fleet.ok("vm", "migrate", "fast", "--wait")
+    is_kept_while_its_host_knows(fleet, "fast")
     fleet.delete("fast")
+
+
+def is_kept_while_its_host_knows(fleet: Fleet, name: str) -> None:
+    """What a running guest's domain says to its host's warden, live and stored, follows `--ha`; the guest counts on."""
+    vm, (counted, uptime) = fleet.vm(name), fleet.wait_for_ticks(name, 1)
+    for ha, is_told in (("restart", True), ("none", False)):
+        fleet.ok("vm", "update", name, "--ha", ha, "--priority", "5")
+        assert (fleet.vm(name)["ha"], fleet.vm(name)["priority"]) == (ha, 5)
+        for stored in ("", "--inactive"):
+            definition = fleet.sh(vm["host"], f"virsh dumpxml {stored} trimtab-{vm['id']}")
+            assert ("restarts='elsewhere'" in definition.replace('"', "'")) == is_told, (ha, stored)
+    assert fleet.wait_for_ticks(name, counted + 2)[1] > uptime, "it was not started anew"
 
 
 def subject_is(operation: dict[str, Any], name: str) -> bool:
