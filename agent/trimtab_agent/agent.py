@@ -42,6 +42,8 @@ from trimtab_agent.observer import KnownPools, Observer
 from trimtab_agent.outbox import ItemKind, Outbox
 from trimtab_agent.packets import LookAtPeer, NetworkServicer, ProbeServicer
 from trimtab_agent.peer_check import PeerCheck
+from trimtab_agent.proof.lines import Lines
+from trimtab_agent.proof.servicer import ProofServicer
 from trimtab_agent.replay import Replay
 from trimtab_agent.replica import Offers, ReplicaServicer
 from trimtab_agent.runners import job_runners
@@ -66,6 +68,7 @@ from trimtab_protos.agent.v1.network_service_pb2_grpc import (
     add_NetworkServiceServicer_to_server,
     add_ProbeServiceServicer_to_server,
 )
+from trimtab_protos.agent.v1.proof_service_pb2_grpc import add_ProofServiceServicer_to_server
 from trimtab_protos.agent.v1.secret_service_pb2_grpc import add_SecretServiceServicer_to_server
 from trimtab_protos.codec import to_proto
 from trimtab_protos.controller.v1 import gateway_service_pb2
@@ -142,6 +145,7 @@ class Agent:
         self.repositories = Repositories(parts.clock, holder=parts.host_id)
         self.holds = Holds(parts.clock)
         self.exports = Exports(self.repositories, holder=parts.host_id)
+        self.lines = Lines(parts.hypervisor.open_wire)
         self.backup_files = BackupFiles(self.repositories, parts.clock)
         runners = {**job_runners(parts.hypervisor), **layer_runners(parts.hypervisor)}
         if parts.backups is not None:
@@ -241,6 +245,7 @@ class Agent:
         add_ProbeServiceServicer_to_server(ProbeServicer(identify=self._identify()), server)
         if self.parts.backups is not None:
             add_BackupServiceServicer_to_server(self._backup_servicer(), server)
+            add_ProofServiceServicer_to_server(self._proof_servicer(), server)
             add_InstantServiceServicer_to_server(self._instant_servicer(self.parts.backups), server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -340,6 +345,13 @@ class Agent:
             jobs=self.jobs,
             pool=self.parts.pools.storage,
             query=self.parts.pools.query,
+            authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
+        )
+
+    def _proof_servicer(self) -> ProofServicer:
+        return ProofServicer(
+            self.lines,
+            pool=self.parts.pools.storage,
             authorise=tls.require_controller if self.parts.credentials else lambda _context: None,
         )
 

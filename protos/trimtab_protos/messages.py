@@ -57,6 +57,7 @@ class NetworkKind(StrEnum):
     NAT = "nat"
     ISOLATED = "isolated"
     OVERLAY = "overlay"
+    WIRE = "wire"
 
 
 class DomainState(StrEnum):

@@ -107,6 +107,29 @@ async def test_a_schedule_that_cannot_be_parsed_is_refused_with_one_that_can(api
     assert "0 2 * * *" in refused.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"verify": "boot", "verify_tcp": 70000}, "verify_tcp"),
+        ({"verify": "boot", "verify_tcp": "22"}, "verify_tcp"),
+        ({"verify": "read", "verify_tcp": 22}, "verify_tcp"),
+        ({"verify": "boot", "verify_pattern": "("}, "verify_pattern"),
+    ],
+)
+async def test_what_a_boot_test_cannot_wait_for_is_named(api: Api, fields: dict[str, Any], field: str) -> None:
+    await ready(api)
+    body = {"name": "proven", "schedule": "0 2 * * *", **fields}
+    refused = await api.call("p1-operator", "POST", f"{P1}/backup-policies", json=body)
+    assert (refused.status_code, field in refused.json()["detail"]) == (400, True), refused.text
+
+
+async def test_a_policy_keeps_what_its_boot_tests_wait_for(api: Api) -> None:
+    await ready(api)
+    body = {"name": "proven", "schedule": "0 2 * * *", "verify": "boot", "verify_tcp": 22, "verify_pattern": "login:"}
+    made = await api.call("p1-operator", "POST", f"{P1}/backup-policies", json=body)
+    assert (made.status_code, made.json()["verify_tcp"], made.json()["verify_pattern"]) == (201, 22, "login:"), made.text
+
+
 async def test_a_policy_is_given_to_a_vm_and_stays_while_it_has_it(api: Api) -> None:
     await ready(api)
     body = {"name": "nightly", "schedule": "0  2 * * *", "keep_daily": 7, "max_age_s": 90000}

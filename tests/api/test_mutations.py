@@ -143,6 +143,7 @@ BODIES: dict[str, Any] = {
     "/v1/projects/{project}/floating-addresses/{name}:attach": {"vm": "absent"},
     "/v1/projects/{project}/vms/{name}:secgroups": {"secgroups": []},
     "/v1/projects/{project}/vms/{name}:resources": {"cpu_class": "low"},
+    "/v1/projects/{project}/vms/{name}:ha": {"priority": 10},
     "/v1/projects/{project}/vms": VM,
     "/v1/projects/{project}/vms/{name}:reconcile": {"mode": "revert"},
     "/v1/projects/{project}/vms:adopt": {"host": "absent", "domain": "legacy"},

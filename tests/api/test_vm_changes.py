@@ -55,6 +55,7 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("resources", {}, 400, "resources-empty"),
     ("resources", {"balloon_min_mib": 1024}, 400, "balloon-above-memory"),
     ("resources", {"balloon_min_mib": 256}, 400, "balloon-impossible"),  # it can be given memory while it runs
+    ("ha", {}, 400, "ha-empty"),
     ("attach", {}, 400, "device-missing"),
     ("attach", {"volume": "data", "network": {"network": "default"}}, 400, "device-missing"),
     ("attach", {"volume": "none"}, 404, "volume-not-found"),
@@ -91,6 +92,26 @@ async def test_what_a_vm_gets_of_its_host_is_stored_shown_and_told(api: Api) -> 
     assert (answer.status_code, answer.json()["operation"]["kind"]) == (202, "vm.set_resources")
     shape = (await api.call("p1-viewer", "GET", f"{VMS}/web1")).json()["shape"]
     assert (shape["balloon_min_mib"], shape["cpu_class"]) == (0, "low")
+
+
+async def test_a_vm_is_kept_from_its_operations_end_on_and_let_go_of_at_once(api: Api) -> None:
+    await running(api, ha="none")
+    body = {"ha": "restart", "priority": 10, "start_delay_s": 30}
+    answer = await api.call("p1-operator", "POST", f"{VMS}/web1:ha", json=body)
+    assert (answer.status_code, answer.json()["operation"]["kind"]) == (202, "vm.set_ha"), answer.text
+    shown = (await api.call("p1-viewer", "GET", f"{VMS}/web1")).json()
+    assert (shown["ha"], shown["priority"], shown["start_delay_s"]) == ("none", 10, 30), "its host does not know yet"
+    await api.end_operations()
+    await api.write(lambda session: session.execute(schema.vm.update().values(ha="restart")))
+    assert (await api.call("p1-operator", "POST", f"{VMS}/web1:ha", json={"ha": "none"})).status_code == 202
+    assert (await api.call("p1-viewer", "GET", f"{VMS}/web1")).json()["ha"] == "none"
+
+
+async def test_a_vm_whose_tpm_is_on_its_host_is_not_kept(api: Api) -> None:
+    await running(api)
+    await api.write(lambda session: session.execute(schema.vm.update().values(has_tpm=True)))
+    answer = await api.call("p1-operator", "POST", f"{VMS}/web1:ha", json={"ha": "restart"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "tpm-keeps-home")
 
 
 @pytest.mark.parametrize(

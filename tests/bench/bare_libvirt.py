@@ -1,6 +1,7 @@
 """Runs inside a lab host: the same work as an agent's, by bare libvirt calls, timed; prints one JSON object.
 
 bare_libvirt.py create XML BASE DISK       clone BASE to DISK, define, start, wait until it runs
+bare_libvirt.py start XML                define and start a domain whose disk is there, wait until it runs
 bare_libvirt.py clone BASE DISK            make the disk that a migration copies into
 bare_libvirt.py migrate NAME URI MIGRATION_URI [DISK_TARGET]
 bare_libvirt.py downtime NAME              what the last migration to this host cost the guest, ms
@@ -36,11 +37,22 @@ def create(connection: libvirt.virConnect, xml_path: str, base: str, disk: str) 
     document = Path(xml_path).read_text()
     began = time.monotonic()
     clone(base, disk)
+    _run(connection, document)
+    return {"seconds": time.monotonic() - began}
+
+
+def start(connection: libvirt.virConnect, xml_path: str) -> dict[str, object]:
+    document = Path(xml_path).read_text()
+    began = time.monotonic()
+    _run(connection, document)
+    return {"seconds": time.monotonic() - began}
+
+
+def _run(connection: libvirt.virConnect, document: str) -> None:
     domain = connection.defineXML(document)
     domain.create()
     while domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
         time.sleep(0.01)
-    return {"seconds": time.monotonic() - began}
 
 
 def migrate(connection: libvirt.virConnect, name: str, uri: str, migration_uri: str, *disk_target: str) -> dict[str, object]:
@@ -82,6 +94,7 @@ def main() -> None:
         else:
             verbs: dict[str, Callable[..., dict[str, object]]] = {
                 "create": create,
+                "start": start,
                 "migrate": migrate,
                 "downtime": downtime,
                 "remove": remove,

@@ -54,6 +54,7 @@ BENCHES: dict[str, Callable[[], None]] = {
     "backup": in_a_process_of_its_own("bench_backup"),
     "backup-sizes": in_a_process_of_its_own("bench_backup_sizes"),
     "backup-peers": in_a_process_of_its_own("bench_backup_peers"),
+    "instant": in_a_process_of_its_own("bench_instant"),
     "clone": in_a_process_of_its_own("bench_clone"),
     "fleet": fleet,
     "lab": lab,

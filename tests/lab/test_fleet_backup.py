@@ -72,10 +72,13 @@ def proves_and_takes_back(fleet: Fleet, backup_id: str) -> None:
     """Boot tests, also one that ends in the middle, leave nothing; one disk comes back; the vm itself goes back to its backup."""
     before = {host: fleet.domains_of(host) for host in HOSTS}
     files = {host: volume_files(fleet, host) for host in HOSTS}
-    for criterion in ((), ("--boot-pattern", r"tick \d+ uptime")):
+    for criterion in ((), ("--boot-pattern", r"tick \d+ uptime", "--boot-tcp", "7")):
         proven = fleet.ok("backup", "verify", backup_id, "--boot", *criterion, "-o", "json").json()
         assert (proven["level"], proven["problem"]) == ("L3", ""), proven
         assert 0 < proven["recovery_ms"] < 300_000, proven
+    proves_though_its_agent_dies(fleet, backup_id, before)
+    assert {host: fleet.domains_of(host) for host in HOSTS} == before
+    assert {host: volume_files(fleet, host) for host in HOSTS} == files
     cut_short = fleet.begin("backup", "verify", backup_id, "--boot", "--boot-pattern", "never", "--boot-timeout", "10m")
     wait_until(lambda: any(fleet.domains_of(host) != before[host] for host in HOSTS), "the copy to be defined")
     fleet.ok("op", "cancel", cut_short)
@@ -95,6 +98,22 @@ def proves_and_takes_back(fleet: Fleet, backup_id: str) -> None:
     fleet.ok("vm", "start", "safe2", "--wait")
     assert fleet.wait_for_ticks("safe2", 1)
     fleet.ok("backup", "delete", own["id"], "--yes")
+
+
+def proves_though_its_agent_dies(fleet: Fleet, backup_id: str, before: dict[str, str]) -> None:
+    """The guest of a boot test is on no network; `kill -9` of the agent that stands at its cards' other ends leaves the test to go on."""
+    links = {host: fleet.sh(host, "ls /sys/class/net") for host in HOSTS}
+    begun = fleet.begin("backup", "verify", backup_id, "--boot", "--boot-tcp", "7")
+    home = wait_until(
+        lambda: next((host for host in HOSTS if fleet.domains_of(host) != before[host]), ""), "the copy to be defined"
+    )
+    fleet.lab.signal_service(home, "trimtab-agent", signal.SIGKILL)
+    wait_until(lambda: "trimtab-" in fleet.sh(home, "virsh list --name"), "the copy to run")
+    assert fleet.sh(home, "ls /sys/class/net") == links[home], "no interface of the host belongs to it"
+    ended = fleet.end_of(begun)
+    assert (ended["state"], ended["result"]["problem"]) == ("done", ""), ended
+    proven = fleet.ok("backup", "get", backup_id, "-o", "json").json()
+    assert (proven["level"], proven["problem"]) == ("L3", ""), proven
 
 
 def is_read_out_as_a_file(fleet: Fleet, backup_id: str, folder: Path) -> None:
@@ -128,6 +147,10 @@ def runs_at_once_and_is_filled(fleet: Fleet, backup_id: str, counted: int) -> No
     refused = fleet.trimtab("vm", "migrate", "fast", "--wait")
     assert (refused.code, "vm-filling" in refused.err) == (5, True), refused
 
+    # What its firmware and its boot loader read comes in bursts, seconds apart: they wait for it.
+    serves = "-f '[b]ackup.export.process'"
+    fleet.sh(home, f"for burst in 1 2 3 4 5 6; do pkill -STOP {serves}; sleep 2; pkill -CONT {serves}; sleep 0.2; done")
+
     # The agent dies, and the process that serves the backup with it: QEMU waits until another serves it.
     before, _uptime = fleet.wait_for_ticks("fast", 1)
     fleet.sh(home, "pkill -KILL -f '[b]ackup.export.process'")
@@ -144,7 +167,20 @@ def runs_at_once_and_is_filled(fleet: Fleet, backup_id: str, counted: int) -> No
     chain = fleet.sh(home, f"qemu-img info -U --output=json /srv/trimtab-shared/volumes/{vm['volumes'][0]['id']}.qcow2")
     assert "backing-filename" not in chain
     fleet.ok("vm", "migrate", "fast", "--wait")
+    is_kept_while_its_host_knows(fleet, "fast")
     fleet.delete("fast")
+
+
+def is_kept_while_its_host_knows(fleet: Fleet, name: str) -> None:
+    """What a running guest's domain says to its host's warden, live and stored, follows `--ha`; the guest counts on."""
+    vm, (counted, uptime) = fleet.vm(name), fleet.wait_for_ticks(name, 1)
+    for ha, is_told in (("restart", True), ("none", False)):
+        fleet.ok("vm", "update", name, "--ha", ha, "--priority", "5")
+        assert (fleet.vm(name)["ha"], fleet.vm(name)["priority"]) == (ha, 5)
+        for stored in ("", "--inactive"):
+            definition = fleet.sh(vm["host"], f"virsh dumpxml {stored} trimtab-{vm['id']}")
+            assert ("restarts='elsewhere'" in definition.replace('"', "'")) == is_told, (ha, stored)
+    assert fleet.wait_for_ticks(name, counted + 2)[1] > uptime, "it was not started anew"
 
 
 def subject_is(operation: dict[str, Any], name: str) -> bool:

@@ -64,13 +64,11 @@ def test_a_linked_clone_leaves_its_hosts_disk_while_it_counts_and_its_increments
     later, later_uptime = fleet.wait_for_ticks("twin", counted + 3)
     assert later_uptime > uptime, "it went on, it was not started anew"
 
-    # What changed is known across the move: read are the changes alone, and what is restored is the disk, byte for byte.
-    moved = site.back_up("twin")
-    assert (moved["base_id"], moved["full_reason"]) == (full["id"], ""), moved
-    assert moved["read_bytes"] < full["read_bytes"] // 2, (moved, full)
+    # What changed is known across the move, off and running: read are the changes alone, and what is restored is the disk, byte for byte.
     fleet.ok("vm", "stop", "twin", "--wait")
     at_rest = site.back_up("twin")
-    assert (at_rest["base_id"], at_rest["full_reason"]) == (moved["id"], ""), at_rest
+    assert (at_rest["base_id"], at_rest["full_reason"]) == (full["id"], ""), at_rest
+    assert at_rest["read_bytes"] < full["read_bytes"] // 2, (at_rest, full)
     fleet.ok("backup", "restore-volume", at_rest["id"], "vda", "--as", "same", "--pool", "shared")
     same = fleet.ok("volume", "get", "same", "-o", "json").json()["id"]
     compared = f"qemu-img compare -f qcow2 -F qcow2 {LOCAL}/{volume}.qcow2 /srv/trimtab-shared/volumes/{same}.qcow2"
@@ -78,6 +76,9 @@ def test_a_linked_clone_leaves_its_hosts_disk_while_it_counts_and_its_increments
     fleet.ok("volume", "delete", "same", "--yes")
     fleet.ok("vm", "start", "twin", "--wait")
     fleet.wait_for_ticks("twin", later)
+    moved = site.back_up("twin")
+    assert (moved["base_id"], moved["full_reason"]) == (at_rest["id"], ""), moved
+    assert moved["read_bytes"] < full["read_bytes"] // 2, (moved, full)
 
     # The base is nobody's base any more and moves as well.
     wait_until(lambda: fleet.trimtab("vm", "migrate", "origin", "--to", "node3", "--wait").code == 0, "the base to be let go")

@@ -36,6 +36,18 @@ EXAMPLES: dict[str, Example] = {
         done=changes.has_resources(256, 25),
         undone=changes.has_resources(0, 0),
     ),
+    "vm.set_ha": Example(
+        kind="vm.set_ha",
+        arrange=lambda story: changes.sets_ha(story, name_of("web"), before="none", after="restart"),
+        done=changes.is_kept("restart", 10),
+        undone=changes.is_kept("none", 0),
+    ),
+    "vm.set_ha to none": Example(
+        kind="vm.set_ha",
+        arrange=lambda story: changes.sets_ha(story, name_of("web"), before="restart", after="none"),
+        done=changes.is_kept("none", 10),
+        undone=changes.is_kept("restart", 0),
+    ),
     "vm.resize": Example(
         kind="vm.resize",
         arrange=lambda story: changes.resizes(story, name_of("web"), vcpus=4, memory_mib=2048),

@@ -6,7 +6,7 @@ from typing import Any
 from tests.operations.kit import GIB, FleetStory
 from trimtab_controller.core.model import Image, Operation, Vm
 from trimtab_controller.core.resize import When
-from trimtab_controller.services import vm_devices, vm_resize, vm_resources
+from trimtab_controller.services import vm_devices, vm_ha, vm_resize, vm_resources
 from trimtab_controller.services import volumes as volume_service
 from trimtab_controller.services.vm_nics import NicWish
 from trimtab_controller.services.vm_power import Caller
@@ -83,6 +83,27 @@ def has_resources(balloon_min_mib: int, cpu_weight: int) -> Callable[[FleetStory
         spec = story.hypervisor(vm.host_id).domains[vm.id].spec
         told = spec.resources or GuestResources()
         assert (told.balloon_min_mib, told.cpu_weight) == (balloon_min_mib, cpu_weight), "the guest has what its row says"
+
+    return check
+
+
+def accept_ha(story: FleetStory, vm: Vm, ha: str | None, *, priority: int | None = None) -> Operation:
+    return story.db.write(
+        lambda session: vm_ha.change(
+            session, vms.get(session, vm.id), caller(story), ha=ha, priority=priority, start_delay_s=None
+        )
+    )
+
+
+def sets_ha(story: FleetStory, name: str, *, before: str, after: str) -> Operation:
+    return accept_ha(story, story.running_vm(name, ha=before), after, priority=10)
+
+
+def is_kept(ha: str, priority: int) -> Callable[[FleetStory, Operation], None]:
+    def check(story: FleetStory, operation: Operation) -> None:
+        vm = story.vm(operation.subject_id)
+        assert (vm.ha, vm.priority) == (ha, priority)
+        assert story.hypervisor(vm.host_id).domains[vm.id].spec.is_kept == (ha == "restart"), "its host knows what its row says"
 
     return check
 

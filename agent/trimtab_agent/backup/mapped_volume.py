@@ -1,114 +1,71 @@
-"""A volume as QEMU understands its file, read without QEMU in between: `qemu-img` says what lies where, the bytes come from there.
+"""Where QEMU finds the bytes of a volume that nobody writes to, as `qemu-img` says.
 
-What says where things lie is another program than the one that put them there, so that reading back proves the tables too.
+That is another program than the one that put them there, so that comparing proves the tables too.
 """
 
 import contextlib
 import json
-import os
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 
-from trimtab_agent.backup.nbd import HOLE, REQUEST_BYTES, ZERO, Extent
+from trimtab_agent.backup.volume_file import Place
 from trimtab_protos.errors import Conflict, Internal
 
 
-class MappedVolume:
-    """The `DiskContent` of a volume that nobody writes to, walked once, in ascending order. A context manager.
+@contextlib.contextmanager
+def mapped(file: Path) -> Iterator[Iterator[Place]]:
+    """Lend the ranges of a qcow2 file's disk that hold data, in ascending order; all others read as zeros.
 
-    Conflict `volume-inconsistent` where QEMU finds fault with the file's tables.
+    Conflict `volume-inconsistent` where QEMU finds fault with the file's tables: two ranges in one place, for example.
     """
-
-    def __init__(self, file: Path, *, format: str, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
-        self.request_max_bytes = REQUEST_BYTES
-        self._descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        self._map: subprocess.Popen[str] | None = None
-        self._runs: list[tuple[Extent, int]] = []
+    _check(file)
+    with subprocess.Popen(
+        ["qemu-img", "map", "--output=json", "-f", "qcow2", "--", str(file)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as told:
+        assert told.stdout is not None
         try:
-            if format == "qcow2":
-                _check(file)
-            self._map = subprocess.Popen(
-                ["qemu-img", "map", "--output=json", "-f", format, "--", str(file)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            self._told = self._read_map(self._map)
-        except BaseException:
-            self.close()
-            raise
+            yield _read(told.stdout)
+        finally:
+            told.kill()  # nobody reads on
 
-    def extents(self, context: str, *, offset: int = 0, length: int | None = None) -> Iterator[Extent]:  # noqa: ARG002 - one context
-        """Yield the extents of a range, which begins where the last one ended."""
-        end = self.size_bytes if length is None else offset + length
-        left, at = (self._runs[-1:] if self._runs and self._runs[-1][0].end > offset else []), offset
-        self._runs = left
-        while at < end:
-            if left:
-                left = []
-            else:
-                told = next(self._told, None)
-                if told is None or told[0].offset != at:
-                    raise Internal("volume-not-mapped", f"qemu-img said nothing of the volume from byte {at} on")
-                self._runs.append(told)
-            extent = self._runs[-1][0]
-            yield Extent(at, min(extent.end, end) - at, extent.flags)
-            at = min(extent.end, end)
 
-    def read_pieces(self, ranges: Iterable[tuple[int, int]], piece_bytes: int) -> Iterator[tuple[int, bytearray]]:
-        """Yield ranges of what `extents` was last asked for, in pieces; what lies nowhere is zeros."""
-        runs = iter(self._runs)
-        run, lies_at = next(runs)
-        for offset, length in ranges:
-            for begin in range(offset, offset + length, piece_bytes):
-                piece = bytearray(min(piece_bytes, offset + length - begin))
-                at, view = begin, memoryview(piece)
-                while view:
-                    while run.end <= at:
-                        run, lies_at = next(runs)
-                    count = min(len(view), run.end - at)
-                    if not run.flags & ZERO:
-                        self._fill(view[:count], lies_at + at - run.offset)
-                    at, view = at + count, view[count:]
-                yield begin, piece
+def first_difference(told: Iterator[Place], wanted: Iterable[Place]) -> int | None:
+    """Return the first byte of the disk that lies elsewhere than wanted, None where there is none. Both come in ascending order."""
+    have = next(told, None)
+    for one in wanted:
+        offset, end, shift = one.offset, one.offset + one.length, one.at - one.offset
+        while offset < end:
+            if have is None:
+                return offset
+            if have.offset != offset or have.at != offset + shift:
+                return min(have.offset, offset)
+            step = min(have.length, end - offset)
+            offset += step
+            have = Place(offset, have.length - step, have.at + step) if have.length > step else next(told, None)
+    return None if have is None else have.offset
 
-    def close(self) -> None:
-        os.close(self._descriptor)
-        if self._map is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._map.kill()
-            self._map.communicate()
 
-    def __enter__(self) -> "MappedVolume":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def _fill(self, view: memoryview, at: int) -> None:
-        while view:
-            count = os.preadv(self._descriptor, [view], at)
-            if not count:
-                return  # beyond the end of the file, which reads as zeros
-            at, view = at + count, view[count:]
-
-    @staticmethod
-    def _read_map(process: "subprocess.Popen[str]") -> Iterator[tuple[Extent, int]]:
-        """Yield what lies where, line by line: of a large disk there may be millions."""
-        assert process.stdout is not None
-        for line in process.stdout:
-            text = line.strip().lstrip("[").rstrip("],")
-            if not text:
-                continue
-            told = json.loads(text)
-            is_hole = bool(told["zero"]) or not told.get("present", True)
-            if not is_hole and "offset" not in told:
-                raise Internal("volume-not-mapped", f"qemu-img does not say where byte {told['start']} of the volume lies")
-            yield Extent(told["start"], told["length"], HOLE | ZERO if is_hole else 0), int(told.get("offset", -1))
+def _read(lines: Iterable[str]) -> Iterator[Place]:
+    """Yield what holds data, line by line: of a large disk there may be millions."""
+    at = 0
+    for line in lines:
+        text = line.strip().lstrip("[").rstrip("],")
+        if not text:
+            continue
+        told = json.loads(text)
+        if told["start"] != at:
+            raise Internal("volume-not-mapped", f"qemu-img said nothing of the volume from byte {at} on")
+        at += told["length"]
+        if told["zero"] or not told.get("present", True):
+            continue
+        if "offset" not in told:
+            raise Internal("volume-not-mapped", f"qemu-img does not say where byte {told['start']} of the volume lies")
+        yield Place(told["start"], told["length"], int(told["offset"]))
 
 
 def _check(file: Path) -> None:

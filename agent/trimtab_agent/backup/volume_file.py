@@ -12,8 +12,9 @@ import fcntl
 import os
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -30,6 +31,18 @@ _QEMU_LOCKS_AT, _QEMU_LOCKS = 100, 200
 """QEMU tells others by locks on these bytes that it has an image open (block/file-posix.c)."""
 _SYNC_EVERY_BYTES = 64 << 20
 """The target's disk writes while chunks are still fetched, instead of all of it at the end."""
+
+
+_per_thread = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A range of the disk, and where in the file it lies."""
+
+    offset: int
+    length: int
+    at: int
 
 
 class VolumeFile:
@@ -75,6 +88,19 @@ class VolumeFile:
         if before is not None:
             before.result()
 
+    def reads_back(self, at: int, content: bytes) -> bool:
+        """Tell whether the file holds at a place what was written there. From any thread."""
+        read = getattr(_per_thread, "read", None)
+        if read is None or len(read) != len(content):
+            read = _per_thread.read = bytearray(len(content))
+        return os.preadv(self._descriptor, [read], at) == len(content) and read == content
+
+    def places(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Place]:
+        """Yield where ranges of the disk lie that were placed in this order; it needs no memory, and the file may be closed."""
+        layout = self._layout.fresh()
+        for offset, length in ranges:
+            yield Place(offset, length, layout.place(offset, length, _nowhere))
+
     def finish(self) -> None:
         """Make everything durable, then what refers to it."""
         if self._syncing is not None:
@@ -104,8 +130,14 @@ class VolumeFile:
 Put = Callable[[int, bytes | bytearray], None]
 
 
+def _nowhere(_at: int, _content: bytes | bytearray) -> None: ...
+
+
 class _Layout(Protocol):
     size_bytes: int
+
+    def fresh(self) -> "_Layout":
+        """Return the layout as it was before anything was placed."""
 
     def place(self, offset: int, length: int, put: Put) -> int: ...
 
@@ -118,6 +150,9 @@ class _Layout(Protocol):
 class _Raw:
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
+
+    def fresh(self) -> "_Raw":
+        return self
 
     def place(self, offset: int, length: int, put: Put) -> int:  # noqa: ARG002 - a raw file has no tables
         return offset
@@ -140,11 +175,16 @@ class _Qcow2:
         is_plain = (magic, version, 1 << cluster_bits, order) == (b"QFI\xfb", 3, CLUSTER_BYTES, 4) and first_block
         if not is_plain or backing or encryption or snapshots or features:
             raise Conflict("volume-not-empty", "the volume is no fresh qcow2 file without a backing file")
+        self._made_of = (header, first_block, file_bytes)
         self._end = -(-file_bytes // CLUSTER_BYTES)
         self._blocks = [first_block]
         self._tables: dict[int, int] = {}
         self._table = -1
         self._l2 = bytearray()
+
+    def fresh(self) -> "_Qcow2":
+        header, first_block, file_bytes = self._made_of
+        return _Qcow2(header, first_block=first_block, file_bytes=file_bytes)
 
     def place(self, offset: int, length: int, put: Put) -> int:
         first, within = divmod(offset, CLUSTER_BYTES)

@@ -122,6 +122,11 @@ class Hypervisor(Protocol):
 
         NotFound: no such domain. Conflict: it does not run (`wrong-domain-state`); it was started before it had one (`console-absent`)."""
 
+    def open_wire(self, vm_id: str, nic_id: str) -> socket.socket:
+        """Return a stream socket to a card on no network (kind WIRE): frames, four bytes of length before each. The caller closes it.
+
+        NotFound: no such domain or card. Conflict: it does not run (`wrong-domain-state`). One at a time."""
+
     def ensure_pool(self, pool: PoolSpec) -> PoolObservation:
         """Make the pool usable. InvalidRequest: path missing, not absolute, or inside a folder the agent must not use."""
 

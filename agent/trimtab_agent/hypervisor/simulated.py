@@ -12,18 +12,19 @@ from trimtab_agent.hypervisor import (
     simulated_domains,
     simulated_hotplug,
     simulated_images,
+    simulated_inventory,
     simulated_layers,
     simulated_migration,
     simulated_moves,
     simulated_storage,
+    simulated_wire,
 )
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
 from trimtab_agent.hypervisor.kvm.identifiers import check_id, check_mac, check_marker
 from trimtab_agent.hypervisor.simulated_domains import ACTIVE, IDLE_CPU_SHARE, SimulatedDomain, SimulatedHost
 from trimtab_agent.hypervisor.simulated_verb import verb
-from trimtab_agent.hypervisor.simulation import CAPABILITIES, PoolStore, SimulatedFleet
+from trimtab_agent.hypervisor.simulation import PoolStore, SimulatedFleet
 from trimtab_agent.hypervisor.statistics import DomainStatistics
-from trimtab_agent.version import agent_version
 from trimtab_protos.adoption_messages import AdoptedDisk, Described, DomainDescription
 from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, Unavailable
@@ -44,7 +45,6 @@ from trimtab_protos.messages import (
     MigrationSide,
     NetworkKind,
     NetworkSpec,
-    NumaCell,
     PoolObservation,
     PoolSpec,
     PowerAction,
@@ -136,35 +136,7 @@ class SimulatedHypervisor:
 
     @verb
     def inventory(self) -> Inventory:
-        host = self.host
-        return Inventory(
-            hostname=host.hostname or host.host_id,
-            arch=host.arch,
-            machine_id=uuid.uuid5(uuid.NAMESPACE_OID, host.host_id).hex,
-            smbios_uuid=str(uuid.uuid5(uuid.NAMESPACE_DNS, host.host_id)),
-            boot_id=self.boot_id,
-            kernel="6.1.0-simulated",
-            agent_version=agent_version(),
-            libvirt_version="9.0.0",
-            qemu_version="7.2.0",
-            accelerator=host.accelerator,
-            cpu_vendor="Intel",
-            cpu_model=host.cpu_model,
-            cpus=host.cpus,
-            memory_mib=host.memory_mib,
-            usable_cpu_models=host.usable_cpu_models,
-            machines=host.machines,
-            numa_cells=(NumaCell(index=0, memory_mib=host.memory_mib, cpus=tuple(range(host.cpus))),),
-            bridges=host.bridges,
-            capabilities=CAPABILITIES,
-            unmanaged_vcpus=sum(domain.vcpus for domain in simulated_adoption.unmanaged(self)),
-            unmanaged_memory_mib=sum(domain.memory_mib for domain in simulated_adoption.unmanaged(self)),
-            unmanaged_disk_bytes=sum(domain.disk_bytes for domain in simulated_adoption.unmanaged(self)),
-            unmanaged_macs=tuple(mac for domain in simulated_adoption.unmanaged(self) for mac in domain.macs),
-            has_uefi=host.has_uefi,
-            migration_address=host.migration_address,
-            overlay_chassis=host.overlay_chassis,
-        )
+        return simulated_inventory.read(self)
 
     def load(self) -> HostLoad:
         active = [domain for domain in list(self.domains.values()) if domain.state in ACTIVE]
@@ -208,6 +180,11 @@ class SimulatedHypervisor:
     def open_console(self, vm_id: str, kind: ConsoleKind) -> socket.socket:
         with self.fleet.lock:
             return simulated_console.join(self, self.require_domain(vm_id), kind)
+
+    @verb
+    def open_wire(self, vm_id: str, nic_id: str) -> socket.socket:
+        with self.fleet.lock:
+            return simulated_wire.join(self.require_domain(vm_id), nic_id)
 
     @verb
     def domain_statistics(self) -> tuple[DomainStatistics, ...]:
@@ -492,6 +469,8 @@ class SimulatedHypervisor:
         return known.generation
 
     def reach_network(self, network: NetworkSpec) -> None:
+        if network.kind is NetworkKind.WIRE:
+            return  # there is none
         if network.kind is NetworkKind.BRIDGE:
             bridge = next((bridge for bridge in self.host.bridges if bridge.name == network.bridge), None)
             if bridge is None:

@@ -73,6 +73,8 @@ class SimulatedDomain:
     """Bytes of the log that rotation has dropped: offsets go on counting them."""
     open_consoles: list[socket.socket] = field(default_factory=list)
     """The guest's ends of consoles that somebody is at."""
+    ports: set[int] = field(default_factory=lambda: {22})
+    """TCP ports at which the guest answers; seen only on cards that are on no network."""
     open_layers: dict[str, str] = field(default_factory=dict)
     """Volume id → the layer that the process writes to."""
 

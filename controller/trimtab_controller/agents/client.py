@@ -12,6 +12,7 @@ from trimtab_controller.agents.adoption import AdoptionAgents
 from trimtab_controller.agents.backups import BackupAgents
 from trimtab_controller.agents.jobs import Job
 from trimtab_controller.agents.packets import PacketAgents
+from trimtab_controller.agents.proofs import ProofAgents
 from trimtab_protos.beacon_slots import Intent
 from trimtab_protos.messages import (
     ChangeLeft,
@@ -36,7 +37,7 @@ from trimtab_protos.messages import (
 from trimtab_protos.volume_messages import VolumeMove
 
 
-class AgentClient(AdoptionAgents, BackupAgents, PacketAgents, Protocol):
+class AgentClient(AdoptionAgents, BackupAgents, PacketAgents, ProofAgents, Protocol):
     """Thread-safe; every call has a deadline (10 s unless a verb's own work bounds it otherwise)."""
 
     def get_inventory(self, host_id: str) -> Inventory: ...

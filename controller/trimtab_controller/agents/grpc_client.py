@@ -18,6 +18,8 @@ from trimtab_controller.agents.adoption import AdoptionVerbs
 from trimtab_controller.agents.backups import BackupVerbs
 from trimtab_controller.agents.jobs import Job, job_of
 from trimtab_controller.agents.packets import PacketVerbs
+from trimtab_controller.agents.proofs import ProofVerbs
+from trimtab_controller.agents.sending import no_key
 from trimtab_controller.core.ids import kind_of
 from trimtab_protos.agent.v1 import adoption_service_pb2 as adoption_pb
 from trimtab_protos.agent.v1 import agent_service_pb2 as pb
@@ -29,6 +31,7 @@ from trimtab_protos.agent.v1 import host_service_pb2 as host_pb
 from trimtab_protos.agent.v1 import instant_service_pb2 as instant_pb
 from trimtab_protos.agent.v1 import layer_service_pb2 as layer_pb
 from trimtab_protos.agent.v1 import network_service_pb2 as network_pb
+from trimtab_protos.agent.v1 import proof_service_pb2 as proof_pb
 from trimtab_protos.agent.v1 import secret_service_pb2 as secret_pb
 from trimtab_protos.agent.v1.adoption_service_pb2_grpc import AdoptionServiceStub
 from trimtab_protos.agent.v1.backup_service_pb2_grpc import BackupServiceStub
@@ -37,6 +40,7 @@ from trimtab_protos.agent.v1.host_service_pb2_grpc import HostServiceStub
 from trimtab_protos.agent.v1.instant_service_pb2_grpc import InstantServiceStub
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceStub
 from trimtab_protos.agent.v1.network_service_pb2_grpc import NetworkServiceStub
+from trimtab_protos.agent.v1.proof_service_pb2_grpc import ProofServiceStub
 from trimtab_protos.agent.v1.secret_service_pb2_grpc import SecretServiceStub
 from trimtab_protos.beacon_slots import Intent
 from trimtab_protos.codec import enum_number, from_proto, to_proto
@@ -86,6 +90,7 @@ _STUBS: tuple[tuple[Any, Any, str], ...] = (
     (BeaconServiceStub, beacon_pb, "BeaconService"),
     (HostServiceStub, host_pb, "HostService"),
     (InstantServiceStub, instant_pb, "InstantService"),
+    (ProofServiceStub, proof_pb, "ProofService"),
     (SecretServiceStub, secret_pb, "SecretService"),
 )
 _STUB_OF = {
@@ -109,11 +114,7 @@ class AgentAddress:
 KEY_MISSING = "volume-key-missing"
 
 
-def _no_key(_sealed: str, _place: str) -> str:
-    raise Unavailable("secrets-not-kept", "this process was given no key, so it can open no repository's")
-
-
-class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
+class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs, ProofVerbs):
     """Thread-safe. `lookup` reads the host's row; `connect` opens a channel to (host_id, address); `open_seal` opens what was sealed
     for a row (see `secret_box.py`); `seals_of` reads the sealed keys of a vm's volumes, or of a volume.
     """
@@ -123,7 +124,7 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs):
         *,
         lookup: Callable[[str], AgentAddress],
         connect: Callable[[str, str], grpc.Channel],
-        open_seal: Callable[[str, str], str] = _no_key,
+        open_seal: Callable[[str, str], str] = no_key,
         seals_of: Callable[[str], Mapping[str, str]] = lambda _subject_id: {},
         on_call: Callable[[str, str, float], None] = lambda _verb, _outcome, _seconds: None,
     ) -> None:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+from trimtab_protos.errors import Unavailable
 from trimtab_protos.messages import CommandKey
 
 
@@ -18,3 +19,8 @@ class Sender(ABC):
     @abstractmethod
     def _give_secrets(self, host_id: str, subject_id: str) -> None:
         """Give the host the keys of the subject's volumes and the secrets of their pools, where there are any."""
+
+
+def no_key(_sealed: str, _place: str) -> str:
+    """Open nothing: for a client that was given no key."""
+    raise Unavailable("secrets-not-kept", "this process was given no key, so it can open no repository's")

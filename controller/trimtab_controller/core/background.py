@@ -26,6 +26,7 @@ BESIDE_BACKUP: Mapping[str, Beside] = {
     "vm.resize": Beside.RUNS,
     "vm.change_cdrom": Beside.RUNS,
     "vm.set_resources": Beside.RUNS,
+    "vm.set_ha": Beside.RUNS,
     "volume.limit": Beside.RUNS,
     "vm.start": Beside.REFUSED,  # the images of a stopped vm are open for reading
     "vm.undelete": Beside.REFUSED,
@@ -53,6 +54,7 @@ BESIDE_FILL = frozenset(
         "vm.resize",
         "vm.change_cdrom",
         "vm.set_resources",
+        "vm.set_ha",  # it ends the filling where the vm had its ha; else the service refuses
         "volume.limit",
         # Filling waits while the guest is off, and goes on where it is started.
         "vm.start",

@@ -6,7 +6,7 @@ Every round looks at rows only; what it accepts are operations like anybody else
 """
 
 from collections.abc import Callable, Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -32,6 +32,7 @@ PRUNE_EVERY = timedelta(hours=6)
 KEEP_FAILED = timedelta(days=7)
 BATCH = 200
 BOOT_TIMEOUT_S = 600
+BOOT_RETRY = timedelta(hours=1)
 
 
 class BackupLoop:
@@ -71,7 +72,7 @@ class BackupLoop:
             is_free = not operations.page(session, limit=1, kind="backup.boot", is_done=False)
             unbooted = [one for one in _newest(session, wanting) if by_id[one.vm_id].verify == "boot" and _is_bootable(one)]
             for backup in unbooted[: 1 if is_free else 0]:
-                self._boot(session, backup, now)
+                self._boot(session, backup, by_id[backup.vm_id], now)
             return len(unproven) + len(unbooted)
 
         if self._db.write(work):
@@ -130,18 +131,26 @@ class BackupLoop:
             metrics.BACKUP_REPO_BYTES.labels(repo.name, "kept").set(repo.kept_bytes)
             metrics.BACKUP_DEDUP_RATIO.labels(repo.name).set(size_bytes / stored_bytes if stored_bytes else 0.0)
 
-    def _boot(self, session: Session, backup: Backup, now: datetime) -> None:
+    def _boot(self, session: Session, backup: Backup, policy: BackupPolicy, now: datetime) -> None:
         project = identity.find_project(session, backup.project_id)
         if project is None or self._not_before.get(backup.id, now) > now:
             return
-        # Once: a test that was refused or told that the guest does not come up is repeated by hand, or with the next backup.
-        self._not_before[backup.id] = datetime.max.replace(tzinfo=UTC)
+        # One that was refused, or lost its host, is asked for again. One that ended has given the backup its level.
+        self._not_before[backup.id] = now + BOOT_RETRY
         try:
             with session.begin_nested():
                 backup_restore.boot_test(
-                    session, backup, project=project, pattern="", timeout_s=BOOT_TIMEOUT_S, actor=SYSTEM, now=now
+                    session,
+                    backup,
+                    project=project,
+                    pattern=policy.verify_pattern,
+                    tcp_port=policy.verify_tcp,
+                    timeout_s=BOOT_TIMEOUT_S,
+                    actor=SYSTEM,
+                    now=now,
                 )
         except TrimtabError as error:
+            backup_store.update(session, backup.id, problem=f"boot test not begun: {error.message}"[:1000])
             log.warning("boot test not accepted", backup_id=backup.id, code=error.code, error=error.message)
 
     def _ask_together(self, term: int, policy: BackupPolicy, members: Sequence[Vm], now: datetime) -> bool:

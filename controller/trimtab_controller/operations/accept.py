@@ -22,6 +22,7 @@ _NEEDS_OWN_DEFINITION = frozenset(
         "vm.detach",
         "vm.change_cdrom",
         "vm.set_resources",
+        "vm.set_ha",
         "snapshot.create",
         "backup.run",
     }

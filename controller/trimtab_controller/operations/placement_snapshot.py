@@ -12,6 +12,7 @@ from trimtab_controller.core.placement.needs import DiskNeed, GroupNeed, GroupRu
 from trimtab_controller.core.placement.policies import BEST_FIT, POLICIES, Policy
 from trimtab_controller.core.placement.request import PlacementKind, PlacementRequest
 from trimtab_controller.core.placement.snapshot import GroupSnapshot, Stock, Taint, TaintEffect
+from trimtab_controller.store import wires
 from trimtab_controller.store.fleet import FleetRows, GroupRow, VmNeeds
 
 
@@ -131,6 +132,7 @@ def _capabilities(needs: VmNeeds) -> tuple[str, ...]:
         ("layers", has_layers),
         ("numa-tuning", has_cells),
         ("host-devices", bool(wishes.get("devices"))),
+        (wires.CAPABILITY, bool(wishes.get(wires.WISH))),
         ("volume-luks", any(volume.is_encrypted for volume in needs.volumes)),
     )
     return tuple(name for name, is_wanted in wanted if is_wanted)

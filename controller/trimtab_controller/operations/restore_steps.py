@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from trimtab_controller.agents.backups import BackupDisk
 from trimtab_controller.core.model import Backup, Volume
 from trimtab_controller.operations import backup_steps, vm_steps
 from trimtab_controller.operations.saga import Effect, Json, Stopped, Wait
-from trimtab_controller.store import backups, describe
-from trimtab_protos.messages import CommandKey, Direction, DomainState
+from trimtab_controller.store import backups, describe, vms, wires
+from trimtab_protos.errors import Conflict
+from trimtab_protos.messages import CommandKey, Direction, DomainObservation, DomainState
 
 POLL_S = 2.0
 CONSOLE_BYTES = 64 << 10
@@ -111,21 +113,49 @@ def empty(context: Effect[Any]) -> Wait | None:
     return None
 
 
-def sign(context: Effect[Any], *, pattern: str, timeout_s: int) -> Json | Wait:
-    """Wait for the guest's sign of life: its agent, or the pattern on its serial port. A guest that shows none is no error but a result."""
+def sign(context: Effect[Any], *, pattern: str, timeout_s: int, tcp_port: int = 0) -> Json | Wait:
+    """Wait for the guest's sign of life: the pattern on its serial port and an answer at the TCP port, as far as they are given, else its
+    agent. A guest that shows none is no error but a result."""
     host_id, vm_id = vm_steps.chosen_host(context.results), context.params.vm_id
     seen = context.agents.get_domain(host_id, vm_id)
     took_ms = int((context.now - context.operation.created_at).total_seconds() * 1000)
+    wanted = _missing_sign(context, seen, pattern=pattern, tcp_port=tcp_port)
+    if wanted is None:
+        return {"recovery_ms": took_ms, "problem": ""}
+    if seen.state not in {DomainState.RUNNING, DomainState.PAUSED}:
+        return {"recovery_ms": 0, "problem": f"the guest is {seen.state.value}; it never showed {wanted.name}"}
+    if context.waited_s >= timeout_s:
+        why = f": {wanted.why}" if wanted.why else ""
+        return {"recovery_ms": 0, "problem": f"the guest did not show {wanted.name} within {timeout_s} s{why}"}
+    return Wait(POLL_S, f"{wanted.name} (for {timeout_s - int(context.waited_s)} s more)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Missing:
+    name: str
+    why: str = ""
+
+
+def _missing_sign(context: Effect[Any], seen: DomainObservation, *, pattern: str, tcp_port: int) -> _Missing | None:
+    """Return the first sign that the guest does not show now."""
+    host_id, vm_id = vm_steps.chosen_host(context.results), context.params.vm_id
     if pattern:
         console, _ = context.agents.read_console(host_id, vm_id, -CONSOLE_BYTES, CONSOLE_BYTES)
-        has_signed = re.search(pattern, console.decode(errors="replace")) is not None
-    else:
-        has_signed = seen.has_guest_agent
-    if has_signed:
-        return {"recovery_ms": took_ms, "problem": ""}
-    wanted = f"`{pattern}` on the serial port" if pattern else "the guest agent"
-    if seen.state not in {DomainState.RUNNING, DomainState.PAUSED}:
-        return {"recovery_ms": 0, "problem": f"the guest is {seen.state.value}; it never showed {wanted}"}
-    if context.waited_s >= timeout_s:
-        return {"recovery_ms": 0, "problem": f"the guest did not show {wanted} within {timeout_s} s"}
-    return Wait(POLL_S, f"{wanted} (for {timeout_s - int(context.waited_s)} s more)")
+        if re.search(pattern, console.decode(errors="replace")) is None:
+            return _Missing(f"`{pattern}` on the serial port")
+    if tcp_port:
+        name = f"an answer at TCP port {tcp_port}"
+        if seen.state is not DomainState.RUNNING:
+            return _Missing(name)
+        nics = wires.nics_of(context.read(lambda session: vms.get(session, vm_id)))
+        try:
+            knocked = context.agents.knock_guest(host_id, vm_id, nics, tcp_port)
+        except Conflict as refused:
+            if refused.code != "wrong-domain-state":
+                raise
+            return _Missing(name)  # it ended since it was looked at, which the next look tells
+        if not knocked.has_answered:
+            return _Missing(name, knocked.problem)
+    if not pattern and not tcp_port and not seen.has_guest_agent:
+        return _Missing("the guest agent")
+    return None

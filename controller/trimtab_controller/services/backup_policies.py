@@ -11,8 +11,9 @@ from trimtab_controller.core.retention import Retention
 from trimtab_controller.core.schedule import parse_schedule
 from trimtab_controller.operations.encrypted import refuse_backup
 from trimtab_controller.services import backup_repos as repo_service
+from trimtab_controller.services import boot_criteria
 from trimtab_controller.store import backup_repos, keyset, lookup, schema
-from trimtab_protos.errors import Conflict, NotFound
+from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,9 @@ class PolicySpec:
     keep_monthly: int = 0
     keep_yearly: int = 0
     verify: str = "none"
+    # Of a boot test, all of it: a pattern on the serial port, a TCP port; of neither, the guest agent.
+    verify_pattern: str = ""
+    verify_tcp: int = 0
     needs_filesystem: bool = False
     bandwidth_mib_s: int = 0
     is_together: bool = False
@@ -57,6 +61,7 @@ def create(session: Session, spec: PolicySpec, *, project: Project, now: datetim
         monthly=spec.keep_monthly,
         yearly=spec.keep_yearly,
     )
+    _check_proof(spec)
     repo = repo_service.choose(session, spec.repo, project_id=project.id)
     values = {name: value for name, value in asdict(spec).items() if name != "repo"}
     values["schedule"] = schedule.expression
@@ -64,6 +69,18 @@ def create(session: Session, spec: PolicySpec, *, project: Project, now: datetim
         session, policy_id=mint("bpol"), now=now, project_id=project.id, repo_id=repo.id, **values
     )
     return views(session, (policy,), now=now)[0]
+
+
+def _check_proof(spec: PolicySpec) -> None:
+    if spec.verify != "boot":
+        for field, wish in (("verify_pattern", spec.verify_pattern), ("verify_tcp", spec.verify_tcp)):
+            if wish:
+                raise InvalidRequest(
+                    "proof-without-boot",
+                    f"{field}: what a guest has to show counts with boot tests only: `--verify boot`",
+                    field=field,
+                )
+    boot_criteria.check_pattern(spec.verify_pattern, field="verify_pattern")
 
 
 def delete(session: Session, name: str, *, project: Project, expected_version: int | None, now: datetime) -> None:

@@ -1,6 +1,5 @@
 """A backup becomes a vm again: rows with a new identity from the settings in its manifest, and the operation that fills its disks."""
 
-import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +16,12 @@ from trimtab_controller.core.model import Actor, Backup, Nic, Operation, Pool, P
 from trimtab_controller.operations import backup_steps
 from trimtab_controller.operations.accept import accept, accept_placed
 from trimtab_controller.services import backups as backup_service
-from trimtab_controller.services import pools, quota, secgroups, seeds
+from trimtab_controller.services import boot_criteria, pools, quota, secgroups, seeds
 from trimtab_controller.services.vm_nics import NicWish, PlannedNic, insert_nic, plan_nic
 from trimtab_controller.services.vm_power import OFF
 from trimtab_controller.services.vm_views import VmView, read
 from trimtab_controller.services.vms import resolve_host
-from trimtab_controller.store import backup_settings, describe, hosts, snapshots, vms
+from trimtab_controller.store import backup_settings, describe, hosts, snapshots, vms, wires
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
 from trimtab_protos.messages import DiskBus, DiskFormat
@@ -45,6 +44,8 @@ class RestoreSpec:
     bandwidth_mib_s: int = 0
     # A boot test has none: it can meet nobody.
     has_nics: bool = True
+    # Instead it has the cards that it had, and they end in the agent.
+    is_wired: bool = False
     # What its guest has to show, which the operation's result says: '' nothing, `agent`, `pattern`.
     awaits: str = ""
     pattern: str = ""
@@ -184,21 +185,22 @@ def boot_test(
     timeout_s: int,
     actor: Actor,
     now: datetime,
+    tcp_port: int = 0,
     pools: Mapping[str, str] | None = None,
     awaits_agent: bool = True,
 ) -> Operation:
-    """Accept that the backup is restored to a vm without a network, and has to show a sign of life there.
+    """Accept that the backup is restored to a vm without a network, and has to show a sign of life there: the pattern and the TCP port,
+    as far as they are given, else its guest agent.
 
     `pools`: name in the backup -> name here. Without `awaits_agent` and a pattern its guest's start is enough, which proves less: level 2.
     """
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise InvalidRequest(
-            "pattern-malformed", f"boot_pattern: no regular expression: {error}; for example `login:`", field="boot_pattern"
-        ) from error
-    spec = RestoreSpec(name=f"boot-test-{mint('bk')[-10:]}", pools=pools or {}, cpu_model="auto", has_nics=False)
-    params = {"pattern": pattern, "timeout_s": timeout_s, **({} if awaits_agent else {"is_start_enough": True})}
+    boot_criteria.check_pattern(pattern, field="boot_pattern")
+    if tcp_port:
+        boot_criteria.require_cards(settings_of(backup), backup, field="boot_tcp")
+    name = f"boot-test-{mint('bk')[-10:]}"
+    spec = RestoreSpec(name=name, pools=pools or {}, cpu_model="auto", has_nics=False, is_wired=tcp_port > 0)
+    params = {"pattern": pattern, "tcp_port": tcp_port, "timeout_s": timeout_s}
+    params |= {} if awaits_agent else {"is_start_enough": True}
     return _accept(session, "backup.boot", backup, spec, params, project=project, actor=actor, now=now)[1]
 
 
@@ -302,7 +304,7 @@ def _insert_vm(
         image_id=None,
         host_selector=dict(saved["host_selector"]),
         host_class=host_class if host_class and hosts.find_class(session, host_class) else "",
-        wishes=dict(saved["wishes"]),
+        wishes={**saved["wishes"], **({wires.WISH: wires.wish_of(settings["nics"])} if spec.is_wired else {})},
         # Not elsewhere before its disks are whole.
         ha=saved["ha"] if spec.has_nics and not spec.is_instant else "none",
         priority=saved["priority"],

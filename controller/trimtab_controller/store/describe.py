@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core import cpu_sets, guest_os, guest_resources
 from trimtab_controller.core.model import Image, Network, Nic, Pool, Vm, Volume
-from trimtab_controller.store import schema, secgroups, vms
+from trimtab_controller.store import schema, secgroups, vms, wires
 from trimtab_controller.store.rows import build, columns_of
 from trimtab_protos.codec import from_json
 from trimtab_protos.device_messages import CdromSpec
@@ -236,6 +236,7 @@ def domain_spec(session: Session, parts: VmParts, host_id: str) -> DomainSpec:
     vm = parts.vm
     page_kib, cells, cpuset = _cells(session, vm, host_id)
     networks = tuple(network_spec(session, network, host_id) for network in parts.networks.values())
+    wired = wires.nics_of(vm)
     return DomainSpec(
         vm_id=vm.id,
         uuid=vm.uuid,
@@ -252,9 +253,9 @@ def domain_spec(session: Session, parts: VmParts, host_id: str) -> DomainSpec:
         firmware=vm.firmware,
         has_secure_boot=vm.has_secure_boot,
         disks=tuple(_disk(volume) for volume in parts.volumes),
-        nics=tuple(_nic(nic) for nic in parts.nics),
+        nics=(*(_nic(nic) for nic in parts.nics), *wired),
         seed=_seed(vm.seed),
-        networks=networks,
+        networks=(*networks, wires.NETWORK) if wired else networks,
         pools=parts.pool_specs(),
         cdrom=_cdrom(parts),
         has_tpm=vm.has_tpm,

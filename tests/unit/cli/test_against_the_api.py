@@ -142,6 +142,14 @@ CHANGES = [
 ]  # fmt: skip
 
 
+def test_what_becomes_of_a_vm_without_its_host_changes_by_itself(served: Served, trimtab: Trimtab) -> None:
+    assert trimtab(*CREATE).code == 0
+    together = trimtab("vm", "update", "web1", "--ha", "restart", "--label", "tier=web")
+    assert (together.code, "by itself" in together.err) == (2, True), together
+    busy = trimtab("vm", "update", "web1", "--ha", "restart", "--priority", "10", "--start-delay", "30s", "--no-wait")
+    assert (busy.code, "vm.create" in busy.err) == (5, True), busy
+
+
 def test_every_change_is_understood(served: Served, trimtab: Trimtab) -> None:
     failed = {}
     for line in CHANGES:

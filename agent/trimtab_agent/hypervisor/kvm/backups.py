@@ -116,7 +116,7 @@ class Backups:
         sources = sources_of(definition)
         _refuse_missing(wishes, sources)
         if not is_running:
-            with stopped_instant(wishes, sources, present, socket, self._keys) as instant:
+            with stopped_instant(wishes, sources, socket, self._keys) as instant:
                 held = hold() if hold is not None else {}  # no start of it goes beside its backup
                 yield replace(instant, attachments=_attachments(stored), notes={**instant.notes, **held})
             return

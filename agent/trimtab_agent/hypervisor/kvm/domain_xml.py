@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
-from trimtab_agent.hypervisor.kvm import block_pools, hostdev_xml, numa_xml, resource_xml, volume_keys
+from trimtab_agent.hypervisor.kvm import block_pools, hostdev_xml, numa_xml, resource_xml, volume_keys, wires
 from trimtab_agent.hypervisor.kvm.identifiers import (
     check_cpu_word,
     check_id,
@@ -36,7 +36,7 @@ from trimtab_agent.hypervisor.kvm.stamp_xml import stamp_metadata
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.device_messages import CdromSpec
 from trimtab_protos.errors import InvalidRequest
-from trimtab_protos.messages import DiskBus, DiskFormat, DiskSpec, DomainSpec, Firmware, NicSpec
+from trimtab_protos.messages import DiskBus, DiskFormat, DiskSpec, DomainSpec, Firmware, NetworkKind, NicSpec
 
 METADATA_NAMESPACE = "urn:trimtab:domain:1"
 METADATA_PREFIX = "trimtab"
@@ -424,16 +424,20 @@ def _nic(devices: Element, nic: NicSpec, domain: DomainSpec) -> None:
     for address in nic.addresses:
         _check_address(address)
     check_range(network.mtu, "mtu", low=576, high=65520)
-    if bridge := bridge_of(network, nic.nic_id):
+    if network.kind is NetworkKind.WIRE:
+        element = wires.interface(devices, nic.nic_id)
+    elif bridge := bridge_of(network, nic.nic_id):
         element = SubElement(devices, "interface", type="bridge")
         SubElement(element, "source", bridge=bridge)
     else:
         element = SubElement(devices, "interface", type="network")
         SubElement(element, "source", network=libvirt_network_name(network.network_id))
     SubElement(element, "mac", address=check_mac(nic.mac))
-    SubElement(element, "target", dev=tap_name(nic.nic_id))
+    if network.kind is not NetworkKind.WIRE:
+        SubElement(element, "target", dev=tap_name(nic.nic_id))
     SubElement(element, "model", type=nic.model)
-    SubElement(element, "mtu", size=str(network.mtu))
+    if network.kind is not NetworkKind.WIRE:
+        SubElement(element, "mtu", size=str(network.mtu))
     SubElement(element, "alias", name=f"ua-{nic.nic_id}")
     _address(element, bus=_nic_bus(nic))
 

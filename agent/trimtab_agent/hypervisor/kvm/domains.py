@@ -8,12 +8,13 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import libvirt
 
-from trimtab_agent.hypervisor.base import Stamp
+from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
 from trimtab_agent.hypervisor.kvm import (
     adoption_files,
     console,
@@ -26,6 +27,7 @@ from trimtab_agent.hypervisor.kvm import (
     overlays,
     state_files,
     volumes,
+    wires,
 )
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_facts import DomainFacts
@@ -116,13 +118,19 @@ class Domains:
 
     def open_console(self, vm_id: str, kind: ConsoleKind) -> socket.socket:
         """See `Hypervisor.open_console`."""
+        return consoles.join(self._live_xml(vm_id, "open a console"), vm_id, kind)
+
+    def _live_xml(self, vm_id: str, doing: str) -> str:
         check_id(vm_id, "vm_id")
-        with self._connection.use(f"open a console of {vm_id}") as connection:
+        with self._connection.use(f"{doing} of {vm_id}") as connection:
             domain = require(connection, vm_id)
             if not domain.isActive():
                 raise Conflict("wrong-domain-state", f"{vm_id} does not run on this host", state="stopped")
-            live_xml = domain.XMLDesc(0)
-        return consoles.join(live_xml, vm_id, kind)
+            return str(domain.XMLDesc(0))
+
+    def open_wire(self, vm_id: str, nic_id: str) -> socket.socket:
+        """See `Hypervisor.open_wire`."""
+        return wires.join(self._live_xml(vm_id, "join a card"), vm_id, nic_id)
 
     def define(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
         """See `Hypervisor.define_domain`."""
@@ -155,7 +163,9 @@ class Domains:
             boot_id = domain_facts.read(existing.XMLDesc(0)).boot_id if existing is not None else ""
             defined = connection.defineXML(self._build(domain, stamp, boot_id=boot_id))
             if existing is not None:
-                write_stamp(defined, domain_facts.read(defined.XMLDesc(0)), stamp, boot_id=boot_id)
+                # Of a running one libvirt tells what it was started with: whether it restarts elsewhere may be otherwise by now.
+                facts = replace(domain_facts.read(defined.XMLDesc(0)), restarts_elsewhere=restarts_elsewhere(domain))
+                write_stamp(defined, facts, stamp, boot_id=boot_id)
             if defined.autostart():
                 # Only the controller decides where a guest runs, also after this host boots.
                 defined.setAutostart(0)

@@ -19,7 +19,7 @@ from trimtab_agent.hypervisor.kvm import packet_rules
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.kvm.packet_rules import FAMILY, TABLE, Command, GuestPackets, tap_name
 from trimtab_protos.errors import Unavailable
-from trimtab_protos.messages import DomainSpec, NicSpec
+from trimtab_protos.messages import DomainSpec, NetworkKind, NicSpec
 from trimtab_protos.network_messages import FirewallRule, FirewallSpec
 
 log = structlog.get_logger(__name__)
@@ -40,9 +40,10 @@ class Firewall:
         """Put the rules of a domain's cards in place; those of cards that it no longer has go. A newer firewall than the spec's stays."""
         firewall = domain.firewall or FirewallSpec(generation=0)
         keepers = {network.network_id for network in domain.networks if network.keeps_groups}
+        wired = {network.network_id for network in domain.networks if network.kind is NetworkKind.WIRE}
         wanted = GuestPackets(
             vm_id=check_id(domain.vm_id, "vm_id"),
-            nics=domain.nics,
+            nics=tuple(nic for nic in domain.nics if nic.network_id not in wired),
             firewall=firewall,
             elsewhere=tuple(nic.nic_id for nic in domain.nics if nic.network_id in keepers),
         )

@@ -176,6 +176,9 @@ class KvmHypervisor:
     def open_console(self, vm_id: str, kind: ConsoleKind) -> socket.socket:
         return self._domains.open_console(vm_id, kind)
 
+    def open_wire(self, vm_id: str, nic_id: str) -> socket.socket:
+        return self._domains.open_wire(vm_id, nic_id)
+
     # --- storage -----------------------------------------------------------------------------------------------------------
 
     def ensure_pool(self, pool: PoolSpec) -> PoolObservation:

@@ -46,6 +46,7 @@ CAPABILITIES = (
     "network-bridge",
     "network-isolated",
     "network-nat",
+    "network-wire",
     "numa-tuning",
     "outer-networks",
     "pool-dir",

@@ -41,6 +41,8 @@ class Networks:
                 overlays.ensure_way_out(network, sys_net=_SYS_NET)
             case NetworkKind.BRIDGE:
                 _ensure_bridge(network)
+            case NetworkKind.WIRE:
+                pass  # there is none
             case NetworkKind.OVERLAY:
                 overlays.check(network, sys_net=_SYS_NET)
             case NetworkKind.NAT | NetworkKind.ISOLATED:

@@ -72,6 +72,9 @@ class BackupPolicyResource:
     keep_monthly: int
     keep_yearly: int
     verify: str
+    # Of a boot test: what its guest shows, all of it; of neither, the guest agent.
+    verify_pattern: str
+    verify_tcp: int
     needs_filesystem: bool
     bandwidth_mib_s: int
     is_together: bool
@@ -199,6 +202,8 @@ def render_policy(view: PolicyView) -> BackupPolicyResource:
         keep_monthly=policy.keep_monthly,
         keep_yearly=policy.keep_yearly,
         verify=policy.verify,
+        verify_pattern=policy.verify_pattern,
+        verify_tcp=policy.verify_tcp,
         needs_filesystem=policy.needs_filesystem,
         bandwidth_mib_s=policy.bandwidth_mib_s,
         is_together=policy.is_together,

@@ -42,6 +42,9 @@ Mib = Annotated[int, Field(strict=True, ge=0, le=1_000_000, examples=[100])]
 Seconds = Annotated[int, Field(strict=True, ge=0, le=10 * 366 * 86400, examples=[90000])]
 Schedule = Annotated[str, Field(pattern=r"^[ -~]{1,120}$", max_length=120, examples=["0 2 * * *"])]
 Zone = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+/-]{1,64}$", max_length=64, examples=["Europe/Berlin"])]
+Pattern = Annotated[str, Field(pattern=r"^[ -~]*$", max_length=200, examples=["login:"])]
+# 0: none.
+TcpPort = Annotated[int, Field(strict=True, ge=0, le=65535, examples=[22])]
 Proof = Literal["none", "read", "boot"]
 CpuModelOrAuto = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,79})?$", examples=["auto"])]
 Renamed = Annotated[dict[Ref, Ref], Field(max_length=64, examples=[{"local": "fast"}])]
@@ -61,6 +64,9 @@ class BackupPolicyBody(Body):
     keep_monthly: Keep = 0
     keep_yearly: Keep = 0
     verify: Proof = "none"
+    # Of a boot test, all of it: a regular expression on the serial port, a TCP port that answers; of neither, the guest agent.
+    verify_pattern: Pattern = ""
+    verify_tcp: TcpPort = 0
     needs_filesystem: Bool = False
     bandwidth_mib_s: Mib = 0
     # All its vms at one instant.
@@ -92,9 +98,10 @@ class ReplaceBody(Body):
 
 
 class VerifyBody(Body):
-    # Restore it to a vm without a network and wait for its guest agent, or for the pattern on its serial port.
+    # Restore it to a vm without a network and wait for its guest agent, or for the pattern on its serial port and the TCP port.
     boot: Bool = False
-    boot_pattern: Annotated[str, Field(pattern=r"^[ -~]*$", max_length=200, examples=["login:"])] = ""
+    boot_pattern: Pattern = ""
+    boot_tcp: TcpPort = 0
     boot_timeout_s: Annotated[int, Field(strict=True, ge=1, le=3600, examples=[300])] = 300
 
 
@@ -253,6 +260,7 @@ async def verify_backup(request: Request, access: ProjectOperator, name: NamePat
                 backup,
                 project=owner,
                 pattern=body.boot_pattern,
+                tcp_port=body.boot_tcp,
                 timeout_s=body.boot_timeout_s,
                 actor=actor,
                 now=now,

@@ -16,7 +16,7 @@ from trimtab_controller.api.v1.vm_verbs import run_verb
 from trimtab_controller.api.v1.vms import NicBody
 from trimtab_controller.core.model import Operation, Role, Vm
 from trimtab_controller.core.resize import When
-from trimtab_controller.services import vm_devices, vm_resize, vm_resources
+from trimtab_controller.services import vm_devices, vm_ha, vm_resize, vm_resources
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.vm_power import Caller
 from trimtab_protos.errors import InvalidRequest
@@ -41,6 +41,17 @@ class ResourcesBody(Body):
     balloon_min_mib: BalloonMib | None = None
     # '' for none.
     cpu_class: CpuClassOrNone | None = None
+
+
+class HaBody(Body):
+    """What is left out stays as it is."""
+
+    # Whether it restarts elsewhere when its host dies.
+    ha: Literal["restart", "none"] | None = None
+    # Higher ones restart first.
+    priority: Annotated[int, Field(strict=True, ge=-1000, le=1000, examples=[10])] | None = None
+    # So long after its host was proven off.
+    start_delay_s: Annotated[int, Field(strict=True, ge=0, le=86400, examples=[30])] | None = None
 
 
 class AttachBody(Body):
@@ -88,6 +99,20 @@ async def set_resources(request: Request, access: ProjectOperator, name: NamePat
         body,
         "vm.set_resources",
         lambda *parts: vm_resources.change(*parts, balloon_min_mib=body.balloon_min_mib, cpu_class=body.cpu_class),
+    )
+
+
+@router.post(f"{_VM}:ha", status_code=202, response_model=OperationAnswer)
+async def set_ha(request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: HaBody) -> Response:
+    """Say whether a vm restarts elsewhere when its host dies, and how early; it goes on meanwhile."""
+    return await run_verb(
+        request,
+        access,
+        name,
+        asked,
+        body,
+        "vm.set_ha",
+        lambda *parts: vm_ha.change(*parts, ha=body.ha, priority=body.priority, start_delay_s=body.start_delay_s),
     )
 
 

@@ -25,6 +25,13 @@ def _proof(item: Document, now: datetime) -> str:
     return f"{level}, {humanise.since(item.get('verified_at'), now)}"
 
 
+def _proof_wanted(item: Document) -> str:
+    wanted = [str(item.get("verify", ""))]
+    wanted += [f"`{item['verify_pattern']}`"] if item.get("verify_pattern") else []
+    wanted += [f"tcp {item['verify_tcp']}"] if item.get("verify_tcp") else []
+    return ", ".join(wanted)
+
+
 def _window(item: Document, _now: datetime) -> str:
     seconds = item.get("loss_window_s")
     return "everything" if seconds is None else humanise.duration(seconds)
@@ -87,7 +94,7 @@ POLICY = Resource(
         Column("schedule", "schedule"),
         Column("repo", "repo"),
         Column("keeps", "keep_last", lambda item, _now: _keeps(item)),
-        Column("verify", "verify"),
+        Column("verify", "verify", lambda item, _now: _proof_wanted(item)),
         Column("vms", "vms"),
         Column("zone", "zone", is_wide=True),
         Column("next", "next_at", is_wide=True),

@@ -191,6 +191,7 @@ def get_policy(session: Session, name: str) -> None:
 
 
 _COUNT = click.IntRange(0, 10_000)
+_TCP_PORT = click.IntRange(1, 65535)
 
 
 @policy.command("create")
@@ -206,6 +207,8 @@ _COUNT = click.IntRange(0, 10_000)
 @click.option("--keep-monthly", type=_COUNT, help="The newest of so many months stays.")
 @click.option("--keep-yearly", type=_COUNT, help="The newest of so many years stays; without any --keep all stay.")
 @click.option("--verify", type=click.Choice(["none", "read", "boot"]), help="What is done after each backup.")
+@click.option("--verify-pattern", metavar="REGEX", help="With --verify boot: what the serial port shows.")
+@click.option("--verify-tcp", type=_TCP_PORT, metavar="PORT", help="With --verify boot: where the guest answers, on no network.")
 @click.option("--needs-filesystem", is_flag=True, default=None, help="Fail where the guest's file systems were not frozen.")
 @click.option("--bandwidth", "bandwidth_mib_s", type=click.IntRange(0, 1_000_000), metavar="MIB/S", help="Read a second at most.")
 @click.option("--together", "is_together", is_flag=True, help="All its vms at one instant, also across hosts.")
@@ -222,6 +225,7 @@ def create_policy(session: Session, /, name: str, **given: Any) -> None:
 
     \b
     trimtab backup policy create nightly --schedule "0 2 * * *" --keep-daily 7 --keep-weekly 4 --repo main --verify read
+    trimtab backup policy create proven --schedule "0 3 * * *" --keep-daily 7 --verify boot --verify-tcp 22
     """
     body = {"name": name, **{key: value for key, value in given.items() if value is not None}}
     answer = resources.change(session, "POST", POLICY.place(session), body)
@@ -287,17 +291,21 @@ def get_backup(session: Session, backup_id: str) -> None:
 @backup.command()
 @_backup_id
 @click.option("--boot", is_flag=True, help="Restore it to a vm without a network and wait for its guest to come up.")
-@click.option("--boot-pattern", metavar="REGEX", help="What its serial port shall show; else the guest agent has to answer.")
+@click.option("--boot-pattern", metavar="REGEX", help="What its serial port shows.")
+@click.option("--boot-tcp", type=_TCP_PORT, metavar="PORT", help="Where it answers; of neither, its guest agent has to.")
 @click.option("--boot-timeout", "boot_timeout_s", type=DurationType(maximum="1h", example="5m"), help="How long it may take.")
 @options.runs
 @click.pass_obj
-def verify(session: Session, backup_id: str, boot: bool, boot_pattern: str | None, boot_timeout_s: int | None) -> None:
+def verify(
+    session: Session, backup_id: str, boot: bool, boot_pattern: str | None, boot_tcp: int | None, boot_timeout_s: int | None
+) -> None:
     """Read everything that a backup needs and check it; with --boot see it come up.
 
     \b
     trimtab backup verify bk-… --boot --boot-pattern "login:"
+    trimtab backup verify bk-… --boot --boot-tcp 22
     """
-    wish = {"boot": boot or None, "boot_pattern": boot_pattern, "boot_timeout_s": boot_timeout_s}
+    wish = {"boot": boot or None, "boot_pattern": boot_pattern, "boot_tcp": boot_tcp, "boot_timeout_s": boot_timeout_s}
     resources.run(
         session,
         "POST",

@@ -136,3 +136,24 @@ def set_resources(session: Session, name: str, *, balloon_min: int | None, cpu_c
         sentence=lambda item: f"vm {name} has {resources_line(item.get('shape') or {}) or 'no class of cpu time and no balloon'}",
         resource=_VM,
     )
+
+
+def set_ha(session: Session, name: str, *, ha: str | None, priority: int | None, start_delay_s: int | None) -> None:
+    """Say whether a vm restarts elsewhere, and how early, and wait until its host knows."""
+    wished = {"ha": ha, "priority": priority, "start_delay_s": start_delay_s}
+    resources.run(
+        session,
+        "POST",
+        _VM.place(session, name, verb="ha"),
+        {key: value for key, value in wished.items() if value is not None},
+        reread=lambda: resources.read(session, _VM, name),
+        sentence=_survival,
+        resource=_VM,
+    )
+
+
+def _survival(item: Document) -> str:
+    if item.get("ha") != "restart":
+        return f"vm {item.get('name')} stays down when its host dies"
+    delay = f", {item['start_delay_s']} s after" if item.get("start_delay_s") else ""
+    return f"vm {item.get('name')} restarts elsewhere when its host dies{delay}; priority {item.get('priority')}"

@@ -11,7 +11,7 @@ from trimtab_controller.cli.nouns import secgroups
 from trimtab_controller.cli.nouns.snapshots import snapshot
 from trimtab_controller.cli.nouns.templates import clone
 from trimtab_controller.cli.nouns.vm_adoption import adopt, diff, reconcile, release
-from trimtab_controller.cli.nouns.vm_changes import attach, cdrom, detach, resize, set_resources
+from trimtab_controller.cli.nouns.vm_changes import attach, cdrom, detach, resize, set_ha, set_resources
 from trimtab_controller.cli.nouns.vm_create import create
 from trimtab_controller.cli.nouns.vm_import import import_vm
 from trimtab_controller.cli.nouns.vm_sessions import console, ssh
@@ -97,6 +97,10 @@ def get_vm(session: Session, name: str) -> None:
 @click.option("--balloon-min", type=BALLOON, metavar="SIZE",
               help="Its balloon may leave it so little while its host is short of memory; 0 takes the balloon away.")  # fmt: skip
 @click.option("--cpu-class", type=click.Choice(["low", "normal", "high", "none"]), help="Its share of a busy host's cpus.")
+@click.option("--ha", type=click.Choice(["restart", "none"]), help="Whether it restarts elsewhere when its host dies.")
+@click.option("--priority", type=click.IntRange(-1000, 1000), help="Higher ones restart first.")
+@click.option("--start-delay", "start_delay_s", type=DurationType(maximum="1d", example="30s"),
+              help="Restart it so long after its host was proven off.")  # fmt: skip
 @click.option("--no-drivers-iso", is_flag=True, help="Take the drive with drivers away, at its next start.")
 @options.runs
 @click.pass_obj
@@ -111,12 +115,25 @@ def update(
     no_secgroups: bool,
     balloon_min: int | None,
     cpu_class: str | None,
+    ha: str | None,
+    priority: int | None,
+    start_delay_s: int | None,
     no_drivers_iso: bool,
 ) -> None:
-    """Change a vm's labels, what a drain may do with it, the policy that backs it up, what may reach it, what it gets of its host."""
+    """Change a vm's labels, what a drain may do with it, the policy that backs it up, what may reach it, what it gets of its host,
+    what becomes of it when its host dies.
+
+    \b
+    trimtab vm update db --ha restart --priority 10 --start-delay 30s
+    """
     body: dict[str, Any] = _given({"drain_policy": drain_policy, "backup_policy": backup_policy})
     if no_drivers_iso:
         body["drivers_iso"] = ""
+    if ha is not None or priority is not None or start_delay_s is not None:
+        if body or labels or unset or groups or no_secgroups or balloon_min is not None or cpu_class is not None:
+            raise usage("what becomes of a vm without its host changes by itself; give --ha, --priority and --start-delay alone")
+        set_ha(session, name, ha=ha, priority=priority, start_delay_s=start_delay_s)
+        return
     if balloon_min is not None or cpu_class is not None:
         if body or labels or unset or groups or no_secgroups:
             raise usage("what a vm gets of its host changes by itself, in an operation; give --balloon-min and --cpu-class alone")

@@ -52,6 +52,8 @@ class BackupPolicy:
     keep_monthly: int
     keep_yearly: int
     verify: str
+    verify_pattern: str
+    verify_tcp: int
     needs_filesystem: bool
     bandwidth_mib_s: int
     is_together: bool

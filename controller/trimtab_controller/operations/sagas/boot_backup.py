@@ -2,16 +2,17 @@
 
 | step          | do                                                                     | undo                                      |
 |---------------|------------------------------------------------------------------------|-------------------------------------------|
-| own           | (row, disks and placement request came with the acceptance)              | withdraw, erase names, space, quota       |
+| own           | (row, disks and placement request came with the acceptance)              | withdraw, erase names, say why            |
 | place         | wait for the leader's answer: host and epoch                             | give the claims back                      |
 | make_volumes  | the agent's jobs: fill each disk, read it back, compare                  | cancel the jobs, delete each volume       |
 | define        | define the domain                                                        | kill and undefine                         |
 | power_on      | start it                                                                 | - define's undo kills                     |
-| sign          | wait for the guest agent or the pattern on the serial port, or too long  | - it only looks                           |
+| sign          | wait for the guest agent, or for pattern and TCP port, or too long       | - it only looks                           |
 | remove        | kill, undefine, delete each volume (pivot)                               | - it goes as it came                      |
 | finish        | erase the rows; record level 3 with the recovery time, or why not        | - last                                    |
 
-The guest has no network card: it can meet neither its original nor anybody else. A guest that does not come up makes no operation
+The guest is on no network: it can meet neither its original nor anybody else. It has no card, or, where a TCP port is asked for, cards
+whose frames end in the agent. A guest that does not come up makes no operation
 fail: the test has told what it was asked, and the backup shows it.
 """
 
@@ -29,8 +30,9 @@ class Params:
     backup_id: str
     # Volume -> the disk of the backup that fills it.
     disks: Mapping[str, str]
-    # A regular expression that the serial port shall show; '' waits for the guest agent.
+    # A regular expression that the serial port shall show, and a TCP port that shall answer; of neither, the guest agent.
     pattern: str = ""
+    tcp_port: int = 0
     timeout_s: int = 300
     # Its start counts already; nothing that the guest shows is waited for, so it is not shown as booted.
     is_start_enough: bool = False
@@ -44,12 +46,22 @@ def _own(_context: Transaction[Params]) -> None:
 def _disown(context: Transaction[Params]) -> None:
     placements.withdraw(context.session, context.operation.id)
     vm_steps.erase_vm(context)
+    error = context.operation.error
+    if error is not None and not context.operation.is_cancel_requested:
+        # It says nothing of the backup, which stays as proven as it was; a policy that wants a boot test asks for it again.
+        problem = f"boot test came to nothing: {error.message}"
+        backups.update(context.session, context.params.backup_id, problem=problem[:1000])
 
 
 def _sign(context: Effect[Params]) -> Json | Wait:
-    if context.params.is_start_enough and not context.params.pattern:
+    params = context.params
+    if _is_start_enough(params):
         return {"recovery_ms": 0, "problem": ""}
-    return restore_steps.sign(context, pattern=context.params.pattern, timeout_s=context.params.timeout_s)
+    return restore_steps.sign(context, pattern=params.pattern, tcp_port=params.tcp_port, timeout_s=params.timeout_s)
+
+
+def _is_start_enough(params: Params) -> bool:
+    return params.is_start_enough and not params.pattern and not params.tcp_port
 
 
 def _remove(context: Effect[Params]) -> Json:
@@ -66,7 +78,7 @@ def _finish(context: Transaction[Params]) -> None:
     session, sign = context.session, context.results["sign"]
     vm_steps.erase_vm(context)
     backup = backups.get(session, context.params.backup_id)
-    if context.params.is_start_enough and not context.params.pattern:
+    if _is_start_enough(context.params):
         backups.update(session, backup.id, level=max(2, backup.level), verified_at=context.now)
     elif sign["problem"]:
         # Its disks were restored and compared all the same.

@@ -4,7 +4,7 @@
 |--------|-------------------------------------------------------------------------------|------------------------------------|
 | own    | nothing: a cancel comes too late from here on (pivot)                           | - a half is of no use: only forward |
 | fill   | the agent's jobs, disk by disk: copy what still reads from the backup           | - a half is of no use: only forward |
-| finish | the disks stand alone: a vm like any other, with the `ha` it had                | - last                             |
+| finish | the disks stand alone; `vm.set_ha` is asked for where the vm shall be kept       | - last                             |
 
 Nothing ends it but the disks being whole or the vm being deleted: where the guest is off, its host down, the repository away, it waits
 and says for what. While it lives, whatever needs whole disks is refused (`core.background`), and a lost host loses the vm: its disks
@@ -14,10 +14,11 @@ are in the backup, which can be restored again.
 from dataclasses import dataclass
 
 from trimtab_controller.core.lifecycle import DesiredPower
-from trimtab_controller.core.model import Vm, Volume
+from trimtab_controller.core.model import Actor, Vm, Volume
 from trimtab_controller.operations import backup_steps, restore_steps
+from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, Wait, effect, transaction
-from trimtab_controller.store import describe, events, vms, volumes
+from trimtab_controller.store import describe, events, operations, vms, volumes
 from trimtab_protos.errors import TrimtabError
 from trimtab_protos.messages import Direction
 
@@ -77,15 +78,17 @@ def _fill_one(context: Effect[Params], vm: Vm, volume: Volume) -> Wait | None:
     return followed if isinstance(followed, Wait) else None
 
 
-def _finish(context: Transaction[Params]) -> None:
+def _finish(context: Transaction[Params]) -> Wait | None:
     session, filled = context.session, context.results["fill"]
     if not filled["is_whole"]:
-        return
+        return None
     for volume_id in filled["volume_ids"]:
         volumes.set_filling(session, volume_id, backup_id="", disk="")
     vm = vms.get(session, context.params.vm_id)
-    if context.params.ha:
-        vms.update(session, vm.id, ha=context.params.ha)
+    if context.params.ha not in {"", vm.ha}:
+        if operations.live_exclusive(session, vm.id) is not None:
+            return Wait(RETRY_S, "what is under way of the vm, before its host is told that it is kept")
+        _keep_again(context, vm)
     events.append(
         session,
         kind="vm.filled",
@@ -94,6 +97,22 @@ def _finish(context: Transaction[Params]) -> None:
         operation_id=context.operation.id,
         actor=context.operation.actor,
         message=f"the disks of vm {vm.name} stand alone",
+        now=context.now,
+    )
+    return None
+
+
+def _keep_again(context: Transaction[Params], vm: Vm) -> None:
+    """Ask for the `ha` that the vm had: its host's warden has to know of the guest before it counts as kept."""
+    before = {"before_ha": vm.ha, "before_priority": vm.priority, "before_start_delay_s": vm.start_delay_s}
+    accept(
+        context.session,
+        "vm.set_ha",
+        subject_id=vm.id,
+        subject_name=vm.name,
+        project_id=vm.project_id,
+        params={"vm_id": vm.id, "ha": context.params.ha, **before},
+        actor=Actor(name=context.operation.actor),
         now=context.now,
     )
 

@@ -77,6 +77,9 @@ backup_policy = sa.Table(
     sa.Column("keep_yearly", sa.Integer(), nullable=False, server_default="0"),
     # What is done after each backup: none, read, boot.
     sa.Column("verify", sa.String(8), nullable=False, server_default="none"),
+    # What a boot test waits for, all of it: a regular expression on the serial port, a TCP port; of neither, the guest agent.
+    sa.Column("verify_pattern", sa.String(200), nullable=False, server_default=""),
+    sa.Column("verify_tcp", sa.Integer(), nullable=False, server_default="0"),
     # Fail rather than keep a backup that is only crash-consistent.
     sa.Column("needs_filesystem", sa.Boolean(), nullable=False, server_default=sa.false()),
     # 0: unlimited.

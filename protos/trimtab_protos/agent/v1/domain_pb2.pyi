@@ -70,6 +70,8 @@ class _NetworkKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NetworkKi
     NETWORK_KIND_ISOLATED: _NetworkKind.ValueType  # 3
     NETWORK_KIND_OVERLAY: _NetworkKind.ValueType  # 4
     """Across hosts, by OVN: the agent makes a port for each card and tells OVN which it is."""
+    NETWORK_KIND_WIRE: _NetworkKind.ValueType  # 5
+    """None: frames go to the agent and nowhere else, for guests that prove their backup."""
 
 class NetworkKind(_NetworkKind, metaclass=_NetworkKindEnumTypeWrapper):
     """NetworkKind is how a network reaches the guests of one host."""
@@ -80,6 +82,8 @@ NETWORK_KIND_NAT: NetworkKind.ValueType  # 2
 NETWORK_KIND_ISOLATED: NetworkKind.ValueType  # 3
 NETWORK_KIND_OVERLAY: NetworkKind.ValueType  # 4
 """Across hosts, by OVN: the agent makes a port for each card and tells OVN which it is."""
+NETWORK_KIND_WIRE: NetworkKind.ValueType  # 5
+"""None: frames go to the agent and nowhere else, for guests that prove their backup."""
 Global___NetworkKind: _TypeAlias = NetworkKind  # noqa: Y015
 
 class _DomainState:

@@ -21,7 +21,8 @@ from trimtab_agent.backup.repository.manifests import Consistency, Manifest
 from trimtab_agent.backup.repository.reader import open_backup
 from trimtab_agent.backup.repository.repository import Repository
 from trimtab_agent.backup.repository.writer import begin_backup
-from trimtab_agent.backup.restoring import differs_at, restore_disk, served_volume
+from trimtab_agent.backup.restoring import restore_disk
+from trimtab_agent.backup.volume_file import VolumeFile
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError, Unavailable
 
 MIB = 1 << 20
@@ -163,12 +164,32 @@ def test_a_full_and_an_increment_read_only_what_they_must_and_restore_byte_ident
     assert increment.hole_bytes == MIB
 
 
+class Forgetful(VolumeFile):
+    """Keeps other bytes at one place than it was told."""
+
+    def write(self, at: int, content: bytes) -> None:
+        super().write(at, b"evil" + content[4:] if not self.has_lied else content)
+        self.has_lied = True
+
+    has_lied = False
+
+
+class Misplacing(VolumeFile):
+    """Lets the disk begin with what lies somewhere else."""
+
+    def finish(self) -> None:
+        super().finish()
+        l1_at = int.from_bytes(os.pread(self._descriptor, 8, 40))
+        l2_at = int.from_bytes(os.pread(self._descriptor, 8, l1_at)) & ~(1 << 63)
+        entries = [os.pread(self._descriptor, 8, l2_at + 8 * number) for number in (0, 1)]
+        os.pwrite(self._descriptor, b"".join(reversed(entries)), l2_at)
+
+
 def test_a_restored_volume_is_read_back_and_compared(image: Path, tmp_path: Path) -> None:
     repository = new_repository(MemoryBlobs())
     back_up_image(repository, image, "bk-1")
-    target, empty, socket_path = tmp_path / "restored.qcow2", tmp_path / "empty.qcow2", tmp_path / "r.sock"
-    for file in (target, empty):
-        run("qemu-img", "create", "-q", "-f", "qcow2", str(file), str(SIZE))
+    target, other = tmp_path / "restored.qcow2", tmp_path / "other.qcow2"
+    run("qemu-img", "create", "-q", "-f", "qcow2", str(target), str(SIZE))
     seen: list[tuple[int, int]] = []
     with open_backup(repository, "vm-1", "bk-1") as reader:
         disk = reader.disk("vda")
@@ -176,15 +197,11 @@ def test_a_restored_volume_is_read_back_and_compared(image: Path, tmp_path: Path
         assert whole(target) == whole(image)
         assert seen[-1] == (written, written)
         assert target.stat().st_size < 5 * MIB, "holes stay holes"
-        with served_volume(target, format="qcow2", socket=socket_path) as client:
-            assert differs_at(disk, client) is None
-            for offset in (10 * MIB, 0):
-                client.write(offset, b"evil")
-                assert differs_at(disk, client) == offset
-        with served_volume(empty, format="qcow2", socket=socket_path) as client:
-            assert differs_at(disk, client) == next(disk.chunks())[0] * disk.manifest.chunk_bytes, (
-                "a hole where there was content"
-            )
+        for wrong in (Forgetful, Misplacing):
+            run("qemu-img", "create", "-q", "-f", "qcow2", str(other), str(SIZE))
+            with pytest.raises(Conflict) as differs:
+                restore_disk(disk, other, format="qcow2", on_progress=lambda _done, _total: None, open_volume=wrong)
+            assert differs.value.code == "restore-differs", wrong
 
 
 def test_a_raw_volume_is_restored_sparse(image: Path, tmp_path: Path) -> None:
@@ -209,8 +226,10 @@ def test_a_volume_of_another_size_or_in_use_is_not_written(image: Path, tmp_path
         with pytest.raises(Conflict) as refused:
             restore_disk(disk, target, format="qcow2", on_progress=lambda _done, _total: None)
         assert refused.value.code == "volume-size-differs"
-        with served(target), pytest.raises(Conflict) as locked:
-            restore_disk(disk, target, format="qcow2", on_progress=lambda _done, _total: None)
+        with served(target) as path:
+            NbdClient.connect(path, "vda").close()  # it listens before it has the image open
+            with pytest.raises(Conflict) as locked:
+                restore_disk(disk, target, format="qcow2", on_progress=lambda _done, _total: None)
         assert locked.value.code == "image-locked"
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trimtab_agent.backup.mapped_volume import MappedVolume
-from trimtab_agent.backup.nbd import ALLOCATION, ZERO
-from trimtab_agent.backup.volume_file import VolumeFile
+from trimtab_agent.backup.mapped_volume import first_difference, mapped
+from trimtab_agent.backup.volume_file import Place, VolumeFile
 from trimtab_protos.errors import Conflict
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -94,32 +93,43 @@ def test_a_volume_that_is_none_of_a_fresh_disk_is_not_written(tmp_path: Path) ->
         VolumeFile(base, format="luks", size_bytes=MIB)
 
 
-def test_reading_back_sees_what_qemu_sees_and_not_what_was_meant(tmp_path: Path) -> None:
-    file = image(tmp_path / "disk.qcow2", 8 * MIB)
+def test_qemu_says_where_it_finds_what_was_written_and_not_where_it_was_meant_to_be(tmp_path: Path) -> None:
+    file, ranges = image(tmp_path / "disk.qcow2", 8 * MIB), [(0, PIECE), (2 * MIB, PIECE)]
     with VolumeFile(file, format="qcow2", size_bytes=8 * MIB) as volume:
         for offset, byte in ((0, b"a"), (2 * MIB, b"b")):
-            volume.write(volume.place(offset, PIECE), byte * PIECE)
+            at = volume.place(offset, PIECE)
+            volume.write(at, byte * PIECE)
+            assert volume.reads_back(at, byte * PIECE)
+            assert not volume.reads_back(at, byte * (PIECE - 1) + b"c")
         volume.finish()
 
-    def read() -> list[tuple[int, bytes]]:
-        with MappedVolume(file, format="qcow2", size_bytes=8 * MIB) as mapped:
-            told = list(mapped.extents(ALLOCATION, offset=0, length=4 * MIB))
-            assert told[-1].end == 4 * MIB
-            holding = [(one.offset, one.length) for one in told if not one.flags & ZERO]
-            pieces = [(offset, bytes(content[:1])) for offset, content in mapped.read_pieces(holding, PIECE)]
-            assert all(one.flags & ZERO for one in mapped.extents(ALLOCATION, offset=4 * MIB, length=4 * MIB))
-            return pieces
+    def elsewhere(wanted: list[tuple[int, int]]) -> int | None:
+        with mapped(file) as told:
+            return first_difference(told, volume.places(wanted))
 
-    assert read() == [(0, b"a"), (2 * MIB, b"b")]
+    assert elsewhere(ranges) is None
+    assert elsewhere(ranges[:1]) == 2 * MIB, "data where a hole was meant"
+    assert elsewhere([*ranges, (4 * MIB, PIECE)]) == 4 * MIB, "a hole where data was meant"
     with file.open("r+b") as opened:  # entries of the two pieces change places in the L2 table
         l1_at = struct.unpack(">Q", os.pread(opened.fileno(), 8, 40))[0]
         l2_at = struct.unpack(">Q", os.pread(opened.fileno(), 8, l1_at))[0] & ~(1 << 63)
         first, second = (os.pread(opened.fileno(), 32, l2_at + at) for at in (0, 256))
         os.pwrite(opened.fileno(), second, l2_at)
         os.pwrite(opened.fileno(), first, l2_at + 256)
-    assert read() == [(0, b"b"), (2 * MIB, b"a")]
+    assert elsewhere(ranges) == 0
     with file.open("r+b") as opened:
         os.pwrite(opened.fileno(), second, l2_at + 256)
     with pytest.raises(Conflict) as inconsistent:
-        read()
+        elsewhere(ranges)
     assert inconsistent.value.code == "volume-inconsistent"
+
+
+def test_ranges_are_compared_however_they_are_cut() -> None:
+    told = [Place(0, 100, 1000), Place(100, 50, 2000), Place(200, 50, 3000)]
+    wanted = [Place(0, 30, 1000), Place(30, 70, 1030), Place(100, 50, 2000), Place(200, 50, 3000)]
+    assert first_difference(iter(told), wanted) is None
+    assert first_difference(iter(wanted), told) is None
+    assert first_difference(iter(told), [*wanted[:1], Place(30, 70, 1031), *wanted[2:]]) == 30
+    assert first_difference(iter(told), wanted[:-1]) == 200
+    assert first_difference(iter(told[:-1]), wanted) == 200
+    assert first_difference(iter([]), []) is None

@@ -1,0 +1,1 @@
+"""Whether a guest that is on no network answers at a TCP port."""
