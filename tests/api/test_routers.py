@@ -193,6 +193,34 @@ async def test_an_address_leads_to_a_vm_and_goes_with_its_card(overlay_api: Api)
     await ok(api, "POST", f"{place}/192.0.2.101:detach")
 
 
+async def test_who_holds_which_address_is_shown_at_the_router_and_at_the_vm(overlay_api: Api) -> None:
+    api, place = overlay_api, f"{P1}/floating-addresses"
+    await ok(api, "POST", f"{P1}/secgroups", {"name": "web", "rules": ["tcp/443"]})
+    await ok(api, "POST", f"{P1}/networks", lab("lab2", "10.31.0.0/24"))
+    await ok(api, "POST", f"{P1}/routers", {"name": "edge", "networks": ["lab1"], "outer": "lan"})
+    await ok(api, "POST", f"{P1}/routers", {"name": "inner", "networks": ["lab2"]})
+    await api.make_vm("web1", networks=[{"network": "lab1"}, {"network": "lab2"}], secgroups=["web"])
+    await ok(api, "POST", place, {"network": "lan"})
+    own = [("192.0.2.100", "lan", "", ""), ("10.30.0.1", "lab1", "", "")]
+
+    async def held(name: str) -> list[tuple[Any, ...]]:
+        shown = (await ok(api, "GET", f"{P1}/routers/{name}"))["addresses"]
+        return [(one["address"], one["network"], one["vm"], one["inner"]) for one in shown]
+
+    assert await held("edge") == own, "an address that leads to nobody comes in by no router"
+    await ok(api, "POST", f"{place}/192.0.2.101:attach", {"vm": "web1"})
+    assert await held("edge") == [*own, ("192.0.2.101", "lan", "web1", "10.30.0.2")]
+    assert await held("inner") == [("10.31.0.1", "lab2", "", "")]
+    shown = await ok(api, "GET", f"{P1}/vms/web1")
+    assert [(nic["network"], nic["network_kind"], nic["addresses"], nic["floating"]) for nic in shown["nics"]] == [
+        ("lab1", "overlay", ["10.30.0.2/24"], "192.0.2.101"), ("lab2", "overlay", ["10.31.0.2/24"], "")
+    ]  # fmt: skip
+    assert shown["secgroups"] == ["web"]
+    await api.db.write(lambda session: vms.update(session, shown["id"], deleted_at=api.clock.now()))
+    last = (await ok(api, "GET", f"{P1}/routers/edge"))["addresses"][-1]
+    assert (last["vm"], last["is_vm_deleted"]) == ("web1", True)
+
+
 async def test_an_address_that_has_no_way_to_a_vm_says_what_makes_one(overlay_api: Api) -> None:
     api, place = overlay_api, f"{P1}/floating-addresses"
     await api.make_vm("plain")

@@ -74,6 +74,9 @@ def create(
     if spec.kind == "bridge":
         require(actor, Role.ADMIN, "")
     project_id = project.id if project else ""
+    if spec.router and project_id:
+        # Before the networks are locked: who changes a router locks in this order too.
+        routers.lock(session, project_id)
     _refuse_overlap(session, spec.subnet, project_id=project_id)
     network = networks.insert(
         session,
@@ -146,6 +149,22 @@ def find(session: Session, name_or_id: str, *, project: Project | None) -> Netwo
     if network is None:
         raise NotFound("network-not-found", f"there is no network {name_or_id} here", network=name_or_id)
     return network
+
+
+def hold(session: Session, network: Network) -> None:
+    """Let nobody else draw an address of the network until this transaction ends. NotFound where it was deleted meanwhile."""
+    if not networks.lock(session, network.id):
+        raise _gone(network.name)
+
+
+def require_live(session: Session, network: Network) -> None:
+    """Raise NotFound where the network was deleted since it was read: call it once a row of this transaction refers to it."""
+    if not networks.is_live(session, network.id):
+        raise _gone(network.name)
+
+
+def _gone(name: str) -> NotFound:
+    return NotFound("network-not-found", f"there is no network {name} here any more: it was deleted just now", network=name)
 
 
 def get(session: Session, name_or_id: str, *, project: Project | None) -> NetworkView:

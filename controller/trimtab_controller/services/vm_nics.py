@@ -95,7 +95,7 @@ def plan_nic(
 
 def _draw_address(session: Session, network: Network, beside: Sequence[PlannedNic], *, field: str) -> tuple[str, ...]:
     """Return the lowest free address of the network's subnet. NoCapacity where there is none; IPv6 guests make their own."""
-    networks.lock(session, network.id)
+    network_service.hold(session, network)
     coming = {text.partition("/")[0] for one in beside if one.network.id == network.id for text in one.nic.addresses}
     address = addressing.first_free(network.subnet, networks.addresses_on(session, network.id) | coming)
     if address is not None:
@@ -113,6 +113,7 @@ def insert_nic(session: Session, planned: PlannedNic, *, now: datetime, field: s
         holder = networks.mac_holder(session, nic.mac)
         again = "" if planned.is_mac_given else "; it was drawn by lot, so send the request again"
         raise AlreadyExists("mac-taken", f"{field}.mac: {nic.mac} belongs to {holder}{again}", field=f"{field}.mac")
+    network_service.require_live(session, planned.network)
     for text in nic.addresses:
         address, _, prefix_length = text.partition("/")
         is_free = networks.insert_address(
