@@ -275,3 +275,59 @@ async def test_a_project_with_a_router_or_an_address_is_not_empty(overlay_api: A
     await ok(overlay_api, "POST", f"{P1}/floating-addresses", {"network": "lan"})
     kept = await refused(overlay_api, "DELETE", P1, who="admin")
     assert "floating addresses 192.0.2.100" in kept["detail"]
+
+
+SIX = "fd00:30::/64"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        ({"subnet": SIX}, "subnet-wrong", "subnet"),
+        ({"subnet6": "fd00:30::/48"}, "subnet6-wrong", "subnet6"),
+        ({"subnet6": "10.33.0.0/24"}, "subnet6-wrong", "subnet6"),
+        ({"subnet6": "fe80::/64"}, "subnet6-wrong", "subnet6"),
+        ({"subnet6": SIX, "subnet": ""}, "subnet-missing", "subnet"),
+        ({"subnet6": SIX, "kind": "isolated"}, "subnet6-not-allowed", "subnet6"),
+        ({"ipv6": "dhcp"}, "subnet6-missing", "ipv6"),
+        ({"subnet6": "fd00:99::/64"}, "subnet-overlaps", "subnet6"),
+    ],
+)
+async def test_an_ipv6_subnet_that_guests_cannot_use_is_refused_by_its_field(
+    overlay_api: Api, body: dict[str, str], code: str, field: str
+) -> None:
+    await ok(overlay_api, "POST", f"{P1}/networks", lab("lab9", "10.39.0.0/24", subnet6="fd00:99::/64"))
+    found = await refused(overlay_api, "POST", f"{P1}/networks", lab("six", "10.33.0.0/24") | body)
+    assert (found["code"], found["errors"][0]["field"] if found.get("errors") else found["context"]["field"]) == (code, field)
+
+
+async def test_a_card_has_an_address_of_each_subnet_and_the_user_the_choice_of_one(overlay_api: Api) -> None:
+    api = overlay_api
+    made = await ok(api, "POST", f"{P1}/networks", lab("six", "10.33.0.0/24", subnet6=SIX, dhcp=True))
+    assert (made["network"]["subnet6"], made["network"]["ipv6"]) == (SIX, "slaac")
+    card = {"network": "six", "mac": "52:54:00:12:34:56"}
+    vm = await api.make_vm("web1", networks=[card])
+    assert vm["nics"][0]["addresses"] == ["10.33.0.2/24", "fd00:30::5054:ff:fe12:3456/64"]
+    named = await api.make_vm("web2", networks=[{"network": "six", "ip": "fd00:30::9"}])
+    assert named["nics"][0]["addresses"] == ["10.33.0.3/24", "fd00:30::9/64"]
+    other = await api.make_vm("web3", networks=[{"network": "six", "ip": "10.33.0.9", "mac": "52:54:00:00:00:03"}])
+    assert other["nics"][0]["addresses"] == ["10.33.0.9/24", "fd00:30::5054:ff:fe00:3/64"]
+    body = {"name": "web4", "image": "debian", "memory_mib": 512}
+    for ip, code in (
+        ("fd00:30::9", "address-taken"),
+        ("fd00:30::5054:ff:fe12:3456", "address-taken"),
+        ("fd00:30::1", "address-gateway"),
+        ("fd00:31::9", "address-outside"),
+    ):
+        found = await refused(api, "POST", f"{P1}/vms", body | {"networks": [{"network": "six", "ip": ip}]})
+        assert found["code"] == code, ip
+    await ok(api, "POST", f"{P1}/routers", {"name": "edge", "networks": ["six"], "outer": "lan"})
+    shown = (await ok(api, "GET", f"{P1}/routers/edge"))["addresses"]
+    assert [one["address"] for one in shown] == ["192.0.2.100", "10.33.0.1", "fd00:30::1"]
+    await ok(api, "POST", f"{P1}/floating-addresses", {"network": "lan"})
+    led = await ok(api, "POST", f"{P1}/floating-addresses/192.0.2.101:attach", {"vm": "web2"})
+    assert led["address"] == "10.33.0.3", "the IPv4 one"
+    networks, cards = await api.db.read(overlays.read)
+    six = next(one for one in networks if one.subnet6)
+    assert (six.subnet6, six.has_dhcp6) == (SIX, False)
+    assert ("10.33.0.2/24", "fd00:30::5054:ff:fe12:3456/64") in [one.addresses for one in cards]

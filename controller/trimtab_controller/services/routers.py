@@ -203,7 +203,12 @@ def _held(
 ) -> tuple[HeldAddress, ...]:
     """Return what the router answers for: its own addresses, and those floating ones that lead to cards behind it."""
     outer = (HeldAddress(address=router.outer_address, network=outer_name),) if router.outer_address else ()
-    inner = tuple(HeldAddress(address=gateway_of(one.kind, one.subnet), network=one.name) for one in behind)
+    inner = tuple(
+        HeldAddress(address=gateway_of(one.kind, subnet), network=one.name)
+        for one in behind
+        for subnet in (one.subnet, one.subnet6)
+        if subnet
+    )
     there = {one.id for one in behind}
     coming = tuple(
         HeldAddress(address=one.name, network=outer_name, led=led[one.nic_id])

@@ -154,6 +154,7 @@ def test_every_change_is_understood(served: Served, trimtab: Trimtab) -> None:
 OVERLAY_CHANGES = [
     "network create lan --bridge br0 --outer --subnet 192.0.2.0/24 --gateway 192.0.2.1 --range 192.0.2.100-192.0.2.109 --no-wait",
     "network create lab1 --overlay --subnet 10.31.0.0/24 --no-wait",
+    "network create lab6 --overlay --subnet 10.36.0.0/24 --subnet6 fd00:36::/64 --ipv6 dhcp --no-wait", "network get lab6 -o wide",
     "vm create web1 --image debian --memory 1GiB --pool local --network lab1 --no-wait",
     "router create edge --outer lan --outer-address 192.0.2.105/24 --dry-run",
     "router create edge --network lab1 --outer lan --outer-address 192.0.2.105/24",
