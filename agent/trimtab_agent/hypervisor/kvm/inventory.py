@@ -53,6 +53,7 @@ CAPABILITIES = (
     "pool-lvm_thin",
     "pool-nfs",
     "pool-rbd",
+    "rbd-layers",
     "seed-nocloud",
     "volume-linked-clone",
     "volume-luks",
