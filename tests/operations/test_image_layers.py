@@ -30,9 +30,13 @@ def block_pool(story: FleetStory, name: str, behind: RbdSource | IscsiSource) ->
     return found
 
 
+def ceph_pool(story: FleetStory) -> Pool:
+    return block_pool(story, "ceph", RbdSource(monitors=("10.0.0.6:6789",), pool="vms", user="trimtab"))
+
+
 @pytest.fixture
 def ceph(story: FleetStory) -> Pool:
-    return block_pool(story, "ceph", RbdSource(monitors=("10.0.0.6:6789",), pool="vms", user="trimtab"))
+    return ceph_pool(story)
 
 
 def on_block_pool(story: FleetStory, pool: Pool, name: str, *, unit: str = "") -> Vm:

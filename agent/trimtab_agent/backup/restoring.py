@@ -51,6 +51,57 @@ def restore_disk(disk: DiskReader, file: Path, *, format: str, on_progress: OnPr
     return written
 
 
+def restore_over(
+    disk: DiskReader,
+    opened: Callable[[bool], contextlib.AbstractContextManager[NbdClient]],
+    *,
+    is_empty: bool,
+    on_progress: OnProgress,
+) -> int:
+    """Write the disk over what QEMU's own drivers open; return the bytes written. `opened(is_writable)` lends a connection to it.
+
+    Unless it `is_empty` its holes are written too, and what is behind its end. Conflict `restore-differs`, and where a chunk of the backup is damaged: what it held
+    before is lost by then, and what it holds is half of either. On_progress as with `restore_disk`.
+    """
+    total = sum(disk.manifest.length_of(chunk) for chunk, _ in disk.chunks())
+    lock, done = threading.Lock(), 0
+    with opened(True) as client:
+        if client.size_bytes < disk.manifest.size_bytes:
+            what = f"it has {client.size_bytes} bytes and the disk of the backup {disk.manifest.size_bytes}"
+            raise Conflict("volume-size-differs", f"the backup does not fit into the volume: {what}", field="size_bytes")
+
+        def write(at: int, content: bytes) -> None:
+            nonlocal done
+            with lock:
+                client.begin_write(at, content)
+                done += len(content)
+                on_progress(done, total)
+
+        for offset, length in () if is_empty else _holes(disk, client.size_bytes):
+            client.begin_zero(offset, length)
+        written = disk.copy_to(write)
+        client.flush()
+    with opened(False) as readable:
+        # What is behind the end of the backup's disk it says nothing of.
+        readable.size_bytes = disk.manifest.size_bytes
+        different = differs_at(disk, readable)
+    if different is not None:
+        raise Conflict("restore-differs", f"what was written reads back differently at byte {different}", offset=different)
+    return written
+
+
+def _holes(disk: DiskReader, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield offset and length of what the backup holds nothing of in a volume of this size, in order."""
+    at = 0
+    for chunk, _ in disk.chunks():
+        begin = chunk * disk.manifest.chunk_bytes
+        if begin > at:
+            yield at, begin - at
+        at = begin + disk.manifest.length_of(chunk)
+    if at < size_bytes:
+        yield at, size_bytes - at
+
+
 def differs_at(disk: DiskReader, client: DiskContent) -> int | None:
     """Return an offset at which a volume is not what was backed up, None where there is none.
 
@@ -100,12 +151,12 @@ def read_only_volume(
 
 
 @contextlib.contextmanager
-def read_only_network(
-    opened: str, *, socket: Path, objects: Sequence[str] = (), pass_fds: Sequence[int] = ()
+def network_volume(
+    opened: str, *, socket: Path, objects: Sequence[str] = (), pass_fds: Sequence[int] = (), is_writable: bool = False
 ) -> Iterator[NbdClient]:
-    """Lend a connection for reading what QEMU's own drivers open in the network; `objects` hold its secrets, in `pass_fds`."""
+    """Lend a connection to what QEMU's own drivers open in the network; `objects` hold its secrets, in `pass_fds`."""
     named = [word for one in objects for word in ("--object", one)]
-    command = [*_server(socket), "--read-only", *named, "--image-opts", opened]
+    command = [*_server(socket), *(() if is_writable else ("--read-only",)), *named, "--image-opts", opened]
     with _running(command, socket=socket, contexts=(ALLOCATION,), pass_fds=pass_fds) as client:
         yield client
 

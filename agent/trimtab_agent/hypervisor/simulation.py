@@ -54,6 +54,7 @@ CAPABILITIES = (
     "pool-nfs",
     "pool-rbd",
     "rbd-layers",
+    "restore-raw",
     "seed-nocloud",
     "simulated",
     "tpm",
