@@ -60,8 +60,8 @@ def restore_over(
 ) -> int:
     """Write the disk over what QEMU's own drivers open; return the bytes written. `opened(is_writable)` lends a connection to it.
 
-    Unless it `is_empty` its holes are written too, and what is behind its end. Conflict `restore-differs`, and where a chunk of the backup is damaged: what it held
-    before is lost by then, and what it holds is half of either. On_progress as with `restore_disk`.
+    Unless it `is_empty` its holes are written too, and what is behind its end. Conflict `restore-differs`, and where a chunk of the
+    backup is damaged: what it held before is lost by then, and what it holds is half of either. `on_progress` as with `restore_disk`.
     """
     total = sum(disk.manifest.length_of(chunk) for chunk, _ in disk.chunks())
     lock, done = threading.Lock(), 0

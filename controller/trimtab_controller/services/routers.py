@@ -211,9 +211,9 @@ def _held(
     )
     there = {one.id for one in behind}
     coming = tuple(
-        HeldAddress(address=one.name, network=outer_name, led=led[one.nic_id])
+        HeldAddress(address=one.name, network=outer_name, led=found)
         for one in leading
-        if one.nic_id in led and led[one.nic_id].network_id in there
+        if (found := led.get(one.nic_id or "")) is not None and found.network_id in there
     )
     return (*outer, *inner, *coming)
 
