@@ -4,6 +4,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.api.kit import Api, Stream, running_api
 from trimtab_controller.store import events, schema
 
@@ -63,6 +65,15 @@ async def test_an_event_names_its_subject(api: Api) -> None:
     assert page["items"][0]["project"] == "p1"
     kinds = (await api.call("p1-viewer", "GET", P1, params={"kind": "operation."})).json()
     assert {one["kind"] for one in kinds["items"]} == {"operation.accepted"}
+
+
+@pytest.mark.parametrize("kind", ["alarm.failover-frozen", "alarm.fence-not-ready", "host.fence_ready", "alarm."])
+async def test_events_of_every_kind_can_be_asked_for(api: Api, kind: str) -> None:
+    await tell(api, 1, kind=kind)
+    await tell(api, 1, kind="vm.changed")
+    answer = await api.call("p1-viewer", "GET", P1, params={"kind": kind})
+    assert answer.status_code == 200, answer.text
+    assert [one["kind"] for one in answer.json()["items"]] == [kind]
 
 
 async def test_events_past_the_retention_say_relist(api: Api) -> None:

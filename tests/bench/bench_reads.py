@@ -35,7 +35,7 @@ from trimtab_lab.simulated import SimulatedLab
 
 GOAL_P99_MS, GOAL_CLI_S = 100.0, 0.25
 IDLE_S = 20.0
-CLI_RUNS = 7
+CLI_RUNS = 21
 
 
 def fill(lab: SimulatedLab, count: int) -> None:

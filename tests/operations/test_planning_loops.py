@@ -6,12 +6,16 @@ from tests.operations.invariants import audit_invariants
 from tests.operations.kit import FleetStory
 from tests.operations.test_plans import guests_on_one_host, remember_use
 from tests.operations.test_vm_groups import group
+from trimtab_controller.core.model import Actor
 from trimtab_controller.core.placement.needs import GroupRule, Relation
+from trimtab_controller.core.planning.plan import PlanKind
 from trimtab_controller.core.planning.rebalance import RebalanceMode
 from trimtab_controller.loops.rebalance import Rebalance
 from trimtab_controller.loops.survival import Survival
 from trimtab_controller.loops.usage import Usage
 from trimtab_controller.operations.estates import BUCKET_S, read_estate
+from trimtab_controller.services import plans
+from trimtab_controller.services.plans import PlanWish
 from trimtab_controller.store import hosts, schema
 from trimtab_protos.messages import DomainObservation
 
@@ -101,6 +105,49 @@ def test_the_rebalancer_is_off_advises_or_acts_as_it_was_told(story: FleetStory)
     acting.run(story.term)
     assert plan_states(story) == ["applied"], "the state that it left gives no second plan"
     assert audit_invariants(story) == []
+
+
+def test_advice_that_nobody_took_in_time_or_that_was_outgrown_makes_room_for_the_next(story: FleetStory) -> None:
+    def open_plans() -> dict[str, str]:
+        table = schema.plan
+        rows = story.db.read(lambda session: session.execute(table.select()).all())
+        return {row.id: row.created_by for row in rows if row.state == "open"}
+
+    guests = guests_on_one_host(story, 3)
+    remember_use(story, {vm.id: 2500.0 for vm in guests})
+    advising = rebalance(story, RebalanceMode.ADVISE)
+    advising.run(story.term)
+    first = open_plans()
+    story.clock.advance(23 * 3600)
+    advising.run(story.term)
+    assert open_plans() == first, "it still stands"
+    story.clock.advance(2 * 3600)
+    remember_use(story, {vm.id: 2500.0 for vm in guests})
+    advising.run(story.term)
+    second = open_plans()
+    assert len(second) == 1
+    assert not second.keys() & first.keys(), "what is a day old was made anew"
+    host = schema.host
+    cordoned = host.update().where(host.c.id == story.host_ids[1]).values(is_cordoned=True, version=host.c.version + 1)
+    story.db.write(lambda session: session.execute(cordoned))
+    advising.run(story.term)
+    third = open_plans()
+    assert len(third) == 1
+    assert not third.keys() & second.keys(), "one of its targets takes no vms any more"
+
+
+def test_a_plan_that_somebody_made_is_not_replaced(story: FleetStory) -> None:
+    guests = guests_on_one_host(story, 3)
+    remember_use(story, {vm.id: 2500.0 for vm in guests})
+    wish, owner = PlanWish(kind=PlanKind.REBALANCE), Actor(name="user:ada")
+    story.db.write(lambda session: plans.create(session, wish, actor=owner, now=story.clock.now()))
+    rebalance(story, RebalanceMode.ADVISE).run(story.term)
+    assert plan_states(story) == ["open"], "one plan at a time"
+    story.clock.advance(25 * 3600)
+    rebalance(story, RebalanceMode.ADVISE).run(story.term)
+    table = schema.plan
+    rows = story.db.read(lambda session: session.execute(table.select()).all())
+    assert [row.created_by for row in rows] == ["user:ada"]
 
 
 def test_the_proof_is_kept_along_and_told_as_metrics(story: FleetStory) -> None:

@@ -79,7 +79,7 @@ class Client:
     def pages(self, path: str, query: Query | None = None, *, limit: int | None = None) -> Iterator[Any]:
         """Yield the items of a list, page by page, `limit` at most.
 
-        The next page is read while the caller is busy with this one: until the end the client is for nothing else.
+        A thread goes on reading while the caller is busy with what came: until the end the client is for nothing else.
         """
         if limit is not None and limit <= 0:
             return
@@ -88,15 +88,23 @@ class Client:
         if not token or left == 0:
             yield from items
             return
-        from concurrent.futures import ThreadPoolExecutor
+        from concurrent.futures import Future, ThreadPoolExecutor
 
-        with ThreadPoolExecutor(1) as reader:
-            while token and left != 0:
-                ahead = reader.submit(self._page, path, query, left, token)
+        reader = ThreadPoolExecutor(1)
+
+        def read(token: str, left: int | None) -> tuple[list[Any], "Future[Any] | None"]:
+            found, token = self._page(path, query, left, token)
+            left = None if left is None else left - len(found)
+            return found, reader.submit(read, token, left) if token and left != 0 else None
+
+        following: Future[Any] | None = reader.submit(read, token, left)
+        try:
+            while following is not None:
                 yield from items
-                items, token = ahead.result()
-                left = None if left is None else left - len(items)
+                items, following = following.result()
             yield from items
+        finally:
+            reader.shutdown(cancel_futures=True)
 
     def _page(self, path: str, query: Query | None, left: int | None, token: str) -> tuple[list[Any], str]:
         """Return the items of one page, `left` at most, and the token of the next, '' on the last."""

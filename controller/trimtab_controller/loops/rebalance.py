@@ -1,16 +1,20 @@
 """Rebalances by itself where that was asked for: `advise` keeps a plan for review, `automatic` applies it too.
 
-One plan at a time: while one is open or under way nothing new is planned, so that two never fight over the same vms.
+One plan at a time: while one is open or under way nothing new is planned, so that two never fight over the same vms. Advice that nobody
+took in time, or that the fleet has outgrown, makes room for the next.
 """
+
+from datetime import datetime, timedelta
 
 import structlog
 
 from trimtab_controller import metrics
 from trimtab_controller.clock import Clock
-from trimtab_controller.core.model import Actor
-from trimtab_controller.core.planning.plan import PlanKind
+from trimtab_controller.core.model import Actor, PlanRow
+from trimtab_controller.core.planning.plan import Plan, PlanKind
 from trimtab_controller.core.planning.rebalance import RebalanceMode
 from trimtab_controller.nudge import Nudger
+from trimtab_controller.operations.sagas.apply_plan import check_fresh
 from trimtab_controller.services import plans
 from trimtab_controller.services.plans import PlanWish
 from trimtab_controller.store import keyset, leases
@@ -21,6 +25,8 @@ from trimtab_protos.errors import Conflict
 log = structlog.get_logger(__name__)
 
 SYSTEM = Actor(name="system:rebalance")
+ADVICE_LASTS = timedelta(days=1)
+"""The loads that advice was made from say little of the next day."""
 
 
 class Rebalance:
@@ -29,9 +35,9 @@ class Rebalance:
 
     def run(self, term: int) -> None:
         """Plan once; keep or apply what pays for itself."""
-        if self._mode is RebalanceMode.OFF or self._db.read(_is_pending):
-            return
         now = self._clock.now()
+        if self._mode is RebalanceMode.OFF or self._db.read(lambda session: _is_pending(session, now=now)):
+            return
         inputs = self._db.read(lambda session: plans.gather(session, PlanWish(kind=PlanKind.REBALANCE), now=now))
         plan = plans.decide(inputs)
         if plan.is_empty:
@@ -40,6 +46,9 @@ class Rebalance:
 
         def work(session: Session) -> None:
             leases.assert_leader(session, term)
+            for advice in _of(session, "open"):
+                if advice.created_by == SYSTEM.name:
+                    plans.delete(session, advice.id)
             view = plans.keep(session, plan, actor=SYSTEM, now=now)
             if self._mode is RebalanceMode.AUTOMATIC:
                 plans.apply(session, view.row.id, actor=SYSTEM, now=now)
@@ -54,9 +63,21 @@ class Rebalance:
         self._nudger.nudge()
 
 
-def _is_pending(session: Session) -> bool:
-    for state in ("open", "applying"):
-        page = keyset.Page(limit=1, order_by="id", filters={"kind": PlanKind.REBALANCE.value, "state": state})
-        if plan_rows.page(session, page)[0]:
-            return True
-    return False
+def _is_pending(session: Session, *, now: datetime) -> bool:
+    return bool(_of(session, "applying")) or any(_stands(session, row, now=now) for row in _of(session, "open"))
+
+
+def _of(session: Session, state: str) -> tuple[PlanRow, ...]:
+    page = keyset.Page(limit=100, order_by="id", filters={"kind": PlanKind.REBALANCE.value, "state": state})
+    return plan_rows.page(session, page)[0]
+
+
+def _stands(session: Session, row: PlanRow, *, now: datetime) -> bool:
+    """Tell whether an open plan can still be taken."""
+    if row.created_by == SYSTEM.name and now - row.created_at > ADVICE_LASTS:
+        return False
+    try:
+        check_fresh(session, Plan.from_json(row.changes), now=now)
+    except Conflict:
+        return False
+    return True

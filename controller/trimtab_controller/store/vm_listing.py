@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -11,8 +11,11 @@ from trimtab_controller.core.model import Vm, VmSummary
 from trimtab_controller.store import keyset, schema
 from trimtab_controller.store.rows import build, columns_of
 
-T = TypeVar("T")
+Columns = tuple[sa.ColumnElement[Any], ...]
+
 _table = schema.vm
+_VM_COLUMNS: Columns = tuple(columns_of(_table, Vm))
+_SUMMARY_COLUMNS: Columns = tuple(_table.c[name] for name in VmSummary._fields)
 
 FILTERS: keyset.Filters = {
     "name": keyset.equals(_table.c.name),
@@ -33,29 +36,30 @@ def page(
     session: Session, page: keyset.Page, *, project_ids: Sequence[str] | None, with_deleted: bool = False
 ) -> tuple[tuple[Vm, ...], tuple[str, str] | None]:
     """Return the projects' vms (None: of all); `with_deleted` adds those that `undelete` can still bring back."""
-    return _page(session, page, Vm, project_ids=project_ids, with_deleted=with_deleted)
+    found = _rows(session, page, _VM_COLUMNS, project_ids=project_ids, with_deleted=with_deleted)
+    return tuple(build(Vm, row) for row in found.rows), found.next_after
 
 
 def summaries(
     session: Session, page: keyset.Page, *, project_id: str, with_deleted: bool = False
 ) -> tuple[tuple[VmSummary, ...], tuple[str, str] | None]:
     """Return a page of the project's vms with a third of their columns."""
-    return _page(session, page, VmSummary, project_ids=[project_id], with_deleted=with_deleted)
+    found = _rows(session, page, _SUMMARY_COLUMNS, project_ids=[project_id], with_deleted=with_deleted)
+    return tuple(map(VmSummary._make, found.rows)), found.next_after
 
 
-def _page(
-    session: Session, page: keyset.Page, target: type[T], *, project_ids: Sequence[str] | None, with_deleted: bool
-) -> tuple[tuple[T, ...], tuple[str, str] | None]:
+def _rows(
+    session: Session, page: keyset.Page, columns: Columns, *, project_ids: Sequence[str] | None, with_deleted: bool
+) -> keyset.Rows:
     owners = {f"project_{i}": one for i, one in enumerate(project_ids or ())}
-    query = _listed(cast(Any, target), None if project_ids is None else tuple(owners), with_deleted)
-    found = keyset.fetch(session, query, _table, page, filters=FILTERS, given=owners)
-    return tuple(build(target, row) for row in found.rows), found.next_after
+    query = _listed(columns, None if project_ids is None else tuple(owners), with_deleted)
+    return keyset.fetch(session, query, _table, page, filters=FILTERS, given=owners)
 
 
 @lru_cache(64)
-def _listed(target: type[Any], owners: tuple[str, ...] | None, with_deleted: bool) -> sa.Select[Any]:
-    """Return the query of `_page` with a parameter for each project. Plan: uq_vm_name_live, for one project in order."""
-    query = sa.select(*columns_of(_table, target))
+def _listed(columns: Columns, owners: tuple[str, ...] | None, with_deleted: bool) -> sa.Select[Any]:
+    """Return the query of `_rows` with a parameter for each project. Plan: uq_vm_name_live, for one project in order."""
+    query = sa.select(*columns)
     query = query.where(_table.c.purged_at.is_(None)) if with_deleted else query.where(_table.c.deleted_at.is_(None))
     if owners is None:
         return query

@@ -7,10 +7,9 @@ from typing import Any
 
 from trimtab_controller.api.render import etag_of
 from trimtab_controller.api.resources.operations import OperationResource, render
-from trimtab_controller.core.lifecycle import DesiredPower
 from trimtab_controller.core.model import Vm, VmSummary
 from trimtab_controller.core.placement.verdict import Decision, HostVerdict
-from trimtab_controller.services.vm_views import VmSummaries, VmView
+from trimtab_controller.services.vm_views import VmView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,49 +127,6 @@ class VmResource:
     purge_after: datetime | None
     version: int
     etag: str
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SummaryObserved:
-    state: str
-    at: datetime | None
-    age_s: float | None
-    addresses: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SummaryShape:
-    vcpus: int
-    memory_mib: int
-    arch: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SummaryNic:
-    addresses: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VmSummaryResource:
-    """The part of a vm that lists of many show (`view=basic`): each field as in the whole."""
-
-    id: str
-    name: str
-    project: str
-    labels: dict[str, str]
-    desired: DesiredResource
-    observed: SummaryObserved
-    host: str
-    epoch: int
-    shape: SummaryShape
-    # One with all declared addresses, where none was seen in the guest.
-    nics: tuple[SummaryNic, ...]
-    image: str
-    problem: str
-    hand_changes: tuple[str, ...]
-    operation: OperationResource | None
-    deleted_at: datetime | None
     created_at: datetime
 
 
@@ -316,37 +272,7 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
     )
 
 
-def render_summaries(
-    found: VmSummaries, *, project: str, now: datetime, heard: Mapping[str, datetime]
-) -> list[VmSummaryResource]:
-    names, desired = found.names, {power: DesiredResource(power=power.value) for power in DesiredPower}
-    rendered = []
-    for vm in found.vms:
-        at, age_s = _confirmed(vm, now=now, heard=heard)
-        operation, declared = found.live.get(vm.id), found.addresses.get(vm.id)
-        summary = VmSummaryResource(
-            id=vm.id,
-            name=vm.name,
-            project=project,
-            labels=dict(vm.labels),
-            desired=desired[vm.desired_power],
-            observed=SummaryObserved(state=vm.observed_state.value, at=at, age_s=age_s, addresses=vm.observed_addresses),
-            host=names.get(vm.host_id, ""),
-            epoch=vm.epoch,
-            shape=SummaryShape(vcpus=vm.vcpus, memory_mib=vm.memory_mib, arch=vm.arch),
-            nics=(SummaryNic(addresses=tuple(declared)),) if declared else (),
-            image=names.get(vm.image_id or "", ""),
-            problem=vm.problem,
-            hand_changes=vm.hand_changes,
-            operation=render(operation, project_name=project) if operation else None,
-            deleted_at=vm.deleted_at,
-            created_at=vm.created_at,
-        )
-        rendered.append(summary)
-    return rendered
-
-
-def _confirmed(vm: Vm | VmSummary, *, now: datetime, heard: Mapping[str, datetime]) -> tuple[datetime | None, float | None]:
+def confirmed(vm: Vm | VmSummary, *, now: datetime, heard: Mapping[str, datetime]) -> tuple[datetime | None, float | None]:
     """Return when a vm was last seen as it is, and how many seconds ago.
 
     An observation is confirmed by every heartbeat of the host that made it, so it is as old as the last of them.
@@ -359,7 +285,7 @@ def _confirmed(vm: Vm | VmSummary, *, now: datetime, heard: Mapping[str, datetim
 
 def _observed(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> ObservedResource:
     vm = view.vm
-    at, age_s = _confirmed(vm, now=now, heard=heard)
+    at, age_s = confirmed(vm, now=now, heard=heard)
     return ObservedResource(
         state=vm.observed_state.value,
         reason=vm.observed_reason,

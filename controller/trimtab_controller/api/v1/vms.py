@@ -38,7 +38,8 @@ from trimtab_controller.api.paths import NamePath
 from trimtab_controller.api.render import dump, dump_list, etag_of, json_response
 from trimtab_controller.api.resources.common import ListOf
 from trimtab_controller.api.resources.operations import render
-from trimtab_controller.api.resources.vms import VmAnswer, VmResource, VmSummaryResource, render_summaries, render_vm
+from trimtab_controller.api.resources.vm_summaries import VmSummaryResource, render_summaries
+from trimtab_controller.api.resources.vms import VmAnswer, VmResource, render_vm
 from trimtab_controller.api.runtime import Runtime
 from trimtab_controller.api.security import requires
 from trimtab_controller.core.firewall import GROUPS_MAX
