@@ -3,8 +3,8 @@
 import pytest
 
 from tests.operations.backup_kit import accept_backup, accept_restore, content_of, made_backup, ready_repo, write_to
+from tests.operations.block_kit import ceph_pool, on_block_pool
 from tests.operations.kit import GIB, FleetStory
-from tests.operations.test_image_layers import ceph_pool, on_block_pool
 from trimtab_controller.core.lifecycle import OperationState
 from trimtab_controller.core.model import Backup, Operation, Pool, Vm
 from trimtab_controller.operations import encrypted

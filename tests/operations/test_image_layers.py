@@ -3,53 +3,19 @@
 import pytest
 
 from tests.operations import examples_snapshots as snaps
-from tests.operations.kit import GIB, FleetStory
+from tests.operations.block_kit import block_pool, ceph_pool, on_block_pool
+from tests.operations.kit import FleetStory
 from trimtab_controller.core.lifecycle import OperationState
-from trimtab_controller.core.model import Pool, Vm
+from trimtab_controller.core.model import Pool
 from trimtab_controller.services import clones, vm_power
-from trimtab_controller.services import pools as pool_service
-from trimtab_controller.services import volumes as volume_service
-from trimtab_controller.store import pools, schema
+from trimtab_controller.store import schema
 from trimtab_protos.errors import Conflict
-from trimtab_protos.pool_messages import IscsiSource, RbdSource
-
-KEY = "AQCceph-key-that-nobody-reads=="
-
-
-def block_pool(story: FleetStory, name: str, behind: RbdSource | IscsiSource) -> Pool:
-    kind = "rbd" if isinstance(behind, RbdSource) else "iscsi"
-    spec = pool_service.PoolSpec(
-        name=name, kind=kind, path="", is_shared=False, is_default=False, behind=behind, secret=KEY if kind == "rbd" else ""
-    )
-    story.db.write(
-        lambda session: pool_service.create(session, spec, actor=story.actor, now=story.clock.now(), box=story.secrets)
-    )
-    story.settle()
-    found = story.db.read(lambda session: pools.find(session, name))
-    assert found is not None
-    return found
-
-
-def ceph_pool(story: FleetStory) -> Pool:
-    return block_pool(story, "ceph", RbdSource(monitors=("10.0.0.6:6789",), pool="vms", user="trimtab"))
+from trimtab_protos.pool_messages import IscsiSource
 
 
 @pytest.fixture
 def ceph(story: FleetStory) -> Pool:
     return ceph_pool(story)
-
-
-def on_block_pool(story: FleetStory, pool: Pool, name: str, *, unit: str = "") -> Vm:
-    """Return a running vm whose only disk is there."""
-    spec = volume_service.VolumeSpec(name=f"{name}-root", size_bytes=GIB, pool=pool.name, format="", image="", unit=unit)
-    story.db.write(
-        lambda session: volume_service.create(session, spec, project=story.project, actor=story.actor, now=story.clock.now())
-    )
-    story.settle()
-    vm, operation = story.accept_create(name, image_id="", pool_id="", volume=f"{name}-root", disk_bytes=None)
-    story.settle()
-    assert story.operation(operation.id).state is OperationState.DONE, story.operation(operation.id).error
-    return story.vm(vm.id)
 
 
 def test_what_is_kept_of_an_image_is_gone_back_to_and_given_up(story: FleetStory, ceph: Pool) -> None:
