@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import time
 import urllib.request
@@ -20,6 +21,8 @@ from trimtab_lab.replicas import Replicas
 
 GATEWAY_METRICS_PORT = FIRST_METRICS_PORT + 2
 LEASE_S, KILL_S = 15.0, 3.0
+WORD_OF_A_HOST_S = 4.0
+"""A heartbeat, and how long a gateway takes to count it."""
 GOAL_MAX_S = 45.0
 """From the cut to the guest counting elsewhere, by lease alone; the median's goal is 25 s."""
 
@@ -151,9 +154,15 @@ class LossFleet(Fleet):
         return listed.code == 0 and listed.out.count('"up"') >= len(self.hosts)
 
     def wait_until_armed(self) -> None:
-        """Wait until every host is up and its warden armed."""
-        wait_until(self.are_all_up, "every host to be up")
-        wait_until(lambda: self.unarmed_hosts() == 0, "every warden to be armed")
+        """Wait until every host is up and its warden armed, longer than gateways take to say so of one that has just come back."""
+        since_s = math.inf
+
+        def have_stood() -> bool:
+            nonlocal since_s
+            since_s = min(since_s, boottime_s()) if self.are_all_up() and self.unarmed_hosts() == 0 else math.inf
+            return boottime_s() - since_s > WORD_OF_A_HOST_S
+
+        wait_until(have_stood, "every host to be up and every warden armed")
 
 
 def use_beacons(fleet: LossFleet) -> None:

@@ -113,9 +113,9 @@ def cut_and_release(story: Story, copying: Fault) -> None:
     story.device.cut = cut
 
 
-def begin_move(story: Story) -> tuple[Vm, str, Fault]:
+def begin_move(story: Story, vm: Vm | None = None) -> tuple[Vm, str, Fault]:
     """Return a vm whose memory is being copied, the target, and what holds the copy."""
-    vm = story.kept_vm()
+    vm = vm or story.kept_vm()
     copying = story.fleet.hold("migrate.copying", Fault(FaultKind.HANG))
     story.fleet.accept_power(vm, "migrate")
     story.fleet.settle(until=copying.met.is_set)
@@ -137,6 +137,29 @@ def test_a_vm_goes_on_at_its_source_when_the_target_of_its_migration_dies(story:
     assert after.epoch > vm.epoch
     assert [one.state.value for one in story.operations(vm.id) if one.kind == "vm.settle_move"] == ["done"]
     assert len([one for one in story.fleet.fleet.oracle if one.event == "start"]) == 1, "its memory was never lost"
+
+
+@pytest.mark.parametrize("dies", ["source", "target"])
+def test_a_move_of_a_vm_that_the_leader_had_its_eyes_on_already_has_two_holders(story: Story, dies: str) -> None:
+    vm = story.kept_vm()
+    story.rounds(int(LEADERS_WINDOW_S) + 4)
+    story.silence(vm.host_id, HostConnectivity.SUSPECT)
+    story.rounds(2)
+    # It is heard again and a move begins, both between two looks of the leader.
+    story.silence(vm.host_id, HostConnectivity.UP)
+    vm, target, copying = begin_move(story, vm)
+    story.rounds(2)
+    assert {one.host for one in story.loop.state.vms[vm.id].holders} == {vm.host_id, target}
+    lost = vm.host_id if dies == "source" else target
+    story.arm(lost)
+    cut_and_release(story, copying)
+    story.lose(lost)
+    story.rounds(ROUNDS, until=lambda: story.fleet.db.read(lambda session: claims.migration_of(session, vm.id)) is None)
+    story.rounds(ROUNDS, until=lambda: len(story.fleet.running_on(vm.id)) == 1)
+    after = story.fleet.vm(vm.id)
+    assert story.fleet.running_on(vm.id) == {after.host_id}
+    assert after.host_id != lost
+    assert claims_of(story.fleet, vm.id) == {after.host_id: "home"}
 
 
 def test_a_vm_starts_anew_when_its_source_dies_after_the_half_copy_is_gone(story: Story) -> None:

@@ -397,6 +397,9 @@ def _refreshed(vm: VmRecord, row: KeptVm, seen: Snapshot, now_s: float) -> VmRec
     if vm.phase is Phase.SETTLED and not vm.holders and row.epoch > vm.epoch:
         # Its disks came back from a backup on another host: it was assigned there, in a transaction that is not failover's.
         return reading.vm_record(row, seen, now_s=now_s)
+    if vm.phase is Phase.SETTLED and vm.holders and row.migrating_to not in {"", *(one.host for one in vm.holders)}:
+        # A move began of a vm that was looked after already, as are those of a host that came back: from now on two may hold it.
+        return reading.vm_record(row, seen, now_s=now_s)
     home = seen.hosts.get(row.host_id)
     is_alive = home is not None and home.connectivity is HostConnectivity.UP
     is_idle = vm.phase is Phase.SETTLED and not row.migrating_to and is_alive
