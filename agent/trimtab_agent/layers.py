@@ -17,7 +17,7 @@ from trimtab_protos.agent.v1 import layer_service_pb2 as pb
 from trimtab_protos.agent.v1.layer_service_pb2_grpc import LayerServiceServicer
 from trimtab_protos.codec import from_proto, to_proto
 from trimtab_protos.errors import InvalidRequest
-from trimtab_protos.messages import CommandKey, DomainSpec, LayerMerge, PoolSpec, VolumeSpec
+from trimtab_protos.messages import CommandKey, DomainSpec, LayerMerge, PoolKind, PoolSpec, VolumeSpec
 from trimtab_protos.volume_messages import VolumeMove
 
 R = TypeVar("R", bound=Message)
@@ -124,14 +124,15 @@ class LayerServicer(LayerServiceServicer):
         self._authorise(context)
         if not request.merge.top_layer_id:
             raise InvalidRequest("layer-missing", "the bottom layer lies over nothing", field="merge.top_layer_id")
-        return await self._start(request, pb.StartMergeResponse, JobKind.LAYERS, pb.LayerJob(merge=request))
+        work = pb.LayerJob(merge=request)
+        return await self._start(request, pb.StartMergeResponse, JobKind.LAYERS, work, needs_keys=_secret_of(request.pool))
 
     @edge.unary
     async def StartVolumeCopy(self, request: pb.StartVolumeCopyRequest, context: edge.Context) -> pb.StartVolumeCopyResponse:
         self._authorise(context)
         volume = request.volume
         # Before the job begins: its own end would come too late for the key to be given.
-        needed = (volume.volume_id,) if volume.is_encrypted else ()
+        needed = ((volume.volume_id,) if volume.is_encrypted else ()) + _secret_of(request.pool)
         return await self._start(
             request, pb.StartVolumeCopyResponse, JobKind.LAYERS, pb.LayerJob(copy=request), needs_keys=needed
         )
@@ -177,6 +178,11 @@ class LayerServicer(LayerServiceServicer):
         return await self._commands.run(
             request, response_class, act, pool=self._pools.query, needs_lease=needs_lease, remembers=False
         )
+
+
+def _secret_of(pool: storage_pb2.PoolSpec) -> tuple[str, ...]:
+    """Return under what the secret of a pool is kept that lets nobody in without one."""
+    return (pool.pool_id,) if from_proto(pool, PoolSpec).kind is PoolKind.RBD else ()
 
 
 def _require_subject(key: command_pb2.CommandKey, vm_id: str) -> None:

@@ -193,6 +193,34 @@ async def test_an_address_leads_to_a_vm_and_goes_with_its_card(overlay_api: Api)
     await ok(api, "POST", f"{place}/192.0.2.101:detach")
 
 
+async def test_who_holds_which_address_is_shown_at_the_router_and_at_the_vm(overlay_api: Api) -> None:
+    api, place = overlay_api, f"{P1}/floating-addresses"
+    await ok(api, "POST", f"{P1}/secgroups", {"name": "web", "rules": ["tcp/443"]})
+    await ok(api, "POST", f"{P1}/networks", lab("lab2", "10.31.0.0/24"))
+    await ok(api, "POST", f"{P1}/routers", {"name": "edge", "networks": ["lab1"], "outer": "lan"})
+    await ok(api, "POST", f"{P1}/routers", {"name": "inner", "networks": ["lab2"]})
+    await api.make_vm("web1", networks=[{"network": "lab1"}, {"network": "lab2"}], secgroups=["web"])
+    await ok(api, "POST", place, {"network": "lan"})
+    own = [("192.0.2.100", "lan", "", ""), ("10.30.0.1", "lab1", "", "")]
+
+    async def held(name: str) -> list[tuple[Any, ...]]:
+        shown = (await ok(api, "GET", f"{P1}/routers/{name}"))["addresses"]
+        return [(one["address"], one["network"], one["vm"], one["inner"]) for one in shown]
+
+    assert await held("edge") == own, "an address that leads to nobody comes in by no router"
+    await ok(api, "POST", f"{place}/192.0.2.101:attach", {"vm": "web1"})
+    assert await held("edge") == [*own, ("192.0.2.101", "lan", "web1", "10.30.0.2")]
+    assert await held("inner") == [("10.31.0.1", "lab2", "", "")]
+    shown = await ok(api, "GET", f"{P1}/vms/web1")
+    assert [(nic["network"], nic["network_kind"], nic["addresses"], nic["floating"]) for nic in shown["nics"]] == [
+        ("lab1", "overlay", ["10.30.0.2/24"], "192.0.2.101"), ("lab2", "overlay", ["10.31.0.2/24"], "")
+    ]  # fmt: skip
+    assert shown["secgroups"] == ["web"]
+    await api.db.write(lambda session: vms.update(session, shown["id"], deleted_at=api.clock.now()))
+    last = (await ok(api, "GET", f"{P1}/routers/edge"))["addresses"][-1]
+    assert (last["vm"], last["is_vm_deleted"]) == ("web1", True)
+
+
 async def test_an_address_that_has_no_way_to_a_vm_says_what_makes_one(overlay_api: Api) -> None:
     api, place = overlay_api, f"{P1}/floating-addresses"
     await api.make_vm("plain")
@@ -247,3 +275,59 @@ async def test_a_project_with_a_router_or_an_address_is_not_empty(overlay_api: A
     await ok(overlay_api, "POST", f"{P1}/floating-addresses", {"network": "lan"})
     kept = await refused(overlay_api, "DELETE", P1, who="admin")
     assert "floating addresses 192.0.2.100" in kept["detail"]
+
+
+SIX = "fd00:30::/64"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        ({"subnet": SIX}, "subnet-wrong", "subnet"),
+        ({"subnet6": "fd00:30::/48"}, "subnet6-wrong", "subnet6"),
+        ({"subnet6": "10.33.0.0/24"}, "subnet6-wrong", "subnet6"),
+        ({"subnet6": "fe80::/64"}, "subnet6-wrong", "subnet6"),
+        ({"subnet6": SIX, "subnet": ""}, "subnet-missing", "subnet"),
+        ({"subnet6": SIX, "kind": "isolated"}, "subnet6-not-allowed", "subnet6"),
+        ({"ipv6": "dhcp"}, "subnet6-missing", "ipv6"),
+        ({"subnet6": "fd00:99::/64"}, "subnet-overlaps", "subnet6"),
+    ],
+)
+async def test_an_ipv6_subnet_that_guests_cannot_use_is_refused_by_its_field(
+    overlay_api: Api, body: dict[str, str], code: str, field: str
+) -> None:
+    await ok(overlay_api, "POST", f"{P1}/networks", lab("lab9", "10.39.0.0/24", subnet6="fd00:99::/64"))
+    found = await refused(overlay_api, "POST", f"{P1}/networks", lab("six", "10.33.0.0/24") | body)
+    assert (found["code"], found["errors"][0]["field"] if found.get("errors") else found["context"]["field"]) == (code, field)
+
+
+async def test_a_card_has_an_address_of_each_subnet_and_the_user_the_choice_of_one(overlay_api: Api) -> None:
+    api = overlay_api
+    made = await ok(api, "POST", f"{P1}/networks", lab("six", "10.33.0.0/24", subnet6=SIX, dhcp=True))
+    assert (made["network"]["subnet6"], made["network"]["ipv6"]) == (SIX, "slaac")
+    card = {"network": "six", "mac": "52:54:00:12:34:56"}
+    vm = await api.make_vm("web1", networks=[card])
+    assert vm["nics"][0]["addresses"] == ["10.33.0.2/24", "fd00:30::5054:ff:fe12:3456/64"]
+    named = await api.make_vm("web2", networks=[{"network": "six", "ip": "fd00:30::9"}])
+    assert named["nics"][0]["addresses"] == ["10.33.0.3/24", "fd00:30::9/64"]
+    other = await api.make_vm("web3", networks=[{"network": "six", "ip": "10.33.0.9", "mac": "52:54:00:00:00:03"}])
+    assert other["nics"][0]["addresses"] == ["10.33.0.9/24", "fd00:30::5054:ff:fe00:3/64"]
+    body = {"name": "web4", "image": "debian", "memory_mib": 512}
+    for ip, code in (
+        ("fd00:30::9", "address-taken"),
+        ("fd00:30::5054:ff:fe12:3456", "address-taken"),
+        ("fd00:30::1", "address-gateway"),
+        ("fd00:31::9", "address-outside"),
+    ):
+        found = await refused(api, "POST", f"{P1}/vms", body | {"networks": [{"network": "six", "ip": ip}]})
+        assert found["code"] == code, ip
+    await ok(api, "POST", f"{P1}/routers", {"name": "edge", "networks": ["six"], "outer": "lan"})
+    shown = (await ok(api, "GET", f"{P1}/routers/edge"))["addresses"]
+    assert [one["address"] for one in shown] == ["192.0.2.100", "10.33.0.1", "fd00:30::1"]
+    await ok(api, "POST", f"{P1}/floating-addresses", {"network": "lan"})
+    led = await ok(api, "POST", f"{P1}/floating-addresses/192.0.2.101:attach", {"vm": "web2"})
+    assert led["address"] == "10.33.0.3", "the IPv4 one"
+    networks, cards = await api.db.read(overlays.read)
+    six = next(one for one in networks if one.subnet6)
+    assert (six.subnet6, six.has_dhcp6) == (SIX, False)
+    assert ("10.33.0.2/24", "fd00:30::5054:ff:fe12:3456/64") in [one.addresses for one in cards]

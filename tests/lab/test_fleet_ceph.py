@@ -1,5 +1,6 @@
-"""A pool of a real Ceph cluster, of one node: its images are made, opened by QEMU, grown, moved under a guest and backed up."""
+"""A pool of a real Ceph cluster, of one node: its images are made, opened by QEMU, grown, moved under a guest, backed up, kept."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -58,4 +59,34 @@ def test_a_guest_runs_on_a_ceph_image_that_grows_and_is_backed_up_and_moves_live
     wait_until(
         lambda: guest_says(fleet.lab, "node3", again["id"], "cat /data/marker") == MARKER, "what was backed up to be there"
     )
-    fleet.delete("floater2", "floater")
+    fleet.delete("floater2")
+    is_written_anew_from_a_backup(fleet, increment["id"])
+    goes_back_to_a_snapshot(fleet)
+    fleet.delete("floater")
+
+
+def is_written_anew_from_a_backup(fleet: Fleet, backup_id: str) -> None:
+    """In place: another image, full of what the backup holds, takes the place of the old one, which goes."""
+    fleet.ok("backup", "restore", backup_id, "--replace", "floater", "--yes")
+    fleet.ok("vm", "start", "floater", "--wait")
+    wait_until(lambda: says(fleet, "cat /data/marker") == MARKER, "what was backed up to be there")
+    (image,) = json.loads(ceph.ask(fleet.lab.spec, ["rbd", "ls", "--format", "json", ceph.POOL]))
+    assert image == fleet.ok("volume", "get", "ceph-root", "-o", "json").json()["id"]
+
+
+def goes_back_to_a_snapshot(fleet: Fleet) -> None:
+    image = f"{ceph.POOL}/{fleet.ok('volume', 'get', 'ceph-root', '-o', 'json').json()['id']}"
+    fleet.ok("vm", "snapshot", "create", "floater", "before", "--wait")
+    kept = fleet.ok("vm", "snapshot", "get", "floater", "before", "-o", "json").json()
+    assert (kept["state"], kept["consistency"]) == ("ready", "filesystem"), kept
+    assert says(fleet, "echo lost >/data/marker; sync; cat /data/marker") == "lost"
+    fleet.ok("vm", "snapshot", "revert", "floater", "before", "--yes", "--wait")
+    wait_until(lambda: says(fleet, "cat /data/marker") == MARKER, "what was kept to be there")
+    fleet.ok("vm", "snapshot", "delete", "floater", "before", "--yes", "--wait")
+    assert json.loads(ceph.ask(fleet.lab.spec, ["rbd", "snap", "ls", "--format", "json", image])) == []
+    assert says(fleet, "sync; cat /data/marker") == MARKER, "the guest goes on"
+
+
+def says(fleet: Fleet, script: str) -> str:
+    vm = fleet.vm("floater")
+    return guest_says(fleet.lab, vm["host"], vm["id"], script)

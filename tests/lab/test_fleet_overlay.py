@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 LISTENER = 7
 """The port on which the lab's guest answers by itself."""
 WEB, DB = "10.40.0.2", "10.40.0.3"
+SUBNET6 = "fd00:40::/64"
 
 
 @dataclass
@@ -39,6 +40,12 @@ class Story:
 
     def on(self, name: str, script: str) -> str:
         return guest_says(self.fleet.lab, self.home(name), self.ids[name], script)
+
+    def address6(self, name: str) -> str:
+        """Return the IPv6 address that a guest was given; it makes it itself, of its MAC."""
+        (nic,) = self.fleet.vm(name)["nics"]
+        (address,) = [one for one in nic["addresses"] if ":" in one]
+        return str(address.partition("/")[0])
 
     def reaches_from_outside(self) -> bool:
         """Tell whether the guest's listener answers ctl, which is a stranger on the outer network."""
@@ -78,7 +85,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         fleet.ok("pool", "create", "shared", "--path", "/srv/trimtab-shared", "--shared", "--default")
         fleet.ok("image", "import", "micro", str(build_guest_image().qcow2), "--pool", "shared", "--wait")
         prefix = lab.spec.guest_prefix
-        fleet.ok("network", "create", "t1", "--overlay", "--subnet", "10.40.0.0/24", "--dhcp")
+        fleet.ok("network", "create", "t1", "--overlay", "--subnet", "10.40.0.0/24", "--subnet6", SUBNET6, "--dhcp")
         fleet.ok(
             "network", "create", "lan", "--bridge", "br0", "--outer", "--subnet", lab.spec.guest_subnet,
             "--gateway", lab.spec.ctl_guest_address, "--range", f"{prefix}.100-{prefix}.109",
@@ -106,6 +113,24 @@ def test_guests_on_two_hosts_have_addresses_and_names_and_meet(story: Story) -> 
     assert WEB in story.on("db", "nslookup web 10.40.0.1 2>&1"), "by its name too"
     router = story.fleet.ok("router", "get", "edge", "-o", "json").json()
     assert sorted(router["gateways"]) == ["node1", "node2"]
+
+
+def test_guests_make_their_ipv6_addresses_and_send_with_no_other(story: Story) -> None:
+    web, db = story.address6("web"), story.address6("db")
+    wait_until(
+        lambda: web in story.on("web", "ip -6 addr show dev eth0 scope global"), "the address that it makes of what it is told"
+    )
+    wait_until(lambda: db in story.on("db", "ip -6 addr show dev eth0 scope global"), "the other's")
+    wait_until(lambda: "bytes from" in story.on("db", f"ping6 -c 1 -W 2 {web}"), "the tunnel to carry IPv6")
+    assert web in story.on("db", "nslookup web 10.40.0.1 2>&1"), "by its name too"
+    story.on("web", "ip -6 addr add fd00:40::99/64 dev eth0 nodad")
+    assert "bytes from" in story.on("web", f"ping6 -c 2 -W 2 -I {web} {db}")
+    assert "bytes from" not in story.on("web", f"ping6 -c 2 -W 2 -I fd00:40::99 {db}"), "an address that is not its own"
+    story.on("web", "ip -6 addr del fd00:40::99/64 dev eth0")
+    story.fleet.ok("secgroup", "update", "pings", "--allow", f"icmp@{SUBNET6}", "--wait")
+    wait_until(lambda: "bytes from" not in story.on("db", f"ping -c 1 -W 2 {WEB}"), "its group to let IPv6 in only")
+    assert "bytes from" in story.on("db", f"ping6 -c 2 -W 2 {web}")
+    story.fleet.ok("secgroup", "update", "pings", "--allow", "icmp", "--wait")
 
 
 def test_a_floating_address_reaches_a_guest_from_outside(story: Story) -> None:
@@ -138,6 +163,7 @@ def test_a_migration_keeps_both_addresses_the_group_and_connections(story: Story
     before = int(story.on("web", "wc -c </run/news"))
     wait_until(lambda: int(story.on("web", "wc -c </run/news")) > before, "its open connection to go on", patience_s=60)
     wait_until(lambda: "bytes from" in story.on("db", f"ping -c 1 -W 2 {WEB}"), "it to be reached where it is now")
+    wait_until(lambda: "bytes from" in story.on("db", f"ping6 -c 1 -W 2 {story.address6('web')}"), "by IPv6 too")
     wait_until(lambda: answers_ping(story.fleet, story.outside), "its floating address to have come along")
     wait_until(story.reaches_from_outside, "what its group allows")
     story.fleet.ok("secgroup", "update", "pings", "--allow", "icmp", "--wait")

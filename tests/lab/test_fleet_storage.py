@@ -433,6 +433,14 @@ def is_backed_up_and_comes_back_as_a_file(fleet: Fleet, vm_id: str, tmp_path: Pa
         lambda: guest_says(fleet.lab, "node1", again["id"], "cat /data/marker") == MARKER, "what was backed up to be there"
     )
     fleet.delete("rover2")
+
+    # In place: the LUN itself is written over, with what was there when the marker was.
+    assert guest_says(fleet.lab, home, vm_id, "echo lost >/data/marker; sync; cat /data/marker") == "lost"
+    fleet.ok("vm", "stop", "rover", "--force", "--wait")
+    fleet.ok("backup", "restore", increment["id"], "--replace", "rover", "--yes")
+    fleet.ok("vm", "start", "rover", "--wait")
+    home = fleet.vm("rover")["host"]
+    wait_until(lambda: guest_says(fleet.lab, home, vm_id, "cat /data/marker") == MARKER, "what was backed up to be there again")
     if home != "node2":
         fleet.ok("vm", "migrate", "rover", "--to", "node2", "--wait")
 

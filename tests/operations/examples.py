@@ -4,7 +4,7 @@
 `undone` check what this kind promises beyond the invariants that `invariants.audit_invariants` asks for.
 """
 
-from tests.operations import examples_adoption, examples_backups, examples_fleet, examples_storage, examples_vms
+from tests.operations import block_kit, examples_adoption, examples_backups, examples_fleet, examples_storage, examples_vms
 from tests.operations import examples_changes as changes
 from tests.operations import examples_snapshots as snaps
 from tests.operations.example import Example, name_of
@@ -21,6 +21,7 @@ EXAMPLES: dict[str, Example] = {
     **examples_fleet.EXAMPLES,
     **examples_backups.EXAMPLES,
     **examples_adoption.EXAMPLES,
+    **block_kit.EXAMPLES,
     "vm.create from an ISO": Example(
         kind="vm.create", arrange=lambda story: changes.installs(story, name_of("web")), done=created, undone=not_created
     ),

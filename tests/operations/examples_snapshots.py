@@ -72,7 +72,11 @@ def marks(story: FleetStory, vm_id: str) -> frozenset[str]:
 def layer_count(story: FleetStory, vm_id: str) -> int:
     """Return how many files the vm's disks have over their bottom ones; SQL and the pool agree about them."""
     volumes = story.volumes(vm_id)
-    ids, pools = [volume.id for volume in volumes], {pool.id: pool for pool in (story.shared, story.local)}
+    ids = [volume.id for volume in volumes]
+    pools = {
+        volume.pool_id: story.db.read(lambda session, pool_id=volume.pool_id: describe.get_pool(session, pool_id))  # type: ignore[misc]
+        for volume in volumes
+    }
     noted = story.db.read(lambda session: snapshots.layer_ids_of(session, ids))
     vm = story.vm(vm_id)
     stores = [story.fleet.store(vm.host_id, describe.pool_spec(pools[volume.pool_id])) for volume in volumes]

@@ -137,7 +137,11 @@ def _space(facts: _Facts) -> Iterator[str]:
             yield f"pool {row.pool_id} on {row.host_id!r} counts {row.claimed_bytes}, claims sum to {sums[(row.pool_id, row.host_id)]}"
     known = {(row.volume_id, row.pool_id, row.host_id) for row in facts.disk_claims}
     for volume in facts.volumes.values():
-        if volume.deleted_at is None and volume.observed_state == "present" and _place(facts, volume) not in known:
+        # A LUN was there before it was a volume, and takes room from nobody.
+        if volume.unit:
+            if _place(facts, volume) in known:
+                yield f"LUN {volume.name} claims space"
+        elif volume.deleted_at is None and volume.observed_state == "present" and _place(facts, volume) not in known:
             yield f"volume {volume.name} is present and claims no space"
 
 

@@ -3,14 +3,15 @@
 import pytest
 
 from tests.operations.backup_kit import accept_backup, accept_restore, content_of, made_backup, ready_repo, write_to
+from tests.operations.block_kit import ceph_pool, on_block_pool
 from tests.operations.kit import GIB, FleetStory
 from trimtab_controller.core.lifecycle import OperationState
-from trimtab_controller.core.model import Operation, Pool, Vm
+from trimtab_controller.core.model import Backup, Operation, Pool, Vm
 from trimtab_controller.operations import encrypted
 from trimtab_controller.services import backup_restore
 from trimtab_controller.services import pools as pool_service
 from trimtab_controller.services import volumes as volume_service
-from trimtab_controller.store import describe, host_reports, pools, schema
+from trimtab_controller.store import describe, host_reports, pools, schema, vms, volumes
 from trimtab_protos.errors import Conflict, InvalidRequest
 from trimtab_protos.pool_messages import IscsiSource
 
@@ -201,14 +202,109 @@ def test_an_agent_that_backs_up_no_raw_volumes_is_not_asked_to(story: FleetStory
     assert refused.value.code == "agent-too-old"
 
 
-def test_a_vm_on_a_lun_is_not_replaced_in_place(story: FleetStory, rover: Vm) -> None:
+def accept_replace(story: FleetStory, backup: Backup) -> Operation:
+    return story.db.write(
+        lambda session: backup_restore.replace(
+            session, backup.id, vms.get(session, backup.vm_id), project=story.project, actor=story.actor, now=story.clock.now()
+        )
+    )
+
+
+def stopped_with_a_backup(story: FleetStory, rover: Vm) -> Backup:
+    """Return a backup, after which the guest wrote what is to go; it is off."""
+    write_to(story, rover.id, 0, b"first" * 1000)
     backup = made_backup(story, rover)
+    write_to(story, rover.id, 0, b"other" * 1000)
     story.accept_power(rover, "stop")
     story.settle()
-    with pytest.raises(Conflict) as refused:
-        story.db.write(
-            lambda session: backup_restore.replace(
-                session, backup.id, story.vm(rover.id), project=story.project, actor=story.actor, now=story.clock.now()
-            )
-        )
-    assert (refused.value.code, "--as NAME" in refused.value.message) == ("pool-without-files", True)
+    return backup
+
+
+def test_a_lun_is_written_over_with_what_a_backup_holds(story: FleetStory, rover: Vm) -> None:
+    (before,) = story.volumes(rover.id)
+    backup = stopped_with_a_backup(story, rover)
+    for host in story.fleet.hosts.values():
+        host.volume_keys.clear()
+    operation = accept_replace(story, backup)
+    assert (operation.params["overwritten"], operation.params["replaced"]) == ({before.id: "vda"}, {})
+    story.settle()
+    assert story.operation(operation.id).state is OperationState.DONE, story.operation(operation.id).error
+    (after,) = story.volumes(rover.id)
+    assert (after.id, after.unit, after.observed_state) == (before.id, "1", "present")
+    assert after.generation > before.generation, "no checkpoint of what was there before is believed"
+    assert content_of(story, rover.id).startswith(b"first" * 1000)
+    assert story.hypervisor(story.vm(rover.id).host_id).volume_keys == {after.pool_id: PASSWORD}
+    story.accept_power(story.vm(rover.id), "start")
+    story.settle()
+    assert story.running_on(rover.id)
+
+
+def test_a_lun_that_holds_half_of_a_backup_is_not_used_until_it_is_whole(story: FleetStory, rover: Vm) -> None:
+    backup = stopped_with_a_backup(story, rover)
+    second = made_backup(story, story.vm(rover.id))
+    operation = accept_replace(story, backup)
+    # Cut off in the middle: what was begun is marked, and whoever looks after the vm gave the operation up.
+    (volume,) = story.volumes(rover.id)
+    story.db.write(lambda session: volumes.set_half_written(session, [volume.id]))
+    end = schema.operation.update().where(schema.operation.c.id == operation.id)
+    story.db.write(lambda session: session.execute(end.values(state="failed", ended_at=story.clock.now())))
+    for refused_verb in (
+        lambda: story.accept_power(story.vm(rover.id), "start"),
+        lambda: accept_backup(story, story.vm(rover.id)),
+    ):
+        with pytest.raises(Conflict, match="backup restore BACKUP --replace rover") as refused:
+            refused_verb()
+        assert refused.value.code == "volume-half-restored"
+    again = accept_replace(story, second)
+    story.settle()
+    assert story.operation(again.id).state is OperationState.DONE, story.operation(again.id).error
+    assert content_of(story, rover.id).startswith(b"other" * 1000), "the way back is a backup of what was there"
+    story.accept_power(story.vm(rover.id), "start")
+    story.settle()
+    assert story.running_on(rover.id)
+
+
+def test_a_backup_of_a_greater_disk_is_not_written_over_a_lun(story: FleetStory, rover: Vm) -> None:
+    backup = stopped_with_a_backup(story, rover)
+    shrunk = schema.volume.update().where(schema.volume.c.vm_id == rover.id)
+    story.db.write(lambda session: session.execute(shrunk.values(size_bytes=512)))
+    with pytest.raises(Conflict, match="--as NAME") as refused:
+        accept_replace(story, backup)
+    assert refused.value.code == "lun-too-small"
+
+
+def test_an_agent_that_writes_no_backup_into_a_lun_is_not_asked_to(story: FleetStory, rover: Vm) -> None:
+    backup = stopped_with_a_backup(story, rover)
+    inventory = {"capabilities": ["pool-iscsi", "backup-raw"]}
+    host = schema.host
+    story.db.write(lambda session: session.execute(host.update().where(host.c.id == rover.host_id).values(inventory=inventory)))
+    with pytest.raises(Conflict, match="--as NAME") as refused:
+        accept_replace(story, backup)
+    assert refused.value.code == "agent-too-old"
+
+
+def test_an_image_of_ceph_is_made_anew_beside_the_old_one_which_goes_once_the_new_one_is_whole(story: FleetStory) -> None:
+    ready_repo(story)
+    vm = on_block_pool(story, ceph_pool(story), "floater")
+    (before,) = story.volumes(vm.id)
+    backup = stopped_with_a_backup(story, vm)
+    operation = accept_replace(story, backup)
+    story.settle()
+    assert story.operation(operation.id).state is OperationState.DONE, story.operation(operation.id).error
+    (after,) = story.volumes(vm.id)
+    assert (after.name, after.pool_id, after.format.value) == (before.name, before.pool_id, "raw")
+    assert after.id != before.id
+    assert content_of(story, vm.id).startswith(b"first" * 1000)
+    store = story.fleet.store(
+        vm.host_id, story.db.read(lambda session: describe.pool_spec(describe.get_pool(session, after.pool_id)))
+    )
+    assert (before.id in store.volumes, after.id in store.volumes) == (False, True)
+
+
+def test_a_logical_volume_is_not_written_over(story: FleetStory, rover: Vm) -> None:
+    backup = stopped_with_a_backup(story, rover)
+    values = {"kind": "lvm_thin", "settings": {"volume_group": "vg0", "thin_pool": "thin"}}
+    story.db.write(lambda session: session.execute(schema.pool.update().where(schema.pool.c.name == "san").values(**values)))
+    with pytest.raises(Conflict, match="--as NAME") as refused:
+        accept_replace(story, backup)
+    assert refused.value.code == "pool-without-files"

@@ -38,7 +38,7 @@ _STRUCTURED_REST = struct.Struct(">HHQI")
 _OPT_GO, _OPT_STRUCTURED, _OPT_CONTEXT = 7, 8, 10
 _REP_ACK, _REP_INFO, _REP_CONTEXT = 1, 3, 4
 _REP_ERROR = 1 << 31
-_READ, _WRITE, _DISCONNECT, _FLUSH, _STATUS = 0, 1, 2, 3, 7
+_READ, _WRITE, _DISCONNECT, _FLUSH, _ZERO, _STATUS = 0, 1, 2, 3, 6, 7
 _DATA, _DATA_HOLE, _BLOCK_STATUS, _ERROR = 1, 2, 5, 1 << 15
 _DONE = 1
 _OPTION_MAX_BYTES = 1 << 16
@@ -155,6 +155,12 @@ class NbdClient:
             piece = memoryview(content)[at : at + self.request_max_bytes]
             self._await_writes(DEPTH - 1)
             self._writes.append(self._send(_WRITE, offset + at, len(piece), piece))
+
+    def begin_zero(self, offset: int, length: int) -> None:
+        """Have a range read as zeros, as `begin_write` would; the server finds the shortest way for its storage."""
+        for at in range(0, length, self.request_max_bytes):
+            self._await_writes(DEPTH - 1)
+            self._writes.append(self._send(_ZERO, offset + at, min(length - at, self.request_max_bytes)))
 
     def flush(self) -> None:
         self._await_writes(0)

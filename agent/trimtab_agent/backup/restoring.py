@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from trimtab_agent.backup import extents
 from trimtab_agent.backup.mapped_volume import first_difference, mapped
-from trimtab_agent.backup.nbd import ALLOCATION, NbdClient
+from trimtab_agent.backup.nbd import ALLOCATION, REQUEST_BYTES, STATUS_BYTES, ZERO, NbdClient
 from trimtab_agent.backup.repository.reader import DiskReader
+from trimtab_agent.backup.source import DiskContent
 from trimtab_agent.backup.volume_file import VolumeFile
 from trimtab_protos.errors import Conflict, Internal, TrimtabError, Unavailable
 
@@ -61,6 +63,87 @@ def _differs(offset: int) -> Conflict:
     return Conflict("restore-differs", f"what was written reads back differently at byte {offset}", offset=offset)
 
 
+def restore_over(
+    disk: DiskReader,
+    opened: Callable[[bool], contextlib.AbstractContextManager[NbdClient]],
+    *,
+    is_empty: bool,
+    on_progress: OnProgress,
+) -> int:
+    """Write the disk over what QEMU's own drivers open; return the bytes written. `opened(is_writable)` lends a connection to it.
+
+    Unless it `is_empty` its holes are written too, and what is behind its end. Conflict `restore-differs`, and where a chunk of the
+    backup is damaged: what it held before is lost by then, and what it holds is half of either. `on_progress` as with `restore_disk`.
+    """
+    total = sum(disk.manifest.length_of(chunk) for chunk, _ in disk.chunks())
+    lock, done = threading.Lock(), 0
+    with opened(True) as client:
+        if client.size_bytes < disk.manifest.size_bytes:
+            what = f"it has {client.size_bytes} bytes and the disk of the backup {disk.manifest.size_bytes}"
+            raise Conflict("volume-size-differs", f"the backup does not fit into the volume: {what}", field="size_bytes")
+
+        def write(at: int, content: bytes) -> None:
+            nonlocal done
+            with lock:
+                client.begin_write(at, content)
+                done += len(content)
+                on_progress(done, total)
+
+        for offset, length in () if is_empty else _holes(disk, client.size_bytes):
+            client.begin_zero(offset, length)
+        written = disk.copy_to(write)
+        client.flush()
+    with opened(False) as readable:
+        # What is behind the end of the backup's disk it says nothing of.
+        readable.size_bytes = disk.manifest.size_bytes
+        different = differs_at(disk, readable)
+    if different is not None:
+        raise _differs(different)
+    return written
+
+
+def _holes(disk: DiskReader, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield offset and length of what the backup holds nothing of in a volume of this size, in order."""
+    at = 0
+    for chunk, _ in disk.chunks():
+        begin = chunk * disk.manifest.chunk_bytes
+        if begin > at:
+            yield at, begin - at
+        at = begin + disk.manifest.length_of(chunk)
+    if at < size_bytes:
+        yield at, size_bytes - at
+
+
+def differs_at(disk: DiskReader, client: DiskContent) -> int | None:
+    """Return an offset at which a volume is not what was backed up, None where there is none.
+
+    What the server says reads as zeros is not read: it must be a hole in the backup. `client` was connected with `base:allocation`.
+    """
+    chunk_bytes = disk.manifest.chunk_bytes
+    for begin in range(0, client.size_bytes, STATUS_BYTES):  # asked and read in turn, so that memory does not grow with the disk
+        length = min(STATUS_BYTES, client.size_bytes - begin)
+        told = client.extents(ALLOCATION, offset=begin, length=length)
+        holding = list(extents.with_data(told, chunk_bytes, zero=ZERO))
+        at, end = begin // chunk_bytes, -(-(begin + length) // chunk_bytes)
+        for first, after in [*holding, (end, end)]:
+            missing = disk.first_content(at, first)
+            if missing is not None:
+                return missing * chunk_bytes
+            at = after
+        for offset, content in client.read_pieces(_requests(holding, chunk_bytes, client), chunk_bytes):
+            if not disk.is_content(offset // chunk_bytes, content):
+                return offset
+    return None
+
+
+def _requests(runs: Sequence[tuple[int, int]], chunk_bytes: int, client: DiskContent) -> Iterator[tuple[int, int]]:
+    step = max(1, min(REQUEST_BYTES, client.request_max_bytes) // chunk_bytes) * chunk_bytes
+    for first, end in runs:
+        after = min(end * chunk_bytes, client.size_bytes)
+        for offset in range(first * chunk_bytes, after, step):
+            yield offset, min(step, after - offset)
+
+
 @contextlib.contextmanager
 def served_volume(file: Path, *, format: str, socket: Path) -> Iterator[NbdClient]:
     """Lend a connection to a volume that nobody else uses."""
@@ -80,12 +163,12 @@ def read_only_volume(
 
 
 @contextlib.contextmanager
-def read_only_network(
-    opened: str, *, socket: Path, objects: Sequence[str] = (), pass_fds: Sequence[int] = ()
+def network_volume(
+    opened: str, *, socket: Path, objects: Sequence[str] = (), pass_fds: Sequence[int] = (), is_writable: bool = False
 ) -> Iterator[NbdClient]:
-    """Lend a connection for reading what QEMU's own drivers open in the network; `objects` hold its secrets, in `pass_fds`."""
+    """Lend a connection to what QEMU's own drivers open in the network; `objects` hold its secrets, in `pass_fds`."""
     named = [word for one in objects for word in ("--object", one)]
-    command = [*_server(socket), "--read-only", *named, "--image-opts", opened]
+    command = [*_server(socket), *(() if is_writable else ("--read-only",)), *named, "--image-opts", opened]
     with _running(command, socket=socket, contexts=(ALLOCATION,), pass_fds=pass_fds) as client:
         yield client
 

@@ -14,6 +14,7 @@ from trimtab_protos.messages import (
     JobProgress,
     LayerMerge,
     LayerResult,
+    PoolKind,
     PoolSpec,
     StateReason,
 )
@@ -72,6 +73,7 @@ def read(host: "SimulatedHypervisor", spec: DomainSpec) -> frozenset[str]:
 def switch(host: "SimulatedHypervisor", spec: DomainSpec, stamp: Stamp, *, wants_freeze: bool) -> LayerResult:
     with host.fleet.changed:
         host.check_definition(spec)
+        _make_layers_of_images(host, spec)
         domain = host.domains.get(spec.vm_id)
         if domain is None:
             domain = host.domains[spec.vm_id] = SimulatedDomain(spec, stamp)
@@ -79,6 +81,17 @@ def switch(host: "SimulatedHypervisor", spec: DomainSpec, stamp: Stamp, *, wants
         domain.spec, domain.stamp, domain.is_persistent = resolve(host, spec), stamp, True
         host.emit("defined", domain)
         return LayerResult(consistency="filesystem" if is_frozen else "crash")
+
+
+def _make_layers_of_images(host: "SimulatedHypervisor", spec: DomainSpec) -> None:
+    """Make the layers of disks that are images of Ceph, which have none until their guest is switched."""
+    pools = {pool.pool_id: pool for pool in spec.pools if pool.kind is PoolKind.RBD}
+    for disk in spec.disks:
+        if disk.pool_id not in pools:
+            continue
+        volume = host.fleet.store(host.host_id, pools[disk.pool_id]).volumes[disk.volume_id]
+        if disk.layer_id not in volume.layers:
+            volume.layers[disk.layer_id] = StoredLayer((disk.volume_id, disk.merge_layer_id))
 
 
 def _switch_live(host: "SimulatedHypervisor", domain: SimulatedDomain, spec: DomainSpec) -> bool:

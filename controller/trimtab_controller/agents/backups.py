@@ -243,6 +243,8 @@ class BackupVerbs(Sender):
         pool: PoolSpec,
         state_for_vm_id: str = "",
     ) -> Job:
+        # A pool's secret is needed by the job, whose own end would come too late to ask for it.
+        self._give_secrets(host_id, key.subject_id)
         request = pb.StartRestoreRequest(
             repository=repo_id,
             vm_id=vm_id,

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable
 Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 LONGEST_OWN_PREFIX = 29
 """Of a subnet in which this product answers DHCP: fewer guests than that are no network."""
+GUESTS_PREFIX6 = 64
+"""Of an IPv6 subnet in which guests make their own addresses: its other half is the interface's."""
 
 
 def gateway_of(kind: str, subnet: str) -> str:
@@ -17,6 +19,26 @@ def gateway_of(kind: str, subnet: str) -> str:
     if not subnet or kind not in {"nat", "isolated", "overlay"}:
         return ""
     return str(ipaddress.ip_network(subnet)[1])
+
+
+def made_of_mac(mac: str, subnet6: str) -> str:
+    """Return the address that a guest with this MAC makes itself in an IPv6 subnet of /64: its interface id is the modified EUI-64."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    interface_id = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return str(ipaddress.IPv6Network(subnet6)[int.from_bytes(interface_id, "big")])
+
+
+def subnet6_problem(subnet6: str) -> str:
+    """Return what is wrong with an IPv6 subnet in which guests make their own addresses; '' where nothing is."""
+    try:
+        subnet = ipaddress.IPv6Network(subnet6)
+    except ValueError as error:
+        return f"{error}; for example fd00:20::/64"
+    if subnet.prefixlen != GUESTS_PREFIX6:
+        return f"guests make their addresses in a /{GUESTS_PREFIX6}, for example fd00:20::/64, not {subnet6}"
+    if subnet.is_link_local or subnet.is_multicast or subnet.is_reserved:
+        return f"{subnet6} has a meaning of its own; take a part of fd00::/8, or of what your provider gave you"
+    return ""
 
 
 def first_free(subnet: str, taken: Collection[str]) -> str | None:

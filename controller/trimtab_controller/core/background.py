@@ -70,3 +70,7 @@ BESIDE_FILL = frozenset(
 def beside_backup(kind: str) -> Beside:
     """Return what an operation of this kind and a backup of the same vm do to each other."""
     return BESIDE_BACKUP.get(kind, Beside.REFUSED)
+
+
+BESIDE_HALF_WRITTEN = frozenset({"vm.replace", "vm.stop", "vm.delete", "vm.undelete", "vm.purge", "vm.detach", "vm.release"})
+"""What may be done with a vm one of whose disks holds half of a backup: make it whole, or be rid of it."""

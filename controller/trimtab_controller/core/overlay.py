@@ -2,9 +2,10 @@
 
     network  ─▶ Logical_Switch ─┬─ port for each card (MAC and addresses that it may send with, the chassis that its vm is on)
                                 ├─ port of the network's own address, where DNS and DHCP are answered
-                                ├─ DHCP_Options, one for the network
+                                ├─ DHCP_Options, one for the network, and one for its IPv6 subnet
                                 └─ DNS: names of vms
     router of several networks ─▶ Logical_Router, with a port that has the own address of each; its outer side: `overlay_outside`
+    IPv6 subnet                ─▶ on that port, which tells guests of it; a network behind no router gets one of its own for that
     security group             ─▶ Port_Group with its ACLs: `overlay_groups`
 
 Rows are compared by a key of ours in `external_ids`; rows without one, and those of another fleet, are somebody else's.
@@ -44,7 +45,7 @@ COLUMNS: Mapping[Table, tuple[str, ...]] = {
     Table.DHCP: ("cidr", "options"),
     Table.DNS: ("records",),
     Table.ROUTER: ("name",),
-    Table.ROUTER_PORT: ("name", "mac", "networks"),
+    Table.ROUTER_PORT: ("name", "mac", "networks", "ipv6_ra_configs"),
     Table.NAT: ("type", "external_ip", "logical_ip"),
     Table.ROUTE: ("ip_prefix", "nexthop"),
     Table.GATEWAY: ("name", "chassis_name", "priority"),
@@ -56,7 +57,7 @@ NUMBERS = frozenset({"priority", "tag"})
 """Columns that hold integers; here they are text as all others."""
 REFERENCES: Mapping[Table, Mapping[str, Table]] = {
     Table.SWITCH: {"dns_records": Table.DNS},
-    Table.PORT: {"dhcpv4_options": Table.DHCP},
+    Table.PORT: {"dhcpv4_options": Table.DHCP, "dhcpv6_options": Table.DHCP},
     Table.DHCP: {},
     Table.DNS: {},
     Table.ROUTER: {"nat": Table.NAT, "static_routes": Table.ROUTE},
@@ -80,6 +81,14 @@ class OverlayNetwork:
     project_id: str = ""
     router: str = ""
     """Networks of one project that name the same reach each other; '' for none."""
+    subnet6: str = ""
+    has_dhcp6: bool = False
+    """Guests are given their IPv6 addresses; otherwise they make the same ones of their MACs."""
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether its own addresses are a router's: without one nobody tells guests of an IPv6 subnet."""
+        return bool(self.router or self.subnet6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +135,7 @@ def desired(networks: Sequence[OverlayNetwork], cards: Iterable[OverlayCard]) ->
     by_network: dict[str, list[OverlayCard]] = {}
     for card in sorted(cards, key=lambda one: one.nic_id):
         by_network.setdefault(card.network_id, []).append(card)
-    found = [router_row(key) for key in sorted({router_key(network) for network in networks if network.router})]
+    found = [router_row(key) for key in sorted({router_key(network) for network in networks if network.is_routed})]
     for network in sorted(networks, key=lambda one: one.network_id):
         found += _network_rows(network, by_network.get(network.network_id, []))
     return tuple(found)
@@ -149,6 +158,8 @@ def own_address(subnet: str) -> str:
 
 
 def router_key(network: OverlayNetwork) -> str:
+    if not network.router:
+        return f"lone-{network.network_id}"
     return f"router-{network.project_id or 'shared'}-{network.router}"
 
 
@@ -176,6 +187,7 @@ def switch_port(
     addresses: Sequence[str],
     security: Sequence[str] = (),
     dhcp: str = "",
+    dhcp6: str = "",
     vlan: int = 0,
     options: Mapping[str, str],
 ) -> Row:
@@ -191,7 +203,7 @@ def switch_port(
             "options": dict(options),
             "tag": (str(vlan),) if vlan else (),
         },
-        references={"dhcpv4_options": (dhcp,) if dhcp else ()},
+        references={"dhcpv4_options": (dhcp,) if dhcp else (), "dhcpv6_options": (dhcp6,) if dhcp6 else ()},
         parent=(Table.SWITCH, switch_id, "ports"),
     )
 
@@ -201,7 +213,7 @@ def _differs(row: Row, other: Row) -> bool:
 
 
 def _network_rows(network: OverlayNetwork, cards: Sequence[OverlayCard]) -> list[Row]:
-    dns_key, dhcp_key = f"dns-{network.network_id}", f"dhcp-{network.network_id}"
+    dns_key = f"dns-{network.network_id}"
     names = _names(cards)
     rows = [
         Row(
@@ -210,28 +222,37 @@ def _network_rows(network: OverlayNetwork, cards: Sequence[OverlayCard]) -> list
             columns={"name": network.network_id},
             references={"dns_records": (dns_key,) if names else ()},
         ),
-        *(_card_port(card, dhcp_key if network.has_dhcp and card.addresses else "") for card in cards),
+        *(_card_port(card, network) for card in cards),
     ]
     if names:
         rows.append(Row(table=Table.DNS, key=dns_key, columns={"records": names}))
-    if network.router:
+    if network.is_routed:
         rows += _cable(network)
     elif network.subnet:
         # On every host at once: nothing of it ever leaves one.
         own = f"{own_mac(network.network_id)} {own_address(network.subnet)}"
         rows.append(switch_port(f"own-{network.network_id}", network.network_id, kind="localport", addresses=(own,), options={}))
     if network.has_dhcp:
-        rows.append(Row(table=Table.DHCP, key=dhcp_key, columns={"cidr": network.subnet, "options": _dhcp_options(network)}))
+        columns: dict[str, Value] = {"cidr": network.subnet, "options": _dhcp_options(network)}
+        rows.append(Row(table=Table.DHCP, key=_dhcp_key(network), columns=columns))
+    if network.has_dhcp6:
+        columns = {"cidr": network.subnet6, "options": _dhcp6_options(network)}
+        rows.append(Row(table=Table.DHCP, key=_dhcp6_key(network), columns=columns))
     return rows
 
 
 def _cable(network: OverlayNetwork) -> list[Row]:
     """Return both ends of the cable between a network and its router, which has the network's own address."""
-    key, prefix = f"rp-{network.network_id}", ipaddress.ip_network(network.subnet).prefixlen
+    key = f"rp-{network.network_id}"
     own: dict[str, Value] = {
         "name": key,
         "mac": own_mac(network.network_id),
-        "networks": (f"{own_address(network.subnet)}/{prefix}",),
+        "networks": tuple(
+            f"{own_address(subnet)}/{ipaddress.ip_network(subnet).prefixlen}"
+            for subnet in (network.subnet, network.subnet6)
+            if subnet
+        ),
+        "ipv6_ra_configs": _advertised(network),
     }
     return [
         Row(
@@ -247,15 +268,39 @@ def _cable(network: OverlayNetwork) -> list[Row]:
     ]
 
 
-def _card_port(card: OverlayCard, dhcp_key: str) -> Row:
-    addresses = [str(ipaddress.ip_interface(text).ip) for text in card.addresses]
+def _advertised(network: OverlayNetwork) -> dict[str, str]:
+    """Return what the router tells guests about their IPv6 subnet; nothing where there is none."""
+    if not network.subnet6:
+        return {}
+    return {
+        "address_mode": "dhcpv6_stateful" if network.has_dhcp6 else "slaac",
+        "send_periodic": "true",
+        "mtu": str(network.mtu),
+        "rdnss": own_address(network.subnet6),
+        # OVN always calls itself a way out; where there is none, a guest that has another one takes that.
+        "router_preference": "MEDIUM" if network.router else "LOW",
+    }
+
+
+def _dhcp_key(network: OverlayNetwork) -> str:
+    return f"dhcp-{network.network_id}"
+
+
+def _dhcp6_key(network: OverlayNetwork) -> str:
+    return f"dhcp6-{network.network_id}"
+
+
+def _card_port(card: OverlayCard, network: OverlayNetwork) -> Row:
+    interfaces = [ipaddress.ip_interface(text) for text in card.addresses]
+    addresses, versions = [str(one.ip) for one in interfaces], {one.version for one in interfaces}
     who = " ".join([card.mac, *addresses])
     return switch_port(
         card.nic_id,
         card.network_id,
         addresses=(who, "unknown") if card.allows_spoofing else (who,),
         security=() if card.allows_spoofing else (who,),
-        dhcp=dhcp_key,
+        dhcp=_dhcp_key(network) if network.has_dhcp and 4 in versions else "",
+        dhcp6=_dhcp6_key(network) if network.has_dhcp6 and 6 in versions else "",
         options={"requested-chassis": card.chassis} if card.chassis else {},
     )
 
@@ -280,3 +325,7 @@ def _dhcp_options(network: OverlayNetwork) -> dict[str, str]:
         "mtu": str(network.mtu),
         "dns_server": own,
     }
+
+
+def _dhcp6_options(network: OverlayNetwork) -> dict[str, str]:
+    return {"server_id": own_mac(network.network_id), "dns_server": own_address(network.subnet6)}

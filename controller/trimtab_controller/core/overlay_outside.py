@@ -163,7 +163,7 @@ def _outer_port(side: OuterSide, key: str, outer: OuterNetwork) -> list[Row]:
         Row(
             table=Table.ROUTER_PORT,
             key=port,
-            columns={"name": port, "mac": own_mac(port), "networks": (f"{side.address}/{prefix}",)},
+            columns={"name": port, "mac": own_mac(port), "networks": (f"{side.address}/{prefix}",), "ipv6_ra_configs": {}},
             references={"gateway_chassis": tuple(sorted(one.key for one in lists))},
             parent=(Table.ROUTER, key, "ports"),
         ),

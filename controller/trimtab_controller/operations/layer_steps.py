@@ -5,10 +5,11 @@ that the vm is on it, and only then a running guest is switched. Between these t
 one below, so that a guest that is started anew from what SQL says finds its disk as it left it.
 A merge goes the other way round: SQL says into what before it begins, and the agent removes the upper file when it is done
 (`kvm/layer_files.py`).
+An image of a Ceph pool has no file for a layer: it keeps itself by a snapshot of Ceph's at the instant of the switch (`kvm/rbd_layers.py`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab_controller.agents.client import Job
@@ -20,7 +21,7 @@ from trimtab_controller.operations.saga import Effect, Json, Transaction, Wait
 from trimtab_controller.store import describe, fleet, snapshots
 from trimtab_controller.store.database import Session
 from trimtab_protos.errors import Internal, Unavailable
-from trimtab_protos.messages import CommandKey, DomainSpec, JobState, LayerMerge, LayerRef, PoolSpec
+from trimtab_protos.messages import CommandKey, DomainSpec, JobState, LayerMerge, LayerRef, PoolKind, PoolSpec
 
 # A job's end wakes the row through the agent's outbox; this is the backstop, and the pace of progress.
 POLL_S = 2.0
@@ -76,10 +77,34 @@ def make_layers(context: Effect[Any], over: Mapping[str, str]) -> Json:
     place = place_of(context)
     for volume_id, layer_id in sorted(context.params.layers.items()):
         volume = place.volume(volume_id)
+        if is_image(place, volume):
+            continue
         key = context.key(subject_id=context.params.vm_id, epoch=place.epoch, part=layer_id)
         spec = describe.layer_spec(volume, layer_id, over=over[volume_id])
         context.agents.ensure_volume(place.host_id, key, spec, place.pool(volume))
     return {"host_id": place.host_id}
+
+
+def is_image(place: Place, volume: Volume) -> bool:
+    """Tell whether the volume is an image of a Ceph pool: its layers are the image's own, and made when it is switched to them."""
+    return place.parts.pools[volume.pool_id].kind is PoolKind.RBD
+
+
+def lay_images(context: Effect[Any], over: Mapping[str, str], *, goes_back: bool = False) -> Wait | None:
+    """Have those of the volumes that are images of Ceph's be on their new layers: for a vm without a domain, or to go back."""
+    place = place_of(context)
+    for volume_id, layer_id in sorted(context.params.layers.items()):
+        volume = place.volume(volume_id)
+        if not is_image(place, volume):
+            continue
+        spec = describe.layer_spec(volume, layer_id, over=over[volume_id])
+        if goes_back:
+            spec = replace(spec, copy_volume_id=volume_id, copy_layer_id=over[volume_id])
+        key = job_key(context, place, f"lay-{layer_id}")
+        job = context.agents.start_volume_copy(place.host_id, key, spec, place.pool(volume))
+        if (waiting := follow(job, "an image to be on another layer")) is not None:
+            return waiting
+    return None
 
 
 def unmake_layers(context: Effect[Any]) -> None:

@@ -24,7 +24,7 @@ from trimtab_controller.services.vms import resolve_host
 from trimtab_controller.store import backup_settings, describe, hosts, snapshots, vms, wires
 from trimtab_controller.store import volumes as volume_store
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
-from trimtab_protos.messages import DiskBus, DiskFormat
+from trimtab_protos.messages import DiskBus, DiskFormat, PoolKind
 
 VOLUME_NAME_MAX = 63
 
@@ -109,14 +109,28 @@ def replace(session: Session, backup_id: str, vm: Vm, *, project: Project, actor
             f"vm {vm.name} has the disks {', '.join(sorted(olds))}, backup {backup.id} has {', '.join(sorted(sizes))}; make a new vm "
             f"of it: `trimtab backup restore {backup.id} --as NAME`",
         )
-    for old in olds.values():
-        _refuse_in_place(session, backup, vm, old)
-    quota.charge(session, project.id, quota.Charge(disk_bytes=sum(sizes.values())))
+    olds_in = {disk: describe.get_pool(session, old.pool_id) for disk, old in olds.items()}
+    for disk, old in olds.items():
+        _refuse_in_place(session, backup, vm, old, olds_in[disk], size_bytes=sizes[disk])
+    # A LUN is one thing and cannot be had twice: it is written over. Every other disk is made beside the old one.
+    overwritten = {old.id: disk for disk, old in olds.items() if old.unit}
+    quota.charge(
+        session, project.id, quota.Charge(disk_bytes=sum(sizes[disk] for disk, old in olds.items() if old.id not in overwritten))
+    )
     replaced, disks = {}, {}
     for disk, old in olds.items():
-        pool = describe.get_pool(session, old.pool_id)
+        if old.id in overwritten:
+            continue
+        is_block = olds_in[disk].kind in describe.BLOCK_KINDS
         new = insert_volume(
-            session, f"{old.name}-back", pool=pool, size_bytes=sizes[disk], project=project, now=now, is_deleted_with_vm=False
+            session,
+            f"{old.name}-back",
+            pool=olds_in[disk],
+            size_bytes=sizes[disk],
+            project=project,
+            now=now,
+            is_deleted_with_vm=False,
+            **({"format": DiskFormat.RAW.value} if is_block else {}),
         )
         replaced[new.id], disks[new.id] = old.id, disk
     return accept(
@@ -125,20 +139,30 @@ def replace(session: Session, backup_id: str, vm: Vm, *, project: Project, actor
         subject_id=vm.id,
         subject_name=vm.name,
         project_id=project.id,
-        params={"vm_id": vm.id, "backup_id": backup.id, "replaced": replaced, "disks": disks},
+        params={"vm_id": vm.id, "backup_id": backup.id, "replaced": replaced, "disks": disks, "overwritten": overwritten},
         actor=actor,
         now=now,
     )
 
 
-def _refuse_in_place(session: Session, backup: Backup, vm: Vm, old: Volume) -> None:
-    pool = describe.get_pool(session, old.pool_id)
-    if pool.kind in describe.BLOCK_KINDS:
+def _refuse_in_place(session: Session, backup: Backup, vm: Vm, old: Volume, pool: Pool, *, size_bytes: int) -> None:
+    if pool.kind not in describe.BLOCK_KINDS:
+        return
+    instead = f"make a new vm of it: `trimtab backup restore {backup.id} --as NAME [--pool {pool.name}=POOL]`"
+    if pool.kind is PoolKind.LVM_THIN:
         raise Conflict(
             "pool-without-files",
-            f"volume {old.name} of vm {vm.name} is in pool {pool.name} of kind {pool.kind.value}, and what is restored is a file; make a "
-            f"new vm of it: `trimtab backup restore {backup.id} --as NAME [--pool {pool.name}=POOL]`",
+            f"volume {old.name} of vm {vm.name} is in pool {pool.name} of kind {pool.kind.value}, whose volumes are not written from a "
+            f"backup; {instead}",
         )
+    if old.unit and old.size_bytes < size_bytes:
+        raise Conflict(
+            "lun-too-small",
+            f"LUN {old.unit} of vm {vm.name} has {old.size_bytes} bytes, in the backup it had {size_bytes}; {instead}",
+        )
+    if not snapshots.is_known_to(session, vm.host_id, "restore-raw"):
+        message = f"the agent on the host of vm {vm.name} is of a release that writes no backup into pool {pool.name}; {instead}"
+        raise Conflict("agent-too-old", message)
 
 
 def restore_volume(

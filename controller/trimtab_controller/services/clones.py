@@ -96,6 +96,7 @@ def _source_layers(session: Session, source: Vm, caller: Caller, spec: CloneSpec
     """Return what the clone is made of, and the operation that takes the snapshot, '' where there is one already."""
     operation_id = ""
     if spec.snapshot:
+        snapshots.refuse_clones_of_images(session, source)
         snapshot = snapshots.find(session, source, spec.snapshot)
         if snapshot.state != "ready":
             raise Conflict("snapshot-not-ready", f"snapshot: {snapshot.name} is {snapshot.state}", field="snapshot")

@@ -51,6 +51,7 @@ def attach(
     now: datetime,
 ) -> FloatingView:
     """Have the address lead to a vm's card: the named one (id, MAC or index), or the first that a router leads to."""
+    routers.lock(session, project.id)
     found = find(session, address_or_id, project=project)
     target = vm_power.find(session, vm, project=project)
     if found.nic_id is not None:
@@ -60,6 +61,10 @@ def attach(
             f"{found.name} leads to vm {led.vm_name}{' (deleted)' if led.is_deleted else ''}; `trimtab floating detach {found.name}` first",
         )
     card = _card(session, found, target, nic, project=project)
+    if not floating.hold_nic(session, card.id):
+        raise NotFound(
+            "nic-not-found", f"nic: vm {target.name} has no nic {card.id} any more: it was taken away just now", nic=card.id
+        )
     other = floating.of_nics(session, [card.id]).get(card.id)
     if other is not None:
         message = f"vm: that nic of vm {target.name} has {other.name} already; `trimtab floating detach {other.name}` first"

@@ -4,11 +4,12 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint
-from trimtab_controller.core.addresses import LONGEST_OWN_PREFIX, outer_problem, overlapping
+from trimtab_controller.core.addresses import LONGEST_OWN_PREFIX, outer_problem, overlapping, subnet6_problem
 from trimtab_controller.core.model import Actor, Network, Operation, Project, Role
 from trimtab_controller.core.overlay import TUNNEL_OVERHEAD
 from trimtab_controller.operations.accept import accept
@@ -40,6 +41,9 @@ class NetworkSpec:
     mtu: int = 1500
     subnet: str = ""
     has_dhcp: bool = False
+    # Of an overlay network, beside `subnet`. Its guests make their addresses of their MACs, or (`has_dhcp6`) are given the same ones.
+    subnet6: str = ""
+    has_dhcp6: bool = False
     # Of an overlay network: the router that it shares with others of its project; '' for none.
     router: str = ""
     # Of a network on a bridge that is the way out of overlay networks.
@@ -74,7 +78,11 @@ def create(
     if spec.kind == "bridge":
         require(actor, Role.ADMIN, "")
     project_id = project.id if project else ""
-    _refuse_overlap(session, spec.subnet, project_id=project_id)
+    if spec.router and project_id:
+        # Before the networks are locked: who changes a router locks in this order too.
+        routers.lock(session, project_id)
+    for field, subnet in (("subnet", spec.subnet), ("subnet6", spec.subnet6)):
+        _refuse_overlap(session, subnet, project_id=project_id, field=field)
     network = networks.insert(
         session,
         network_id=mint("net"),
@@ -88,7 +96,7 @@ def create(
         mtu=spec.mtu,
         subnet=spec.subnet,
         has_dhcp=spec.has_dhcp,
-        settings=({"router": spec.router} if spec.router else {}) | ({"outer": asdict(spec.outer)} if spec.outer else {}),
+        settings=_settings(spec),
     )
     if spec.router and project_id:
         routers.ensure(session, router_id=mint("rt"), project_id=project_id, name=spec.router, now=now)
@@ -103,6 +111,14 @@ def create(
         now=now,
     )
     return views(session, (network,))[0], operation
+
+
+def _settings(spec: NetworkSpec) -> dict[str, Any]:
+    return (
+        ({"router": spec.router} if spec.router else {})
+        | ({"outer": asdict(spec.outer)} if spec.outer else {})
+        | ({"subnet6": spec.subnet6, "has_dhcp6": spec.has_dhcp6} if spec.subnet6 else {})
+    )
 
 
 def require_overlay(has_overlay: bool, *, field: str) -> None:
@@ -148,6 +164,22 @@ def find(session: Session, name_or_id: str, *, project: Project | None) -> Netwo
     return network
 
 
+def hold(session: Session, network: Network) -> None:
+    """Let nobody else draw an address of the network until this transaction ends. NotFound where it was deleted meanwhile."""
+    if not networks.lock(session, network.id):
+        raise _gone(network.name)
+
+
+def require_live(session: Session, network: Network) -> None:
+    """Raise NotFound where the network was deleted since it was read: call it once a row of this transaction refers to it."""
+    if not networks.is_live(session, network.id):
+        raise _gone(network.name)
+
+
+def _gone(name: str) -> NotFound:
+    return NotFound("network-not-found", f"there is no network {name} here any more: it was deleted just now", network=name)
+
+
 def get(session: Session, name_or_id: str, *, project: Project | None) -> NetworkView:
     return views(session, (find(session, name_or_id, project=project),))[0]
 
@@ -182,6 +214,7 @@ def _check(spec: NetworkSpec) -> None:
     """Refuse what contradicts itself, naming the field."""
     _check_kind(spec)
     _check_subnet(spec)
+    _check_subnet6(spec)
     if spec.outer is not None:
         problem = outer_problem(spec.subnet, spec.outer.gateway, spec.outer.first, spec.outer.last)
         if problem is not None:
@@ -218,22 +251,42 @@ def _check_subnet(spec: NetworkSpec) -> None:
         raise InvalidRequest("subnet-wrong", f'subnet: {error}; for example "10.20.0.0/24"', field="subnet") from error
     if spec.kind != "bridge" and (subnet.version == 6 or subnet.prefixlen > LONGEST_OWN_PREFIX):
         message = f"subnet: an IPv4 network of /{LONGEST_OWN_PREFIX} or larger, for example 10.20.0.0/24, not {spec.subnet}"
+        if subnet.version == 6 and spec.kind == "overlay":
+            message += "; an IPv6 one goes beside it, as subnet6"
         raise InvalidRequest("subnet-wrong", message, field="subnet")
 
 
-def _refuse_overlap(session: Session, subnet: str, *, project_id: str) -> None:
+def _check_subnet6(spec: NetworkSpec) -> None:
+    if not spec.subnet6:
+        if spec.has_dhcp6:
+            raise InvalidRequest("subnet6-missing", "ipv6: without subnet6 there are no addresses to give", field="ipv6")
+        return
+    if spec.kind != "overlay":
+        message = "subnet6: only overlay networks have one; a bridge has the routers and subnets of its LAN"
+        raise InvalidRequest("subnet6-not-allowed", message, field="subnet6")
+    if not spec.subnet:
+        message = 'subnet: an overlay network with an IPv6 subnet has an IPv4 one too, for example "10.20.0.0/24"'
+        raise InvalidRequest("subnet-missing", message, field="subnet")
+    problem = subnet6_problem(spec.subnet6)
+    if problem:
+        raise InvalidRequest("subnet6-wrong", f"subnet6: {problem}", field="subnet6")
+
+
+def _refuse_overlap(session: Session, subnet: str, *, project_id: str, field: str) -> None:
     """Refuse a subnet that another network has a part of: a host could not tell where an address is, and a guest would have two."""
     if not subnet:
         return
     networks.lock_subnets(session)
     there = {network.id: network for network in networks.with_subnet(session)}
-    taken = overlapping(subnet, ((network.id, network.subnet) for network in there.values()))
+    others = [(network.id, one) for network in there.values() for one in (network.subnet, network.subnet6) if one]
+    taken = overlapping(subnet, others)
     if taken is None:
         return
     other = there[taken]
     is_visible = other.project_id in {"", project_id}
-    who = f"network {other.name} ({other.subnet})" if is_visible else "a network of another project"
-    raise Conflict("subnet-overlaps", f"subnet: {subnet} overlaps with {who}; choose another", field="subnet")
+    theirs = ", ".join(one for one in (other.subnet, other.subnet6) if one)
+    who = f"network {other.name} ({theirs})" if is_visible else "a network of another project"
+    raise Conflict("subnet-overlaps", f"{field}: {subnet} overlaps with {who}; choose another", field=field)
 
 
 def _by_host_id(session: Session, bridges: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from trimtab_controller.core import addresses
 from trimtab_controller.core.model import Network, Project
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services import seeds
-from trimtab_controller.store import networks, routers
+from trimtab_controller.store import routers
 from trimtab_protos.errors import AlreadyExists, InvalidRequest, NoCapacity
 
 
@@ -39,7 +39,7 @@ def take_address(session: Session, outer: OuterNet, asked: str, *, project: Proj
     InvalidRequest outside of the range, AlreadyExists where somebody has it, NoCapacity where all are taken.
     """
     network = outer.network
-    networks.lock(session, network.id)
+    network_service.hold(session, network)
     taken = routers.outer_addresses(session, network.id)
     bounds = f"{outer.first}-{outer.last}"
     if not asked:

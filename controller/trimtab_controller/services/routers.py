@@ -5,21 +5,34 @@ outer network too, all by the router's one address there, and floating addresses
 at once in SQL; the leader tells OVN within a second (`loops/overlays.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint
-from trimtab_controller.core.model import Actor, Network, Project, Router
+from trimtab_controller.core.addresses import gateway_of
+from trimtab_controller.core.model import Actor, FloatingAddress, Network, Project, Router
 from trimtab_controller.core.overlay_outside import gateways, router_key_of
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services import outer_networks
 from trimtab_controller.store import events, floating, keyset, lookup, overlays, routers, schema
+from trimtab_controller.store.floating import Led
 from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
 
 _NAMED_MAX = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldAddress:
+    """An address that a router answers for."""
+
+    address: str
+    # Name.
+    network: str
+    # Whom it leads to; None: it is the router's own.
+    led: Led | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +45,8 @@ class RouterView:
     outer_name: str
     # Names of the hosts that may carry its outer side, the first one that lives does.
     gateways: tuple[str, ...]
+    # Its own, outer one first, then floating ones that come in by it.
+    addresses: tuple[HeldAddress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +61,7 @@ def create(
     session: Session, *, name: str, networks: Sequence[str], outer: OuterWish, project: Project, actor: Actor, now: datetime
 ) -> RouterView:
     """Return the new router with these networks behind it. AlreadyExists where the name is taken."""
+    routers.lock(session, project.id)
     router = routers.insert(session, router_id=mint("rt"), project_id=project.id, name=name, now=now)
     for i, network in enumerate(networks):
         _put_behind(session, router, network, project=project, field=f"networks[{i}]")
@@ -66,6 +82,7 @@ def change(
     now: datetime,
 ) -> RouterView:
     """Give the router another outer side, or none. Conflict where a floating address comes in by the one that it has."""
+    routers.lock(session, project.id)
     router = find(session, name_or_id, project=project)
     if not outer.network and outer.address:
         raise InvalidRequest("outer-missing", "outer_address: name the network that it is an address of", field="outer_address")
@@ -89,6 +106,7 @@ def attach(
     now: datetime,
 ) -> RouterView:
     """Put an overlay network of the project behind the router. Conflict where it is behind another one."""
+    routers.lock(session, project.id)
     router = find(session, name_or_id, project=project)
     _put_behind(session, router, network, project=project, field="network")
     routers.touch(session, router, expected_version=expected_version)
@@ -107,6 +125,7 @@ def detach(
     now: datetime,
 ) -> RouterView:
     """Take a network away from the router. Conflict where a floating address leads to a vm on it."""
+    routers.lock(session, project.id)
     router = find(session, name_or_id, project=project)
     found = next((one for one in _behind(session, router) if network in {one.name, one.id}), None)
     if found is None:
@@ -123,6 +142,7 @@ def delete(
     session: Session, name_or_id: str, *, project: Project, expected_version: int | None, actor: Actor, now: datetime
 ) -> None:
     """Delete a router that no network is behind. Conflict names those that are."""
+    routers.lock(session, project.id)
     router = find(session, name_or_id, project=project)
     behind = _behind(session, router)
     if behind:
@@ -159,19 +179,43 @@ def views(session: Session, found: Sequence[Router], *, project: Project) -> tup
     names = lookup.names(session, schema.network, outer_ids)
     hosts = overlays.gateway_hosts(session, [one for one in outer_ids if one])
     host_names = {host.chassis: host.name for each in hosts.values() for host in each}
+    leading = floating.leading_into(session, [one.id for one in behind])
+    led = floating.led_to(session, [one.nic_id for one in leading if one.nic_id])
+    of = {router.id: tuple(one for one in behind if one.settings["router"] == router.name) for router in found}
     return tuple(
         RouterView(
             router=router,
             project_name=project.name,
-            networks=tuple(one.name for one in behind if one.settings["router"] == router.name),
+            networks=tuple(one.name for one in of[router.id]),
             outer_name=names.get(router.outer_network_id or "", ""),
             gateways=tuple(
                 host_names[one]
                 for one in gateways(router_key_of(router.project_id, router.name), hosts.get(router.outer_network_id or "", ()))
             ),
+            addresses=_held(router, of[router.id], names.get(router.outer_network_id or "", ""), leading, led),
         )
         for router in found
     )
+
+
+def _held(
+    router: Router, behind: Sequence[Network], outer_name: str, leading: Sequence[FloatingAddress], led: Mapping[str, Led]
+) -> tuple[HeldAddress, ...]:
+    """Return what the router answers for: its own addresses, and those floating ones that lead to cards behind it."""
+    outer = (HeldAddress(address=router.outer_address, network=outer_name),) if router.outer_address else ()
+    inner = tuple(
+        HeldAddress(address=gateway_of(one.kind, subnet), network=one.name)
+        for one in behind
+        for subnet in (one.subnet, one.subnet6)
+        if subnet
+    )
+    there = {one.id for one in behind}
+    coming = tuple(
+        HeldAddress(address=one.name, network=outer_name, led=found)
+        for one in leading
+        if (found := led.get(one.nic_id or "")) is not None and found.network_id in there
+    )
+    return (*outer, *inner, *coming)
 
 
 def _behind(session: Session, router: Router) -> tuple[Network, ...]:
@@ -193,6 +237,7 @@ def _put_behind(session: Session, router: Router, name_or_id: str, *, project: P
             field=field,
         )
     if not other:
+        network_service.hold(session, network)
         routers.set_router(session, network, router.name)
 
 

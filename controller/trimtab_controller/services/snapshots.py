@@ -14,7 +14,7 @@ from trimtab_controller.services import quota
 from trimtab_controller.services.vm_power import Caller, accept_on_vm
 from trimtab_controller.store import describe, lookup, operations, schema, snapshots, volume_claims
 from trimtab_protos.errors import AlreadyExists, Conflict, NoCapacity, NotFound
-from trimtab_protos.messages import DiskFormat
+from trimtab_protos.messages import DiskFormat, PoolKind
 
 OFF = frozenset({ObservedState.STOPPED, ObservedState.ABSENT, ObservedState.CRASHED})
 
@@ -42,6 +42,10 @@ def create(
 ) -> Operation:
     """Accept a snapshot. Conflict names what stands against it and the next command."""
     volumes = _layered_volumes(session, vm)
+    if is_temporary:
+        refuse_clones_of_images(session, vm)
+    if has_memory:
+        _refuse_images(session, vm, what="memory is not kept beside it", cure="Leave --memory out: the disks are kept alone")
     if has_memory and vm.observed_state in OFF:
         raise Conflict(
             "vm-not-running",
@@ -166,18 +170,53 @@ def _layered_volumes(session: Session, vm: Vm) -> tuple[Volume, ...]:
     if not volumes:
         raise Conflict("vm-has-no-disks", f"vm {vm.name} has no disk to keep")
     refuse_any(volumes, "snapshots and clones")
-    raw = next((one for one in volumes if one.format is not DiskFormat.QCOW2), None)
-    if raw is not None:
-        raise Conflict(
-            "volume-not-qcow2",
-            f"volume {raw.name} of vm {vm.name} is {raw.format.value}; only qcow2 volumes can be kept as they are at an instant. "
-            f"`trimtab backup run {vm.name}` keeps it elsewhere, `trimtab backup restore BACKUP --as NAME --instant` makes another vm of "
-            f"that; `trimtab vm detach {vm.name} --volume {raw.name}` leaves it out",
-        )
+    kinds = _pool_kinds(session, volumes)
+    for volume in volumes:
+        if volume.format is not DiskFormat.QCOW2 and kinds[volume.pool_id] is not PoolKind.RBD:
+            raise _no_layers(vm, volume, kinds[volume.pool_id])
+    if PoolKind.RBD in kinds.values() and not snapshots.is_known_to(session, vm.host_id, "rbd-layers"):
+        message = f"the agent on the host of vm {vm.name} is of a release without snapshots of Ceph images; upgrade it first"
+        raise Conflict("not-supported-here", message)
     absent = next((one for one in volumes if one.observed_state != "present"), None)
     if absent is not None:
         raise Conflict("volume-not-ready", f"volume {absent.name} is {absent.observed_state}, not present yet")
     return volumes
+
+
+def _pool_kinds(session: Session, volumes: Sequence[Volume]) -> dict[str, PoolKind]:
+    return {pool_id: describe.get_pool(session, pool_id).kind for pool_id in {one.pool_id for one in volumes}}
+
+
+def _no_layers(vm: Vm, volume: Volume, kind: PoolKind) -> Conflict:
+    """Return why the volume cannot be kept as it is at an instant, with what does instead."""
+    match kind:
+        case PoolKind.ISCSI:
+            what = "is a LUN, of which only its own server makes snapshots"
+        case PoolKind.LVM_THIN:
+            what = "is a logical volume, of which Trimtab makes no snapshots"
+        case _:
+            what = f"is {volume.format.value}, and only qcow2 volumes and Ceph images can be kept as they are at an instant"
+    return Conflict(
+        "volume-not-qcow2",
+        f"volume {volume.name} of vm {vm.name} {what}. "
+        f"`trimtab backup run {vm.name}` keeps it elsewhere, `trimtab backup restore BACKUP --as NAME --instant` makes another vm of "
+        f"that; `trimtab vm detach {vm.name} --volume {volume.name}` leaves it out",
+    )
+
+
+def refuse_clones_of_images(session: Session, vm: Vm) -> None:
+    """Raise Conflict where a disk is an image of a Ceph pool: no clone or template is made of one."""
+    cure = f"`trimtab backup run {vm.name}`, then `trimtab backup restore BACKUP --as NAME` makes another vm of it"
+    _refuse_images(session, vm, what="no clones or templates are made of it", cure=cure)
+
+
+def _refuse_images(session: Session, vm: Vm, *, what: str, cure: str) -> None:
+    """Raise Conflict where a disk is an image of a Ceph pool: it keeps states of its own and is the base of nothing else."""
+    volumes = describe.volumes_of(session, vm.id)
+    kinds = _pool_kinds(session, volumes)
+    found = next((one for one in volumes if kinds[one.pool_id] is PoolKind.RBD), None)
+    if found is not None:
+        raise Conflict("volume-is-image", f"volume {found.name} of vm {vm.name} is an image of a Ceph pool: {what}. {cure}")
 
 
 def _require_room(session: Session, vm: Vm, volumes: Sequence[Volume], *, memory_bytes: int) -> None:

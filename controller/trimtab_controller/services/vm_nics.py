@@ -73,13 +73,7 @@ def plan_nic(
     mac = wish.mac.lower() or mac_address(system_rng())
     if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
         raise InvalidRequest("mac-wrong", f'{field}.mac: a unicast MAC, for example "52:54:00:12:34:56"', field=f"{field}.mac")
-    addresses: tuple[str, ...] = ()
-    if wish.ip:
-        gateway = addressing.gateway_of(network.kind, network.subnet)
-        address, prefix_length = seeds.parse_address(wish.ip, network.subnet, gateway=gateway, field=f"{field}.ip")
-        addresses = (f"{address}/{prefix_length}",)
-    elif network.subnet:
-        addresses = _draw_address(session, network, beside, field=f"{field}.ip")
+    addresses = _addresses(session, network, wish.ip, mac, beside, field=f"{field}.ip")
     nic = Nic(
         id=mint("nic"),
         vm_id=vm_id,
@@ -93,9 +87,28 @@ def plan_nic(
     return PlannedNic(nic=nic, network=network, is_mac_given=bool(wish.mac), is_address_given=bool(wish.ip))
 
 
+def _addresses(
+    session: Session, network: Network, asked: str, mac: str, beside: Sequence[PlannedNic], *, field: str
+) -> tuple[str, ...]:
+    """Return the card's addresses: of each of the network's subnets the one asked for, else one that is free."""
+    has_asked6 = ":" in asked and bool(network.subnet6)
+    found: tuple[str, ...] = ()
+    if asked:
+        subnet = network.subnet6 if has_asked6 else network.subnet
+        gateway = addressing.gateway_of(network.kind, subnet)
+        address, prefix_length = seeds.parse_address(asked, subnet, gateway=gateway, field=field)
+        found = (f"{address}/{prefix_length}",)
+    if network.subnet and (not asked or has_asked6):
+        found = (*_draw_address(session, network, beside, field=field), *found)
+    if network.subnet6 and not has_asked6:
+        # Nobody else's, since nobody else has its MAC; and the one that a guest makes by itself.
+        found = (*found, f"{addressing.made_of_mac(mac, network.subnet6)}/{addressing.GUESTS_PREFIX6}")
+    return found
+
+
 def _draw_address(session: Session, network: Network, beside: Sequence[PlannedNic], *, field: str) -> tuple[str, ...]:
     """Return the lowest free address of the network's subnet. NoCapacity where there is none; IPv6 guests make their own."""
-    networks.lock(session, network.id)
+    network_service.hold(session, network)
     coming = {text.partition("/")[0] for one in beside if one.network.id == network.id for text in one.nic.addresses}
     address = addressing.first_free(network.subnet, networks.addresses_on(session, network.id) | coming)
     if address is not None:
@@ -113,6 +126,7 @@ def insert_nic(session: Session, planned: PlannedNic, *, now: datetime, field: s
         holder = networks.mac_holder(session, nic.mac)
         again = "" if planned.is_mac_given else "; it was drawn by lot, so send the request again"
         raise AlreadyExists("mac-taken", f"{field}.mac: {nic.mac} belongs to {holder}{again}", field=f"{field}.mac")
+    network_service.require_live(session, planned.network)
     for text in nic.addresses:
         address, _, prefix_length = text.partition("/")
         is_free = networks.insert_address(

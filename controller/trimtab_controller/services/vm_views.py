@@ -1,7 +1,7 @@
 """Vms as users see them, with all that is shown beside: a constant number of queries for any number of vms."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy.orm import Session
@@ -9,8 +9,10 @@ from sqlalchemy.orm import Session
 from trimtab_controller.core.model import Nic, Operation, Project, Vm, VmSummary, Volume
 from trimtab_controller.core.placement.verdict import Decision
 from trimtab_controller.store import (
+    floating,
     keyset,
     lookup,
+    networks,
     operations,
     placements,
     schema,
@@ -36,6 +38,10 @@ class VmView:
     group_name: str = ""
     # Names of its security groups.
     secgroups: tuple[str, ...] = ()
+    # Card -> the floating address that leads to it.
+    floating: Mapping[str, str] = field(default_factory=dict)
+    # Network -> its kind; shared by all views of a page.
+    network_kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +85,9 @@ def views(session: Session, found: Sequence[Vm]) -> tuple[VmView, ...]:
         },
     )
     groups, closed_by = vm_groups.names_of(session, ids), secgroups.names_of(session, ids)
+    cards = [nic for some in nics.values() for nic in some]
+    kinds = networks.kinds_of(session, {nic.network_id for nic in cards})
+    led = floating.of_nics(session, [nic.id for nic in cards if kinds.get(nic.network_id) == "overlay"])
     return tuple(
         VmView(
             vm=vm,
@@ -88,6 +97,8 @@ def views(session: Session, found: Sequence[Vm]) -> tuple[VmView, ...]:
             names=names,
             group_name=groups.get(vm.id, ""),
             secgroups=closed_by.get(vm.id, ()),
+            floating={nic.id: led[nic.id].name for nic in nics[vm.id] if nic.id in led},
+            network_kinds=kinds,
         )
         for vm in found
     )

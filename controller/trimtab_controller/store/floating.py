@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from ipaddress import ip_address
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -38,6 +39,12 @@ def page(session: Session, page: keyset.Page, *, project_id: str) -> tuple[tuple
     return tuple(build(FloatingAddress, row) for row in found.rows), found.next_after
 
 
+def hold_nic(session: Session, nic_id: str) -> bool:
+    """Keep the card there until this transaction ends; False where it is gone. On SQLite nobody else writes anyway."""
+    held = sa.select(_nic.c.id).where(_nic.c.id == nic_id).with_for_update(read=True, key_share=True)
+    return session.scalar(held) is not None
+
+
 def lead_to(session: Session, floating: FloatingAddress, nic_id: str | None, *, expected_version: int | None) -> None:
     """Have the address lead to a card, or to nobody. Conflict `stale-etag`."""
     noun = f"floating address {floating.name}"
@@ -52,7 +59,8 @@ def delete(session: Session, floating: FloatingAddress, *, expected_version: int
 
 
 def forget_nics(session: Session, nic_ids: Sequence[str]) -> None:
-    """Have addresses that led to these cards lead to nobody: the cards go."""
+    """Have addresses that led to these cards lead to nobody: the cards go, and until this transaction ends none is led there."""
+    session.execute(sa.select(_nic.c.id).where(among(_nic.c.id, nic_ids)).with_for_update())
     query = _table.update().where(among(_table.c.nic_id, nic_ids))
     session.execute(query.values(nic_id=None, version=_table.c.version + 1))
 
@@ -61,6 +69,15 @@ def addresses_into(session: Session, network_ids: Sequence[str]) -> tuple[str, .
     """Return the addresses that lead to cards on these networks, of deleted vms too."""
     query = sa.select(_table.c.name).join(_nic, _nic.c.id == _table.c.nic_id).where(among(_nic.c.network_id, network_ids))
     return tuple(session.scalars(query.order_by(_table.c.name)))
+
+
+def leading_into(session: Session, network_ids: Sequence[str]) -> tuple[FloatingAddress, ...]:
+    """Return the addresses that lead to cards on these networks, of deleted vms too, by address."""
+    if not network_ids:
+        return ()
+    query = sa.select(*columns_of(_table, FloatingAddress)).join(_nic, _nic.c.id == _table.c.nic_id)
+    found = (build(FloatingAddress, row) for row in session.execute(query.where(among(_nic.c.network_id, network_ids))))
+    return tuple(sorted(found, key=lambda one: ip_address(one.name)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Network, Nic
 from trimtab_controller.store import keyset, lookup, routers, schema
+from trimtab_controller.store.among import among
 from trimtab_controller.store.inserts import insert_unless_taken
 from trimtab_controller.store.rows import build, columns_of
 
@@ -104,10 +105,28 @@ def vms_on(session: Session, network_id: str, *, limit: int = 5) -> tuple[str, .
     return tuple(session.scalars(query))
 
 
+def hide_unused(session: Session, network_id: str, *, now: datetime) -> tuple[str, ...]:
+    """Hide a network for ever, unless somebody keeps it: then return who does. Who is about to come onto it is waited for."""
+    lock(session, network_id)
+    users = dependants(session, network_id)
+    if not users:
+        hidden = _table.update().where(_table.c.id == network_id, _table.c.deleted_at.is_(None))
+        session.execute(hidden.values(deleted_at=now, version=_table.c.version + 1))
+    return users
+
+
 def of_ids(session: Session, network_ids: Collection[str]) -> tuple[Network, ...]:
     """Return these networks, deleted ones too."""
     query = sa.select(*columns_of(_table, Network)).where(_table.c.id.in_(network_ids))
     return tuple(build(Network, row) for row in session.execute(query))
+
+
+def kinds_of(session: Session, network_ids: Collection[str]) -> dict[str, str]:
+    """Return {network: its kind}, of deleted ones too."""
+    if not network_ids:
+        return {}
+    query = sa.select(_table.c.id, _table.c.kind).where(among(_table.c.id, sorted(network_ids)))
+    return {row.id: row.kind for row in session.execute(query)}
 
 
 def with_subnet(session: Session) -> tuple[Network, ...]:
@@ -179,9 +198,19 @@ def address_holder(session: Session, network_id: str, address: str) -> AddressHo
     return build(AddressHolder, row) if row else None
 
 
-def lock(session: Session, network_id: str) -> None:
-    """Let nobody else draw an address of the network until this transaction ends. On SQLite nobody else writes anyway."""
-    session.execute(sa.select(_table.c.id).where(_table.c.id == network_id).with_for_update())
+def lock(session: Session, network_id: str) -> bool:
+    """Let nobody else draw an address of the network, or come onto it, until this transaction ends; False where it was deleted.
+
+    Who inserts a nic on it waits too, since its foreign key asks for the row. On SQLite nobody else writes anyway.
+    """
+    held = sa.select(_table.c.deleted_at).where(_table.c.id == network_id).with_for_update()
+    row = session.execute(held).one_or_none()
+    return row is not None and row.deleted_at is None
+
+
+def is_live(session: Session, network_id: str) -> bool:
+    """Tell whether the network is there now; where a row refers to it in this transaction already, it stays so."""
+    return session.scalar(sa.select(_table.c.id).where(_table.c.id == network_id, _table.c.deleted_at.is_(None))) is not None
 
 
 def addresses_on(session: Session, network_id: str) -> frozenset[str]:

@@ -59,6 +59,8 @@ def read(session: Session) -> tuple[tuple[OverlayNetwork, ...], tuple[OverlayCar
             has_dhcp=row.has_dhcp,
             project_id=row.project_id,
             router=str(row.settings.get("router", "")),
+            subnet6=str(row.settings.get("subnet6", "")),
+            has_dhcp6=bool(row.settings.get("has_dhcp6", False)),
         )
         for row in session.execute(_NETWORKS)
     )

@@ -1,5 +1,6 @@
 """Routers of overlay networks in SQL, and which addresses of an outer network are taken, by routers or as floating ones."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +16,21 @@ from trimtab_controller.store.rows import build, columns_of
 _table, _floating, _network = schema.router, schema.floating, schema.network
 
 FILTERS: keyset.Filters = {"name": keyset.equals(_table.c.name)}
+
+
+_LOCK_SPACE = 0x7472  # of advisory locks: nobody else's here
+
+
+def lock(session: Session, project_id: str) -> None:
+    """Let nobody else change what is behind the project's routers, or led there, until this transaction ends.
+
+    Call it before anything is read or written. What holds here spans rows: a network's router is a live one, and a floating address
+    leads by a router with an outer side on its network. A lock of its own, since the project's row is everybody's who charges a quota.
+    On SQLite nobody else writes anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        number = zlib.crc32(project_id.encode()) - 2**31
+        session.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_SPACE, number)))
 
 
 def insert(session: Session, *, router_id: str, project_id: str, name: str, now: datetime) -> Router:

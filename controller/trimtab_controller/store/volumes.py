@@ -146,6 +146,18 @@ def that_fill(session: Session, *, vm_id: str = "", backup_id: str = "") -> tupl
     return tuple(build(Volume, row) for row in session.execute(query))
 
 
+def set_half_written(session: Session, volume_ids: Sequence[str]) -> None:
+    """Record that a backup is being written over these: what they hold is nothing until it is whole, and nobody's checkpoint of it."""
+    values = {"observed_state": "unknown", "generation": _table.c.generation + 1, "version": _table.c.version + 1}
+    session.execute(_table.update().where(_table.c.id.in_(volume_ids)).values(values))
+
+
+def half_written(session: Session, vm_id: str) -> tuple[str, ...]:
+    """Return the names of the vm's volumes that a backup was written over in part. Plan: uq_volume_vm_disk."""
+    query = sa.select(_table.c.name).where(_table.c.vm_id == vm_id, _table.c.observed_state == "unknown")
+    return tuple(session.scalars(query.order_by(_table.c.disk_index)))
+
+
 def rename(session: Session, volume_id: str, name: str) -> None:
     """Give a volume a name that is free."""
     session.execute(_table.update().where(_table.c.id == volume_id).values(name=name, version=_table.c.version + 1))

@@ -162,6 +162,7 @@ def test_every_change_is_understood(served: Served, trimtab: Trimtab) -> None:
 OVERLAY_CHANGES = [
     "network create lan --bridge br0 --outer --subnet 192.0.2.0/24 --gateway 192.0.2.1 --range 192.0.2.100-192.0.2.109 --no-wait",
     "network create lab1 --overlay --subnet 10.31.0.0/24 --no-wait",
+    "network create lab6 --overlay --subnet 10.36.0.0/24 --subnet6 fd00:36::/64 --ipv6 dhcp --no-wait", "network get lab6 -o wide",
     "vm create web1 --image debian --memory 1GiB --pool local --network lab1 --no-wait",
     "router create edge --outer lan --outer-address 192.0.2.105/24 --dry-run",
     "router create edge --network lab1 --outer lan --outer-address 192.0.2.105/24",
@@ -187,6 +188,14 @@ def test_every_change_of_what_is_around_overlay_networks_is_understood(served: S
         "network create x --bridge br0 --outer --subnet 198.51.100.0/24", "network create x --bridge br0 --gateway 192.0.2.1",
     ):  # fmt: skip
         assert trimtab(*line.split()).code == 2, line
+    trimtab("router", "create", "edge", "--network", "lab1", "--outer", "lan")
+    assert "leads to vm web1" in trimtab("floating", "attach", "192.0.2.100", "--vm", "web1").out
+    held = [line.split() for line in trimtab("router", "get", "edge").out.splitlines()]
+    assert ["192.0.2.101", "lan", "router", "edge"] in held
+    assert ["192.0.2.100", "lan", "vm", "web1", "(10.31.0.2)"] in held
+    vm = [line.split() for line in trimtab("vm", "get", "web1").out.splitlines()]
+    assert ["floating", "192.0.2.100"] in [line[-2:] for line in vm]
+    assert any(line[:3] == ["0", "lab1", "overlay"] and "192.0.2.100" in line for line in vm)
 
 
 def test_a_dry_run_shows_where_a_vm_would_go_and_why(served: Served, trimtab: Trimtab) -> None:

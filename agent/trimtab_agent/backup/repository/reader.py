@@ -33,6 +33,7 @@ class DiskReader:
         self._lock = threading.Lock()
         self._pages: OrderedDict[int, Sequence[bytes]] = OrderedDict()
         self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
+        self._zeros = bytes(disk.chunk_bytes)
 
     def read(self, offset: int, length: int) -> bytes:
         """Return the bytes of a range within the disk. Conflict where a chunk of it is damaged."""
@@ -111,6 +112,24 @@ class DiskReader:
 
         fetch_batches(self._repository, Kind.CHUNK, batches(), on_damage=on_damage)
         return scanned
+
+    def is_content(self, chunk: int, content: bytes | bytearray) -> bool:
+        """Tell whether a chunk of a restored disk is what was backed up."""
+        id = self.id_of(chunk)
+        if id == HOLE:
+            return content == (self._zeros if len(content) == len(self._zeros) else bytes(len(content)))
+        return self._repository.identifier.of(Kind.CHUNK, content) == id
+
+    def first_content(self, first: int, end: int) -> int | None:
+        """Return the first chunk of [first, end) that is not a hole. Costs nothing where whole pages are."""
+        for number in range(first // PAGE_CHUNKS, -(-end // PAGE_CHUNKS)):
+            if number not in self.manifest.pages:
+                continue
+            begin = number * PAGE_CHUNKS
+            for chunk in range(max(first, begin), min(end, begin + PAGE_CHUNKS)):
+                if self.id_of(chunk) != HOLE:
+                    return chunk
+        return None
 
     def _windows(self) -> Iterator[list[tuple[int, bytes]]]:
         window: list[tuple[int, bytes]] = []

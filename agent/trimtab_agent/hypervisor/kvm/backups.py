@@ -25,9 +25,9 @@ import structlog
 from trimtab_agent.backup.nbd import ALLOCATION, NbdClient
 from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
-from trimtab_agent.backup.restoring import restore_disk
+from trimtab_agent.backup.restoring import network_volume, restore_disk, restore_over
 from trimtab_agent.backup.source import NVRAM, DiskWish, Hold, Instant, InstantSource, ServedDisk, ToldApart
-from trimtab_agent.hypervisor.kvm import memory_bitmaps, os_errors, state_files, volumes
+from trimtab_agent.hypervisor.kvm import block_pools, memory_bitmaps, os_errors, state_files, volumes
 from trimtab_agent.hypervisor.kvm.backup_xml import (
     PulledDisk,
     all_targets,
@@ -42,11 +42,12 @@ from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.disk_sources import DiskSource, sources_of
 from trimtab_agent.hypervisor.kvm.domains import require
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
+from trimtab_agent.hypervisor.kvm.lent_secrets import in_memory
 from trimtab_agent.hypervisor.kvm.pauses import GuestPauses
 from trimtab_agent.hypervisor.kvm.pool_layout import VOLUMES, PoolLayout
 from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError
-from trimtab_protos.messages import PoolSpec, VolumeSpec
+from trimtab_protos.messages import PoolKind, PoolSpec, VolumeSpec
 
 log = structlog.get_logger(__name__)
 
@@ -180,7 +181,9 @@ class Backups:
     def restore_volume(
         self, volume: VolumeSpec, pool: PoolSpec, disk: DiskReader, *, on_progress: Callable[[int, int], None]
     ) -> int:
-        """See `BackupSource.restore_volume`. Nothing half restored stays behind."""
+        """See `BackupSource.restore_volume`. Nothing half restored stays behind, but in a LUN, which is written over."""
+        if block_pools.is_block(pool):
+            return self._restore_block(volume, pool, disk, on_progress=on_progress)
         layout = PoolLayout.of(pool)
         self._refuse_if_used(volumes.names_of(volume.volume_id, layout), f"volume {volume.volume_id}")
         volumes.delete(volume.volume_id, layout)  # of an attempt that broke off
@@ -198,6 +201,45 @@ class Backups:
             if isinstance(error, OSError):
                 raise os_errors.from_os(error, doing=f"restore volume {volume.volume_id}") from error
             raise
+
+    def _restore_block(
+        self, volume: VolumeSpec, pool: PoolSpec, disk: DiskReader, *, on_progress: Callable[[int, int], None]
+    ) -> int:
+        if pool.kind not in (PoolKind.RBD, PoolKind.ISCSI):
+            message = f"volumes of pool {pool.name or pool.pool_id} are not written from a backup; restore it to a pool of files"
+            raise Conflict("pool-without-files", message, pool_id=pool.pool_id)
+        secret, is_new = self._keys.of_pool(pool), pool.kind is PoolKind.RBD
+        self._refuse_if_open(volume.volume_id)
+        if is_new:
+            block_pools.delete_volume(volume, pool, secret)  # of an attempt that broke off
+        block_pools.ensure_volume(volume, pool, secret)
+        socket = self._socket_dir / f"trimtab-{check_id(volume.volume_id, 'volume_id')}-restore.sock"
+        with in_memory(secret) as descriptor:
+            lent = [] if descriptor is None else [descriptor]
+            objects = [block_pools.secret_object(f"/proc/self/fd/{one}", is_ceph_key=is_new) for one in lent]
+            options = block_pools.image_options(volume, pool)
+            try:
+                return restore_over(
+                    disk,
+                    lambda is_writable: network_volume(
+                        options, socket=socket, objects=objects, pass_fds=lent, is_writable=is_writable
+                    ),
+                    is_empty=is_new,
+                    on_progress=on_progress,
+                )
+            except BaseException:
+                if is_new:
+                    with contextlib.suppress(TrimtabError):
+                        block_pools.delete_volume(volume, pool, secret)
+                raise
+
+    def _refuse_if_open(self, volume_id: str) -> None:
+        """Raise Conflict where a guest of this host has the volume open: nothing else would keep it from being written under it."""
+        with self._connection.use(f"see who has volume {volume_id} open") as connection:
+            for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+                if f"'ua-{volume_id}'" in domain.XMLDesc(0):
+                    message = f"volume {volume_id} is open in domain {domain.name()}, which runs on this host"
+                    raise Conflict("volume-in-use", message, domain=domain.name())
 
     def restore_nvram(self, vm_id: str, pool: PoolSpec, content: bytes) -> None:
         """See `BackupSource.restore_nvram`."""

@@ -265,7 +265,24 @@ def delete_volume(volume: VolumeSpec, pool: PoolSpec, secret: bytes | None, run:
     check(pool)
     if pool.kind is PoolKind.ISCSI or not observe_volume(volume, pool, secret, run).is_present:
         return
-    _work(delete_command(volume, pool), pool, secret, run or run_command)
+    call = run or run_command
+    if pool.kind is PoolKind.RBD:
+        # An image with snapshots cannot be removed; those that its layers were go with it.
+        ask_rbd(("snap", "purge", "--no-progress", "--", rbd_image(pool, volume.volume_id)), pool, secret, call)
+    _work(delete_command(volume, pool), pool, secret, call)
+
+
+def ask_rbd(words: Sequence[str], pool: PoolSpec, secret: bytes | None, run: Run) -> str:
+    """Run a verb of Ceph's `rbd` as the pool's user; return what it prints. Raises what the cluster answers as an error of ours."""
+    code, output, complaint = run(["rbd", *_ceph_options(pool), *words], secret)
+    if code:
+        _raise_network(pool, complaint)
+    return output
+
+
+def rbd_image(pool: PoolSpec, volume_id: str) -> str:
+    """Return how Ceph's tools name the image that the volume is."""
+    return f"{_rbd(pool).pool}/{check_id(volume_id, 'volume_id')}"
 
 
 def info_command(volume: VolumeSpec, pool: PoolSpec) -> list[str]:
@@ -402,7 +419,7 @@ def _raise_network(pool: PoolSpec, complaint: str) -> NoReturn:
 # --- running ---------------------------------------------------------------------------------------------------------------
 
 
-def run_command(command: Sequence[str], secret: bytes | None) -> tuple[int, str, str]:
+def run_command(command: Sequence[str], secret: bytes | None, *, timeout_s: float = COMMAND_TIMEOUT_S) -> tuple[int, str, str]:
     """Run it within its time; the secret is in a file in memory that only it has."""
     with in_memory(secret) as descriptor:
         words = [word.replace(SECRET_FILE, f"/proc/self/fd/{descriptor}") for word in command]
@@ -413,7 +430,7 @@ def run_command(command: Sequence[str], secret: bytes | None) -> tuple[int, str,
                 capture_output=True,
                 text=True,
                 env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
-                timeout=COMMAND_TIMEOUT_S,
+                timeout=timeout_s,
                 stdin=subprocess.DEVNULL,
                 pass_fds=() if descriptor is None else (descriptor,),
             )

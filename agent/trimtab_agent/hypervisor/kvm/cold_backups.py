@@ -19,7 +19,7 @@ from typing import Any
 
 from trimtab_agent.backup.nbd import ALLOCATION, NbdClient
 from trimtab_agent.backup.repository.manifests import Consistency
-from trimtab_agent.backup.restoring import read_only_network, read_only_volume
+from trimtab_agent.backup.restoring import network_volume, read_only_volume
 from trimtab_agent.backup.source import DiskWish, Instant, ServedDisk, common
 from trimtab_agent.hypervisor.kvm import qemu_img
 from trimtab_agent.hypervisor.kvm.block_pools import secret_object
@@ -95,4 +95,4 @@ def _whole(stack: contextlib.ExitStack, name: str, source: DiskSource, at: Path,
     descriptor = stack.enter_context(in_memory(secret))
     lent = [] if descriptor is None else [descriptor]
     objects = [secret_object(f"/proc/self/fd/{one}", is_ceph_key=source.is_ceph) for one in lent]
-    return stack.enter_context(read_only_network(source.options, socket=at, objects=objects, pass_fds=lent))
+    return stack.enter_context(network_volume(source.options, socket=at, objects=objects, pass_fds=lent))

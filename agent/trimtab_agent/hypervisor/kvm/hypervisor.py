@@ -6,7 +6,7 @@ from typing import Any
 
 from trimtab_agent.ballooning import Rules
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
-from trimtab_agent.hypervisor.kvm import accel_probe, block_pools, domain_facts, images, layer_files, volumes
+from trimtab_agent.hypervisor.kvm import accel_probe, block_pools, domain_facts, images, layer_files, rbd_layers, volumes
 from trimtab_agent.hypervisor.kvm.adoption import Adoption
 from trimtab_agent.hypervisor.kvm.backups import SOCKET_DIR, Backups
 from trimtab_agent.hypervisor.kvm.ballooning import Balloons
@@ -254,6 +254,7 @@ class KvmHypervisor:
         self._require_responsive(domain.pools)
         if needs_volumes:
             require_volumes(domain)
+        self._layers.refuse_half(domain)
         self._networks.ensure_for(domain)
         return self._domains.define(domain, stamp)
 
@@ -335,14 +336,17 @@ class KvmHypervisor:
     def merge_layer(
         self, merge: LayerMerge, pool: PoolSpec, domain: DomainSpec | None, stamp: Stamp, control: JobControl
     ) -> LayerResult:
-        self._pools.require_responsive(pool)
+        self._require_responsive((pool,))
         return self._layers.merge(merge, pool, domain, stamp, control)
 
     def copy_volume(self, volume: VolumeSpec, pool: PoolSpec, control: JobControl) -> LayerResult:
-        self._pools.require_responsive(pool)
+        self._require_responsive((pool,))
         return self._layers.copy(volume, pool, control)
 
     def delete_layer(self, volume_id: str, layer_id: str, pool: PoolSpec) -> None:
+        if rbd_layers.has_layers(pool):
+            self._layers.delete(volume_id, layer_id, pool)
+            return
         layout = self._pools.require_responsive(pool)
         path = layout.volume(volume_id, DiskFormat.QCOW2, layer_id)
         self._domains.refuse_if_used((path,), f"layer {layer_id} of volume {volume_id}")

@@ -54,6 +54,8 @@ CAPABILITIES = (
     "pool-lvm_thin",
     "pool-nfs",
     "pool-rbd",
+    "rbd-layers",
+    "restore-raw",
     "seed-nocloud",
     "volume-linked-clone",
     "volume-luks",

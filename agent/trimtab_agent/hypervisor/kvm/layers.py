@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
@@ -18,7 +19,7 @@ import libvirt
 import structlog
 
 from trimtab_agent.hypervisor.base import JobControl, Stamp
-from trimtab_agent.hypervisor.kvm import domain_facts, layer_files, volumes
+from trimtab_agent.hypervisor.kvm import block_pools, domain_facts, layer_files, rbd_layers, volumes
 from trimtab_agent.hypervisor.kvm.backups import freeze, thaw
 from trimtab_agent.hypervisor.kvm.block_jobs import Disk, disks_of, is_ready, job_of, job_unless_ended, run_on
 from trimtab_agent.hypervisor.kvm.connection import Connection
@@ -30,7 +31,16 @@ from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys
 from trimtab_protos.errors import Conflict, Internal, NoCapacity, NotFound, Unavailable
-from trimtab_protos.messages import DiskFormat, DomainSpec, JobProgress, LayerMerge, LayerResult, PoolSpec, VolumeSpec
+from trimtab_protos.messages import (
+    DiskFormat,
+    DomainSpec,
+    JobProgress,
+    LayerMerge,
+    LayerResult,
+    PoolSpec,
+    VolumeObservation,
+    VolumeSpec,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -63,28 +73,66 @@ class Layers:
         with self._domains.locks.hold(check_id(spec.vm_id, "vm_id")):
             with self._connection.use(f"switch layers of {spec.vm_id}", changes=True) as connection:
                 domain = find(connection, spec.vm_id)
+                images = self._to_keep(spec)
                 if domain is not None and domain.isActive():
-                    result = self._switch_live(domain, spec, wants_freeze=wants_freeze)
+                    result = self._switch_live(domain, spec, images, wants_freeze=wants_freeze)
+                else:
+                    _keep(images)
             self._domains.define_locked(spec, stamp)
         return result
 
-    def _switch_live(self, domain: Any, spec: DomainSpec, *, wants_freeze: bool) -> LayerResult:
+    def _to_keep(self, spec: DomainSpec) -> dict[tuple[str, str], rbd_layers.Image]:
+        """Return (layer to keep, new layer) → image of each disk that is an image of Ceph's and not on its new layer yet.
+
+        Only while the rows say that the new one is merged back should this be undone: otherwise the disk is where it shall be.
+        """
+        pools = {pool.pool_id: pool for pool in spec.pools if rbd_layers.has_layers(pool)}
+        found = {}
+        for disk in spec.disks:
+            if disk.pool_id in pools and disk.layer_id and disk.is_merging:
+                image = self._image(disk.volume_id, pools[disk.pool_id])
+                if image.head() != disk.layer_id:
+                    found[disk.merge_layer_id, disk.layer_id] = image
+        return found
+
+    def refuse_half(self, spec: DomainSpec) -> None:
+        """Raise Conflict where a disk was cut off while it went back to a snapshot."""
+        pools = {pool.pool_id: pool for pool in spec.pools if rbd_layers.has_layers(pool)}
+        for disk in spec.disks:
+            # One that was never kept has no layer, and nothing to go back to.
+            if disk.pool_id in pools and disk.layer_id:
+                self._image(disk.volume_id, pools[disk.pool_id]).refuse_half()
+
+    def _image(self, volume_id: str, pool: PoolSpec) -> rbd_layers.Image:
+        return rbd_layers.Image(volume_id, pool, self._keys.of_pool(pool))
+
+    def _switch_live(
+        self, domain: Any, spec: DomainSpec, images: Mapping[tuple[str, str], rbd_layers.Image], *, wants_freeze: bool
+    ) -> LayerResult:
         new = _to_switch(domain, spec)
         notes: dict[str, str] = {}
         has_agent = domain_facts.read(domain.XMLDesc(0)).has_guest_agent
         if wants_freeze and has_agent:
             with contextlib.suppress(libvirt.libvirtError):
                 domain.agentSetResponseTimeout(_GUEST_AGENT_S, 0)
-        if not new:
+        if not new and not images:
             # An agent of ours that was killed in between left the guest frozen.
             if wants_freeze and has_agent:
                 thaw(domain)
             return LayerResult(consistency="crash", note="the instant was fixed before its consistency could be recorded")
         is_frozen = wants_freeze and has_agent and freeze(domain, notes)
+        if images and not is_frozen and len(images) + len(new) > 1:
+            raise Conflict(
+                "guest-agent-needed",
+                f"some disks of {spec.vm_id} are images of Ceph, and no guest agent holds all of them still at one instant; "
+                "start one in the guest, or stop the vm first",
+            )
         began = time.monotonic()
         try:
-            flags = _SNAPSHOT_FLAGS | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
-            domain.snapshotCreateXML(_snapshot_xml(domain, new), flags)
+            _keep(images)
+            if new:
+                flags = _SNAPSHOT_FLAGS | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+                domain.snapshotCreateXML(_snapshot_xml(domain, new), flags)
         finally:
             if is_frozen:
                 thaw(domain)
@@ -167,7 +215,14 @@ class Layers:
 
     def merge(self, merge: LayerMerge, pool: PoolSpec, spec: DomainSpec | None, stamp: Stamp, control: JobControl) -> LayerResult:
         """See `Hypervisor.merge_layer`. The vm's lock is not held while QEMU copies: a forced stop must not wait for it."""
-        layout, lock = PoolLayout.of(pool), merge.vm_id or merge.volume_id
+        lock = merge.vm_id or merge.volume_id
+        if rbd_layers.has_layers(pool):
+            with self._domains.locks.hold(lock):
+                self._image(merge.volume_id, pool).merge(merge.top_layer_id, merge.base_layer_id)
+                if spec is not None:
+                    self._define_again(spec, stamp, merge.vm_id)
+            return LayerResult()
+        layout = PoolLayout.of(pool)
         with self._connection.use(f"merge layers of {merge.volume_id}", changes=True) as connection:
             domain = find(connection, merge.vm_id) if merge.vm_id else None
             with self._domains.locks.hold(lock):
@@ -184,8 +239,31 @@ class Layers:
                     self._domains.define_locked(spec, stamp)
         return LayerResult(paused_ms=paused_ms)
 
+    def _define_again(self, spec: DomainSpec, stamp: Stamp, vm_id: str) -> None:
+        """Write the definition where there is a domain. The caller holds the vm's lock."""
+        with self._connection.use(f"define {vm_id} on other layers", changes=True) as connection:
+            if find(connection, vm_id) is not None:
+                self._domains.define_locked(spec, stamp)
+
+    def delete(self, volume_id: str, layer_id: str, pool: PoolSpec) -> None:
+        """See `Hypervisor.delete_layer`; of an image of Ceph's."""
+        self._image(volume_id, pool).delete(layer_id)
+
+    def lay(self, volume: VolumeSpec, pool: PoolSpec) -> VolumeObservation:
+        """See `Hypervisor.copy_volume`; a layer of an image of Ceph's: over what is written to, or a copy of what was kept."""
+        image = self._image(volume.volume_id, pool)
+        if volume.copy_volume_id:
+            image.go_back(volume.copy_layer_id, volume.layer_id)
+        else:
+            image.keep(volume.base_layer_id, volume.layer_id)
+        whole = replace(volume, layer_id="", base_volume_id="", base_layer_id="", copy_volume_id="", copy_layer_id="")
+        return block_pools.observe_volume(whole, pool, self._keys.of_pool(pool))
+
     def copy(self, volume: VolumeSpec, pool: PoolSpec, control: JobControl) -> LayerResult:
         """See `Hypervisor.copy_volume`."""
+        if rbd_layers.has_layers(pool):
+            control.report(JobProgress(total_bytes=volume.size_bytes, phase="rolling back"))
+            return LayerResult(size_bytes=self.lay(volume, pool).size_bytes)
 
         def report(written: int) -> None:
             control.report(JobProgress(done_bytes=written, total_bytes=max(volume.size_bytes, written), phase="copying"))
@@ -194,6 +272,11 @@ class Layers:
         key = self._keys.of_volume(volume)
         seen = volumes.ensure(volume, PoolLayout.of(pool), watch=watch, key=key)
         return LayerResult(size_bytes=seen.size_bytes)
+
+
+def _keep(images: Mapping[tuple[str, str], rbd_layers.Image]) -> None:
+    for (over, layer_id), image in images.items():
+        image.keep(over, layer_id)
 
 
 # --- what QEMU has open ------------------------------------------------------------------------------------------------------
@@ -206,7 +289,8 @@ def _to_switch(domain: Any, spec: DomainSpec) -> dict[str, str]:
     wanted = {}
     for disk in layer_files.resolve(spec).disks:
         live = disks.get(f"ua-{disk.volume_id}")
-        layout = layouts[disk.pool_id]
+        if (layout := layouts.get(disk.pool_id)) is None:
+            continue
         path = layout.volume(disk.volume_id, disk.format, disk.layer_id)
         if live is None or live.chain[:1] == (path,):
             continue

@@ -9,6 +9,19 @@ from trimtab_controller.services.routers import RouterView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldAddressResource:
+    """An address that a router answers for: its own, or a floating one that comes in by it."""
+
+    address: str
+    network: str
+    # Whom it leads to; '' where it is the router's own. `is_vm_deleted`: it leads nowhere until the vm comes back.
+    vm: str
+    is_vm_deleted: bool
+    # The vm's address on its network.
+    inner: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouterResource:
     id: str
     name: str
@@ -20,6 +33,8 @@ class RouterResource:
     outer_address: str
     # Hosts that may carry its outer side; the first one that lives does.
     gateways: tuple[str, ...]
+    # The router's own first, then floating ones.
+    addresses: tuple[HeldAddressResource, ...]
     version: int
     etag: str
     created_at: datetime
@@ -52,6 +67,16 @@ def render_router(view: RouterView) -> RouterResource:
         outer=view.outer_name,
         outer_address=router.outer_address or "",
         gateways=view.gateways,
+        addresses=tuple(
+            HeldAddressResource(
+                address=one.address,
+                network=one.network,
+                vm=one.led.vm_name if one.led else "",
+                is_vm_deleted=one.led.is_deleted if one.led else False,
+                inner=one.led.address if one.led else "",
+            )
+            for one in view.addresses
+        ),
         version=router.version,
         etag=etag_of(router.version),
         created_at=router.created_at,

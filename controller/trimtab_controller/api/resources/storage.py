@@ -183,6 +183,9 @@ class NetworkResource:
     vlan: int
     mtu: int
     subnet: str
+    # Of an overlay network; '' for none. `ipv6`: slaac or dhcp, how guests come by their addresses there.
+    subnet6: str
+    ipv6: str
     dhcp: bool
     # Of an overlay network: others of its project that name the same one are reached by it.
     router: str
@@ -305,6 +308,8 @@ def render_network(view: NetworkView) -> NetworkResource:
         vlan=network.vlan,
         mtu=network.mtu,
         subnet=network.subnet,
+        subnet6=network.subnet6,
+        ipv6=("dhcp" if network.settings["has_dhcp6"] else "slaac") if network.subnet6 else "",
         dhcp=network.has_dhcp,
         router=str(network.settings.get("router", "")),
         outer=OuterResource(**network.settings["outer"]) if "outer" in network.settings else None,

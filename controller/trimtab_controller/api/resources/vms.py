@@ -70,8 +70,12 @@ class NicResource:
     id: str
     network: str
     mac: str
+    # bridge, nat, isolated or overlay.
+    network_kind: str
     # Given to it, with prefix length.
     addresses: tuple[str, ...]
+    # The floating address that leads to it; '' for none.
+    floating: str
     # It may send as others.
     allow_spoofing: bool
     index: int
@@ -245,7 +249,9 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
                 id=one.id,
                 network=names.get(one.network_id, ""),
                 mac=one.mac,
+                network_kind=view.network_kinds.get(one.network_id, ""),
                 addresses=one.addresses,
+                floating=view.floating.get(one.id, ""),
                 allow_spoofing=one.allows_spoofing,
                 index=one.nic_index,
             )

@@ -19,6 +19,7 @@ from trimtab_controller.api.fields import (
     Part,
     RouterOrNone,
     Subnet,
+    Subnet6,
 )
 from trimtab_controller.api.mutate import Order, accepted, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
@@ -51,7 +52,10 @@ class OuterBody(Part):
 
 
 class NetworkBody(Body):
-    """`bridge` (and `bridges` by host) for kind bridge, `subnet` for nat, isolated and overlay, whose `mtu` is 1442 by default."""
+    """`bridge` (and `bridges` by host) for kind bridge, `subnet` for nat, isolated and overlay, whose `mtu` is 1442 by default.
+
+    `subnet6` of an overlay network: guests make their addresses in it (`ipv6` slaac), or are given them (dhcp).
+    """
 
     name: Name
     kind: Literal["bridge", "nat", "isolated", "overlay"]
@@ -62,6 +66,8 @@ class NetworkBody(Body):
     vlan: Annotated[int, Field(strict=True, ge=0, le=4094, examples=[120])] = 0
     mtu: Annotated[int, Field(strict=True, ge=576, le=65535, examples=[1500])] = 1500
     subnet: Subnet = ""
+    subnet6: Subnet6 = ""
+    ipv6: Literal["slaac", "dhcp"] = "slaac"
     dhcp: Bool = False
     router: RouterOrNone = ""
     outer: OuterBody | None = None
@@ -76,6 +82,8 @@ class NetworkBody(Body):
             mtu=self.mtu if self.kind != "overlay" or "mtu" in self.model_fields_set else DEFAULT_MTU,
             subnet=self.subnet,
             has_dhcp=self.dhcp,
+            subnet6=self.subnet6,
+            has_dhcp6=self.ipv6 == "dhcp",
             router=self.router,
             outer=(
                 networks.OuterSpec(gateway=self.outer.gateway, first=self.outer.first, last=self.outer.last)

@@ -25,6 +25,8 @@ _COLUMNS = (
     Column("vlan", "vlan", lambda item, _now: str(item.get("vlan") or "")),
     Column("mtu", "mtu"),
     Column("subnet", "subnet"),
+    Column("subnet6", "subnet6", is_wide=True),
+    Column("ipv6", "ipv6", is_wide=True),
     Column("dhcp", "dhcp"),
     Column("router", "router", is_wide=True),
     Column("outer", "outer", lambda item, _now: _outer(item), is_wide=True),
@@ -93,6 +95,10 @@ def get_network(session: Session, name: str, is_shared: bool) -> None:
 @click.option("--vlan", type=click.IntRange(1, 4094), help="Tag frames on the bridge.")
 @click.option("--mtu", type=click.IntRange(576, 65535), help="Largest packet; 1500 unless told otherwise, 1442 on an overlay.")
 @click.option("--subnet", metavar="CIDR", help="For example 10.20.0.0/24.")
+@click.option("--subnet6", metavar="CIDR", help="Of an overlay, beside --subnet: a /64, for example fd00:20::/64.")
+@click.option(
+    "--ipv6", type=click.Choice(["slaac", "dhcp"]), help="Guests make their addresses in --subnet6 (slaac, the default), or ask."
+)
 @click.option("--dhcp/--no-dhcp", "has_dhcp", default=None, help="Answer DHCP (nat, isolated and overlay).")
 @click.option("--router", metavar="NAME", help="Let overlay networks that name the same one reach each other.")
 @click.option("--outer", "is_outer", is_flag=True, help="The way out of overlay networks, which no vm is on itself.")
@@ -112,6 +118,8 @@ def create(
     vlan: int | None,
     mtu: int | None,
     subnet: str | None,
+    subnet6: str | None,
+    ipv6: str | None,
     has_dhcp: bool | None,
     router: str | None,
     is_outer: bool,
@@ -130,6 +138,8 @@ def create(
         "vlan": vlan,
         "mtu": mtu,
         "subnet": subnet,
+        "subnet6": subnet6,
+        "ipv6": ipv6,
         "dhcp": has_dhcp,
         "router": router,
         "outer": _given_outer(is_outer, gateway, outer_range),

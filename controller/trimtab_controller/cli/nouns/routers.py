@@ -5,7 +5,7 @@ from datetime import datetime
 
 import click
 
-from trimtab_controller.cli import completion, humanise, options, resources
+from trimtab_controller.cli import completion, humanise, options, render, resources
 from trimtab_controller.cli.errors import usage
 from trimtab_controller.cli.render import Column, Document
 from trimtab_controller.cli.resources import Resource
@@ -16,9 +16,41 @@ def _created(item: Document, now: datetime) -> str:
     return humanise.since(item.get("created_at"), now)
 
 
+def describe(item: Document) -> None:
+    """Print a router, what is behind it, and who has which of its addresses."""
+    outer = f"{item['outer_address']} on {item['outer']}" if item.get("outer") else "none"
+    render.pairs(
+        [
+            ("name", str(item.get("name", ""))),
+            ("id", str(item.get("id", ""))),
+            ("project", str(item.get("project", ""))),
+            ("networks", ", ".join(item.get("networks") or []) or "none"),
+            ("outer side", outer),
+            ("gateways", ", ".join(item.get("gateways") or [])),
+            ("version", f"{item.get('version', '')} (etag {item.get('etag', '')})"),
+            ("created", f"{item.get('created_at', '')} ({_created(item, render.now())})"),
+        ]
+    )
+    held = item.get("addresses") or []
+    if held:
+        render.heading("addresses")
+        render.table(
+            ["ADDRESS", "NETWORK", "HOLDER"], [[str(one["address"]), str(one["network"]), _holder(item, one)] for one in held]
+        )
+
+
+def _holder(item: Document, held: Document) -> str:
+    if not held.get("vm"):
+        return f"router {item.get('name', '')}"
+    return f"vm {held['vm']} ({held.get('inner') or 'no address'})" + (
+        ", deleted: leads nowhere" if held.get("is_vm_deleted") else ""
+    )
+
+
 ROUTER = Resource(
     noun="router",
     collection="routers",
+    describe=describe,
     columns=(
         Column("name", "name"),
         Column("networks", "networks", lambda item, _now: ",".join(item.get("networks") or [])),
@@ -55,7 +87,7 @@ def list_routers(session: Session) -> None:
 @options.reads
 @click.pass_obj
 def get_router(session: Session, name: str) -> None:
-    """Show a router, what is behind it, and which hosts may carry its outer side."""
+    """Show a router, what is behind it, who has which of its addresses, and which hosts may carry its outer side."""
     resources.get_one(session, ROUTER, name)
 
 

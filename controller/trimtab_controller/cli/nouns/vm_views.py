@@ -110,6 +110,7 @@ def describe(item: Document) -> None:
             ("cdrom", str(item.get("cdrom") or "empty") if item.get("cdrom") is not None else ""),
             ("drivers", str(item.get("drivers") or "")),
             ("addresses", _addresses(item, moment)),
+            ("floating", ", ".join(str(nic["floating"]) for nic in item.get("nics") or [] if nic.get("floating"))),
             ("secgroups", ",".join(item.get("secgroups") or [])),
             ("labels", render.as_text(item.get("labels"))),
             ("epoch", render.as_text(item.get("epoch"))),
@@ -120,7 +121,7 @@ def describe(item: Document) -> None:
         ]
     )
     _parts("disks", item.get("volumes") or [], ("index", "name", "pool", "size_bytes"))
-    _parts("nics", item.get("nics") or [], ("index", "network", "mac", "addresses", "id"))
+    _parts("nics", item.get("nics") or [], ("index", "network", "network_kind", "mac", "addresses", "floating", "id"))
 
 
 def shape(form: Mapping[str, Any]) -> str:
@@ -158,6 +159,9 @@ def _shape_line(form: Mapping[str, Any]) -> str:
     return shape(form) + (f"; at its next stop {waiting(form)}" if waiting(form) else "")
 
 
+_HEADS = {"size_bytes": "size", "network_kind": "kind"}
+
+
 def _parts(title: str, parts: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
     if not parts:
         return
@@ -166,7 +170,7 @@ def _parts(title: str, parts: Sequence[Mapping[str, Any]], keys: Sequence[str]) 
         [humanise.size(part.get(key)) if key == "size_bytes" else humanise.plain(render.as_text(part.get(key))) for key in keys]
         for part in parts
     ]
-    render.table([key.replace("size_bytes", "size").upper() for key in keys], rows)
+    render.table([_HEADS.get(key, key).upper() for key in keys], rows)
 
 
 def show_decision(session: Session, decision: Document, name: str, *, why_not: str = "") -> None:

@@ -119,8 +119,13 @@ class Network:
     has_dhcp: bool
     version: int
     created_at: datetime
-    # {router} of an overlay network that has one.
+    # Of an overlay network: {router, subnet6, has_dhcp6}, of its way out: {outer}; only what it has.
     settings: Mapping[str, Any]
+
+    @property
+    def subnet6(self) -> str:
+        """Its IPv6 subnet beside `subnet`; '' for none."""
+        return str(self.settings.get("subnet6", ""))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

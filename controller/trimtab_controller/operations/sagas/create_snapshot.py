@@ -71,7 +71,8 @@ def _unswitch(context: Transaction[Params]) -> None:
 def _freeze(context: Effect[Params]) -> Json | Wait:
     place = layer_steps.place_of(context)
     if place.domain is None:
-        return _outcome(place, LayerResult())
+        before = context.results["switch"]["before"]
+        return layer_steps.lay_images(context, before) or _outcome(place, LayerResult())
     key = layer_steps.job_key(context, place)
     if not context.params.has_memory:
         return _outcome(place, context.agents.switch_layers(place.host_id, key, place.domain, wants_freeze=True))

@@ -21,11 +21,10 @@ class Params:
 
 
 def _own(context: Transaction[Params]) -> None:
-    """Hidden in the transaction that looked, so that no nic is put on it from now on."""
-    users = networks.dependants(context.session, context.params.network_id)
+    """Hidden in the transaction that looked, which nobody comes onto it beside."""
+    users = networks.hide_unused(context.session, context.params.network_id, now=context.now)
     if users:
         raise Conflict("network-in-use", f"the network is used by {', '.join(users)}")
-    reach.hide_network(context.session, context.params.network_id, now=context.now)
 
 
 def _remove(context: Effect[Params]) -> Json:

@@ -1,21 +1,26 @@
-"""vm.replace: a stopped vm goes back to what a backup of it holds. Its old disks are kept until the new ones are whole and in place.
+"""vm.replace: a stopped vm goes back to what a backup of it holds. Its old disks are kept until the new ones are whole and in place;
+but a LUN, of which there are no two, is written over.
 
 | step       | do                                                                  | undo                                    |
 |------------|---------------------------------------------------------------------|-----------------------------------------|
 | own        | (rows and quota of the new disks came with the acceptance)            | free their names, space and quota       |
 | place      | claim the space where the old disks are                               | give it back                            |
 | fill       | the agent's jobs: fill each new disk, read it back, compare           | cancel the jobs, delete each new disk   |
-| swap       | the vm has the new disks (pivot); the old ones belong to nobody       | - from here on only forward             |
-| define     | its domain names the new disks                                        | -                                       |
+| swap       | the vm has the new disks (pivot); the old ones belong to nobody; LUNs | - from here on only forward             |
+|            | are marked: the vm starts no more until they are whole                |                                         |
+| define     | the agent's jobs: write each LUN over; its domain names the new disks | -                                       |
 | remove     | delete the old disks                                                  | -                                       |
-| finish     | free their rows; the new ones take their names                        | - last                                  |
+| finish     | free their rows; the new ones take their names; LUNs are whole again  | - last                                  |
+
+Writing over a LUN that is cut off begins anew, whole, and so does one that met an error; nothing of what was there before comes back. Where
+it cannot go on, the mark stays when the operation is given up, and another `vm.replace` from any backup of the vm takes it away.
 
 Identity, cards and settings stay as they are; UEFI variables and a TPM do too. The new disks are other volumes, so no checkpoint of the
 old content is ever believed: the next backup reads them in full.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trimtab_controller.core.model import Backup
 from trimtab_controller.operations import backup_steps, swap_steps
@@ -32,6 +37,8 @@ class Params:
     # New volume -> the old one, and the disk of the backup that fills it.
     replaced: Mapping[str, str]
     disks: Mapping[str, str]
+    # LUN -> the disk of the backup that is written over it.
+    overwritten: Mapping[str, str] = field(default_factory=dict)
 
 
 def _place(context: Transaction[Params]) -> Json:
@@ -55,10 +62,16 @@ def _key(context: Effect[Params], volume_id: str) -> CommandKey:
 
 
 def _fill(context: Effect[Params]) -> Json | Wait:
+    return _write(context, context.params.disks)
+
+
+def _write(context: Effect[Params], disks: Mapping[str, str]) -> Json | Wait:
     host_id, written = str(context.results["place"]["host_id"]), 0
+    if not disks:
+        return {"host_id": host_id, "written_bytes": 0}
     backup: Backup = context.read(lambda session: backups.get(session, context.params.backup_id))
     backup_steps.open_on(context, host_id, backup.repo_id)
-    for volume_id, disk in context.params.disks.items():
+    for volume_id, disk in disks.items():
         volume, pool = swap_steps.volume_in_pool(context, volume_id)
         job = context.agents.start_restore(
             host_id,
@@ -110,14 +123,18 @@ def _swap(context: Transaction[Params]) -> None:
     for new_id, old in olds.items():
         volumes.take_over(session, new_id, old, vm_id=params.vm_id)
     volume_claims.mark_present(session, list(olds))
+    volumes.set_half_written(session, list(params.overwritten))
 
 
-def _define(context: Effect[Params]) -> Json:
+def _define(context: Effect[Params]) -> Json | Wait:
+    over = _write(context, context.params.overwritten)
+    if isinstance(over, Wait):
+        return over
     placed, vm_id = context.results["place"], context.params.vm_id
     host_id = str(placed["host_id"])
     spec = context.read(lambda session: describe.domain_spec(session, describe.read_vm(session, vm_id), host_id))
     context.agents.define_domain(host_id, context.key(subject_id=vm_id, epoch=int(placed["epoch"])), spec)
-    return {"host_id": host_id}
+    return {"host_id": host_id, "written_bytes": over["written_bytes"]}
 
 
 def _remove(context: Effect[Params]) -> Json:
@@ -131,6 +148,7 @@ def _finish(context: Transaction[Params]) -> None:
         old = describe.get_volume(session, old_id)
         volume_claims.release(session, old, now=context.now)
         volumes.rename(session, new_id, old.name)
+    volume_claims.mark_present(session, list(params.overwritten))
     backup = backups.get(session, params.backup_id)
     backups.update(session, backup.id, level=max(2, backup.level), verified_at=context.now)
     vm = vms.get(session, params.vm_id)
@@ -151,7 +169,10 @@ SAGA = Saga(
     name="vm.replace",
     version=1,
     params=Params,
-    result=lambda results: {"host_id": results["place"]["host_id"], "written_bytes": results["fill"]["written_bytes"]},
+    result=lambda results: {
+        "host_id": results["place"]["host_id"],
+        "written_bytes": results["fill"]["written_bytes"] + results["define"].get("written_bytes", 0),
+    },
     steps=(
         transaction("own", swap_steps.own, swap_steps.disown),
         transaction("place", _place, swap_steps.unplace),

@@ -6,7 +6,7 @@
 | make_layers | an empty file over what the snapshot keeps of each disk                 | delete it                  |
 | off         | cut the guest's power: what it does now is given up (pivot)              | - off is off               |
 | switch      | SQL: the vm is on these layers, its volumes a generation older           | -                          |
-| define      | so is its definition                                                    | -                          |
+| define      | images of Ceph's are rolled back; so is its definition                  | -                          |
 | run         | it runs again where it ran: from its memory, or by a start               | -                          |
 | drop        | delete or merge the layers that nothing needs any more                   | -                          |
 | finish      | record what was seen and which layers are left                           | - last                     |
@@ -70,7 +70,12 @@ def _switch(context: Transaction[Params]) -> Json:
     return {"works": layer_steps.plan(context)}
 
 
-def _define(context: Effect[Params]) -> Json:
+def _define(context: Effect[Params]) -> Json | Wait:
+    snapshot = context.read(lambda session: snapshots.get(session, context.params.snapshot_id))
+    kept = {str(one["volume_id"]): str(one["layer_id"]) for one in snapshot.volumes}
+    waiting = layer_steps.lay_images(context, kept, goes_back=True)
+    if waiting is not None:
+        return waiting
     place = layer_steps.place_of(context)
     if place.domain is not None:
         context.agents.switch_layers(place.host_id, layer_steps.job_key(context, place), place.domain, wants_freeze=False)

@@ -286,6 +286,11 @@ def test_random_reads_return_what_the_disk_had() -> None:
             offset = disk.random.randrange(len(disk.content))
             length = disk.random.randrange(len(disk.content) - offset + 1)
             assert opened.read(offset, length) == disk.content[offset : offset + length]
+        for chunk in range(disk.chunk_count):
+            assert opened.is_content(chunk, disk.chunk(chunk))
+            assert not opened.is_content(chunk, disk.chunk(chunk - 1)), "neighbours differ: every other one is a hole"
+        assert [opened.first_content(first, 31) for first in (0, 1, 30)] == [0, 2, 30]
+        assert opened.first_content(29, 30) is None
         with pytest.raises(ValueError, match="outside of a disk"):
             opened.read(len(disk.content), 1)
 

@@ -254,9 +254,10 @@ def test_a_ceph_image_is_made_and_removed_with_the_key_in_memory() -> None:
     opened = run.commands[0][-1]
     assert opened.startswith("driver=rbd,pool=vms,image=vol-data1,user=trimtab,")
     assert all(SECRET.decode() not in word for command in run.commands for word in command)
-    gone = Recorded(image_of(GIB), (0, "", ""))
+    gone = Recorded(image_of(GIB), (0, "", ""), (0, "", ""))
     block_pools.delete_volume(volume_of(CEPH), CEPH, SECRET, gone)
-    assert gone.commands[1] == ["rbd", *options, "rm", "--no-progress", "--", "vms/vol-data1"]
+    assert gone.commands[1] == ["rbd", *options, "snap", "purge", "--no-progress", "--", "vms/vol-data1"]
+    assert gone.commands[2] == ["rbd", *options, "rm", "--no-progress", "--", "vms/vol-data1"]
 
 
 def test_a_lun_is_neither_grown_nor_removed_by_its_volume() -> None:
