@@ -359,6 +359,18 @@ def test_the_lease_of_an_armed_host_is_counted_from_its_last_granted_renewal_and
     assert story.fleet.running_on(vm.id) == {story.fleet.vm(vm.id).host_id} != {vm.host_id}
 
 
+def test_a_gateway_that_died_long_ago_holds_no_recovery_up(story: Story) -> None:
+    def die(session: Any) -> None:
+        leases.take(session, leases.GATEWAY_PREFIX + "gw-0", owner="gw-0", seen=None, ttl_ms=15_000, now=story.fleet.clock.now())
+
+    vm = story.kept_vm()
+    story.fleet.db.write(die)
+    granted_s = by_lease(story, vm, ago_ms=12_000, guard=HostGuard(is_armed=True))
+    story.rounds(60, until=lambda: is_fenced(story, vm))
+    wait_s = story.loop.state.settings.lease_wait_s(3.0)
+    assert wait_s <= story.fleet.clock.boottime_s() - granted_s <= wait_s + 3.0
+
+
 def test_a_host_that_kills_slowly_is_waited_for_longer(story: Story) -> None:
     vm = story.kept_vm()
     granted_s = by_lease(story, vm, ago_ms=12_000, guard=HostGuard(is_armed=True, kill_ms=20_000))

@@ -117,6 +117,8 @@ class FailoverLoop:
         seen = self._read()
         if term != self._term:
             self._begin(term, seen)
+        # Not only once a host is lost: a gateway that died long ago would hold that host's recovery up by its whole lease.
+        self._watch.look(seen.gateways, now)
         self._feed((*self._observe(seen), *answers, Tick()), term, seen)
         self._note_frozen(term, seen)
         self._note_waiting(term, seen)

@@ -5,7 +5,7 @@ only after it has itself seen (term, beat) unchanged for the row's ttl, on its o
 before that by its own clock (`loops/leader.py`, `rpc/granting.py`); in between, `assert_leader` refuses inside each transaction.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -43,6 +43,11 @@ class BeatWatch:
     """How long this process itself has seen each lease row unchanged."""
 
     _seen: dict[str, tuple[int, int, float]] = field(default_factory=dict)
+
+    def look(self, rows: Iterable[Lease], boottime_s: float) -> None:
+        """Take notice of the rows: what is asked of them later counts from now."""
+        for lease in rows:
+            self.unchanged_for_s(lease, boottime_s)
 
     def unchanged_for_s(self, lease: Lease, boottime_s: float) -> float:
         """Return for how long (term, beat) has been the same in our own eyes; 0 at the first sight of a value."""
