@@ -55,7 +55,13 @@ class GrpcConsoleLine:
         self._call = ConsoleServiceStub(channel).OpenConsole(timeout=SESSION_TIMEOUT_S)
 
     async def open(self, request: pb.OpenConsoleRequest) -> None:
-        await self.write_message(request)
+        try:
+            await self._call.write(request)
+        except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            # The agent has ended the call already, most likely since it refuses it. A write that meets that end becomes an internal
+            # error of gRPC's, and why it ended is lost: an open without effect may be asked for once more.
+            self._call = ConsoleServiceStub(self._channel).OpenConsole(timeout=SESSION_TIMEOUT_S)
+            await self.write_message(request)
         if not await self._next():
             raise Unavailable("console-closed", "the guest closed its console as it was opened")
 

@@ -28,11 +28,17 @@ class Viewer:
     def __init__(
         self, channel: grpc.aio.Channel, *, vm_id: str = "vm-1", kind: "pb.ConsoleKind" = pb.CONSOLE_KIND_SERIAL
     ) -> None:
+        self.channel = channel
         self.call = ConsoleServiceStub(channel).OpenConsole(timeout=60)
         self.first = pb.OpenConsoleRequest(vm_id=vm_id, kind=kind)
 
     async def open(self) -> "Viewer":
-        await self.send(self.first)
+        try:
+            await self.send(self.first)
+        except grpc.aio.AioRpcError:
+            # The write met the end of the call, and gRPC has forgotten why it ended: one that was refused is asked for once more.
+            self.call = ConsoleServiceStub(self.channel).OpenConsole(timeout=60)
+            await self.send(self.first)
         assert await self.read() == pb.OpenConsoleResponse()
         return self
 
