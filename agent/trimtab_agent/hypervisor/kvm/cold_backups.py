@@ -72,7 +72,7 @@ def why_not_all(file: Path, bitmap: str) -> str:
         os.close(directory)
     flags = [_flags_of(layer, bitmap) for layer in layers]
     if all(one is None for one in flags):
-        return f"the disk does not carry the checkpoint {bitmap}"
+        return f"its checkpoint cannot be read: the disk does not carry {bitmap}, which a QEMU that is killed takes with it"
     if any(one is not None for one in flags[1:]):
         return f"the disk was laid over by a snapshot after {bitmap}, so that no single bitmap says all that changed"
     if "in-use" in (flags[0] or ()):

@@ -74,7 +74,7 @@ def test_a_bitmap_above_what_the_disk_was_cloned_from_is_enough(disk: Path) -> N
 
 
 def test_a_bitmap_that_is_not_there_and_one_whose_qemu_was_killed_are_told_apart(disk: Path) -> None:
-    assert why_not_all(disk, "tt-bk-9") == "the disk does not carry the checkpoint tt-bk-9"
+    assert "the disk does not carry tt-bk-9" in why_not_all(disk, "tt-bk-9")
     # A QEMU that has the disk open for writing has marked its bitmaps, and dies.
     script = f"open -o driver=qcow2 {disk}\nwrite -P 1 0 64k\nabort\n"
     subprocess.run(["qemu-io"], input=script, text=True, check=False, capture_output=True, timeout=60)
