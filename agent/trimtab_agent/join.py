@@ -6,12 +6,14 @@ The first fetch trusts nobody: what it brings counts only where its CA has the f
 everything that follows is local and may be repeated; a join that was cut there goes on without a token.
 """
 
+import errno
 import ipaddress
 import json
 import os
 import socket
 import ssl
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from urllib.parse import urlsplit
 from uuid import NAMESPACE_OID, uuid5
 
 import grpc
+import tenacity
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -38,6 +41,8 @@ from trimtab_protos.controller.v1 import join_service_pb2 as pb
 from trimtab_protos.controller.v1.join_service_pb2_grpc import JoinServiceStub
 from trimtab_protos.errors import Conflict, InvalidRequest, PermissionDenied, TrimtabError, Unavailable
 
+ROUTE_PATIENCE_S = 8.0
+"""Of a host whose link has just come up the kernel says for some seconds that there is no way to the neighbour that it looks for."""
 FETCH_TIMEOUT_S = 10.0
 FETCH_MAX_BYTES = 1 << 20
 CALL_TIMEOUT_S = 20.0
@@ -326,12 +331,9 @@ def fetch_join_document(url: str) -> dict[str, Any]:
     parts = urlsplit(url)
     if parts.scheme != "https" or not parts.hostname:
         raise InvalidRequest("url-malformed", "the controller's URL must be https, as in https://192.0.2.1:8443", field="url")
-    context = ssl._create_unverified_context()  # noqa: S323 see above
-    handlers = urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
     address = f"{url.rstrip('/')}/v1/join"
     try:
-        with urllib.request.build_opener(*handlers).open(address, timeout=FETCH_TIMEOUT_S) as answer:
-            document = json.loads(answer.read(FETCH_MAX_BYTES))
+        document = json.loads(_read(address))
     except (OSError, ValueError) as error:
         raise Unavailable(
             "controller-unreachable", f"{address} does not answer as a controller does: {error}", url=url
@@ -339,6 +341,24 @@ def fetch_join_document(url: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise Unavailable("controller-unreachable", f"{address} does not answer as a controller does", url=url)
     return document
+
+
+def _has_no_route(error: BaseException) -> bool:
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    return isinstance(reason, OSError) and reason.errno in {errno.EHOSTUNREACH, errno.ENETUNREACH}
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception(_has_no_route),
+    stop=tenacity.stop_after_delay(ROUTE_PATIENCE_S),
+    wait=tenacity.wait_fixed(1),
+    reraise=True,
+)
+def _read(address: str) -> bytes:
+    context = ssl._create_unverified_context()  # noqa: S323 see `fetch_join_document`
+    handlers = urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    with urllib.request.build_opener(*handlers).open(address, timeout=FETCH_TIMEOUT_S) as answer:
+        return bytes(answer.read(FETCH_MAX_BYTES))
 
 
 def prove(previous_key_pem: bytes, *, token: str, csr_pem: str) -> bytes:
