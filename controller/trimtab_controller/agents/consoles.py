@@ -4,6 +4,7 @@ A channel of its own, since a viewer may fill it: commands to the host share not
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import grpc
@@ -56,14 +57,21 @@ class GrpcConsoleLine:
 
     async def open(self, request: pb.OpenConsoleRequest) -> None:
         try:
-            await self._call.write(request)
-        except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
-            # The agent has ended the call already, most likely since it refuses it. A write that meets that end becomes an internal
-            # error of gRPC's, and why it ended is lost: an open without effect may be asked for once more.
+            await self._ask(request)
+        except grpc.aio.AioRpcError:
+            # A write that meets the end of a call which the agent refuses becomes an internal error of gRPC's, and why it ended is
+            # lost: an open without effect may be asked for once more.
             self._call = ConsoleServiceStub(self._channel).OpenConsole(timeout=SESSION_TIMEOUT_S)
-            await self.write_message(request)
+            try:
+                await self._ask(request)
+            except grpc.aio.AioRpcError as failed:
+                raise self._refusal(failed) from failed
         if not await self._next():
             raise Unavailable("console-closed", "the guest closed its console as it was opened")
+
+    async def _ask(self, request: pb.OpenConsoleRequest) -> None:
+        with contextlib.suppress(asyncio.InvalidStateError):  # the agent has ended the call already; reading says how
+            await self._call.write(request)
 
     async def read(self) -> bytes:
         answer = await self._next()

@@ -13,8 +13,9 @@ from trimtab_controller.clock import Clock
 from trimtab_controller.core.model import Actor, PlanRow
 from trimtab_controller.core.planning.plan import Plan, PlanKind
 from trimtab_controller.core.planning.rebalance import RebalanceMode
+from trimtab_controller.core.planning.staleness import changes
 from trimtab_controller.nudge import Nudger
-from trimtab_controller.operations.sagas.apply_plan import check_fresh
+from trimtab_controller.operations.estates import read_estate
 from trimtab_controller.services import plans
 from trimtab_controller.services.plans import PlanWish
 from trimtab_controller.store import keyset, leases
@@ -64,20 +65,15 @@ class Rebalance:
 
 
 def _is_pending(session: Session, *, now: datetime) -> bool:
-    return bool(_of(session, "applying")) or any(_stands(session, row, now=now) for row in _of(session, "open"))
+    if _of(session, "applying"):
+        return True
+    young = [row for row in _of(session, "open") if row.created_by != SYSTEM.name or now - row.created_at <= ADVICE_LASTS]
+    if not young:
+        return False
+    estate = read_estate(session, now=now)
+    return any(not changes(Plan.from_json(row.changes), estate) for row in young)
 
 
 def _of(session: Session, state: str) -> tuple[PlanRow, ...]:
     page = keyset.Page(limit=100, order_by="id", filters={"kind": PlanKind.REBALANCE.value, "state": state})
     return plan_rows.page(session, page)[0]
-
-
-def _stands(session: Session, row: PlanRow, *, now: datetime) -> bool:
-    """Tell whether an open plan can still be taken."""
-    if row.created_by == SYSTEM.name and now - row.created_at > ADVICE_LASTS:
-        return False
-    try:
-        check_fresh(session, Plan.from_json(row.changes), now=now)
-    except Conflict:
-        return False
-    return True

@@ -11,7 +11,7 @@ from tests.unit.agent.waiting import until
 from trimtab_agent import consoles
 from trimtab_agent.hypervisor.base import Stamp
 from trimtab_agent.hypervisor.kvm.consoles import join
-from trimtab_controller.agents.consoles import GrpcConsoles
+from trimtab_controller.agents.consoles import GrpcConsoleLine, GrpcConsoles
 from trimtab_protos import status, tls
 from trimtab_protos.agent.v1 import console_service_pb2 as pb
 from trimtab_protos.agent.v1.console_service_pb2_grpc import ConsoleServiceStub
@@ -155,6 +155,16 @@ async def test_only_the_controller_reaches_a_console(running: World) -> None:
     assert type(await refused(Viewer(stranger))) is PermissionDenied
     await stranger.close()
     assert tls.CONTROLLER_NAME != "host-2"
+
+
+async def test_a_refusal_that_comes_before_the_first_word_is_told_as_it_is(running: World) -> None:
+    await running.start("host-2")
+    stranger = running.channel(running.hosts[0].agent.address, as_name="host-2", to="host-1")
+    line = GrpcConsoleLine(stranger, "host-1")
+    await asyncio.wait_for(line._call.code(), 10)
+    with pytest.raises(PermissionDenied):
+        await asyncio.wait_for(line.open(pb.OpenConsoleRequest(vm_id="vm-1", kind=pb.CONSOLE_KIND_SERIAL)), 10)
+    await line.close()
 
 
 async def test_the_controllers_own_client_carries_a_session_and_tells_what_was_skipped(running: World) -> None:
