@@ -63,6 +63,9 @@ REPORT_EVERY_S = 1.0
 RESUME_FOR_S = 30.0
 """Memory that did not move for so long after a post-copy broke is given up; until then the guest may stand still."""
 RESUME_EVERY_S = 2.0
+TRIES_AT_LEAST = 4
+"""However late it is: libvirt on a target that has not seen its connection die refuses for half a minute (seen with 9.0), so that one
+refused try would be all that fits into the time."""
 _POLL_S = 0.2
 _POSTCOPY_AFTER_ITERATIONS = 2
 """Memory that a second pass did not catch up with will not converge by itself; then post-copy, where it is allowed."""
@@ -340,10 +343,12 @@ def _is_leaving(domain: Any) -> bool:
 
 def _resume(domain: Any, broken: _Move, again: Callable[[], _Move], *, vm_id: str, libvirt_uri: str) -> _Move:
     """Go on with a post-copy whose connection broke; what is returned never went on where it has an error, or has not ended."""
-    move, torn = broken, TornMigration(moved_s=time.monotonic())
-    while time.monotonic() < torn.moved_s + RESUME_FOR_S:
+    move, torn, tries = broken, TornMigration(moved_s=time.monotonic()), 0
+    step = Step.RESUME
+    while time.monotonic() < torn.moved_s + RESUME_FOR_S or (step is not Step.LET_GO_ON and tries < TRIES_AT_LEAST):
         step = torn.look(*progress(domain), time.monotonic())
         log.warning("a post-copy broke", vm_id=vm_id, step=step.value)
+        tries += step is not Step.LET_GO_ON
         if step is Step.IS_OVER:
             return _Move(ended=move.ended)
         if step is Step.END_HERE:

@@ -92,3 +92,35 @@ def test_one_that_was_begun_anew_and_hangs_again_is_given_up_too() -> None:
 
     found = migration._resume(TornDomain(), broken, again, vm_id="vm-1", libvirt_uri="qemu+tcp://127.0.0.1:1/system")
     assert (found is resumed, found.ended.is_set()) == (True, False)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_target_that_refuses_for_longer_than_all_the_time_there_is_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its libvirt holds the first migration for half a minute, and refuses the next once more (seen with 9.0 on a loaded host)."""
+    monkeypatch.setattr(migration, "RESUME_EVERY_S", 0.0)
+    monkeypatch.setattr(migration, "end_connection_there", lambda *_asked: threading.Event().wait(0.1))
+    broken, refused, goes_on = (migration._Move(error=libvirt.libvirtError(why)) for why in ("broke", "refused", "goes on"))
+    goes_on.error = None
+    for move in (broken, refused, goes_on):
+        move.ended.set()
+    answers = iter([refused, refused, goes_on])
+    found = migration._resume(
+        TornDomain(), broken, lambda: next(answers), vm_id="vm-1", libvirt_uri="qemu+tcp://127.0.0.1:1/system"
+    )
+    assert found is goes_on
+
+
+@pytest.mark.usefixtures("hurried")
+def test_memory_is_given_up_after_some_tries_once_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migration, "RESUME_EVERY_S", 0.0)
+    monkeypatch.setattr(migration, "RESUME_FOR_S", 0.0)
+    broken, tries = migration._Move(error=libvirt.libvirtError("broke")), 0
+    broken.ended.set()
+
+    def again() -> migration._Move:
+        nonlocal tries
+        tries += 1
+        return broken
+
+    assert migration._resume(TornDomain(), broken, again, vm_id="vm-1", libvirt_uri="qemu+tcp://127.0.0.1:1/system") is broken
+    assert tries == migration.TRIES_AT_LEAST
