@@ -21,10 +21,10 @@ def dump(resource: object) -> bytes:
 
 
 def dump_list(kind: type[T], items: "list[T]", next_page_token: str) -> bytes:
-    """Return the JSON of one page of a list."""
+    """Return the JSON of one page of a list. The token stands first: who reads on may ask for the next page before reading this one."""
     body = _adapter(list[kind]).dump_json(items)  # type: ignore[valid-type]
     token = _adapter(str).dump_json(next_page_token)
-    return b'{"items":' + body + b',"next_page_token":' + token + b"}"
+    return b'{"next_page_token":' + token + b',"items":' + body + b"}"
 
 
 def json_response(body: bytes, *, status: int = 200, etag: str = "") -> Response:

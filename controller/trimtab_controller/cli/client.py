@@ -6,11 +6,13 @@ that asks to come back later) never does it twice. This is the only place that r
 
 import http.client
 import json
+import re
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 from urllib.parse import urlencode, urlsplit
 
 from trimtab_controller.cli.errors import CommandFailed, from_problem, usage
@@ -27,6 +29,11 @@ _BUSY_TRIES = 3
 # One that was a long time coming tells of something behind the server, as a host that is cut off; asking again only adds to the wait.
 _BUSY_SAID_WITHIN_S = 1.0
 _PAGE_SIZE = 1000
+
+_TOKEN_FIRST = re.compile(rb'\{"next_page_token": ?"([^"\\]+)",')
+
+Answer: TypeAlias = tuple[int, http.client.HTTPMessage, bytes]
+"""Status, headers and content."""
 
 
 class Client:
@@ -79,38 +86,51 @@ class Client:
     def pages(self, path: str, query: Query | None = None, *, limit: int | None = None) -> Iterator[Any]:
         """Yield the items of a list, page by page, `limit` at most.
 
-        A thread goes on reading while the caller is busy with what came: until the end the client is for nothing else.
+        The next page is asked for before this one is taken apart: until the end the client is for nothing else.
         """
-        if limit is not None and limit <= 0:
-            return
-        items, token = self._page(path, query, limit, "")
-        left = None if limit is None else limit - len(items)
-        if not token or left == 0:
-            yield from items
-            return
-        from concurrent.futures import Future, ThreadPoolExecutor
+        left, headers = sys.maxsize if limit is None else limit, self._headers({})
 
-        reader = ThreadPoolExecutor(1)
+        def target_of(token: str, left: int) -> str:
+            return self._target(path, {**(query or {}), "page_size": min(_PAGE_SIZE, left), "page_token": token or None})
 
-        def read(token: str, left: int | None) -> tuple[list[Any], "Future[Any] | None"]:
-            found, token = self._page(path, query, left, token)
-            left = None if left is None else left - len(found)
-            return found, reader.submit(read, token, left) if token and left != 0 else None
-
-        following: Future[Any] | None = reader.submit(read, token, left)
-        try:
-            while following is not None:
+        answer = self._ask("GET", target_of("", left), None, headers, None) if left > 0 else None
+        while answer is not None:
+            token, rest = _token_within(answer), left - _PAGE_SIZE
+            following = target_of(token, rest) if token and rest > 0 else ""
+            is_asked = bool(following) and self._ask_ahead(following, headers)
+            try:
+                document = self._judge(*answer)
+                items = document.get("items", [])[:left]
                 yield from items
-                items, following = following.result()
-            yield from items
-        finally:
-            reader.shutdown(cancel_futures=True)
+                left, token = left - len(items), document.get("next_page_token") or ""
+                if is_asked:
+                    answer, is_asked = self._answer_ahead(), False
+                else:
+                    answer = None
+            finally:
+                if is_asked:
+                    self.close()  # nobody waits for what was asked
+            if answer is None and token and left > 0:
+                answer = self._ask("GET", target_of(token, left), None, headers, None)
 
-    def _page(self, path: str, query: Query | None, left: int | None, token: str) -> tuple[list[Any], str]:
-        """Return the items of one page, `left` at most, and the token of the next, '' on the last."""
-        size = _PAGE_SIZE if left is None else min(_PAGE_SIZE, left)
-        answer = self.get(path, {**(query or {}), "page_size": size, "page_token": token or None})
-        return answer.get("items", [])[:left], answer.get("next_page_token") or ""
+    def _ask_ahead(self, target: str, headers: dict[str, str]) -> bool:
+        """Send a request whose answer is read later; tell whether it went out."""
+        try:
+            self._connect(self._timeout_s).request("GET", target, headers=headers)
+        except (OSError, http.client.HTTPException):
+            self.close()
+            return False
+        return True
+
+    def _answer_ahead(self) -> Answer | None:
+        """Return what came for it; None where it must be asked again."""
+        assert self._connection is not None
+        try:
+            answer = _read(self._connection)
+        except (OSError, http.client.HTTPException):
+            self.close()
+            return None
+        return answer if _retry_after_s(answer[0], answer[1]) is None else None
 
     def upload(
         self,
@@ -184,19 +204,20 @@ class Client:
         if body is not None:
             payload = json.dumps(body, ensure_ascii=False).encode("utf-8")
             headers["Content-Type"] = "application/json"
-        target = self._target(path, query)
+        return self._judge(*self._ask(method, self._target(path, query), payload, headers, timeout_s))
+
+    def _ask(self, method: str, target: str, payload: bytes | None, headers: dict[str, str], timeout_s: float | None) -> Answer:
+        """Return what is answered, after some tries where the server says that it is busy."""
         for left in reversed(range(_BUSY_TRIES)):
             asked_s = time.monotonic()
             status, answer_headers, content = self._once(method, target, payload, headers, timeout_s)
             pause_s = _retry_after_s(status, answer_headers)
             if pause_s is None or not left or time.monotonic() - asked_s > self._busy_said_within_s:
-                return self._judge(status, answer_headers, content)
+                return status, answer_headers, content
             time.sleep(pause_s)
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def _once(
-        self, method: str, target: str, payload: bytes | None, headers: dict[str, str], timeout_s: float | None
-    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+    def _once(self, method: str, target: str, payload: bytes | None, headers: dict[str, str], timeout_s: float | None) -> Answer:
         was_open = self._connection is not None
         try:
             connection = self._connect(timeout_s or self._timeout_s)
@@ -295,6 +316,13 @@ def _new_key() -> str:
 def _read(connection: http.client.HTTPSConnection) -> tuple[int, http.client.HTTPMessage, bytes]:
     response = connection.getresponse()
     return response.status, response.headers, response.read()
+
+
+def _token_within(answer: Answer) -> str:
+    """Return the token of the next page where it stands first, as our servers write it; '' where the page must be read for it."""
+    status, _headers, content = answer
+    found = _TOKEN_FIRST.match(content) if status == http.client.OK else None
+    return found[1].decode() if found else ""
 
 
 def _decoded(content: bytes) -> Any:

@@ -169,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def page(*items: Mapping[str, Any], token: str = "") -> Answer:
-    return Answer({"items": list(items), "next_page_token": token})
+    return Answer({"next_page_token": token, "items": list(items)})
 
 
 def operation(state: str = "done", **fields: Any) -> dict[str, Any]:

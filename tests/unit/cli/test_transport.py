@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -291,6 +292,57 @@ def test_many_pages_cost_one_handshake(client: Client, controller: FakeControlle
     controller.on("GET", VMS, *[page(vm(str(i)), token=str(i)) for i in range(5)], page())
     assert len(list(client.pages(VMS))) == 5
     assert len({one.connection for one in controller.seen}) == 1
+
+
+def test_the_next_page_is_on_its_way_before_this_one_is_used(client: Client, controller: FakeController) -> None:
+    is_asked = threading.Event()
+
+    def second(_seen: Seen) -> Answer:
+        is_asked.set()
+        return page(vm("b"))
+
+    controller.on("GET", VMS, page(vm("a"), token="b"), second)
+    items = client.pages(VMS)
+    assert next(items)["name"] == "a"
+    assert is_asked.wait(10)
+    assert [one["name"] for one in items] == ["b"]
+
+
+@pytest.mark.parametrize("pages", [[2, 2, 2], [1, 3, 2], [6]])
+@pytest.mark.parametrize("is_token_first", [True, False])
+@pytest.mark.parametrize("limit", [1, 2, 5, 6, 9, None])
+def test_a_limit_gives_that_many_however_the_server_cuts_its_pages(
+    client: Client, controller: FakeController, pages: list[int], is_token_first: bool, limit: int | None
+) -> None:
+    """Also behind something that writes the answer's fields in another order."""
+    names = iter("abcdef")
+    cut = [[vm(next(names)) for _ in range(size)] for size in pages]
+    answers = []
+    for number, items in enumerate(cut, 1):
+        token = str(number) if number < len(cut) else ""
+        answers.append(
+            Answer({"next_page_token": token, "items": items} if is_token_first else {"items": items, "next_page_token": token})
+        )
+    controller.on("GET", VMS, *answers)
+    assert "".join(one["name"] for one in client.pages(VMS, limit=limit)) == "abcdef"[:limit]
+
+
+@pytest.mark.parametrize("lost", [Answer({}, is_dropped=True), Answer(status=429, headers={"Retry-After": "0"})])
+def test_a_page_that_was_asked_for_ahead_and_is_not_answered_is_asked_for_again(
+    client: Client, controller: FakeController, lost: Answer
+) -> None:
+    controller.on("GET", VMS, page(vm("a"), token="b"), lost, page(vm("b")))
+    assert [one["name"] for one in client.pages(VMS)] == ["a", "b"]
+
+
+def test_a_list_that_is_left_early_leaves_a_client_that_works(client: Client, controller: FakeController) -> None:
+    controller.on("GET", VMS, page(vm("a"), token="b"), page(vm("b")))
+    controller.on("GET", f"{VMS}/c", Answer(vm("c")))
+    items = client.pages(VMS)
+    assert isinstance(items, Generator)
+    assert next(items)["name"] == "a"
+    items.close()
+    assert client.get(f"{VMS}/c")["name"] == "c"
 
 
 def test_a_stream_to_a_dead_port_is_unavailable(certificate: Path) -> None:
