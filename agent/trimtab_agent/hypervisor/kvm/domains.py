@@ -142,15 +142,15 @@ class Domains:
         """Raise Conflict where this host cannot run such a domain at all."""
         self._refuse_unfit(domain)
 
-    def define_locked(self, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
-        """`define` for a caller that holds the vm's lock."""
+    def define_locked(self, domain: DomainSpec, stamp: Stamp, *, grace_s: int = 0) -> DomainObservation:
+        """`define` for a caller that holds the vm's lock; `grace_s`: see `Firewall.ensure`."""
         domain = layer_files.resolve(domain)
         names: tuple[str, ...] = ()
         # Built first: a spec that cannot be expressed must leave no files.
         self._build(domain, stamp, boot_id="")
         state_files.ensure(domain)
         # Before the definition, and so before every start and every card that is plugged.
-        self._firewall.ensure(domain)
+        self._firewall.ensure(domain, grace_s=grace_s)
         with self._connection.use(f"define {domain.vm_id}", changes=True) as connection:
             existing = find(connection, domain.vm_id)
             if existing is not None and is_adopted(existing):

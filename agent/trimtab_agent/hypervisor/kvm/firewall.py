@@ -26,7 +26,9 @@ log = structlog.get_logger(__name__)
 
 NFT_TIMEOUT_S = 8.0
 INCOMING_GRACE_S = 6 * 3600
-"""From the moment that a host is readied for a guest; the migration's end cuts it to `GRACE_S`."""
+"""From the moment that a host is readied for a guest; the migration's end cuts it to `RECEIVED_GRACE_S`."""
+RECEIVED_GRACE_S = 120
+"""For a guest that was just received: the time to take up its connections again, and then no more."""
 
 
 class Firewall:
@@ -71,14 +73,6 @@ class Firewall:
                 self._write(known)
                 _nft([*packet_rules.table(), *packet_rules.install(known, there=_names())])
             return known.firewall.generation
-
-    def end_grace(self, vm_id: str) -> None:
-        """Let a guest that was just received take up its connections for a little while longer, and then no more."""
-        with self._lock:
-            known = self._read(vm_id)
-            if known is not None and known.nics:
-                commands = packet_rules.install(known, there=_names(), grace_s=packet_rules.GRACE_S)
-                _nft([*packet_rules.table(), *commands])
 
     def drop(self, vm_id: str) -> None:
         """Forget a vm that is not on this host any more."""

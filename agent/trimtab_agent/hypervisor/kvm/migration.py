@@ -29,7 +29,7 @@ from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
 from trimtab_agent.hypervisor.kvm.domain_xml import HostTraits
 from trimtab_agent.hypervisor.kvm.domains import Domains, find, is_adopted, require, require_volumes, write_stamp
-from trimtab_agent.hypervisor.kvm.firewall import INCOMING_GRACE_S, Firewall
+from trimtab_agent.hypervisor.kvm.firewall import INCOMING_GRACE_S, RECEIVED_GRACE_S, Firewall
 from trimtab_agent.hypervisor.kvm.inventory import InventoryReader
 from trimtab_agent.hypervisor.kvm.migration_xml import disk_targets, retarget
 from trimtab_agent.hypervisor.kvm.networks import Networks
@@ -305,8 +305,7 @@ class Migrations:
     def _keep(self, vm_id: str, seen: DomainObservation, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
         if seen.state is DomainState.ABSENT:
             raise Conflict("domain-absent", f"{vm_id} is not on this host and cannot be kept here")
-        self._domains.define_locked(domain, stamp)
-        self._firewall.end_grace(vm_id)
+        self._domains.define_locked(domain, stamp, grace_s=RECEIVED_GRACE_S)
         with self._connection.use(f"settle {vm_id}", changes=True) as connection:
             kept = require(connection, vm_id)
             boot_id = self._boot_id if kept.isActive() else ""

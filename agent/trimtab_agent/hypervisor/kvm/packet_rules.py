@@ -31,7 +31,6 @@ TCP_KEPT_S = 7200
 """As long as Linux lets a TCP connection be silent before it probes it."""
 UDP_KEPT_S = 180
 FLOWS_MAX = 65536
-GRACE_S = 120
 
 _OPEN = FirewallSpec(generation=0)
 _NO_ADDRESS = str(ipaddress.IPv4Address(0))
