@@ -94,11 +94,15 @@ class Balance:
         self._sum()
 
     def forbid(self, vm: int, host: int) -> None:
-        """Never offer this move again: a rule that the columns do not know stands against it."""
+        """Do not offer this move again until `reconsider`: a rule that the columns do not know stands against it."""
         own = self._allowed[self._class_of[vm]].copy()
         own[host] = False
         self._class_of[vm] = len(self._allowed)
         self._allowed = np.vstack([self._allowed, own[None, :]])
+
+    def reconsider(self) -> None:
+        """Offer again what was forbidden."""
+        self._class_of, self._allowed = self.given.class_of.copy(), self.given.allowed
 
     def best(self, *, least_worth: float) -> Shift | None:
         """Return a move that is worth more than `least_worth`: the best of a short look, else the best of all; None: there is none."""

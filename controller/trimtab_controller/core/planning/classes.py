@@ -17,7 +17,21 @@ from trimtab_controller.core.placement.fleet import Mask
 from trimtab_controller.core.placement.sieve import Sieve
 
 # Say nothing about where a vm may go besides its size.
-_FREE = frozenset({"request_id", "vm_id", "vm_name", "vcpus", "memory_mib", "disks", "priority", "order", "family", "image_ids"})
+_FREE = frozenset(
+    {
+        "request_id",
+        "vm_id",
+        "vm_name",
+        "vcpus",
+        "memory_mib",
+        "disks",
+        "priority",
+        "order",
+        "family",
+        "image_ids",
+        "restarts_elsewhere",
+    }
+)
 # Asked of the filters once per class; the pools of disks are added by `_key`.
 _ASKED = frozenset(
     {
@@ -54,6 +68,8 @@ def asks_more_than_numbers(request: PlacementRequest) -> bool:
 class Classes:
     """The classes met so far and their masks. Claims do not matter to it; `rebase` follows the properties of hosts.
 
+    Nor do the rules of a vm's group: what they allow changes with each member that moves.
+
     Needs that differ and get the same answer, such as those of two projects, are one class: fewer classes, larger groups.
     """
 
@@ -72,7 +88,7 @@ class Classes:
         number = self._number_of.get(key)
         if number is None:
             disks = tuple(replace(disk, size_bytes=0, host_id="") for disk in request.disks)
-            sizeless = replace(request, vcpus=0, memory_mib=0, disks=disks)
+            sizeless = replace(request, vcpus=0, memory_mib=0, disks=disks, group=None)
             mask = self._ask(sizeless)
             number = self._number_of[key] = self._number_of_mask.setdefault(mask.tobytes(), len(self.masks))
             if number == len(self.masks):
@@ -117,7 +133,11 @@ def _roomy(fleet: FleetSnapshot) -> Books:
 
 def _key(request: PlacementRequest) -> Hashable:
     pools = tuple(sorted({disk.pool_id for disk in request.disks}))
-    return (pools, *(_frozen(getattr(request, name)) for name in _ASKED_HERE))
+    asked = tuple(_frozen(getattr(request, name)) for name in _ASKED_HERE)
+    more = tuple(
+        (name, _frozen(own)) for name, default in _OTHERS if (own := getattr(request, name)) != default and name != "group"
+    )
+    return (pools, asked, more)
 
 
 def _frozen(value: Any) -> Hashable:

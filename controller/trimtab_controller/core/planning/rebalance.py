@@ -88,11 +88,20 @@ def plan_rebalance(estate: Estate, policy: RebalancePolicy, terms: Terms, *, his
 
 
 def _search(balance: Balance, field_: "_Field", what_if: WhatIf, policy: RebalancePolicy, budget: int) -> list[Shift]:
-    """Make the best move until none pays; each is held against all rules of placement before it counts."""
+    """Make the best move until none pays; each is held against all rules of placement before it counts.
+
+    A rule that stood against a move may not do so any more once others were made: then those that were refused are tried again.
+    """
     shifts: list[Shift] = []
     moved: set[int] = set()
+    # How many moves had been made at the first refusal that still counts.
+    refused_at: int | None = None
     while True:
         shift = balance.best(least_worth=policy.least_worth)
+        if shift is None and refused_at is not None and refused_at < len(shifts):
+            balance.reconsider()
+            refused_at = None
+            continue
         if shift is None:
             return shifts
         if shift.vm not in moved and len(moved) >= budget:
@@ -100,6 +109,7 @@ def _search(balance: Balance, field_: "_Field", what_if: WhatIf, policy: Rebalan
         vm, target = field_.vms[shift.vm], field_.host_ids[shift.target]
         if not what_if.fits(vm, StepKind.MIGRATE, target):
             balance.forbid(shift.vm, shift.target)
+            refused_at = len(shifts) if refused_at is None else refused_at
             continue
         what_if.move(vm, StepKind.MIGRATE, target, is_fixed=True, why=f"worth {shift.worth:.3f} after its cost")
         balance.apply(shift)
