@@ -55,6 +55,7 @@ def snapshot_of(rows: FleetRows, baselines: Mapping[str, Baseline]) -> FleetSnap
             networks_on[host.id],
             images_on[host.id],
             scarce_of({name: Stock(*amounts) for name, amounts in rows.stocks.get(host.id, {}).items()}),
+            can_be_proven_off=host.id not in rows.unprotected,
         )
         for host in rows.hosts
     ]
@@ -113,6 +114,7 @@ def request_of(
         resources=wishes.get("resources", {}),
         tolerations=tuple(Toleration(one["key"], one.get("value", "")) for one in wishes.get("tolerations", ())),
         group=_group_need(group) if group is not None else None,
+        restarts_elsewhere=vm.ha == "restart",
         family=family_of(vm.project_id, vm.name),
         priority=vm.priority,
         order=int(ask.created_at.timestamp() * 1_000_000),
@@ -156,6 +158,8 @@ def _host(
     networks: Mapping[str, NetworkReach],
     images: frozenset[str],
     scarce: Scarce,
+    *,
+    can_be_proven_off: bool,
 ) -> HostSnapshot:
     inventory = host.inventory
     cells, devices, resources = scarce
@@ -192,6 +196,7 @@ def _host(
         cells=cells,
         devices=devices,
         resources=resources,
+        can_be_proven_off=can_be_proven_off,
     )
 
 

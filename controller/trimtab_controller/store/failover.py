@@ -15,8 +15,12 @@ from trimtab_controller.store.rows import build
 
 CONTROL = "failover"
 _SILENT = (HostConnectivity.SUSPECT.value, HostConnectivity.LOST.value, HostConnectivity.FENCED.value)
-
-
+# As `FencePathRow.is_ready` says it.
+IS_READY = sa.and_(
+    schema.fence_path.c.tested_at.is_not(None),
+    schema.fence_path.c.test_power.in_(("on", "off")),
+    schema.fence_path.c.test_message == "",
+)
 _ENDED = ("stopped", "absent", "crashed")
 # Its owner shut it down from the inside, or an operator destroyed it by hand: not failover's to undo.
 ON_PURPOSE = ("guest_shutdown", "destroyed", "migrated")

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Host, HostClass, Pool, PoolSpace, Vm, Volume
-from trimtab_controller.store import hosts, schema, vms
+from trimtab_controller.store import failover, hosts, schema, vms
 from trimtab_controller.store.among import among
 from trimtab_controller.store.rows import build, columns_of
 
@@ -52,6 +52,8 @@ class FleetRows:
     # What is counted besides, by host and name: (capacity, claimed).
     stocks: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
     groups: Mapping[str, GroupRow] = field(default_factory=dict)
+    # Hosts that nothing could prove off: no armed warden, no power device that answers.
+    unprotected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,15 @@ def read_rows(session: Session) -> FleetRows:
         local_replicas=frozenset((row.image_id, row.host_id) for row in session.execute(replicas)),
         stocks=_stocks(session),
         groups=_groups(session),
+        unprotected=_unprotected(session),
     )
+
+
+def _unprotected(session: Session) -> frozenset[str]:
+    host, guard, path = schema.host, schema.host_guard, schema.fence_path
+    is_armed = sa.exists().where(guard.c.host_id == host.c.id, guard.c.is_armed)
+    has_power = sa.exists().where(path.c.host_id == host.c.id, failover.IS_READY)
+    return frozenset(session.scalars(sa.select(host.c.id).where(host.c.deleted_at.is_(None), ~is_armed, ~has_power)))
 
 
 def _stocks(session: Session) -> dict[str, dict[str, tuple[int, int]]]:

@@ -41,8 +41,8 @@ LIFETIME_AWARE = "lifetime-aware"
 def _policy(name: str, **shape: float) -> Policy:
     """Return a policy of these weights for the shape of the fleet, with what all policies share."""
     weights = {scorer.replace("_", "-"): weight for scorer, weight in shape.items()}
-    wishes = {"image-locality": _IMAGE_LOCALITY, "home": _HOME, "group": _WISHES, "taints": _WISHES, "spare": _SPARE}
-    return Policy(name, weights | wishes)
+    wishes = {"group": _WISHES, "taints": _WISHES, "protected": _WISHES, "spare": _SPARE}
+    return Policy(name, weights | {"image-locality": _IMAGE_LOCALITY, "home": _HOME} | wishes)
 
 
 BEST_FIT = _policy("best-fit", best_fit=1.0)

@@ -68,6 +68,8 @@ class PlacementRequest:
     """What operators count, by name."""
     tolerations: tuple[Toleration, ...] = ()
     group: GroupNeed | None = None
+    restarts_elsewhere: bool = False
+    """It shall run on another host when its own is lost."""
     family: str = ""
     """Vms of one family are expected to live alike: what one owner names or asks for together."""
     priority: int = 0
@@ -135,6 +137,7 @@ class PlacementRequest:
             "resources": dict(self.resources),
             "tolerations": [one.as_json() for one in self.tolerations],
             "group": self.group.as_json() if self.group else None,
+            "restarts_elsewhere": self.restarts_elsewhere,
         }
         return {name: wish for name, wish in wishes.items() if wish}
 

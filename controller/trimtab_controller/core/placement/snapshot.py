@@ -101,6 +101,8 @@ class HostSnapshot:
     """PCI devices that a vm can be given, by kind, for example `gpu-a100`."""
     resources: Mapping[str, Stock] = field(default_factory=dict)
     """What operators count, by a name of theirs."""
+    can_be_proven_off: bool = True
+    """Its warden is armed or a power device of it answers: if it is lost, its vms restart elsewhere without an operator."""
     generation: int = 0
     """Of the claims, when they were read."""
 

@@ -107,6 +107,7 @@ def _shape(trial: Trial, policy: Policy) -> Hashable:
         request.cell_count,
         request.image_ids,
         request.tolerations,
+        request.restarts_elsewhere,
         frozenset(request.host_selector.items()),
         frozenset(request.devices.items()),
         frozenset(request.resources.items()),

@@ -61,3 +61,22 @@ def test_a_taint_that_says_avoid_is_avoided_and_used_when_nothing_else_is_left(
     books = Books(FleetSnapshot.of([old, make_host("node2", vcpus_limit=2)], []))
     assert placed(books, make_request(request_id="a", vm_id="a")) == "host-node2"
     assert placed(books, make_request(request_id="b", vm_id="b")) == "host-node1"
+
+
+def test_a_vm_that_shall_restart_elsewhere_goes_where_its_host_can_be_proven_off_while_there_is_room(
+    make_host: MakeHost, make_request: MakeRequest
+) -> None:
+    bare = make_host("node1", vcpus_claimed=8, memory_claimed_mib=8192, can_be_proven_off=False)
+    books = Books(FleetSnapshot.of([bare, make_host("node2", vcpus_limit=2)], []))
+    assert placed(books, make_request(request_id="a", vm_id="a")) == "host-node1", "packing alone decides for who stays down"
+    kept = [make_request(request_id=name, vm_id=name, restarts_elsewhere=True) for name in ("b", "c")]
+    assert [placed(books, one) for one in kept] == ["host-node2", "host-node1"]
+
+
+def test_where_no_host_can_be_proven_off_packing_decides(make_host: MakeHost, make_request: MakeRequest) -> None:
+    hosts = [make_host("node1", can_be_proven_off=False), make_host("node2", vcpus_claimed=8, can_be_proven_off=False)]
+    books = Books(FleetSnapshot.of(hosts, []))
+    decision = decide(books, make_request(restarts_elsewhere=True), policy=BEST_FIT)
+    assert decision.chosen_host_id == "host-node2"
+    assert decision.chosen is not None
+    assert "protected" not in decision.chosen.scores

@@ -5,11 +5,11 @@ from trimtab_controller.core.placement.scorers.fragments import FRAGMENTATION
 from trimtab_controller.core.placement.scorers.lifetimes import LIFETIME
 from trimtab_controller.core.placement.scorers.locality import HOME, IMAGE_LOCALITY
 from trimtab_controller.core.placement.scorers.packing import BALANCED, BEST_FIT, SPREAD
-from trimtab_controller.core.placement.scorers.wishes import GROUP, SPARE, TAINTS
+from trimtab_controller.core.placement.scorers.wishes import GROUP, PROTECTED, SPARE, TAINTS
 
 SCORERS: dict[str, Scorer] = {
     scorer.name: scorer
-    for scorer in (BEST_FIT, SPREAD, BALANCED, FRAGMENTATION, LIFETIME, IMAGE_LOCALITY, HOME, GROUP, TAINTS, SPARE)
+    for scorer in (BEST_FIT, SPREAD, BALANCED, FRAGMENTATION, LIFETIME, IMAGE_LOCALITY, HOME, GROUP, TAINTS, PROTECTED, SPARE)
 }
 
 __all__ = ["LIFETIME", "SCORERS", "Scorer"]

@@ -1,4 +1,5 @@
-"""What is wished and not required: the soft rules of the vm's group, taints to avoid, scarce hosts left to those who need them."""
+"""What is wished and not required: the soft rules of the vm's group, taints to avoid, hosts that can be proven off for vms that shall
+restart elsewhere, scarce hosts left to those who need them."""
 
 import numpy as np
 
@@ -57,6 +58,17 @@ def _spare(trial: Trial, rows: Rows) -> Floats | None:
     return (~scarce)[rows].astype(np.float64)
 
 
+def _protected(trial: Trial, rows: Rows) -> Floats | None:
+    """1 for hosts that can be proven off, where the vm shall restart elsewhere and not all hosts are alike."""
+    if not trial.request.restarts_elsewhere:
+        return None
+    protected = trial.fleet.where_equal("can_be_proven_off", True)
+    if trial.fleet.remembered(("alike-proven-off",), lambda: [bool(protected.all() or not protected.any())])[0]:
+        return None
+    return protected[rows].astype(np.float64)
+
+
 GROUP = Scorer("group", _group)
 TAINTS = Scorer("taints", _taints)
+PROTECTED = Scorer("protected", _protected)
 SPARE = Scorer("spare", _spare)
