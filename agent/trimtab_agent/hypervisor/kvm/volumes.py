@@ -31,7 +31,7 @@ from trimtab_protos.messages import DiskFormat, VolumeObservation, VolumeSpec
 _MAX_VOLUME_BYTES = 64 << 40
 _SECTOR = 512
 _CRYPT_METHOD_OFFSET, _LUKS = 32, 2
-_UNTIMED_TRIES = 8
+_UNTIMED_TRIES = 16
 # The key is as long as AES-256's and drawn by lot: to stretch it would cost seconds at each start and gain nothing.
 ENCRYPTION = f"encrypt.format=luks,encrypt.key-secret={qemu_img.KEY_ID},encrypt.iter-time=10"
 _ABANDONED_AFTER_S = 3600.0
