@@ -2,6 +2,7 @@
 starts in a tenth of a second (tests/unit/cli/test_start.py holds the line).
 """
 
+import gc
 import importlib
 import json
 import os
@@ -51,6 +52,8 @@ _NOUNS: Mapping[str, str] = {
     "whoami": "access:whoami",
 }
 _INTERRUPTED = 130
+# What a list of thousands is read into lives until it is shown: to walk through it again and again is for nothing.
+GC_THRESHOLDS = (50_000, 20, 50)
 
 
 class LazyGroup(click.Group):
@@ -86,6 +89,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its code."""
+    gc.set_threshold(*GC_THRESHOLDS)
     given = list(sys.argv[1:] if arguments is None else arguments)
     session = Session()
     try:

@@ -4,7 +4,6 @@ Each disk is uploaded as an image, and the vm's volumes lie over these. What was
 fails or the import is interrupted.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ import click
 
 from trimtab_controller.cli import completion, humanise, options, render, resources
 from trimtab_controller.cli.errors import CommandFailed, usage
-from trimtab_controller.cli.imports import files, ova, proxmox
+from trimtab_controller.cli.imports import files
 from trimtab_controller.cli.imports.plan import ImportedCard, ImportedDisk, ImportPlan
 from trimtab_controller.cli.nouns.images import IMAGE, send_file
 from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, outcome
@@ -113,10 +112,14 @@ def _read(source: Path | None, place: str | None, disks: Mapping[str, str], *, d
             code="format-unknown",
         )
     if suffix == ".conf":
+        from trimtab_controller.cli.imports import proxmox
+
         return proxmox.read(source, {key: Path(path) for key, path in disks.items()}, disk_format=disk_format)
     if disks:
         raise usage("--disk goes with a Proxmox configuration, for example 100.conf")
     if suffix == ".ova":
+        from trimtab_controller.cli.imports import ova
+
         return ova.read(source)
     return ImportPlan(name=source.stem, disks=(files.disk_of(source, label=source.name, disk_format=disk_format),))
 
@@ -204,6 +207,8 @@ def _pool(body: Mapping[str, Any]) -> dict[str, Any]:
 def _bring(session: Session, name: str, index: int, disk: ImportedDisk, pool: str | None, made: _Made) -> str:
     """Unpack a disk, send it, and return the name of the image that it is then."""
     image = f"{name}-disk{index}"
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="trimtab-import-") as scratch:
         directory = Path(scratch)
         if disk.size_bytes and not files.room_for(directory, _ROOM_SPARE):
