@@ -27,6 +27,8 @@ class Device:
     says: Power = Power.ON
     cut: Callable[[str], None] = lambda _name: None
     asked: list[str] = field(default_factory=list)
+    dead: set[str] = field(default_factory=set)
+    """Names of devices that do not answer."""
 
     def status(self, path: FencePath) -> PowerAnswer:
         return PowerAnswer(power=self.says)
@@ -35,6 +37,8 @@ class Device:
         if not may_still():
             return PowerAnswer(power=Power.UNKNOWN, message="not switched off")
         self.asked.append(path.name)
+        if path.name in self.dead:
+            return PowerAnswer(power=Power.UNKNOWN, message="no answer")
         if self.answer is Power.OFF:
             self.cut(path.options["plug"])
         return PowerAnswer(power=self.answer, message="" if self.answer is Power.OFF else "no answer")
