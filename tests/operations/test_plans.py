@@ -7,7 +7,7 @@ import pytest
 from tests.operations.faults import DriverDied, MortalDatabase
 from tests.operations.invariants import audit_invariants
 from tests.operations.kit import FleetStory
-from trimtab_controller.core.lifecycle import OperationState
+from trimtab_controller.core.lifecycle import HostConnectivity, OperationState
 from trimtab_controller.core.model import Operation, Vm
 from trimtab_controller.core.planning import Cause, PlanKind
 from trimtab_controller.operations.estates import BUCKET_S, CPU_MILLIS, read_estate
@@ -201,6 +201,35 @@ def test_an_upgrade_goes_host_by_host_and_holds_until_the_operator_ends_it(story
     assert story.operation(operation.id).state is OperationState.DONE
     assert not any(host.is_cordoned for host in story.db.read(hosts.live))
     assert len(story.running_on(vm.id)) == 1
+
+
+def test_an_upgrade_stops_at_a_host_that_does_not_come_back_and_goes_on_once_it_does(story: FleetStory) -> None:
+    first, second = story.host_ids[:2]
+    view = make(story, PlanKind.UPGRADE, first, second)
+    apply(story, view)
+    held: list[str] = []
+
+    def is_held() -> bool:
+        held[:] = story.db.read(lambda session: plans.maintenance_of(session, story.host_ids))
+        return bool(held)
+
+    def hear(host_id: str, connectivity: HostConnectivity) -> None:
+        changed = schema.host.update().where(schema.host.c.id == host_id).values(connectivity=connectivity.value)
+        story.db.write(lambda session: session.execute(changed))
+
+    story.settle(until=is_held)
+    (upgraded,) = held
+    hear(upgraded, HostConnectivity.LOST)
+    story.db.write(lambda session: plans.end_hold(session, upgraded))
+    rounds = iter(range(20))
+    story.settle(until=lambda: is_held() or next(rounds, None) is None)
+    assert held == [], "the next host is left alone"
+    assert story.db.read(lambda session: hosts.get(session, upgraded)).is_cordoned
+    said = [step.message for step in story.db.read(lambda session: plans.steps_of(session, view.row.id))]
+    assert any("but node" in message and "is lost" in message for message in said), said
+    hear(upgraded, HostConnectivity.UP)
+    story.settle(until=is_held)
+    assert held == [({first, second} - {upgraded}).pop()]
 
 
 def test_a_rebalance_moves_by_predicted_use_and_has_nothing_to_do_afterwards(story: FleetStory) -> None:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from trimtab_controller.core.lifecycle import ENDED_STATES, DesiredPower, OperationState
+from trimtab_controller.core.lifecycle import ENDED_STATES, DesiredPower, HostConnectivity, OperationState
 from trimtab_controller.core.model import Actor, Operation, PlanStepRow, Vm
 from trimtab_controller.core.planning.plan import Plan, Step, StepKind
 from trimtab_controller.core.planning.timeline import Slots
 from trimtab_controller.operations import volume_plan_steps
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.store import fleet, operations, plans, reach, vms
+from trimtab_controller.store import fleet, hosts, operations, plans, reach, vms
 from trimtab_controller.store.database import Session
 from trimtab_protos.errors import Conflict
 
@@ -202,13 +202,27 @@ def _look_after(course: Course, row: PlanStepRow) -> None:
     step = course.plan.steps[row.position]
     if step.kind is StepKind.HOLD:
         if not plans.maintenance_of(course.session, [step.host_id]):
-            course.put(row, "done", message="the maintenance was ended")
+            _end_hold(course, row)
         return
     child = operations.get(course.session, row.operation_id)
     if child.state is OperationState.NEEDS_ATTENTION:
         course.put(row, "failed", message=f"{child.kind} {child.id} needs attention: {_why(child)}")
     elif child.state in ENDED_STATES:
         _take_end(course, row, step, child)
+
+
+def _end_hold(course: Course, row: PlanStepRow) -> None:
+    """Go on once the host is back: one that did not survive its maintenance is the surprise at which a tour stops."""
+    away = [host for host in hosts.live(course.session, [row.host_id]) if host.connectivity is not HostConnectivity.UP]
+    if not away:
+        course.put(row, "done", message="the maintenance was ended")
+        return
+    (host,) = away
+    message = (
+        f"the maintenance was ended, but {host.name} is {host.connectivity.value}: this goes on when it is up; or cancel the plan"
+    )
+    if row.message != message:
+        course.put(row, "running", message=message)
 
 
 def _take_end(course: Course, row: PlanStepRow, step: Step, child: Operation) -> None:
