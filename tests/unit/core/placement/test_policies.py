@@ -15,6 +15,7 @@ from trimtab_controller.core.placement import (
     explain,
     policy_named,
 )
+from trimtab_controller.core.placement.snapshot import CellSnapshot
 from trimtab_protos.errors import InvalidRequest
 
 MakeHost = Callable[..., HostSnapshot]
@@ -108,3 +109,14 @@ def test_a_policy_weighs_only_known_scorers_with_weights_above_zero() -> None:
         Policy("odd", {"best-fit": 0.0})
     with pytest.raises(InvalidRequest, match="above 0"):
         Policy("odd", {})
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
+def test_a_vm_on_cpus_of_its_own_is_scored_as_any_other_where_shared_vcpus_are_overdrawn(
+    make_host: MakeHost, make_request: MakeRequest, policy: Policy
+) -> None:
+    host = make_host(vcpus_limit=1, unmanaged_vcpus=3, cells=(CellSnapshot(cell=0, cpus_limit=4),))
+    decision = explain(FleetSnapshot.of([host]), make_request(is_dedicated=True), policy=policy)
+    assert decision.chosen is not None
+    assert decision.chosen.score is not None
+    assert 0 <= decision.chosen.score <= 1

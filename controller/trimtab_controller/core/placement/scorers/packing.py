@@ -12,15 +12,18 @@ from trimtab_controller.core.placement.scorers.base import Scorer
 
 def _shares_left(trial: Trial, rows: Rows) -> tuple[Floats, Floats]:
     """Return which shares of vcpus and memory stay free with this vm on the host. Fresh arrays: the scorers work in place."""
-    vcpus = _share_left(trial, VCPUS, trial.request.vcpus, rows)
-    return vcpus, _share_left(trial, MEMORY, trial.request.memory_mib, rows)
+    return _share_left(trial, VCPUS, rows), _share_left(trial, MEMORY, rows)
 
 
-def _share_left(trial: Trial, resource: str, taken: int, rows: Rows) -> Floats:
+def _share_left(trial: Trial, resource: str, rows: Rows) -> Floats:
+    taken = trial.amounts.get(resource, 0)
     shares, inverse = at_rows(trial.books.free_shares[resource], rows), trial.fleet.inverse_limits[resource]
     common = trial.fleet.common_inverse(resource)
     # Of alike hosts there is one figure: to gather it for each of them costs as much as the shares themselves.
     left: Floats = shares + (at_rows(inverse, rows) * -taken if common is None else common * -taken)
+    if not taken:
+        # Who takes none of it, as one on cpus of its own, fits where it is overdrawn, too: there nothing is left.
+        np.maximum(left, 0.0, out=left)
     return left
 
 
