@@ -219,7 +219,8 @@ def _end_hold(course: Course, row: PlanStepRow) -> None:
         return
     (host,) = away
     message = (
-        f"the maintenance was ended, but {host.name} is {host.connectivity.value}: this goes on when it is up; or cancel the plan"
+        f"the maintenance was ended, but {host.name} is {host.connectivity.value}: this goes on when it is up; "
+        f"`trimtab plan cancel {course.plan_id}` ends it here"
     )
     if row.message != message:
         course.put(row, "running", message=message)
