@@ -34,11 +34,14 @@ bench: ## ratios against baselines measured in the same run; installs the peers 
 	@ops/bootstrap.sh --bench
 	@$(PY) -m tests.bench.run
 
-soak: ## the long fault campaigns, on SQLite and on PostgreSQL; their dated reports go to tests/evidence/
+soak: ## the long fault campaigns and the long tests on real hosts; their dated reports go to tests/evidence/
 	@ops/bootstrap.sh
+	@$(PY) -m tests.soak.real_hosts
 	@$(PY) -m tests.soak.chaos --operations 500 --database sqlite
 	@$(PY) -m tests.soak.chaos --operations 500 --database postgres
 	@$(PY) -m tests.soak.host_loss --losses 22
 	@$(PY) -m tests.soak.host_loss --replicated --labs 2
+	@$(PY) -m tests.soak.without_lease_wait
 	@$(PY) -m tests.soak.backups --kills 300
 	@$(PY) -m tests.soak.backup_kills --kills 300
+	@TRIMTAB_FUZZ_EXAMPLES=100 $(PY) -m pytest -q -n 2 tests/api/test_fuzz.py

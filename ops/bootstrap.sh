@@ -24,7 +24,7 @@ units=(libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
   virtlogd-admin.socket virtlockd.socket virtlockd-admin.socket redis-server.service postgresql.service
   prometheus.service openvswitch-switch.service ovsdb-server.service ovs-vswitchd.service ovn-central.service
   ovn-ovsdb-server-nb.service ovn-ovsdb-server-sb.service ovn-northd.service ovn-host.service ovn-controller.service
-  tgt.service ceph.target ceph-mon.target ceph-mgr.target ceph-osd.target ceph-crash.service rbdmap.service)
+  tgt.service ipmievd.service ceph.target ceph-mon.target ceph-mgr.target ceph-osd.target ceph-crash.service rbdmap.service)
 
 say() { printf '%s\n' "$*"; }
 refuse() {
@@ -152,7 +152,7 @@ print_plan() {
   else
     say "- virtual environment $venv: create or bring up to date, $(grep -c '^[^ #].*==' "$root/requirements.txt") packages by hash"
   fi
-  say "- later, for the lab's guest: download (not install) Debian's linux-image-cloud-amd64 and grub-efi-amd64-signed"
+  say "- later, for the lab's guest: download (not install) Debian's linux-image-cloud-amd64, shim-signed and grub-efi-amd64-signed"
 }
 
 print_made() {

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -24,17 +25,29 @@ from trimtab_controller.store.database import Database
 
 WHOLE_FLEET = ("tests/lab/test_fleet", "tests/lab/test_prometheus", "tests/lab/test_snapshots")
 """Files that share one fleet: the fixture `fleet` of `tests/lab`."""
+SECOND_HALF = tuple(
+    f"tests/lab/test_{name}"
+    for name in ("fleet_iso", "fleet_moves", "fleet_o", "fleet_p", "fleet_re", "fleet_storage", "prometheus", "snapshots")
+)
+"""Those that may have a fleet of their own, where another worker is free. The smaller half, so that xdist begins it after the first,
+whose test of hosts that join wants pools that nobody broke yet."""
+
+LAST_WORDS = 1_500
+
+# How fast an example is made or tried is the machine's matter, and no test's: benchmarks measure.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 
 class TwoLabs(LoadScopeScheduling):
     """Gives tests on real hosts to two workers: most of their time guests boot and leases run out, so two labs fit beside each other;
-    more would starve. The whole fleet's tests are one piece, those of a hypervisor another, of the others each file is one: whoever has
+    more would starve. The whole fleet's tests are two pieces, those of a hypervisor another, of the others each file is one: whoever has
     ended its own helps with those. pytest 9 ignores `xdist_group`.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith(WHOLE_FLEET):
-            return "fleet"
+            return "fleet, second half" if nodeid.startswith(SECOND_HALF) else "fleet"
         if nodeid.startswith("tests/lab/test_kvm") or "[kvm" in nodeid:
             return "kvm"
         return nodeid if nodeid.startswith("tests/operations/") else nodeid.split("::", maxsplit=1)[0]
@@ -42,6 +55,24 @@ class TwoLabs(LoadScopeScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoLabs:
     return TwoLabs(config, log)
+
+
+class AsItHappens:
+    """Tells at once what failed and why: whoever stops a run before its end, or whose time runs out, shall know what it saw."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            terminal = self._config.get_terminal_writer()
+            terminal.line(f"\n-- failed in {report.when}, after {report.duration:.0f} s: {report.nodeid}", red=True)
+            terminal.line(report.longreprtext[-LAST_WORDS:])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(AsItHappens(config))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -83,7 +114,7 @@ def sqlite_url(sqlite_template: Path, memory_directory: Path) -> Iterator[str]:
     path = memory_directory / f"{uuid.uuid4().hex}.db"
     shutil.copyfile(sqlite_template, path)
     yield f"sqlite:///{path}"
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("", "-wal", "-shm", ".reserve"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 

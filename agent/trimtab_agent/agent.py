@@ -30,6 +30,7 @@ from trimtab_agent.certificates import CredentialSource
 from trimtab_agent.clock import Clock, SystemClock
 from trimtab_agent.commands import Commands
 from trimtab_agent.consoles import ConsoleServicer
+from trimtab_agent.given_numbers import GivenNumbers
 from trimtab_agent.guard import NO_WARDEN, Warden
 from trimtab_agent.host_servicer import HostServicer
 from trimtab_agent.hypervisor.base import DomainChange, Hypervisor, Stamp
@@ -140,7 +141,15 @@ class Agent:
     def __init__(self, parts: AgentParts) -> None:
         self.parts = parts
         self.lease = Lease()
-        self.replay = Replay(parts.journal, parts.host_id, boot_id=parts.boot_id, clock=parts.clock, lease=self.lease_state)
+        self.given = GivenNumbers(parts.journal, parts.host_id)
+        self.replay = Replay(
+            parts.journal,
+            parts.host_id,
+            boot_id=parts.boot_id,
+            clock=parts.clock,
+            lease=self.lease_state,
+            given_lease_number=lambda: self.given.highest.lease_number,
+        )
         self.outbox = Outbox(parts.journal, parts.host_id)
         self.repositories = Repositories(parts.clock, holder=parts.host_id)
         self.holds = Holds(parts.clock)
@@ -391,6 +400,7 @@ class Agent:
             rng=self.parts.rng,
             on_welcome=self._on_welcome,
             warden=self.parts.warden,
+            given=self.given,
         )
 
     def _dial(self, address: str) -> grpc.aio.Channel:

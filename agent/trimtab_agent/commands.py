@@ -73,11 +73,18 @@ class Commands:
         pool: WorkerPool,
         needs_lease: bool = False,
         remembers: bool = True,
+        is_word_of_the_moment: bool = False,
     ) -> R:
-        """Return the response of the command in `request`, acted on now or recorded earlier; `act` runs in `pool`."""
+        """Return the response of the command in `request`, acted on now or recorded earlier; `act` runs in `pool`.
+
+        `is_word_of_the_moment`: a repeat may ask for something else, since what it carries is read anew each time and others change it
+        too (a vm's spec has its firewall); one that comes while another is under way waits for that and is acted on afterwards.
+        """
         key = key_of(request)
         request_hash = hash_of(request)
         name = name_of(key)
+        while is_word_of_the_moment and (before := self._in_flight.get(name)) is not None:
+            await asyncio.wait([before.task])
         running = self._in_flight.get(name)
         if running is not None:
             await edge.wait(self._replay.check(key))
@@ -85,7 +92,16 @@ class Commands:
                 raise Conflict("key-reused", "another request came under this operation and step", step=key.step)
             response: R = await asyncio.shield(running.task)
             return response
-        work = self._run(key, request_hash, response_class, act, pool=pool, needs_lease=needs_lease, remembers=remembers)
+        work = self._run(
+            key,
+            request_hash,
+            response_class,
+            act,
+            pool=pool,
+            needs_lease=needs_lease,
+            remembers=remembers,
+            is_word_of_the_moment=is_word_of_the_moment,
+        )
         task = asyncio.get_running_loop().create_task(work)
         self._in_flight[name] = _InFlight(request_hash, task)
         task.add_done_callback(lambda _task: self._forget(name))
@@ -115,9 +131,18 @@ class Commands:
         pool: WorkerPool,
         needs_lease: bool,
         remembers: bool,
+        is_word_of_the_moment: bool,
     ) -> R:
         async with self._locks.hold(key.subject_id):
-            admission = await edge.wait(self._replay.admit(key, request_hash, needs_lease=needs_lease, remembers=remembers))
+            admission = await edge.wait(
+                self._replay.admit(
+                    key,
+                    request_hash,
+                    needs_lease=needs_lease,
+                    remembers=remembers,
+                    is_word_of_the_moment=is_word_of_the_moment,
+                )
+            )
             match admission:
                 case Answered():
                     return response_class.FromString(admission.response)

@@ -187,6 +187,7 @@ def _hypervisor(settings: Settings, sources: Sources, stack: ExitStack) -> tuple
             migration_address=settings.migration_address,
             libvirt_uri=settings.libvirt_uri,
             runtime_dir=settings.runtime_dir,
+            state_dir=settings.state_dir,
             agent_version=agent_version(),
             balloon_low_permille=settings.balloon_low_permille,
             balloon_high_permille=settings.balloon_high_permille,

@@ -9,7 +9,7 @@ from trimtab_agent.hypervisor.base import Hypervisor
 from trimtab_agent.version import agent_version
 from trimtab_protos.messages import Certificate, Inventory, PoolObservation
 
-_CHANGES_ALWAYS = ("available_bytes", "promised_bytes", "observed_at_ms")
+_CHANGES_ALWAYS = ("available_bytes", "promised_bytes", "written_bytes", "observed_at_ms")
 """Fields of a pool that say how full it is; they travel with each heartbeat and do not make an inventory another one."""
 
 
@@ -29,15 +29,16 @@ class InventoryReader:
         self._certificates = certificates
         self._migration_address = migration_address
 
-    def read(self) -> Inventory:
-        found = self._hypervisor.inventory()
+    def read(self, *, only_fitness: bool = False) -> Inventory:
+        """Return the inventory; `only_fitness`: see `Hypervisor.inventory`."""
+        found = replace(self._hypervisor.inventory(only_fitness=only_fitness), agent_version=agent_version())
+        if only_fitness:
+            return found
         complete = replace(
             found,
-            agent_version=agent_version(),
             pools=tuple(sorted(self._pools(), key=lambda pool: pool.pool_id)),
             certificates=tuple(self._certificates()),
             migration_address=found.migration_address or self._migration_address,
-            digest="",
         )
         return replace(complete, digest=digest_of(complete))
 

@@ -55,6 +55,9 @@ CREATE TABLE IF NOT EXISTS outbox (
   sequence INTEGER PRIMARY KEY AUTOINCREMENT, agent_id TEXT NOT NULL, kind TEXT NOT NULL, body BLOB NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS outbox_by_agent ON outbox (agent_id, sequence);
+CREATE TABLE IF NOT EXISTS given (
+  agent_id TEXT PRIMARY KEY, lease_number INTEGER NOT NULL, database_mark INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 """
 
 

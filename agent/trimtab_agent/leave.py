@@ -23,6 +23,7 @@ STATE_FILES = (
     "journal.db-shm",
     "agent.lock",
     "warden-killed.jsonl",
+    "uplinks.json",
 )
 
 

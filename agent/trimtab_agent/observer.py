@@ -8,13 +8,14 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
 
 from trimtab_agent.clock import Clock
 from trimtab_agent.hypervisor.base import Hypervisor
-from trimtab_agent.inventory import InventoryReader
+from trimtab_agent.inventory import InventoryReader, digest_of
 from trimtab_agent.workers import WorkerPool
 from trimtab_protos.errors import TrimtabError, Unavailable
 from trimtab_protos.messages import DomainObservation, HostLoad, Inventory, PoolObservation, PoolSpec
@@ -22,6 +23,7 @@ from trimtab_protos.messages import DomainObservation, HostLoad, Inventory, Pool
 log = structlog.get_logger(__name__)
 
 POOLS_EVERY_S = 10.0
+"""Every figure of a pool. Whether it answers is looked at with each heartbeat."""
 INVENTORY_EVERY_S = 30.0
 INVENTORY_RETRY_S = 1.0
 """After a failure: while libvirt starts, its first inventory is what the controller waits for."""
@@ -124,10 +126,16 @@ class Observer:
             self._refresh_load()
         else:
             self._begin("load", self._query, self._refresh_load)
-        if now_s >= self._pools_due_s:
+        if self._is_load_free:
+            self.look_at_bridges()
+        else:
+            self._begin("bridges", self._query, self.look_at_bridges)
+        are_pools_due = now_s >= self._pools_due_s
+        if are_pools_due:
             self._pools_due_s = now_s + POOLS_EVERY_S
+        if are_pools_due or not self._is_load_free:
             for spec in self._known_pools.specs():
-                self._begin(f"pool {spec.pool_id}", self._watch, lambda spec=spec: self._refresh_pool(spec))  # type: ignore[misc]
+                self._begin(f"pool {spec.pool_id}", self._watch, partial(self._refresh_pool, spec, is_whole=are_pools_due))
         if now_s >= self._inventory_due_s:
             self._inventory_due_s = now_s + INVENTORY_EVERY_S
             self._begin("inventory", self._query, self.refresh_inventory)
@@ -138,8 +146,10 @@ class Observer:
 
     def refresh_inventory(self) -> Inventory:
         """Read the inventory anew. Blocks."""
-        self._inventory = self._reader.read()
-        return self._inventory
+        found = self._reader.read()
+        with self._lock:
+            self._inventory = found
+        return found
 
     def refresh_domains(self) -> tuple[DomainObservation, ...]:
         """List the domains anew. Blocks; raises where the hypervisor does not answer."""
@@ -152,8 +162,24 @@ class Observer:
         self._is_up = self._hypervisor.is_up()
         self._load = self._hypervisor.load()
 
-    def _refresh_pool(self, spec: PoolSpec) -> None:
-        seen = self._hypervisor.observe_pool(spec)
+    def look_at_bridges(self) -> None:
+        """Bring the carrier of bridges up to date in the inventory that is known: a whole one is read rarely, and asks libvirt."""
+        known = self._inventory
+        if known is None:
+            return
+        bridges = self._hypervisor.look_at_bridges(known.bridges)
+        if bridges == known.bridges:
+            return
+        changed = replace(known, bridges=bridges)
+        with self._lock:
+            if self._inventory is known:  # else a newer one was read meanwhile
+                self._inventory = replace(changed, digest=digest_of(changed))
+
+    def _refresh_pool(self, spec: PoolSpec, *, is_whole: bool) -> None:
+        """`is_whole`: figures that take a look at each volume too; else they are those that were seen last."""
+        with self._lock:
+            known = None if is_whole else self._pools.get(spec.pool_id, (None,))[0]
+        seen = self._hypervisor.observe_pool(spec, known=known)
         with self._lock:
             self._pools[spec.pool_id] = (seen, self._clock.boottime_s())
 

@@ -47,6 +47,9 @@ class PeerCheck:
     credentials: CredentialSource | None
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     pki: Path = _LIBVIRT_PKI
+    monotonic_s: Callable[[], float] = time.monotonic
+    """What the rate is measured by."""
+    agent_timeout_s: float = AGENT_TIMEOUT_S
 
     def run(self, peer: Peer, rate_bytes: int) -> PeerFinding:
         """Return what was met on the way to the peer; takes up to a quarter of a minute where nothing answers."""
@@ -81,18 +84,18 @@ class PeerCheck:
             channel = grpc.secure_channel(peer.agent_address, self.credentials.current().for_channel(), options=options)
         with contextlib.closing(channel):
             try:
-                grpc.channel_ready_future(channel).result(timeout=AGENT_TIMEOUT_S)
+                grpc.channel_ready_future(channel).result(timeout=self.agent_timeout_s)
                 stub, sent_ms = ProbeServiceStub(channel), self.now_ms()
-                call = stub.ReadProbe(pb.ReadProbeRequest(size_bytes=rate_bytes), timeout=AGENT_TIMEOUT_S)
+                call = stub.ReadProbe(pb.ReadProbeRequest(size_bytes=rate_bytes), timeout=self.agent_timeout_s)
                 first = next(iter(call))
                 ahead_ms = first.now_ms - (sent_ms + self.now_ms()) // 2
-                began_s, received = time.monotonic(), 0
+                began_s, received = self.monotonic_s(), 0
                 for message in call:
                     received += len(message.content)
-                elapsed_s = max(time.monotonic() - began_s, 1e-6)
+                elapsed_s = max(self.monotonic_s() - began_s, 1e-6)
                 return "", ahead_ms, int(received / elapsed_s)
             except grpc.FutureTimeoutError:
-                return f"no agent answered at {peer.agent_address} within {AGENT_TIMEOUT_S:.0f} s", None, 0
+                return f"no agent answered at {peer.agent_address} within {self.agent_timeout_s:g} s", None, 0
             except grpc.RpcError as error:
                 return status.from_rpc_error(error, peer=f"host {peer.host_id}").message, None, 0
 

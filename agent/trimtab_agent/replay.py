@@ -5,9 +5,9 @@
                            ├──── fail ─────► failed        (a repeat under the same turn gets the recorded error)
                            └── agent restarts, or the error was retryable: a repeat acts again, since every verb means "ensure"
 
-Refused, whatever is recorded: another incarnation, a lower turn than the subject's highest, a lower epoch; then, for a command
-that would act: a lease this host does not hold, a key under which another request came (`key-reused`), and an effect whose own
-undo came before it (`already-undone`: a message that was late on the wire).
+Refused, whatever is recorded: another incarnation, an earlier session's lease number, a lower turn than the subject's highest, a
+lower epoch; then, for a command that would act: a lease this host does not hold, a key under which another request came
+(`key-reused`), and an effect whose own undo came before it (`already-undone`: a message that was late on the wire).
 
 A recorded *error* binds only the turn it was given to: a driver with a higher turn asks afresh, so that an operator's retry can
 succeed after the cause is gone. Recorded successes bind for as long as they are kept.
@@ -66,7 +66,18 @@ Admission = Act | Answered | Refused
 class Replay:
     """The command journal of one agent. Thread-safe; futures are done after the commit."""
 
-    def __init__(self, file: JournalFile, agent_id: str, *, boot_id: str, clock: Clock, lease: Callable[[], LeaseState]) -> None:
+    def __init__(
+        self,
+        file: JournalFile,
+        agent_id: str,
+        *,
+        boot_id: str,
+        clock: Clock,
+        lease: Callable[[], LeaseState],
+        given_lease_number: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`given_lease_number`: the highest that this host was ever given, under whichever agent process."""
+        self._given_lease_number = given_lease_number
         self._file = file
         self._agent_id = agent_id
         self._clock = clock
@@ -91,10 +102,19 @@ class Replay:
         future.add_done_callback(self._note_rebuilt)
         return future
 
-    def admit(self, key: CommandKey, request_hash: bytes, *, needs_lease: bool, remembers: bool = True) -> Future[Admission]:
+    def admit(
+        self,
+        key: CommandKey,
+        request_hash: bytes,
+        *,
+        needs_lease: bool,
+        remembers: bool = True,
+        is_word_of_the_moment: bool = False,
+    ) -> Future[Admission]:
         """Return whether to act; the future raises where the key's own numbers refuse.
 
         `remembers=False`: the verb is acted on at each repeat (offers, job starts); its key still guards turn, hash and undo.
+        `is_word_of_the_moment`: of these, not the hash: see `Commands.run`.
         """
         check_key(key)
 
@@ -102,7 +122,7 @@ class Replay:
             self._check_standing(connection, key)
             self._raise_subject(connection, key.subject_id, turn=key.turn, epoch=key.epoch)
             try:
-                recorded = self._recorded(connection, key, request_hash)
+                recorded = self._recorded(connection, key, None if is_word_of_the_moment else request_hash)
                 if recorded is not None and remembers:
                     return recorded
                 if needs_lease:
@@ -203,6 +223,10 @@ class Replay:
                 "the agent lost its journal or its host booted since this command was decided",
                 incarnation=self.incarnation,
             )
+        given = self._given_lease_number()
+        if 0 < key.lease_number < given:
+            # Of a session that is over. A controller on a copy of yesterday's database sends nothing else before it hears us.
+            raise Conflict("no-lease", "the command was decided under a session of before", given=key.lease_number, highest=given)
         if not self._is_rebuilt:
             raise Unavailable("journal-rebuilding", "the agent has not yet read the domains' metadata; try again")
         turn, epoch = self._subject(connection, key.subject_id)
@@ -211,7 +235,7 @@ class Replay:
         if 0 < key.epoch < epoch:
             raise Conflict("stale-epoch", "the vm was placed anew since this command was decided", epoch=key.epoch, highest=epoch)
 
-    def _recorded(self, connection: sqlite3.Connection, key: CommandKey, request_hash: bytes) -> Answered | None:
+    def _recorded(self, connection: sqlite3.Connection, key: CommandKey, request_hash: bytes | None) -> Answered | None:
         row = connection.execute(
             "SELECT request_hash, turn, state, answer FROM command"
             " WHERE agent_id = ? AND operation_id = ? AND step = ? AND direction = ? AND incarnation = ?",
@@ -220,7 +244,7 @@ class Replay:
         if row is None:
             return None
         known_hash, turn, state, answer = row
-        if known_hash != request_hash:
+        if request_hash is not None and known_hash != request_hash:
             raise Conflict("key-reused", "another request came under this operation and step", step=key.step)
         if state == "answered":
             return Answered(answer)

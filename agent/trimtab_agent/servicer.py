@@ -107,9 +107,9 @@ class AgentServicer(AgentServiceServicer):
     # Reads.
 
     @edge.unary
-    async def GetInventory(self, request: pb.GetInventoryRequest, context: edge.Context) -> pb.GetInventoryResponse:  # noqa: ARG002
+    async def GetInventory(self, request: pb.GetInventoryRequest, context: edge.Context) -> pb.GetInventoryResponse:
         self._authorise(context)
-        found = await edge.in_pool(self._pools.query, self._inventory.read)
+        found = await edge.in_pool(self._pools.query, lambda: self._inventory.read(only_fitness=request.only_fitness))
         return pb.GetInventoryResponse(inventory=to_proto(found, inventory_pb2.Inventory), incarnation=self._incarnation)
 
     @edge.unary
@@ -316,7 +316,13 @@ class AgentServicer(AgentServiceServicer):
 
         # Acted on at each repeat: a guest that had not followed yet may have by now.
         return await self._commands.run(
-            request, pb.ApplyDomainResponse, act, pool=self._pools.mutate, needs_lease=True, remembers=False
+            request,
+            pb.ApplyDomainResponse,
+            act,
+            pool=self._pools.mutate,
+            needs_lease=True,
+            remembers=False,
+            is_word_of_the_moment=True,
         )
 
     @edge.unary

@@ -19,6 +19,7 @@ import structlog
 
 from trimtab_agent import edge
 from trimtab_agent.clock import Clock
+from trimtab_agent.given_numbers import GivenNumbers
 from trimtab_agent.guard import NO_WARDEN, Warden
 from trimtab_agent.jobs import Jobs
 from trimtab_agent.lease import Lease
@@ -99,6 +100,7 @@ class Session:
         rng: random.Random,
         on_welcome: WelcomeListener,
         warden: Warden = NO_WARDEN,
+        given: GivenNumbers,
     ) -> None:
         """`dial` makes a channel with the credentials in force; it is called for every session."""
         self._identity = identity
@@ -115,6 +117,7 @@ class Session:
         self._rng = rng
         self._on_welcome = on_welcome
         self._warden = warden
+        self._given = given
         self._sequence = 0
         self._sent_digest = ""
         self._was_up_at_hello = False
@@ -203,6 +206,7 @@ class Session:
         inventory = self._observer.inventory if domains is not None else None
         self._sent_digest = inventory.digest if inventory else ""
         self._was_up_at_hello = domains is not None
+        given = self._given.highest
         return pb.Hello(
             host_id=self._identity.host_id,
             incarnation=self._identity.incarnation,
@@ -211,6 +215,8 @@ class Session:
             # A Hello without inventory says that the hypervisor does not answer: its domains are unknown, not absent.
             inventory=_inventory_message(inventory),
             domains=domains or (),
+            lease_number=given.lease_number,
+            database_mark=given.database_mark,
         )
 
     async def _observe_domains(self) -> list[domain_pb2.DomainObservation] | None:
@@ -227,6 +233,7 @@ class Session:
         return [to_proto(domain, domain_pb2.DomainObservation) for domain in domains]
 
     def _take_welcome(self, welcome: pb.Welcome) -> None:
+        self._given.take(database_mark=welcome.database_mark)
         if welcome.gateway_addresses:
             others = [address for address in welcome.gateway_addresses if address != self._gateways[0]]
             self._rng.shuffle(others)
@@ -337,6 +344,7 @@ class Session:
         if sent_at is not None:
             self.last_heartbeat_s = now_s - sent_at
         self.last_ack_boottime = now_s
+        self._given.take(lease_number=ack.lease_number, database_mark=ack.database_mark)
         if ack.is_granted:
             self._warden.heard(ack.sequence)
         is_extended = self._lease.acknowledged(ack.sequence, number=ack.lease_number, is_granted=ack.is_granted, ttl_s=ttl_s)

@@ -28,6 +28,7 @@ from typing import Any
 from trimtab_agent import beacon_state, warden_guests, warden_rights, warden_state
 from trimtab_agent.supervised import notify, watchdog_limit_s
 from trimtab_agent.warden_guests import Guest, Held, boottime_s
+from trimtab_agent.warden_reset import Reset
 from trimtab_agent.warden_state import HandOver
 
 TICK_S = 0.1
@@ -65,7 +66,14 @@ class Warden:
     """One thread, one loop; nothing here waits for a disk, a socket or another process."""
 
     def __init__(
-        self, *, runtime_dir: Path, killed_path: Path, reset: "Reset", watchdog_s: float, missing: Sequence[str]
+        self,
+        *,
+        runtime_dir: Path,
+        killed_path: Path,
+        reset: Reset,
+        watchdog_s: float,
+        missing: Sequence[str],
+        rate: warden_rights.ClockRate | None = None,
     ) -> None:
         self._runtime_dir, self._killed_path, self._reset = runtime_dir, killed_path, reset
         self._watchdog_s = watchdog_s
@@ -78,7 +86,7 @@ class Warden:
         self._looked_s = 0.0
         self._late, self._kill = Worst(), Worst()
         self._rehearsed_s = float("-inf")
-        self._rate = warden_rights.ClockRate()
+        self._rate, self._rate_ppm = rate or warden_rights.ClockRate(), 0
         self._startup_s = 0.0
         self._heard_s = boottime_s()
         self._was_silent = False
@@ -87,6 +95,7 @@ class Warden:
 
     def take(self, message: dict[str, Any]) -> dict[str, Any]:
         """Take one message of agent or beacon and return the answer. ValueError, KeyError: it is none."""
+        self._rate_ppm = self._rate.ppm()
         if message["type"] == "beacon":
             self._beacon_deadline_s = max(self._beacon_deadline_s, float(message["deadline"]))
             return {"type": "holds", "seq": int(message["seq"]), "armed": self.is_armed}
@@ -112,15 +121,23 @@ class Warden:
             "pid": os.getpid(),
             "deadline": self.deadline_s,
             "kill_ms": self.kill_ms,
-            "rate_ppm": self._rate.ppm(),
-            "missing": self._missing,
+            "rate_ppm": self._rate_ppm,
+            "missing": [*self._missing, *self._reset.missing, *self._bent_clock()],
             "guests": sorted({held.guest.vm_id for held in self._held if not held.has_ended}),
         }
 
     @property
     def is_armed(self) -> bool:
-        """True while it would do its work: it knows a list, and no guest has survived its kill."""
-        return self.handed is not None and not self._reset.is_due
+        """True while it would do its work in time: it knows a list, no guest has survived its kill, and its clock is to be trusted."""
+        return self.handed is not None and not self._reset.is_due and not self._bent_clock()
+
+    def _bent_clock(self) -> list[str]:
+        if abs(self._rate_ppm) <= warden_rights.RATE_LIMIT_PPM:
+            return []
+        limit = warden_rights.RATE_LIMIT_PPM
+        return [
+            f"its clock is bent by {self._rate_ppm} millionths, more than {limit}: leases are not counted on until it runs even"
+        ]
 
     @property
     def deadline_s(self) -> float:
@@ -206,51 +223,6 @@ class Warden:
                 os._exit(0)
 
 
-@dataclass(slots=True)
-class Reset:
-    """Resets the machine when a killed guest does not die: a process that waits for dead storage cannot be killed.
-
-    `off` says so and waits. `sysrq` reboots at once, without syncing. `watchdog` holds /dev/watchdog open, feeds it, and stops.
-    """
-
-    kind: str = "off"
-    after_s: float = 5.0
-    """How long a killed guest may take to die."""
-    trigger: Path = Path("/proc/sysrq-trigger")
-    device: Path = Path("/dev/watchdog")
-    device_timeout_s: float = 10.0
-    is_due: bool = False
-    _descriptor: int = -1
-
-    @property
-    def takes_s(self) -> float:
-        """What a reset adds to K at the worst."""
-        if self.kind == "off":
-            return 0.0
-        return self.after_s + (self.device_timeout_s if self.kind == "watchdog" else 0.0)
-
-    def feed(self) -> None:
-        if self.kind != "watchdog" or self.is_due:
-            return
-        if self._descriptor < 0:
-            self._descriptor = os.open(self.device, os.O_WRONLY | os.O_CLOEXEC)
-        os.write(self._descriptor, b"\0")
-
-    def settle(self) -> None:
-        """Called while the lease lives: whatever survived is no danger any more."""
-        self.is_due = False
-
-    def guests_survive(self, for_s: float, vm_ids: Sequence[str]) -> None:
-        if not vm_ids or for_s <= self.after_s:
-            self.is_due = False
-            return
-        if not self.is_due:
-            say(f"{', '.join(vm_ids)} survived SIGKILL for {for_s:.1f} s; reset: {self.kind}")
-        self.is_due = True
-        if self.kind == "sysrq":
-            self.trigger.write_text("b")
-
-
 def rehearse() -> float:
     """Kill a child of our own and return how long it took to be gone, in seconds."""
     child = os.fork()
@@ -290,7 +262,7 @@ class Server:
         self._selector.register(listener, selectors.EVENT_READ, None)
 
     def serve(self) -> None:
-        """Run until SIGTERM."""
+        """Run until SIGTERM, which is a successor's that guards, or the end of the host's service."""
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_is_leaving", True))
         signal.signal(signal.SIGHUP, lambda *_: _start_successor())
         while not self._is_leaving:
@@ -304,6 +276,8 @@ class Server:
                     self._receive(key.data)
             self._feed()
             _reap()
+        say("leaves")
+        self._reset.leave()
 
     def _feed(self) -> None:
         now_s = boottime_s()
@@ -383,13 +357,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.set_blocking(2, False)
     given.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     watchdog_s = watchdog_limit_s()
-    reset = Reset(kind=given.reset, after_s=given.reset_after_s)
+    reset = Reset(kind=given.reset, after_s=given.reset_after_s, say=say)
     missing = warden_rights.take()
-    try:
-        reset.feed()
-    except OSError as error:
-        missing = (*missing, f"no reset ({reset.device}: {error.strerror})")
-        reset.kind = "off"
+    reset.feed()
     warden = Warden(
         runtime_dir=given.runtime_dir,
         killed_path=given.state_dir / warden_state.KILLED_NAME,
@@ -402,7 +372,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warden.tick(late_s=0.0)
     server.open()
     notify(f"READY=1\nMAINPID={os.getpid()}")
-    say(f"guards{'' if not missing else '; not granted: ' + ', '.join(missing)}")
+    lacking = (*missing, *reset.missing)
+    say(f"guards{'' if not lacking else '; not granted: ' + ', '.join(lacking)}")
     if given.after:
         with contextlib.suppress(ProcessLookupError):
             os.kill(given.after, signal.SIGTERM)

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import time
+from collections.abc import Callable
 
 MCL_CURRENT, MCL_FUTURE = 1, 2
 PRIORITY = 50
@@ -38,17 +39,38 @@ def become_ordinary() -> None:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
+RATE_WINDOW_S = 15.0
+RATE_LIMIT_PPM = 5_000
+"""Half of what the wait for a lease allows a clock (rho, a hundredth): beyond it nobody may count on this host to end in time."""
+_AT_ONCE_S = 0.001
+_TRIES = 20
+
+
+def _both_clocks() -> tuple[float, float]:
+    """Return both clocks. Asleep, the bare one stands still: MONOTONIC is bent like the leases' and stands still with it."""
+    for _try in range(_TRIES):
+        bent = time.clock_gettime(time.CLOCK_MONOTONIC)
+        raw = time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
+        if time.clock_gettime(time.CLOCK_MONOTONIC) - bent <= _AT_ONCE_S:
+            break  # else somebody held us between the two
+    return bent, raw
+
+
 class ClockRate:
-    """Measures how far the clock of leases runs from the machine's bare oscillator, which no time service bends."""
+    """Measures how far the clock of leases runs from the machine's bare oscillator, which no time service bends.
 
-    def __init__(self) -> None:
-        self._began = self._both()
+    Over the last quarter to half of a minute, about a lease: chrony may bend the clock by a twelfth while it makes an offset good.
+    """
 
-    def _both(self) -> tuple[float, float]:
-        # Asleep, the bare clock stands still: MONOTONIC is the one that is bent alike and stands still with it.
-        return time.clock_gettime(time.CLOCK_MONOTONIC), time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
+    def __init__(self, both: Callable[[], tuple[float, float]] = _both_clocks) -> None:
+        """`both` reads the bent clock and the bare one at the same instant, seconds."""
+        self._both = both
+        self._older = self._newer = both()
 
     def ppm(self) -> int:
         """Return millionths by which the leases' clock is fast (or, negative, slow); 0 within the first ten seconds."""
-        bent, raw = (now - then for now, then in zip(self._both(), self._began, strict=True))
+        now = self._both()
+        bent, raw = (here - then for here, then in zip(now, self._older, strict=True))
+        if now[1] - self._newer[1] >= RATE_WINDOW_S:
+            self._older, self._newer = self._newer, now
         return round((bent / raw - 1) * 1e6) if raw > 10 else 0

@@ -18,7 +18,7 @@ from trimtab_controller import pki, supervisor
 from trimtab_controller.clock import Clock
 from trimtab_controller.config import PROCESSES, Settings, is_ip_address
 from trimtab_controller.pki import FleetPki
-from trimtab_controller.store import migrate
+from trimtab_controller.store import migrate, upkeep
 from trimtab_controller.store.database import Database
 from trimtab_protos.errors import TrimtabError
 
@@ -135,7 +135,20 @@ def _database(settings: Settings) -> list[Finding]:
     if present < needed:
         message = f"revision {present or 'none'}, this release needs {needed}; `trimtab-controller migrate`"
         return [Finding("database", Verdict.FAIL, message)]
-    return [Finding("database", Verdict.OK, f"{dialect} answers, revision {present}")]
+    return [Finding("database", Verdict.OK, f"{dialect} answers, revision {present}"), _audit(settings)]
+
+
+def _audit(settings: Settings) -> Finding:
+    """Follow the chain of seals that the leader lays over the audit trail."""
+    database = Database(settings.effective_database_url, pool_size=1)
+    try:
+        broken_at = database.read(upkeep.verify_audit)
+    finally:
+        database.close()
+    if broken_at is None:
+        return Finding("audit", Verdict.OK, "every sealed row is as it was written")
+    message = f"row {broken_at} does not fit its seal: it was changed, or the row before it taken out; compare it with a copy of the database"
+    return Finding("audit", Verdict.FAIL, message)
 
 
 def _redis(settings: Settings) -> list[Finding]:

@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     """How long after the proof that a host is off its vms on local storage come back from their backups, where their policy says so: a
     host that only rebooted brings its disks back within this, and loses nothing."""
 
+    read_backups_again_days: Annotated[float, Field(ge=0, le=3650)] = 30.0
+    """How long after a backup was read back its records are read once more, one backup at a time; 0: never."""
+
     agent_certificate_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 72.0
     controller_certificate_days: Annotated[float, Field(gt=0, le=365)] = 30.0
     host_token_minutes: Annotated[float, Field(gt=0, le=24 * 60)] = 15.0

@@ -4,7 +4,10 @@ An agent is a program that takes `key=value` lines on its standard input. Secret
 same way: never into argv, a log line or an error. Exit status of `status`: 0 on, 2 off, anything else unknown.
 """
 
+import contextlib
+import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +23,11 @@ AGENT_NAME = re.compile(r"fence_[a-z0-9_]{1,40}")
 REFUSED_AGENTS = frozenset({"fence_ack_manual"})
 OPTION_NAME = re.compile(r"[a-z][a-z0-9_-]{0,40}")
 AGENT_DIRECTORIES = (Path("/usr/sbin"), Path("/usr/local/sbin"))
+PROGRAMS = Path("/usr/bin")
+# What Debian's agents call and its package does not ask for: without it they end with the same status as for a device that is dead.
+NEEDED = dict.fromkeys(
+    ("fence_ipmilan", "fence_ipmilanplus", "fence_idrac", "fence_ilo3", "fence_ilo4", "fence_ilo5", "fence_imm"), "ipmitool"
+)
 SECRET_MAX = 400
 # Programs to run, scripts to ask, files to write the whole conversation to.
 _OF_THIS_MACHINE = ("_path", "_script", "_file")
@@ -87,8 +95,8 @@ def check_path(path: FencePath) -> None:
 class FenceAgents:
     """Runs fence-agents of this machine."""
 
-    def __init__(self, directories: tuple[Path, ...] = AGENT_DIRECTORIES) -> None:
-        self._directories = directories
+    def __init__(self, directories: tuple[Path, ...] = AGENT_DIRECTORIES, *, programs: Path = PROGRAMS) -> None:
+        self._directories, self._programs = directories, programs
 
     def status(self, path: FencePath) -> PowerAnswer:
         return self._call(path, "status", timeout_s=CALL_TIMEOUT_S)
@@ -113,6 +121,10 @@ class FenceAgents:
             return PowerAnswer(
                 power=Power.UNKNOWN, message=f"{path.agent} is not installed here; apt install {_package(path.agent)}"
             )
+        needed = NEEDED.get(path.agent)
+        if needed is not None and not (self._programs / needed).is_file():
+            message = f"{path.agent} needs {needed}, which is not installed here; apt install {needed}"
+            return PowerAnswer(power=Power.UNKNOWN, message=message)
         lines = [f"{name}={value}" for name, value in sorted(path.options.items())] + [f"action={action}"]
         if path.secret:
             lines.append(f"password={path.secret}")
@@ -122,28 +134,41 @@ class FenceAgents:
             except OSError as error:
                 return PowerAnswer(power=Power.UNKNOWN, message=f"secret file {path.secret_file}: {error.strerror}")
         try:
-            ended = subprocess.run(
-                [str(program)],
-                input="\n".join(lines) + "\n",
-                capture_output=True,
-                text=True,
-                timeout=max(1.0, timeout_s),
-                check=False,
-            )
+            status = _run(program, "\n".join(lines) + "\n", timeout_s=max(1.0, timeout_s))
         except subprocess.TimeoutExpired:
             return PowerAnswer(power=Power.UNKNOWN, message=f"{path.agent} did not answer within {timeout_s:.0f} s")
         except OSError as error:
             return PowerAnswer(power=Power.UNKNOWN, message=f"{path.agent}: {error.strerror}")
         statuses = {_ON: Power.ON, _OFF: Power.OFF} if action == "status" else {}
-        power = statuses.get(ended.returncode, Power.UNKNOWN)
-        failed = power is Power.UNKNOWN and ended.returncode != 0
+        power = statuses.get(status, Power.UNKNOWN)
+        failed = power is Power.UNKNOWN and status != 0
         # Of an agent's words only the exit status is passed on: some print their whole input when they fail.
-        return PowerAnswer(power=power, message=f"{path.agent} ended with status {ended.returncode}" if failed else "")
+        return PowerAnswer(power=power, message=f"{path.agent} ended with status {status}" if failed else "")
 
     def _program(self, agent: str) -> Path | None:
         if not AGENT_NAME.fullmatch(agent):
             return None
         return next((found for directory in self._directories if (found := directory / agent).is_file()), None)
+
+
+def _run(program: Path, said: str, *, timeout_s: float) -> int:
+    """Return the agent's exit status. It and whatever it started (ipmitool, ssh) are ended at the bound: an agent that is killed
+    alone leaves them behind, at work on the device."""
+    with subprocess.Popen(
+        [str(program)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as agent:
+        try:
+            agent.communicate(said, timeout=timeout_s)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(agent.pid, signal.SIGKILL)
+            raise
+        return agent.returncode
 
 
 def _package(_agent: str) -> str:

@@ -163,7 +163,8 @@ def recover(given: dict[str, Any], is_applied: bool) -> None:
 
     With --apply epochs and turns are raised above all that were seen, vms are taken over where they run, operations of the past are
     closed, and failover is paused. Nothing is started, ended or deleted; what a silent host holds stays unknown. Run it before the
-    control plane is started again; exit status 3 where hosts are silent or an operator has to choose.
+    control plane is started again: one that was started notices the first host that knows more, and is read-only until this was done.
+    Exit status 3 where hosts are silent or an operator has to choose.
     """
     from trimtab_controller import config, installation
     from trimtab_controller.clock import SystemClock
@@ -178,6 +179,10 @@ def recover(given: dict[str, Any], is_applied: bool) -> None:
     click.echo(f"{len(found.findings)} differences; {len(found.answered)} hosts answered, {len(found.silent)} did not.")
     if is_applied:
         click.echo("The database is brought up to this; failover is paused: `trimtab failover resume` when you have looked.")
+        if found.was_behind:
+            click.echo(
+                "The controllers were read-only, since the database was behind the fleet; started again they are not any more."
+            )
     elif found.findings:
         click.echo("Nothing was changed. Again with --apply to bring the database up to this.")
     if found.silent or any(one.difference.value in {"twice", "gone", "stranger"} for one in found.findings):

@@ -3,10 +3,11 @@
 Each process has its own registry and port (`config.Settings.metrics_port_of`); what only one process knows, only that one sets.
 """
 
-from importlib.metadata import version
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import Counter, Gauge, Histogram, Info, start_http_server
+
+from trimtab_controller.release import RELEASE
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SLOW = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -61,6 +62,9 @@ FAILOVER_PROOF_SECONDS = Histogram("trimtab_failover_proof_seconds", "Time to br
 FAILOVER_FROZEN = Gauge(
     "trimtab_failover_frozen", "1 while failover stands still: by the circuit breaker, by an operator.", ["by"]
 )
+DATABASE_BEHIND = Gauge(
+    "trimtab_database_behind", "1 while the database is known to be older than the fleet: nothing is changed."
+)
 FAILOVERS = Counter("trimtab_failovers", "Losses of hosts by what came of them: lost, fenced, returned.", ["state", "proof"])
 FAILOVER_SECONDS = Histogram(
     "trimtab_failover_seconds", "From the loss of a host: to its fence, to a vm that runs elsewhere.", ["until"], buckets=_SLOW
@@ -73,6 +77,9 @@ HOSTS_WITHOUT_FENCE = Gauge(
     "trimtab_hosts_without_fence", "Hosts with vms to restart that only an operator could prove off: no ready device, no warden."
 )
 HOSTS_BY_BEACON = Gauge("trimtab_hosts_by_beacon", "Silent hosts that live by their beacons.")
+HOSTS_DEGRADED = Gauge(
+    "trimtab_hosts_degraded", "Hosts that are heard from, by what they lack: network-degraded, storage-lost.", ["by"]
+)
 FENCE_INTENTS = Counter(
     "trimtab_fence_intents", "Fence intents by what came of them: written, refused, unreachable, proven, disproven.", ["outcome"]
 )
@@ -84,6 +91,11 @@ BACKUP_WORST_SECONDS = Gauge(
     "trimtab_backup_worst_seconds",
     "Of the vms with a policy the worst: age of last_good (the loss window), last_verified, last_booted; widest_gap; recovery.",
     ["what"],
+)
+BACKUP_LAST_BYTES = Gauge(
+    "trimtab_backup_last_bytes",
+    "Sum over the newest good backup of each vm: size of its disks, dirty, read, stored.",
+    ["of"],
 )
 BACKUP_REPO_BACKUPS = Gauge("trimtab_backup_repository_backups", "Backups that a repository lists.", ["repository"])
 BACKUP_REPO_BYTES = Gauge(
@@ -130,6 +142,6 @@ def count_commit(transactions: int) -> None:
 
 def serve(process: str, port: int, address: str) -> WSGIServer:
     """Export this process's metrics on a port of its own; close the returned server to stop."""
-    BUILD.labels(process).info({"version": version("trimtab")})
+    BUILD.labels(process).info({"version": RELEASE})
     server, _thread = start_http_server(port, addr=address)
     return server

@@ -21,6 +21,9 @@ _VIRTIO_DISK = frozenset({"http://pcisig.com/pci/1af4/1001", "http://pcisig.com/
 _VIRTIO_NET = frozenset({"http://pcisig.com/pci/1af4/1000", "http://pcisig.com/pci/1af4/1041"})
 _FAMILIES = {"linux": Family.LINUX, "winnt": Family.WINDOWS, "win9x": Family.WINDOWS, "win16": Family.WINDOWS}
 _PARENTS_MAX = 50
+_MIB = 1 << 20
+# The least that a vm may have.
+_MEMORY_MIN_MIB = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class _Entry:
     parents: tuple[str, ...]
     devices: Mapping[str, bool]
     needs_uefi: bool
+    # Bytes of memory: recommended, else the least; 0 where it says nothing.
+    memory_bytes: int = 0
 
 
 def find(name: str, database: Path = DATABASE) -> GuestOs:
@@ -66,18 +71,22 @@ def _index(database: Path) -> _Index:
 
 def _resolve(name: str, path: Path, index: _Index) -> GuestOs:
     """Return the system with what it has from those that it derives from: the nearest word about a device counts."""
-    family, devices, needs_uefi = "", dict[str, bool](), False
+    family, devices, needs_uefi, memory_bytes = "", dict[str, bool](), False, 0
     for number, entry in enumerate(_lineage(path, index)):
         family = family or entry.family
         devices = {**entry.devices, **devices}
         needs_uefi = needs_uefi or (number == 0 and entry.needs_uefi)
+        memory_bytes = memory_bytes or entry.memory_bytes
     supported = {device for device, is_supported in devices.items() if is_supported}
+    own_family = _FAMILIES.get(family, Family.GENERIC)
+    memory_mib = max(_MEMORY_MIN_MIB, -(-memory_bytes // _MIB)) if memory_bytes else FAMILIES[own_family.value].memory_mib
     return GuestOs(
         name=name,
-        family=_FAMILIES.get(family, Family.GENERIC),
+        family=own_family,
         has_virtio_disk=bool(supported & _VIRTIO_DISK),
         has_virtio_net=bool(supported & _VIRTIO_NET),
         needs_uefi=needs_uefi,
+        memory_mib=memory_mib,
     )
 
 
@@ -104,7 +113,15 @@ def _read(path: Path) -> _Entry:
         parents=tuple(one.get("id", "") for tag in ("clones", "derives-from") for one in root.findall(tag)),
         devices={one.get("id", ""): one.get("supported") != "false" for one in root.findall("devices/device")},
         needs_uefi=firmware.get("bios") is False,
+        memory_bytes=_memory_bytes(root),
     )
+
+
+def _memory_bytes(system: ElementTree.Element) -> int:
+    """Return what the system's entry says about memory, of an entry for x86_64 before one for all."""
+    ours = sorted((one for one in system.findall("resources") if _is_ours(one)), key=lambda one: one.get("arch") == "all")
+    words = (one.findtext(f"{word}/ram") for word in ("recommended", "minimum") for one in ours)
+    return next((int(word) for word in words if word), 0)
 
 
 def _is_ours(element: ElementTree.Element) -> bool:

@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ API_GRACE_S = 5
 # Objects made and kept before the youngest are looked through. What a request or a step makes is freed by its count; the default of
 # 700 walks through all that was imported some times a second, for nothing.
 GC_THRESHOLDS = (50_000, 20, 50)
+# How long a thread that computes keeps the interpreter from one that wants it, in the api: its event loop wants it several times for
+# every answer, and is kept from it by reads. Python's own 5 ms are meant for threads that all compute.
+API_SWITCH_S = 0.0005
 # What a viewer may paste at once; a session passes it on in smaller pieces.
 CONSOLE_MESSAGE_BYTES = 256 << 10
 
@@ -102,6 +106,7 @@ def _run_api(settings: Settings, beat: Callable[[], None]) -> None:
     from trimtab_controller.rpc.heard import HeardHosts
     from trimtab_controller.rpc.state_answers import GatewayAsker
 
+    sys.setswitchinterval(API_SWITCH_S)
     nudger = wiring.build_nudger(settings)
     agents_database = wiring.build_database(settings, pool_size=4)
     asker = GatewayAsker(agents_database, wiring.ControllerChannels(settings))

@@ -141,7 +141,8 @@ class ControlPlane:
         if line is None:
             raise LabError(f"`trimtab host token create {host}` printed no line to paste: {created}")
         fencing = {None: [], True: ["--lease-fencing"], False: ["--no-lease-fencing"]}[lease_fencing]
-        argv = [*shlex.split(line), *fencing, *([] if beacon else ["--no-beacon"])]
+        arrival = ["--migration-address", self.lab.spec.host(host).migration_address]
+        argv = [*shlex.split(line), *arrival, *fencing, *([] if beacon else ["--no-beacon"])]
         self.lab.run(host, [*self.lab.agent_command, *argv[1:]], timeout_s=JOIN_TIMEOUT_S)
 
     def trimtab(self, *arguments: str, timeout_s: float = 60.0) -> str:

@@ -101,8 +101,8 @@ class Demo:
         self.trimtab("vm", "list")
 
     def lose_a_host(self) -> None:
-        """Cut one host's power and show its kept guests counting on elsewhere, by the expiry of its lease alone."""
-        home = self.home_of(SHARED_GUEST)
+        """Cut the power of a host and show its kept guests counting on elsewhere, by the expiry of its lease alone."""
+        home = self.home_of(KEPT_GUESTS[0])
         kept = [name for name in KEPT_GUESTS if self.home_of(name) == home]
         self.wait_for_wardens()
         self.say(f"The power of {home} is cut; {', '.join(kept)} shall go on elsewhere, with no power device: by its lease alone")
@@ -161,9 +161,10 @@ class Demo:
     def show_metrics(self) -> None:
         self.say("Three figures from the metrics, as Prometheus would scrape them")
         shown = self.plane.scrape()
-        for name in ("trimtab_hosts", "trimtab_vms", "trimtab_operations_total"):
-            for line in [line for line in shown.splitlines() if line.startswith(name)][:6]:
-                print("   ", line)
+        for name in ("trimtab_hosts", "trimtab_vms", "trimtab_operations_ended_total"):
+            for line in [line for line in shown.splitlines() if line.startswith(name + "{")]:
+                if not line.endswith(" 0.0"):
+                    print("   ", line)
 
     def farewell(self) -> None:
         self.say("The fleet stays up. In your shell:")
@@ -223,13 +224,20 @@ class Demo:
         deadline = time.monotonic() + BOOT_TIMEOUT_S
         print(f"    {name}: its counter is read off its serial port until it reaches {at_least} ...", flush=True)
         while True:
-            counted = [int(number) for number in TICK.findall(self.trimtab("vm", "console", name, "--log", quiet=True))]
+            counted = self.ticks(name)
             if counted and counted[-1] >= at_least:
                 print(f"    {name} counts: {counted[-1]}", flush=True)
                 return counted[-1]
             if time.monotonic() > deadline:
                 raise LabError(f"{name} does not count on after {BOOT_TIMEOUT_S:.0f} s; see `trimtab vm console {name} --log`")
             time.sleep(POLL_S)
+
+    def first_tick(self, name: str) -> int:
+        """Return what the guest, which counts, said first of all that its console's log still has."""
+        return self.ticks(name)[0]
+
+    def ticks(self, name: str) -> list[int]:
+        return [int(number) for number in TICK.findall(self.trimtab("vm", "console", name, "--log", quiet=True))]
 
 
 def run_demo(lab: Lab) -> None:

@@ -1,7 +1,7 @@
 """Builds the lab's guest: Debian's cloud kernel, a busybox initramfs, and a small disk image that boots by itself.
 
-The disk boots under BIOS (syslinux) and under UEFI (Debian's signed GRUB) and carries a second partition where the guest
-keeps its counter:
+The disk boots under BIOS (syslinux) and under UEFI, Secure Boot too (Debian's signed shim, GRUB and kernel), and carries a second
+partition where the guest keeps its counter:
 
     MBR │ 1: FAT, 24 MiB: kernel, initramfs, boot loaders │ 2: ext4 `trimtab-data`, 10 MiB
 
@@ -26,13 +26,13 @@ from trimtab_lab.errors import LabError
 DEFAULT_CACHE = Path("/var/cache/trimtab-lab")
 GUEST_FILES = Path(__file__).parent / "guestfiles"
 KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
-UEFI_PACKAGE = "grub-efi-amd64-signed"
+UEFI_PACKAGES = ("shim-signed", "grub-efi-amd64-signed")
 GUEST_AGENT = Path("/usr/sbin/qemu-ga")
 BUSYBOX = Path("/bin/busybox")
 
 MODULES = (
     *("virtio_pci", "virtio_blk", "virtio_net", "virtio_balloon", "virtio_console", "virtio_mem", "virtio_rng"),
-    *("virtio_scsi", "sd_mod", "sr_mod", "isofs", "button", "evdev"),
+    *("virtio_scsi", "sd_mod", "sr_mod", "isofs", "button", "evdev", "efivarfs"),
 )
 KERNEL_OPTIONS = (
     "console=tty0 console=ttyS0,115200 quiet loglevel=3 panic=1 memhp_default_state=online no_timer_check"
@@ -68,7 +68,7 @@ def build_guest_image(cache: Path | None = None) -> GuestImage:
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "build.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        packages = [package(cache, _kernelpackage(cache)), package(cache, UEFI_PACKAGE)]
+        packages = [package(cache, name) for name in (_kernelpackage(cache), *UEFI_PACKAGES)]
         directory = cache / f"guest-{_fingerprint(packages)}"
         image = GuestImage(
             kernel=directory / "vmlinuz",
@@ -78,7 +78,7 @@ def build_guest_image(cache: Path | None = None) -> GuestImage:
         )
         if not directory.exists():
             with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as scratch:
-                finished = _build(Path(scratch), kernel_package=packages[0], uefi_package=packages[1])
+                finished = _build(Path(scratch), packages)
                 finished.rename(directory)
     return image
 
@@ -118,16 +118,16 @@ def package(cache: Path, name: str) -> Path:
         return downloaded.rename(cache / downloaded.name)
 
 
-def _build(scratch: Path, *, kernel_package: Path, uefi_package: Path) -> Path:
+def _build(scratch: Path, packages: Iterable[Path]) -> Path:
     unpacked, finished = scratch / "unpacked", scratch / "finished"
     finished.mkdir()
-    for package in (kernel_package, uefi_package):
+    for package in packages:
         run(["dpkg-deb", "-x", str(package), str(unpacked)], timeout_s=120)
     (kernel,) = (unpacked / "boot").glob("vmlinuz-*")
     shutil.copy(kernel, finished / "vmlinuz")
     build_initramfs(unpacked, finished / "initramfs.gz", scratch=scratch)
-    bootloader = unpacked / "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed"
-    _build_disk(finished, scratch=scratch, uefi_bootloader=bootloader)
+    bootloaders = (unpacked / "usr/lib/shim/shimx64.efi.signed", unpacked / "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed")
+    _build_disk(finished, scratch=scratch, uefi_bootloaders=bootloaders)
     return finished
 
 
@@ -180,12 +180,12 @@ def _module_closure(kernel_root: Path) -> list[Path]:
 # -- disk ------------------------------------------------------------------------------------------------------------
 
 
-def _build_disk(finished: Path, *, scratch: Path, uefi_bootloader: Path) -> None:
+def _build_disk(finished: Path, *, scratch: Path, uefi_bootloaders: tuple[Path, Path]) -> None:
     boot, data = scratch / "boot.img", scratch / "data.img"
     for path, size in ((boot, BOOT_SIZE_BYTES), (data, DATA_SIZE_BYTES)):
         with path.open("wb") as file:
             file.truncate(size)
-    _fill_boot_partition(boot, finished, scratch=scratch, uefi_bootloader=uefi_bootloader)
+    _fill_boot_partition(boot, finished, scratch=scratch, uefi_bootloaders=uefi_bootloaders)
     run(["mke2fs", "-q", "-t", "ext4", "-L", "trimtab-data", "-E", "lazy_itable_init=0,nodiscard", str(data)])
     with finished.joinpath("micro.raw").open("wb") as disk:
         disk.write(_master_boot_record())
@@ -197,7 +197,8 @@ def _build_disk(finished: Path, *, scratch: Path, uefi_bootloader: Path) -> None
     run([*convert, str(finished / "micro.raw"), str(finished / "micro.qcow2")], timeout_s=120)
 
 
-def _fill_boot_partition(boot: Path, finished: Path, *, scratch: Path, uefi_bootloader: Path) -> None:
+def _fill_boot_partition(boot: Path, finished: Path, *, scratch: Path, uefi_bootloaders: tuple[Path, Path]) -> None:
+    shim, grub = uefi_bootloaders
     syslinux_configuration = scratch / "syslinux.cfg"
     syslinux_configuration.write_text(
         "SERIAL 0 115200\nDEFAULT micro\nPROMPT 0\nTIMEOUT 1\n"
@@ -214,7 +215,8 @@ def _fill_boot_partition(boot: Path, finished: Path, *, scratch: Path, uefi_boot
         (finished / "vmlinuz", "/vmlinuz"),
         (finished / "initramfs.gz", "/initrd.gz"),
         (syslinux_configuration, "/syslinux.cfg"),
-        (uefi_bootloader, "/EFI/BOOT/BOOTX64.EFI"),
+        (shim, "/EFI/BOOT/BOOTX64.EFI"),
+        (grub, "/EFI/BOOT/grubx64.efi"),
         (grub_configuration, "/EFI/debian/grub.cfg"),
     ):
         run(["mcopy", "-i", str(boot), str(source), f"::{target}"])

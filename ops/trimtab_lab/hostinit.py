@@ -113,6 +113,16 @@ def definitions(agent_command: list[str]) -> list[ServiceDefinition]:
     def agent(verb: str) -> list[str]:
         return [*agent_command, verb, "--config", str(AGENT_CONFIGURATION)]
 
+    def beside_agent(name: str, module: str) -> list[str]:
+        """Of another release than ours: what its directory of programs has; else this interpreter runs it."""
+        directory = Path(agent_command[0]).parent
+        is_ours = directory == Path(sys.executable).parent or not (directory / name).exists()
+        return [sys.executable, "-m", module] if is_ours else [str(directory / name)]
+
+    def warden() -> list[str]:
+        """As the unit says it; what the kernel refuses it, it tells."""
+        return [*beside_agent("trimtab-warden", "trimtab_agent.warden"), "--state-dir", str(AGENT_CONFIGURATION.parent)]
+
     return [
         ServiceDefinition("virtlogd", lambda: ["/usr/sbin/virtlogd"], notifies=True),
         ServiceDefinition("virtlockd", lambda: ["/usr/sbin/virtlockd"], notifies=True),
@@ -124,17 +134,12 @@ def definitions(agent_command: list[str]) -> list[ServiceDefinition]:
             "trimtab-agent", lambda: agent("run"), condition=AGENT_CONFIGURATION, stops_group=True, watchdog_s=30.0
         ),
         ServiceDefinition(
-            "trimtab-warden", warden_command, condition=AGENT_CONFIGURATION, notifies=True, watchdog_s=1.0, restart_after_s=0.1
+            "trimtab-warden", warden, condition=AGENT_CONFIGURATION, notifies=True, watchdog_s=1.0, restart_after_s=0.1
         ),
         ServiceDefinition(
-            "trimtab-beacon", lambda: [sys.executable, "-m", "trimtab_agent.beacon"], condition=AGENT_CONFIGURATION
+            "trimtab-beacon", lambda: beside_agent("trimtab-beacon", "trimtab_agent.beacon"), condition=AGENT_CONFIGURATION
         ),
     ]
-
-
-def warden_command() -> list[str]:
-    """As the unit says it, with this interpreter; what the kernel refuses it, it tells."""
-    return [sys.executable, "-m", "trimtab_agent.warden", "--state-dir", str(AGENT_CONFIGURATION.parent)]
 
 
 def libvirtd_command() -> list[str]:

@@ -147,6 +147,7 @@ def build_host(host: HostSpec) -> None:
     batch_ip(
         [
             f"address add {host.address}/24 dev eth0",
+            f"address add {host.migration_address}/24 dev eth0",
             f"link add {GUEST_BRIDGE} address {host.hardware_address(2)} type bridge forward_delay 0 mcast_snooping 0",
             f"link set eth1 master {GUEST_BRIDGE}",
             f"link set {GUEST_BRIDGE} up",

@@ -164,6 +164,11 @@ class HostSpec:
         return f"10.{self.lab.network}.0.{10 + self.number}"
 
     @property
+    def migration_address(self) -> str:
+        """Where guests arrive: on the same cable, in a network of its own."""
+        return f"10.{self.lab.network}.2.{10 + self.number}"
+
+    @property
     def namespace(self) -> str:
         return self.lab.namespace(self.name)
 

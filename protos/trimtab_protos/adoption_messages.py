@@ -56,6 +56,7 @@ class DomainDescription:
     kept: tuple[str, ...] = ()
     obstacles: tuple[str, ...] = ()
     original_xml: str = ""
+    squeezed_to_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Maps the dataclasses of `messages.py` to their protobuf messages and back, by field name.
 
 One generic function each way instead of a pair per message: they cannot drift, and a test walks every field of both sides.
-Unset enum values and empty sub-messages become `None`; a value that a newer peer sent and this release does not know raises
+Unset enum values, sub-messages and `optional` fields become `None`; a value that a newer peer sent and this release does not know raises
 `InvalidRequest`, since acting on half a spec is worse than refusing it.
 """
 
@@ -92,6 +92,8 @@ def _reader(descriptor: Any, hint: Any) -> _Read:
         return lambda message: tuple(getattr(message, name))
     if descriptor.enum_type is not None:
         return _enum_reader(descriptor, hint)
+    if descriptor.has_presence and _allows_none(hint):
+        return lambda message: getattr(message, name) if message.HasField(name) else None
     return operator.attrgetter(name)
 
 

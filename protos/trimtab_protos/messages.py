@@ -141,6 +141,7 @@ class PoolObservation:
     problem: str = ""
     observed_at_ms: int = 0
     is_hung: bool = False
+    written_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,6 +367,12 @@ class Certificate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuestQemu:
+    vm_id: str
+    build: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
     hostname: str
     arch: str
@@ -398,6 +405,8 @@ class Inventory:
     digest: str = ""
     migration_address: str = ""
     overlay_chassis: str = ""
+    qemu_build: str = ""
+    guest_qemus: tuple[GuestQemu, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -484,3 +493,5 @@ class VerifyResult:
     damaged_records: int
     damaged: tuple[DamagedBackup, ...]
     unreadable_manifests: tuple[str, ...]
+    others: tuple[DamagedBackup, ...] = ()
+    are_others_judged: bool = False

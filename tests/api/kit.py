@@ -150,6 +150,8 @@ class Api:
     # Token by caller: `admin` of the fleet, `p1-viewer`, ...
     secrets: dict[str, str] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
+    # Host id -> its state as a gateway would have written it.
+    host_states: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def as_(self, caller: str, **headers: str) -> httpx.AsyncClient:
         """Return a client with the caller's token; '' has none."""
@@ -306,6 +308,7 @@ def build_app(url: str, directory: Path, **settings: Any) -> Api:
     clock, consoles, desk = TurnedClock(), ConsoleReader(), ConsoleDesk()
     db = AsyncDatabase(url)
     nudges: list[int] = []
+    host_states: dict[str, dict[str, Any]] = {}
     chosen: dict[str, Any] = {
         "uploads_dir": directory / "uploads",
         "gateway_address": "192.0.2.1:8444",
@@ -331,9 +334,19 @@ def build_app(url: str, directory: Path, **settings: Any) -> Api:
             ca_bundle_pem=lambda: "-----BEGIN CERTIFICATE-----\n",
             nudge=lambda: nudges.append(1),
             secrets=SecretBox(directory),
+            host_states=lambda: host_states,
         )
     )
-    return Api(app=app, db=db, clock=clock, consoles=consoles, desk=desk, uploads_dir=chosen["uploads_dir"], nudges=nudges)
+    return Api(
+        app=app,
+        db=db,
+        clock=clock,
+        consoles=consoles,
+        desk=desk,
+        uploads_dir=chosen["uploads_dir"],
+        nudges=nudges,
+        host_states=host_states,
+    )
 
 
 @asynccontextmanager

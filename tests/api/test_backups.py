@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from tests.api.kit import Api
@@ -99,6 +100,29 @@ async def test_what_is_wrong_with_a_repository_is_named(api: Api, fields: dict[s
     assert field in answer.json()["detail"], answer.text
 
 
+async def test_what_a_bucket_needs_is_kept_with_its_secret_sealed_and_half_of_its_keys_is_refused(api: Api) -> None:
+    bucket = {"endpoint": "http://s3.example", "region": "eu", "access_key_id": "AK", "allow_http": True}
+    made = await create(api, url="s3://backups/fleet/main", secret_access_key="of-the-bucket", **bucket)
+    row = sa.select(schema.backup_repo).where(schema.backup_repo.c.id == made["repo"]["id"])
+    kept = await api.write(lambda session: session.execute(row).one())
+    assert (kept.kind, kept.url, dict(kept.settings)) == ("bucket", "s3://backups/fleet/main", bucket)
+    assert kept.wrapped_secret
+    assert "of-the-bucket" not in str(kept)
+    for half in ({"access_key_id": "AK"}, {"secret_access_key": "s"}):
+        refused = await api.call("admin", "POST", REPOS, json={"name": "other", "url": "s3://other", **half})
+        assert (refused.status_code, "given together" in refused.json()["detail"]) == (400, True)
+
+
+async def test_a_dry_run_of_prune_is_accepted_as_one_and_a_prune_as_none(api: Api) -> None:
+    await ready(api)
+    for body, is_dry_run in (({"dry_run": True}, True), ({}, False), ({"dry_run": False}, False)):
+        accepted = await api.call("admin", "POST", f"{REPOS}/main:prune", json=body)
+        assert accepted.status_code == 202, accepted.text
+        row = sa.select(schema.operation.c.params).where(schema.operation.c.id == accepted.json()["operation"]["id"])
+        assert (await api.write(lambda session, row=row: session.scalar(row)))["is_dry_run"] is is_dry_run
+        await api.write(lambda session: session.execute(schema.operation.update().values(state="done", ended_at=api.clock.now())))
+
+
 async def test_a_schedule_that_cannot_be_parsed_is_refused_with_one_that_can(api: Api) -> None:
     await ready(api)
     body = {"name": "nightly", "schedule": "0 25 * * *", "keep_daily": 7}
@@ -128,6 +152,14 @@ async def test_a_policy_keeps_what_its_boot_tests_wait_for(api: Api) -> None:
     body = {"name": "proven", "schedule": "0 2 * * *", "verify": "boot", "verify_tcp": 22, "verify_pattern": "login:"}
     made = await api.call("p1-operator", "POST", f"{P1}/backup-policies", json=body)
     assert (made.status_code, made.json()["verify_tcp"], made.json()["verify_pattern"]) == (201, 22, "login:"), made.text
+
+
+async def test_a_policy_keeps_what_it_demands_of_its_guests(api: Api) -> None:
+    await ready(api)
+    for demanded in ("needs_filesystem", "needs_application"):
+        body = {"name": demanded.replace("_", "-"), "schedule": "0 2 * * *", demanded: True}
+        made = (await api.call("p1-operator", "POST", f"{P1}/backup-policies", json=body)).json()
+        assert [one for one in ("needs_filesystem", "needs_application") if made[one]] == [demanded]
 
 
 async def test_a_policy_is_given_to_a_vm_and_stays_while_it_has_it(api: Api) -> None:

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
@@ -116,6 +117,35 @@ async def test_what_further_concerns_look_at_is_read_from_rows(api_on_each: Api)
     assert "node1 1500, node2 9000" in told["mtu-mismatch", "network lan"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("features", "listed", "lists_all", "told"),
+    [
+        (["-vmx", "?svm"], ["aes"], True, False),
+        (["vmx"], ["aes"], True, True),
+        (["-svm", "vmx"], ["aes", "vmx"], True, False),
+        # An older agent lists what its host has beyond its model alone: nothing follows from what is not there.
+        (["vmx"], ["aes"], False, False),
+    ],
+)
+async def test_only_required_features_that_a_host_lists_no_longer_are_lost(
+    api: Api, features: list[str], listed: list[str], lists_all: bool, told: bool
+) -> None:
+    await api.equip()
+    await place(api, "db", "node1", cpu_features=features)
+    more = {"cpu_features": listed, "capabilities": ["all-cpu-features"] if lists_all else []}
+
+    def tell(session: Session) -> None:
+        host = schema.host
+        for row in session.execute(sa.select(host.c.id, host.c.inventory).where(host.c.name.in_(["node1", "node2"]))).all():
+            session.execute(host.update().where(host.c.id == row.id).values(inventory={**row.inventory, **more}))
+
+    await api.write(tell)
+    kinds = {one["kind"] for one in (await ask(api))["findings"]}
+    assert kinds & {"host-lost-cpu-features", "vms-bound-by-cpu-features"} == (
+        {"host-lost-cpu-features", "vms-bound-by-cpu-features"} if told else set()
+    )
+
+
 async def test_the_number_of_queries_is_the_same_for_any_fleet(api: Api) -> None:
     def queries(session: Session) -> int:
         seen: list[str] = []
@@ -124,6 +154,7 @@ async def test_the_number_of_queries_is_the_same_for_any_fleet(api: Api) -> None
         return len(seen)
 
     await api.equip()
+    await api.db.read(queries)  # from the second time on, statements that are asked before each mutation go past the listener
     few = await api.db.read(queries)
     for i in range(6):
         await api.make_vm(f"vm{i}")

@@ -101,6 +101,48 @@ async def test_a_host_shows_its_lease_its_warden_whom_it_would_kill_and_its_devi
     assert listed["protection"] is None
 
 
+async def test_a_host_shows_how_old_its_lease_and_its_beacon_are_and_how_its_devices_were_tested(api: Api) -> None:
+    await api.equip()
+    now, host_id = api.clock.now(), api.ids["node1"]
+    before = (await api.call("fleet-viewer", "GET", "/v1/hosts/node1")).json()["protection"]
+    assert (before["lease_age_s"], before["is_warden_armed"], before["beacon_pool"], before["best_proof"]) == (
+        None,
+        False,
+        "",
+        "none",
+    )
+    await api.call("admin", "PUT", PATHS, json={"paths": [DEVICE, {"name": "pdu", "agent": "fence_apc"}]})
+
+    def work(session: Any) -> None:
+        failover.record_test(session, host_id, "bmc", power="on", message="", now=now)
+        failover.record_test(session, host_id, "pdu", power="unknown", message="fence_apc did not answer within 30 s", now=now)
+        guard = {"host_id": host_id, "is_armed": False, "kill_ms": 3000, "beacon_pool_id": api.ids["local"], "updated_at": now}
+        session.execute(schema.host_guard.insert().values(**guard))
+        session.execute(schema.host.update().where(schema.host.c.id == host_id).values(lease_number=7))
+        intent = {"host_id": host_id, "term": 3, "number": 1, "lease_number": 7, "pool_id": api.ids["local"]}
+        session.execute(schema.fence_intent.insert().values(**intent, via_host_id=api.ids["node2"], begun_at=now))
+
+    await api.write(work)
+    api.host_states[host_id] = {
+        "at_ms": now.timestamp() * 1000,
+        "warden_missing": ("the warden does not answer",),
+        "beacon_age_ms": 1500,
+        "clock_rate_ppm": -37,
+        "beacon_problem": "Input/output error",
+    }
+    api.clock.turn(seconds=4)
+    shown = (await api.call("fleet-viewer", "GET", "/v1/hosts/node1")).json()["protection"]
+    assert (shown["lease_number"], shown["lease_age_s"]) == (7, 4.0)
+    assert (shown["is_warden_armed"], shown["warden_missing"]) == (False, ["the warden does not answer"])
+    assert (before["clock_rate_ppm"], shown["clock_rate_ppm"]) == (None, -37)
+    assert (shown["beacon_pool"], shown["beacon_age_s"], shown["beacon_problem"]) == ("local", 5.5, "Input/output error")
+    assert (shown["fence_intent"]["lease_number"], shown["fence_intent"]["written_at"]) == (7, None)
+    tested = [(one["name"], one["power"], one["is_ready"], one["message"]) for one in shown["fence_paths"]]
+    assert tested == [("bmc", "on", True, ""), ("pdu", "unknown", False, "fence_apc did not answer within 30 s")]
+    assert all(one["tested_at"] for one in shown["fence_paths"])
+    assert shown["best_proof"] == "power"
+
+
 async def test_nobody_confirms_off_a_host_that_is_heard_and_everybody_gives_a_reason(api: Api) -> None:
     await set_connectivity(api, "node1", "up")
     refused = await api.call("admin", "POST", "/v1/hosts/node1:confirm-off", json={"reason": "I think so"})
@@ -198,6 +240,25 @@ async def test_a_drill_tells_when_each_vm_would_run_again_and_changes_nothing(ap
     await set_connectivity(api, "node1", "lost")
     late = await api.call("fleet-viewer", "GET", "/v1/hosts/node1/loss-drill")
     assert (late.status_code, late.json()["code"]) == (409, "host-not-up")
+
+
+async def test_a_drill_starts_a_group_in_order_and_names_who_is_waited_for(api: Api) -> None:
+    await api.equip()
+    await place(api, "db", "node1", ha="restart", start_group="shop", start_order=1)
+    await place(api, "web", "node1", ha="restart", start_group="shop", start_order=2, start_delay_s=20, priority=10)
+    await api.call("admin", "PUT", PATHS, json={"paths": [DEVICE]})
+    now = api.clock.now()
+    await api.write(lambda session: failover.record_test(session, api.ids["node1"], "bmc", power="on", message="", now=now))
+    local = (await api.call("fleet-viewer", "GET", "/v1/hosts/node1/loss-drill?boot_s=4")).json()
+    assert all(one["seconds"] is None for one in local["outcomes"]), "their disks are on node1 alone"
+    await api.write(lambda session: session.execute(schema.pool.update().values(is_shared=True, sharing_proven_at=now)))
+    played = (await api.call("fleet-viewer", "GET", "/v1/hosts/node1/loss-drill?boot_s=4")).json()
+    seconds = {one["vm"]: one["seconds"] for one in played["outcomes"]}
+    assert seconds["web"] >= seconds["db"] + 20, played
+    (db,) = await api.rows(schema.vm, name="db")
+    await api.set_vm(db["id"], host_selector={"rack": "none"})
+    full = (await api.call("fleet-viewer", "GET", "/v1/hosts/node1/loss-drill?boot_s=4")).json()
+    assert {one["vm"]: one["why"] for one in full["outcomes"]}["web"] == "waits for db, which starts earlier in group shop", full
 
 
 async def test_a_real_drill_is_refused_where_no_device_is_ready_the_name_differs_or_a_vm_would_not_run_again(api: Api) -> None:

@@ -49,6 +49,21 @@ async def test_a_dry_run_holds_to_the_host_that_was_named(api: Api) -> None:
     assert "cordon" in refused.json()["detail"]
 
 
+async def test_that_the_named_host_is_down_has_a_code_of_its_own(api: Api) -> None:
+    await api.equip()
+    (host, *_) = await api.rows(schema.host, name="node2")
+    await api.write(
+        lambda session: session.execute(schema.host.update().values(connectivity="lost").where(schema.host.c.id == host["id"]))
+    )
+    refused = await api.call("admin", "POST", f"{VMS}?validate_only=true", json=VM | {"to_host": "node2", "memory_mib": 1 << 20})
+    assert refused.json()["code"] == "host-not-up"
+    assert refused.json()["context"]["reasons"].startswith("node2: it is lost, not up; see `trimtab host get node2`")
+    elsewhere = await api.call(
+        "admin", "POST", f"{VMS}?validate_only=true", json=VM | {"to_host": "node1", "memory_mib": 1 << 20}
+    )
+    assert elsewhere.json()["code"] == "no-host-fits"
+
+
 async def test_a_dry_run_refuses_where_no_machine_type_is_known_as_the_leader_would(api: Api) -> None:
     await api.equip()
     table = schema.host

@@ -94,6 +94,46 @@ async def test_coverage_names_who_would_not_come_back_and_why(api: Api) -> None:
     assert (by_name["node2"]["is_covered"], by_name["node2"]["unprotected_count"]) == (True, 1)
 
 
+async def test_coverage_tells_of_every_vm_whether_it_is_covered_against_what_and_why(api: Api) -> None:
+    await place(api, "web1", "node1", ha="restart")
+    await place(api, "web2", "node2")
+    found = (await api.call("fleet-viewer", "GET", "/v1/failover-coverage?by=host&vms=true")).json()
+    told = {one["vm"]: (one["coverage"], one["domains"], one["uncovered"]) for one in found["vms"]}
+    assert told["web1"] == ("uncovered", ["host:node1"], ["host:node1"])
+    assert told["web2"] == ("unprotected", ["host:node2"], [])
+    reasons = {one["vm"]: one["reason"] for one in found["vms"]}
+    assert "node2" in reasons["web1"]
+    assert "ha is none" in reasons["web2"]
+    assert (await api.call("fleet-viewer", "GET", "/v1/failover-coverage?by=host")).json()["vms"] == []
+
+
+async def test_coverage_of_one_rack_is_about_that_rack_alone(api: Api) -> None:
+    await place(api, "web1", "node1", ha="restart")
+    for host, rack in (("node1", "r1"), ("node2", "r2")):
+        changed = await api.call("admin", "PATCH", f"/v1/hosts/{host}", json={"labels": {"rack": rack}})
+        assert changed.status_code == 200, changed.text
+    found = (await api.call("fleet-viewer", "GET", "/v1/failover-coverage?selector=rack=r2")).json()
+    assert [(one["kind"], one["name"], one["is_covered"]) for one in found["domains"]] == [("rack", "r2", True)]
+    assert found["is_covered"] is True
+    (lost,) = (await api.call("fleet-viewer", "GET", "/v1/failover-coverage?selector=rack=r1")).json()["domains"]
+    assert (lost["name"], lost["is_covered"], [one["vm"] for one in lost["uncovered"]]) == ("r1", False, ["web1"])
+
+
+async def test_capacity_by_zone_and_without_a_host(api: Api) -> None:
+    await place(api, "web1", "node1")
+    for host, zone in (("node1", "z1"), ("node2", "z2")):
+        await api.call("admin", "PATCH", f"/v1/hosts/{host}", json={"labels": {"zone": zone}})
+    items = (await api.call("fleet-viewer", "GET", "/v1/capacity?by=zone")).json()["items"]
+    assert [(one["name"], one["vcpus_free"]) for one in items] == [("z1", 3), ("z2", 4)]
+    ask = {"vcpus": 1, "memory_mib": 1024, "without": ["node2"]}
+    left = (await api.call("fleet-viewer", "POST", "/v1/capacity:fit", json=ask)).json()
+    assert (left["count"], left["by_host"]) == (3, {"node1": 3})
+    assert left["largest_by_vcpus"] == {"vcpus": 3, "memory_mib": items[0]["memory_free_mib"]}
+    chosen = {"vcpus": 1, "memory_mib": 1024, "host_selector": {"zone": "z2"}}
+    there = (await api.call("fleet-viewer", "POST", "/v1/capacity:fit", json=chosen)).json()
+    assert there["largest_by_vcpus"] == {"vcpus": 4, "memory_mib": items[1]["memory_free_mib"]}
+
+
 async def test_coverage_tells_what_a_vm_on_local_disks_would_lose_with_its_host(api: Api) -> None:
     vm = await place(api, "db", "node1", ha="restart")
     await api.write(lambda session: session.execute(schema.pool.update().values(is_shared=False)))
@@ -123,10 +163,14 @@ async def test_maintenance_holds_a_host_until_it_is_ended(api: Api) -> None:
     started = await api.call("fleet-operator", "POST", "/v1/hosts/node1:start-maintenance")
     assert started.status_code == 202, started.text
     assert (await api.call("fleet-operator", "POST", "/v1/hosts/node1:start-maintenance")).status_code == 409
+    held = {one["name"]: one["maintenance"] for one in (await api.call("fleet-viewer", "GET", "/v1/hosts")).json()["items"]}
+    assert held["node1"] | {"since": ""} == {"plan": "", "by": "fleet-operator", "since": ""}
+    assert held["node2"] is None
     refused = await api.call("fleet-operator", "POST", "/v1/hosts/node1:uncordon")
     assert refused.json()["code"] == "host-in-maintenance"
     assert (await api.call("fleet-operator", "POST", "/v1/hosts/node1:end-maintenance")).status_code == 204
     assert (await api.call("fleet-viewer", "GET", "/v1/hosts/node1")).json()["is_cordoned"] is False
+    assert (await api.call("fleet-viewer", "GET", "/v1/hosts/node1")).json()["maintenance"] is None
 
 
 async def test_a_vm_says_what_a_drain_may_do_with_it(api: Api) -> None:

@@ -33,6 +33,7 @@ async def test_a_pool_shows_its_hosts_and_space(api: Api) -> None:
     assert second.json()["code"] == "pool-default-taken"
     same_path = await api.call("admin", "POST", "/v1/pools", json={"name": "other", "path": "/srv/fast"})
     assert same_path.json()["code"] == "pool-path-taken"
+    assert "trimtab pool get fast" in same_path.json()["detail"]
     same_name = await api.call("admin", "POST", "/v1/pools", json={"name": "fast", "path": "/srv/o"})
     assert same_name.json()["code"] == "pool-exists"
 

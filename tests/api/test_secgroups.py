@@ -102,6 +102,7 @@ async def test_subnets_that_overlap_are_refused_by_the_name_of_the_other(api_on_
     refused = await make_network(api, "lab2", subnet="10.77.0.0/16")
     assert (refused.status_code, refused.json()["code"]) == (409, "subnet-overlaps")
     assert "lab1 (10.77.0.0/29)" in refused.json()["detail"]
+    assert "trimtab network list" in refused.json()["detail"]
     hidden = await make_network(api, "lab2", caller="p2-operator", subnet="10.77.0.0/16")
     assert hidden.json()["code"] == "subnet-overlaps"
     assert "lab1" not in hidden.text, "whose it is is the other project's"

@@ -12,9 +12,12 @@ VMS = "/v1/projects/p1/vms"
 TEMPLATES = "/v1/projects/p1/templates"
 
 
+SURVIVAL: dict[str, Any] = {"ha": "restart", "priority": 5, "start_delay_s": 20, "start_group": "shop", "start_order": 2}
+
+
 async def kept_vm(api: Api) -> dict[str, Any]:
     """A running vm whose disk is there."""
-    vm = await running(api)
+    vm = await running(api, **SURVIVAL)
     there = schema.volume.update().values(observed_state="present", host_id=api.ids["node1"])
     await api.write(lambda session: session.execute(there))
     return vm
@@ -90,6 +93,7 @@ async def test_a_clone_is_another_vm_that_waits_for_a_snapshot_of_its_source(api
     volumes = {row["vm_id"]: row for row in await api.rows(schema.volume)}
     assert vms["web2"]["uuid"] != vms["web1"]["uuid"]
     assert vms["web2"]["vcpus"] == vms["web1"]["vcpus"]
+    assert {name: vms["web2"][name] for name in SURVIVAL} == SURVIVAL
     assert f"instance-id: {vms['web2']['id']}" in vms["web2"]["seed"]["meta_yaml"]
     assert "machine-id" in vms["web2"]["seed"]["user_yaml"]
     own = volumes[vms["web2"]["id"]]
@@ -122,6 +126,7 @@ async def test_a_template_gives_many_vms_in_one_request_all_or_none(api_on_each:
     children = [row for row in await api.rows(schema.operation, kind="vm.create") if row["subject_name"] != "web1"]
     assert {row["id"] for row in children} == set(parent["params"]["operation_ids"])
     assert {row["subject_name"] for row in children} == {f"web-{n}" for n in range(1, 21)}
+    assert all({name: row[name] for name in SURVIVAL} == SURVIVAL for row in await api.rows(schema.vm))
     refused = await api.call("p1-operator", "DELETE", f"{TEMPLATES}/web")
     assert (refused.status_code, refused.json()["code"]) == (409, "template-in-use")
     base = await api.call("p1-operator", "DELETE", "/v1/projects/p1/images/web-v1")

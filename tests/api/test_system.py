@@ -106,6 +106,7 @@ async def test_a_placement_is_explained_host_by_host(api: Api) -> None:
             chosen_host_id=api.ids["node1"],
             policy="best-fit",
             verdicts=made.as_json(),
+            fleet_revision=41,
             now=api.clock.now(),
         )
     )
@@ -114,11 +115,12 @@ async def test_a_placement_is_explained_host_by_host(api: Api) -> None:
     assert [(one["host"], one["fits"]) for one in shown["verdicts"]] == [("node1", True), ("node2", False)]
     assert "memory" in shown["verdicts"][1]["reasons"][0]["code"]
     assert "1 of 2 hosts fit" in shown["summary"]
+    assert shown["fleet_revision"] == 41
     why = (await api.call("p1-viewer", "GET", path, params={"why_not": "node2"})).json()["why_not"]
     assert why.startswith("node2: ")
     assert "MiB" in why
     none = await api.call("p1-viewer", "GET", path, params={"why_not": "node9"})
     assert none.json()["code"] == "host-not-found"
     operation = (await api.call("p1-viewer", "GET", f"/v1/operations/{vm['operation']['id']}:explain")).json()
-    assert operation["placement"]["host"] == "node1"
+    assert (operation["placement"]["host"], operation["placement"]["fleet_revision"]) == ("node1", 41)
     assert operation["operation"]["kind"] == "vm.create"

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.api.kit import GIB, Api
+from trimtab_controller.core import cpu_features
 from trimtab_controller.store import schema
 from trimtab_protos.adoption_messages import Described, DescribedDisk, DescribedNic, DomainDescription
 from trimtab_protos.messages import DomainState
@@ -51,7 +52,13 @@ async def legacy_on_node1(api: Api, **changes: Any) -> DomainDescription:
         "unmanaged_memory_mib": 4096,
         "connectivity": "up",
     }
-    inventory = {"machines": ["pc-q35-7.1", "pc-q35-7.2"], "cpu_model": "Nehalem"}
+    inventory = {
+        "machines": ["pc-q35-7.1", "pc-q35-7.2"],
+        "cpu_model": "Nehalem",
+        "usable_cpu_models": ["Nehalem", "qemu64"],
+        "cpu_features": ["aes", "vmx"],
+        "capabilities": ["all-cpu-features"],
+    }
     await api.write(
         lambda session: session.execute(host.update().where(host.c.name == "node1").values(**limits, inventory=inventory))
     )
@@ -78,6 +85,46 @@ async def test_a_dry_run_says_what_becomes_of_it_and_changes_nothing(api: Api) -
     changes = " ".join(shown["changes_at_next_stop"])
     assert "pc-i440fx-7.2 becomes pc-q35-7.2" in changes
     assert "sata instead of ide" in changes
+    assert await api.rows(schema.vm) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "model", "features", "kept"),
+    [
+        ("custom", "qemu64", ("aes", "-vmx", "?svm", "!mpx"), ["aes", "-vmx", "?svm", "-mpx"]),
+        ("host-passthrough", "", ("-vmx", "+aes"), ["-vmx", "aes"]),
+    ],
+)
+async def test_an_adopted_vm_has_the_cpu_of_its_domain_and_its_host_fits(
+    api: Api, mode: str, model: str, features: tuple[str, ...], kept: list[str]
+) -> None:
+    await legacy_on_node1(api, cpu_mode=mode, cpu_model=model, cpu_features=features)
+    answer = await adopt(api)
+    assert answer.status_code == 202, answer.text
+    (vm,) = await api.rows(schema.vm)
+    (host,) = await api.rows(schema.host, name="node1")
+    assert (vm["cpu_model"], vm["cpu_features"]) == (model or "Nehalem", kept)
+    shape = (await api.call("admin", "GET", f"{VMS}/{vm['name']}")).json()["shape"]
+    assert (shape["cpu_model"], shape["cpu_features"]) == (vm["cpu_model"], kept), "as `vm get` shows them"
+    assert vm["cpu_model"] in host["inventory"]["usable_cpu_models"]
+    assert cpu_features.missing(vm["cpu_features"], host["inventory"]["cpu_features"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "field"),
+    [
+        ({"cpu_model": "EPYC"}, "cpu-model-unusable", "cpu_model: "),
+        ({"cpu_features": ("sha-ni",)}, "cpu-features-missing", "cpu_features: "),
+    ],
+)
+async def test_a_cpu_that_its_host_could_not_start_again_is_refused(
+    api: Api, changes: dict[str, Any], code: str, field: str
+) -> None:
+    await legacy_on_node1(api, **changes)
+    (listed,) = (await adopt(api, dry=True)).json()["adoption"]["refusals"]
+    assert (listed["code"], listed["message"].startswith(field)) == (code, True)
+    refused = await adopt(api)
+    assert (refused.status_code, refused.json()["code"]) == (409, code)
     assert await api.rows(schema.vm) == []
 
 
@@ -123,6 +170,40 @@ async def test_what_cannot_be_adopted_is_refused_by_name_and_listed_by_a_dry_run
     assert [one["code"] for one in listed] == [code]
     refused = await adopt(api)
     assert (refused.status_code, refused.json()["code"]) == (409, code)
+    assert await api.rows(schema.vm) == []
+
+
+async def test_a_disk_that_is_another_vms_volume_is_refused_until_that_vm_is_released(api: Api) -> None:
+    await api.make_vm("web1", pool="local")
+    (volume,) = await api.rows(schema.volume)
+    gone = schema.volume.update().where(schema.volume.c.id == volume["id"])
+    for layer in ("", ".snap-1"):
+        path = f"/srv/trimtab/volumes/{volume['id']}{layer}.qcow2"
+        await legacy_on_node1(api, disks=(DescribedDisk(target="vda", path=path, format="qcow2", bus="virtio", size_bytes=GIB),))
+        (listed,) = (await adopt(api, dry=True)).json()["adoption"]["refusals"]
+        said = "disk vda is volume web1-root of vm web1; `trimtab vm release web1` gives it up"
+        assert (listed["code"], listed["message"]) == ("disk-is-a-volume", said)
+        refused = await adopt(api)
+        assert (refused.status_code, refused.json()["code"]) == (409, "disk-is-a-volume")
+    deleted_at = api.clock.now()
+    hidden = gone.values(deleted_at=deleted_at, purge_after=deleted_at)
+    await api.write(lambda session: session.execute(hidden))
+    assert (await adopt(api)).json()["code"] == "disk-is-a-volume", "it can come back"
+    await api.write(lambda session: session.execute(gone.values(purge_after=None)))
+    answer = await adopt(api)
+    assert answer.status_code == 202, answer.text
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_disk_that_is_an_images_file_is_refused_by_the_images_name(api: Api, is_known: bool) -> None:
+    image = (await api.rows(schema.image))[0]
+    path = f"/srv/trimtab/images/{image['id'] if is_known else 'base'}.qcow2"
+    await legacy_on_node1(api, disks=(DescribedDisk(target="vda", path=path, format="qcow2", bus="virtio", size_bytes=GIB),))
+    (listed,) = (await adopt(api, dry=True)).json()["adoption"]["refusals"]
+    said = f"disk vda is the file of image {image['name']}" if is_known else "the folder where pool local keeps its images"
+    assert (listed["code"], said in listed["message"]) == ("disk-is-an-image", True), listed
+    refused = await adopt(api)
+    assert (refused.status_code, refused.json()["code"]) == (409, "disk-is-an-image")
     assert await api.rows(schema.vm) == []
 
 
@@ -197,6 +278,16 @@ async def test_what_was_changed_by_hand_is_shown_and_settled_either_way(api: Api
     (project,) = await api.rows(schema.project, id=api.ids["p1"])
     assert project["vcpus_used"] == 4, "what is taken over is charged"
     await api.end_operations()
+    put_back = await api.call("p1-operator", "POST", f"{VMS}/web1:reconcile", json={"mode": "revert"})
+    assert put_back.json()["operation"]["kind"] == "vm.reconcile"
+
+
+async def test_a_balloon_that_somebody_filled_by_hand_is_shown_and_goes_back(api: Api) -> None:
+    await drifted(api, squeezed_to_mib=120)
+    shown = (await api.call("p1-viewer", "GET", f"{VMS}/web1:diff")).json()
+    assert shown["differences"] == [{"field": "balloon_mib", "desired": "", "live": "120", "stored": ""}]
+    refused = await api.call("p1-operator", "POST", f"{VMS}/web1:reconcile", json={"mode": "accept"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "cannot-be-accepted")
     put_back = await api.call("p1-operator", "POST", f"{VMS}/web1:reconcile", json={"mode": "revert"})
     assert put_back.json()["operation"]["kind"] == "vm.reconcile"
 

@@ -1,11 +1,13 @@
 """Changing a vm: what is stored when it is accepted, and what is refused by which name."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.api.kit import GIB, Api
-from trimtab_controller.store import describe, schema
+from tests.api.kit import GIB, INVENTORY, Api
+from trimtab_controller.store import describe, host_reports, schema
+from trimtab_protos.messages import GuestQemu
 
 VMS = "/v1/projects/p1/vms"
 MAC = "52:54:00:00:00:09"
@@ -56,8 +58,12 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("resources", {"balloon_min_mib": 1024}, 400, "balloon-above-memory"),
     ("resources", {"balloon_min_mib": 256}, 400, "balloon-impossible"),  # it can be given memory while it runs
     ("ha", {}, 400, "ha-empty"),
+    ("ha", {"start_order": 2}, 400, "start-order-alone"),
+    ("ha", {"start_group": "", "start_order": 2}, 400, "start-order-alone"),
     ("attach", {}, 400, "device-missing"),
-    ("attach", {"volume": "data", "network": {"network": "default"}}, 400, "device-missing"),
+    ("attach", {"volume": "data", "network": {"network": "p2-net"}}, 404, "network-not-found"),
+    ("attach", {"volume": "data", "network": {"network": "default", "mac": MAC}}, 409, "mac-taken"),
+    ("attach", {"volume": "none", "network": {"network": "default"}}, 404, "volume-not-found"),
     ("attach", {"volume": "none"}, 404, "volume-not-found"),
     ("attach", {"volume": "web1-root"}, 409, "volume-attached"),
     ("attach", {"network": {"network": "p2-net"}}, 404, "network-not-found"),
@@ -77,10 +83,24 @@ async def test_a_change_that_cannot_be_is_refused_by_name(
 ) -> None:
     await running(api, networks=[{"network": "default", "mac": MAC}])
     await make_volume(api, "data")
-    before = await api.rows(schema.vm)
+    before = [await api.rows(table) for table in (schema.vm, schema.volume, schema.nic)]
     answer = await api.call("p1-operator", "POST", f"{VMS}/web1:{verb}", json=body)
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
-    assert await api.rows(schema.vm) == before, "nothing of it was stored"
+    assert [await api.rows(table) for table in (schema.vm, schema.volume, schema.nic)] == before, "nothing of it was stored"
+
+
+async def test_a_volume_and_a_card_are_attached_by_one_operation(api_on_each: Api) -> None:
+    api = api_on_each
+    vm = await running(api)
+    await make_volume(api, "data")
+    body = {"volume": "data", "network": {"network": "default", "mac": MAC}}
+    answer = await api.call("p1-operator", "POST", f"{VMS}/web1:attach", json=body)
+    assert (answer.status_code, answer.json()["operation"]["kind"]) == (202, "vm.attach"), answer.text
+    (operation,) = await api.rows(schema.operation, kind="vm.attach")
+    (volume,) = await api.rows(schema.volume, name="data")
+    (card,) = await api.rows(schema.nic, mac=MAC)
+    assert operation["params"] == {"vm_id": vm["id"], "volume_id": volume["id"], "nic_id": card["id"]}
+    assert (volume["vm_id"], card["vm_id"]) == (vm["id"], vm["id"]), "nobody else takes them meanwhile"
 
 
 async def test_what_a_vm_gets_of_its_host_is_stored_shown_and_told(api: Api) -> None:
@@ -94,6 +114,23 @@ async def test_what_a_vm_gets_of_its_host_is_stored_shown_and_told(api: Api) -> 
     assert (shape["balloon_min_mib"], shape["cpu_class"]) == (0, "low")
 
 
+async def test_a_guest_that_runs_another_qemu_than_is_installed_says_so_and_so_do_its_host_and_the_doctor(api: Api) -> None:
+    vm = await running(api)
+    await api.set_vm(vm["id"], observed_host_id=api.ids["node1"])
+    assert (await api.call("p1-viewer", "GET", f"{VMS}/web1")).json()["observed"]["qemu"] == ""
+    newer, older = "7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", "7.2.17 (Debian 1:7.2+dfsg-7+deb12u16)"
+    told = (GuestQemu(vm_id="vm-that-left", build=older), GuestQemu(vm_id=vm["id"], build=older))
+    inventory = replace(INVENTORY, hostname="node1", qemu_build=newer, guest_qemus=told, digest="upgraded")
+    await api.write(lambda session: host_reports.store_inventory(session, api.ids["node1"], inventory, now=api.clock.now()))
+    observed = (await api.call("p1-viewer", "GET", f"{VMS}/web1")).json()["observed"]
+    assert (observed["qemu"], observed["installed_qemu"]) == (older, newer)
+    host = (await api.call("fleet-viewer", "GET", "/v1/hosts/node1")).json()["inventory"]
+    assert (host["qemu_build"], host["guest_qemus"][vm["id"]]) == (newer, older)
+    found = (await api.call("fleet-viewer", "GET", "/v1/doctor")).json()["findings"]
+    (finding,) = [one for one in found if one["kind"] == "guest-qemu-other"]
+    assert f"these guests run another: web1 ({older}); they keep it" in finding["message"], "and not one that is elsewhere by now"
+
+
 async def test_a_vm_is_kept_from_its_operations_end_on_and_let_go_of_at_once(api: Api) -> None:
     await running(api, ha="none")
     body = {"ha": "restart", "priority": 10, "start_delay_s": 30}
@@ -105,6 +142,37 @@ async def test_a_vm_is_kept_from_its_operations_end_on_and_let_go_of_at_once(api
     await api.write(lambda session: session.execute(schema.vm.update().values(ha="restart")))
     assert (await api.call("p1-operator", "POST", f"{VMS}/web1:ha", json={"ha": "none"})).status_code == 202
     assert (await api.call("p1-viewer", "GET", f"{VMS}/web1")).json()["ha"] == "none"
+
+
+async def test_a_vm_has_its_place_in_a_start_group_from_its_creation_until_it_is_taken_out(api: Api) -> None:
+    def place(vm: dict[str, Any]) -> tuple[str, int]:
+        return vm["start_group"], vm["start_order"]
+
+    assert place(await running(api, ha="restart", start_group="shop", start_order=2)) == ("shop", 2)
+    assert place(await api.make_vm("web2", start_group="shop")) == ("shop", 0)
+    assert place(await api.make_vm("web3")) == ("", 0)
+    await api.end_operations()
+    for body, after in (
+        ({"start_order": 3}, ("shop", 3)),
+        ({"start_group": "yard"}, ("yard", 3)),
+        ({"priority": 5}, ("yard", 3)),
+        ({"start_group": ""}, ("", 0)),
+        ({"start_group": "shop", "start_order": 1000}, ("shop", 1000)),
+    ):
+        answer = await api.call("p1-operator", "POST", f"{VMS}/web1:ha", json=body)
+        assert answer.status_code == 202, answer.text
+        assert place((await api.call("p1-viewer", "GET", f"{VMS}/web1")).json()) == after
+        await api.end_operations()
+
+
+async def test_an_order_without_a_group_is_refused_where_a_vm_is_created(api: Api) -> None:
+    answer = await api.call(
+        "p1-operator", "POST", VMS, json={"name": "w", "image": "debian", "memory_mib": 512, "start_order": 0}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (400, "start-order-alone")
+    assert [entry["field"] for entry in answer.json()["errors"]] == ["start_order"]
+    assert "--start-group NAME" in answer.json()["detail"]
+    assert await api.rows(schema.vm) == []
 
 
 async def test_a_vm_whose_tpm_is_on_its_host_is_not_kept(api: Api) -> None:

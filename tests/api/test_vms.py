@@ -1,11 +1,12 @@
 """Creating vms and their verbs: what is stored, what is refused, by which name."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.api.kit import GIB, Api
-from trimtab_controller.store import schema
+from trimtab_controller.store import networks, schema
 
 VMS = "/v1/projects/p1/vms"
 
@@ -75,6 +76,10 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"networks": [{"network": "default", "ip": "10.20.0.7"}, {"network": "default", "ip": "10.20.0.7"}]}, 400, "address-twice"),
     ({"seed": {"user_data": "#cloud-config\n[: }"}}, 400, "seed-yaml"),
     ({"seed": {"network_config": "[" * 20_000}}, 400, "seed-yaml"),
+    ({"seed": {"network_config": "- version: 2"}}, 400, "seed-yaml"),
+    ({"seed": {"network_config": "hostname: web1"}}, 400, "seed-network-version"),
+    ({"seed": {"network_config": "version: 3\nethernets: {}"}}, 400, "seed-network-version"),
+    ({"seed": {"network_config": "network: [2]"}}, 400, "seed-network-version"),
     ({"name": "vm-0123456789abcdefghjkmnpqrs"}, 400, "name-like-an-id"),
 ]
 
@@ -99,6 +104,7 @@ async def test_create_names_who_has_the_name_the_address_and_the_mac(api_on_each
     mac = await api.call("p1-operator", "POST", VMS, json=body | {"networks": [{**nic, "ip": ""}]})
     assert (mac.status_code, mac.json()["code"]) == (409, "mac-taken")
     assert "vm web1" in mac.json()["detail"]
+    assert [await api.db.read(partial(networks.is_mac_taken, mac=f"52:54:00:00:00:0{n}")) for n in (1, 2)] == [True, False]
 
 
 async def test_a_mac_of_an_unmanaged_domain_is_refused(api: Api) -> None:
@@ -109,6 +115,7 @@ async def test_a_mac_of_an_unmanaged_domain_is_refused(api: Api) -> None:
     answer = await api.call("p1-operator", "POST", VMS, json=body)
     assert answer.json()["code"] == "mac-taken"
     assert "node1" in answer.json()["detail"]
+    assert await api.db.read(partial(networks.is_mac_taken, mac=mac))
 
 
 @pytest.mark.parametrize("resource", ["vms", "vcpus", "memory_mib", "disk_bytes"])
@@ -207,6 +214,26 @@ async def test_delete_and_forced_stop_take_over_from_what_is_under_way(
         assert again.json()["code"] == "operation-in-progress"
 
 
+async def test_purge_is_for_what_was_deleted_and_for_an_operator(api: Api) -> None:
+    vm = await api.make_vm("web1")
+    await api.end_operations()
+    refused = await api.call("p1-operator", "POST", f"{VMS}/web1:purge")
+    assert (refused.status_code, refused.json()["code"]) == (409, "vm-not-deleted")
+    assert "trimtab vm delete web1" in refused.json()["detail"]
+    purge_after = api.clock.now().replace(year=api.clock.now().year + 1)
+    await api.set_vm(vm["id"], deleted_at=api.clock.now(), purge_after=purge_after, desired_power="deleted")
+    assert (await api.call("p1-viewer", "POST", f"{VMS}/web1:purge")).status_code == 403
+    stale = await api.call("p1-operator", "POST", f"{VMS}/web1:purge", headers={"If-Match": 'W/"999"'})
+    assert stale.json()["code"] == "stale-etag"
+    purged = await api.call("p1-operator", "POST", f"{VMS}/web1:purge")
+    assert (purged.status_code, purged.json()["operation"]["kind"]) == (202, "vm.purge")
+    assert (await api.call("p1-operator", "POST", f"{VMS}/web1:undelete")).json()["code"] == "operation-in-progress"
+    await api.end_operations()
+    await api.set_vm(vm["id"], purged_at=api.clock.now())
+    for verb in ("purge", "undelete"):
+        assert (await api.call("p1-operator", "POST", f"{VMS}/{vm['id']}:{verb}")).json()["code"] == "vm-not-found"
+
+
 async def test_undelete_needs_grace_and_a_free_name(api: Api) -> None:
     vm = await api.make_vm("web1")
     await api.end_operations()
@@ -274,3 +301,22 @@ async def test_a_vm_on_a_volume_of_its_own_charges_no_disk_and_takes_the_volume(
     assert not volume["is_deleted_with_vm"]
     taken = await api.call("p1-operator", "DELETE", "/v1/projects/p1/volumes/data")
     assert (taken.status_code, taken.json()["code"]) == (409, "volume-attached")
+
+
+async def test_an_architecture_that_no_host_runs_is_refused_at_once_with_those_that_are_there(api: Api) -> None:
+    await api.equip()
+    body = {"name": "arm1", "image": "debian", "memory_mib": 512, "arch": "aarch64"}
+    refused = await api.call("p1-operator", "POST", VMS, json=body)
+    assert (refused.status_code, refused.json()["code"]) == (409, "arch-unavailable"), refused.text
+    assert "2 of x86_64" in refused.json()["detail"]
+    assert await api.rows(schema.vm) == []
+    (host,) = await api.rows(schema.host, name="node2")
+    for inventory, status in (
+        ({"arch": "aarch64", "machines": []}, 409),
+        ({"arch": "aarch64", "machines": ["pc-q35-7.2"]}, 409),  # it emulates x86_64
+        ({"arch": "aarch64", "machines": ["virt-8.2"]}, 202),
+    ):
+        told = schema.host.update().where(schema.host.c.id == host["id"]).values(inventory={**host["inventory"], **inventory})
+        await api.write(lambda session, told=told: session.execute(told))
+        answer = await api.call("p1-operator", "POST", VMS, json=body)
+        assert answer.status_code == status, answer.text

@@ -11,6 +11,7 @@ import yaml
 from trimtab_controller import metrics
 
 OPS = Path(__file__).parents[2] / "ops"
+DOCTOR = OPS.parent / "controller/trimtab_controller/core/doctor"
 RULES = sorted((OPS / "prometheus").glob("*.rules.yml"))
 
 
@@ -36,3 +37,12 @@ def test_each_alert_asks_for_series_that_exist_and_names_a_runbook_that_does(pat
         book = Path(str(rule["annotations"]["runbook"]))  # type: ignore[index]
         assert book == Path("ops/runbooks") / f"{rule['alert']}.md"
         assert (OPS.parent / book).read_text().startswith(f"# {rule['alert']}\n")
+
+
+@pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
+def test_each_finding_that_an_alert_waits_for_is_one_that_the_doctor_tells(path: Path) -> None:
+    """A kind that is called otherwise would leave its alert silent for ever."""
+    told = "".join(file.read_text() for file in DOCTOR.glob("*.py"))
+    for rule in alerts(path):
+        for kind in re.findall(r'trimtab_doctor_findings\{[^}]*kind="([a-z-]+)"', str(rule["expr"])):
+            assert f'"{kind}"' in told, f"{rule['alert']} waits for {kind}"

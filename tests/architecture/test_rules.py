@@ -18,7 +18,7 @@ TEST_FILE_LINES_MAX = 720
 FUNCTION_LINES_MAX = 70
 
 
-def run(*command: str, cwd: Path = TOP, timeout_s: float = 300) -> str:
+def run(*command: str, cwd: Path = TOP, timeout_s: float = 380) -> str:
     finished = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False)
     output = finished.stdout + finished.stderr
     assert finished.returncode == 0, output[-6000:]

@@ -4,7 +4,7 @@ bare_libvirt.py create XML BASE DISK       clone BASE to DISK, define, start, wa
 bare_libvirt.py start XML                define and start a domain whose disk is there, wait until it runs
 bare_libvirt.py clone BASE DISK            make the disk that a migration copies into
 bare_libvirt.py migrate NAME URI MIGRATION_URI [DISK_TARGET]
-bare_libvirt.py downtime NAME              what the last migration to this host cost the guest, ms
+bare_libvirt.py moved NAME                 of the last migration to this host by libvirt's own count, ms: all of it, and the guest's downtime
 bare_libvirt.py remove NAME DISK
 bare_libvirt.py xml NAME
 """
@@ -67,8 +67,9 @@ def migrate(connection: libvirt.virConnect, name: str, uri: str, migration_uri: 
     return {"seconds": time.monotonic() - began}
 
 
-def downtime(connection: libvirt.virConnect, name: str) -> dict[str, object]:
-    return {"downtime_ms": connection.lookupByName(name).jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED).get("downtime")}
+def moved(connection: libvirt.virConnect, name: str) -> dict[str, object]:
+    found = connection.lookupByName(name).jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED)
+    return {"downtime_ms": found.get("downtime"), "elapsed_ms": found.get("time_elapsed")}
 
 
 def remove(connection: libvirt.virConnect, name: str, disk: str) -> dict[str, object]:
@@ -96,7 +97,7 @@ def main() -> None:
                 "create": create,
                 "start": start,
                 "migrate": migrate,
-                "downtime": downtime,
+                "moved": moved,
                 "remove": remove,
             }
             answer = verbs[verb](connection, *arguments)

@@ -5,6 +5,7 @@
 Two domains with equal disks stand still while both are changed equally through their QEMU: about 46 MiB, scattered and in one piece.
 Ours is one job of an agent, which is a daemon: `wall` counts from its call to its return, `whole process` an interpreter that does nothing
 else, as virtnbdbackup is one for each backup. virtnbdbackup neither hashes nor compresses. Every restore is compared with its disk.
+Ends with 1 where a goal is missed.
 """
 
 import argparse
@@ -15,10 +16,12 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.bench.accounts import clean_up_when_told_to_end, load_note, table
 from tests.bench.bench_backup import MIB, change_arguments, folder_bytes, make_image, measured, run, served
+from tests.bench.goals import Goal, end
 from trimtab_lab.hosts import Lab
 
 HOST = "node1"
@@ -110,33 +113,33 @@ class Bench:
         except subprocess.CalledProcessError as error:
             raise SystemExit(f"{command[0]}: {error.stdout[-1500:]} {error.stderr[-3000:]}") from error
 
-    def report(self, load: str) -> str:
-        medians = {
+    def medians(self) -> dict[str, dict[str, float]]:
+        return {
             name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in self.figures.items()
         }
+
+    def report(self, load: str) -> str:
         rows = [["medians", "wall s", "CPU s", "stored MiB", "whole process s"]]
-        for name, row in medians.items():
+        for name, row in self.medians().items():
             cells = [row["wall_s"], row["cpu_s"], row.get("stored_mib"), row.get("process_s", row["wall_s"])]
             rows.append([name, *("-" if cell is None else f"{cell:.2f}" for cell in cells)])
-        own = {step: medians[f"{step}, Trimtab"] for step in ("full", "increment", "restore")}
-        peer = {step: medians[f"{step}, virtnbdbackup"] for step in ("full", "increment", "restore")}
-        floor = medians["nbdcopy, full to raw"]["wall_s"]
-        goals = [
-            ["goal", "figure", "limit"],
-            ["full, wall over nbdcopy's (or CPU below)", f"{own['full']['wall_s'] / floor:.2f}", "1.5"],
-            ["full, CPU s per GiB of data", f"{own['full']['cpu_s'] * 1024 / DATA_MIB:.2f}", "3.2"],
-            ["increment, wall s", f"{own['increment']['wall_s']:.2f}", "1"],
-            ["increment, job over virtnbdbackup's", f"{own['increment']['wall_s'] / peer['increment']['wall_s']:.2f}", "0.5"],
-            ["increment, process over process", f"{own['increment']['process_s'] / peer['increment']['wall_s']:.2f}", "0.5"],
-            [
-                "increment, stored over dirty",
-                f"{own['increment']['stored_mib'] * MIB / own['increment']['dirty_bytes']:.2f}",
-                "1.3",
-            ],
-            ["restore, over virtnbdrestore's", f"{own['restore']['wall_s'] / peer['restore']['wall_s']:.2f}", "0.5"],
-            ["peak memory of any, MiB", f"{max(row['peak_mib'] for row in own.values()):.0f}", "200"],
-        ]
-        return table(f"Backups of a domain beside virtnbdbackup, {load}", rows) + "\n\n" + table("Goals", goals)
+        return table(f"Backups of a domain beside virtnbdbackup, {load}", rows)
+
+
+def goals_of(medians: Mapping[str, Mapping[str, float]]) -> list[Goal]:
+    own = {step: medians[f"{step}, Trimtab"] for step in ("full", "increment", "restore")}
+    peer = {step: medians[f"{step}, virtnbdbackup"] for step in ("full", "increment", "restore")}
+    increment, floor = own["increment"], medians["nbdcopy, full to raw"]["wall_s"]
+    cpu = Goal("full, CPU s per GiB of data", own["full"]["cpu_s"] * 1024 / DATA_MIB, 3.2)
+    return [
+        Goal("full, wall over nbdcopy's", own["full"]["wall_s"] / floor, 1.5, instead=cpu),
+        Goal("increment, wall s", increment["wall_s"], 1),
+        Goal("increment, job over virtnbdbackup's", increment["wall_s"] / peer["increment"]["wall_s"], 0.5),
+        Goal("increment, process over process", increment["process_s"] / peer["increment"]["wall_s"], 0.5),
+        Goal("increment, stored over dirty", increment["stored_mib"] * MIB / increment["dirty_bytes"], 1.3),
+        Goal("restore, over virtnbdrestore's", own["restore"]["wall_s"] / peer["restore"]["wall_s"], 0.5),
+        Goal("peak memory of any, MiB", max(row["peak_mib"] for row in own.values()), 200),
+    ]
 
 
 def main() -> None:
@@ -160,6 +163,7 @@ def main() -> None:
         finally:
             lab.down()
     sys.stdout.write(bench.report(load) + "\n")
+    end(goals_of(bench.medians()))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pathlib import Path
 from tests.bench.accounts import Meter, Spent, load_note, processes_of, quantile, scrape, table
 from tests.bench.bare_commands import create_bare
 from tests.bench.fleet import HOSTS, NETWORK, POOL, image_of, simulated_fleet
+from tests.bench.goals import Goal, end
 from tests.bench.rest import Connection
 from trimtab_lab.simulated import SimulatedLab
 
@@ -153,8 +154,12 @@ def report(outcome: Outcome, idle: Spent, bare: Spent, bare_s: float, load: str)
     return "\n".join([table(title, figures), "", table("Who spends it", costs)])
 
 
-def run(lab: SimulatedLab, *, count: int, connections: int) -> str:
-    """Measure both sides on a fleet that is up and return the report."""
+def goals_of(outcome: Outcome) -> list[Goal]:
+    return [Goal("creates/s, request to done", outcome.per_s, GOAL_PER_S, is_least=True)]
+
+
+def run(lab: SimulatedLab, *, count: int, connections: int) -> tuple[Outcome, str]:
+    """Measure both sides on a fleet that is up; return ours, and the report on both."""
     load = load_note()
     asyncio.run(create_all(lab, WARM_UP, connections))
     meter = Meter(processes_of(lab))
@@ -164,7 +169,7 @@ def run(lab: SimulatedLab, *, count: int, connections: int) -> str:
     meter = Meter({"simulated hosts": processes_of(lab)["simulated hosts"], "client": os.getpid()})
     with tempfile.TemporaryDirectory() as directory:
         bare_s = create_bare(lab, count, Path(directory))
-    return report(outcome, idle, meter.spent(), bare_s, load)
+    return outcome, report(outcome, idle, meter.spent(), bare_s, load)
 
 
 def main() -> None:
@@ -173,7 +178,9 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=32)
     arguments = parser.parse_args()
     with simulated_fleet() as lab:
-        sys.stdout.write(run(lab, count=arguments.vms, connections=arguments.connections) + "\n")
+        outcome, told = run(lab, count=arguments.vms, connections=arguments.connections)
+    sys.stdout.write(told + "\n")
+    end(goals_of(outcome))
 
 
 if __name__ == "__main__":

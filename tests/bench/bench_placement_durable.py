@@ -78,6 +78,8 @@ def main() -> None:
             lines.append(f"{verdict}  durable placements, {dialect}: {per_s:,}/s (goal >= {GOAL_PER_S:,.0f})")
     sys.stdout.write(json.dumps({"hosts": arguments.hosts, "vms": arguments.vms, "results": results}, indent=2) + "\n")
     sys.stderr.write("\n".join(lines) + "\n")
+    if any(line.startswith("FAIL") for line in lines):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -275,7 +275,7 @@ def ours_like_hbal(given: GanetiInput, moves: int) -> tuple[GanetiInput, float, 
 
 def hbal(folder: Path | None, seed: int) -> list[Goal]:
     if not has_hbal():
-        return [Goal("hbal's inputs", "hbal is not installed and apt has no ganeti-htools: not compared", "-", True)]
+        return [Goal("hbal's inputs", "hbal is not installed and apt has no ganeti-htools: not compared", "-", False)]
     found = []
     for count, moves in ((20, 1000), (100, 3)):
         given = GanetiInput.read(folder / f"ganeti/hbal_{count}.data.gz") if folder else GanetiInput.generate(count, seed)

@@ -5,6 +5,7 @@ import gzip
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from trimtab_controller.core.lifecycle import HostConnectivity
@@ -141,9 +142,18 @@ def with_everything(count: int, rng: random.Random) -> list[PlacementRequest]:
     ]
 
 
-def mixed(count: int, rng: random.Random) -> list[PlacementRequest]:
-    """Return requests of real sizes: half plain, a third in a zone with a disk, the rest in groups, tolerant or asking for a device."""
-    return [_mixed(i, rng) for i in range(count)]
+def mixed(count: int, rng: random.Random, *, distinct_sizes: bool = False) -> list[PlacementRequest]:
+    """Return requests of real sizes: half plain, a third in a zone with a disk, the rest in groups, tolerant or asking for a device.
+
+    `distinct_sizes`: instead each has vcpus, memory and a disk of a size of its own.
+    """
+    requests = [_mixed(i, rng) for i in range(count)]
+    return [_resized(request, rng) for request in requests] if distinct_sizes else requests
+
+
+def _resized(request: PlacementRequest, rng: random.Random) -> PlacementRequest:
+    disks = tuple(replace(disk, size_bytes=rng.randint(GIB, 80 * GIB)) for disk in request.disks)
+    return replace(request, vcpus=rng.randint(1, 16), memory_mib=rng.randint(512, 64 * 1024), disks=disks)
 
 
 def _mixed(i: int, rng: random.Random) -> PlacementRequest:
@@ -170,11 +180,12 @@ def _mixed(i: int, rng: random.Random) -> PlacementRequest:
     )
 
 
-def plain(count: int, rng: random.Random, *, distinct_sizes: bool = False) -> list[PlacementRequest]:
-    """Return requests for vcpus and memory alone: of real sizes, or each of a size of its own."""
+def plain(count: int, rng: random.Random, *, distinct_sizes: bool = False, vcpu: int = 1000) -> list[PlacementRequest]:
+    """Return requests for vcpus and memory alone: of real sizes, or each of a size of its own. `vcpu`: how hosts count a whole cpu."""
     sizes = [shape[:2] for shape in rng.choices(SHAPES, weights=[shape[2] for shape in SHAPES], k=count)]
     if distinct_sizes:
         sizes = [(rng.randint(500, 16_000), rng.randint(512, 64 * 1024)) for _ in range(count)]
+    sizes = [(max(1, cpu_millis * vcpu // 1000), memory_mib) for cpu_millis, memory_mib in sizes]
     return [
         PlacementRequest(
             request_id=f"op-{i:06}",
@@ -182,11 +193,11 @@ def plain(count: int, rng: random.Random, *, distinct_sizes: bool = False) -> li
             vm_name=f"vm{i}",
             project_id=f"proj-{i % 20}",
             kind=PlacementKind.CREATE,
-            vcpus=cpu_millis,
+            vcpus=vcpus,
             memory_mib=memory_mib,
             order=i,
         )
-        for i, (cpu_millis, memory_mib) in enumerate(sizes)
+        for i, (vcpus, memory_mib) in enumerate(sizes)
     ]
 
 

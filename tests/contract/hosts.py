@@ -1,5 +1,6 @@
 """The two hosts that the contract is asked of, simulated ones always and libvirt's in the lab, and one vm for each test."""
 
+import base64
 import contextlib
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.contract.kvm_fixture import FileReader
+from tests.unit.agent.kvm.factories import qcow2_header
 from trimtab_agent.hypervisor.base import Hypervisor, Stamp
 from trimtab_protos.errors import TrimtabError
 from trimtab_protos.messages import (
@@ -64,6 +66,10 @@ class Hosts:
     """A raw image that boots, as far as this hypervisor boots anything."""
     boots: bool
     """Guests really run code."""
+    write: Callable[[Side, VolumeSpec, PoolSpec, bytes], None]
+    """Begin a raw volume with these bytes, as its guest could."""
+    read: Callable[[Side, VolumeSpec, PoolSpec, int], bytes]
+    """Return its first bytes."""
 
 
 @dataclass(slots=True)
@@ -111,7 +117,13 @@ def simulated_hosts(directory: Path) -> Iterator[Hosts]:
             patience_s=5.0,
         )
 
-    yield Hosts(side("host-1"), side("host-2"), image, boots=False)
+    def write(_side: Side, volume: VolumeSpec, _pool: PoolSpec, content: bytes) -> None:
+        fleet.disk_contents[volume.volume_id] = bytearray(content)
+
+    def read(_side: Side, volume: VolumeSpec, _pool: PoolSpec, count: int) -> bytes:
+        return bytes(fleet.disk_contents[volume.volume_id][:count])
+
+    yield Hosts(side("host-1"), side("host-2"), image, boots=False, write=write, read=read)
     assert fleet.double_runs == []
     fleet.close()
 
@@ -125,6 +137,18 @@ def kvm_hosts(directory: Path) -> Iterator[Hosts]:
 
     lab = Lab.named(f"con-{os.getpid()}")
     lab.up(hosts=2)
+
+    def in_host(side: Side, volume: VolumeSpec, pool: PoolSpec, script: str) -> str:
+        path = f"{pool.path}/volumes/{volume.volume_id}.raw"
+        return lab.run(side.name, ["sh", "-ec", f"path={path}; {script}"]).stdout
+
+    def write(side: Side, volume: VolumeSpec, pool: PoolSpec, content: bytes) -> None:
+        text = base64.b64encode(content).decode()
+        in_host(side, volume, pool, f"echo {text} | base64 -d | dd of=$path conv=notrunc status=none")
+
+    def read(side: Side, volume: VolumeSpec, pool: PoolSpec, count: int) -> bytes:
+        return base64.b64decode(in_host(side, volume, pool, f"head -c {count} $path | base64"))
+
     try:
         give_certificates(lab)
         with (
@@ -137,7 +161,7 @@ def kvm_hosts(directory: Path) -> Iterator[Hosts]:
             ]
             # The lab's cache is the machine's own; what lies below /tmp every host sees.
             image = Path(shutil.copy(build_guest_image().raw, directory))
-            yield Hosts(sides[0], sides[1], image, boots=True)
+            yield Hosts(sides[0], sides[1], image, boots=True, write=write, read=read)
     finally:
         lab.down()
 
@@ -208,6 +232,18 @@ def vm(hosts: Hosts, name: str) -> Iterator[Vm]:
     define(hosts.first, made)
     yield made
     remove(hosts, made)
+
+
+def with_evil_disk(hosts: Hosts, side: Side, name: str) -> tuple[Vm, bytes]:
+    """Define a vm whose guest has begun its raw disk in the local pool like an image over a file of its host; return that beginning."""
+    made = vm_of(side, name, side.local_pool)
+    (disk,) = made.spec.disks
+    raw = replace(made.volume, format=DiskFormat.RAW, base_image_id="", base_image_format=None)
+    evil = Vm(replace(made.spec, disks=(replace(disk, format=DiskFormat.RAW),)), raw, made.pool)
+    define(side, evil)
+    header = qcow2_header(backing=b"/etc/shadow", virtual_size_bytes=raw.size_bytes)[:4096]
+    hosts.write(side, raw, evil.pool, header)
+    return evil, header
 
 
 def define(side: Side, vm: Vm, *, epoch: int = 1, turn: int = 1) -> DomainObservation:

@@ -43,7 +43,7 @@ from trimtab_protos.messages import (
 # A console is answered as an open socket, which the two processes hand over under one key.
 multiprocessing.current_process().authkey = b"contract"
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 _BLOCK_BYTES = 1 << 20
 _WITH_CONTROL = ("import_image", "migrate", "snapshot_memory", "restore_memory", "merge_layer", "copy_volume", "move_volume")
 

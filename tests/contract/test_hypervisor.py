@@ -28,7 +28,7 @@ from trimtab_protos.messages import (
     VolumeSpec,
 )
 
-pytestmark = [pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.timeout(900)]
 
 
 # --- the host ------------------------------------------------------------------------------------------------------------

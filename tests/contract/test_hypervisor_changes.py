@@ -30,7 +30,7 @@ from trimtab_protos.messages import (
     VolumeSpec,
 )
 
-pytestmark = [pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.timeout(900)]
 GUEST_ANSWERS_S = 200.0
 """A guest that was just started lets go of a device only once it has booted."""
 

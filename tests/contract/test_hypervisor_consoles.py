@@ -10,7 +10,7 @@ from trimtab_protos.console_messages import ConsoleKind
 from trimtab_protos.errors import Conflict, NotFound
 from trimtab_protos.messages import PowerAction
 
-pytestmark = [pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.timeout(900)]
 LOOK_S = 0.5
 
 

@@ -1,5 +1,6 @@
 """What every hypervisor promises about domains: defined, powered, observed. See `hosts.py` for the hosts."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests.contract.hosts import (
     Hosts,
+    Side,
     Vm,
     absent,
     define,
@@ -24,7 +26,7 @@ from trimtab_protos.messages import (
     StateReason,
 )
 
-pytestmark = [pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.timeout(900)]
 
 
 # --- domains -------------------------------------------------------------------------------------------------------------
@@ -156,6 +158,33 @@ def test_a_guest_shuts_down_when_it_is_asked(hosts: Hosts, vm: Vm) -> None:
     power(side, vm, PowerAction.SHUT_DOWN)
     until(lambda: side.hypervisor.observe_domain(vm.id).state is DomainState.STOPPED, what="the end", deadline_s=side.patience_s)
     assert side.hypervisor.observe_domain(vm.id).reason is StateReason.GUEST_SHUTDOWN
+
+
+def test_a_guest_reboots_when_it_is_asked_and_stays_the_same_domain(hosts: Hosts, vm: Vm) -> None:
+    side = hosts.first
+    started = power(side, vm, PowerAction.START)
+    if hosts.boots:
+        until(lambda: side.hypervisor.observe_domain(vm.id).has_guest_agent, what="the guest", deadline_s=180)
+        until(lambda: counters(lives(side, vm)[0]), what="its first tick", deadline_s=180)
+    power(side, vm, PowerAction.REBOOT, turn=3)
+    if hosts.boots:
+        again = until(lambda: counters(lives(side, vm)[-1]) if len(lives(side, vm)) == 2 else [], what="its boot", deadline_s=180)
+        before = lives(side, vm)[0]
+        assert "GUEST DOWN reboot" in before, "it was asked, and brought its disk in order"
+        assert again[0] in (max(counters(before)) + 1, max(counters(before)) + 2), "the counter on its disk goes on"
+    seen = side.hypervisor.observe_domain(vm.id)
+    assert (seen.state, seen.starts, seen.turn, seen.is_persistent) == (DomainState.RUNNING, started.starts, 3, True)
+    assert (seen.uuid, seen.epoch, seen.macs) == (started.uuid, started.epoch, started.macs)
+
+
+def lives(side: Side, vm: Vm) -> list[str]:
+    """Return what a real guest said since each of its boots."""
+    text = side.hypervisor.read_console(vm.id, -65536, 65536)[0].decode(errors="replace")
+    return text.split("GUEST UP")[1:] or [""]
+
+
+def counters(said: str) -> list[int]:
+    return [int(number) for number in re.findall(r"tick (\d+) uptime", said)]
 
 
 def test_a_disk_that_is_open_elsewhere_locks_the_start(hosts: Hosts, vm: Vm) -> None:

@@ -36,7 +36,7 @@ from trimtab_protos.messages import (
     VolumeSpec,
 )
 
-pytestmark = [pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.timeout(900)]
 STAMP = Stamp(epoch=1, turn=5)
 
 

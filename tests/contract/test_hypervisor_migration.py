@@ -19,6 +19,7 @@ from tests.contract.hosts import (
     remove,
     until,
     vm_of,
+    with_evil_disk,
 )
 from trimtab_agent.hypervisor.base import Stamp
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError
@@ -33,7 +34,7 @@ from trimtab_protos.messages import (
 )
 from trimtab_protos.network_messages import FirewallRule, FirewallSpec
 
-pytestmark = [pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.timeout(900)]
 
 
 # --- migration -----------------------------------------------------------------------------------------------------------
@@ -83,6 +84,21 @@ def test_a_guest_moves_with_its_disk(hosts: Hosts, name: str) -> None:
         settle(hosts.first, made, MigrationSide.REMOVE, removed=(made.volume,))
         assert not hosts.first.hypervisor.observe_volume(made.volume.volume_id, made.pool).is_present
         assert hosts.second.hypervisor.observe_volume(made.volume.volume_id, made.pool).is_present
+    finally:
+        remove(hosts, made)
+
+
+def test_a_raw_disk_that_begins_like_an_image_arrives_as_its_bytes(hosts: Hosts, name: str) -> None:
+    """Its guest wrote the header of an image over /etc/shadow: whoever looked what the disk is would read that."""
+    made, header = with_evil_disk(hosts, hosts.first, name)
+    try:
+        power(hosts.first, made, PowerAction.START)
+        move(hosts, made, copied=(made.volume,))
+        settle(hosts.second, made, MigrationSide.KEEP)
+        settle(hosts.first, made, MigrationSide.REMOVE, removed=(made.volume,))
+        there = hosts.second.hypervisor.observe_volume(made.volume.volume_id, made.pool)
+        assert (there.is_present, there.size_bytes) == (True, made.volume.size_bytes)
+        assert hosts.read(hosts.second, made.volume, made.pool, len(header)) == header
     finally:
         remove(hosts, made)
 

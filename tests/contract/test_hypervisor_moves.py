@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.hosts import MIB, Control, Hosts, Side, Vm, power, refusal
+from tests.contract.hosts import MIB, Control, Hosts, Side, Vm, power, refusal, with_evil_disk
 from trimtab_agent.hypervisor.base import Stamp
 from trimtab_protos.errors import Conflict, NotFound
 from trimtab_protos.messages import DiskFormat, DomainSpec, DomainState, PowerAction, VolumeSpec
 from trimtab_protos.volume_messages import VolumeMove
 
-pytestmark = [pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.timeout(900)]
 STAMP = Stamp(epoch=1, turn=5)
 
 
@@ -63,6 +63,29 @@ def test_a_running_guest_goes_over_and_nothing_is_left_behind(hosts: Hosts, vm: 
     side.hypervisor.define_domain(going(side, vm), STAMP)
     assert power(side, vm, PowerAction.START).state is DomainState.RUNNING
     finish(side, vm)
+
+
+def test_a_raw_disk_that_begins_like_an_image_goes_over_as_its_bytes(hosts: Hosts, name: str) -> None:
+    side = hosts.first
+    made, header = with_evil_disk(hosts, side, name)
+    (disk,) = made.spec.disks
+    raw = {"source_format": DiskFormat.RAW, "target_format": DiskFormat.RAW}
+    move = move_of(side, made, source_pool=side.local_pool, target_pool=side.shared_pool, **raw)
+    moving = replace(disk, move_pool_id=side.shared_pool.pool_id, move_format=DiskFormat.RAW)
+    spec = replace(made.spec, disks=(moving,), pools=(side.local_pool, side.shared_pool))
+    try:
+        power(side, made, PowerAction.START)
+        side.hypervisor.move_volume(move, spec, STAMP, Control())
+        assert side.hypervisor.settle_move(move, spec, STAMP, is_recorded=False)
+        there = side.hypervisor.observe_volume(made.volume.volume_id, side.shared_pool)
+        assert (there.is_present, there.size_bytes) == (True, made.volume.size_bytes)
+        assert hosts.read(side, made.volume, side.shared_pool, len(header)) == header
+    finally:
+        side.hypervisor.undefine_domain(
+            made.id, (side.local_pool, side.shared_pool), kill_if_running=True, keep_state_files=False
+        )
+        for pool in (side.local_pool, side.shared_pool):
+            side.hypervisor.delete_volume(made.volume.volume_id, pool)
 
 
 def finish(side: Side, vm: Vm) -> None:

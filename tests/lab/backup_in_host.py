@@ -1,9 +1,15 @@
 """Runs inside a host of the lab: one backup or restore through the host's own libvirt, its figures as JSON on standard output.
 
-backup_in_host.py backup REPOSITORY VM BACKUP_ID        also the SHA-256 of the whole export, read while the job was open
+backup_in_host.py backup REPOSITORY VM BACKUP_ID [DISK[:GENERATION]…]
+                                                        also the SHA-256 of each whole export, read while the job was open
+backup_in_host.py compared REPOSITORY VM BACKUP_ID [DISK[:GENERATION]…]
+                                                        as `backup`, and of each disk as it is restored, without a file
+backup_in_host.py slow REPOSITORY VM BACKUP_ID          as `backup`; says `begun` once it reads, and reads on after a line of input
 backup_in_host.py hold - VM BACKUP_ID                   with nothing frozen: the guest's state while the instant is held, and after
 backup_in_host.py die - VM BACKUP_ID                    as `hold`, but this process dies while the guest is held
-backup_in_host.py restore REPOSITORY VM BACKUP_ID FILE  into a new qcow2 file; also the SHA-256 of what it then holds
+backup_in_host.py die-frozen - VM BACKUP_ID             as `die`, but with the guest's file systems frozen
+backup_in_host.py restore REPOSITORY VM BACKUP_ID FILE [DISK]
+                                                        into a new qcow2 file; also the SHA-256 of what it then holds
 """
 
 import contextlib
@@ -22,7 +28,7 @@ from trimtab_agent.backup.repository.manifests import Subject
 from trimtab_agent.backup.repository.reader import open_backup
 from trimtab_agent.backup.repository.repository import Repository, create_repository, open_repository
 from trimtab_agent.backup.restoring import restore_disk, served_volume
-from trimtab_agent.backup.running import BackupRequest, DiskToBackUp, run_backup
+from trimtab_agent.backup.running import BackupRequest, DiskToBackUp, OnProgress, run_backup
 from trimtab_agent.backup.source import DiskContent, DiskWish, Hold, Instant, InstantSource
 from trimtab_agent.clock import SystemClock
 from trimtab_agent.hypervisor.kvm.backups import Backups
@@ -89,7 +95,7 @@ def libvirt_here() -> Iterator[tuple[Connection, Backups]]:
         connection.stop()
 
 
-def hold(vm_id: str, backup_id: str, *, is_fatal: bool) -> dict[str, object]:
+def hold(vm_id: str, backup_id: str, *, is_fatal: bool, wants_freeze: bool) -> dict[str, object]:
     with libvirt_here() as (connection, source):
 
         def state() -> int:
@@ -102,27 +108,48 @@ def hold(vm_id: str, backup_id: str, *, is_fatal: bool) -> dict[str, object]:
             return {"state": str(state())}
 
         wish = DiskWish("vda")
-        with source.serve(vm_id, [wish], checkpoint=f"tt-{backup_id}", wants_freeze=False, hold=still) as instant:
+        with source.serve(vm_id, [wish], checkpoint=f"tt-{backup_id}", wants_freeze=wants_freeze, hold=still) as instant:
             after = state()
         source.drop_checkpoint(vm_id, f"tt-{backup_id}")
         return {"held": instant.notes["state"], "after": str(after), "consistency": instant.consistency.value}
 
 
-def back_up(repository: Repository, vm_id: str, backup_id: str) -> dict[str, object]:
+class Slow:
+    """Progress that stands still at the first read until somebody says that it may go on."""
+
+    def __init__(self) -> None:
+        self._is_let_go = False
+
+    def __call__(self, _done: int, _total: int) -> None:
+        if not self._is_let_go:
+            print("begun", flush=True)  # noqa: T201
+            sys.stdin.readline()
+            self._is_let_go = True
+
+
+def back_up(repository: Repository, vm_id: str, backup_id: str, disks: Sequence[str], *, is_slow: bool) -> dict[str, object]:
     with libvirt_here() as (_connection, backups):
-        return _back_up(repository, Hashed(backups), vm_id, backup_id)
+        wanted = [_disk_of(vm_id, disk) for disk in disks or ["vda"]]
+        request = BackupRequest(backup_id, Subject("fleet-1", "default", vm_id, vm_id), wanted)
+        return _back_up(repository, Hashed(backups), request, Slow() if is_slow else lambda _done, _total: None)
 
 
-def _back_up(repository: Repository, source: Hashed, vm_id: str, backup_id: str) -> dict[str, object]:
-    request = BackupRequest(backup_id, Subject("fleet-1", "default", vm_id, vm_id), [DiskToBackUp("vda", f"vol-{vm_id}", 1)])
+def _disk_of(vm_id: str, disk: str) -> DiskToBackUp:
+    name, _, generation = disk.partition(":")
+    return DiskToBackUp(name, f"vol-{vm_id}" if name == "vda" else f"vol-{vm_id}-{name}", int(generation or 1))
+
+
+def _back_up(repository: Repository, source: Hashed, request: BackupRequest, on_progress: OnProgress) -> dict[str, object]:
     try:
-        manifest = run_backup(repository, source, request, on_progress=lambda _done, _total: None)
+        manifest = run_backup(repository, source, request, on_progress=on_progress)
     except TrimtabError as error:
         return {"error": error.code, "message": error.message, "context": dict(error.context)}
-    [disk] = manifest.disks
+    disk = manifest.disks[0]
     return {
-        "sha256": source.digests["vda"],
+        "sha256": source.digests[disk.name],
+        "digests": source.digests,
         "full_reason": disk.full_reason,
+        "full_reasons": {one.name: one.full_reason for one in manifest.disks},
         "dirty_bytes": disk.dirty_bytes,
         "read_bytes": disk.read_bytes,
         "base_id": manifest.base_id,
@@ -131,9 +158,9 @@ def _back_up(repository: Repository, source: Hashed, vm_id: str, backup_id: str)
     }
 
 
-def restore(repository: Repository, vm_id: str, backup_id: str, file: Path) -> dict[str, object]:
+def restore(repository: Repository, vm_id: str, backup_id: str, file: Path, name: str = "vda") -> dict[str, object]:
     with open_backup(repository, vm_id, backup_id) as reader:
-        disk = reader.disk("vda")
+        disk = reader.disk(name)
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(file), str(disk.manifest.size_bytes)], check=True)
         socket = file.with_suffix(".sock")
         restore_disk(disk, file, format="qcow2", on_progress=lambda _done, _total: None)
@@ -141,13 +168,32 @@ def restore(repository: Repository, vm_id: str, backup_id: str, file: Path) -> d
             return {"sha256": digest_of(client), "has_definition": reader.attachment("domain.xml").startswith(b"<domain")}
 
 
+def read_back(repository: Repository, vm_id: str, backup_id: str) -> dict[str, str]:
+    found = {}
+    with open_backup(repository, vm_id, backup_id) as reader:
+        for disk in reader.manifest.disks:
+            content = bytearray(disk.size_bytes)
+
+            def write(offset: int, piece: bytes, content: bytearray = content) -> None:
+                content[offset : offset + len(piece)] = piece
+
+            reader.disk(disk.name).copy_to(write)
+            found[disk.name] = hashlib.sha256(content).hexdigest()
+    return found
+
+
 def main() -> None:
     verb, folder, vm_id, backup_id, *rest = sys.argv[1:]
-    if verb in {"hold", "die"}:
-        print(json.dumps(hold(vm_id, backup_id, is_fatal=verb == "die")))  # noqa: T201
+    if verb in {"hold", "die", "die-frozen"}:
+        print(json.dumps(hold(vm_id, backup_id, is_fatal=verb != "hold", wants_freeze=verb == "die-frozen")))  # noqa: T201
         return
     repository = opened(Path(folder))
-    told = back_up(repository, vm_id, backup_id) if verb == "backup" else restore(repository, vm_id, backup_id, Path(rest[0]))
+    if verb == "restore":
+        told = restore(repository, vm_id, backup_id, Path(rest[0]), *rest[1:])
+    else:
+        told = back_up(repository, vm_id, backup_id, rest, is_slow=verb == "slow")
+    if verb == "compared":
+        told["restored"] = read_back(repository, vm_id, backup_id)
     print(json.dumps(told))  # noqa: T201
 
 

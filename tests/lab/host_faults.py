@@ -96,7 +96,8 @@ def all_faults(fleet: LossFleet, hands: "Hands") -> Mapping[str, HostFault]:
         "all-hosts-and-controllers-off": HostFault(
             hands.crash_everything, hands.boot_everything, Must.RUN, takes=hands.everybody
         ),
-        "returns-mid-recovery": HostFault(hands.crash_and_return, lab.boot, Must.RUN),
+        "returns-before-it-is-fenced": HostFault(hands.crash_and_return, lab.boot, Must.RUN),
+        "returns-mid-recovery": HostFault(hands.crash_and_return_in_recovery, lab.boot, Must.MOVE_LATE),
         "migration-in-flight": HostFault(hands.crash_while_migrating, lab.boot, Must.RUN),
     }
 
@@ -291,6 +292,17 @@ class Hands:
         at_s = boottime_s()
         self._lab.crash(host)
         wait_until(lambda: boottime_s() - at_s > 14, "most of its lease to pass")
+        self._lab.boot(host)
+
+    def crash_and_return_in_recovery(self, host: str) -> None:
+        """The host is back while its guests start elsewhere: it was proven off, and has nothing to start any more."""
+        self._lab.crash(host)
+
+        def has_begun() -> bool:
+            newest = self._fleet.read("/v1/operations?page_size=20")["items"]
+            return any(one["kind"] == "vm.recover" and not one["done"] for one in newest)
+
+        wait_until(has_begun, "a recovery to begin", patience_s=90)
         self._lab.boot(host)
 
     def crash_while_migrating(self, host: str) -> None:

@@ -126,6 +126,14 @@ class LossFleet(Fleet):
     def protection(self, host: str) -> dict[str, Any]:
         return dict(self.host(host)["protection"])
 
+    def qemu_process(self, vm_id: str, host: str) -> tuple[str, str]:
+        """Return the number of the vm's QEMU within its host and when it was started: one process, whatever reuses the number."""
+        number = self.lab.run(host, ["cat", f"/run/libvirt/qemu/trimtab-{vm_id}.pid"]).stdout.strip()
+        return number, self.lab.run(host, ["cat", f"/proc/{number}/stat"]).stdout.rpartition(")")[2].split()[19]
+
+    def warden_log(self, host: str) -> list[str]:
+        return self.lab.run(host, ["cat", "/var/log/trimtab/trimtab-warden.log"]).stdout.splitlines()
+
     def unarmed_hosts(self) -> int:
         """Return how many connected hosts said with their last heartbeat that their warden is not armed."""
         total = 0

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from tests.contract.kvm_certificates import give_certificates
 from tests.contract.kvm_fixture import KvmHost, kvm_host
+from tests.lab.ticks import spoken
 from trimtab_agent.hypervisor.base import Stamp
 from trimtab_lab.guest import build_guest_image
 from trimtab_lab.hosts import Lab
@@ -35,12 +36,12 @@ from trimtab_protos.messages import (
 )
 
 MIB = 1 << 20
-BOOT_TIMEOUT_S = 150.0
+BOOT_TIMEOUT_S = 300.0
 IMAGE_ID = "img-micro"
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], *, what: str, deadline_s: float = 60.0) -> T:
+def until(condition: Callable[[], T | None], *, what: str, deadline_s: float = 180.0) -> T:
     end_s = time.monotonic() + deadline_s
     while not (found := condition()):
         assert time.monotonic() < end_s, f"{what} did not come about within {deadline_s:g} s"
@@ -110,8 +111,9 @@ def console(host: KvmHost, vm_id: str) -> str:
 
 
 def last_tick(host: KvmHost, vm_id: str) -> int:
-    lines = [line for line in console(host, vm_id).splitlines() if line.startswith("tick ")]
-    return int(lines[-1].split()[1]) if lines else 0
+    """Return what the guest said last, 0 before it said anything; of a line that is on its way nobody knows what it will say."""
+    said = spoken(console(host, vm_id))
+    return said[-1][0] if said else 0
 
 
 def wait_for_tick(host: KvmHost, vm_id: str, number: int) -> int:

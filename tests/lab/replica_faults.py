@@ -27,8 +27,7 @@ MIGRATION_STOPS = {
     "prepared": "vm.migrate:prepare",
     "copying": "",
     "arrived": "vm.migrate:move",
-    "switched": "vm.migrate:keep_target",
-    "left": "vm.migrate:leave_source",
+    "settled": "vm.migrate:settle",
 }
 """Points of a migration, likewise; `arrived`: the guest runs on the target, and the record says the source."""
 POINT_PATIENCE_S = 90.0
@@ -72,7 +71,7 @@ class ReplicaFaults:
         for point in MIGRATION_STOPS:
             for side in ("source", "target"):
                 # Once the guest runs on the target, the loss of the source is no reason to start it anew; nor is a target that dies first.
-                keeps = (side == "source") == (point in {"arrived", "switched", "left"})
+                keeps = (side == "source") == (point in {"arrived", "settled"})
                 faults[f"{side}-off-as-migration-{point}"] = HostFault(
                     partial(self._crash_in_migration, point, side),
                     self._boot_two,

@@ -5,9 +5,10 @@ import json
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from cryptography import x509
@@ -15,8 +16,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from tests.lab.fleet_kit import TICK, Fleet, wait_until
+from tests.lab.fleet_kit import Fleet, wait_until
 from tests.lab.guest_view import guest_says
+from tests.lab.ticks import breaks, spoken
 from tests.unit.cli.test_imports import OVF
 from trimtab_lab.commands import own_programs, run
 from trimtab_lab.guest import build_guest_image
@@ -25,11 +27,13 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 DISK = "/srv/trimtab-shared/legacy-db.qcow2"
 SERIAL = "/var/log/libvirt/qemu/legacy-db-serial.log"
+WATCHDOG = "<watchdog model='i6300esb'"
 DEFINITION = f"""
 <domain type='qemu'><name>legacy-db</name><memory unit='MiB'>96</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type><boot dev='hd'/></os><features><acpi/>
 <tcg><tb-cache unit='MiB'>16</tb-cache></tcg></features>
-<cpu mode='custom' match='exact'><model fallback='forbid'>qemu64</model></cpu>
+<cpu mode='custom' match='exact'><model fallback='forbid'>qemu64</model>
+<feature policy='disable' name='svm'/><feature policy='optional' name='aes'/></cpu>
 <devices>
 <disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none'/><source file='{DISK}'/><target dev='vdb' bus='virtio'/></disk>
 <interface type='bridge'><mac address='52:54:00:0f:0a:01'/><source bridge='br-guest'/><model type='virtio'/></interface>
@@ -42,15 +46,26 @@ DEFINITION = f"""
 
 def ticks(fleet: Fleet, host: str) -> tuple[int, float]:
     """Return the guest's newest (counter, uptime) from the serial log of its own definition."""
-    found = TICK.findall(fleet.sh(host, f"tail -c 4000 {SERIAL}", check=False))
-    return (int(found[-1][0]), float(found[-1][1])) if found else (0, 0.0)
+    return next(iter(reversed(spoken(serial(fleet, host)))), (0, 0.0))
 
 
-def counts_on(fleet: Fleet, host: str, since: tuple[int, float], by: int = 2) -> tuple[int, float]:
-    """Return a later tick; the guest never started anew, so that its uptime grew, and no number is left out."""
-    seen = wait_until(lambda: now if (now := ticks(fleet, host))[0] >= since[0] + by else None, "the guest to count on")
-    assert seen[1] > since[1], "it was not restarted"
-    return seen
+def serial(fleet: Fleet, host: str, path: str = SERIAL) -> str:
+    """Return all that the guest said into this file of the host."""
+    return fleet.sh(host, f"cat {path} 2>/dev/null", check=False)
+
+
+def counts_on(read: Callable[[], str], since: int, by: int = 2) -> int:
+    """Return a later number; from `since` to it the guest never started anew and left none out. `read`: all that it has said."""
+
+    def later() -> str | None:
+        log = read()
+        newest = next(iter(reversed(spoken(log))), (0, 0.0))[0]
+        return log if newest >= since + by else None
+
+    log = wait_until(later, "the guest to count on")
+    newest = spoken(log)[-1][0]
+    assert breaks(log, first=since, last=newest) == []
+    return newest
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +85,8 @@ def legacy(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 
 def test_a_domain_is_adopted_moved_defined_anew_and_released(fleet: Fleet, legacy: str) -> None:
-    before = ticks(fleet, "node1")
+    before = ticks(fleet, "node1")[0]
+    said_before = len(serial(fleet, "node2"))
     process = fleet.sh("node1", "cat /run/libvirt/qemu/legacy-db.pid")
 
     shown = fleet.ok("vm", "adopt", f"node1/{legacy}", "--dry-run").out
@@ -84,22 +100,37 @@ def test_a_domain_is_adopted_moved_defined_anew_and_released(fleet: Fleet, legac
     assert fleet.end_of(adopting)["state"] == "done"
     assert fleet.sh("node1", "cat /run/libvirt/qemu/legacy-db.pid") == process
     assert "disable" in fleet.sh("node1", "virsh dominfo legacy-db | grep Autostart")
+    assert WATCHDOG in fleet.sh("node1", "virsh dumpxml legacy-db")
     fleet.wait_for_host("node1")
-    seen = counts_on(fleet, "node1", before)
+    counts_on(lambda: serial(fleet, "node1"), before)
     vm = fleet.vm(legacy)
     assert (vm["host"], vm["observed"]["state"]) == ("node1", "running")
+    assert vm["shape"]["cpu_model"] == "qemu64"
     assert json.loads(fleet.ok("vm", "diff", legacy, "-o", "json").out)["differences"] == []
 
     fleet.ok("vm", "migrate", legacy, "--to", "node2", "--wait")
-    seen = counts_on(fleet, "node2", seen)
+
+    # From before the adoption until after the move, over both hosts' logs: a line may begin on one and end on the other.
+    def both() -> str:
+        return serial(fleet, "node1") + serial(fleet, "node2")[said_before:]
+
+    counts_on(both, ticks(fleet, "node1")[0])  # on node2 by now
+    last = counts_on(both, before)
     assert legacy not in fleet.domains_of("node1")
+    assert WATCHDOG in fleet.sh("node2", "virsh dumpxml legacy-db"), "what no field of a vm says has moved with the guest"
     assert fleet.sh("node1", f"ls {DISK} || echo gone", check=False).strip() == "gone", "the file has its volume's name alone"
 
     fleet.ok("vm", "stop", legacy, "--wait")
     fleet.ok("vm", "start", legacy, "--wait")
-    fleet.wait_for_ticks(legacy, seen[0] + 1)
+    # A number that was stored and not said when its power went is left out here, and only here.
+    anew = fleet.wait_for_ticks(legacy, last + 1)[0]
     assert fleet.runs_on(vm["id"]) == ["node2"], "it has the standard name from its next stop on"
     assert legacy not in fleet.domains_of("node2")
+    assert WATCHDOG not in fleet.sh("node2", f"virsh dumpxml trimtab-{vm['id']}"), (
+        "and is gone after its stop, as was told before"
+    )
+    stored = fleet.sh("node2", f"virsh dumpxml --inactive trimtab-{vm['id']}")
+    assert re.findall(r"<feature policy='(\w+)' name='(\w+)'/>", stored) == [("disable", "svm"), ("optional", "aes")]
 
     by_hand = "--type bridge --source br-guest --model virtio --mac 52:54:00:0f:0a:02 --config"
     fleet.sh("node2", f"virsh attach-interface trimtab-{vm['id']} {by_hand}")
@@ -110,18 +141,70 @@ def test_a_domain_is_adopted_moved_defined_anew_and_released(fleet: Fleet, legac
     assert "nic 52:54:00:0f:0a:02" in listed
     assert f"trimtab vm diff {legacy}" in fleet.trimtab("doctor").out
 
-    process = fleet.sh("node2", f"cat /run/libvirt/qemu/trimtab-{vm['id']}.pid")
+    goes_back(fleet, legacy, vm["id"], anew)
+
+
+def goes_back(fleet: Fleet, legacy: str, vm_id: str, counted: int) -> None:
+    """It is a plain domain with its disk, and its guest has noticed nothing."""
+    process = fleet.sh("node2", f"cat /run/libvirt/qemu/trimtab-{vm_id}.pid")
+    log = re.search(r"<log file='([^']+)'", fleet.sh("node2", f"virsh dumpxml trimtab-{vm_id}"))
+    assert log is not None
     releasing = fleet.begin("vm", "release", legacy)
     fleet.sh("node2", "systemctl restart trimtab-agent")
     assert fleet.end_of(releasing)["state"] == "done"
     assert fleet.trimtab("vm", "get", legacy).code == 4
-    assert fleet.sh("node2", f"cat /run/libvirt/qemu/trimtab-{vm['id']}.pid") == process
-    left = fleet.sh("node2", f"virsh dumpxml trimtab-{vm['id']}")
+    assert fleet.sh("node2", f"cat /run/libvirt/qemu/trimtab-{vm_id}.pid") == process
+    counts_on(lambda: serial(fleet, "node2", log[1]), counted)
+    left = fleet.sh("node2", f"virsh dumpxml trimtab-{vm_id}")
     assert "<trimtab:" not in left, "nothing of ours stays in it"
     disk = re.search(r"source file='([^']+)'", left)
     assert disk is not None
     assert fleet.sh("node2", f"test -s {disk[1]} && echo there").strip() == "there"
-    fleet.sh("node2", f"virsh destroy trimtab-{vm['id']}; virsh undefine trimtab-{vm['id']}; rm {disk[1]}")
+    fleet.sh("node2", f"virsh destroy trimtab-{vm_id}; virsh undefine trimtab-{vm_id}; rm {disk[1]}")
+
+
+LIKE_ITS_HOST = """
+<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os><cpu mode='{mode}'><feature policy='disable' name='vme'/></cpu>
+<devices><disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='/srv/trimtab-shared/{name}.raw'/>
+<target dev='vda' bus='virtio'/></disk></devices></domain>
+"""
+
+
+@pytest.mark.parametrize("mode", ["host-model", "host-passthrough"])
+def test_a_domain_with_the_cpu_of_its_host_is_told_which_model_it_becomes_and_whether_that_runs_there(
+    fleet: Fleet, legacy: str, mode: str
+) -> None:
+    """Off it becomes what libvirt calls the host; running, what its QEMU was given: libvirt says that of a host-model."""
+    name = f"legacy-{mode}"
+    (fleet.lab.spec.host("node1").path_on_machine("/var/lib/trimtab") / "like.xml").write_text(
+        LIKE_ITS_HOST.format(name=name, mode=mode)
+    )
+    fleet.sh("node1", f"truncate -s 1M /srv/trimtab-shared/{name}.raw; virsh define /var/lib/trimtab/like.xml")
+    inventory = fleet.host("node1")["inventory"]
+    shown = fleet.ok("vm", "adopt", f"node1/{name}", "--dry-run", "-o", "json").json()["adoption"]
+    model = ElementTree.fromstring(fleet.sh("node1", "virsh capabilities")).findtext("host/cpu/model")
+    assert f"CPU {mode} becomes model {model}" in shown["changes_at_next_stop"]
+    is_usable = model in inventory["usable_cpu_models"]
+    assert [one["code"] for one in shown["refusals"]] == ([] if is_usable else ["cpu-model-unusable"])
+    if mode == "host-model":
+        runs_as_it_was_started(fleet, name, inventory)
+    fleet.sh("node1", f"virsh destroy {name}; virsh undefine {name}; rm /srv/trimtab-shared/{name}.raw", check=False)
+
+
+def runs_as_it_was_started(fleet: Fleet, name: str, inventory: dict[str, list[str]]) -> None:
+    fleet.sh("node1", f"virsh start {name}")
+    model = ElementTree.fromstring(fleet.sh("node1", f"virsh dumpxml {name}")).findtext("cpu/model")
+    told = fleet.trimtab("vm", "adopt", f"node1/{name}", "--dry-run", "-o", "json")
+    refusals = [one for one in told.json()["adoption"]["refusals"] if one["code"] == "cpu-model-unusable"]
+    if model in inventory["usable_cpu_models"]:
+        assert refusals == []
+        return
+    (refusal,) = refusals
+    assert f"would get {model}, which host node1 cannot run" in refusal["message"]
+    named = re.search(r"`virsh edit [\w-]+`: ([\w., -]+)\)", refusal["message"])
+    assert named is not None, refusal
+    assert set(named[1].split(", ")) <= set(inventory["usable_cpu_models"]), "and those that are named do run"
 
 
 SECOND = "what-the-second-disk-holds"
@@ -207,6 +290,54 @@ def test_a_machine_of_an_ova_is_imported_and_counts(fleet: Fleet, tmp_path: Path
     assert fleet.sh(host, f"virsh domiflist {domain}").count("52:54:00") == 2, "the guest keeps the card that it has"
     fleet.wait_for_ticks("shop", 2)
     fleet.ok("vm", "delete", "shop", "--yes", "--wait")
+
+
+PROXMOX = """#what an operator wrote
+agent: 1
+boot: order=virtio1;virtio0
+cores: 1
+ide2: none,media=cdrom
+memory: 96
+name: elsewhere
+net0: virtio=52:54:00:0F:0A:41,bridge=vmbr0,firewall=1
+ostype: l26
+scsihw: virtio-scsi-single
+virtio0: local-lvm:vm-100-disk-1,size=4M
+virtio1: local-lvm:vm-100-disk-0,size=35M
+[before-upgrade]
+memory: 1
+"""
+
+
+def test_a_machine_of_proxmox_is_imported_and_counts(fleet: Fleet, tmp_path: Path) -> None:
+    """Its configuration and a file for each disk, one raw and one qcow2; it boots from the one that is first in its order."""
+    (config := tmp_path / "100.conf").write_text(PROXMOX)
+    (second := tmp_path / "vm-100-disk-1.raw").write_bytes(SECOND.encode().ljust(4 << 20, b"\0"))
+    first = shutil.copy(build_guest_image().qcow2, tmp_path / "vm-100-disk-0.qcow2")
+    import_it = (
+        "vm",
+        "import",
+        "prox1",
+        str(config),
+        "--disk",
+        f"virtio1={first}",
+        "--network",
+        "vmbr0=default",
+        "--pool",
+        "shared",
+    )
+    refused = fleet.trimtab(*import_it)
+    assert (refused.code, "--disk virtio0=FILE" in refused.err) == (2, True), refused.err
+    refused = fleet.trimtab(*import_it[:-1], "no-such-pool", "--disk", f"virtio0={second}")
+    assert refused.code == 4, refused.err
+    assert "prox1" not in fleet.ok("image", "list").out + fleet.ok("vm", "list").out
+    fleet.ok(*import_it, "--disk", f"virtio0={second}")
+    fleet.wait_for_ticks("prox1", 1)
+    vm = fleet.vm("prox1")
+    assert (vm["shape"]["vcpus"], vm["shape"]["memory_mib"], vm["shape"]["firmware"]) == (1, 96, "bios")
+    assert [nic["mac"] for nic in vm["nics"]] == ["52:54:00:0f:0a:41"]
+    sees_its_second_disk(fleet, "prox1")
+    fleet.delete("prox1")
 
 
 # --- of a libvirt host that is in no fleet ---------------------------------------------------------------------------------

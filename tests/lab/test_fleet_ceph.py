@@ -11,7 +11,7 @@ from tests.lab.test_fleet_storage import MARKER, hosts_that_show
 from trimtab_lab import ceph
 from trimtab_lab.guest import build_guest_image
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.soak, pytest.mark.timeout(900)]
 
 
 def test_a_guest_runs_on_a_ceph_image_that_grows_and_is_backed_up_and_moves_live(fleet: Fleet, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from trimtab_lab.controlplane import ControlPlane, join_line
 from trimtab_lab.ctl import ctl_command
 from trimtab_lab.specs import PLANE_GROUP
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.lab, pytest.mark.soak, pytest.mark.timeout(900)]
 
-LIFE_S = 40
+LIFE_S = 60
 SHORT = {"TRIMTAB_AGENT_CERTIFICATE_HOURS": str(LIFE_S / 3600)}
 AWAY = "node3"
 STAYING = ("node1", "node2")
@@ -36,13 +36,22 @@ def restart(fleet: Fleet, settings: dict[str, str]) -> None:
 @pytest.fixture(scope="module")
 def short_lived(fleet: Fleet) -> Iterator[Fleet]:
     """The fleet with certificates that live for less than a minute, and a new CA that is trusted besides the present one."""
+    fleet.plane.stop()  # while it is up, hosts renew for the new CA at once, and some would do so with long lives
     assert "A new CA is trusted" in rotate(fleet, "begin")
     restart(fleet, SHORT)
     yield fleet
     restart(fleet, {})
     for host in (*STAYING, AWAY):
-        fleet.wait_for_host(host)
-        wait_until(lambda host=host: expiry_s(fleet, host) > 3600, f"{host} to have long-lived certificates again")  # type: ignore[misc]
+        wait_until(lambda host=host: is_back(fleet, host), f"{host} to have long-lived certificates again")  # type: ignore[misc]
+
+
+def is_back(fleet: Fleet, host: str) -> bool:
+    """Tell whether the host lives as before; one whose certificate lapsed while the controller started is joined again."""
+    if fleet.host(host)["connectivity"] == "up" and expiry_s(fleet, host) > 3600:
+        return True
+    if "EXPIRED" in fleet.ok("host", "get", host).out:
+        rejoin(fleet, host)
+    return False
 
 
 def rotate(fleet: Fleet, verb: str) -> str:
@@ -93,8 +102,8 @@ def rejoin(fleet: Fleet, host: str) -> str:
 
 def test_certificates_renew_a_ca_rotates_and_a_lapsed_host_comes_back(short_lived: Fleet) -> None:
     fleet = short_lived
-    kept = fleet.create("stayer", pool="shared", index=62, to=AWAY)
-    vm = fleet.create("traveller", pool="shared", index=61, to="node1")
+    kept = fleet.create("stayer", pool="shared", to=AWAY)
+    vm = fleet.create("traveller", pool="shared", to="node1")
     for host in (*STAYING, AWAY):
         wait_until(lambda host=host: trusted(fleet, host) == 2, f"{host} to trust both CAs")  # type: ignore[misc]
         assert 0 < expiry_s(fleet, host) <= LIFE_S

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.fleet_kit import TICK, Fleet, wait_until
+from tests.lab.fleet_kit import Fleet, wait_until
+from tests.lab.ticks import TICK
 from trimtab_lab.controlplane import join_line
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
@@ -89,7 +90,8 @@ def test_each_way_between_hosts_is_looked_at_and_what_is_wrong_is_named(fleet: F
         return fleet.sh("node2", "ss -Hltn | sort")
 
     before = listening()
-    assert ways(fleet) == (0, set())
+    # On a busy machine a host may be missed for a moment, which is said too.
+    wait_until(lambda: ways(fleet) == (0, set()), "nothing to be wrong")
     fleet.sh("node2", "ip link set eth0 mtu 1400; nft add table inet broken; "
                       "nft add chain inet broken in '{ type filter hook input priority 0; }'; "
                       "nft add rule inet broken in tcp dport 49152-49215 tcp flags syn / syn,ack drop")  # fmt: skip
@@ -101,7 +103,7 @@ def test_each_way_between_hosts_is_looked_at_and_what_is_wrong_is_named(fleet: F
     assert "cure: on node2: let node1 reach tcp ports 49152 to 49215" in said.out
     assert "packets of 1500 bytes do not pass uncut, 1400 bytes do" in said.out
     fleet.sh("node2", "ip link set eth0 mtu 1500; nft delete table inet broken")
-    assert ways(fleet) == (0, set())
+    wait_until(lambda: ways(fleet) == (0, set()), "nothing to be wrong any more")
     assert listening() == before, "nothing was left listening"
 
 
@@ -158,8 +160,12 @@ def test_a_removed_host_is_as_it_was_and_its_guest_goes_on_as_a_plain_domain(fle
     before = picture(fleet, spare)
     fleet.plane.join(spare)
     host_id = fleet.wait_for_host(spare)["id"]
-    wait_until(lambda: {pool["state"] for pool in fleet.host(spare)["pools"]} == {"ready"}, "its pools to be ready")
-    vm = fleet.create("left1", pool="shared", index=51, to=spare)
+    kept = {"shared", "local"}  # pools of other tests may be on hosts of theirs alone
+    wait_until(
+        lambda: kept == {pool["pool"] for pool in fleet.host(spare)["pools"] if pool["state"] == "ready"} & kept,
+        "its pools to be ready",
+    )
+    vm = fleet.create("left1", pool="shared", to=spare)
     fleet.wait_for_ticks("left1", 1)
     full = fleet.trimtab("host", "remove", spare, "--yes", "--wait")
     assert full.code == 5
@@ -220,7 +226,7 @@ HOME = "node3"
 @pytest.fixture(scope="module")
 def steady(fleet: Fleet) -> Iterator[str]:
     """A guest that lives through everything below."""
-    fleet.create("steady", pool="shared", index=52, to=HOME)
+    fleet.create("steady", pool="shared", to=HOME)
     fleet.wait_for_ticks("steady", 1)
     yield "steady"
     fleet.delete("steady")
@@ -236,11 +242,13 @@ def incarnation(fleet: Fleet) -> str:
     return str(json.loads(served[-1])["incarnation"])
 
 
-def test_an_agent_without_its_journal_knows_its_guests_from_their_metadata(fleet: Fleet, steady: str) -> None:
+def test_an_agent_that_lost_its_state_directory_knows_its_guests_from_their_metadata(fleet: Fleet, steady: str) -> None:
+    """All but what says who it is (`agent.toml`, and its key elsewhere): without that it is no host of this fleet."""
     vm = fleet.vm(steady)
     counted, uptime = fleet.ticks(steady)
     before = incarnation(fleet)
-    fleet.sh(HOME, "systemctl stop trimtab-agent; rm -f /var/lib/trimtab/journal.db*; systemctl start trimtab-agent")
+    lose = "find /var/lib/trimtab -mindepth 1 ! -name agent.toml -delete"
+    fleet.sh(HOME, f"systemctl stop trimtab-agent; {lose}; ls -A /var/lib/trimtab; systemctl start trimtab-agent")
     wait_until(lambda: incarnation(fleet) != before, "a new incarnation")
     fleet.wait_for_host(HOME)
     assert '"journal rebuilt"' in agents_log(fleet)

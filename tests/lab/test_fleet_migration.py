@@ -5,8 +5,10 @@ definition, and a counter that never went back.
 """
 
 import json
+import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +18,9 @@ from typing import Any
 import pytest
 
 from tests.lab.fleet_kit import HOSTS, Fleet, fleet_settings, wait_until
+from tests.lab.guest_view import guest_says
 from trimtab_lab.controlplane import ControlPlane
+from trimtab_lab.specs import HostSpec
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -24,6 +28,27 @@ LIMIT_BYTES_S = 1 << 20
 """The least limit there is: the 40 MiB or so that a micro guest has touched take more than half a minute."""
 LATE_BYTES = 20 << 20
 CPU_MODEL = "Penryn"
+PLAIN_TEXT = "whoever-reads-this-on-the-wire-reads-a-guest"
+LISTENER = """
+import pathlib, socket, sys
+text, found, arrived, strayed = sys.argv[1].encode(), 0, 0, 0
+arrival, elsewhere = map(socket.inet_aton, sys.argv[2:4])
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+wire.bind(("eth0", 0))
+wire.settimeout(0.2)
+pathlib.Path("/run/listens").touch()
+while not pathlib.Path("/run/heard-enough").exists():
+    try:
+        packet = wire.recv(1 << 17)
+    except TimeoutError:
+        continue
+    found += text in packet
+    ports = {int.from_bytes(packet[34:36], "big"), int.from_bytes(packet[36:38], "big")}
+    if packet[12:14] == bytes((8, 0)):
+        arrived += len(packet) * (packet[30:34] == arrival)
+        strayed += len(packet) * (packet[30:34] == elsewhere and 8446 not in ports)
+print(found, arrived, strayed)
+"""
 AGAIN = "systemctl restart libvirtd; systemctl restart trimtab-agent"
 """A host that comes with other CPUs: an agent tells its inventory at its start, and looks anew every half minute."""
 
@@ -65,11 +90,14 @@ def begin_slow_move(fleet: Fleet, name: str, target: str, *more: str) -> str:
     return operation_id
 
 
+def ask_qemu(fleet: Fleet, host: str, vm_id: str, command: str) -> Any:
+    said = fleet.lab.run(host, ["virsh", "qemu-monitor-command", f"trimtab-{vm_id}", json.dumps({"execute": command})]).stdout
+    return json.loads(said)["return"]
+
+
 def capabilities(fleet: Fleet, host: str, vm_id: str) -> dict[str, bool]:
     """Ask the guest's QEMU which ways of migrating are switched on."""
-    command = '{"execute": "query-migrate-capabilities"}'
-    answer = fleet.lab.run(host, ["virsh", "qemu-monitor-command", f"trimtab-{vm_id}", command]).stdout
-    return {one["capability"]: one["state"] for one in json.loads(answer)["return"]}
+    return {one["capability"]: one["state"] for one in ask_qemu(fleet, host, vm_id, "query-migrate-capabilities")}
 
 
 def assert_one_whole_copy(fleet: Fleet, name: str, *, on: str, counted: int) -> None:
@@ -90,7 +118,12 @@ def test_a_bandwidth_limit_holds_and_a_cancel_leaves_the_guest_where_it_was(flee
     started = time.monotonic()
     operation_id = begin_slow_move(fleet, mover, target)
     assert not {"auto-converge", "postcopy-ram"} & {name for name, is_on in capabilities(fleet, home, vm["id"]).items() if is_on}
-    progress = fleet.operation(operation_id)["progress"]
+    assert ask_qemu(fleet, home, vm["id"], "query-migrate-parameters")["tls-creds"], "nobody on the way reads the guest's memory"
+    # Its rate, and by it the time that is left, are known a little later than its first bytes.
+    progress = wait_until(
+        lambda: seen if (seen := fleet.operation(operation_id)["progress"])["remaining_s"] else None, "a time that is left"
+    )
+    assert progress["remaining_s"] <= progress["total_bytes"] / progress["rate_bytes_s"]
     # QEMU's bucket fills ten times a second: a little more than the limit may pass between two looks.
     assert progress["done_bytes"] <= (time.monotonic() - started) * LIMIT_BYTES_S * 1.3
     assert progress["total_bytes"] > progress["done_bytes"]
@@ -101,6 +134,7 @@ def test_a_bandwidth_limit_holds_and_a_cancel_leaves_the_guest_where_it_was(flee
     assert fleet.ticks(mover)[1] > uptime
 
 
+@pytest.mark.soak
 def test_auto_converge_and_postcopy_are_used_where_asked(fleet: Fleet, mover: str) -> None:
     counted, uptime = fleet.ticks(mover)
     vm, (home, target) = fleet.vm(mover), other_hosts(fleet, mover)
@@ -222,6 +256,88 @@ def job_state(fleet: Fleet, host: str, vm_id: str) -> str:
     return "failed" if "None" in told else told
 
 
+# --- faults while a disk is copied -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def disk_mover(fleet: Fleet) -> Iterator[str]:
+    """A guest on its host's own storage that has written enough for its disk to be on its way for seconds."""
+    vm = fleet.create("diskmover", pool="local", to="node1")
+    fleet.wait_for_ticks("diskmover", 1)
+    fill = f"yes {PLAIN_TEXT} | dd of=/data/fill bs=1M count=7 iflag=fullblock 2>/dev/null; sync; echo filled"
+    wait_until(lambda: guest_says(fleet.lab, "node1", vm["id"], fill) == "filled", "the guest to write")
+    yield "diskmover"
+    fleet.delete("diskmover")
+
+
+def test_nobody_on_the_way_reads_what_a_guest_has_on_its_disk_and_in_memory(fleet: Fleet, disk_mover: str) -> None:
+    """And all of it goes to the address that the target keeps for guests that arrive, another than its agent's."""
+    home, target = other_hosts(fleet, disk_mover)
+    with listening(fleet, home, at=fleet.lab.spec.host(target)) as listener:
+        fleet.ok("vm", "migrate", disk_mover, "--to", target, "--wait")
+        fleet.sh(home, "touch /run/heard-enough")
+        in_plain_text, arrived_bytes, strayed_bytes = map(int, listener.communicate(timeout=60)[0].split())
+    assert arrived_bytes > 7 << 20, "the disk at least went by"
+    assert strayed_bytes < 1 << 16, "nothing of it went to where its agent is, but what agents send each other"
+    assert in_plain_text == 0
+
+
+@contextmanager
+def listening(fleet: Fleet, host: str, *, at: HostSpec) -> "Iterator[subprocess.Popen[str]]":
+    """Look at everything that passes a host's cable, until told; the program then prints the packets with the text, and the bytes that
+    were sent to where guests arrive `at` a host, and to its other address past its agent."""
+    python = str(Path(fleet.lab.agent_command[0]).with_name("python"))
+    command = fleet.lab.command(host, [python, "-c", LISTENER, PLAIN_TEXT, at.migration_address, at.address])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=fleet.lab.environment(host)) as listener:
+        wait_until(lambda: fleet.sh(host, "ls /run/listens 2>/dev/null || true"), "the listener")
+        try:
+            yield listener
+        finally:
+            fleet.sh(host, "touch /run/heard-enough")
+            listener.wait(timeout=60)
+            fleet.sh(host, "rm -f /run/listens /run/heard-enough")
+
+
+@pytest.mark.parametrize("fault", ["cancel", "cut link", "killed agent"])
+def test_a_fault_while_the_disk_is_copied_leaves_one_whole_copy_and_no_part_of_another(
+    fleet: Fleet, disk_mover: str, fault: str
+) -> None:
+    counted, uptime = fleet.wait_for_ticks(disk_mover, fleet.ticks(disk_mover)[0] + 1)
+    vm, (home, target) = fleet.vm(disk_mover), other_hosts(fleet, disk_mover)
+    volume_id = vm["volumes"][0]["id"]
+    operation_id = fleet.begin("vm", "migrate", disk_mover, "--to", target, "--bandwidth", str(LIMIT_BYTES_S >> 20))
+    wait_until(lambda: is_copying_disk(fleet, operation_id), "the disk to be on its way")
+    assert any(path.startswith(f"{target}:") for path in fleet.files_of(volume_id)), "the copy that is being filled"
+    match fault:
+        case "cancel":
+            fleet.ok("op", "cancel", operation_id)
+        case "cut link":
+            with without_link(fleet, target):
+                # Longer than with memory alone: see `kvm/stuck_copy.py`.
+                wait_until(lambda: "failed" in job_state(fleet, home, vm["id"]), "the source to give up", patience_s=60)
+        case _:
+            fleet.lab.signal_service(home, "trimtab-agent", signal.SIGKILL)
+            fleet.sh(home, f"virsh migrate-setspeed trimtab-{vm['id']} 500")
+    end, on = {"cancel": ("cancelled", home), "cut link": ("failed", home)}.get(fault, ("done", target))
+    assert fleet.end_of(operation_id)["state"] == end
+    for host in (home, target):
+        fleet.wait_for_host(host)
+    assert_one_whole_copy(fleet, disk_mover, on=on, counted=counted)
+    assert fleet.ticks(disk_mover)[1] > uptime
+    for made in (vm["id"], volume_id):
+        assert {path.partition(":")[0] for path in fleet.files_of(made)} == {on}
+
+
+def is_copying_disk(fleet: Fleet, operation_id: str) -> bool:
+    seen = fleet.operation(operation_id)
+    assert not seen["done"], f"the migration was over before anything could happen: {seen}"
+    return bool((seen["progress"] or {}).get("phase") == "disks")
+
+
+# --- faults of a post-copy, and of who drives it ---------------------------------------------------------------------------
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("what", ["cable", "connection"])
 def test_a_postcopy_whose_link_breaks_goes_on_with_all_of_its_memory(fleet: Fleet, mover: str, what: str) -> None:
     """A cable that was out leaves QEMU's own connection to go on; a connection that was reset is begun anew."""
@@ -305,6 +421,26 @@ def test_a_source_that_dies_takes_the_guest_with_it_and_its_disk_goes_on(fleet: 
     fleet.ok("vm", "start", mover, "--wait")
     after = fleet.vm(mover)
     assert_one_whole_copy(fleet, mover, on=after["host"], counted=counted)
+
+
+@pytest.mark.soak
+def test_a_source_whose_agent_misses_the_end_of_the_migration_and_dies_loses_nothing(fleet: Fleet, mover: str) -> None:
+    """It stands still while libvirt brings the migration to its end, and is killed before it could write that down."""
+    counted, uptime = fleet.wait_for_ticks(mover, fleet.ticks(mover)[0] + 1)
+    vm, (home, target) = fleet.vm(mover), other_hosts(fleet, mover)
+    operation_id = begin_slow_move(fleet, mover, target)
+    stopped = fleet.lab.signal_service(home, "trimtab-agent", signal.SIGSTOP)
+    fleet.sh(home, f"virsh migrate-setspeed trimtab-{vm['id']} 500")
+    wait_until(lambda: fleet.runs_on(vm["id"]) == [target], "libvirt to have moved the guest")
+    wait_until(lambda: "running" in domain_state(fleet, target, f"trimtab-{vm['id']}"), "it to run there")
+    os.kill(stopped, signal.SIGKILL)
+    ended = fleet.end_of(operation_id)
+    assert ended["state"] == "done", ended
+    fleet.wait_for_host(home)
+    assert fleet.lab.service_process_id(home, "trimtab-agent") != stopped
+    assert_one_whole_copy(fleet, mover, on=target, counted=counted)
+    assert fleet.ticks(mover)[1] > uptime
+    assert fleet.vm(mover)["epoch"] == vm["epoch"] + 1
 
 
 def test_a_controller_that_dies_between_the_end_and_its_record_loses_nothing(fleet: Fleet, mover: str) -> None:

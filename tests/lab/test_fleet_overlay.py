@@ -1,4 +1,4 @@
-"""Overlay networks through the whole control plane: real guests on two hosts, the way out by a router, what OVN lets in.
+"""Networks of hosts with Open vSwitch through the whole control plane: overlays, the way out by a router, what OVN lets in; VLANs.
 
 One lab for the file; its controller drives OVN's northbound database. The tests run in order, as one story.
 """
@@ -16,11 +16,12 @@ from trimtab_lab.controlplane import ControlPlane
 from trimtab_lab.guest import build_guest_image
 from trimtab_lab.hosts import Lab
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 LISTENER = 7
 """The port on which the lab's guest answers by itself."""
 WEB, DB = "10.40.0.2", "10.40.0.3"
+WEB_20 = "10.41.20.2"
 SUBNET6 = "fd00:40::/64"
 
 
@@ -131,6 +132,56 @@ def test_guests_make_their_ipv6_addresses_and_send_with_no_other(story: Story) -
     wait_until(lambda: "bytes from" not in story.on("db", f"ping -c 1 -W 2 {WEB}"), "its group to let IPv6 in only")
     assert "bytes from" in story.on("db", f"ping6 -c 2 -W 2 {web}")
     story.fleet.ok("secgroup", "update", "pings", "--allow", "icmp", "--wait")
+
+
+def plug(story: Story, name: str, network: str, address: str = "") -> str:
+    """Give the running guest a card on the network and return its link there; `address` is set in the guest as cloud-init would."""
+    told = f",ip={address}/24" if address else ""
+    story.fleet.ok("vm", "attach", name, "--network", f"{network}{told}", "--wait")
+    (nic,) = [one for one in story.fleet.vm(name)["nics"] if one["network"] == network]
+    find = f"grep -lx {nic['mac']} /sys/class/net/*/address | cut -d/ -f5"
+    link = wait_until(lambda: story.on(name, find), f"{name} to see its card on {network}")
+    story.on(name, f"ip link set {link} up" + (f"; ip addr add {address}/24 dev {link}" if address else ""))
+    return link
+
+
+def test_guests_of_one_vlan_meet_across_hosts_and_those_of_another_do_not(story: Story) -> None:
+    for number in (20, 30):
+        story.fleet.ok("network", "create", f"v{number}", "--bridge", "br0", "--vlan", str(number), "--wait")
+        plug(story, "web", f"v{number}", f"10.41.{number}.2")
+        link = plug(story, "db", f"v{number}", f"10.41.{number}.3")
+        wait_until(
+            lambda number=number: "bytes from" in story.on("db", f"ping -c 1 -W 2 10.41.{number}.2"), f"VLAN {number} to carry"
+        )
+    (card,) = [nic for nic in story.fleet.vm("web")["nics"] if nic["network"] == "v20"]
+    story.on("db", f"ip neigh replace {WEB_20} lladdr {card['mac']} dev {link}")
+    assert "bytes from" not in story.on("db", f"ping -c 2 -W 2 -I {link} {WEB_20}"), "not even to a MAC that it knows"
+    for nic in story.fleet.vm("web")["nics"]:
+        if nic["network"] != "t1":
+            story.fleet.ok("vm", "detach", "web", "--nic", nic["mac"], "--wait")
+
+
+@pytest.mark.soak
+def test_an_isolated_network_gives_addresses_on_each_host_and_leads_nowhere(story: Story) -> None:
+    story.fleet.ok("network", "create", "inside", "--isolated", "--subnet", "10.42.0.0/24", "--dhcp", "--wait")
+    addresses = {}
+    for name in ("db", "web"):
+        link = plug(story, name, "inside")
+        (nic,) = [one for one in story.fleet.vm(name)["nics"] if one["network"] == "inside"]
+        addresses[name] = nic["addresses"][0]
+        ask = f"udhcpc -n -q -i {link} -s /etc/udhcpc.script >/dev/null 2>&1; ip -4 addr show {link}"
+        wait_until(lambda name=name, ask=ask: addresses[name] in story.on(name, ask), f"{name} to be given {addresses[name]}")
+        assert story.on(name, f"ip route | grep '^default.*{link}'") == "", "nobody told it of a way out"
+        known = story.on(name, f"nslookup {name} 10.42.0.1 2>&1")
+        assert addresses[name].partition("/")[0] in known, f"its host knows its name: {known}"
+        wait_until(lambda name=name, link=link: "bytes from" in story.on(name, f"ping -c 1 -W 2 -I {link} 10.42.0.1"), "its host")
+    for outside in (addresses["db"].partition("/")[0], story.fleet.lab.spec.ctl_guest_address):
+        story.on("web", f"ip route replace {outside} via 10.42.0.1 dev {link}")
+        assert "bytes from" not in story.on("web", f"ping -c 2 -W 2 -I {link} {outside}"), (
+            "a guest that takes its host for a router"
+        )
+        story.on("web", f"ip route del {outside} dev {link}")
+    story.fleet.ok("vm", "detach", "web", "--nic", nic["mac"], "--wait")
 
 
 def test_a_floating_address_reaches_a_guest_from_outside(story: Story) -> None:

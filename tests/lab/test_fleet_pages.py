@@ -7,7 +7,7 @@ import pytest
 
 from tests.lab.fleet_kit import Fleet, wait_until
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 HOST, PAGE_KIB, KEPT, GUEST_PAGES = "node3", 2048, 64, 48
 COUNT = Path("/proc/sys/vm/nr_hugepages")

@@ -9,10 +9,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.contract.kvm_fixture import KvmHost, kvm_host
+from tests.lab.guest_view import guest_says
 from tests.lab.kvm_guests import (
     BOOT_TIMEOUT_S,
     IMAGE_ID,
@@ -21,6 +23,7 @@ from tests.lab.kvm_guests import (
     bring_image,
     cleaned,
     console,
+    last_tick,
     remove,
     spec_of,
     start,
@@ -37,6 +40,7 @@ from trimtab_lab.hosts import Lab
 from trimtab_protos.errors import AlreadyExists, Conflict, DeadlineExceeded, NoCapacity, Unavailable
 from trimtab_protos.messages import (
     DiskFormat,
+    DomainSpec,
     DomainState,
     NetworkKind,
     NetworkSpec,
@@ -47,7 +51,7 @@ from trimtab_protos.messages import (
     VolumeSpec,
 )
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,7 @@ def test_a_guest_lives_and_dies_as_it_is_told(lab: Lab, node1: KvmHost) -> None:
         seen = verbs.observe_domain(spec.vm_id)
         assert (seen.epoch, seen.turn, seen.starts, seen.is_persistent, seen.macs) == (1, 2, 1, True, (spec.nics[0].mac,))
         assert seen.rss_mib > 50
+        has_what_is_promised(spec, ElementTree.fromstring(lab.run("node1", ["virsh", "dumpxml", "trimtab-vm-life"]).stdout))
         again = verbs.change_power(spec.vm_id, PowerAction.START, Stamp(epoch=1, turn=3))
         assert (again.state, again.starts, again.turn) == (DomainState.RUNNING, 1, 3)
         verbs.change_power(spec.vm_id, PowerAction.PAUSE, Stamp(epoch=1, turn=4))
@@ -105,6 +110,46 @@ def test_a_guest_lives_and_dies_as_it_is_told(lab: Lab, node1: KvmHost) -> None:
     assert state_of(node1, spec.vm_id) == (DomainState.ABSENT, StateReason.NONE)
     left = lab.run("node1", ["find", "/srv/trimtab-local", "/var/log/libvirt/qemu", "-name", "*life*"]).stdout
     assert left.split() == ["/var/log/libvirt/qemu/trimtab-vm-life.log"], "libvirt's own log stays, nothing of ours"
+
+
+def has_what_is_promised(spec: DomainSpec, domain: ElementTree.Element) -> None:
+    """Look at a running guest's definition as libvirt has it."""
+    balloon = domain.find("devices/memballoon[@model='virtio']/stats")
+    assert balloon is not None
+    assert balloon.get("period") == "5"
+    assert domain.findtext("devices/rng[@model='virtio']/backend[@model='random']") == "/dev/urandom"
+    agent = domain.find("devices/channel/target[@name='org.qemu.guest_agent.0']")
+    assert agent is not None
+    assert agent.get("state") == "connected"
+    ports = {one.get("index") for one in domain.findall("devices/controller[@model='pcie-root-port']")}
+    taken = {str(int(one.get("bus", "0"), 16)) for one in domain.findall("devices//address[@type='pci']")}
+    assert len(ports - taken) >= spec.spare_pcie_ports, "room for what is plugged in while it runs"
+    log = domain.find("devices/serial/log")
+    assert log is not None
+    assert log.get("append") == "on"
+
+
+def test_a_guest_that_floods_its_console_fills_no_disk_and_is_still_read(lab: Lab, node1: KvmHost) -> None:
+    cap = 64 << 10
+    spec = spec_of(node1, "flood", node1.local_pool, serial_log_max_bytes=cap)
+    with cleaned(spec, node1):
+        start(node1, spec)
+        until(lambda: node1.hypervisor.observe_domain(spec.vm_id).has_guest_agent, what="the agent", deadline_s=BOOT_TIMEOUT_S)
+        flood = "(while :; do yes flood | head -n 2000; done) >/dev/console 2>&1 & echo $! >/run/flood; echo floods"
+        assert guest_says(lab, "node1", spec.vm_id, flood) == "floods"
+        until(
+            lambda: node1.hypervisor.read_console(spec.vm_id, -1, 1)[1] > 8 * cap, what="much more than its cap", deadline_s=120
+        )
+        assert guest_says(lab, "node1", spec.vm_id, "kill $(cat /run/flood) && echo quiet") == "quiet"
+        until(lambda: log_bytes(lab, spec.vm_id) <= cap, what="the log to be back under its cap")
+        assert b"flood" in node1.hypervisor.read_console(spec.vm_id, -100, 100)[0]
+        tick = last_tick(node1, spec.vm_id)
+        wait_for_tick(node1, spec.vm_id, tick + 2)
+
+
+def log_bytes(lab: Lab, vm_id: str) -> int:
+    sizes = lab.run("node1", ["sh", "-c", f"stat -c %s /var/log/libvirt/qemu/trimtab-{vm_id}.serial.log*"]).stdout
+    return sum(map(int, sizes.split()))
 
 
 def test_libvirtd_dies_hangs_and_comes_back_without_the_guest_noticing(lab: Lab, node1: KvmHost) -> None:
@@ -168,6 +213,25 @@ def test_a_full_pool_pauses_the_guest_refuses_imports_and_room_lets_it_go_on(lab
         node1.hypervisor.remove_pool(full.pool_id)
     finally:
         lab.run("node1", ["umount", full.path])
+
+
+def test_a_disk_that_is_marked_corrupt_is_not_started_and_says_so(lab: Lab, node1: KvmHost) -> None:
+    spec = spec_of(node1, "corrupt", node1.local_pool)
+    with cleaned(spec, node1):
+        node1.hypervisor.ensure_volume(volume_of(spec), node1.local_pool)
+        node1.hypervisor.define_domain(spec, Stamp(epoch=1, turn=1))
+        path = f"{node1.local_pool.path}/volumes/{spec.disks[0].volume_id}.qcow2"
+        # The last byte of `incompatible_features` in qcow2's header; its second bit is what QEMU sets when it finds damage.
+        mark = "printf '\\{bits}' | dd of={path} bs=1 seek=79 conv=notrunc status=none"
+        lab.run("node1", ["sh", "-c", mark.format(bits="002", path=path)])
+        assert '"corrupt": true' in lab.run("node1", ["qemu-img", "info", "--output=json", path]).stdout
+        with pytest.raises(Conflict) as refused:
+            node1.hypervisor.change_power(spec.vm_id, PowerAction.START, Stamp(epoch=1, turn=2))
+        assert refused.value.code == "image-corrupt"
+        assert state_of(node1, spec.vm_id)[0] is DomainState.STOPPED
+        lab.run("node1", ["sh", "-c", mark.format(bits="000", path=path)])
+        again = node1.hypervisor.change_power(spec.vm_id, PowerAction.START, Stamp(epoch=1, turn=3))
+        assert again.state is DomainState.RUNNING
 
 
 def test_a_qemu_that_hangs_delays_no_observation(lab: Lab, node1: KvmHost) -> None:

@@ -24,7 +24,7 @@ from trimtab_protos.messages import (
     VolumeSpec,
 )
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_guest_is_given_vcpus_and_memory_moves_with_them_and_gives_memory_back
     with cleaned(spec, node1, node2):
         start(node1, spec)
         wait_for_tick(node1, spec.vm_id, 1)
-        until(lambda: online_cpus(lab, "node1", spec.vm_id) == 1, what="the guest agent", deadline_s=120)
+        until(lambda: online_cpus(lab, "node1", spec.vm_id) == 1, what="the guest agent")
         before_mib = memory_mib(lab, "node1", spec.vm_id)
         bigger = replace(spec, vcpus=3, memory_mib=160)
         applied = apply_until_done(node1, bigger)
@@ -88,18 +88,38 @@ def test_a_guest_is_given_vcpus_and_memory_moves_with_them_and_gives_memory_back
         assert [(each.part, each.needs_stop) for each in left] == [(ChangedPart.MEMORY, True)]
 
 
-def test_a_guest_that_is_asked_for_a_vcpu_either_gives_it_or_is_said_to_keep_it_and_lives(lab: Lab, node1: KvmHost) -> None:
+def test_a_guest_that_is_asked_for_a_vcpu_has_as_many_as_its_host_says_and_lives(lab: Lab, node1: KvmHost) -> None:
+    """Whether it gives one is the guest's own affair; what is said of that is what it sees itself, or that only a stop makes it so."""
+    seen: list[tuple[int, int]] = []
     spec = spec_of(node1, "shrnk", node1.local_pool, vcpus=2, vcpus_max=3, memory_mib=96, memory_max_mib=224)
+    smaller = replace(spec, vcpus=1)
+
+    def agreed() -> int | None:
+        """Return the vcpus that guest and host agree on: a guest may let go of one just after it was given up on."""
+        seen.append((online_cpus(lab, "node1", spec.vm_id), node1.hypervisor.observe_domain(spec.vm_id).vcpus))
+        return seen[-1][1] if seen[-1][0] == seen[-1][1] else None
+
+    def counted() -> int | None:
+        """Return the vcpus that libvirt counts, once it is said that nothing but a stop changes them."""
+        needs_stop = any(each.needs_stop for each in apply(node1, smaller).left)
+        return node1.hypervisor.observe_domain(spec.vm_id).vcpus if needs_stop else None
+
     with cleaned(spec, node1):
         start(node1, spec)
         tick = wait_for_tick(node1, spec.vm_id, 1)
-        until(lambda: online_cpus(lab, "node1", spec.vm_id) == 2, what="two vcpus", deadline_s=120)
-        applied = apply(node1, replace(spec, vcpus=1))
-        kept = [each.part for each in applied.left] == [ChangedPart.VCPUS]
-        assert applied.domain.vcpus == (2 if kept else 1)
+        until(lambda: online_cpus(lab, "node1", spec.vm_id) == 2, what="two vcpus")
+        kept = [each.part for each in apply(node1, smaller).left] == [ChangedPart.VCPUS]
+        has = until(lambda: agreed() or counted(), what="guest and host to see as many vcpus, or to say why not")
+        sees = online_cpus(lab, "node1", spec.vm_id)
+        assert (sees, has) in ({(1, 1), (2, 2), (1, 2)} if kept else {(1, 1)}), seen
+        before_mib = memory_mib(lab, "node1", spec.vm_id)
         # The order that killed a QEMU: memory after a vcpu that the guest did not give.
-        more = replace(spec, vcpus=applied.domain.vcpus, memory_mib=160)
+        more = replace(spec, vcpus=has, memory_mib=160)
         assert apply_until_done(node1, more).domain.memory_mib == 160
+        assert memory_mib(lab, "node1", spec.vm_id) - before_mib == 64
+        if sees != has:  # a vcpu more, where libvirt lost count, killed one too
+            left = apply(node1, replace(more, vcpus=3)).left
+            assert [(each.part, each.needs_stop) for each in left] == [(ChangedPart.VCPUS, True)]
         wait_for_tick(node1, spec.vm_id, tick + 2)
 
 
@@ -117,7 +137,7 @@ def test_a_running_guest_is_as_fast_as_its_volume_may_be(lab: Lab, node1: KvmHos
             began, ended = guest_says(lab, "node1", spec.vm_id, read).split()
             return float(ended) - float(began)
 
-        until(lambda: online_cpus(lab, "node1", spec.vm_id) == 1, what="the guest agent", deadline_s=120)
+        until(lambda: online_cpus(lab, "node1", spec.vm_id) == 1, what="the guest agent")
         limited = replace(spec, disks=(replace(spec.disks[0], bandwidth_limit_bytes_s=MIB // 2),))
         assert apply(node1, limited).left == ()
         assert takes_s() > 5, "4 MiB at half a MiB a second"
@@ -131,7 +151,7 @@ def test_a_balloon_takes_what_the_guest_does_not_use_and_gives_all_back_when_it_
     domain = f"trimtab-{spec.vm_id}"
     with cleaned(spec, node2):
         start(node2, spec)
-        until(lambda: online_cpus(lab, "node2", spec.vm_id) == 1, what="the guest agent", deadline_s=120)
+        until(lambda: online_cpus(lab, "node2", spec.vm_id) == 1, what="the guest agent")
         free_mib = available_mib(lab, "node2", spec.vm_id)
         squeezed = replace(spec, resources=GuestResources(balloon_min_mib=160, cpu_weight=25, cpu_limit_percent=50))
         assert apply(node2, squeezed).left == ()
@@ -162,6 +182,23 @@ def test_a_balloon_takes_what_the_guest_does_not_use_and_gives_all_back_when_it_
         wait_for_tick(node2, spec.vm_id, 1)
 
 
+def test_a_guest_that_takes_memory_faster_than_its_host_looks_has_it_before_its_kernel_kills(lab: Lab, node2: KvmHost) -> None:
+    """More at one stroke than its balloon leaves it, and less than its memory; its floor was told while it ran."""
+    spec = spec_of(node2, "gulp", node2.local_pool, memory_mib=224, memory_max_mib=224)
+    domain = f"trimtab-{spec.vm_id}"
+    with cleaned(spec, node2):
+        start(node2, spec)
+        until(lambda: online_cpus(lab, "node2", spec.vm_id) == 1, what="the guest agent")
+        assert apply(node2, replace(spec, resources=GuestResources(balloon_min_mib=128))).left == ()
+        # Not all the way, where the guest uses more than that: it keeps a margin. One that was silent gives nothing for two minutes.
+        until(lambda: given_mib(lab, "node2", domain) <= 145, what="the balloon near its floor", deadline_s=300)
+        take_mib = available_mib(lab, "node2", spec.vm_id) + 25
+        took = f"dd if=/dev/zero of=/dev/null bs={take_mib}M count=1 2>/dev/null; echo $?; grep oom_kill /proc/vmstat"
+        assert guest_says(lab, "node2", spec.vm_id, took).split() == ["0", "oom_kill", "0"]
+        taken_back = guest_says(lab, "node2", spec.vm_id, "sed -n 's/^balloon_deflate //p' /proc/vmstat")
+        assert int(taken_back) > 0, "it was short, and helped itself"
+
+
 def given_mib(lab: Lab, host: str, domain: str) -> int:
     """Return what QEMU says that the balloon leaves the guest."""
     told = dict(line.split() for line in lab.run(host, ["virsh", "dommemstat", domain]).stdout.splitlines() if line)
@@ -188,7 +225,7 @@ def test_disks_and_cards_come_go_and_grow_under_a_running_guest(lab: Lab, node1:
         with_both = replace(spec, disks=(*spec.disks, disk), nics=(*spec.nics, card))
         assert apply(node1, with_both).left == ()
         assert apply(node1, with_both).left == (), "twice is fine"
-        until(lambda: disk_mib(lab, "node1", spec.vm_id, data.volume_id) == 16, what="the disk in the guest", deadline_s=120)
+        until(lambda: disk_mib(lab, "node1", spec.vm_id, data.volume_id) == 16, what="the disk in the guest")
         until(lambda: has_card(lab, "node1", spec.vm_id, card.mac), what="the card in the guest")
 
         grown = replace(data, size_bytes=24 * MIB)

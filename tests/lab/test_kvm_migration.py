@@ -39,7 +39,7 @@ from trimtab_protos.messages import (
     StateReason,
 )
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_a_move_with_copied_disk_takes_what_the_guest_wrote_and_nothing_stale(no
         before = node2.hypervisor.read_console(spec.vm_id, -1, 1)[1]
         node2.hypervisor.change_power(spec.vm_id, PowerAction.START, Stamp(epoch=2, turn=6))
         until(
-            lambda: b"tick " in node2.hypervisor.read_console(spec.vm_id, before, 65536)[0].rpartition(b"GUEST UP")[2],
+            lambda: b" uptime " in node2.hypervisor.read_console(spec.vm_id, before, 65536)[0].rpartition(b"GUEST UP")[2],
             what="a tick after the restart",
             deadline_s=BOOT_TIMEOUT_S,
         )

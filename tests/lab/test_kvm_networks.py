@@ -18,7 +18,7 @@ from trimtab_lab.hosts import Lab
 from trimtab_protos.messages import DomainSpec, MigrationResult, MigrationSide, NetworkKind, NetworkSpec, NicSpec, SeedSpec
 from trimtab_protos.network_messages import FirewallRule, FirewallSpec
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 INNER = NetworkSpec(
     network_id="net-inner", kind=NetworkKind.ISOLATED, name="inner", mtu=1400, subnet="10.199.9.0/24", has_dhcp=True

@@ -20,7 +20,7 @@ from trimtab_protos.errors import Conflict
 from trimtab_protos.messages import DomainSpec, MigrationResult, MigrationSide, NetworkKind, NetworkSpec, NicSpec, SeedSpec
 from trimtab_protos.network_messages import FirewallRule, FirewallSpec
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 MTU = 9000
 LISTENER = 7

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from trimtab_lab.controlplane import ControlPlane, join_line
 from trimtab_lab.hosts import Lab
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 CONTROLLER = """\
 #!{python}
@@ -133,8 +133,10 @@ def test_host_joins_by_the_line_that_the_cli_printed(plane: ControlPlane) -> Non
     plane.join_hosts()
     plane.join_hosts()
     url = plane.lab.spec.controller_url
-    joined = plane.lab.spec.host("node1").path_on_machine("/var/lib/trimtab") / "joined-with"
-    assert joined.read_text().split() == ["join", url, "--token", "jt-node1", "--ca-fingerprint", "sha256:00"]
+    host = plane.lab.spec.host("node1")
+    joined = (host.path_on_machine("/var/lib/trimtab") / "joined-with").read_text().split()
+    assert joined[:6] == ["join", url, "--token", "jt-node1", "--ca-fingerprint", "sha256:00"]
+    assert joined[6:] == ["--migration-address", host.migration_address], "and with an address for guests"
     assert plane.lab.run("node1", ["systemctl", "is-active", "trimtab-agent"]).stdout.strip() == "active"
     (asked,) = [json.loads(line) for line in (plane.authority_file.parents[3] / "cli.log").read_text().splitlines()]
     assert asked == [["host", "token", "create", "node1", "-o", "json"], url, "tt-admin"]

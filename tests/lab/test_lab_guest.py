@@ -12,7 +12,7 @@ import pytest
 from trimtab_lab.domains import clone_disk, write_seed
 from trimtab_lab.guest import GUEST_FILES, build_guest_image
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 BOOT_TIMEOUT_S = 150.0
 UEFI_CODE, UEFI_VARIABLES = Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_VARS_4M.fd")

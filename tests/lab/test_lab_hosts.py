@@ -18,6 +18,7 @@ import libvirt_qemu
 import pytest
 from click.testing import CliRunner
 
+from tests.lab.ticks import spoken
 from trimtab_lab.domains import GuestSpec, domain_xml, write_seed
 from trimtab_lab.errors import LabError
 from trimtab_lab.guest import build_guest_image
@@ -25,7 +26,7 @@ from trimtab_lab.hosts import Lab, file_of
 from trimtab_lab.main import main
 from trimtab_lab.specs import CTL
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 GUEST_TIMEOUT_S = 120.0
 """A guest ticks after about 5 s on an idle machine; the rest is for a machine full of other tests."""
@@ -120,8 +121,8 @@ def serial_log(lab: Lab, host: str, number: int) -> str:
 
 
 def last_tick(lab: Lab, host: str, number: int) -> int:
-    ticks = [line.split()[1] for line in serial_log(lab, host, number).splitlines() if line.startswith("tick ")]
-    return int(ticks[-1]) if ticks else 0
+    said = spoken(serial_log(lab, host, number))
+    return said[-1][0] if said else 0
 
 
 def reaches(lab: Lab, member: str, address: str) -> bool:

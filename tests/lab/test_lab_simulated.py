@@ -11,7 +11,7 @@ import pytest
 
 from trimtab_lab.commands import own_programs
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 COUNT = 12
 

@@ -15,7 +15,7 @@ from trimtab_lab.hosts import Lab
 from trimtab_lab.main import main
 from trimtab_lab.specs import LabSpec
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 
 def traces_of(spec: LabSpec) -> dict[str, set[str]]:
@@ -48,7 +48,7 @@ def other_traces() -> set[str]:
     return links | files - {"/run/netns", "/var/lib/trimtab-lab"}
 
 
-def test_down_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
+def test_down_leaves_nothing_may_be_repeated_and_the_name_may_be_used_again(tmp_path: Path) -> None:
     before = other_traces()
     lab = Lab.named("gone", state_directory=tmp_path / "state")
     try:
@@ -60,7 +60,15 @@ def test_down_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
     assert {kind: found for kind, found in traces_of(lab.spec).items() if found} == {}
     assert other_traces() - before == set()
     lab.down()
-    assert Lab.named("gone", state_directory=tmp_path / "state").spec.host_count == 0
+    again = Lab.named("gone", state_directory=tmp_path / "state")
+    assert again.spec.host_count == 0
+    try:
+        again.up(hosts=1)
+        assert again.run("node1", ["virsh", "list", "--all", "--name"]).stdout.strip() == "", "its libvirt answers, and is new"
+    finally:
+        again.down()
+    assert {kind: found for kind, found in traces_of(again.spec).items() if found} == {}
+    assert other_traces() - before == set()
 
 
 def test_down_cleans_up_after_an_up_that_was_killed_half_way(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from trimtab_controller.fencing import FenceAgents, FencePath, Power
 from trimtab_lab.hosts import Lab
 from trimtab_lab.power import PASSWORD, Fault, PowerDevices
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 HOST = "node1"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab.fleet_kit import HOSTS, Fleet, wait_until
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 PORT = 19090
 CONTROLLER_PROCESSES = {"api", "engine", "gateway", "worker"}

@@ -9,18 +9,19 @@ from trimtab_controller import repository_keys
 from trimtab_controller.clock import mint
 from trimtab_controller.core.model import Backup, BackupRepo, Operation, Vm
 from trimtab_controller.core.recovery_plans import Group, Mode
-from trimtab_controller.services import backup_instants, backup_keys, backup_restore, recovery_plans
+from trimtab_controller.services import backup_instants, backup_keys, backup_policies, backup_restore, recovery_plans
 from trimtab_controller.services import backup_repos as repo_service
 from trimtab_controller.services import backups as backup_service
 from trimtab_controller.services.backup_instants import InstantSpec
+from trimtab_controller.services.backup_policies import PolicySpec
 from trimtab_controller.services.backup_repos import RepoSpec
 from trimtab_controller.services.backup_restore import RestoreSpec
 from trimtab_controller.services.backups import RunSpec
 from trimtab_controller.store import backup_repos, backups, vms
 
 
-def repo_spec(story: FleetStory, name: str, *, url: str = "", key: str = "", **fields: Any) -> RepoSpec:
-    repo_id = mint("repo")
+def repo_spec(story: FleetStory, name: str, *, url: str = "", key: str = "", repo_id: str = "", **fields: Any) -> RepoSpec:
+    repo_id = repo_id or mint("repo")
     text = key or repository_keys.new_key()
     given: dict[str, Any] = {"fleet_id": story.secrets.fleet_id, "is_adopted": bool(key), **fields}
     return RepoSpec(
@@ -136,3 +137,12 @@ def write_to(story: FleetStory, vm_id: str, offset: int, content: bytes) -> None
     vm = story.vm(vm_id)
     source: Any = story.agents.agent(vm.host_id).parts.backups
     source.look_at(vm_id).disks["vda"].write(offset, content)
+
+
+def give_policy(story: FleetStory, vm: Vm, **wishes: Any) -> None:
+    def work(session: Any) -> None:
+        spec = PolicySpec(name="nightly", schedule="0 2 * * *", repo="main", **wishes)
+        backup_policies.create(session, spec, project=story.project, now=story.clock.now())
+        vms.update(session, vm.id, **backup_policies.values_for(session, vm, "nightly", now=story.clock.now()))
+
+    story.db.write(work)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.operations.kit import FleetStory, empty
+from tests.operations.emptied import empty
+from tests.operations.kit import FleetStory
 from tests.operations.wire import Workshop
 from trimtab_controller.store.database import Database
 

@@ -40,14 +40,14 @@ EXAMPLES: dict[str, Example] = {
     "vm.set_ha": Example(
         kind="vm.set_ha",
         arrange=lambda story: changes.sets_ha(story, name_of("web"), before="none", after="restart"),
-        done=changes.is_kept("restart", 10),
-        undone=changes.is_kept("none", 0),
+        done=changes.is_kept("restart", 10, "yard", 2),
+        undone=changes.is_kept("none", 0, "shop", 1),
     ),
     "vm.set_ha to none": Example(
         kind="vm.set_ha",
         arrange=lambda story: changes.sets_ha(story, name_of("web"), before="restart", after="none"),
-        done=changes.is_kept("none", 10),
-        undone=changes.is_kept("restart", 0),
+        done=changes.is_kept("none", 10, "yard", 2),
+        undone=changes.is_kept("restart", 0, "shop", 1),
     ),
     "vm.resize": Example(
         kind="vm.resize",
@@ -83,6 +83,12 @@ EXAMPLES: dict[str, Example] = {
         kind="vm.attach",
         arrange=lambda story: changes.attaches(story, name_of("web"), before=stopped),
         done=changes.has_devices(1, 2),
+        undone=changes.has_devices(1, 1),
+    ),
+    "vm.attach of a volume and a card": Example(
+        kind="vm.attach",
+        arrange=lambda story: changes.attaches(story, name_of("web"), volume_id=present_volume(story), has_card=True),
+        done=changes.has_devices(2, 2),
         undone=changes.has_devices(1, 1),
     ),
     "vm.detach of a volume": Example(

@@ -55,6 +55,13 @@ def _backed_up(story: FleetStory) -> Backup:
     return made_backup(story, vm)
 
 
+def _kept_backup(story: FleetStory, name: str = "") -> Backup:
+    """Return a backup that the fleet's examples share: for those that only read it."""
+    kept: Backup = story.shelf.get(f"backup {name}") or _backed_up(story)
+    story.shelf[f"backup {name}"] = kept
+    return kept
+
+
 def creates_repo(story: FleetStory) -> Operation:
     return accept_repo(story, repo_spec(story, name_of("repo")))
 
@@ -118,11 +125,11 @@ def rotates_key(story: FleetStory) -> Operation:
 
 def recovers(story: FleetStory) -> Operation:
     """A plan of two groups whose vms are backed up, and gone."""
-    names = []
-    for _ in range(2):
-        backup = _backed_up(story)
-        story.accept_power(story.vm(backup.vm_id), "delete", force=True)
-        names.append(backup.vm_name)
+    names = [_kept_backup(story, group).vm_name for group in ("first", "second")]
+    for name in names:
+        vm = story.db.read(lambda session, name=name: vms.find(session, story.project.id, name))  # type: ignore[misc]
+        if vm is not None:
+            story.accept_power(vm, "delete")
     story.settle()
     return accept_recovery(story, [[name] for name in names], mode="real")
 
@@ -219,11 +226,12 @@ def backs_up_together(story: FleetStory) -> Operation:
 
 def is_one_instant(story: FleetStory, operation: Operation) -> None:
     instant = story.db.read(lambda session: backup_instants.get(session, operation.subject_id))
-    # A host that died or answered too late makes it broken, and it says so; never is it shown as more than it is.
+    # A host that died or answered too late makes it broken, and it says so; never is it shown as more than it is. It may be shown as less:
+    # guests whose host's answer was lost may have been held in time all the same, which nobody has seen.
     found = [story.db.read(lambda session, one=one: backups.get(session, one["backup_id"])) for one in instant.members]
     states = [one.manifest.get("notes", {}).get("instant_state") for one in found]
-    assert (instant.state == "consistent") == (states == ["released"] * len(found)), instant.problem
-    assert (instant.state == "broken") == bool(instant.problem)
+    assert instant.state == "broken" or states == ["released"] * len(found), instant.problem
+    assert (instant.state, bool(instant.problem)) in {("consistent", False), ("broken", True)}
 
 
 def is_broken(story: FleetStory, operation: Operation) -> None:
@@ -249,7 +257,7 @@ def is_in_both(story: FleetStory, operation: Operation) -> None:
 
 
 def exports(story: FleetStory) -> Operation:
-    backup = _backed_up(story)
+    backup = _kept_backup(story)
     return story.db.write(
         lambda session: backup_export.export(session, backup.id, project=story.project, actor=story.actor, now=story.clock.now())
     )
@@ -328,15 +336,15 @@ def is_listed_again(story: FleetStory, operation: Operation) -> None:
 
 
 def restores(story: FleetStory) -> Operation:
-    return accept_restore(story, _backed_up(story), name_of("again"))
+    return accept_restore(story, _kept_backup(story), name_of("again"))
 
 
 def restores_stopped(story: FleetStory) -> Operation:
-    return accept_restore(story, _backed_up(story), name_of("again"), start=False, pools={"shared": "local"})
+    return accept_restore(story, _kept_backup(story), name_of("again"), start=False, pools={"shared": "local"})
 
 
 def restores_instantly(story: FleetStory) -> Operation:
-    return accept_restore(story, _backed_up(story), name_of("again"), is_instant=True)
+    return accept_restore(story, _kept_backup(story), name_of("again"), is_instant=True)
 
 
 def fills(story: FleetStory) -> Operation:
@@ -411,7 +419,7 @@ def kept_its_disk(story: FleetStory, operation: Operation) -> None:
 
 
 def restores_volume(story: FleetStory) -> Operation:
-    backup = _backed_up(story)
+    backup = _kept_backup(story)
     return story.db.write(
         lambda session: backup_restore.restore_volume(
             session, backup.id, "vda", name_of("disk"), "local", project=story.project, actor=story.actor, now=story.clock.now()

@@ -87,22 +87,21 @@ def has_resources(balloon_min_mib: int, cpu_weight: int) -> Callable[[FleetStory
     return check
 
 
-def accept_ha(story: FleetStory, vm: Vm, ha: str | None, *, priority: int | None = None) -> Operation:
+def accept_ha(story: FleetStory, vm: Vm, ha: str | None, **wish: Any) -> Operation:
     return story.db.write(
-        lambda session: vm_ha.change(
-            session, vms.get(session, vm.id), caller(story), ha=ha, priority=priority, start_delay_s=None
-        )
+        lambda session: vm_ha.change(session, vms.get(session, vm.id), caller(story), vm_ha.HaWish(ha=ha, **wish))
     )
 
 
 def sets_ha(story: FleetStory, name: str, *, before: str, after: str) -> Operation:
-    return accept_ha(story, story.running_vm(name, ha=before), after, priority=10)
+    vm = story.running_vm(name, ha=before, start_group="shop", start_order=1)
+    return accept_ha(story, vm, after, priority=10, start_group="yard", start_order=2)
 
 
-def is_kept(ha: str, priority: int) -> Callable[[FleetStory, Operation], None]:
+def is_kept(ha: str, priority: int, group: str, order: int) -> Callable[[FleetStory, Operation], None]:
     def check(story: FleetStory, operation: Operation) -> None:
         vm = story.vm(operation.subject_id)
-        assert (vm.ha, vm.priority) == (ha, priority)
+        assert (vm.ha, vm.priority, vm.start_group, vm.start_order) == (ha, priority, group, order)
         assert story.hypervisor(vm.host_id).domains[vm.id].spec.is_kept == (ha == "restart"), "its host knows what its row says"
 
     return check
@@ -156,9 +155,7 @@ def root_limits(iops: int, bandwidth_mib_s: int) -> Callable[[FleetStory, Operat
 def accept_attach(story: FleetStory, vm: Vm, *, volume: str = "", wish: NicWish | None = None) -> Operation:
     def work(session: Session) -> Operation:
         present = vms.get(session, vm.id)
-        if wish is not None:
-            return vm_devices.attach_network(session, present, caller(story), wish=wish, project=story.project)
-        return vm_devices.attach_volume(session, present, caller(story), volume=volume, project=story.project)
+        return vm_devices.attach(session, present, caller(story), volume=volume, wish=wish, project=story.project)
 
     return story.db.write(work)
 
@@ -174,13 +171,18 @@ def accept_detach(story: FleetStory, vm: Vm, *, volume: str = "", nic: str = "")
 
 
 def attaches(
-    story: FleetStory, name: str, *, volume_id: str = "", before: Callable[[FleetStory, Vm], None] | None = None
+    story: FleetStory,
+    name: str,
+    *,
+    volume_id: str = "",
+    has_card: bool = False,
+    before: Callable[[FleetStory, Vm], None] | None = None,
 ) -> Operation:
-    """Attach this volume, or a card on the fleet's network."""
+    """Attach this volume, a card on the fleet's network where there is none or `has_card`."""
     vm = story.running_vm(name)
     if before is not None:
         before(story, vm)
-    wish = None if volume_id else NicWish(network=story.network.id)
+    wish = NicWish(network=story.network.id) if has_card or not volume_id else None
     return accept_attach(story, story.vm(vm.id), volume=volume_id, wish=wish)
 
 

@@ -9,12 +9,22 @@ from typing import Any
 from tests.operations.kit import FleetStory
 from trimtab_controller.api.context import NoSecrets
 from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState
-from trimtab_controller.core.model import Operation, Vm
+from trimtab_controller.core.model import Operation, Pool, Vm
 from trimtab_controller.core.model.failover import FailoverRow
 from trimtab_controller.fencing import FencePath, Power, PowerAnswer
 from trimtab_controller.loops.failover import LEADERS_WINDOW_S, FailoverLoop
 from trimtab_controller.services import fencing, observations, recovery
-from trimtab_controller.store import events, failover, hosts, operations, schema
+from trimtab_controller.store import (
+    describe,
+    events,
+    failover,
+    host_reports,
+    host_troubles,
+    hosts,
+    leases,
+    operations,
+    schema,
+)
 
 ROUNDS = 120
 
@@ -129,6 +139,68 @@ class Story:
 
         self.fleet.db.write(work)
 
+    def report(self) -> None:
+        """Let every host that answers say what it is and how its pools are, as its heartbeats would."""
+        fleet = self.fleet
+
+        def work(session: Any) -> None:
+            now = fleet.clock.now()
+            for host_id, hypervisor in fleet.fleet.hosts.items():
+                if not hypervisor.is_up():
+                    continue
+                observer = fleet.agents.agent(host_id).observer
+                if observer.inventory is None:
+                    observer.refresh_inventory()
+                observer.refresh()
+                assert observer.inventory is not None
+                host_reports.store_inventory(session, host_id, observer.inventory, now=now)
+                seen = [hypervisor.observe_pool(spec) for spec in host_reports.pool_specs_of(session, host_id)]
+                host_reports.store_pools(session, [host_reports.PoolReport(host_id, one) for one in seen], now=now)
+
+        fleet.db.write(work)
+
+    def heartbeats(self, count: int) -> None:
+        """As `rounds`, with what hosts report every ten seconds."""
+        for number in range(count):
+            if number % 10 == 0:
+                self.report()
+            self.rounds(1)
+
+    def pull_uplink(self, host_id: str, bridge: str = "br0", *, is_out: bool = True) -> None:
+        without = self.fleet.hypervisor(host_id).without_carrier
+        (without.add if is_out else without.discard)(bridge)
+
+    def cut_storage(self, *host_ids: str, pool: Pool | None = None) -> None:
+        """Let these hosts alone not reach the pool any more; none: all do again."""
+        world = self.fleet.fleet
+        world.observe_hang_s = 0.01
+        store = world.store(self.fleet.host_ids[0], describe.pool_spec(pool or self.fleet.shared))
+        with world.changed:
+            store.hung_on = set(host_ids)
+            world.changed.notify_all()
+
+    def troubles(self) -> dict[str, list[str]]:
+        """Return what anybody who asks is told of hosts, by host."""
+        now = self.fleet.clock.now()
+        found = self.fleet.db.read(lambda session: host_troubles.read(session, now=now))
+        return {host_id: [f"{one.kind.value}: {one.message}" for one in troubles] for host_id, troubles in found.items()}
+
+    def new_leader(self) -> FailoverLoop:
+        """Another process takes the lease over; close what it gives."""
+        fleet = self.fleet
+
+        def work(session: Any) -> int:
+            seen = leases.read(session, leases.ENGINE)
+            assert seen is not None
+            taken = leases.take(session, leases.ENGINE, owner="other", seen=seen, ttl_ms=15_000, now=fleet.clock.now())
+            assert taken is not None
+            return taken.term
+
+        fleet.term = fleet.db.write(work)
+        self.loop.close()
+        self.loop = FailoverLoop(engine=fleet.engine, clock=fleet.clock, fencer=self.device, askers=AtOnce(), drivers=AtOnce())
+        return self.loop
+
     def return_of(self, host_id: str) -> None:
         """The host opens a session again."""
         self.hear()
@@ -161,4 +233,4 @@ def story_of(fleet: FleetStory) -> Iterator[Story]:
     made = Story(fleet, device, loop)
     device.cut = made.power_cut
     yield made
-    loop.close()
+    made.loop.close()

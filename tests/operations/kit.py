@@ -65,7 +65,6 @@ LEASE_TTL_MS = 15_000
 _LIVE = sa.select(schema.operation.c.next_run, schema.operation.c.lease_until).where(
     sa.or_(*(schema.operation.c.state == one.value for one in sorted(LIVE_STATES)))
 )
-_EMPTY = [table.delete() for table in reversed(schema.metadata.sorted_tables)]
 
 
 class NeverCancelled:
@@ -102,6 +101,8 @@ class FleetStory:
         self.nudger = Nudger(lambda: None)
         self.actor = Actor(name="user:alice", user_id="user-alice", request_id="req-1", roles={"": Role.ADMIN})
         self.held: list[Fault] = []
+        self.shelf: dict[str, Any] = {}
+        """What examples of operations keep for the next one on this fleet."""
         self._engines = 0
         self.shares_commits = shares_commits
         self.engine = self.new_engine()
@@ -401,6 +402,8 @@ class FleetStory:
                     return vm_power.delete(session, present, caller)
                 case "undelete":
                     return vm_power.undelete(session, present, caller)
+                case "purge":
+                    return vm_power.purge(session, present, caller)
                 case _:
                     raise AssertionError(verb)
 
@@ -507,13 +510,3 @@ class FleetStory:
 
     def _lookup(self, host_id: str) -> AgentAddress:
         return AgentAddress(host_id, *self.db.read(lambda session: hosts.reach_agent(session, host_id)))
-
-
-def empty(database: Database) -> None:
-    """Delete every row."""
-
-    def work(session: Session) -> None:
-        for statement in _EMPTY:
-            session.execute(statement)
-
-    database.write(work)

@@ -13,30 +13,31 @@ from tests.operations.backup_kit import (
     accept_rotation,
     backup_of,
     content_of,
+    give_policy,
     made_backup,
     ready_repo,
     repo_spec,
     write_to,
 )
+from tests.operations.emptied import empty
 from tests.operations.invariants import audit_invariants
-from tests.operations.kit import FleetStory, empty
+from tests.operations.kit import FleetStory
 from trimtab_controller import repository_keys
 from trimtab_controller.core.lifecycle import OperationState
-from trimtab_controller.core.model import Operation, Vm
+from trimtab_controller.core.model import Operation
 from trimtab_controller.loops import backups as backup_loops
 from trimtab_controller.loops.backups import BackupLoop
-from trimtab_controller.services import backup_policies, backup_restore, backup_status
 from trimtab_controller.services import backup_repos as repo_service
+from trimtab_controller.services import backup_restore, backup_status
 from trimtab_controller.services import backups as backup_service
-from trimtab_controller.services.backup_policies import PolicySpec
-from trimtab_controller.store import backup_repos, backups, hosts, vms
+from trimtab_controller.store import backup_repos, backups, hosts, operations, vms
 from trimtab_protos.errors import Conflict, NoCapacity
 from trimtab_protos.messages import CommandKey, Direction
 
 
 def test_a_vm_that_was_backed_up_changed_and_deleted_comes_back_on_another_host_as_it_was(story: FleetStory) -> None:
     ready_repo(story)
-    vm = story.running_vm("db", pool=story.local)
+    vm = story.running_vm("db", pool=story.local, start_group="shop", start_order=2, start_delay_s=20)
     write_to(story, vm.id, 0, b"first" * 1000)
     full = made_backup(story, vm)
     assert (full.state, full.consistency, full.level) == ("ready", "filesystem", 0)
@@ -56,6 +57,7 @@ def test_a_vm_that_was_backed_up_changed_and_deleted_comes_back_on_another_host_
     assert story.operation(restored.id).state is OperationState.DONE, story.operation(restored.id).error
     again = story.vm(restored.subject_id)
     assert (again.host_id, again.name, again.vcpus) == (elsewhere, "db2", vm.vcpus)
+    assert (again.start_group, again.start_order, again.start_delay_s) == ("shop", 2, 20)
     assert again.uuid != vm.uuid
     assert story.running_on(again.id) == {elsewhere}
     assert content_of(story, again.id) == before
@@ -255,15 +257,6 @@ def test_a_guest_that_does_not_come_up_fails_no_operation_and_the_backup_shows_i
 # --- policies ------------------------------------------------------------------------------------------------------------------
 
 
-def give_policy(story: FleetStory, vm: Vm, **wishes: Any) -> None:
-    def work(session: Any) -> None:
-        spec = PolicySpec(name="nightly", schedule="0 2 * * *", repo="main", **wishes)
-        backup_policies.create(session, spec, project=story.project, now=story.clock.now())
-        vms.update(session, vm.id, **backup_policies.values_for(session, vm, "nightly", now=story.clock.now()))
-
-    story.db.write(work)
-
-
 def night(story: FleetStory, loop: BackupLoop) -> None:
     """Let a day pass: what a policy wants of it is asked for and done."""
     story.clock.advance(86400)
@@ -293,6 +286,39 @@ def test_a_policy_backs_up_each_night_verifies_and_keeps_as_many_as_it_says(stor
     story.clock.advance(2 * 86400)
     (late,) = story.db.read(lambda session: backup_status.status(session, project_ids=None, now=story.clock.now()))
     assert "at most" in late.protection.problem
+
+
+def test_what_was_read_long_ago_is_read_again_the_longest_first_and_one_at_a_time(story: FleetStory) -> None:
+    ready_repo(story)
+    vm = story.running_vm("db")
+    loop = BackupLoop(db=story.db, clock=story.clock, nudger=story.nudger, read_again_after=timedelta(days=30))
+
+    def reading() -> list[str]:
+        found = story.db.read(lambda session: operations.page(session, limit=10, kind="backup.verify", is_done=False))
+        return [one.subject_id for one in found]
+
+    made = []
+    for _ in range(3):
+        made.append(made_backup(story, vm))
+        story.clock.advance(3600)
+    for backup in (made[1], made[0]):
+        story.db.write(
+            lambda session, one=backup: backup_service.accept_verify(session, one, actor=story.actor, now=story.clock.now())
+        )
+        story.settle()
+        story.clock.advance(3600)
+    loop.read_again(story.term)
+    assert reading() == []
+    story.clock.advance(30 * 86400)
+    for expected in (made[1], made[0]):
+        loop.read_again(story.term)
+        loop.read_again(story.term)
+        assert reading() == [expected.id]
+        story.settle()
+    loop.read_again(story.term)
+    assert reading() == [], "the third was never read: that is for its policy to say"
+    BackupLoop(db=story.db, clock=story.clock, nudger=story.nudger, read_again_after=timedelta()).read_again(story.term)
+    assert reading() == []
 
 
 def test_a_backup_that_could_not_be_asked_for_is_asked_for_again_soon(story: FleetStory) -> None:
@@ -342,3 +368,45 @@ def test_uefi_variables_come_back_beside_the_disk_that_a_vm_boots_from(story: Fl
     source: Any = story.agents.agent(again.host_id).parts.backups
     assert source.nvrams == {again.id: vm.id.encode()}
     assert again.firmware == "uefi"
+
+
+@pytest.mark.parametrize(("asked", "restored"), [("", "Haswell"), ("auto", ""), ("qemu64", "qemu64")])
+def test_a_vm_comes_back_with_its_cpu_model_another_or_whatever_its_new_host_has(
+    story: FleetStory, asked: str, restored: str
+) -> None:
+    ready_repo(story)
+    vm = story.running_vm("db", cpu_model="Haswell")
+    backup = made_backup(story, vm)
+    operation = accept_restore(story, backup, "db2", cpu_model=asked)
+    accepted = story.vm(operation.subject_id)
+    assert accepted.cpu_model == restored
+    story.settle()
+    assert story.operation(operation.id).state.value == "done", story.operation(operation.id).error
+
+
+def test_the_backup_after_a_vm_was_taken_back_in_place_is_full_and_says_why(story: FleetStory) -> None:
+    ready_repo(story)
+    vm = story.running_vm("db")
+    write_to(story, vm.id, 0, b"first" * 1000)
+    backup = made_backup(story, vm)
+    write_to(story, vm.id, 0, b"other" * 1000)
+    later = made_backup(story, vm)
+    story.accept_power(story.vm(vm.id), "stop")
+    story.settle()
+    operation = story.db.write(
+        lambda session: backup_restore.replace(
+            session, backup.id, vms.get(session, vm.id), project=story.project, actor=story.actor, now=story.clock.now()
+        )
+    )
+    story.settle()
+    assert story.operation(operation.id).state is OperationState.DONE, story.operation(operation.id).error
+    assert content_of(story, vm.id).startswith(b"first" * 1000)
+    story.accept_power(story.vm(vm.id), "start")
+    story.settle()
+    after = made_backup(story, story.vm(vm.id))
+    assert after.full_reason == f"vda: it is another volume than in {later.id}"
+    assert after.read_bytes >= backup.read_bytes
+    assert made_backup(story, story.vm(vm.id)).full_reason == ""
+    restored = accept_restore(story, after, "db2")
+    story.settle()
+    assert content_of(story, restored.subject_id) == content_of(story, vm.id)

@@ -159,7 +159,7 @@ def test_a_vm_on_a_lun_is_backed_up_by_increments_while_its_qemu_lives_and_in_fu
     story.accept_power(story.vm(rover.id), "start")
     story.settle()
     again = made_backup(story, story.vm(rover.id))
-    assert "left no checkpoint" in again.full_reason
+    assert "does not know the checkpoint" in again.full_reason, "nobody could mark the unit while its QEMU was gone"
     before = content_of(story, rover.id)
 
     restored = accept_restore(story, again, "rover2", pools={"san": "local"})
@@ -237,6 +237,11 @@ def test_a_lun_is_written_over_with_what_a_backup_holds(story: FleetStory, rover
     story.accept_power(story.vm(rover.id), "start")
     story.settle()
     assert story.running_on(rover.id)
+    next_one = made_backup(story, story.vm(rover.id))
+    assert "its content was reverted or restored after" in next_one.full_reason
+    assert (next_one.base_id, next_one.read_bytes > 0) == (backup.id, True)
+    third = made_backup(story, story.vm(rover.id))
+    assert third.full_reason == "", "from then on it is an increment again"
 
 
 def test_a_lun_that_holds_half_of_a_backup_is_not_used_until_it_is_whole(story: FleetStory, rover: Vm) -> None:
@@ -299,6 +304,10 @@ def test_an_image_of_ceph_is_made_anew_beside_the_old_one_which_goes_once_the_ne
         vm.host_id, story.db.read(lambda session: describe.pool_spec(describe.get_pool(session, after.pool_id)))
     )
     assert (before.id in store.volumes, after.id in store.volumes) == (False, True)
+    story.accept_power(story.vm(vm.id), "start")
+    story.settle()
+    assert made_backup(story, story.vm(vm.id)).full_reason == f"vda: it is another volume than in {backup.id}"
+    assert made_backup(story, story.vm(vm.id)).full_reason == ""
 
 
 def test_a_logical_volume_is_not_written_over(story: FleetStory, rover: Vm) -> None:

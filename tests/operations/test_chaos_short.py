@@ -20,7 +20,7 @@ def short_directory() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_no_operation_is_lost_or_done_twice_while_everything_is_killed_now_and_then(
     short_directory: Path, database_url: str
 ) -> None:

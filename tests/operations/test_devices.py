@@ -1,8 +1,11 @@
 """Disks and cards that come and go: nothing belongs to two vms, and nothing is free that a guest still holds."""
 
+from dataclasses import replace
+
 import pytest
 
-from tests.operations.examples_changes import accept_attach, accept_detach, accept_volume_resize
+from tests.operations.examples_changes import accept_attach, accept_detach, accept_volume_resize, has_devices
+from tests.operations.faults import Behaviour, Misbehaving, StepFault
 from tests.operations.invariants import audit_invariants
 from tests.operations.kit import GIB, FleetStory
 from trimtab_controller.core.lifecycle import OperationState
@@ -11,6 +14,7 @@ from trimtab_controller.services import volumes as volume_service
 from trimtab_controller.services.vm_nics import NicWish
 from trimtab_controller.store import describe, networks
 from trimtab_protos.errors import AlreadyExists, Conflict, NotFound
+from trimtab_protos.messages import Direction
 
 MAC = "52:54:00:00:00:77"
 
@@ -88,6 +92,41 @@ def test_a_mac_and_an_address_stay_unique_and_are_free_again_after(story: FleetS
     assert story.db.read(lambda session: networks.mac_holder(session, MAC)) == ""
     again = settled(story, accept_attach(story, second, wish=NicWish(network=story.network.id, mac=MAC)))
     assert again.params["nic_id"] != attached.params["nic_id"]
+
+
+def attach_both(story: FleetStory) -> Operation:
+    """Accept that a running vm gets a free volume and a card, in one operation."""
+    vm = story.running_vm("web1")
+    free_volume(story, "data")
+    return accept_attach(story, story.vm(vm.id), volume="data", wish=NicWish(network=story.network.id, mac=MAC))
+
+
+def test_a_card_that_fails_takes_its_disk_off_again(story: FleetStory) -> None:
+    operation = attach_both(story)
+    fault = StepFault("vm.attach", "apply", Behaviour.FAIL_AFTER)
+    story.settle(story.new_engine(saga_of=Misbehaving(fault)))
+    failed = settled(story, operation, OperationState.FAILED)
+    has_devices(1, 1)(story, failed)
+    assert story.db.read(lambda session: networks.mac_holder(session, MAC)) == ""
+    data = story.db.read(lambda session: describe.get_volume(session, failed.params["volume_id"]))
+    assert data.vm_id is None, "it is free for another vm"
+
+
+def test_a_disk_that_the_guest_keeps_is_told_apart_from_the_card_that_it_let_go(story: FleetStory) -> None:
+    operation = attach_both(story)
+
+    def let_go_of_the_card() -> None:
+        domain = story.hypervisor(story.vm(operation.subject_id).host_id).domains[operation.subject_id]
+        domain.spec = replace(domain.spec, nics=domain.spec.nics[:1])
+        story.fleet.stubborn_vms.add(operation.subject_id)
+
+    failure = StepFault("vm.attach", "apply", Behaviour.FAIL_AFTER)
+    meanwhile = StepFault("vm.attach", "apply", Behaviour.MEANWHILE, direction=Direction.UNDO, meanwhile=let_go_of_the_card)
+    story.settle(story.new_engine(saga_of=Misbehaving(failure, meanwhile)))
+    done = settled(story, operation)
+    has_devices(2, 1)(story, done)
+    assert done.result == {"not_attached": [done.params["nic_id"]]}
+    assert story.db.read(lambda session: networks.mac_holder(session, MAC)) == ""
 
 
 def test_what_was_attached_moves_and_grows_with_its_vm(story: FleetStory) -> None:

@@ -1,6 +1,8 @@
 """Drift on a simulated fleet: what is not as wished is shown on the vm, and healed only where that is safe."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 
@@ -10,7 +12,10 @@ from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.core.model import Vm
 from trimtab_controller.loops.drift import RESUME_PAUSE_S, Drift
 from trimtab_controller.store import events, operations, schema
+from trimtab_controller.store.database import Database, Session
 from trimtab_controller.store.drift import RESUME_MARGIN_BYTES
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -114,6 +119,49 @@ def test_a_guest_paused_by_an_io_error_is_resumed_when_there_is_room_and_not_aga
     story.clock.advance(4 * RESUME_PAUSE_S)
     look(story, drift)
     assert story.vm(vm.id).observed_state is ObservedState.RUNNING
+
+
+def test_an_operators_pause_of_a_guest_that_a_full_pool_paused_holds_when_there_is_room(story: FleetStory, drift: Drift) -> None:
+    vm = story.running_vm("web1")
+    set_room(story, RESUME_MARGIN_BYTES - 1)
+    story.hypervisor(vm.host_id).fail_disk(vm.id)
+    look(story, drift)
+    story.accept_power(story.vm(vm.id), "pause")
+    story.settle()
+    set_room(story, RESUME_MARGIN_BYTES)
+    for _round in range(3):
+        look(story, drift)
+    assert (story.vm(vm.id).observed_state, resumes(story, vm)) == (ObservedState.PAUSED, 0)
+    story.accept_power(story.vm(vm.id), "resume")
+    story.settle()
+    assert story.vm(vm.id).observed_state is ObservedState.RUNNING
+
+
+class PausedMeanwhile(Database):
+    """A leader's database: whenever the leader has read, an operator's pause begins and ends before its next write."""
+
+    def __init__(self, story: FleetStory, vm: Vm) -> None:
+        self._story, self._vm = story, vm
+
+    def read(self, query: Callable[[Session], T]) -> T:
+        found = self._story.db.read(query)
+        self._story.accept_power(self._vm, "pause")
+        self._story.settle()
+        return found
+
+    def write(self, transaction: Callable[[Session], T], *, durable: bool = True) -> T:
+        return self._story.db.write(transaction, durable=durable)
+
+
+def test_an_operators_pause_between_the_leaders_look_and_its_cure_holds(story: FleetStory, drift: Drift) -> None:
+    vm = story.running_vm("web1")
+    set_room(story, RESUME_MARGIN_BYTES)
+    story.hypervisor(vm.host_id).fail_disk(vm.id)
+    drift.observe_hosts(story.term)
+    slow = Drift(db=PausedMeanwhile(story, vm), clock=story.clock, agents=story.client, nudger=story.nudger)
+    slow.judge_vms(story.term)
+    story.settle()
+    assert (story.vm(vm.id).observed_state, resumes(story, vm)) == (ObservedState.PAUSED, 0)
 
 
 def test_a_guest_whose_pool_fails_is_not_resumed(story: FleetStory, drift: Drift) -> None:

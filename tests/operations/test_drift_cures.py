@@ -184,6 +184,10 @@ def test_a_vm_that_runs_elsewhere_is_started_by_nobody_until_that_guest_is_gone(
     with pytest.raises(Conflict, match="also runs on") as refused:
         story.accept_power(seen, "start")
     assert refused.value.code == "vm-runs-twice"
+    story.accept_power(seen, "stop")
+    story.settle()
+    with pytest.raises(Conflict, match="also runs on"):
+        story.accept_power(story.vm(vm.id), "start")
     story.hypervisor(other).domains[vm.id].state = DomainState.STOPPED  # as the operator is told to
     for _round in range(3):
         look(story, drift)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.operations.claim_view import claims_of
+from tests.operations.endings import ended
 from tests.operations.faults import INJECTED, Behaviour, DriverDied, Misbehaving, MortalDatabase, StepFault
 from tests.operations.invariants import audit_invariants
 from tests.operations.kit import FleetStory
@@ -20,14 +21,6 @@ from trimtab_protos.errors import Conflict, ErrorKind
 from trimtab_protos.messages import Direction
 
 JOIN_TIMEOUT_S = 20.0
-
-
-def ended(story: FleetStory, operation: Operation, expected: OperationState) -> Operation:
-    """Check that it ended so, and that nothing is left of anything that nobody owns."""
-    found = story.operation(operation.id)
-    assert found.state is expected, (found.error, story.journal(operation.id))
-    assert audit_invariants(story) == []
-    return found
 
 
 # --- the straight way ----------------------------------------------------------------------------------------------------------
@@ -53,6 +46,18 @@ def test_a_vm_that_fits_nowhere_is_refused_with_each_hosts_reason_and_leaves_not
     _again, second = story.accept_create("huge")
     story.settle()
     ended(story, second, OperationState.DONE)
+
+
+@pytest.mark.parametrize("verb", ["stop", "reboot", "pause", "migrate"])
+def test_what_is_asked_of_a_host_that_stays_down_fails_as_unavailable(story: FleetStory, verb: str) -> None:
+    vm = story.running_vm("web1")
+    story.agents.stop(vm.host_id)
+    operation = story.accept_power(vm, verb)
+    story.settle()
+    error = ended(story, operation, OperationState.FAILED).error
+    assert error is not None
+    assert (error.kind, error.code) == (ErrorKind.UNAVAILABLE, "peer-unreachable")
+    assert story.vm(vm.id).host_id == vm.host_id
 
 
 def test_many_drivers_at_once_do_each_operation_once(story: FleetStory) -> None:
@@ -144,114 +149,6 @@ def test_a_driver_that_was_overtaken_while_the_agent_worked_records_nothing(stor
     assert story.journal(operation.id).count("do define") == 1
 
 
-# --- superseding ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("step", ["own", "place", "bring_images", "make_volumes", "define", "power_on"])
-def test_a_delete_supersedes_a_create_at_any_step(story: FleetStory, step: str) -> None:
-    vm, operation = story.accept_create("web1")
-    stop_after(story, operation, step)
-    deletion = story.accept_power(story.vm(vm.id), "delete")
-    story.settle()
-    ended(story, operation, OperationState.FAILED)
-    ended(story, deletion, OperationState.DONE)
-    assert story.running_on(vm.id) == frozenset()
-    purge = story.accept("vm.purge", vm.id, {"vm_id": vm.id})
-    story.settle()
-    ended(story, purge, OperationState.DONE)
-    assert all(not store.volumes for store in stores(story)), "no disk is left"
-
-
-@pytest.mark.parametrize("step", ["place", "check", "prepare", "move", "switch", "keep_target", "leave_source"])
-@pytest.mark.parametrize("pool", ["shared", "local"])
-def test_a_delete_supersedes_a_migration_at_any_step(story: FleetStory, step: str, pool: str) -> None:
-    vm = story.running_vm("web1", pool=getattr(story, pool))
-    operation = story.accept_power(vm, "migrate")
-    stop_after(story, operation, step)
-    deletion = story.accept_power(story.vm(vm.id), "delete")
-    story.settle()
-    ended(story, operation, OperationState.FAILED)
-    ended(story, deletion, OperationState.DONE)
-    assert story.running_on(vm.id) == frozenset()
-    restored = story.accept_power(story.vm(vm.id), "undelete")
-    story.settle()
-    ended(story, restored, OperationState.DONE)
-    started = story.accept_power(story.vm(vm.id), "start")
-    story.settle()
-    ended(story, started, OperationState.DONE)
-
-
-@pytest.mark.parametrize("step", ["place", "check", "prepare", "move", "switch", "keep_target", "leave_source"])
-@pytest.mark.parametrize("pool", ["shared", "local"])
-def test_a_forced_stop_supersedes_a_migration_at_any_step(story: FleetStory, step: str, pool: str) -> None:
-    vm = story.running_vm("web1", pool=getattr(story, pool))
-    operation = story.accept_power(vm, "migrate")
-    stop_after(story, operation, step)
-    stop = story.accept_power(story.vm(vm.id), "stop", force=True)
-    story.settle()
-    ended(story, operation, OperationState.FAILED)
-    ended(story, stop, OperationState.DONE)
-    assert story.running_on(vm.id) == frozenset()
-    started = story.accept_power(story.vm(vm.id), "start")
-    story.settle()
-    ended(story, started, OperationState.DONE)
-
-
-@pytest.mark.parametrize("verb", ["delete", "stop"])
-def test_who_supersedes_a_migration_keeps_the_disk_that_the_guest_wrote_to_last(story: FleetStory, verb: str) -> None:
-    """It had moved, and only the engine did not know yet: the source's disk is stale by then."""
-    vm = story.running_vm("web1", pool=story.local)
-    operation = story.accept_power(vm, "migrate")
-    switched = story.hold("migrate.switched", Fault(FaultKind.HANG))
-    story.settle(until=switched.met.is_set)
-    assert switched.met.wait(JOIN_TIMEOUT_S)
-    assert story.journal(operation.id)[-1] == "do prepare"
-    target = next(iter(story.running_on(vm.id)))
-    superseding = story.accept_power(vm, verb, **({"force": True} if verb == "stop" else {}))
-    switched.released.set()
-    story.settle()
-    ended(story, superseding, OperationState.DONE)
-    assert target != vm.host_id
-    assert {volume.host_id for volume in story.volumes(vm.id)} == {target}
-
-
-def test_a_delete_ends_the_guest_on_both_sides_while_it_is_copied(story: FleetStory) -> None:
-    vm = story.running_vm("web1")
-    copying = story.hold("migrate.copying", Fault(FaultKind.HANG))
-    operation = story.accept_power(vm, "migrate")
-    story.settle(until=copying.met.is_set)
-    assert copying.met.wait(JOIN_TIMEOUT_S)
-    deletion = story.accept_power(vm, "delete")
-    story.settle(until=lambda: story.operation(deletion.id).state is OperationState.DONE)
-    assert story.running_on(vm.id) == frozenset()
-    copying.released.set()
-    story.wait_for_jobs()
-    story.settle()
-    ended(story, operation, OperationState.FAILED)
-    ended(story, deletion, OperationState.DONE)
-    assert story.running_on(vm.id) == frozenset(), "the migration that ended late brought nothing back"
-
-
-def stop_after(story: FleetStory, operation: Operation, step: str) -> None:
-    """Drive until `step` is recorded and let the driver die there."""
-
-    def on_step(_kind: str, name: str, outcome: str, _seconds: float) -> None:
-        if name == step and outcome == "succeeded":
-            raise DriverDied
-
-    with pytest.raises(DriverDied):
-        story.settle(story.new_engine(on_step=on_step))
-    assert story.journal(operation.id)[-1] == f"do {step}"
-
-
-def stores(story: FleetStory) -> list[object]:
-    from trimtab_controller.store import describe
-
-    return [
-        story.fleet.store(host_id, describe.pool_spec(pool)) for pool in (story.shared, story.local) for host_id in story.host_ids
-    ]
-
-
 # --- cancel ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -315,7 +212,7 @@ def test_a_guest_that_was_still_booting_is_asked_again_and_not_cut_off(story: Fl
     story.settle(until=lambda: "shut down" in story.operation(operation.id).waiting_for)
     boots.discard(vm.id)
     story.settle()
-    ended(story, operation, OperationState.DONE)
+    assert not ended(story, operation, OperationState.DONE).result["was_forced"]
     assert (story.clock.now() - before).total_seconds() < 15
     assert story.vm(vm.id).observed_reason == "guest_shutdown"
 
@@ -326,9 +223,12 @@ def test_a_guest_that_ignores_the_request_is_cut_off_after_its_time(story: Fleet
     before = story.clock.now()
     operation = story.accept_power(vm, "stop", timeout_s=60)
     story.settle()
-    ended(story, operation, OperationState.DONE)
+    assert ended(story, operation, OperationState.DONE).result["was_forced"], "its user is told that the power was cut"
     assert 60 <= (story.clock.now() - before).total_seconds() < 70
     assert story.running_on(vm.id) == frozenset()
+    again = story.accept_power(vm, "stop")
+    story.settle()
+    assert not ended(story, again, OperationState.DONE).result["was_forced"], "it was off already"
 
 
 # --- giving up ----------------------------------------------------------------------------------------------------------------------
@@ -407,7 +307,7 @@ def test_a_retried_operation_that_had_gone_forward_again_goes_on_forward(story: 
     vm = story.running_vm("web1")
     operation = story.accept_power(vm, "migrate")
     believed_failed = StepFault("vm.migrate", "move", Behaviour.FAIL_AFTER, times=None)
-    stuck = StepFault("vm.migrate", "keep_target", Behaviour.FAIL_BEFORE, times=None)
+    stuck = StepFault("vm.migrate", "settle", Behaviour.FAIL_BEFORE, times=None)
     story.settle(story.new_engine(saga_of=Misbehaving(believed_failed, stuck)))
     assert story.operation(operation.id).state is OperationState.NEEDS_ATTENTION
     retry(story, operation)

@@ -308,9 +308,10 @@ def deaths(
 
 
 @every_example
-def test_a_driver_that_dies_before_any_commit_is_taken_over(matrix_story: FleetStory, name: str) -> None:
+@pytest.mark.parametrize("after_commit", [False, True], ids=["before", "after"])
+def test_a_driver_that_dies_at_any_commit_is_taken_over(matrix_story: FleetStory, name: str, after_commit: bool) -> None:
     example = EXAMPLES[name]
-    for operation, what in deaths(matrix_story, example, after_commit=False, saga_of=lambda: saga_named):
+    for operation, what in deaths(matrix_story, example, after_commit=after_commit, saga_of=lambda: saga_named):
         check_end(matrix_story, example, operation, DONE, what)
 
 

@@ -260,7 +260,7 @@ def test_a_vm_on_local_disks_says_what_is_lost_with_its_host(story: Story) -> No
     story.confirm_off(vm.host_id)
     story.rounds(40)
     problem = story.fleet.vm(vm.id).problem
-    assert "its disks lie on" in problem
+    assert "its disks lie on node" in problem, "by its name, not its id"
     assert "backup restore" in problem
     assert story.fleet.vm(vm.id).host_id == vm.host_id
 

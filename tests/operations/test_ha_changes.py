@@ -58,3 +58,19 @@ def test_a_vm_that_runs_on_a_backup_is_not_kept(story: FleetStory) -> None:
     with pytest.raises(Conflict, match=r"kind=vm\.fill") as refused:
         accept_ha(story, vm, "restart")
     assert refused.value.code == "vm-filling"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "state"), [("restart", "none", OperationState.DONE), ("none", "restart", OperationState.FAILED)]
+)
+def test_one_that_a_forced_stop_supersedes_is_done_where_its_acceptance_was_all_of_it(
+    story: FleetStory, before: str, after: str, state: OperationState
+) -> None:
+    vm = story.running_vm("db", ha=before)
+    operation = accept_ha(story, vm, after)
+    story.accept_power(vm, "stop", force=True)
+    story.settle()
+    ended = story.operation(operation.id)
+    assert (ended.state, story.vm(vm.id).ha) == (state, "none")
+    assert ended.result == ({"is_host_told": False} if state is OperationState.DONE else None)
+    assert story.running_on(vm.id) == frozenset()

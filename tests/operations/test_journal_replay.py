@@ -2,10 +2,14 @@
 
 from datetime import timedelta
 
+import sqlalchemy as sa
+
 from tests.operations.kit import FleetStory
 from trimtab_controller.core.placement.journal_replay import JournalReport, replay_journal
 from trimtab_controller.core.placement.policies import policy_named
+from trimtab_controller.release import RELEASE
 from trimtab_controller.services import placement_replay
+from trimtab_controller.store import schema
 
 
 def replay(story: FleetStory, policy: str, *, hours: float = 24.0) -> JournalReport:
@@ -18,6 +22,19 @@ def replay(story: FleetStory, policy: str, *, hours: float = 24.0) -> JournalRep
 def stop(story: FleetStory, vm_id: str) -> None:
     story.accept_power(story.vm(vm_id), "stop", force=True)
     story.settle()
+
+
+def test_each_decision_is_kept_with_its_inputs_hash_the_release_the_policy_and_what_came_of_it(story: FleetStory) -> None:
+    placed, moved = story.running_vm("web1"), story.running_vm("web2")
+    story.accept_power(moved, "migrate")
+    story.settle()
+    story.accept_create("huge", vcpus=1024, memory_mib=1024)
+    story.settle()
+    rows = story.db.read(lambda session: session.execute(sa.select(schema.decision).order_by(schema.decision.c.id)).all())
+    assert [row.kind for row in rows] == ["create", "create", "migrate", "create"]
+    assert [row.chosen_host_id for row in rows] == [placed.host_id, moved.host_id, story.vm(moved.id).host_id, ""]
+    assert {(row.policy, row.verdicts["revision"], len(row.inputs_sha256)) for row in rows} == {("best-fit", RELEASE, 64)}
+    assert len({row.inputs_sha256 for row in rows}) == 4
 
 
 def test_the_same_policy_gives_the_same_history(story: FleetStory) -> None:

@@ -47,6 +47,21 @@ def test_an_armed_warden_or_a_power_device_that_answers_protects(story: FleetSto
     assert unprotected(story) == {second, third}
 
 
+def test_a_host_counts_as_unprotected_where_it_is_home_to_a_vm_that_shall_restart(story: FleetStory) -> None:
+    def homes() -> frozenset[str]:
+        return story.db.read(lambda session: failover.unprotected(session, with_vms_to_restart=True))
+
+    write_guard(story, story.host_ids[0], is_armed=True)
+    assert homes() == frozenset()
+    story.running_vm("toy", ha="none", to_host_id=story.host_ids[1])
+    assert homes() == frozenset()
+    story.running_vm("safe", ha="restart", to_host_id=story.host_ids[0])
+    vm = story.running_vm("db", ha="restart", to_host_id=story.host_ids[2])
+    assert homes() == {story.host_ids[2]}
+    story.accept_power(vm, "delete")
+    assert homes() == frozenset()
+
+
 @pytest.mark.parametrize("number", range(3))
 def test_a_kept_vm_goes_to_the_host_that_can_be_proven_off_and_says_so(story: FleetStory, number: int) -> None:
     write_guard(story, story.host_ids[number], is_armed=True)

@@ -1,5 +1,7 @@
 """Plans beside other work: backups that begin meanwhile, other plans that want the same slots, time that passes."""
 
+from collections.abc import Callable
+
 from tests.operations.backup_kit import accept_backup, ready_repo
 from tests.operations.invariants import audit_invariants
 from tests.operations.kit import FleetStory
@@ -9,6 +11,7 @@ from trimtab_controller.core.model import Operation
 from trimtab_controller.core.planning import Cause, PlanKind, Slots
 from trimtab_controller.operations.estates import read_rates
 from trimtab_controller.services import plans as plan_service
+from trimtab_controller.services.plans import PlanWish
 from trimtab_controller.store import schema
 
 
@@ -45,18 +48,16 @@ def test_a_backup_that_begins_while_a_plan_is_applied_is_waited_for(story: Fleet
     assert audit_invariants(story) == []
 
 
-def test_plans_that_are_applied_together_share_the_slots_of_the_network(story: FleetStory) -> None:
-    for number in range(1, 5):
-        story.running_vm(f"web{number}", to_host_id=story.host_ids[(number - 1) // 2])
-    others = [make(story, PlanKind.DRAIN, host_id) for host_id in story.host_ids[:2]]
+def most_at_once(story: FleetStory, drained: tuple[str, ...], slots: Slots) -> int:
+    """Drain these hosts by plans of their own, applied together; return how many moves were under way at most."""
+    made = [make(story, PlanKind.DRAIN, host_id) for host_id in drained]
 
     def accepted(plan_id: str) -> Operation:
-        slots = Slots(per_host=4, per_network=1)
         return story.db.write(
             lambda session: plan_service.apply(session, plan_id, actor=story.actor, now=story.clock.now(), slots=slots)
         )
 
-    operations = [accepted(view.row.id) for view in others]
+    operations = [accepted(view.row.id) for view in made]
     most = 0
 
     def watch() -> bool:
@@ -67,9 +68,33 @@ def test_plans_that_are_applied_together_share_the_slots_of_the_network(story: F
         return False
 
     story.settle(until=watch)
-    assert most == 1
     assert {story.operation(one.id).state for one in operations} == {OperationState.DONE}
     assert audit_invariants(story) == []
+    return most
+
+
+def test_plans_that_are_applied_together_share_the_slots_of_the_network(story: FleetStory) -> None:
+    for number in range(1, 5):
+        story.running_vm(f"web{number}", to_host_id=story.host_ids[(number - 1) // 2])
+    assert most_at_once(story, (story.host_ids[0], story.host_ids[1]), Slots(per_host=4, per_network=1)) == 1
+
+
+def test_plans_of_two_migration_networks_do_not_share_their_slots(new_story: Callable[..., FleetStory]) -> None:
+    story = new_story(host_count=4)
+    networks = dict(zip(story.host_ids, ("blue", "blue", "red", "red"), strict=True))
+    for host_id, network in networks.items():
+        labels = {"migration-network": network}
+        table = schema.host
+        story.db.write(
+            lambda session, of=table.update().where(table.c.id == host_id).values(labels=labels): session.execute(of)  # type: ignore[misc]
+        )
+    drained = (story.host_ids[0], story.host_ids[2])
+    for number, host_id in enumerate(drained * 2):
+        story.running_vm(f"web{number}", to_host_id=host_id, host_selector={"migration-network": ("blue", "red")[number % 2]})
+    wish = PlanWish(kind=PlanKind.DRAIN, hosts=drained)
+    terms = story.db.read(lambda session: plan_service.gather(session, wish, now=story.clock.now())).terms
+    assert terms.slots.network_of == networks, "the forecast knows them, too"
+    assert most_at_once(story, drained, Slots(per_host=4, per_network=1)) == 2
 
 
 def test_a_deadline_that_passes_names_each_vm_that_did_not_get_its_turn(story: FleetStory) -> None:

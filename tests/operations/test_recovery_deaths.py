@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.operations.emptied import empty
 from tests.operations.failover_kit import AtOnce, Story, story_of
-from tests.operations.kit import FleetStory, empty
+from tests.operations.kit import FleetStory
 from tests.operations.wire import FOR_EVER_S, Workshop
 from trimtab_controller.core.lifecycle import ENDED_STATES, HostConnectivity
 from trimtab_controller.core.model import Vm

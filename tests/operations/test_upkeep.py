@@ -3,13 +3,22 @@
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from tests.operations.examples_storage import copy_image
 from tests.operations.kit import FleetStory
 from tests.operations.wire import How, WireFault
 from trimtab_controller.core.lifecycle import OperationState
 from trimtab_controller.core.model import ImageReplica, Operation
-from trimtab_controller.loops.upkeep import KEEP_AUDIT, KEEP_DECISIONS, KEEP_EVENTS, KEEP_IDLE_REPLICAS, KEEP_OPERATIONS, Upkeep
+from trimtab_controller.loops.upkeep import (
+    KEEP_AUDIT,
+    KEEP_DECISIONS,
+    KEEP_EVENTS,
+    KEEP_IDLE_REPLICAS,
+    KEEP_OPERATIONS,
+    SEAL_AFTER,
+    Upkeep,
+)
 from trimtab_controller.store import audit, events, image_replicas, operations, placements, schema
 from trimtab_controller.store import upkeep as upkeep_store
 
@@ -115,6 +124,11 @@ def test_a_vm_that_needs_a_copy_that_is_leaving_waits_and_keeps_it(story: FleetS
     assert (story.local.id, host_id) in replicas(story)
 
 
+def unsealed(story: FleetStory) -> int:
+    query = sa.select(sa.func.count()).where(schema.audit.c.chain_sha256.is_(None))
+    return int(story.db.read(lambda session: session.execute(query).scalar_one()))
+
+
 def test_rows_go_when_their_time_is_over_and_not_before(story: FleetStory, upkeep: Upkeep) -> None:
     vm = story.running_vm("web1")
     story.running_vm("web2")
@@ -138,6 +152,10 @@ def test_rows_go_when_their_time_is_over_and_not_before(story: FleetStory, upkee
 
     story.db.write(trail)
     upkeep.seal_audit(story.term)
+    assert unsealed(story) == 1, "one with a smaller number may still be on its way"
+    story.clock.advance_to(story.clock.now() + SEAL_AFTER + timedelta(seconds=1))
+    upkeep.seal_audit(story.term)
+    assert unsealed(story) == 0
 
     def count(table: object) -> int:
         return len(story.db.read(lambda session: session.execute(table.select()).all()))  # type: ignore[attr-defined]

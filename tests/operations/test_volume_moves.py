@@ -5,6 +5,7 @@ import sqlalchemy as sa
 
 from tests.operations.examples_snapshots import snapshotted
 from tests.operations.examples_storage import accept_move, moved_to, other_pool, stays, stored
+from tests.operations.examples_vms import stopped
 from tests.operations.invariants import audit_invariants
 from tests.operations.kit import GIB, FleetStory
 from trimtab_agent.hypervisor import simulated_layers
@@ -154,7 +155,18 @@ def apply_plan(story: FleetStory, plan_id: str) -> str:
 
 
 def test_a_drained_pool_is_empty_and_the_way_back_leads_back(story: FleetStory) -> None:
-    volumes = [vm_with_marks(story, f"web{number}")[1] for number in range(3)]
+    """Two guests run, one is stopped: each volume goes, and each guest is as it was."""
+    ids, volumes = zip(*(vm_with_marks(story, f"web{number}") for number in range(3)), strict=True)
+    stopped(story, story.vm(ids[2]))
+    homes = [story.vm(vm_id).host_id for vm_id in ids]
+    starts = [story.hypervisor(home).domains[vm_id].starts for vm_id, home in zip(ids, homes, strict=True)]
+
+    def guests_are_as_they_were() -> None:
+        assert [story.running_on(vm_id) for vm_id in ids] == [{homes[0]}, {homes[1]}, frozenset()]
+        assert [story.vm(vm_id).observed_state.value for vm_id in ids] == ["running", "running", "stopped"]
+        now = [story.hypervisor(home).domains[vm_id].starts for vm_id, home in zip(ids, homes, strict=True)]
+        assert now == starts, "no guest was started anew"
+
     target = other_pool(story)
     plan_id, plan = drain_plan(story, story.shared)
     assert {step.volume_id for step in plan.steps} == {volume.id for volume in volumes}
@@ -165,6 +177,8 @@ def test_a_drained_pool_is_empty_and_the_way_back_leads_back(story: FleetStory) 
     assert story.operation(operation_id).result == {"moved": 3, "skipped": 0, "failed": []}
     for volume in volumes:
         moved_to(story, target, volume.id)
+        assert claimed(story, volume.id) == {target.id}
+    guests_are_as_they_were()
     assert audit_invariants(story) == []
     wish = PlanWish(kind=PlanKind.UNDO, plan_id=plan_id)
     back = story.db.write(lambda session: plan_service.create(session, wish, actor=story.actor, now=story.clock.now()))
@@ -172,6 +186,11 @@ def test_a_drained_pool_is_empty_and_the_way_back_leads_back(story: FleetStory) 
     story.settle()
     for volume in volumes:
         moved_to(story, story.shared, volume.id)
+    guests_are_as_they_were()
+    story.accept_power(story.vm(ids[2]), "start")
+    story.settle()
+    assert len(story.running_on(ids[2])) == 1, "the stopped one finds its disk"
+    assert audit_invariants(story) == []
 
 
 def test_what_cannot_leave_is_named_with_its_cure(story: FleetStory) -> None:

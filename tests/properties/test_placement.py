@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab_controller.core.lifecycle import HostConnectivity
@@ -41,7 +41,6 @@ from trimtab_controller.core.placement.fleet import ALL
 from trimtab_protos.messages import Firmware
 
 # A busy machine is not a failed property.
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 Fleet = tuple[list[HostSnapshot], list[PoolSnapshot]]
 
@@ -62,6 +61,8 @@ DEFECTS: list[dict[str, Any]] = [
     {"connectivity": HostConnectivity.LOST},
     {"arch": "aarch64"},
     {"accelerator": "tcg"},
+    {"qemu_series": (7, 0)},
+    {"qemu_series": ()},
     {"usable_cpu_models": frozenset({"B"})},
     {"cpu_features": frozenset()},
     {"machines": frozenset({"q2"})},
@@ -90,7 +91,10 @@ WISHES: list[dict[str, Any]] = [
     {"cpu_model": "A"},
     {"cpu_model": "B"},
     {"cpu_features": ("x",)},
+    {"cpu_features": ("-x", "?y")},
+    {"cpu_features": ("x", "-y", "?x", "z")},
     {"machine": "q1"},
+    {"qemu_series": (7, 2)},
     {"firmware": Firmware.UEFI},
     {"capabilities": ("tpm",)},
     {"host_selector": {"zone": "1"}},
@@ -143,6 +147,7 @@ def hosts(draw: st.DrawFn, number: int) -> HostSnapshot:
         usable_cpu_models=frozenset({"A", "B"}),
         cpu_features=frozenset({"x"}),
         machines=frozenset({"q1", "q2"}),
+        qemu_series=(7, 2),
         has_uefi=True,
         capabilities=frozenset({"tpm"}),
         pools={LOCAL: True, SHARED: True},
@@ -207,7 +212,8 @@ def batches(draw: st.DrawFn) -> list[PlacementRequest]:
 
 
 def policy_of(request: PlacementRequest) -> Any:
-    return POLICIES["spread"] if request.project_id == "proj-b" else POLICIES["balanced"]
+    """Return another policy for other requests, so that every policy meets every rule."""
+    return list(POLICIES.values())[(4 * request.priority + request.order) % len(POLICIES)]
 
 
 class SeparateBooks:
@@ -344,7 +350,6 @@ class SeparateBooks:
             assert own in others or not others or rule.relation is Relation.APART
 
 
-@unhurried
 @given(fleets(), batches())
 def test_nothing_is_ever_overcommitted_and_no_rule_broken(fleet: Fleet, batch: list[PlacementRequest]) -> None:
     books = SeparateBooks(*fleet)
@@ -355,7 +360,6 @@ def test_nothing_is_ever_overcommitted_and_no_rule_broken(fleet: Fleet, batch: l
     books.check()
 
 
-@unhurried
 @given(fleets(), requests(0))
 def test_every_host_is_named_and_either_scored_or_refused_with_a_reason(fleet: Fleet, request: PlacementRequest) -> None:
     decision = explain(FleetSnapshot.of(*fleet), request)
@@ -370,7 +374,6 @@ def test_every_host_is_named_and_either_scored_or_refused_with_a_reason(fleet: F
         assert decision.fit_count == 0
 
 
-@unhurried
 @given(fleets(), requests(0))
 def test_each_filter_masks_out_exactly_the_hosts_that_it_has_a_reason_against(fleet: Fleet, request: PlacementRequest) -> None:
     snapshot = FleetSnapshot.of(*fleet)
@@ -384,7 +387,6 @@ def test_each_filter_masks_out_exactly_the_hosts_that_it_has_a_reason_against(fl
         assert counted.get(each.name, 0) == sum(1 for reasons in refusals if reasons)
 
 
-@unhurried
 @given(fleets(), batches(), st.randoms(use_true_random=False))
 def test_decisions_do_not_depend_on_the_order_of_hosts_pools_or_requests(
     fleet: Fleet, batch: list[PlacementRequest], rng: Any
@@ -395,7 +397,6 @@ def test_decisions_do_not_depend_on_the_order_of_hosts_pools_or_requests(
     assert place(FleetSnapshot.of(shuffled[0], shuffled[1]), shuffled[2], policy_of=policy_of) == expected
 
 
-@unhurried
 @given(fleets(), batches())
 def test_a_batch_decides_as_if_each_claim_had_been_stored_before_the_next_decision(
     fleet: Fleet, batch: list[PlacementRequest]
@@ -410,7 +411,6 @@ def test_a_batch_decides_as_if_each_claim_had_been_stored_before_the_next_decisi
             books.book(decision)
 
 
-@unhurried
 @given(fleets(), requests(0))
 def test_one_host_asked_alone_gets_the_verdict_that_the_decision_lists(fleet: Fleet, request: PlacementRequest) -> None:
     snapshot = FleetSnapshot.of(*fleet)
@@ -418,7 +418,6 @@ def test_one_host_asked_alone_gets_the_verdict_that_the_decision_lists(fleet: Fl
         assert explain_host(snapshot, request, verdict.host_id) == verdict
 
 
-@unhurried
 @given(fleets(), requests(0))
 def test_a_large_fleets_short_answer_agrees_with_the_complete_one(fleet: Fleet, request: PlacementRequest) -> None:
     snapshot = FleetSnapshot.of(*fleet)
@@ -428,7 +427,6 @@ def test_a_large_fleets_short_answer_agrees_with_the_complete_one(fleet: Fleet, 
     assert short.refused == (() if complete.fitting else complete.refused)
 
 
-@unhurried
 @given(fleets(), batches())
 def test_releasing_what_was_claimed_restores_the_books(fleet: Fleet, batch: list[PlacementRequest]) -> None:
     snapshot = FleetSnapshot.of(*fleet)
@@ -451,7 +449,6 @@ def explain_fits(books: Books, request: PlacementRequest, host_id: str) -> bool:
     return not any(each.refusals(trial, row) for each in FILTERS)
 
 
-@unhurried
 @given(fleets(), requests(0))
 def test_every_decision_survives_its_stored_form(fleet: Fleet, request: PlacementRequest) -> None:
     decision = explain(FleetSnapshot.of(*fleet), request)

@@ -1,10 +1,11 @@
 """What holds for every plan, every proof and every count of what fits."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.properties.estates import LOCAL, SHARED, estates, host_ids, nothing_is_overcommitted, vms
@@ -35,11 +36,12 @@ from trimtab_controller.core.planning import (
 from trimtab_controller.core.planning.admission import Admission
 from trimtab_controller.core.planning.capacity import fit
 from trimtab_controller.core.planning.domains import domains_of
-from trimtab_controller.core.planning.proof import FailoverProof
+from trimtab_controller.core.planning.load import HostUse
+from trimtab_controller.core.planning.proof import Coverage, FailoverProof
 from trimtab_controller.core.planning.what_if import request_for
 
 # A busy machine is not a failed property.
-unhurried = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+fewer = settings(max_examples=40)
 
 EAGER = RebalancePolicy(start_spread=0.0, least_worth=0.005)
 TERMS = Terms()
@@ -67,7 +69,8 @@ def plans(draw: st.DrawFn) -> tuple[Estate, Plan]:
 def with_hosts(estate: Estate, changed: dict[str, dict[str, Any]]) -> Estate:
     hosts = [replace(host, **changed.get(host.host_id, {})) for host in estate.fleet.hosts]
     fleet = FleetSnapshot.of(hosts, estate.fleet.pools.values(), groups=estate.fleet.groups)
-    return Estate.of(fleet, estate.vms.values(), host_versions=estate.host_versions, cpu_millis=estate.cpu_millis)
+    known = {"host_versions": estate.host_versions, "cpu_millis": estate.cpu_millis, "use": estate.use}
+    return Estate.of(fleet, estate.vms.values(), **known)  # type: ignore[arg-type]
 
 
 class Run:
@@ -131,7 +134,7 @@ class Run:
         ]
         fleet = FleetSnapshot.of(members, [replace(local, places=places), self.estate.fleet.pools[SHARED]], groups=groups)
         homed = [_at_home(vm) for vm in moved]
-        return Estate.of(fleet, homed, cpu_millis=self.estate.cpu_millis)
+        return Estate.of(fleet, homed, cpu_millis=self.estate.cpu_millis, use=self.estate.use)
 
 
 def _at_home(vm: VmSnapshot) -> VmSnapshot:
@@ -140,14 +143,14 @@ def _at_home(vm: VmSnapshot) -> VmSnapshot:
     return replace(vm, request=replace(vm.request, disks=disks))
 
 
-@unhurried
+@fewer
 @given(plans(), st.randoms(use_true_random=False))
 def test_a_plan_applies_cleanly_in_every_order_that_it_allows(made: tuple[Estate, Plan], rng: Any) -> None:
     estate, plan = made
     Run(estate, plan.steps).whole(rng)
 
 
-@unhurried
+@fewer
 @given(plans())
 def test_a_plan_fits_the_state_it_was_made_from_and_survives_its_stored_form(made: tuple[Estate, Plan]) -> None:
     estate, plan = made
@@ -165,7 +168,32 @@ def may_live_at_home(estate: Estate, step: Step) -> bool:
     return decide(books, request, policy=BEST_FIT).chosen_host_id == vm.host_id
 
 
-@unhurried
+@fewer
+@given(estates(), st.data(), st.randoms(use_true_random=False))
+def test_equal_estates_give_equal_plans_and_proofs_in_whatever_order_their_objects_come(
+    estate: Estate, drawn: st.DataObject, rng: Any
+) -> None:
+    hosts, known = list(estate.fleet.hosts), list(estate.vms.values())
+    groups = [replace(group, members=dict(_shuffled(group.members.items(), rng))) for group in estate.fleet.groups]
+    fleet = FleetSnapshot.of(_shuffled(hosts, rng), _shuffled(estate.fleet.pools.values(), rng), groups=_shuffled(groups, rng))
+    again = Estate.of(fleet, _shuffled(known, rng), host_versions=estate.host_versions, cpu_millis=estate.cpu_millis)
+    scope = drawn.draw(st.lists(st.sampled_from([host.host_id for host in hosts]), min_size=1, max_size=3, unique=True))
+    for make in (
+        lambda one: plan_drain(one, scope, TERMS),
+        lambda one: plan_upgrade(one, scope, TERMS),
+        lambda one: plan_rebalance(one, EAGER, TERMS),
+        lambda one: plan_consolidate(one, ConsolidatePolicy(load_ceiling=0.9), TERMS),
+        lambda one: FailoverProof(one, domains_of(one, ["host", "rack"])).results(),
+    ):
+        assert make(again) == make(estate)
+
+
+def _shuffled(items: Iterable[Any], rng: Any) -> list[Any]:
+    known = list(items)
+    return rng.sample(known, len(known))
+
+
+@fewer
 @given(plans(), st.randoms(use_true_random=False))
 def test_undo_restores_where_every_vm_was(made: tuple[Estate, Plan], rng: Any) -> None:
     estate, plan = made
@@ -180,9 +208,13 @@ def test_undo_restores_where_every_vm_was(made: tuple[Estate, Plan], rng: Any) -
     assert back.host_of == {vm.vm_id: vm.host_id for vm in estate.vms.values()}
 
 
-@unhurried
-@given(estates())
-def test_the_state_that_a_rebalance_leaves_gives_no_second_plan(estate: Estate) -> None:
+@fewer
+@given(estates(), st.data())
+def test_the_state_that_a_rebalance_leaves_gives_no_second_plan(estate: Estate, data: st.DataObject) -> None:
+    uses = st.builds(
+        HostUse, memory_pressure=st.sampled_from([0.0, 0.05, 0.3]), memory_withheld_mib=st.sampled_from([0, 2048, 1 << 20])
+    )
+    estate = replace(estate, use={host_id: data.draw(uses, label=host_id) for host_id in host_ids(estate)})
     plan = plan_rebalance(estate, EAGER, TERMS)
     run = Run(estate, plan.steps)
     for step in plan.steps:
@@ -194,7 +226,40 @@ def test_the_state_that_a_rebalance_leaves_gives_no_second_plan(estate: Estate) 
     assert plan.expected["cpu_spread"] <= plan.before["cpu_spread"] + 0.2 * plan.before["memory_spread"] + 1e-9
 
 
-@unhurried
+@fewer
+@given(estates(), st.data(), st.sampled_from([EAGER, RebalancePolicy()]))
+def test_no_rebalance_fills_the_memory_of_a_host_by_what_was_measured_and_none_comes_after_it(
+    estate: Estate, data: st.DataObject, policy: RebalancePolicy
+) -> None:
+    uses = st.builds(
+        HostUse,
+        memory_pressure=st.sampled_from([0.0, 0.0, 0.3]),
+        memory_mib=st.sampled_from([0, 4096, 8192, 16384]),
+        memory_others_mib=st.sampled_from([0, 700, 3000]),
+    )
+    held = [replace(vm, used_mib=data.draw(st.integers(0, vm.request.memory_mib), label=vm.vm_id)) for vm in estate.vms.values()]
+    use = {host_id: data.draw(uses, label=host_id) for host_id in host_ids(estate)}
+    estate = replace(estate, vms={vm.vm_id: vm for vm in held}, use=use)
+
+    def used_mib(one: Estate, host_id: str) -> int:
+        own = sum(vm.used_mib for vm in one.on(host_id) if vm.power is not Power.STOPPED)
+        return use[host_id].memory_others_mib + own
+
+    plan = plan_rebalance(estate, policy, TERMS)
+    run = Run(estate, plan.steps)
+    for step in plan.steps:
+        run.begin(step)
+        run.end(step)
+    after = run.estate_after()
+    for host_id in host_ids(estate):
+        before_mib, after_mib = used_mib(estate, host_id), used_mib(after, host_id)
+        assert after_mib <= before_mib or after_mib <= (use[host_id].memory_mib or 1 << 60) * policy.relieved_memory
+        has_come = set(after.by_host[host_id]) - set(estate.by_host[host_id])
+        assert not has_come or use[host_id].memory_pressure <= policy.hot_memory
+    assert plan_rebalance(after, policy, TERMS).steps == ()
+
+
+@fewer
 @given(estates())
 def test_the_state_that_a_consolidation_leaves_gives_no_second_plan(estate: Estate) -> None:
     policy = ConsolidatePolicy(load_ceiling=0.9)
@@ -208,7 +273,7 @@ def test_the_state_that_a_consolidation_leaves_gives_no_second_plan(estate: Esta
     assert plan_consolidate(after, policy, TERMS).steps == ()
 
 
-@unhurried
+@fewer
 @given(estates(), st.data())
 def test_a_drain_moves_every_vm_or_says_why_it_stays(estate: Estate, drawn: st.DataObject) -> None:
     host_id = drawn.draw(st.sampled_from(list(host_ids(estate))))
@@ -220,7 +285,7 @@ def test_a_drain_moves_every_vm_or_says_why_it_stays(estate: Estate, drawn: st.D
     assert all(step.target_host_id not in ("", host_id) for step in plan.moves)
 
 
-@unhurried
+@fewer
 @given(estates(), st.integers(1, 3), st.integers(1, 4))
 def test_no_host_and_no_network_runs_more_moves_at_once_than_it_has_slots(
     estate: Estate, per_host: int, per_network: int
@@ -234,7 +299,7 @@ def test_no_host_and_no_network_runs_more_moves_at_once_than_it_has_slots(
             assert sum(1 for other in together if host_id in (other.host_id, other.target_host_id)) <= per_host
 
 
-@unhurried
+@fewer
 @given(estates(), st.data())
 def test_the_proof_kept_along_changes_equals_the_proof_from_scratch(estate: Estate, drawn: st.DataObject) -> None:
     kinds = ["host", "rack", "zone", "pool"]
@@ -247,11 +312,14 @@ def test_the_proof_kept_along_changes_equals_the_proof_from_scratch(estate: Esta
 
 @st.composite
 def changed(draw: st.DrawFn, estate: Estate) -> Estate:
-    """Return the estate after one change: a vm moved, went, grew or changed its mind, or a host did."""
+    """Return the estate after one change: a vm came, moved, went, grew, stopped or changed its mind, or a host did."""
     known = list(estate.vms.values())
     hosts = list(host_ids(estate))
     host_id = draw(st.sampled_from(hosts))
-    what = draw(st.sampled_from(["move", "remove", "protect", "host", "label", "host-gone"]))
+    what = draw(st.sampled_from(["add", "move", "remove", "grow", "power", "protect", "host", "label", "host-gone"]))
+    if what == "add":
+        # A number that no vm of `estates` has: this one may come twice, and then it is changed.
+        return estate.changed(vms=[draw(vms(200, len(hosts)))])
     if what == "host" or not known:
         return with_hosts(estate, {host_id: draw(st.sampled_from([{"is_cordoned": True}, {"is_cordoned": False}]))})
     if what == "label":
@@ -265,10 +333,31 @@ def changed(draw: st.DrawFn, estate: Estate) -> Estate:
         return estate.changed(removed=[vm.vm_id])
     if what == "protect":
         return estate.changed(vms=[replace(vm, is_protected=not vm.is_protected)])
+    if what == "grow":
+        size = {"vcpus": draw(st.integers(1, 6)), "memory_mib": draw(st.sampled_from([1, 3, 6])) * 1024}
+        return estate.changed(vms=[replace(vm, request=replace(vm.request, **size))])
+    if what == "power":
+        return estate.changed(vms=[replace(vm, power=draw(st.sampled_from(list(Power))))])
     return estate.changed(vms=[replace(vm, host_id=host_id)])
 
 
-@unhurried
+@fewer
+@given(estates())
+def test_what_is_told_of_each_vm_is_what_is_told_of_each_domain(estate: Estate) -> None:
+    proof = FailoverProof(estate, domains_of(estate, ["host", "rack", "zone", "pool"]))
+    told = proof.vms()
+    for result in proof.results():
+        stopped = [one for one in told if result.domain in one.domains]
+        lost = {one.vm_id for one in stopped if result.domain in one.uncovered}
+        unprotected = [one for one in stopped if one.coverage is Coverage.UNPROTECTED]
+        assert lost == set(result.uncovered)
+        assert (len(stopped) - len(lost) - len(unprotected), len(unprotected)) == (result.covered_count, result.unprotected_count)
+    for one in told:
+        assert (one.coverage is Coverage.UNCOVERED) == bool(one.uncovered)
+        assert (one.coverage is Coverage.UNPROTECTED) == (not estate.vms[one.vm_id].is_protected)
+
+
+@fewer
 @given(estates())
 def test_the_vms_that_the_proof_calls_covered_really_fit_on_the_survivors(estate: Estate) -> None:
     """A host whose vms are all covered: each alone has a place by the scheduler; and one that is uncovered alone has none."""
@@ -284,7 +373,7 @@ def test_the_vms_that_the_proof_calls_covered_really_fit_on_the_survivors(estate
                 assert fits == (vm.vm_id not in result.uncovered)
 
 
-@unhurried
+@fewer
 @given(estates(), st.integers(1, 4), st.integers(1, 4))
 def test_as_many_fit_as_the_scheduler_can_place_and_not_one_more(estate: Estate, vcpus: int, memory_gib: int) -> None:
     request = PlacementRequest(
@@ -303,7 +392,7 @@ def test_as_many_fit_as_the_scheduler_can_place_and_not_one_more(estate: Estate,
     assert fit(estate, request).count == placed
 
 
-@unhurried
+@fewer
 @given(estates())
 def test_vms_at_rest_do_not_move_and_a_spent_budget_moves_nothing(estate: Estate) -> None:
     resting = History(moved_ago_s=dict.fromkeys(estate.vms, 60.0))
@@ -319,7 +408,7 @@ def test_request_of_a_step_names_its_kind(kind: StepKind) -> None:
     assert request_for(vm, kind).kind is (PlacementKind.MIGRATE if kind is StepKind.MIGRATE else PlacementKind.START)
 
 
-@unhurried
+@fewer
 @given(estates(), st.data())
 def test_what_admission_accepts_leaves_everything_as_well_covered_as_it_was(estate: Estate, drawn: st.DataObject) -> None:
     gate, known = Admission(estate), estate
@@ -341,7 +430,7 @@ def test_what_admission_accepts_leaves_everything_as_well_covered_as_it_was(esta
             assert set(objection.vm_ids) <= set(proven)
 
 
-@unhurried
+@fewer
 @given(estates(), st.data())
 def test_vms_that_are_asked_about_together_leave_everything_as_well_covered_as_it_was(
     estate: Estate, drawn: st.DataObject

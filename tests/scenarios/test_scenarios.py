@@ -20,7 +20,7 @@ def files() -> list[Path]:
     return [path for folder in folders for path in sorted(folder.iterdir()) if is_scenario(path)]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.stem)
 def test_scenario(path: Path) -> None:
     check(load(path))

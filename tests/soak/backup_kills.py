@@ -30,7 +30,7 @@ from typing import Any
 from tests.bench.accounts import clean_up_when_told_to_end
 from tests.bench.bench_backup_peers import BACKEND, XML
 from tests.lab.backup_in_host import opened
-from tests.soak.chaos import EVIDENCE, _commit
+from tests.soak.evidence import EVIDENCE, current_commit
 from tests.unit.agent.backup.kit import restore
 from trimtab_agent.backup.repository.verify import verify_all
 from trimtab_lab.errors import LabError
@@ -204,7 +204,7 @@ def _summed(counts: Iterable[Counter[str]]) -> dict[str, int]:
 
 def played(asked: argparse.Namespace) -> dict[str, Any]:
     began = datetime.now(UTC)
-    report: dict[str, Any] = {"began": began.isoformat(), "commit": _commit(), "seed": asked.seed, "kills": asked.kills}
+    report: dict[str, Any] = {"began": began.isoformat(), "commit": current_commit(), "seed": asked.seed, "kills": asked.kills}
     with tempfile.TemporaryDirectory(prefix="tt-backup-kills-") as name:
         folder = Path(name)
         folder.chmod(0o777)

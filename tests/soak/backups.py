@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.properties import test_backup_repository as repositories
-from tests.soak.chaos import EVIDENCE, _commit
+from tests.soak.evidence import EVIDENCE, current_commit
 from tests.unit.agent.backup import test_power_loss as power
 from tests.unit.agent.backup import test_running as vms
 from tests.unit.agent.backup.victims import campaign
@@ -81,7 +81,7 @@ def main() -> int:
     }
     report = {
         "began": began.isoformat(),
-        "commit": _commit(),
+        "commit": current_commit(),
         "seed": asked.seed,
         "kills": asked.kills,
         "histories": asked.histories,

@@ -188,7 +188,7 @@ class Campaign:
     def _fault(self) -> None:
         kinds = ["kill worker", "kill engine", "kill gateway", "kill agents"] * 3
         kinds += ["freeze worker", "freeze engine", "freeze gateway", "freeze agents"] * 2
-        kinds += ["kill redis", "flush redis", "flush redis", "down redis"]
+        kinds += ["kill redis", "flush redis", "flush redis", "down redis", "freeze redis"]
         what, _, kind = self.rng.choice(kinds).partition(" ")
         now_s = time.monotonic()
         free = [

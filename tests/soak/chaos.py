@@ -6,7 +6,6 @@ Exit status 1 where anything was lost, done twice, did not end or was left behin
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,9 +20,8 @@ from typing import Any
 from tests.databases import PostgresServer
 from tests.soak.campaign import Campaign, Verdict, Wishes, world
 from tests.soak.controlplane import ControlPlane, Shape
+from tests.soak.evidence import EVIDENCE, current_commit
 from tests.soak.world import WorldServer
-
-EVIDENCE = Path(__file__).resolve().parents[1] / "evidence"
 
 
 @contextmanager
@@ -77,7 +75,7 @@ def _run(directory: Path, wishes: Wishes, database: str) -> Verdict:
 def write_report(verdict: Verdict, wishes: Wishes, directory: Path, *, database: str, began: datetime) -> list[Path]:
     """Write the report, as JSON and for people; return the paths."""
     name = f"chaos-{database}-{began:%Y-%m-%d-%H%M%S}"
-    document = {"began": began.isoformat(), "commit": _commit(), "database": database, **_plain(wishes), **_plain(verdict)}
+    document = {"began": began.isoformat(), "commit": current_commit(), "database": database, **_plain(wishes), **_plain(verdict)}
     paths = [directory / f"{name}.json", directory / f"{name}.md"]
     directory.mkdir(exist_ok=True, parents=True)
     paths[0].write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
@@ -98,7 +96,7 @@ def _markdown(verdict: Verdict, wishes: Wishes, *, database: str, began: datetim
     lines = [
         f"# Fault campaign on {database}, {began:%Y-%m-%d %H:%M} UTC",
         "",
-        f"Commit `{_commit()}`, seed {wishes.seed}. {verdict.accepted} operations were accepted in {verdict.seconds_under_load:.0f} s "
+        f"Commit `{current_commit()}`, seed {wishes.seed}. {verdict.accepted} operations were accepted in {verdict.seconds_under_load:.0f} s "
         f"under faults; all had ended {verdict.seconds_to_quiesce:.0f} s after the last fault began. {verdict.takeovers} were driven by more "
         f"than one driver, {verdict.cancels} were asked to cancel, {verdict.retried_by_hand} times an operator had to retry.",
         "",
@@ -112,13 +110,6 @@ def _markdown(verdict: Verdict, wishes: Wishes, *, database: str, began: datetim
         *table("request refused", verdict.refused),
     ]
     return "\n".join(lines)
-
-
-def _commit() -> str:
-    finished = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=EVIDENCE.parent, capture_output=True, text=True, timeout=10, check=False
-    )
-    return finished.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

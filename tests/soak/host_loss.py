@@ -32,6 +32,7 @@ from tests.lab.fleet_kit import wait_until
 from tests.lab.host_faults import Hands, HostFault, Must, all_faults
 from tests.lab.host_loss_kit import LossFleet, boottime_s
 from tests.lab.replica_faults import ReplicaFaults
+from tests.soak.evidence import EVIDENCE
 from tests.soak.host_loss_report import Told, write_report
 from trimtab_lab.errors import LabError
 from trimtab_lab.hosts import Lab
@@ -39,7 +40,6 @@ from trimtab_lab.power import PowerDevices
 from trimtab_lab.replicas import PROCESSES, Replicas
 from trimtab_lab.specs import CTL
 
-EVIDENCE = Path(__file__).resolve().parents[1] / "evidence"
 GUESTS = 3
 MOVE_S, LATE_S = 120.0, 240.0
 """Patience until a guest counts elsewhere: its boot is the machine's matter. How soon it is started is checked."""

@@ -2,13 +2,14 @@
 
 import json
 import statistics
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from tests.soak.evidence import current_commit
 
 
 class Loss(Protocol):
@@ -27,18 +28,6 @@ class Loss(Protocol):
 
 
 L = TypeVar("L", bound=Loss)
-
-
-def current_commit() -> str:
-    finished = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=False,
-    )
-    return finished.stdout.strip() or "unknown"
 
 
 @dataclass

@@ -9,8 +9,10 @@ import pytest
 
 from trimtab_controller import config
 from trimtab_controller.config import Settings
+from trimtab_controller.core.behind import Evidence, Witness
 from trimtab_controller.loops.leader import Leader
-from trimtab_controller.store import leases, schema
+from trimtab_controller.loops.leader_loop import Job, run_due
+from trimtab_controller.store import behind, leases, schema
 from trimtab_controller.store.database import Database
 from trimtab_controller.store.leases import BeatWatch, Lease
 from trimtab_protos.errors import Conflict, Unavailable
@@ -303,3 +305,32 @@ def test_a_lifted_revocation_is_gone(database: Database, host_id: str) -> None:
     database.write(lambda session: leases.revoke(session, host_id, term=1, now=NOW))
     database.write(lambda session: leases.lift_revocation(session, host_id))
     assert database.read(leases.revocations) == ()
+
+
+def test_a_leader_keeps_the_lead_and_stands_still_while_the_database_is_behind(
+    database: Database, pair: tuple[Contender, Contender]
+) -> None:
+    one, two = pair
+    one.live(1)
+    term = one.leader.term()
+    evidence = Evidence(host_id="host-1", host_name="node1", witness=Witness.MARK, seen=41, known=37)
+    write_as(database, term)
+    database.write(lambda session: behind.declare(session, [evidence], now=NOW))
+    one.live(1)
+    two.live(1)
+    assert (one.leader.term(), one.leader.is_behind, two.leader.is_behind) == (term, True, True)
+    with pytest.raises(Conflict) as refused:
+        database.write(lambda session: leases.assert_leader(session, term or 0))
+    assert refused.value.code == "database-behind"
+    ran: list[str] = []
+    jobs = [
+        Job("acts", 0.0, lambda _term: ran.append("acts")),
+        Job("looks", 0.0, lambda _term: ran.append("looks"), only_looks=True),
+    ]
+    run_due(jobs, 1, one.clock, is_behind=one.leader.is_behind)
+    assert ran == ["looks"]
+    database.write(lambda session: behind.end(session, disbelieved={}, now=NOW))
+    one.live(1)
+    database.write(lambda session: leases.assert_leader(session, term or 0))
+    run_due(jobs, 1, one.clock, is_behind=one.leader.is_behind)
+    assert ran == ["looks", "acts", "looks"]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pytest
 import sqlalchemy as sa
 
-from tests.placement_rows import NOW, ask, found
+from tests.placement_rows import GIB, NOW, ask, found
 from trimtab_controller.clock import mint
 from trimtab_controller.loops.placement import PlacementLoop
 from trimtab_controller.nudge import Nudger
@@ -24,18 +24,23 @@ ROUNDS_MAX = 20
 
 
 class MeetingDatabase(Database):
-    """Its first write, by when everything is read and decided, waits for the other leader's."""
+    """Its first write, by when everything is read and decided, waits for the other leader's, or for its end where it is told to."""
 
-    def __init__(self, url: str, meeting: threading.Barrier) -> None:
+    def __init__(self, url: str, meeting: threading.Barrier, *, waits_for: threading.Event | None = None) -> None:
         super().__init__(url)
-        self._meeting = meeting
-        self.has_decided = threading.Event()
+        self._meeting, self._waits_for = meeting, waits_for
+        self.has_decided, self.has_written = threading.Event(), threading.Event()
 
     def write(self, transaction: Callable[[Session], T], *, durable: bool = True) -> T:
         if not self.has_decided.is_set():
             self.has_decided.set()
             self._meeting.wait(timeout=30)
-        return super().write(transaction, durable=durable)
+            if self._waits_for is not None:
+                assert self._waits_for.wait(timeout=30)
+        try:
+            return super().write(transaction, durable=durable)
+        finally:
+            self.has_written.set()
 
 
 class StandingClock:
@@ -73,30 +78,24 @@ def store(database_url: str) -> Iterator[Database]:
     opened.close()
 
 
-@pytest.fixture
-def leaders(database_url: str) -> Iterator[list[MeetingDatabase]]:
+@pytest.fixture(params=["at-once", "the-second-on-what-it-read-before"])
+def leaders(database_url: str, request: pytest.FixtureRequest) -> Iterator[list[MeetingDatabase]]:
+    """At once either may be first, and the first may have answered everything; one after the other the second always meets claims."""
     meeting = threading.Barrier(2)
-    opened = [MeetingDatabase(database_url, meeting), MeetingDatabase(database_url, meeting)]
+    first = MeetingDatabase(database_url, meeting)
+    second = MeetingDatabase(database_url, meeting, waits_for=None if request.param == "at-once" else first.has_written)
+    opened = [first, second]
     yield opened
     for each in opened:
         each.close()
 
 
-def test_two_leaders_racing_on_one_database_never_overcommit(store: Database, leaders: list[MeetingDatabase]) -> None:
-    term, ids = found(store, HOSTS, vcpus_limit=VCPUS_EACH)
-    group_id, rng = mint("grp"), random.Random(3)
-    stock(store, group_id, ids["proj"])
+def race(store: Database, leaders: list[MeetingDatabase], term: int, queue: Callable[[range, int], None]) -> None:
+    """Let both leaders answer, each having read before the other wrote."""
     errors: list[BaseException] = []
 
-    def queue(numbers: range, priority: int) -> None:
-        for number in numbers:
-            scarce = {"resources": {"licence": 1}} if number % 3 == 0 else {"devices": {"gpu": 1}} if number % 3 == 1 else {}
-            member_of = group_id if number % 4 == 0 else ""
-            size = {"vcpus": rng.choice([1, 2]), "memory_mib": 64, "priority": priority}
-            ask(store, ids, number, **size, wishes=scarce, group_id=member_of)
-
     def lead(db: Database) -> None:
-        loop = PlacementLoop(db=db, clock=StandingClock(), nudger=Nudger(lambda: None), rng=rng)
+        loop = PlacementLoop(db=db, clock=StandingClock(), nudger=Nudger(lambda: None), rng=random.Random(3))
         try:
             for _ in range(ROUNDS_MAX):
                 loop.run(term)
@@ -113,11 +112,26 @@ def test_two_leaders_racing_on_one_database_never_overcommit(store: Database, le
     for thread in threads:
         thread.join(timeout=90)
     assert errors == []
+    assert {request.state for request in rows_of(store, schema.placement_request)} == {"placed", "refused"}
+
+
+def test_two_leaders_racing_on_one_database_never_overcommit(store: Database, leaders: list[MeetingDatabase]) -> None:
+    term, ids = found(store, HOSTS, vcpus_limit=VCPUS_EACH)
+    group_id, rng = mint("grp"), random.Random(3)
+    stock(store, group_id, ids["proj"])
+
+    def queue(numbers: range, priority: int) -> None:
+        for number in numbers:
+            scarce = {"resources": {"licence": 1}} if number % 3 == 0 else {"devices": {"gpu": 1}} if number % 3 == 1 else {}
+            member_of = group_id if number % 4 == 0 else ""
+            size = {"vcpus": rng.choice([1, 2]), "memory_mib": 64, "priority": priority}
+            ask(store, ids, number, **size, wishes=scarce, group_id=member_of)
+
+    race(store, leaders, term, queue)
 
     requests = rows_of(store, schema.placement_request)
     claims = rows_of(store, schema.claim)
     held = rows_of(store, schema.claim_stock)
-    assert {request.state for request in requests} == {"placed", "refused"}
     assert sorted(claim.vm_id for claim in claims) == sorted(one.vm_id for one in requests if one.state == "placed")
     used: Counter[str] = Counter()
     for claim in claims:
@@ -137,3 +151,55 @@ def test_two_leaders_racing_on_one_database_never_overcommit(store: Database, le
         on_host[claim.host_id] |= {claim.vm_id} & members
     assert all(len(together) <= 1 for together in on_host.values())
     assert any(on_host.values())
+
+
+PINNED = {"dedicated": True}
+ON_PAGES = {"hugepages_kib": 2048}
+
+
+@pytest.mark.parametrize("is_short_of_space", [False, True])
+def test_two_leaders_racing_never_overcommit_memory_space_pinned_cpus_or_huge_pages(
+    store: Database, leaders: list[MeetingDatabase], is_short_of_space: bool
+) -> None:
+    """Space by itself: where hosts are short of the rest too, that is what refuses."""
+    term, ids = found(store, HOSTS)
+    has = {"cell:0:cpus": 3, "cell:0:pages:2048": 64}
+    rows = [
+        {"host_id": f"host-{n:05}", "resource": resource, "capacity": capacity}
+        for n in range(HOSTS)
+        for resource, capacity in has.items()
+    ]
+    volumes_max, limit_mib = (8, 4096) if is_short_of_space else (24, 320)
+    space_bytes = volumes_max * 10 * GIB
+
+    def work(session: Any) -> None:
+        session.execute(schema.host_stock.insert(), rows)
+        session.execute(schema.host.update().values(memory_limit_mib=limit_mib))
+        session.execute(schema.pool_space.update().values(capacity_bytes=space_bytes, available_bytes=space_bytes))
+
+    store.write(work)
+
+    def queue(numbers: range, priority: int) -> None:
+        for number in numbers:
+            wishes = {} if is_short_of_space else (PINNED, ON_PAGES, {})[number % 3]
+            # Two ordinary vms fill a host but for a pinned one; its cell has cpus for one of these, and pages for two vms.
+            memory_mib = 64 if wishes or is_short_of_space else 150
+            ask(store, ids, number, vcpus=2, memory_mib=memory_mib, wishes=wishes, priority=priority)
+
+    race(store, leaders, term, queue)
+    claims = rows_of(store, schema.claim)
+    memory_mib: Counter[str] = Counter()
+    for claim in claims:
+        memory_mib[claim.host_id] += claim.memory_mib
+    for host in rows_of(store, schema.host):
+        assert host.memory_claimed_mib == memory_mib[host.id] <= limit_mib
+    (space,) = rows_of(store, schema.pool_space)
+    taken_bytes = [claim.size_bytes for claim in rows_of(store, schema.disk_claim)]
+    assert space.claimed_bytes == sum(taken_bytes) <= space_bytes
+    assert len(taken_bytes) == len(claims) > 0
+    taken: Counter[tuple[str, str]] = Counter()
+    for one in rows_of(store, schema.claim_stock):
+        taken[one.host_id, one.resource] += one.amount
+    for row in rows_of(store, schema.host_stock):
+        assert row.claimed == taken[row.host_id, row.resource] <= row.capacity
+    assert {resource for _, resource in taken} == (set() if is_short_of_space else has.keys()), "some of each was given"

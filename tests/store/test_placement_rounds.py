@@ -8,9 +8,10 @@ import pytest
 import sqlalchemy as sa
 
 from tests.placement_rows import NOW, ask, found
+from trimtab_controller.clock import mint
 from trimtab_controller.loops.placement import PlacementLoop
 from trimtab_controller.nudge import Nudger
-from trimtab_controller.store import operations, schema
+from trimtab_controller.store import events, operations, placements, schema
 from trimtab_controller.store.database import Database
 
 
@@ -75,3 +76,43 @@ def test_a_request_waits_for_busy_drivers_no_longer_than_its_rest(store: Databas
         loop.run(term)
         rounds += 1
         assert rounds < 50, "it is never answered"
+
+
+def test_a_project_with_more_requests_than_a_batch_holds_does_not_keep_another_waiting(store: Database) -> None:
+    _, ids = found(store, 1)
+    other = ids | {"proj": mint("proj")}
+    store.write(lambda session: session.execute(schema.project.insert().values(id=other["proj"], name="other", created_at=NOW)))
+    for number in range(5):
+        ask(store, ids, number, vcpus=1, memory_mib=64)
+    modest = ask(store, other, 9, vcpus=1, memory_mib=64)
+    batch = store.read(lambda session: placements.pending(session, limit=2))
+    assert modest in {one.vm_id for one in batch}
+    assert len(batch) == 2
+
+
+def test_each_decision_says_what_state_of_the_fleet_it_read_at_one_query_for_a_round(store: Database) -> None:
+    term, ids = found(store, 3, vcpus_limit=8)
+    loop = PlacementLoop(db=store, clock=SteppingClock(), nudger=Nudger(lambda: None), rng=random.Random(1), rest=0.0)
+    asked: list[str] = []
+    sa.event.listen(store.engine, "before_cursor_execute", lambda *call: asked.append(call[2]))
+
+    def revisions(*vcpus: int) -> list[int | None]:
+        vm_ids = [ask(store, ids, number, vcpus=each, memory_mib=64) for number, each in enumerate(vcpus)]
+        asked.clear()
+        loop.run(term)
+        assert len([one for one in asked if "max(event.seq)" in one]) == 1
+        made = [store.read(lambda session, vm_id=vm_id: placements.latest_decision(session, vm_id)) for vm_id in vm_ids]  # type: ignore[misc]
+        return [one.fleet_revision for one in made if one is not None]
+
+    def newest() -> int:
+        return store.read(events.bounds)[1]
+
+    assert revisions(1) == [0], "nothing had been told of this fleet yet"
+    placed = newest()
+    assert revisions(1, 1, 64) == [placed] * 3, "two of one batch, and one that fits nowhere"
+    tell = {"kind": "host.cordoned", "subject_id": "host-00000", "message": "cordoned", "now": NOW}
+    store.write(lambda session: events.append(session, **tell))
+    cordoned = newest()
+    assert placed < cordoned
+    assert revisions(64) == [cordoned]
+    assert revisions(64) == [cordoned], "a refusal changes nothing, nor tells of anything"

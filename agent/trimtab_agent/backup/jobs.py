@@ -1,7 +1,7 @@
 """What the jobs of backups do: the request as it was journaled, turned into one run over a repository that was granted before."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from trimtab_agent.backup.access import Repositories
@@ -10,7 +10,7 @@ from trimtab_agent.backup.repository.manifests import Manifest, Subject
 from trimtab_agent.backup.repository.prune import GRACE_S, prune
 from trimtab_agent.backup.repository.reader import open_backup
 from trimtab_agent.backup.repository.replication import replicate
-from trimtab_agent.backup.repository.verify import verify_all, verify_backup
+from trimtab_agent.backup.repository.verify import BackupHealth, verify_all, verify_backup
 from trimtab_agent.backup.running import BackupRequest, DiskToBackUp, run_backup
 from trimtab_agent.backup.source import NVRAM, BackupSource
 from trimtab_agent.clock import Clock
@@ -33,6 +33,8 @@ from trimtab_protos.messages import (
 )
 
 REPORT_EVERY_S = 1.0
+_CREDIT_S = 0.5
+"""Of the time in which a job read less than it may, so much is made up for."""
 _VERIFY, _PRUNE, _REPLICATE = b"V", b"P", b"R"
 """The first byte of a journaled request of upkeep: three verbs, one class of jobs."""
 
@@ -48,6 +50,7 @@ def backup_runners(repositories: Repositories, source: BackupSource, clock: Cloc
                 disks=[DiskToBackUp(disk.name, disk.volume_id, disk.generation) for disk in asked.disks],
                 wants_freeze=asked.wants_freeze,
                 needs_filesystem=asked.needs_filesystem,
+                needs_application=asked.needs_application,
                 notes=dict(asked.notes),
                 hold=partial(_hold, holds, asked, control) if asked.instant_id else None,
                 scratch=from_proto(asked.scratch_pool, PoolSpec) if asked.HasField("scratch_pool") else None,
@@ -144,17 +147,25 @@ def summary_of(manifest: Manifest) -> BackupSummary:
 def _verify(repositories: Repositories, asked: pb.StartVerifyRequest) -> VerifyResult:
     repository = repositories.open(asked.repository)
     try:
-        found = verify_backup(repository, asked.vm_id, asked.backup_id) if asked.backup_id else verify_all(repository)
+        if asked.backup_id:
+            found = verify_backup(repository, asked.vm_id, asked.backup_id, judges_others=asked.judges_others)
+        else:
+            found = verify_all(repository)
     finally:
         repository.close()
     return VerifyResult(
         read_bytes=found.read_bytes,
         damaged_records=found.damaged_records,
-        damaged=tuple(
-            DamagedBackup(backup_id=health.backup_id, vm_id=health.vm_id, parts=tuple(health.damaged_disks))
-            for health in found.damaged_backups
-        ),
+        damaged=_damaged(found.damaged_backups),
         unreadable_manifests=tuple(found.unreadable_manifests),
+        others=_damaged(found.others),
+        are_others_judged=found.are_others_judged,
+    )
+
+
+def _damaged(found: Sequence[BackupHealth]) -> tuple[DamagedBackup, ...]:
+    return tuple(
+        DamagedBackup(backup_id=health.backup_id, vm_id=health.vm_id, parts=tuple(health.damaged_disks)) for health in found
     )
 
 
@@ -187,18 +198,29 @@ class _Progress:
         self._bandwidth = bandwidth_bytes_s
         self._began_s = self._clock.boottime_s()
         self._told_s = 0.0
+        self._counted = 0
+        self._free_s = self._began_s
+        """When what was counted has taken the time that its bandwidth gives it."""
 
     def __call__(self, done: int, total: int) -> None:
         if self._control.cancelled.is_set():
             raise Conflict("job-cancelled", "cancelled")
-        spent_s = max(self._clock.boottime_s() - self._began_s, 1e-3)
-        if self._bandwidth and done / self._bandwidth > spent_s:
-            # Waits for a cancel rather than sleeps, so that a slow backup ends at once as well.
-            self._control.cancelled.wait(min(done / self._bandwidth - spent_s, 5.0))
-        if self._clock.boottime_s() - self._told_s >= REPORT_EVERY_S:
-            self._told_s = self._clock.boottime_s()
-            rate = int(done / spent_s)
+        if self._bandwidth:
+            self._hold_back(done)
+        now_s = self._clock.boottime_s()
+        if now_s - self._told_s >= REPORT_EVERY_S:
+            self._told_s = now_s
+            rate = int(done / max(now_s - self._began_s, 1e-3))
             remaining_s = int((total - done) / rate) if rate else 0
             self._control.report(
                 JobProgress(done_bytes=done, total_bytes=total, rate_bytes_s=rate, phase=self._phase, remaining_s=remaining_s)
             )
+
+    def _hold_back(self, done: int) -> None:
+        now_s = self._clock.boottime_s()
+        # Time in which nothing was read, since a guest was waited for, is not made up for at full speed.
+        self._free_s = max(self._free_s, now_s - _CREDIT_S) + (done - self._counted) / self._bandwidth
+        self._counted = done
+        if self._free_s > now_s:
+            # Waits for a cancel rather than sleeps, so that a slow backup ends at once as well.
+            self._control.cancelled.wait(self._free_s - now_s)

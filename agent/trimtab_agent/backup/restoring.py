@@ -89,7 +89,7 @@ def restore_over(
                 done += len(content)
                 on_progress(done, total)
 
-        for offset, length in () if is_empty else _holes(disk, client.size_bytes):
+        for offset, length in () if is_empty else holes(disk, client.size_bytes):
             client.begin_zero(offset, length)
         written = disk.copy_to(write)
         client.flush()
@@ -102,7 +102,7 @@ def restore_over(
     return written
 
 
-def _holes(disk: DiskReader, size_bytes: int) -> Iterator[tuple[int, int]]:
+def holes(disk: DiskReader, size_bytes: int) -> Iterator[tuple[int, int]]:
     """Yield offset and length of what the backup holds nothing of in a volume of this size, in order."""
     at = 0
     for chunk, _ in disk.chunks():

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from trimtab_agent.backup.copying import copy_disk
 from trimtab_agent.backup.repository import errors
-from trimtab_agent.backup.repository.manifests import DiskManifest, Manifest, Subject
+from trimtab_agent.backup.repository.manifests import Consistency, DiskManifest, Manifest, Subject
 from trimtab_agent.backup.repository.repository import Repository
 from trimtab_agent.backup.repository.writer import BackupWriter, begin_backup
 from trimtab_agent.backup.source import BackupSource, DiskWish, Hold, Instant, ServedDisk
@@ -41,6 +41,8 @@ class BackupRequest:
     wants_freeze: bool = True
     needs_filesystem: bool = False
     """Fail rather than keep a backup that is only crash-consistent."""
+    needs_application: bool = False
+    """Fail rather than keep one for which the guest's hook did not hold its applications; those of a vm that does not run are at rest."""
     attachments: Mapping[str, bytes] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     hold: Hold | None = None
@@ -52,8 +54,8 @@ class BackupRequest:
 def run_backup(repository: Repository, source: BackupSource, request: BackupRequest, *, on_progress: OnProgress) -> Manifest:
     """Return the manifest of the listed backup. Idempotent: one that is listed under this id is returned.
 
-    `on_progress` gets bytes done and in all of the current disk; what it raises ends the backup, and nothing is listed.
-    Conflict `backup-not-quiesced` where the request demands more than the guest gave.
+    `on_progress` gets bytes done, and in all of the disks that were begun; what it raises ends the backup, and nothing is listed.
+    Conflict `backup-not-quiesced`, `backup-not-hooked` where the request demands more than the guest gave.
     """
     vm_id = request.subject.vm_id
     listed = repository.list_backups(vm_id).manifests
@@ -91,7 +93,10 @@ def _run(
             ) as instant:
                 _refuse_less_than_demanded(request, instant)
                 marked = checkpoint if instant.checkpoint is None else instant.checkpoint
-                disks = [_copy(writer, request, served, bases[served.name], marked, on_progress) for served in instant.disks]
+                disks = list[DiskManifest]()
+                for served in instant.disks:
+                    before = sum(disk.read_bytes for disk in disks)
+                    disks.append(_copy(writer, request, served, bases[served.name], marked, _after(before, on_progress)))
             for name, content in {**instant.attachments, **request.attachments}.items():
                 writer.attach(name, content)
             notes = {**instant.notes, **request.notes}
@@ -100,6 +105,10 @@ def _run(
             with contextlib.suppress(TrimtabError):  # left behind, it costs tracking until the next backup drops it
                 source.drop_checkpoint(vm_id, checkpoint)
             raise
+
+
+def _after(before: int, on_progress: OnProgress) -> OnProgress:
+    return lambda done, total: on_progress(before + done, before + total)
 
 
 def _keep(source: BackupSource, vm_id: str, manifest: Manifest) -> None:
@@ -140,12 +149,18 @@ def _begin(repository: Repository, request: BackupRequest, base: Manifest | None
 
 
 def _refuse_less_than_demanded(request: BackupRequest, instant: Instant) -> None:
-    if request.needs_filesystem and instant.consistency == "crash":
-        why = instant.notes.get("downgrade", "the guest was not asked")
+    why = instant.notes.get("downgrade")
+    if (request.needs_filesystem or request.needs_application) and instant.consistency == Consistency.CRASH:
         raise Conflict(
             "backup-not-quiesced",
-            f"the policy demands filesystem consistency and the guest did not give it: {why}; install qemu-guest-agent in the "
-            "guest or let the policy allow crash consistency",
+            f"the policy demands filesystem consistency and the guest did not give it: {why or 'the guest was not asked'}; install "
+            "qemu-guest-agent in the guest or let the policy allow crash consistency",
+        )
+    if request.needs_application and instant.consistency != Consistency.APPLICATION and not instant.is_at_rest:
+        raise Conflict(
+            "backup-not-hooked",
+            f"the policy demands application consistency and the guest did not give it: {why or instant.not_asked}; see to its "
+            "hook or let the policy allow filesystem consistency",
         )
 
 

@@ -84,17 +84,13 @@ class Instant:
     disks: Sequence[ServedDisk]
     attachments: Mapping[str, bytes] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
-    """For people: why the consistency is less than was wished, how long the guest was frozen."""
+    """For people: why the consistency is less than was wished, how long the guest was frozen, what its hook failed with afterwards."""
     checkpoint: str | None = None
-    """Of a vm that does not run nothing new is marked: the older checkpoint that still tells all that will have changed, "" for none.
-    None: the one that was asked for."""
-
-
-def common(served: Sequence[ServedDisk], wishes: Sequence[DiskWish]) -> str:
-    """Return the checkpoint that the next increment of all these disks of a stopped vm can begin at, "" for none."""
-    bases = {wish.base_checkpoint for wish in wishes}
-    is_known = all(disk.bitmap for disk in served)
-    return bases.pop() if is_known and len(bases) == 1 else ""
+    """"" where a disk could not be marked, so that the next backup reads all. None: the checkpoint that was asked for."""
+    is_at_rest: bool = False
+    """The vm does not run, so that no application of it is in the midst of anything."""
+    not_asked: str = ""
+    """Why its applications were not held, where nothing failed: there is nobody to ask."""
 
 
 class InstantSource(Protocol):
@@ -148,7 +144,7 @@ class BackupSource(Protocol):
         With `hold` the guest stands still, its file systems frozen or else the guest itself paused, from before the instant until
         `hold` returns.
 
-        Conflict: the vm is busy; NotFound: no such vm.
+        Conflict: the vm is busy; NotFound: no such vm; NoCapacity `scratch-full`, then or later: no room for what guests overwrite.
         """
 
     def keep_checkpoint(self, vm_id: str, checkpoint: str) -> None:

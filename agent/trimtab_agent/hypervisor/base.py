@@ -39,7 +39,7 @@ from trimtab_protos.messages import (
     VolumeObservation,
     VolumeSpec,
 )
-from trimtab_protos.network_messages import FirewallSpec
+from trimtab_protos.network_messages import Bridge, FirewallSpec
 from trimtab_protos.volume_messages import VolumeMove
 
 
@@ -96,11 +96,17 @@ class SourceReader(Protocol):
 class Hypervisor(Protocol):
     """One host's domains and their storage and networks."""
 
-    def inventory(self) -> Inventory:
-        """Return what the host is now. Takes up to a second; cached parts are refreshed when they change."""
+    def inventory(self, *, only_fitness: bool = False) -> Inventory:
+        """Return what the host is now, but its pools, certificates and the digest. Takes up to a second.
+
+        `only_fitness`: leave out what does not tell whether a guest can run here (devices, unmanaged domains): a move waits for it.
+        """
 
     def load(self) -> HostLoad:
         """Return what the host does now; cheap, called at every heartbeat, never blocks on libvirt or storage."""
+
+    def look_at_bridges(self, known: Sequence[Bridge]) -> tuple[Bridge, ...]:
+        """Return these bridges of the inventory with the carrier that they have now; cheap and never blocks, as `load`."""
 
     def is_up(self) -> bool:
         """Tell whether the hypervisor answers; cheap and never blocks."""
@@ -130,8 +136,12 @@ class Hypervisor(Protocol):
     def ensure_pool(self, pool: PoolSpec) -> PoolObservation:
         """Make the pool usable. InvalidRequest: path missing, not absolute, or inside a folder the agent must not use."""
 
-    def observe_pool(self, pool: PoolSpec) -> PoolObservation:
-        """Return space and health; a hung one is `is_responsive=False` within 2 s and stalls nothing else."""
+    def observe_pool(self, pool: PoolSpec, *, known: PoolObservation | None = None) -> PoolObservation:
+        """Return space and health; a hung one is `is_responsive=False` within 2 s and stalls nothing else.
+
+        `known`: what was seen a moment ago. Then a pool that answers may keep its figures that take a look at each volume, and one that
+        is looked at by other programs all that is known of it.
+        """
 
     def check_marker(self, pool: PoolSpec, marker: str, write_content: str, remove: bool) -> str:
         """Write, read ("" when absent) or remove a marker file that proves that a pool is shared."""

@@ -5,6 +5,7 @@ with the fleet's clock and planned faults. It outlives the agent that uses it, a
 import socket
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from trimtab_agent.hypervisor import (
     simulated_adoption,
@@ -52,7 +53,7 @@ from trimtab_protos.messages import (
     VolumeObservation,
     VolumeSpec,
 )
-from trimtab_protos.network_messages import FirewallSpec
+from trimtab_protos.network_messages import Bridge, FirewallSpec
 from trimtab_protos.volume_messages import VolumeMove
 
 
@@ -69,8 +70,14 @@ class SimulatedHypervisor:
         self.pools: dict[str, PoolSpec] = {}
         self.networks: dict[str, NetworkSpec] = {}
         self.firewalls: dict[str, FirewallSpec] = {}
+        self.without_carrier: set[str] = set()
+        """Bridges whose uplink is pulled; set by tests."""
+        self.older_qemus: dict[str, str] = {}
+        """By vm: what its QEMU says of itself, where another is installed by now."""
         self.balloons: dict[str, int] = {}
         """What the balloons of vms with a floor leave them, where it is not all; set by tests."""
+        self.has_guest_agents = True
+        """Whether its guests, once they run, show an agent; set by tests."""
         self.domains: dict[str, SimulatedDomain] = {}
         self.prepared: dict[str, DomainSpec] = {}
         self.volume_keys: dict[str, str] = {}
@@ -135,8 +142,8 @@ class SimulatedHypervisor:
             raise Unavailable("hypervisor-down", "the hypervisor does not answer")
 
     @verb
-    def inventory(self) -> Inventory:
-        return simulated_inventory.read(self)
+    def inventory(self, *, only_fitness: bool = False) -> Inventory:
+        return simulated_inventory.read(self, only_fitness=only_fitness)
 
     def load(self) -> HostLoad:
         active = [domain for domain in list(self.domains.values()) if domain.state in ACTIVE]
@@ -147,6 +154,9 @@ class SimulatedHypervisor:
             memory_available_mib=max(0, self.host.memory_mib - used_mib),
             running_domains=len(active),
         )
+
+    def look_at_bridges(self, known: Sequence[Bridge]) -> tuple[Bridge, ...]:
+        return tuple(replace(bridge, has_carrier=bridge.name not in self.without_carrier) for bridge in known)
 
     def is_up(self) -> bool:
         return self._is_up
@@ -205,7 +215,12 @@ class SimulatedHypervisor:
         return simulated_storage.observe_pool(self, pool)
 
     @verb
-    def observe_pool(self, pool: PoolSpec) -> PoolObservation:
+    def observe_pool(
+        self,
+        pool: PoolSpec,
+        *,
+        known: PoolObservation | None = None,  # noqa: ARG002 a look at everything costs nothing here
+    ) -> PoolObservation:
         return simulated_storage.observe_pool(self, pool)
 
     @verb
@@ -430,7 +445,7 @@ class SimulatedHypervisor:
     def open_store(self, pool: PoolSpec) -> PoolStore:
         store = self.fleet.store(self.host_id, pool)
         with self.fleet.changed:
-            self.fleet.changed.wait_for(lambda: not store.is_hung)
+            self.fleet.changed.wait_for(lambda: not store.hangs_on(self.host_id))
         return store
 
     def state_store(self, domain: DomainSpec) -> PoolStore:
@@ -477,6 +492,8 @@ class SimulatedHypervisor:
                 raise Conflict("bridge-missing", f"the host has no bridge {network.bridge}", bridge=network.bridge)
             if bridge.mtu < network.mtu:
                 raise Conflict("bridge-mtu-too-small", f"bridge {bridge.name} has MTU {bridge.mtu}, the network {network.mtu}")
+            if network.vlan and not self.host.has_vlans:
+                raise Conflict("vlan-not-supported", f"this host makes no VLAN {network.vlan} on bridge {network.bridge}")
         if (network.kind is NetworkKind.OVERLAY or network.is_outer) and not self.host.overlay_chassis:
             raise Conflict("overlay-not-set-up", f"network {network.name}: Open vSwitch of this host lacks ovn-remote for OVN")
         self.networks[network.network_id] = network

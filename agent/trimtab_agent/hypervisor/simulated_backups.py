@@ -9,7 +9,7 @@ from trimtab_agent.backup.export.exports import Exported, Exports
 from trimtab_agent.backup.nbd import ALLOCATION, DIRTY, HOLE, ZERO, Extent
 from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
-from trimtab_agent.backup.source import NVRAM, DiskWish, Hold, Instant, ServedDisk, common
+from trimtab_agent.backup.source import NVRAM, DiskWish, Hold, Instant, ServedDisk
 from trimtab_agent.clock import Clock
 from trimtab_agent.hypervisor.base import JobControl, Stamp
 from trimtab_agent.hypervisor.kvm import block_pools
@@ -50,6 +50,13 @@ class SimulatedVm:
     is_running: bool = True
     has_guest_agent: bool = True
     is_busy: bool = False
+    hook_exits: int | None = None
+    """What the hook of its owner ends with; None where it has none."""
+    hook_says: str = ""
+    hook_thaw_says: str = ""
+    """What its other half fails with."""
+    hooked: list[str] = field(default_factory=list)
+    """The halves of the hook that were run."""
     starts: int = 0
     """How often it was started when it was looked at last."""
 
@@ -169,26 +176,19 @@ class SimulatedBackups:
         try:
             if self.fails_with is not None:
                 raise self.fails_with
-            served = [_serve(vm.disks[wish.name], wish) for wish in wishes]
-            taken_ms = self._clock.now_ms()
-            held = hold() if hold is not None else {}
-            if not vm.is_running:
-                yield Instant(
-                    taken_ms,
-                    Consistency.FILESYSTEM,
-                    served,
-                    {"domain.xml": b"<domain/>", NVRAM: vm_id.encode()},
-                    held,
-                    checkpoint=common(served, wishes),
-                )
-                return
+            is_asked = vm.is_running and wants_freeze and vm.has_guest_agent
+            with _hooked(vm, is_asked=is_asked):
+                served = [_serve(vm.disks[wish.name], wish) for wish in wishes]
+                taken_ms = self._clock.now_ms()
+                held = hold() if hold is not None else {}
             for wish in wishes:
-                vm.disks[wish.name].checkpoints[checkpoint] = set()
-            is_frozen = wants_freeze and vm.has_guest_agent
-            notes = {} if is_frozen or not wants_freeze else {"downgrade": "the guest has no agent"}
-            consistency = Consistency.FILESYSTEM if is_frozen else Consistency.CRASH
+                if vm.is_running or not vm.disks[wish.name].is_raw:
+                    vm.disks[wish.name].checkpoints[checkpoint] = set()
             files = {"domain.xml": b"<domain/>", NVRAM: vm_id.encode()}
-            yield Instant(taken_ms, consistency, served, files, {**notes, **held})
+            consistency, notes = _consistency(vm, wants_freeze=wants_freeze)
+            is_at_rest = not vm.is_running
+            not_asked = "the guest has no hook" if vm.hook_exits is None else ""
+            yield Instant(taken_ms, consistency, served, files, {**notes, **held}, is_at_rest=is_at_rest, not_asked=not_asked)
         finally:
             vm.is_busy = False
 
@@ -260,6 +260,32 @@ class SimulatedBackups:
         if vm_id not in self.vms:
             raise NotFound("domain-not-found", f"this host has no domain of {vm_id}", vm_id=vm_id)
         return self.vms[vm_id]
+
+
+@contextlib.contextmanager
+def _hooked(vm: SimulatedVm, *, is_asked: bool) -> Iterator[None]:
+    if not is_asked or vm.hook_exits is None:
+        yield
+        return
+    vm.hooked.append("freeze")
+    try:
+        yield
+    finally:
+        vm.hooked.append("thaw")
+
+
+def _consistency(vm: SimulatedVm, *, wants_freeze: bool) -> tuple[Consistency, dict[str, str]]:
+    if not vm.is_running:
+        return Consistency.FILESYSTEM, {}
+    if not wants_freeze:
+        return Consistency.CRASH, {}
+    if not vm.has_guest_agent:
+        return Consistency.CRASH, {"downgrade": "the guest has no agent"}
+    if vm.hook_exits is None:
+        return Consistency.FILESYSTEM, {}
+    if vm.hook_exits:
+        return Consistency.FILESYSTEM, {"downgrade": f"the guest's hook failed with exit code {vm.hook_exits}: {vm.hook_says}"}
+    return Consistency.APPLICATION, {"hook_thaw": vm.hook_thaw_says} if vm.hook_thaw_says else {}
 
 
 def _require_scratch(hypervisor: "SimulatedHypervisor", vm_id: str, scratch: PoolSpec | None) -> None:

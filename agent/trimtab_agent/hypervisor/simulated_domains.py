@@ -46,13 +46,19 @@ class SimulatedHost:
     accelerator: str = "kvm"
     cpu_model: str = "Cascadelake-Server"
     usable_cpu_models: tuple[str, ...] = ("qemu64", "Nehalem", "Westmere", "SandyBridge", "Haswell", "Cascadelake-Server")
+    cpu_features: tuple[str, ...] = ()
     machines: tuple[str, ...] = ("pc-q35-7.2", "pc-q35-7.1")
+    qemu_version: str = "7.2.0"
     bridges: tuple[Bridge, ...] = (Bridge(name="br0", ports=("eth0",)),)
+    has_vlans: bool = True
+    """Its kernel makes VLAN devices."""
     migration_address: str = "192.0.2.1"
     overlay_chassis: str = ""
     """OVN's name of it; '': it has none."""
     has_uefi: bool = True
     unmanaged: tuple[DomainObservation, ...] = ()
+    lacks: frozenset[str] = frozenset()
+    """Capabilities that its agent does not announce: one of an older release."""
 
 
 @dataclass(slots=True, eq=False)
@@ -239,6 +245,11 @@ def writable_volumes(host: "SimulatedHypervisor", spec: DomainSpec) -> list[Stor
     return found
 
 
+def has_guest_agent(host: "SimulatedHypervisor", domain: SimulatedDomain) -> bool:
+    is_silent = domain.spec.vm_id in host.fleet.silent_agents
+    return domain.state is DomainState.RUNNING and host.has_guest_agents and not is_silent
+
+
 def observation(host: "SimulatedHypervisor", domain: SimulatedDomain) -> DomainObservation:
     spec, is_active = domain.spec, domain.state in ACTIVE
     return DomainObservation(
@@ -252,7 +263,7 @@ def observation(host: "SimulatedHypervisor", domain: SimulatedDomain) -> DomainO
         vcpus=spec.vcpus,
         memory_mib=spec.memory_mib,
         macs=tuple(nic.mac for nic in spec.nics),
-        has_guest_agent=domain.state is DomainState.RUNNING,
+        has_guest_agent=has_guest_agent(host, domain),
         addresses=tuple(address for nic in spec.nics for address in nic.addresses) if is_active else (),
         cpu_time_ns=int(cpu_time_s(host, domain) * 1e9),
         observed_at_ms=host.fleet.clock.now_ms(),

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 NEW_VOLUME_BYTES = 196_624
 """What an empty qcow2 takes."""
 SECTOR = 512
-OBSERVE_HANG_S = 2.0
 """After this long a pool counts as hung."""
 
 
@@ -94,12 +93,13 @@ def drop_volume(host: "SimulatedHypervisor", volume_id: str, pool: PoolSpec) -> 
 def observe_pool(host: "SimulatedHypervisor", pool: PoolSpec) -> PoolObservation:
     store = host.fleet.store(host.host_id, pool)
     with host.fleet.changed:
-        is_responsive = host.fleet.changed.wait_for(lambda: not store.is_hung, OBSERVE_HANG_S)
+        is_responsive = host.fleet.changed.wait_for(lambda: not store.hangs_on(host.host_id), host.fleet.observe_hang_s)
         return PoolObservation(
             pool_id=pool.pool_id,
             capacity_bytes=store.capacity_bytes,
             available_bytes=max(0, store.capacity_bytes - store.used_bytes),
             promised_bytes=store.promised_bytes,
+            written_bytes=store.written_bytes,
             is_responsive=is_responsive,
             is_hung=not is_responsive,
             problem="" if is_responsive else "the pool does not answer",

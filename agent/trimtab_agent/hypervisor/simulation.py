@@ -30,6 +30,7 @@ DEFAULT_POOL_BYTES = 1 << 40
 CAPABILITIES = (
     "adopt",
     "apply-domain",
+    "backup-hooks",
     "backup-raw",
     "cdrom",
     "console",
@@ -48,6 +49,7 @@ CAPABILITIES = (
     "network-nat",
     "network-wire",
     "numa-tuning",
+    "optional-cpu-features",
     "outer-networks",
     "pool-dir",
     "pool-iscsi",
@@ -134,13 +136,23 @@ class PoolStore:
     memories: dict[tuple[str, str], DomainSpec] = field(default_factory=dict)
     """(vm id, snapshot id) → the guest as it was saved."""
     is_hung: bool = False
+    hung_on: set[str] = field(default_factory=set)
+    """Hosts whose own way to it is cut; set by tests, under `SimulatedFleet.changed`."""
     promised_bytes: int = 0
     """What its volumes may still grow by. Kept with every change: a thousand hosts look at a shared pool with thousands of volumes."""
+    written_bytes: int = 0
+    """What they have allocated of their sizes."""
+    foreign_bytes: int = 0
+    """What somebody else has written here; set by tests."""
     _allocated_bytes: int = 0
+
+    def hangs_on(self, host_id: str) -> bool:
+        """Tell whether what this host does with it waits."""
+        return self.is_hung or host_id in self.hung_on
 
     @property
     def used_bytes(self) -> int:
-        return self._allocated_bytes + sum(image.result.file_size_bytes for image in self.images.values())
+        return self.foreign_bytes + self._allocated_bytes + sum(image.result.file_size_bytes for image in self.images.values())
 
     def put_volume(self, volume: StoredVolume) -> None:
         """Store it in the place of what there was under its id."""
@@ -162,6 +174,7 @@ class PoolStore:
     def _count(self, volume: StoredVolume, sign: int) -> None:
         self._allocated_bytes += sign * volume.allocated_bytes
         self.promised_bytes += sign * max(0, volume.spec.size_bytes - volume.allocated_bytes)
+        self.written_bytes += sign * min(volume.spec.size_bytes, volume.allocated_bytes)
 
 
 class SimulatedFleet:
@@ -179,12 +192,18 @@ class SimulatedFleet:
         """(when, vm id, hosts) of each start that made a second process of a vm."""
         self.stubborn_vms: set[str] = set()
         """Guests that ignore a request to shut down."""
+        self.silent_agents: set[str] = set()
+        """Vms whose guest agent says nothing."""
         self.shutdown_s = 0.0
         """How long a guest takes to shut down after it was asked."""
         self.disk_contents: dict[str, bytearray] = {}
         """What is in volumes that were backed up or restored, by id, wherever they lie."""
         self.peer_findings: dict[tuple[str, str], PeerFinding] = {}
         """What a host meets on its way to another, by their ids; nothing wrong where nothing is named."""
+        self.own_folders: set[tuple[str, str]] = set()
+        """(host, path) of each shared pool that is something else on that host: nothing was mounted there, for example."""
+        self.observe_hang_s = 2.0
+        """How long whoever observes a hung pool waits, of real time."""
         self.memory_rate_bytes_s = 0
         """Speed of a migration; 0: instantly."""
         self._faults: dict[tuple[str, str], deque[Fault]] = defaultdict(deque)
@@ -243,7 +262,8 @@ class SimulatedFleet:
 
     def store(self, host_id: str, pool: PoolSpec) -> PoolStore:
         """Return what lies below the pool's path as this host sees it."""
-        place = f"shared:{pool.path}" if pool.is_shared else f"{host_id}:{pool.path}"
+        is_shared = pool.is_shared and (host_id, pool.path) not in self.own_folders
+        place = f"shared:{pool.path}" if is_shared else f"{host_id}:{pool.path}"
         with self.lock:
             return self._stores.setdefault(place, PoolStore())
 

@@ -43,6 +43,7 @@ class BackupOrder:
     notes: Mapping[str, str]
     wants_freeze: bool = True
     needs_filesystem: bool = False
+    needs_application: bool = False
     bandwidth_mib_s: int = 0
     # Of a vm that is backed up at one instant with others: held still until `release_instant`, for so long at most.
     instant_id: str = ""
@@ -146,7 +147,9 @@ class BackupAgents(Protocol):
         state_for_vm_id: str = "",
     ) -> Job: ...
 
-    def start_verify(self, host_id: str, key: CommandKey, *, repo_id: str, vm_id: str, backup_id: str) -> Job: ...
+    def start_verify(
+        self, host_id: str, key: CommandKey, *, repo_id: str, vm_id: str, backup_id: str, judges_others: bool
+    ) -> Job: ...
 
     def start_prune(
         self, host_id: str, key: CommandKey, *, repo_id: str, forget: Sequence[tuple[str, str]], is_dry_run: bool
@@ -210,6 +213,7 @@ class BackupVerbs(Sender):
             disks=[pb.DiskToBackUp(name=disk.name, volume_id=disk.volume_id, generation=disk.generation) for disk in order.disks],
             wants_freeze=order.wants_freeze,
             needs_filesystem=order.needs_filesystem,
+            needs_application=order.needs_application,
             bandwidth_mib_s=order.bandwidth_mib_s,
             notes=dict(order.notes),
             instant_id=order.instant_id,
@@ -301,8 +305,10 @@ class BackupVerbs(Sender):
         piece = self._call(host_id, "ReadBackup", request, timeout_s=OPEN_DEADLINE_S)
         return Piece(piece.content, piece.zeros, piece.size_bytes)
 
-    def start_verify(self, host_id: str, key: CommandKey, *, repo_id: str, vm_id: str, backup_id: str) -> Job:
-        request = pb.StartVerifyRequest(repository=repo_id, vm_id=vm_id, backup_id=backup_id)
+    def start_verify(
+        self, host_id: str, key: CommandKey, *, repo_id: str, vm_id: str, backup_id: str, judges_others: bool
+    ) -> Job:
+        request = pb.StartVerifyRequest(repository=repo_id, vm_id=vm_id, backup_id=backup_id, judges_others=judges_others)
         return job_of(self._command(host_id, "StartVerify", request, key).job)
 
     def start_prune(

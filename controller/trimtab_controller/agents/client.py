@@ -40,7 +40,8 @@ from trimtab_protos.volume_messages import VolumeMove
 class AgentClient(AdoptionAgents, BackupAgents, PacketAgents, ProofAgents, Protocol):
     """Thread-safe; every call has a deadline (10 s unless a verb's own work bounds it otherwise)."""
 
-    def get_inventory(self, host_id: str) -> Inventory: ...
+    def get_fitness(self, host_id: str) -> Inventory:
+        """Return what tells whether a guest can run there, read this moment."""
 
     def list_domains(self, host_id: str) -> tuple[DomainObservation, ...]: ...
 

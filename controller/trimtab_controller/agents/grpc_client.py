@@ -148,8 +148,9 @@ class GrpcAgentClient(AdoptionVerbs, BackupVerbs, PacketVerbs, ProofVerbs):
 
     # --- observing ---------------------------------------------------------------------------------------------------
 
-    def get_inventory(self, host_id: str) -> Inventory:
-        response = self._call(host_id, "GetInventory", pb.GetInventoryRequest(), timeout_s=SLOW_DEADLINE_S)
+    def get_fitness(self, host_id: str) -> Inventory:
+        request = pb.GetInventoryRequest(only_fitness=True)
+        response = self._call(host_id, "GetInventory", request, timeout_s=SLOW_DEADLINE_S)
         return from_proto(response.inventory, Inventory)
 
     def list_domains(self, host_id: str) -> tuple[DomainObservation, ...]:

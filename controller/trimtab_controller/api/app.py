@@ -1,6 +1,5 @@
 """Puts the REST API together."""
 
-import importlib.metadata
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -47,30 +46,16 @@ from trimtab_controller.api.v1 import (
     vms,
     volumes,
 )
+from trimtab_controller.release import RELEASE
 from trimtab_protos.errors import TrimtabError
 
-# Verbs before what they would be mistaken for: `{name}` also matches `web1:explain`.
+# Verbs before what they would be mistaken for: `{name}` also matches `web1:explain`. What is read most often first: each request is
+# held against one route after the other, a third of a millisecond for all of them.
 ROUTERS = (
     docs.router,
     system.router,
-    doctor.router,
-    projects.router,
-    users.router,
-    audit.router,
-    plans.router,  # verbs of hosts are among them
-    failover.router,  # here too
-    hosts.router,
-    pools.router,
-    networks.router,
-    routers.router,
-    floating.router,
-    images.router,
-    volumes.router,
-    backup_files.router,
-    backup_instants.router,
-    backup_repos.router,
-    recovery_plans.router,
-    backups.router,
+    operations.router,
+    events.router,
     snapshots.router,
     templates.router,  # a verb of vms is among them
     vm_adoption.router,
@@ -78,11 +63,27 @@ ROUTERS = (
     consoles.router,  # and here
     vm_verbs.router,
     vms.router,
+    plans.router,  # verbs of hosts are among them
+    failover.router,  # here too
+    hosts.router,
+    volumes.router,
     vm_groups.router,
     secgroups.router,
     placement.router,
-    operations.router,
-    events.router,
+    doctor.router,
+    projects.router,
+    users.router,
+    audit.router,
+    pools.router,
+    networks.router,
+    routers.router,
+    floating.router,
+    images.router,
+    backup_files.router,
+    backup_instants.router,
+    backup_repos.router,
+    recovery_plans.router,
+    backups.router,
 )
 
 
@@ -100,7 +101,7 @@ def create_app(context: ApiContext) -> FastAPI:
 
     app = FastAPI(
         title="Trimtab",
-        version=importlib.metadata.version("trimtab"),
+        version=RELEASE,
         description="A control plane for fleets of KVM hosts: explain, plan, apply, verify, record.",
         openapi_url=None,  # served by docs.py: FastAPI's own pages load scripts from elsewhere
         docs_url=None,

@@ -43,6 +43,9 @@ Quota = Annotated[int, Field(strict=True, ge=0, le=INT_MAX, examples=[100])]
 TimeoutS = Annotated[int, Field(strict=True, ge=1, le=7 * 86400, examples=[60])]
 Bool = StrictBool
 
+# '' for none. Names within a project; members make the group.
+StartGroupOrNone = Annotated[str, Field(pattern=r"^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$", max_length=63, examples=["shop"])]
+StartOrder = Annotated[int, Field(strict=True, ge=0, le=1000, examples=[2])]
 # These may be '', which is the same as left out. Not a union with "": pydantic's refusal of a union names no one field.
 RefOrNone = Annotated[str, _text(f"({HOST_NAME_PATTERN})|^$", "default")]
 Mac = Annotated[str, Field(pattern=r"^(([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})?$", examples=["52:54:00:12:34:56"])]
@@ -53,6 +56,8 @@ BridgeOrNone = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,14})
 RouterOrNone = Annotated[str, Field(pattern=r"^([a-z]([a-z0-9-]{0,38}[a-z0-9])?)?$", examples=["inner"])]
 RouterName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$", examples=["edge"])]
 Address4 = Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,3}){3}$", examples=["192.0.2.1"])]
+BareAddress = Annotated[str, Field(pattern=r"^[0-9A-Fa-f:.]{2,45}$", examples=["192.0.2.53"])]
+AddressOrNone = Annotated[str, Field(pattern=r"^([0-9A-Fa-f:.]{2,45})?$", examples=["192.0.2.1"])]
 NicRefOrNone = Annotated[str, Field(pattern=r"^[0-9A-Za-z:-]{0,63}$", examples=["0"])]
 CpuModelOrNone = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,79})?$", examples=["Skylake-Server-v4"])]
 CpuClassOrNone = Annotated[str, Field(pattern=r"^(low|normal|high)?$", examples=["low"])]

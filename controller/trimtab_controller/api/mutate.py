@@ -59,6 +59,8 @@ class Order:
     name: str = ""
     # SHA-256 of a body that is not JSON: the same request id with other bytes is another request.
     content_sha256: str = ""
+    # Taken although the database is behind the fleet.
+    ends_behind: bool = False
 
 
 Work = Callable[[Session, Actor, datetime], Answer]
@@ -132,6 +134,7 @@ def _mutation(order: Order, now: datetime) -> Mutation:
         fingerprint=_fingerprint(order) if given and not order.wish.is_dry_run else "",
         is_dry_run=order.wish.is_dry_run,
         now=now,
+        ends_behind=order.ends_behind,
     )
 
 

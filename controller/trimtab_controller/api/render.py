@@ -20,9 +20,19 @@ def dump(resource: object) -> bytes:
     return _adapter(kind).dump_json(resource)
 
 
+def dump_as(kind: Any, resource: object) -> bytes:
+    """Return the JSON of one resource that is no object of its kind: a dict of a TypedDict."""
+    return _adapter(kind).dump_json(resource)
+
+
 def dump_list(kind: type[T], items: "list[T]", next_page_token: str) -> bytes:
-    """Return the JSON of one page of a list. The token stands first: who reads on may ask for the next page before reading this one."""
-    body = _adapter(list[kind]).dump_json(items)  # type: ignore[valid-type]
+    """Return the JSON of one page of a list."""
+    return page_of(_adapter(list[kind]).dump_json(items), next_page_token)  # type: ignore[valid-type]
+
+
+def page_of(body: bytes, next_page_token: str) -> bytes:
+    """Return one page of a list whose items' JSON is there. The token stands first: who reads on may ask for the next page before
+    reading this one."""
     token = _adapter(str).dump_json(next_page_token)
     return b'{"next_page_token":' + token + b',"items":' + body + b"}"
 

@@ -9,6 +9,7 @@ import structlog
 
 from trimtab_controller.api.context import ApiContext
 from trimtab_controller.api.limits import RateLimit
+from trimtab_controller.api.resources.vm_summaries import SummaryTexts
 from trimtab_controller.api.settled_events import SettledEvents
 from trimtab_controller.api.spool import Spool
 from trimtab_controller.api.tailer import EventTailer
@@ -35,6 +36,7 @@ class Runtime:
         self.spool = Spool(context)
         self.settled_events = SettledEvents(context.db)
         self.tailer = EventTailer(context.db, self.settled_events, poll_s=settings.tail_poll_s)
+        self.summaries = SummaryTexts()
         self.open_consoles = 0
         self._noted: dict[str, datetime] = {}
         self._background: set[asyncio.Task[None]] = set()

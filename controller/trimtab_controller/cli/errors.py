@@ -35,6 +35,9 @@ _BY_KIND: Mapping[str, ExitCode] = {
     "internal": ExitCode.ERROR,
 }
 
+# A host that is down is for a script something else than a fleet without room, or than a version that is old.
+_BY_CODE: Mapping[str, ExitCode] = {"host-not-up": ExitCode.UNAVAILABLE}
+
 _KIND_BY_STATUS: Mapping[int, str] = {
     400: "invalid_request",
     401: "unauthenticated",
@@ -74,7 +77,9 @@ class CommandFailed(Exception):
 
     @property
     def exit_code(self) -> ExitCode:
-        return self.exit_with if self.exit_with is not None else _BY_KIND.get(self.kind, ExitCode.ERROR)
+        if self.exit_with is not None:
+            return self.exit_with
+        return _BY_CODE.get(self.code) or _BY_KIND.get(self.kind, ExitCode.ERROR)
 
     def as_json(self) -> dict[str, Any]:
         """Return the error as `-o json` prints it on stderr: every key always there."""

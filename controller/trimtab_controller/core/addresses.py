@@ -12,6 +12,7 @@ LONGEST_OWN_PREFIX = 29
 """Of a subnet in which this product answers DHCP: fewer guests than that are no network."""
 GUESTS_PREFIX6 = 64
 """Of an IPv6 subnet in which guests make their own addresses: its other half is the interface's."""
+_EVERYBODY = ipaddress.IPv4Address("255.255.255.255")
 
 
 def gateway_of(kind: str, subnet: str) -> str:
@@ -85,6 +86,32 @@ def outer_problem(subnet: str, gateway: str, first: str, last: str) -> tuple[str
     if parsed["outer.first"] <= parsed["outer.gateway"] <= parsed["outer.last"]:
         return "outer.gateway", f"{gateway} is the gateway's and in the range {first}-{last}, which is ours to give; leave it out"
     return None
+
+
+def gateway_problem(subnet: str, gateway: str) -> str:
+    """Return what is wrong with the router of a LAN, which has an address of its subnet; '' where nothing is."""
+    network = ipaddress.ip_network(subnet)
+    example = network[1] if network.num_addresses > 2 else network[0]
+    try:
+        address = ipaddress.ip_address(gateway)
+    except ValueError:
+        return f"an address of {subnet}, not {gateway!r}; for example {example}"
+    if address not in network:
+        return f"{gateway} is not in the network's subnet {subnet}; for example {example}"
+    if address in {network.network_address, network.broadcast_address} and network.num_addresses > 2:
+        return f"{gateway} is no address that somebody can have in {subnet}; for example {example}"
+    return ""
+
+
+def name_server_problem(text: str) -> str:
+    """Return what is wrong with the address of a DNS server, which may be of any network; '' where nothing is."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return f"an IP address, not {text!r}; for example 192.0.2.53"
+    if address.is_unspecified or address.is_multicast or address.is_loopback or address == _EVERYBODY:
+        return f"{text} is no server that guests reach; for example 192.0.2.53"
+    return ""
 
 
 def overlapping(subnet: str, others: Iterable[tuple[str, str]]) -> str | None:

@@ -2,16 +2,24 @@
 changes then, and what refuses. Pure.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from trimtab_controller.core import cpu_features
+from trimtab_controller.core.baseline import PREFERRED_MODELS
 from trimtab_protos.adoption_messages import DescribedDisk, DescribedNic, DomainDescription
 from trimtab_protos.messages import DiskBus, DiskFormat, DomainState
 
 NIC_MODELS = ("virtio", "e1000e")
 DEFAULT_CPU_MODEL = "qemu64"
+# Modes of a definition that names a CPU model, or leaves it to QEMU.
+_NAMED_CPU = ("custom", "")
+_MODELS_NAMED = 3
 _SATA_DISKS_MAX = 5
+_VOLUME_FILE = re.compile(r"/volumes/(vol-[0-9a-z_-]+)(?:\.[0-9a-z_-]+)?\.(?:qcow2|raw)$")
+_IMAGE_FILE = re.compile(r"(img-[0-9a-z_-]+)\.(?:qcow2|raw|iso)")
 _RUNS = frozenset({DomainState.RUNNING, DomainState.PAUSED, DomainState.STOPPING})
 
 
@@ -37,6 +45,9 @@ class HostFacts:
     name: str
     machines: Sequence[str]
     cpu_model: str
+    usable_cpu_models: Collection[str]
+    cpu_features: Collection[str]
+    lists_all_cpu_features: bool
     pools: Sequence[PoolPlace]
     networks: Mapping[str, NetworkChoice]
     """By the bridge or libvirt network that a card is on."""
@@ -73,6 +84,7 @@ class AdoptedNicPlan:
 class AdoptionPlan:
     machine: str
     cpu_model: str
+    cpu_features: tuple[str, ...]
     is_running: bool
     disks: tuple[AdoptedDiskPlan, ...]
     nics: tuple[AdoptedNicPlan, ...]
@@ -103,6 +115,7 @@ def plan(described: DomainDescription, host: HostFacts) -> AdoptionPlan:
         draft.refuse("domain-not-adoptable", f"domain {described.name}: {obstacle}")
     machine = _machine(described, host, draft)
     cpu_model = _cpu_model(described, host, draft)
+    features = _cpu_features(described, host, draft)
     disks = _disks(described, host, draft)
     nics = tuple(_nic(card, index, host, draft) for index, card in enumerate(described.nics))
     if any(disk.device == "cdrom" and disk.path for disk in described.disks):
@@ -110,6 +123,7 @@ def plan(described: DomainDescription, host: HostFacts) -> AdoptionPlan:
     return AdoptionPlan(
         machine=machine,
         cpu_model=cpu_model,
+        cpu_features=features,
         is_running=described.state in _RUNS,
         disks=disks,
         nics=tuple(nic for nic in nics if nic is not None),
@@ -136,14 +150,42 @@ def _version_of(machine: str) -> tuple[int, ...]:
 
 
 def _cpu_model(described: DomainDescription, host: HostFacts, draft: _Draft) -> str:
-    if described.cpu_model and described.cpu_mode in ("custom", ""):
-        return described.cpu_model
-    if not described.cpu_mode:
-        return DEFAULT_CPU_MODEL
-    if not host.cpu_model:
+    chosen = _chosen_cpu_model(described, host)
+    if not chosen:
         draft.refuse("cpu-unknown", f"domain {described.name} has CPU {described.cpu_mode}, and host {host.name} names no model")
-    draft.changes.append(f"CPU {described.cpu_mode} becomes model {host.cpu_model}")
-    return host.cpu_model
+        return ""
+    if described.cpu_mode not in _NAMED_CPU:
+        draft.changes.append(f"CPU {described.cpu_mode} becomes model {chosen}")
+    if chosen not in host.usable_cpu_models:
+        best = [model for model in PREFERRED_MODELS if model in host.usable_cpu_models]
+        some = ", ".join((best or sorted(host.usable_cpu_models))[:_MODELS_NAMED]) or "one that it can"
+        cure = f"name another in its definition (`virsh edit {described.name}`: {some}) and stop and start it"
+        draft.refuse(
+            "cpu-model-unusable",
+            f"cpu_model: domain {described.name} would get {chosen}, which host {host.name} cannot run; {cure}",
+        )
+    return chosen
+
+
+def _chosen_cpu_model(described: DomainDescription, host: HostFacts) -> str:
+    if described.cpu_mode not in _NAMED_CPU:
+        return host.cpu_model
+    return described.cpu_model or DEFAULT_CPU_MODEL
+
+
+def _cpu_features(described: DomainDescription, host: HostFacts, draft: _Draft) -> tuple[str, ...]:
+    features, changes = cpu_features.of_adopted(described.cpu_features)
+    draft.changes.extend(changes)
+    missing = cpu_features.missing(features, host.cpu_features)
+    if missing:
+        cure = f"take them out of its definition (`virsh edit {described.name}`) and stop and start it"
+        if not host.lists_all_cpu_features:
+            cure = "its agent tells only some, update it; or " + cure
+        draft.refuse(
+            "cpu-features-missing",
+            f"cpu_features: domain {described.name} requires {', '.join(missing)}, which host {host.name} does not list; {cure}",
+        )
+    return features
 
 
 def _disks(described: DomainDescription, host: HostFacts, draft: _Draft) -> tuple[AdoptedDiskPlan, ...]:
@@ -195,6 +237,21 @@ def _disk(disk: DescribedDisk, index: int, order: int, host: HostFacts, draft: _
         boot_order=order,
         is_read_only=disk.is_read_only,
     )
+
+
+def volume_id_of(path: str) -> str:
+    """Return whose file it would be by its name, as agents name volumes' files; '' for any other."""
+    found = _VOLUME_FILE.search(path)
+    return found[1] if found is not None else ""
+
+
+def image_id_of(disk: AdoptedDiskPlan) -> str | None:
+    """Return whose file it would be, as agents name images' files; '' for another file in its pool's folder of images, None elsewhere."""
+    path = PurePosixPath(disk.path)
+    if not path.is_relative_to(PurePosixPath(disk.pool.path) / "images"):
+        return None
+    found = _IMAGE_FILE.fullmatch(path.name)
+    return found[1] if found is not None else ""
 
 
 def _pool_of(path: str, host: HostFacts) -> PoolPlace | None:

@@ -53,9 +53,11 @@ def judge(
     has_space: bool,
     is_host_up: bool = True,
     is_transient: bool = False,
+    is_filling: bool = False,
     strays: Sequence[Stray] = (),
 ) -> Finding | None:
     """Return what is wrong and what may be done; None where all is as wished. `is_transient`: it runs and has no definition.
+    `is_filling`: it runs on a backup, which its disks are being filled from.
 
     A second domain goes before everything else: while one is active, nothing is done by itself, since two guests on one disk
     destroy it.
@@ -63,7 +65,7 @@ def judge(
     active = [stray for stray in strays if stray.is_active]
     if active:
         return Finding(_runs_twice(vm, host_name, active), runs_twice=True)
-    at_home = _of_its_host(vm, host_name, has_space) or (_undefined(host_name) if is_transient else None)
+    at_home = _of_its_host(vm, host_name, has_space, is_filling=is_filling) or (_undefined(host_name) if is_transient else None)
     if at_home is not None and at_home.cure is Cure.DEFINE and (not is_host_up or vm.attention):
         at_home = replace(at_home, cure=Cure.NONE)
     if not strays:
@@ -97,7 +99,7 @@ def _may_go(vm: Vm, stray: Stray, *, is_host_up: bool) -> bool:
     return is_proven_at_home and stray.epoch <= vm.epoch and not vm.attention
 
 
-def _of_its_host(vm: Vm, host_name: str, has_space: bool) -> Finding | None:
+def _of_its_host(vm: Vm, host_name: str, has_space: bool, *, is_filling: bool) -> Finding | None:
     """Return what is wrong on the host that the vm is on.
 
     A guest that is gone is never restarted here: whether it may start elsewhere is failover's to decide, and one that its owner
@@ -106,7 +108,7 @@ def _of_its_host(vm: Vm, host_name: str, has_space: bool) -> Finding | None:
     if vm.observed_state is ObservedState.UNKNOWN or vm.desired_power is DesiredPower.DELETED:
         return None
     if vm.desired_power is DesiredPower.RUNNING:
-        return _of_running(vm, host_name, has_space)
+        return _of_running(vm, host_name, has_space, is_filling=is_filling)
     if vm.desired_power is DesiredPower.STOPPED and vm.observed_state in {ObservedState.RUNNING, ObservedState.PAUSED}:
         return Finding(
             f"it runs on {host_name} although it should be stopped; `trimtab vm stop {vm.name}` or `vm start {vm.name}`"
@@ -124,7 +126,7 @@ def _undefined(host_name: str) -> Finding:
     )
 
 
-def _of_running(vm: Vm, host_name: str, has_space: bool) -> Finding | None:
+def _of_running(vm: Vm, host_name: str, has_space: bool, *, is_filling: bool) -> Finding | None:
     start = f"`trimtab vm start {vm.name}` starts it again"
     if vm.observed_state in _GONE:
         match vm.observed_reason:
@@ -145,6 +147,11 @@ def _of_running(vm: Vm, host_name: str, has_space: bool) -> Finding | None:
                 return Finding(f"the guest vanished from {host_name}; {start}")
     if vm.observed_state is ObservedState.PAUSED:
         if vm.observed_reason == StateReason.IO_ERROR:
+            if is_filling and has_space:
+                # Its agent has the backup served again and lets it go on; this is for one whose agent could not tell why it stood.
+                return Finding(
+                    f"paused on {host_name}: nothing serves the backup that it runs on; it goes on when it is", Cure.RESUME
+                )
             cure = Cure.RESUME if has_space else Cure.NONE
             return Finding(
                 f"paused by an I/O error on {host_name}: its pool is full or failing; it resumes when there is room", cure

@@ -7,6 +7,8 @@ from trimtab_protos.adoption_messages import DomainDescription
 from trimtab_protos.messages import DomainSpec
 
 OUR_CACHE = "none"
+SQUEEZED = "balloon_mib"
+"""What somebody's balloon leaves the guest of a vm that has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ def differences(
     seen, kept = _of_description(live, desired), _of_description(stored, desired)
     names = sorted({*wanted, *seen, *kept})
     found = (Difference(name, wanted.get(name, ""), seen.get(name, ""), kept.get(name, "")) for name in names)
-    own = ("machine", "cpu_model") if is_original_in_force else ()
+    own = ("machine", "cpu_model", SQUEEZED) if is_original_in_force else ()
     return tuple(
         one for one in found if {one.live, one.stored} != {one.desired} and not _is_own(one.field, own, is_original_in_force)
     )
@@ -69,6 +71,8 @@ def _of_description(described: DomainDescription, desired: DomainSpec) -> Mappin
         "cpu_model": described.cpu_model or desired.cpu_model,
         "firmware": described.firmware.value,
     }
+    if described.squeezed_to_mib:
+        found[SQUEEZED] = str(described.squeezed_to_mib)
     for disk in described.disks:
         if disk.device != "disk" or disk.path.endswith("/seed.iso"):
             continue

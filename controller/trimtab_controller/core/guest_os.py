@@ -27,6 +27,8 @@ class GuestOs:
     has_virtio_net: bool
     # Does not boot by BIOS at all.
     needs_uefi: bool = False
+    # What a vm of it gets where nobody says how much: what its makers recommend, else the least that it needs, else its family's.
+    memory_mib: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +39,10 @@ class Hardware:
 
 
 FAMILIES = {
-    Family.LINUX.value: GuestOs(name="linux", family=Family.LINUX, has_virtio_disk=True, has_virtio_net=True),
-    Family.WINDOWS.value: GuestOs(name="windows", family=Family.WINDOWS, has_virtio_disk=False, has_virtio_net=False),
-    Family.GENERIC.value: GuestOs(name="generic", family=Family.GENERIC, has_virtio_disk=False, has_virtio_net=False),
+    "linux": GuestOs(name="linux", family=Family.LINUX, has_virtio_disk=True, has_virtio_net=True, memory_mib=2048),
+    # The least of Windows 11.
+    "windows": GuestOs(name="windows", family=Family.WINDOWS, has_virtio_disk=False, has_virtio_net=False, memory_mib=4096),
+    "generic": GuestOs(name="generic", family=Family.GENERIC, has_virtio_disk=False, has_virtio_net=False, memory_mib=1024),
 }
 
 

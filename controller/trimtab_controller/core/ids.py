@@ -2,6 +2,7 @@
 
 import random
 import uuid
+from collections.abc import Callable
 from typing import NewType
 
 HostId = NewType("HostId", str)
@@ -78,6 +79,23 @@ def kind_of(identifier: str) -> str:
 def domain_uuid(vm_id: str) -> str:
     """Return the libvirt UUID of a vm: derived, so that it can be recomputed from a backup of either side."""
     return str(uuid.uuid5(_VM_NAMESPACE, vm_id))
+
+
+DRAWS = 16
+"""Of 100,000 cards one draw in 168 hits another's: sixteen in a row never do."""
+
+
+def free_mac_address(rng: random.Random, *, is_taken: Callable[[str], bool]) -> str:
+    """Return a MAC that nobody has, by lot. 24 bits are few: of 5,000 cards two are alike more often than not.
+
+    The database has the last word: who is answered for between this and the insertion is refused there.
+    """
+    found = mac_address(rng)
+    for _ in range(DRAWS - 1):
+        if not is_taken(found):
+            break
+        found = mac_address(rng)
+    return found
 
 
 def mac_address(rng: random.Random) -> str:

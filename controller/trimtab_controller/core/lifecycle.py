@@ -25,6 +25,7 @@ TRANSITIONS: dict[OperationState, frozenset[OperationState]] = {
             OperationState.RUNNING,  # a driver claimed it
             OperationState.CANCELLED,  # cancelled before anything was done
             OperationState.FAILED,  # superseded before anything was done
+            OperationState.DONE,  # superseded, and what its acceptance recorded was all that it was for
         }
     ),
     OperationState.RUNNING: frozenset(
@@ -41,6 +42,7 @@ TRANSITIONS: dict[OperationState, frozenset[OperationState]] = {
             OperationState.RUNNING,  # due again
             OperationState.COMPENSATING,  # as from running
             OperationState.FAILED,  # superseded
+            OperationState.DONE,  # superseded, as from queued
             OperationState.NEEDS_ATTENTION,  # the deadline passed and the outcome stays unknown
         }
     ),
@@ -95,3 +97,7 @@ class HostConnectivity(StrEnum):
     SUSPECT = "suspect"
     LOST = "lost"
     FENCED = "fenced"
+
+
+UNHEARD = frozenset({HostConnectivity.SUSPECT, HostConnectivity.LOST, HostConnectivity.FENCED})
+"""Of a host that nobody hears from."""

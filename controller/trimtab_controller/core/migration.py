@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 
+from trimtab_controller.core import cpu_features, qemu_series
 from trimtab_protos.messages import DomainObservation, DomainSpec, DomainState, Firmware, Inventory, NetworkKind, StateReason
 
 # Holding the guest's memory and able to run it.
@@ -48,11 +49,12 @@ def refusals(
     target: Inventory,
     source_seen: DomainObservation,
     target_seen: DomainObservation,
+    guest_qemu: qemu_series.Series = (),
     is_flattened: bool = False,
 ) -> tuple[str, ...]:
     """Return every reason why this guest cannot be moved live from source to target; empty: it can.
 
-    `is_flattened`: its disks are copied whole, with what they lie over.
+    `guest_qemu`: what it runs on; `is_flattened`: its disks are copied whole, with what they lie over.
     """
     found = []
     if source_seen.state is not DomainState.RUNNING:
@@ -67,11 +69,17 @@ def refusals(
         found.append(f"{source.hostname} runs guests under {source.accelerator}, {target.hostname} under {target.accelerator}")
     if domain.cpu_model not in target.usable_cpu_models:
         found.append(f"{target.hostname} cannot run CPU model {domain.cpu_model}")
-    missing = sorted(set(domain.cpu_features) - set(target.cpu_features))
+    missing = cpu_features.missing(cpu_features.of_running(domain.cpu_features, source.cpu_features), target.cpu_features)
     if missing:
         found.append(f"{target.hostname} lacks CPU features {', '.join(missing)}")
     if domain.machine not in target.machines:
         found.append(f"{target.hostname} has no machine type {domain.machine}; its QEMU is {target.qemu_version}")
+    would_run = qemu_series.installed(target)
+    if qemu_series.is_older(would_run, guest_qemu):
+        older = (
+            f"{target.hostname} has QEMU {qemu_series.as_text(would_run)}, the guest runs on {qemu_series.as_text(guest_qemu)}"
+        )
+        found.append(f"{older}; an older one may not take its state")
     if domain.firmware is Firmware.UEFI and not target.has_uefi:
         found.append(f"{target.hostname} has no UEFI firmware")
     if domain.has_tpm and "tpm" not in target.capabilities:

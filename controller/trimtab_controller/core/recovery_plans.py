@@ -13,6 +13,7 @@ from enum import StrEnum
 from trimtab_protos.errors import InvalidRequest
 
 GROUPS_MAX, VMS_MAX = 50, 500
+TCP_PORT_MAX = 65535
 
 
 class Mode(StrEnum):
@@ -50,6 +51,8 @@ class Group:
     """After the group before is back."""
     awaits: Awaits = Awaits.STARTED
     pattern: str = ""
+    tcp: int = 0
+    """Where its boot test has to be answered too, 1 to 65535; 0 for none. A real run does not ask: there the guest is on its own networks."""
     timeout_s: int = 300
 
 
@@ -139,6 +142,12 @@ def _check_group(group: Group, where: str) -> None:
             "pattern-unclear",
             f"{where}.pattern: a pattern goes with `awaits: pattern`, and only with it",
             field=f"{where}.pattern",
+        )
+    if group.tcp and not 1 <= group.tcp <= TCP_PORT_MAX:
+        raise InvalidRequest(
+            "port-out-of-range",
+            f"{where}.tcp: a TCP port is 1 to {TCP_PORT_MAX}, {group.tcp} was given; leave it out where no port is to answer",
+            field=f"{where}.tcp",
         )
     try:
         re.compile(group.pattern)

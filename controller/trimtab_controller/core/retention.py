@@ -2,7 +2,8 @@
 
 Periods are filled from the newest backup backwards, in the order last, hourly, daily, weekly, monthly, yearly: each keeps the newest
 backup of so many periods that no kept backup lies in yet. A damaged backup fills no period, and where a policy asks for proof neither
-does an unproven one. Never removed: what is under a hold, and the last backup of which it is known that it is whole.
+does an unproven one. Never removed: what is under a hold, the last backup of which it is known that it is whole, and what is damaged
+but may become whole again by the vm's next backup.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ class Candidate:
     proof: Proof = Proof.NONE
     held_until: datetime | None = None
     """Legal hold; `datetime.max` in UTC for one without an end."""
+    may_be_repaired: bool = False
+    """Of a damaged one: nobody knows yet whether a later backup stored anew what it lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,8 @@ def _keep_what_may_not_go(newest_first: Sequence[Candidate], policy: Retention, 
     for found in newest_first:
         if found.held_until is not None and found.held_until > now:
             kept.setdefault(found.backup_id, f"held until {found.held_until:%Y-%m-%d}")
+        if found.may_be_repaired:
+            kept.setdefault(found.backup_id, "damaged; the vm's next backup may repair it")
     verified = next((found for found in newest_first if found.proof is Proof.VERIFIED), None)
     if verified is not None:
         kept.setdefault(verified.backup_id, "the last verified backup of the vm")

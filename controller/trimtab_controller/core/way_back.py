@@ -4,11 +4,16 @@ USABLE = "ready"
 UNRESPONSIVE = "unresponsive"
 
 
-def way_back(name: str, *, state: str, reason: str, pool_state: str, is_usable_elsewhere: bool) -> str:
+def way_back(
+    name: str, *, state: str, reason: str, pool_state: str, is_usable_elsewhere: bool, is_wished_paused: bool = False
+) -> str:
     """Return the sentence for one vm; "" where nothing is wrong for it.
 
+    `is_wished_paused`: an operator asked for the pause.
     `pool_state`: the pool's on the vm's home ("" for a vm without one); `state`, `reason`: of the vm as it was observed.
     """
+    if reason == "io_error" and is_wished_paused:
+        return f"paused by a failed write, and as was asked since; `trimtab vm resume {name}` when the pool has room and answers"
     if reason == "io_error":
         return "paused by a failed write; it resumes by itself when the pool has room and answers"
     if pool_state in {"", USABLE}:

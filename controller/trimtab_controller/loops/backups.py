@@ -5,7 +5,7 @@
 Every round looks at rows only; what it accepts are operations like anybody else's.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -33,11 +33,16 @@ KEEP_FAILED = timedelta(days=7)
 BATCH = 200
 BOOT_TIMEOUT_S = 600
 BOOT_RETRY = timedelta(hours=1)
+READ_AGAIN_AFTER = timedelta(days=30)
+# What no guest has on its disks any more is never repaired: such a backup is not read again after each of a night's backups.
+REREAD_EVERY = timedelta(hours=12)
 
 
 class BackupLoop:
-    def __init__(self, *, db: Database, clock: Clock, nudger: Nudger) -> None:
+    def __init__(self, *, db: Database, clock: Clock, nudger: Nudger, read_again_after: timedelta = READ_AGAIN_AFTER) -> None:
+        """`read_again_after` 0: what was read back once is not read again."""
         self._db, self._clock, self._nudger = db, clock, nudger
+        self._read_again_after = read_again_after
         self._not_before: dict[str, datetime] = {}
 
     def ask(self, term: int) -> None:
@@ -56,7 +61,7 @@ class BackupLoop:
             self._nudger.nudge()
 
     def verify(self, term: int) -> None:
-        """Accept the verification of new backups whose vm's policy wants one."""
+        """Accept the verification of new backups whose vm's policy wants one, and of damaged ones that may be repaired."""
         now = self._clock.now()
 
         def work(session: Session) -> int:
@@ -64,6 +69,7 @@ class BackupLoop:
             policies, found = _with_policies(session)
             wanting = {vm.id for vm in found if _wants_proof(policies.get(vm.backup_policy_id))}
             unproven = [one for one in _newest(session, wanting) if _is_new(one)]
+            unproven += self._perhaps_repaired(session, now)
             for backup in unproven:
                 if not operations.page(session, limit=1, subject_id=backup.id, kind="backup.verify", is_done=False):
                     backups.accept_verify(session, backup, actor=SYSTEM, now=now)
@@ -76,6 +82,24 @@ class BackupLoop:
             return len(unproven) + len(unbooted)
 
         if self._db.write(work):
+            self._nudger.nudge()
+
+    def read_again(self, term: int) -> None:
+        """Accept the reading of the backup that was read back longest ago, where that is too long: what lies still rots unseen.
+
+        One at a time in the whole fleet, and whatever others verify goes first: it takes as long as it takes.
+        """
+        now = self._clock.now()
+
+        def work(session: Session) -> bool:
+            leases.assert_leader(session, term)
+            found = backup_store.longest_unread(session, read_before=now - self._read_again_after)
+            if found is None or operations.page(session, limit=1, kind="backup.verify", is_done=False):
+                return False
+            backups.accept_verify(session, found, actor=SYSTEM, now=now)
+            return True
+
+        if self._read_again_after and self._db.write(work):
             self._nudger.nudge()
 
     def retain(self, term: int) -> None:
@@ -123,6 +147,9 @@ class BackupLoop:
             metrics.BACKUP_WORST_SECONDS.labels(what).set(max((one for one in seconds if one is not None), default=0.0))
         recoveries = [one.protection.last_booted.recovery_ms for one in protected if one.protection.last_booted]
         metrics.BACKUP_WORST_SECONDS.labels("recovery").set(max(recoveries, default=0) / 1000)
+        newest = [one.protection.last_good for one in found if one.protection.last_good is not None]
+        for what in ("size", "dirty", "read", "stored"):
+            metrics.BACKUP_LAST_BYTES.labels(what).set(sum(getattr(one, f"{what}_bytes") for one in newest))
         for repo in repos:
             count, size_bytes, stored_bytes = totals.get(repo.id, (0, 0, 0))
             metrics.BACKUP_REPO_BACKUPS.labels(repo.name).set(count)
@@ -130,6 +157,22 @@ class BackupLoop:
             metrics.BACKUP_REPO_BYTES.labels(repo.name, "stored").set(stored_bytes)
             metrics.BACKUP_REPO_BYTES.labels(repo.name, "kept").set(repo.kept_bytes)
             metrics.BACKUP_DEDUP_RATIO.labels(repo.name).set(size_bytes / stored_bytes if stored_bytes else 0.0)
+
+    def _perhaps_repaired(self, session: Session, now: datetime) -> list[Backup]:
+        """Return the damaged backup of each repository that was read longest ago, where one was made since any of them was read.
+
+        One stands for all: its verification judges the others too.
+        """
+        found = []
+        for repo in backup_repos.live(session):
+            damaged = sorted(backup_store.damaged(session, repo.id), key=_read_at)
+            if not damaged or repo.state != "ready" or self._not_before.get(repo.id, now) > now:
+                continue
+            made_at = backup_store.last_taken(session, repo.id)
+            if made_at is not None and made_at > _read_at(damaged[-1]):
+                self._not_before[repo.id] = now + REREAD_EVERY
+                found.append(damaged[0])
+        return found
 
     def _boot(self, session: Session, backup: Backup, policy: BackupPolicy, now: datetime) -> None:
         project = identity.find_project(session, backup.project_id)
@@ -168,6 +211,7 @@ class BackupLoop:
                 name=policy.name,
                 policy=policy.id,
                 needs_filesystem=policy.needs_filesystem,
+                needs_application=policy.needs_application,
                 bandwidth_mib_s=policy.bandwidth_mib_s,
             )
             backup_instants.create(session, spec, project=project, actor=SYSTEM, now=now)
@@ -222,6 +266,10 @@ def _wants_proof(policy: BackupPolicy | None) -> bool:
     return policy is not None and policy.verify != "none"
 
 
+def _read_at(backup: Backup) -> datetime:
+    return backup.verified_at or backup.created_at
+
+
 def _is_new(backup: Backup) -> bool:
     return backup.state == "ready" and backup.verified_at is None
 
@@ -230,18 +278,39 @@ def _superfluous(session: Session, now: datetime) -> list[Backup]:
     """Return the backups that no policy keeps; those of vms without a policy, and of deleted vms, stay until somebody deletes them."""
     policies, found = _with_policies(session)
     listed = backup_store.of_vms(session, [vm.id for vm in found])
+    judged_at = {
+        repo_id: max(map(_read_at, backup_store.damaged(session, repo_id)))
+        for repo_id in {one.repo_id for some in listed.values() for one in some if one.state == "damaged"}
+    }
     gone = []
     for vm in found:
         mine = {one.id: one for one in listed[vm.id]}
-        candidates = [_candidate(one) for one in mine.values()]
+        candidates = [_candidate(one, listed[vm.id][-1], judged_at) for one in mine.values()]
         verdicts = judge(candidates, policies[vm.backup_policy_id].retention, now=now)
         gone += [mine[verdict.backup_id] for verdict in verdicts if not verdict.is_kept]
     return [one for one in gone if not volumes.that_fill(session, backup_id=one.id)]
 
 
-def _candidate(backup: Backup) -> Candidate:
-    proof = Proof.DAMAGED if backup.state == "damaged" else Proof.VERIFIED if backup.level >= 1 else Proof.NONE
-    return Candidate(backup.id, backup.taken_at or backup.created_at, proof, backup.held_until)
+def _candidate(backup: Backup, newest: Backup, judged_at: Mapping[str, datetime]) -> Candidate:
+    taken_at = backup.taken_at or backup.created_at
+    if backup.state == "damaged":
+        return Candidate(
+            backup.id,
+            taken_at,
+            Proof.DAMAGED,
+            backup.held_until,
+            _may_be_repaired(newest, backup.repo_id, judged_at[backup.repo_id]),
+        )
+    return Candidate(backup.id, taken_at, Proof.VERIFIED if backup.level >= 1 else Proof.NONE, backup.held_until)
+
+
+def _may_be_repaired(newest: Backup, repo_id: str, judged_at: datetime) -> bool:
+    """Tell whether a damaged backup may be whole by the next judgement, given its vm's newest one.
+
+    One flipped bit damages every backup that shares the chunk, the newest too: the next run stores it anew, and all are whole again.
+    """
+    is_later = (newest.taken_at or newest.created_at) > judged_at
+    return newest.state == "damaged" or (newest.repo_id == repo_id and is_later)
 
 
 def _age(at: datetime | None, now: datetime) -> float | None:

@@ -80,7 +80,7 @@ class Drift:
             log.info("host not observed", host_id=host.id, code=error.code)
             return
         if self._usage is not None:
-            self._usage.note(seen, at=asked_at)
+            self._usage.note(seen, host_id=host.id, at=asked_at)
 
         def work(session: Session) -> None:
             leases.assert_leader(session, term)
@@ -132,6 +132,7 @@ class Drift:
                 has_space=suspect.has_space,
                 is_host_up=suspect.is_host_up,
                 is_transient=(vm.host_id, vm.id) in transient,
+                is_filling=suspect.is_filling,
                 strays=strays[vm.id],
             )
             if _differs(vm, finding) and (finding or self._has_asked_all):
@@ -199,6 +200,9 @@ class Drift:
     def _heal(self, term: int, vm: Vm, cure: Cure) -> None:
         def work(session: Session) -> None:
             leases.assert_leader(session, term)
+            # Judged on what was read a moment ago: an operator's pause may have begun and ended since, and it holds.
+            if vms.get(session, vm.id).desired_power is not vm.desired_power:
+                return
             accept(
                 session,
                 cure.value,

@@ -2,7 +2,7 @@
 
 A job that blocks (a host that hangs in `observe_hosts`) must not delay placement, so jobs run in lanes, each a thread:
 `placement` (batches), `failover`, `fencing`, `redrive`, `upkeep`, `drift`, `hand changes`, `planning`, `backups`, `overlay`. Every
-write of a lane is fenced by the leader's term.
+write of a lane is fenced by the leader's term. While the database is behind the fleet (`services/behind.py`) the lanes stand still.
 """
 
 import threading
@@ -19,7 +19,7 @@ from trimtab_controller.config import Settings
 from trimtab_controller.core.failover import FailoverSettings
 from trimtab_controller.core.planning.rebalance import RebalanceMode
 from trimtab_controller.fencing import FenceAgents
-from trimtab_controller.loops.backups import BackupLoop
+from trimtab_controller.loops.backups import READ_AGAIN_AFTER, BackupLoop
 from trimtab_controller.loops.drift import Drift
 from trimtab_controller.loops.drill_cuts import DrillCuts
 from trimtab_controller.loops.failover import BELIEVED, FailoverLoop
@@ -46,9 +46,11 @@ from trimtab_controller.store.database import Database
 
 log = structlog.get_logger(__name__)
 
-TICK_S = 0.05
+TICK_S = 0.02
 # A lane looks at least so often whether it leads.
 LOOK_S = 0.25
+# A copy of the database that is older than a few of these is noticed by whichever host speaks first.
+MARK_EVERY_S = 60.0
 
 
 HostStates = Callable[[], Mapping[str, Mapping[str, Any]]]
@@ -64,6 +66,7 @@ def lanes(
     host_states: HostStates = dict,
     drift_period_s: float = 30.0,
     recover_lost_after_s: float = 300.0,
+    read_again_after: timedelta = READ_AGAIN_AFTER,
 ) -> dict[str, list[Job]]:
     """Return the leader's jobs by lane, with their periods.
 
@@ -92,7 +95,7 @@ def lanes(
         "fencing": [Job("test fences", 1.0, readiness.run), Job("cut power for drills", 1.0, cuts.run)],
         "redrive": [Job("redrive", 0.25, redrive.run)],
         "upkeep": _upkeep_lane(db, clock, nudger),
-        "backups": _backup_lane(db, clock, nudger, timedelta(seconds=recover_lost_after_s)),
+        "backups": _backup_lane(db, clock, nudger, timedelta(seconds=recover_lost_after_s), read_again_after),
         "drift": [Job("judge vms", 2.0, drift.judge_vms), Job("observe hosts", drift_period_s, drift.observe_hosts)],
         # A host that hangs may keep these waiting, and nothing else.
         "hand changes": [Job("look for hand-made changes", drift_period_s, by_hand.look)],
@@ -109,7 +112,8 @@ def lanes(
 def _upkeep_lane(db: Database, clock: Clock, nudger: Nudger) -> list[Job]:
     upkeep = Upkeep(db=db, clock=clock, nudger=nudger)
     return [
-        Job("figures", 5.0, FleetFigures(db=db, clock=clock).run),
+        Job("figures", 5.0, FleetFigures(db=db, clock=clock).run, only_looks=True),
+        Job("mark the database", MARK_EVERY_S, upkeep.mark_database),
         Job("prepare hosts", 1.0, upkeep.prepare_hosts),
         Job("seal audit", 5.0, upkeep.seal_audit),
         Job("purge", 30.0, upkeep.purge),
@@ -122,11 +126,14 @@ def _upkeep_lane(db: Database, clock: Clock, nudger: Nudger) -> list[Job]:
     ]
 
 
-def _backup_lane(db: Database, clock: Clock, nudger: Nudger, recover_lost_after: timedelta) -> list[Job]:
-    backups = BackupLoop(db=db, clock=clock, nudger=nudger)
+def _backup_lane(
+    db: Database, clock: Clock, nudger: Nudger, recover_lost_after: timedelta, read_again_after: timedelta
+) -> list[Job]:
+    backups = BackupLoop(db=db, clock=clock, nudger=nudger, read_again_after=read_again_after)
     return [
         Job("ask for backups", 5.0, backups.ask),
         Job("verify backups", 15.0, backups.verify),
+        Job("read backups again", 60.0, backups.read_again),
         Job("retain backups", 60.0, backups.retain),
         Job("measure backups", 30.0, backups.measure),
         Job("run recovery plans", 1.0, RecoveryLoop(db=db, clock=clock, nudger=nudger).run),
@@ -161,6 +168,7 @@ def run(settings: Settings, *, stopping: threading.Event, beat: Callable[[], Non
         host_states=host_states,
         drift_period_s=settings.drift_period_s,
         recover_lost_after_s=settings.recover_lost_after_s,
+        read_again_after=timedelta(days=settings.read_backups_again_days),
     )
     if settings.ovn_northbound:
         northbound = OvnNorthbound(settings.ovn_northbound, fleet=box.fleet_id, papers=_papers(settings))
@@ -192,6 +200,8 @@ def _lane(name: str, jobs: Sequence[Job], leader: Leader, clock: Clock, stopping
     while not stopping.wait(pause_s):
         term, pause_s = leader.term(), LOOK_S
         if term is not None:
-            run_due(jobs, term, clock)
+            run_due(jobs, term, clock, is_behind=leader.is_behind)
+            if leader.is_behind:
+                continue
             pause_s = min(LOOK_S, max(TICK_S, min(job.due_in_s(clock) for job in jobs)))
     log.info("lane ended", lane=name)

@@ -35,12 +35,14 @@ from trimtab_controller.core.failover.events import (
     Tick,
 )
 from trimtab_controller.core.failover.records import NEVER_S, Holder, Phase, State, VmRecord
+from trimtab_controller.core.host_troubles import TroubleKind
 from trimtab_controller.core.lifecycle import ENDED_STATES, HostConnectivity, OperationState
 from trimtab_controller.core.model import Operation
 from trimtab_controller.fencing import Fencer
 from trimtab_controller.loops import failover_reading as reading
 from trimtab_controller.loops.failover_effects import Hands, no_secret
 from trimtab_controller.loops.failover_reading import Snapshot
+from trimtab_controller.loops.host_troubles import Troubles
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.engine import Engine
 from trimtab_controller.store import failover, leases
@@ -97,6 +99,7 @@ class FailoverLoop:
         self._term = 0
         self._state = State(settings=settings)
         self._watch = BeatWatch()
+        self._troubles = Troubles(clock)
         # Lines of each host's timeline that are recorded already.
         self._told: dict[str, int] = {}
         # Vm -> when and with which reason it was told to wait.
@@ -122,6 +125,7 @@ class FailoverLoop:
         self._feed((*self._observe(seen), *answers, Tick()), term, seen)
         self._note_frozen(term, seen)
         self._note_waiting(term, seen)
+        self._troubles.tell(seen.troubles, seen.hosts, partial(self._hands.write, term))
         self._measure()
         starting = sum(vm.phase is Phase.STARTING for vm in self._state.vms.values())
         if starting or now < self._hands.drives_until_s:
@@ -145,12 +149,18 @@ class FailoverLoop:
         left = {vm_id for host in self._state.hosts.values() for vm_id in host.leftovers}
         self._watched = {vm_id: until for vm_id, until in self._watched.items() if until > now or vm_id in left}
         wanted = frozenset(self._hands.restarts.values())
-        return self._db.read(lambda session: reading.read(session, also=tuple(self._watched), operation_ids=wanted))
+
+        def work(session: Session) -> Snapshot:
+            troubles = self._troubles.read(session)
+            return reading.read(session, also=tuple(self._watched), operation_ids=wanted, troubles=troubles)
+
+        return self._db.read(work)
 
     def _begin(self, term: int, seen: Snapshot) -> None:
         """Rebuild the state from what earlier leaders made durable, and give everybody a full window."""
         self._term = term
         self._told_why.clear()
+        self._db.read(self._troubles.begin)
         self._hands.restarts = {vm_id: one.id for vm_id, one in seen.live.items() if one.kind == reading.RESTART}
         known = {host_id: reading.host_record(host, seen) for host_id, host in seen.hosts.items()}
         self._told = {host_id: len(record.evidence) for host_id, record in known.items()}
@@ -207,6 +217,9 @@ class FailoverLoop:
                         boot_id=host.boot_id,
                         is_armed=guard.is_armed,
                         kill_s=guard.kill_ms / 1000,
+                        has_uplink=not seen.lost(host_id, TroubleKind.NETWORK),
+                        has_storage=not (lost_pools := seen.lost(host_id, TroubleKind.STORAGE)),
+                        lost_pools=lost_pools,
                     )
                 )
             if record.ends_granting_since_s is not None and not record.granting_ended and self._has_granting_ended(host_id, seen):
@@ -236,9 +249,12 @@ class FailoverLoop:
             # thought of it is over. Else a guest that ended while it was on its way would be waited for for ever.
             was_taken_up = vm.phase is Phase.NEEDS_ATTENTION and not row.attention
             has_arrived = vm.phase is Phase.MOVING and not row.migrating_to
-            if was_taken_up or has_arrived:
+            # It was to be taken off its host, and something else was being done with it.
+            was_left = vm.phase is Phase.STOPPING and vm_id in seen.stranded and vm_id not in seen.live
+            if was_taken_up or has_arrived or was_left:
                 vm = reading.vm_record(row, seen, now_s=now)
-            vms[vm_id] = replace(vm, desired=reading.desired(row), priority=row.priority, start_delay_s=row.start_delay_s)
+            vm = reading.with_wishes(vm, row, seen, now=self._clock.now(), now_s=now)
+            vms[vm_id] = replace(vm, has_lost_storage=vm_id in seen.stranded, pools=seen.pools.get(vm_id, frozenset()))
         self._state = replace(self._state, hosts=hosts, vms=vms, tombstones=seen.tombstones)
 
     def _has_granting_ended(self, host_id: str, seen: Snapshot) -> bool:
@@ -289,8 +305,10 @@ class FailoverLoop:
         found: list[Event] = []
         for vm_id, row in seen.vms.items():
             vm, host = self._state.vms[vm_id], seen.hosts.get(row.host_id)
-            is_off = row.observed_state in _OFF and row.observed_host_id == row.host_id and row.observed_reason not in ON_PURPOSE
-            is_idle = vm.phase is Phase.SETTLED and bool(vm.holders) and vm_id not in seen.live
+            was_meant = row.observed_reason in ON_PURPOSE and not row.was_taken_off
+            is_off = row.observed_state in _OFF and row.observed_host_id == row.host_id and not was_meant
+            is_waited_for = vm.phase is Phase.SETTLED or (vm.phase is Phase.STOPPING and row.was_taken_off)
+            is_idle = is_waited_for and bool(vm.holders) and vm_id not in seen.live
             if is_off and is_idle and host is not None and host.connectivity is HostConnectivity.UP:
                 seen_as = reading.seen_of(row)
                 found.append(Observed(vm=vm_id, host=row.host_id, epoch=row.epoch, seen=seen_as, was_crash=True))
@@ -367,17 +385,19 @@ class FailoverLoop:
             )
 
     def _note_waiting(self, term: int, seen: Snapshot) -> None:
-        """Record why vms of lost hosts wait, at most every few seconds each: reasons may count seconds."""
+        """Record why vms of lost hosts wait, at most every few seconds each: reasons may count seconds.
+
+        Those of start groups also where their host is back already, and what they wait for is elsewhere.
+        """
         now = self._clock.boottime_s()
-        waits = {
-            vm.id: vm for vm in self._state.vms.values() if vm.why and (vm.phase is Phase.RECOVERING or _is_stranded(vm, seen))
-        }
+        waits = {vm.id: vm for vm in self._state.vms.values() if vm.why and _is_waiting(vm, seen, now)}
         self._told_why = {vm_id: told for vm_id, told in self._told_why.items() if vm_id in waits}
         for vm_id, vm in waits.items():
             at, why = self._told_why.get(vm_id, (float("-inf"), ""))
-            if vm.why != why and now - at >= WHY_EVERY_S and vm.host in seen.records:
+            if vm.why != why and now - at >= WHY_EVERY_S and (vm.host in seen.records or vm.group):
                 self._told_why[vm_id] = (now, vm.why)
-                self._hands.write(term, partial(self._hands.record_waiting, host_id=vm.host, vm=vm))
+                told = replace(vm, why=_with_names(vm.why, seen))
+                self._hands.write(term, partial(self._hands.record_waiting, host_id=vm.host, vm=told))
 
     def _note_frozen(self, term: int, seen: Snapshot) -> None:
         frozen = self._state.frozen[:500]
@@ -416,6 +436,19 @@ def _refreshed(vm: VmRecord, row: KeptVm, seen: Snapshot, now_s: float) -> VmRec
         seen=reading.seen_of(row),
         seen_s=now_s,
     )
+
+
+def _with_names(why: str, seen: Snapshot) -> str:
+    """Return the reason as people read it: hosts by their names; the core names vms itself."""
+    for host_id, host in seen.hosts.items():
+        if host_id in why:
+            why = why.replace(host_id, host.name)
+    return why
+
+
+def _is_waiting(vm: VmRecord, seen: Snapshot, now_s: float) -> bool:
+    is_held_up = vm.phase is Phase.RESTARTING and bool(vm.group) and now_s >= vm.not_before_s
+    return vm.phase is Phase.RECOVERING or is_held_up or _is_stranded(vm, seen)
 
 
 def _is_stranded(vm: VmRecord, seen: Snapshot) -> bool:

@@ -31,10 +31,11 @@ from trimtab_controller.store import claims, events, failover, fence_intents, ho
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError
+from trimtab_protos.messages import StateReason
 
 log = structlog.get_logger(__name__)
 
-SYSTEM = Actor(name="system:failover")
+SYSTEM = Actor(name=failover.SYSTEM)
 DEVICES_AT_ONCE, AGENTS_AT_ONCE, DRIVES_AT_ONCE = 8, 8, 4
 # So long after a host said that it has nothing of a vm this is taken as known.
 BELIEVED_FOR_S = 60.0
@@ -151,7 +152,7 @@ class Hands:
             case do.GoDown():
                 log.info("left to the maintenance of hosts", host_id=effect.host)
             case _:
-                self._begin(effect, term)
+                self._begin(effect, term, seen)
         return ()
 
     def _close_beacon(self, effect: do.WriteIntent | do.ProveIntent, term: int, seen: Snapshot) -> Sequence[Event]:
@@ -166,7 +167,7 @@ class Hands:
 
     # --- operations -----------------------------------------------------------------------------------------------------------
 
-    def _begin(self, effect: do.Effect, term: int) -> None:
+    def _begin(self, effect: do.Effect, term: int, seen: Snapshot) -> None:
         """Accept the operation that carries the effect out. One that is refused is decided anew in the next round."""
 
         def work(session: Session) -> None:
@@ -176,6 +177,8 @@ class Hands:
                 case do.SettleMove():
                     if claims.migration_of(session, effect.vm) is not None:
                         recovery.settle_move(session, vms.get(session, effect.vm), effect.host, now=now, actor=SYSTEM)
+                case do.DestroyCopy() if effect.vm in seen.stranded:
+                    self._take_off(session, effect)
                 case do.DestroyCopy():
                     recovery.clean_copy(session, vms.get(session, effect.vm), effect.host, kill=True, now=now, actor=SYSTEM)
                 case do.RemoveLeftover():
@@ -207,6 +210,18 @@ class Hands:
             now=self._clock.now(),
         )
 
+    def _take_off(self, session: Session, effect: do.DestroyCopy) -> None:
+        """Cut the guest's power at its home, which does not reach its disks; its wish stays, so that it starts elsewhere once it is gone.
+
+        Asked once more of the row: one that runs again, or is on its way, is left alone.
+        """
+        vm = vms.get(session, effect.vm)
+        is_paused = vm.observed_state is ObservedState.PAUSED and vm.observed_reason == StateReason.IO_ERROR.value
+        is_at_home = effect.host == vm.host_id == vm.observed_host_id
+        if not (is_paused and is_at_home) or claims.migration_of(session, vm.id) is not None:
+            raise Conflict("vm-not-stranded", f"vm {vm.name} does not wait for its storage on {effect.host} any more")
+        self._accept(session, "vm.stop", vm.id, {"force": True})
+
     def _recover(self, session: Session, effect: do.StartVm) -> None:
         now, vm = self._clock.now(), vms.get(session, effect.vm)
         self._check_gone(session, vm)
@@ -224,9 +239,13 @@ class Hands:
             session, vm, because=because, now=now, actor=SYSTEM, to_host_id=vm.host_id if is_at_home else ""
         )
         self.restarts[vm.id] = operation.id
-        if present is not None:
+        # Its host may have come back while it waited; what was begun of its loss is ended nevertheless.
+        records = {one.failover_id for one in failover.open_waits(session, vm.id)} | (
+            {present.id} if present is not None else set()
+        )
+        for record_id in sorted(records):
             failover.write_vm(
-                session, present.id, vm.id, now=now, operation_id=operation.id, state="starting", why="", ended_at=None
+                session, record_id, vm.id, now=now, operation_id=operation.id, state="starting", why="", ended_at=None
             )
 
     def _check_gone(self, session: Session, vm: Vm) -> None:
@@ -377,10 +396,12 @@ class Hands:
     def record_waiting(self, session: Session, host_id: str, vm: VmRecord) -> None:
         """Record why a vm of a lost host is not restarted yet, or will not be."""
         present, now = failover.open_record(session, host_id), self._clock.now()
-        if present is None:
+        if present is None and not vm.group:
             return
         why = vm.why[:1000]
-        failover.write_vm(session, present.id, vm.id, now=now, state="waiting", why=why, operation_id="", ended_at=None)
+        records = {present.id} if present is not None else {one.failover_id for one in failover.open_waits(session, vm.id)}
+        for record_id in sorted(records):
+            failover.write_vm(session, record_id, vm.id, now=now, state="waiting", why=why, operation_id="", ended_at=None)
         vms.update(session, vm.id, problem=why)
 
     def _forget(self, session: Session, host_id: str) -> None:

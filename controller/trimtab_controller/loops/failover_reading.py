@@ -1,9 +1,12 @@
 """What the failover loop reads of the store in one snapshot, and what records of the pure core that makes."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from types import MappingProxyType
 
-from trimtab_controller.core.failover.records import Desired, Evidence, Holder, HostRecord, Phase, Proof, Seen, VmRecord
+from trimtab_controller.core.failover.records import GONE, Desired, Evidence, Holder, HostRecord, Phase, Proof, Seen, VmRecord
+from trimtab_controller.core.host_troubles import Trouble, TroubleKind
 from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState, OperationState
 from trimtab_controller.core.model import Operation
 from trimtab_controller.core.model.failover import FailoverControl, FailoverRow, FailoverVmRow, FencePathRow
@@ -38,6 +41,8 @@ class Snapshot:
     starts: tuple[FailoverVmRow, ...]
     operations: Mapping[str, Operation]
     live: Mapping[str, Operation]
+    started: Mapping[str, datetime]
+    """When those of start groups were last started, whoever led then."""
     records: Mapping[str, FailoverRow]
     revocations: Mapping[str, Revocation]
     gateways: tuple[Lease, ...]
@@ -49,16 +54,35 @@ class Snapshot:
     """The pools in which hosts renew besides, by id."""
     beacon_readers: Mapping[str, tuple[str, ...]]
     """Pool -> the live hosts that said lately that they reach it."""
+    troubles: Mapping[str, tuple[Trouble, ...]] = field(default_factory=dict)
+    """What is wrong with hosts that are up."""
+    stranded: frozenset[str] = frozenset()
+    """Kept vms that are paused by an I/O error, with disks in a pool that their host has lost."""
+
+    pools: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Where disks of vms lie; only while a host has lost a pool."""
+
+    def lost(self, host_id: str, kind: TroubleKind) -> frozenset[str]:
+        """Return the bridges or pools that the host lacks."""
+        return frozenset(one.what for one in self.troubles.get(host_id, ()) if one.kind is kind)
 
 
-def read(session: Session, *, also: Collection[str], operation_ids: Collection[str]) -> Snapshot:
+def read(
+    session: Session,
+    *,
+    also: Collection[str],
+    operation_ids: Collection[str],
+    troubles: Mapping[str, tuple[Trouble, ...]] = MappingProxyType({}),
+) -> Snapshot:
     """`also`: vms that hosts listed lately; `operation_ids`: restarts whose end is waited for."""
+    lost_pools = _lost_pools(troubles)
+    stranded = failover.stranded(session, lost_pools)
     paths: dict[str, tuple[FencePathRow, ...]] = {}
     for path in failover.fence_paths(session):
         paths[path.host_id] = (*paths.get(path.host_id, ()), path)
     starts = failover.open_starts(session)
     wanted = {one.operation_id for one in starts if one.operation_id} | set(operation_ids)
-    kept = failover.kept_vms(session, also=also)
+    kept = failover.kept_vms(session, also=(*also, *stranded))
     standings, guards = {host.id: host for host in hosts.standings(session)}, host_guards.read_all(session)
     beacon_pools = pools.specs_of(session, {guard.beacon_pool_id for guard in guards.values()} - {""})
     return Snapshot(
@@ -69,6 +93,7 @@ def read(session: Session, *, also: Collection[str], operation_ids: Collection[s
         starts=starts,
         operations={one: operations.get(session, one) for one in wanted},
         live=operations.live_by_subject(session, [vm.id for vm in kept]),
+        started=failover.last_started(session, [vm.id for vm in kept if vm.start_group]),
         records={row.host_id: row for row in failover.open_records(session)},
         revocations={one.host_id: one for one in leases.revocations(session)},
         gateways=leases.named(session, leases.GATEWAY_PREFIX),
@@ -80,6 +105,16 @@ def read(session: Session, *, also: Collection[str], operation_ids: Collection[s
             pool_id: tuple(one.host_id for one in places if one.state == "ready" and _is_up(one.host_id, standings))
             for pool_id, places in pools.hosts_of(session, list(beacon_pools)).items()
         },
+        troubles=troubles,
+        stranded=stranded,
+        pools=failover.pools_of(session, [vm.id for vm in kept]) if lost_pools else {},
+    )
+
+
+def _lost_pools(troubles: Mapping[str, tuple[Trouble, ...]]) -> frozenset[tuple[str, str]]:
+    """Return (pool, host) of what is lost."""
+    return frozenset(
+        (one.what, host_id) for host_id, found in troubles.items() for one in found if one.kind is TroubleKind.STORAGE
     )
 
 
@@ -118,8 +153,8 @@ def vm_record(row: KeptVm, seen: Snapshot, *, now_s: float) -> VmRecord:
         host=row.host_id,
         epoch=row.epoch,
         is_local=row.has_local_disk,
-        priority=row.priority,
-        start_delay_s=row.start_delay_s,
+        name=row.name,
+        project=row.project_id,
         desired=desired(row),
         seen=seen_of(row),
         seen_s=now_s,
@@ -156,6 +191,32 @@ def desired(row: KeptVm) -> Desired:
     if row.ha != "restart":
         return Desired.IGNORED
     return Desired.RUNNING if row.desired_power == "running" else Desired.DISABLED
+
+
+def with_wishes(vm: VmRecord, row: KeptVm, seen: Snapshot, *, now: datetime, now_s: float) -> VmRecord:
+    """Return the vm as its owner wants it by now: whether it is kept, how early it starts, and after whom.
+
+    When it was last started is the store's to say: of a guest that runs since long a new leader would else know nothing, and of one
+    that the last leader started a moment ago neither.
+    """
+    started = seen.started.get(vm.id)
+    return replace(
+        vm,
+        desired=desired(row),
+        priority=row.priority,
+        start_delay_s=row.start_delay_s,
+        group=_group_of(vm, row, seen),
+        group_order=row.start_order,
+        ran_s=vm.ran_s if started is None else now_s - max(0.0, (now - started).total_seconds()),
+    )
+
+
+def _group_of(vm: VmRecord, row: KeptVm, seen: Snapshot) -> str:
+    """Return its start group; none while it is off because somebody shut it down: nobody starts it, so nobody waits for it."""
+    home = seen.hosts.get(row.host_id)
+    is_idle = vm.phase is Phase.SETTLED and home is not None and home.connectivity is HostConnectivity.UP
+    is_left_off = seen_of(row) in GONE and row.observed_reason in failover.SHUT_DOWN
+    return "" if is_idle and is_left_off else row.start_group
 
 
 def seen_of(row: KeptVm) -> Seen:

@@ -17,7 +17,7 @@ from trimtab_controller.core.model import Host
 from trimtab_controller.core.model.failover import FencePathRow
 from trimtab_controller.fencing import Fencer, Power, PowerAnswer
 from trimtab_controller.services import fencing
-from trimtab_controller.store import events, failover, host_guards, hosts, leases
+from trimtab_controller.store import events, failover, hosts, leases
 from trimtab_controller.store.database import Database, Session
 from trimtab_protos.errors import TrimtabError
 
@@ -47,7 +47,8 @@ class FenceReadiness:
         counted = Counter("untested" if path.tested_at is None else "ready" if path.is_ready else "failed" for path in paths)
         for state in ("ready", "failed", "untested"):
             metrics.FENCE_PATHS.labels(state).set(counted[state])
-        metrics.HOSTS_WITHOUT_FENCE.set(self._db.read(lambda session: _unprotected(session, paths)))
+        bare = self._db.read(lambda session: failover.unprotected(session, with_vms_to_restart=True))
+        metrics.HOSTS_WITHOUT_FENCE.set(len(bare))
 
     def _test(self, term: int, path: FencePathRow) -> None:
         try:
@@ -87,11 +88,3 @@ def _what_is_wrong(answer: PowerAnswer, host: Host) -> str:
     if answer.power is Power.OFF and host.connectivity is HostConnectivity.UP:
         return f"it says off, but {host.name} is heard from: it is another machine's, or it lies"
     return ""
-
-
-def _unprotected(session: Session, paths: tuple[FencePathRow, ...]) -> int:
-    """Return how many hosts have vms to restart and neither a device that is ready nor an armed warden."""
-    ready = {path.host_id for path in paths if path.is_ready}
-    homes = {vm.host_id for vm in failover.vms_at_home(session) if vm.ha == "restart"}
-    armed = {host_id for host_id, guard in host_guards.read_all(session).items() if guard.is_armed}
-    return sum(1 for host in hosts.live(session) if host.id in homes - ready - armed)

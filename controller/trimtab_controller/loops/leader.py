@@ -13,7 +13,7 @@ import structlog
 from trimtab_controller import metrics
 from trimtab_controller.clock import Clock, SystemClock
 from trimtab_controller.config import Settings
-from trimtab_controller.store import leases
+from trimtab_controller.store import behind, leases
 from trimtab_controller.store.database import Database
 from trimtab_controller.store.leases import BeatWatch, Lease
 from trimtab_protos.errors import Unavailable
@@ -38,6 +38,8 @@ class Leader:
         self._lock = threading.Lock()
         self._held: Lease | None = None
         self._renewed_s = 0.0
+        self.is_behind = False
+        """The database is older than the fleet, as of the last tick: the lead is kept, and nothing is done with it."""
 
     def term(self) -> int | None:
         """Return the term under which this process may act now, None while it does not lead."""
@@ -54,9 +56,16 @@ class Leader:
                 self._contend(started_s)
             elif started_s >= self._renewed_s + self._renew_s:
                 self._renew(started_s)
+            self._look_whether_behind()
         except Unavailable as error:
             log.warning("lease of the engine not reached", error=error.message)
         metrics.LEADER.set(self.term() is not None)
+
+    def _look_whether_behind(self) -> None:
+        was_behind, self.is_behind = self.is_behind, self._db.read(behind.state).is_in_force
+        metrics.DATABASE_BEHIND.set(self.is_behind)
+        if self.is_behind != was_behind:
+            log.warning("the leader stands still" if self.is_behind else "the leader goes on", is_behind=self.is_behind)
 
     def release(self) -> None:
         """Stop leading and let a successor take over at once."""

@@ -24,6 +24,8 @@ class Job:
     run: Callable[[int], None]
     is_urgent: Callable[[], bool] | None = None
     urgent_period_s: float = 0.25
+    only_looks: bool = False
+    """It changes nothing and asks no host for anything, so that it goes on while the database is behind the fleet."""
     _due: float = field(default=0.0)
     _soonest: float = field(default=0.0)
 
@@ -57,6 +59,8 @@ class Job:
             log.exception("leader job failed", job=self.name)
 
 
-def run_due(jobs: Sequence[Job], term: int, clock: Clock) -> None:
+def run_due(jobs: Sequence[Job], term: int, clock: Clock, *, is_behind: bool = False) -> None:
+    """Run what is due; `is_behind`: only what changes nothing."""
     for job in jobs:
-        job.run_if_due(term, clock)
+        if job.only_looks or not is_behind:
+            job.run_if_due(term, clock)

@@ -24,7 +24,7 @@ from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations import lifetimes, placement_cures, placement_snapshot
 from trimtab_controller.operations.admission import Gatekeeper
 from trimtab_controller.operations.lifetimes import LifetimeKeeper
-from trimtab_controller.store import claims, fleet, leases, operations, placements, vms
+from trimtab_controller.store import claims, events, fleet, leases, operations, placements, vms
 from trimtab_controller.store.database import Database, Session
 
 log = structlog.get_logger(__name__)
@@ -167,6 +167,7 @@ class PlacementLoop:
 
 def _read(session: Session, asks: tuple[PlacementAsk, ...]) -> Batch:
     vm_ids = [ask.vm_id for ask in asks]
+    revision = events.newest(session)  # first: PostgreSQL reads what is committed at each statement
     rows = fleet.read_rows(session)
     baselines = placement_snapshot.baselines_of(rows)
     return Batch(
@@ -177,11 +178,12 @@ def _read(session: Session, asks: tuple[PlacementAsk, ...]) -> Batch:
         hosts={host.id: host for host in rows.hosts},
         baselines=baselines,
         snapshot=placement_snapshot.snapshot_of(rows, baselines),
+        revision=revision,
     )
 
 
 def _request(ask: PlacementAsk, batch: Batch) -> PlacementRequest:
     needs = batch.needs[ask.vm_id]
     source = batch.hosts.get(needs.vm.host_id)
-    accelerator = source.inventory.accelerator if source and source.inventory else ""
-    return placement_snapshot.request_of(ask, needs, accelerator=accelerator, groups=batch.rows.groups)
+    inventory = source.inventory if source else None
+    return placement_snapshot.request_of(ask, needs, source=inventory, groups=batch.rows.groups)

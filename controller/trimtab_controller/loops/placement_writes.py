@@ -43,6 +43,8 @@ class Batch:
     hosts: Mapping[str, Host]
     baselines: Mapping[str, Baseline]
     snapshot: FleetSnapshot
+    revision: int
+    """The newest event before the fleet was read: all that was committed up to it is in what was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ def _placed(answer: Answer, batch: Batch) -> placement_commit.Placed:
         policy=answer.decision.policy,
         verdicts=answer.stored,
         inputs_sha256=answer.inputs_sha256,
+        fleet_revision=batch.revision,
     )
 
 
@@ -175,7 +178,7 @@ def _fix_baselines(session: Session, answers: Sequence[Answer], batch: Batch) ->
 def _write_one(session: Session, answer: Answer, batch: Batch, generations: Mapping[str, int], now: datetime) -> str:
     refusal = _refusal(answer, batch)
     if refusal:
-        _refuse(session, answer, refusal, now)
+        _refuse(session, answer, refusal, batch, now)
         return REFUSED
     is_answered = _place(session, answer, answer.decision.chosen_host_id or "", batch, now)
     if is_answered:
@@ -195,8 +198,8 @@ def _take_scarce(session: Session, answer: Answer, generations: Mapping[str, int
         claims.take_devices(session, vm_id=request.vm_id, host_id=host_id, kind=kind, count=count)
 
 
-def _refuse(session: Session, answer: Answer, refusal: str, now: datetime) -> None:
-    _record(session, answer, now)
+def _refuse(session: Session, answer: Answer, refusal: str, batch: Batch, now: datetime) -> None:
+    _record(session, answer, batch, now)
     placements.settle(
         session,
         answer.ask.operation_id,
@@ -214,7 +217,7 @@ def _place(session: Session, answer: Answer, host_id: str, batch: Batch, now: da
     ask = answer.ask
     vm = vms.get(session, ask.vm_id)
     epoch = vm.epoch + 1
-    _record(session, answer, now)
+    _record(session, answer, batch, now)
     is_answered = placements.settle(
         session,
         ask.operation_id,
@@ -262,7 +265,7 @@ def _place(session: Session, answer: Answer, host_id: str, batch: Batch, now: da
     return True
 
 
-def _record(session: Session, answer: Answer, now: datetime) -> None:
+def _record(session: Session, answer: Answer, batch: Batch, now: datetime) -> None:
     placements.record_decision(
         session,
         decision_id=answer.decision_id,
@@ -273,6 +276,7 @@ def _record(session: Session, answer: Answer, now: datetime) -> None:
         policy=answer.decision.policy,
         verdicts=answer.stored,
         inputs_sha256=answer.inputs_sha256,
+        fleet_revision=batch.revision,
         now=now,
     )
 

@@ -8,6 +8,7 @@ from trimtab_controller.core.model import Actor
 from trimtab_controller.nudge import Nudger
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.store import (
+    behind,
     certificates,
     consoles,
     events,
@@ -37,6 +38,8 @@ KEEP_DECISIONS = timedelta(days=14)
 KEEP_PLANS = timedelta(days=90)
 KEEP_USAGE = timedelta(days=8)
 KEEP_AUDIT = timedelta(days=400)
+SEAL_AFTER = timedelta(seconds=60)
+"""Longer than any transaction lives: by then every row with a smaller number is there, or never comes."""
 KEEP_IDEMPOTENCY = timedelta(days=2)
 KEEP_IDLE_REPLICAS = timedelta(days=7)
 EVICTIONS_PER_ROUND = 20
@@ -148,12 +151,22 @@ class Upkeep:
 
         self._db.write(work, durable=False)
 
-    def seal_audit(self, term: int) -> None:
-        """Chain the audit rows that are not sealed yet."""
+    def mark_database(self, term: int) -> None:
+        """Raise the mark by which hosts tell this database from an older copy of it."""
 
         def work(session: Session) -> None:
             leases.assert_leader(session, term)
-            upkeep.seal_audit(session, limit=BATCH)
+            behind.raise_mark(session)
+
+        self._db.write(work)
+
+    def seal_audit(self, term: int) -> None:
+        """Chain the audit rows that are not sealed yet, once no other can come before them."""
+        before = self._clock.now() - SEAL_AFTER
+
+        def work(session: Session) -> None:
+            leases.assert_leader(session, term)
+            upkeep.seal_audit(session, before=before, limit=BATCH)
 
         self._db.write(work)
 

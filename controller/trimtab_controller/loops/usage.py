@@ -1,5 +1,6 @@
-"""Rolls up what guests use and how their hosts fare, per five minutes: CPU time that agents report, as thousandths of a core; each
-host's use of its processors, what was stolen from it, and pressure stalls, as shares 0..1.
+"""Rolls up what guests use and how their hosts fare, per five minutes: CPU time that agents report, as thousandths of a core, and the
+memory that guests really hold; each host's use of its processors, what was stolen from it, and pressure stalls, as shares 0..1; the
+memory that it could still give, and what its guests hold of it together.
 """
 
 import threading
@@ -9,18 +10,24 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from trimtab_controller.clock import Clock
-from trimtab_controller.operations.estates import BUCKET_S, CPU_MILLIS, HOST_METRICS
+from trimtab_controller.operations.estates import BUCKET_S, CPU_MILLIS, GUESTS_MIB, HOST_METRICS, MEMORY_MIB
 from trimtab_controller.store import leases, usage
 from trimtab_controller.store.database import Database, Session
 from trimtab_controller.store.usage import Rollup
-from trimtab_protos.messages import DomainObservation
+from trimtab_protos.messages import DomainObservation, DomainState
 
 # Two looks that are further apart tell nothing about one bucket: a host that was away, a leader that changed.
 _APART_MAX_S = 2 * BUCKET_S
 # What a gateway last heard is older than this only where it hears nothing any more.
 _FRESH = timedelta(seconds=60)
-# What the metrics are in: permille, and hundredths of a percent.
-_PARTS = {"cpu_used_permille": 1000, "cpu_steal_permille": 1000, "cpu_pressure": 10_000, "memory_pressure": 10_000}
+# What the metrics are in: permille, hundredths of a percent, and MiB.
+_PARTS = {
+    "cpu_used_permille": 1000,
+    "cpu_steal_permille": 1000,
+    "cpu_pressure": 10_000,
+    "memory_pressure": 10_000,
+    "memory_available_mib": 1,
+}
 
 
 @dataclass(slots=True)
@@ -39,12 +46,19 @@ class Usage:
         self._last: dict[str, tuple[datetime, int]] = {}
         self._buckets: dict[tuple[str, str, datetime], _Bucket] = {}
 
-    def note(self, seen: Sequence[DomainObservation], *, at: datetime) -> None:
-        """Take in what one host said at this instant."""
+    def note(self, seen: Sequence[DomainObservation], *, host_id: str, at: datetime) -> None:
+        """Take in all that one host said of its domains at this instant."""
+        own = [one for one in seen if one.vm_id]
         with self._lock:
-            for one in seen:
-                if one.vm_id and one.cpu_time_ns > 0:
+            for one in own:
+                if one.cpu_time_ns > 0:
                     self._note_one(one.vm_id, one.cpu_time_ns, at)
+                if one.rss_mib > 0:
+                    self._add(one.vm_id, MEMORY_MIB, one.rss_mib, at)
+            # Of the same instant, so that the rest of what a host uses stays the same whichever guests come and go. An agent that does
+            # not say what guests hold says nothing of the rest either.
+            if all(one.rss_mib > 0 for one in own if one.state is DomainState.RUNNING):
+                self._add(host_id, GUESTS_MIB, sum(one.rss_mib for one in own), at)
 
     def _note_one(self, vm_id: str, cpu_time_ns: int, at: datetime) -> None:
         before = self._last.get(vm_id)

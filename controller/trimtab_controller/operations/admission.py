@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from trimtab_controller.core.model import HostClass
+from trimtab_controller.core.placement.filters.intent import NOT_UP
 from trimtab_controller.core.placement.fleet import FleetSnapshot
 from trimtab_controller.core.placement.request import PlacementKind
 from trimtab_controller.core.placement.verdict import Decision, HostVerdict, Refusal, Shortlist
@@ -113,5 +114,8 @@ def _context(session: Session, rows: FleetRows) -> object:
 
 
 def code_of(decision: Decision) -> str:
-    """Return the code of a refusal: `admission-refused`, else `no-host-fits`."""
-    return REFUSED if _FILTER in decision.refused_by else "no-host-fits"
+    """Return the code of a refusal: `admission-refused`, `host-not-up` of the one host that was named, else `no-host-fits`."""
+    if _FILTER in decision.refused_by:
+        return REFUSED
+    named = [verdict for verdict in decision.refused if verdict.host_id == decision.request.required_host_id]
+    return NOT_UP if any(one.code == NOT_UP for verdict in named for one in verdict.refusals) else "no-host-fits"

@@ -20,6 +20,7 @@ def values_of(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
         "read_bytes": sum(disk["read_bytes"] for disk in disks),
         "stored_bytes": sum(disk["stored_bytes"] for disk in disks),
         "taken_at": datetime.fromtimestamp(summary["created_ms"] / 1000, UTC),
-        "problem": "",
+        # Its applications were held for the instant, and may be still.
+        "problem": summary["notes"].get("hook_thaw", "")[:1000],
         "manifest": {"disks": disks, "notes": summary["notes"], "settings": settings},
     }

@@ -11,7 +11,7 @@ from trimtab_controller.agents.client import Job
 from trimtab_controller.core.model import BackupRepo
 from trimtab_controller.operations.saga import Effect, Json, Stopped, Wait
 from trimtab_controller.operations.vm_steps import JOB_POLL_S, progress_json
-from trimtab_controller.store import backup_repos, reach
+from trimtab_controller.store import backup_repos, lookup, reach, schema, snapshots
 from trimtab_controller.store.database import Session
 from trimtab_protos.errors import Conflict, Internal, NotFound, Unavailable
 from trimtab_protos.messages import BackupSummary, CommandKey, Direction, JobState
@@ -46,6 +46,13 @@ def require_reach(repo: BackupRepo, host_id: str) -> None:
             "(a bucket, or a folder on NFS)",
             host_id=host_id,
         )
+
+
+def require_hooks(session: Session, host_id: str) -> None:
+    """Raise Conflict where the host's agent asks no guest for its hook: it would not see what is demanded."""
+    if not snapshots.is_known_to(session, host_id, "backup-hooks"):
+        name = lookup.names(session, schema.host, [host_id]).get(host_id, host_id)
+        raise Conflict("agent-too-old", f"the agent of host {name} makes no application-consistent backups; upgrade it first")
 
 
 def require_ready(session: Session, repo_id: str) -> BackupRepo:

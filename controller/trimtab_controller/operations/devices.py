@@ -1,6 +1,6 @@
-"""What attaching and detaching have in common: a device is a volume or a nic, named by the operation's params."""
+"""What attaching and detaching have in common: the devices are a volume, a nic or both, named by the operation's params."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -22,8 +22,13 @@ class DeviceParams(Protocol):
     def nic_id(self) -> str: ...
 
 
+def ids_of(params: DeviceParams) -> tuple[str, ...]:
+    """Return the ids of what the operation is about, the volume first."""
+    return tuple(each for each in (params.volume_id, params.nic_id) if each)
+
+
 def without(parts: describe.VmParts, params: DeviceParams) -> describe.VmParts:
-    """Return the vm without the device."""
+    """Return the vm without the devices."""
     return replace(
         parts,
         volumes=tuple(volume for volume in parts.volumes if volume.id != params.volume_id),
@@ -31,24 +36,29 @@ def without(parts: describe.VmParts, params: DeviceParams) -> describe.VmParts:
     )
 
 
-def left_of(params: DeviceParams, left: Sequence[ChangeLeft]) -> ChangeLeft | None:
-    """Return what the guest has not done about this device; None where it is as it was asked for."""
-    return next((each for each in left if each.device_id == (params.volume_id or params.nic_id)), None)
+def left_of(params: DeviceParams, left: Sequence[ChangeLeft]) -> tuple[ChangeLeft, ...]:
+    """Return what the guest has not done about these devices; empty where they are as it was asked for."""
+    return tuple(each for each in left if each.device_id in ids_of(params))
 
 
 def require(session: Session, params: DeviceParams) -> None:
-    """Raise Conflict where the vm does not have the device any more."""
+    """Raise Conflict where the vm does not have the devices any more."""
     parts = describe.read_vm(session, params.vm_id)
     ids = {volume.id for volume in parts.volumes} | {nic.id for nic in parts.nics}
-    if (params.volume_id or params.nic_id) not in ids:
+    if not ids.issuperset(ids_of(params)):
         raise Conflict("device-not-attached", f"vm {parts.vm.name} does not have it any more")
 
 
-def forget(session: Session, params: DeviceParams) -> None:
-    """Take the device off the vm's rows; a volume and its space stay. Nothing where it is off already."""
-    if params.nic_id:
+def forget(session: Session, params: DeviceParams, *, only: Collection[str] | None = None) -> None:
+    """Take the devices (`only`: those of them) off the vm's rows; a volume and its space stay. Nothing where they are off already."""
+    ids = [each for each in ids_of(params) if only is None or each in only]
+    if params.nic_id in ids:
         vms.delete_nic(session, params.nic_id)
-        return
+    if params.volume_id in ids:
+        _forget_volume(session, params)
+
+
+def _forget_volume(session: Session, params: DeviceParams) -> None:
     try:
         volume = describe.get_volume(session, params.volume_id)
     except NotFound:
@@ -57,17 +67,18 @@ def forget(session: Session, params: DeviceParams) -> None:
         volume_claims.detach(session, [volume.id])
 
 
-def tell(context: Transaction[Any], kind: str, verb: str) -> None:
+def tell(context: Transaction[Any], kind: str, verb: str, *, device_ids: Sequence[str]) -> None:
+    """Write an event for each of the devices."""
     vm = vms.get(context.session, context.params.vm_id)
-    device_id = context.params.volume_id or context.params.nic_id
-    events.append(
-        context.session,
-        kind=kind,
-        project_id=vm.project_id,
-        subject_id=vm.id,
-        operation_id=context.operation.id,
-        actor=context.operation.actor,
-        message=f"vm {vm.name} {verb} {device_id}",
-        context={"device_id": device_id},
-        now=context.now,
-    )
+    for device_id in device_ids:
+        events.append(
+            context.session,
+            kind=kind,
+            project_id=vm.project_id,
+            subject_id=vm.id,
+            operation_id=context.operation.id,
+            actor=context.operation.actor,
+            message=f"vm {vm.name} {verb} {device_id}",
+            context={"device_id": device_id},
+            now=context.now,
+        )

@@ -214,7 +214,9 @@ class Engine:
             held = self._hold(session, operation, step.name, now)
             if held.is_cancel_requested and may_turn(following):
                 raise cancelled()
-            context = Transaction(operation=held, params=params, results=position.results, now=now, session=session)
+            context = Transaction(
+                operation=held, params=params, results=position.results, undone=position.undone, now=now, session=session
+            )
             result = run(context)
             assert not isinstance(result, TookPlace), "a transaction knows what it did"
             if isinstance(result, Wait):

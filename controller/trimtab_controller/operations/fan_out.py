@@ -8,6 +8,7 @@ from trimtab_controller.store.reach import UpHost
 from trimtab_protos.errors import TrimtabError, Unavailable
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 PARALLEL = 8
 # Well below a driver's lease (`engine.DRIVER_LEASE_S`); hosts whose turn did not come by then are told as unreachable.
@@ -27,11 +28,16 @@ def ask_each(hosts: Sequence[UpHost], ask: Callable[[UpHost], T]) -> Mapping[str
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def at_once(one: Callable[[], T], other: Callable[[], U]) -> tuple[T, U]:
+    """Return what two calls answer that are made at the same time. Raises what either raises; each has its own deadline."""
+    with ThreadPoolExecutor(1, thread_name_prefix="at-once") as pool:
+        second = pool.submit(other)
+        return one(), second.result()
+
+
 def ask_both(ask: Callable[[str], T], one_host_id: str, other_host_id: str) -> tuple[T, T]:
-    """Return what two hosts answer to the same, asked at once. Raises what either raises; each call has its own deadline."""
-    with ThreadPoolExecutor(1, thread_name_prefix="ask-both") as pool:
-        other = pool.submit(ask, other_host_id)
-        return ask(one_host_id), other.result()
+    """Return what two hosts answer to the same, asked at once."""
+    return at_once(lambda: ask(one_host_id), lambda: ask(other_host_id))
 
 
 def _caught(ask: Callable[[UpHost], T], host: UpHost) -> T | TrimtabError:

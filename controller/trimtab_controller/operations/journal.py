@@ -40,6 +40,8 @@ class Position:
 
     next: Forward | Undo | Finished
     results: Mapping[str, Mapping[str, Any]]
+    # Of the undos that took place.
+    undone: Mapping[str, Mapping[str, Any]]
     # What made the operation turn round; None going forward.
     failure: OperationError | None
     # What it was folded from.
@@ -74,12 +76,25 @@ def fold(saga: Saga[Any], entries: Sequence[JournalEntry], *, is_compensating: b
     for entry in entries:
         if entry.step not in known and entry.step not in saga.retired:
             raise Internal("journal-unknown-step", f"{saga.name} has no step {entry.step}; was it begun by a newer release?")
-    done = {entry.step for entry in entries if entry.direction is Direction.DO and entry.has_succeeded}
-    undone = {entry.step for entry in entries if entry.direction is Direction.UNDO and entry.has_succeeded}
+    results, undone = _results(entries, Direction.DO), _results(entries, Direction.UNDO)
     failure = next((entry.error for entry in reversed(entries) if entry.error is not None), None)
-    results = {entry.step: entry.result for entry in entries if entry.direction is Direction.DO and entry.has_succeeded}
-    following = _next_undo(saga, done, undone) if is_compensating else _next_forward(saga, done, is_forward_only)
-    return Position(next=following, results=results, failure=failure, entries=tuple(entries), is_forward_only=is_forward_only)
+    if is_compensating:
+        following: Forward | Undo | Finished = _next_undo(saga, set(results), set(undone))
+    else:
+        following = _next_forward(saga, set(results), is_forward_only)
+    return Position(
+        next=following,
+        results=results,
+        undone=undone,
+        failure=failure,
+        entries=tuple(entries),
+        is_forward_only=is_forward_only,
+    )
+
+
+def _results(entries: Sequence[JournalEntry], direction: Direction) -> dict[str, Mapping[str, Any]]:
+    """Return what the steps that succeeded in this direction came to, by name."""
+    return {entry.step: entry.result for entry in entries if entry.direction is direction and entry.has_succeeded}
 
 
 def _next_forward(saga: Saga[Any], done: set[str], is_forward_only: bool) -> Forward | Finished:

@@ -29,10 +29,9 @@ def cured(session: Session, decision: Decision, books: Books, *, policy: Policy,
 
 def _movable(session: Session, host_id: str, rows: fleet.FleetRows) -> list[PlacementRequest]:
     host = next(host for host in rows.hosts if host.id == host_id)
-    accelerator = host.inventory.accelerator if host.inventory else ""
     needs = fleet.needs_of(session, fleet.movable_ids(session, host_id, limit=_MOVABLE))
     return [
-        placement_snapshot.request_of(unasked(one.vm, PlacementKind.MIGRATE), one, accelerator=accelerator, groups=rows.groups)
+        placement_snapshot.request_of(unasked(one.vm, PlacementKind.MIGRATE), one, source=host.inventory, groups=rows.groups)
         for one in needs.values()
         if one.vm.host_id == host_id
     ]

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
+from trimtab_controller.core import cpu_features, qemu_series
 from trimtab_controller.core.baseline import Baseline, common_baseline
 from trimtab_controller.core.model import Host, HostClass, PlacementAsk
 from trimtab_controller.core.placement.columns import Scarce, scarce_of
@@ -14,6 +15,7 @@ from trimtab_controller.core.placement.request import PlacementKind, PlacementRe
 from trimtab_controller.core.placement.snapshot import GroupSnapshot, Stock, Taint, TaintEffect
 from trimtab_controller.store import wires
 from trimtab_controller.store.fleet import FleetRows, GroupRow, VmNeeds
+from trimtab_protos.messages import Inventory
 
 
 def baselines_of(rows: FleetRows) -> dict[str, Baseline]:
@@ -66,13 +68,14 @@ def snapshot_of(rows: FleetRows, baselines: Mapping[str, Baseline]) -> FleetSnap
 
 
 def request_of(
-    ask: PlacementAsk, needs: VmNeeds, *, accelerator: str, groups: Mapping[str, GroupRow] | None = None
+    ask: PlacementAsk, needs: VmNeeds, *, source: Inventory | None, groups: Mapping[str, GroupRow] | None = None
 ) -> PlacementRequest:
-    """Return what the vm asks. `accelerator`: the source's, for a live migration; `groups`: those of the fleet's rows."""
+    """Return what the vm asks. `source`: of the host that it is on, for a live migration; `groups`: those of the fleet's rows."""
     vm = needs.vm
     wishes = vm.wishes
     group = (groups or {}).get(needs.group_id)
     is_migration = ask.kind == PlacementKind.MIGRATE
+    left = source if is_migration else None
     return PlacementRequest(
         request_id=ask.operation_id,
         vm_id=vm.id,
@@ -95,11 +98,12 @@ def request_of(
         networks=tuple(NetworkNeed(network_id=one.network_id, name=one.name, mtu=one.mtu) for one in needs.networks),
         arch=vm.arch,
         cpu_model=vm.cpu_model,
-        cpu_features=vm.cpu_features,
+        cpu_features=cpu_features.of_running(vm.cpu_features, left.cpu_features) if left else vm.cpu_features,
         machine=vm.machine,
         firmware=vm.firmware,
         capabilities=_capabilities(needs),
-        accelerator=accelerator if is_migration else "",
+        accelerator=left.accelerator if left else "",
+        qemu_series=qemu_series.running(left, vm.id),
         host_selector=vm.host_selector,
         host_class=vm.host_class,
         required_host_id=ask.to_host_id,
@@ -131,6 +135,7 @@ def _capabilities(needs: VmNeeds) -> tuple[str, ...]:
     has_cells = bool(wishes.get("dedicated") or wishes.get("hugepages_kib"))
     wanted = (
         ("tpm", vm.has_tpm),
+        (cpu_features.OPTIONAL, cpu_features.has_optional(vm.cpu_features)),
         ("layers", has_layers),
         ("numa-tuning", has_cells),
         ("host-devices", bool(wishes.get("devices"))),
@@ -185,6 +190,7 @@ def _host(
         usable_cpu_models=frozenset(inventory.usable_cpu_models if inventory else ()),
         cpu_features=frozenset(inventory.cpu_features if inventory else ()),
         machines=frozenset(inventory.machines if inventory else ()),
+        qemu_series=qemu_series.installed(inventory),
         has_uefi=inventory.has_uefi if inventory else False,
         capabilities=frozenset(inventory.capabilities if inventory else ()),
         pools=pools,
@@ -209,7 +215,7 @@ def _pool(rows: FleetRows, pool_id: str) -> PoolSnapshot:
         is_sharing_proven=not pool.is_shared or pool.sharing_proven_at is not None,
         reserve_permille=pool.reserve_permille,
         places={
-            space.host_id: PoolPlace(space.capacity_bytes, space.available_bytes, space.claimed_bytes)
+            space.host_id: PoolPlace(space.capacity_bytes, space.available_bytes, space.claimed_bytes, space.written_bytes)
             for space in rows.spaces
             if space.pool_id == pool_id
         },
@@ -225,7 +231,7 @@ def _by_host(
     for pool_id, host_id, is_ready in rows.pool_reach:
         pools[host_id][pool_id] = is_ready
     for network_id, host_id, is_ready, mtu in rows.network_reach:
-        networks[host_id][network_id] = NetworkReach(is_ready, mtu)
+        networks[host_id][network_id] = NetworkReach(is_ready, mtu, rows.unlinked.get((network_id, host_id), ""))
     for image_id, host_id in rows.local_replicas:
         images[host_id] |= {image_id}
     return pools, networks, images

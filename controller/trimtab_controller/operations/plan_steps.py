@@ -5,18 +5,22 @@ of that vm; the row of the step names it, so that a new driver goes on where the
 their turn comes: a vm that left by itself or is stopped leaves nothing to do.
 """
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from trimtab_controller.core.lifecycle import ENDED_STATES, DesiredPower, HostConnectivity, OperationState
 from trimtab_controller.core.model import Actor, Operation, PlanStepRow, Vm
-from trimtab_controller.core.planning.plan import Plan, Step, StepKind
+from trimtab_controller.core.planning.estate import DrainPolicy
+from trimtab_controller.core.planning.plan import Plan, PlanKind, Step, StepKind
+from trimtab_controller.core.planning.surprises import surprise
 from trimtab_controller.core.planning.timeline import Slots
 from trimtab_controller.operations import volume_plan_steps
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.store import fleet, hosts, operations, plans, reach, vms
+from trimtab_controller.operations.estates import read_networks
+from trimtab_controller.store import failover, fleet, hosts, operations, plans, reach, vm_listing, vms
 from trimtab_controller.store.database import Session
 from trimtab_protos.errors import Conflict
 
@@ -56,8 +60,9 @@ def carry_on(course: Course) -> tuple[PlanStepRow, ...]:
         if row.state in plans.UNDER_WAY:
             _look_after(course, row)
     states = {row.position: row.state for row in course.rows()}
-    moves = plans.moves_under_way(course.session)
-    busy, under_way = dict(moves.by_host), moves.count
+    slots = replace(course.slots, network_of=read_networks(course.session))
+    # Of all plans.
+    taken = Counter(key for ends in plans.moves_under_way(course.session).between for key in slots.between(*ends))
     for row in course.rows():
         step = course.plan.steps[row.position]
         if row.state != "pending":
@@ -67,11 +72,9 @@ def carry_on(course: Course) -> tuple[PlanStepRow, ...]:
             course.put(row, "failed", message="a step that it waits for failed")
         elif course.is_late:
             course.put(row, "failed", message="the deadline passed before its turn came")
-        elif all(state in _PASSED for state in before) and (not step.takes_slot or _has_slot(course, step, busy, under_way)):
-            started = _start(course, row, step)
-            under_way += started
-            for host_id in {step.host_id, step.target_host_id} - {""} if started else ():
-                busy[host_id] = busy.get(host_id, 0) + 1
+        elif all(state in _PASSED for state in before) and (not step.takes_slot or _has_slot(slots, step, taken)):
+            is_begun = _start(course, row, step)
+            taken.update(slots.keys(step) if is_begun else ())
         states[row.position] = next(one.state for one in course.rows() if one.position == row.position)
     return course.rows()
 
@@ -107,14 +110,18 @@ WAS_CORDONED = "it was cordoned already"
 # --- starting ----------------------------------------------------------------------------------------------------------------
 
 
-def _has_slot(course: Course, step: Step, busy: Mapping[str, int], under_way: int) -> bool:
-    hosts = {step.host_id, step.target_host_id} - {""}
-    return under_way < course.slots.per_network and all(busy.get(host_id, 0) < course.slots.per_host for host_id in hosts)
+def _has_slot(slots: Slots, step: Step, taken: Mapping[str, int]) -> bool:
+    return all(taken.get(key, 0) < slots.count(key) for key in slots.keys(step))
 
 
 def _start(course: Course, row: PlanStepRow, step: Step) -> bool:
     """Begin a step whose turn has come; return whether a move is under way now."""
     match step.kind:
+        case StepKind.CORDON if course.plan.kind is PlanKind.UPGRADE and (why := _surprise(course)):
+            # The host before is open again by now: in a fleet that has just lost something, no host is taken out as well.
+            message = f"{why}: this goes on when that is over; `trimtab plan cancel {course.plan_id}` ends it here"
+            if row.message != message:
+                course.put(row, "pending", message=message)
         case StepKind.CORDON:
             was = reach.set_cordon(course.session, step.host_id, is_cordoned=True)
             course.put(row, "done", message=WAS_CORDONED if was else "")
@@ -122,16 +129,7 @@ def _start(course: Course, row: PlanStepRow, step: Step) -> bool:
             reach.set_cordon(course.session, step.host_id, is_cordoned=False)
             course.put(row, "done")
         case StepKind.HOLD:
-            plans.hold_host(
-                course.session,
-                step.host_id,
-                plan_id=course.plan_id,
-                was_cordoned=False,
-                created_by=course.actor.name,
-                now=course.now,
-            )
-            name = fleet.name_of(course.session, step.host_id)
-            course.put(row, "running", message=f"end it with `trimtab host maintenance end {name}`")
+            return _hold(course, row, step)
         case StepKind.MIGRATE | StepKind.RESTART:
             return _start_move(course, row, step)
         case StepKind.MOVE_VOLUME:
@@ -139,6 +137,50 @@ def _start(course: Course, row: PlanStepRow, step: Step) -> bool:
         case StepKind.RECOVER:
             course.put(row, "failed", message="a recovery is driven by the failover of its host, not by a plan")
     return False
+
+
+def _hold(course: Course, row: PlanStepRow, step: Step) -> bool:
+    """Hold a host that is empty; return whether a vm is on its way from one that is not.
+
+    Since the plan was made vms may have come: new ones, and those of the hosts before, for which the scheduler found no better place. Whom
+    the plan told as a blocker the operator knows of.
+    """
+    known = {blocker.vm_id for blocker in course.plan.blockers if blocker.host_id == step.host_id}
+    came = [vm for vm in vm_listing.to_leave(course.session, step.host_id) if vm.id not in known]
+    if came:
+        return _send_on(course, row, came[0])
+    plans.hold_host(
+        course.session, step.host_id, plan_id=course.plan_id, was_cordoned=False, created_by=course.actor.name, now=course.now
+    )
+    name = fleet.name_of(course.session, step.host_id)
+    course.put(row, "running", message=f"end it with `trimtab host maintenance end {name}`")
+    return False
+
+
+def _send_on(course: Course, row: PlanStepRow, vm: Vm) -> bool:
+    live = operations.live_exclusive(course.session, vm.id)
+    if live is not None:
+        course.put(row, "pending", message=f"waits for {live.kind} {live.id} of vm {vm.name}, which came since the plan was made")
+        return False
+    if vm.drain_policy == DrainPolicy.WAIT:
+        course.put(row, "pending", message=f"waits: vm {vm.name} came since the plan was made and waits for you; stop or move it")
+        return False
+    child = _child(course, row, vm, "vm.migrate", {"to_host_id": ""})
+    if child is not None:
+        course.put(row, "running", operation_id=child.id, message=f"vm {vm.name} came since the plan was made, and moves on")
+    return child is not None
+
+
+def _surprise(course: Course) -> str:
+    silent, steps = hosts.silent(course.session), zip(course.rows(), course.plan.steps, strict=True)
+    moved = [step.vm_id for row, step in steps if step.moves_vm and row.state == "done"]
+    return surprise(
+        silent,
+        vm_listing.by_ids(course.session, moved),
+        began_at=course.began_at,
+        held=plans.maintenance_of(course.session, [host.id for host in silent]),
+        frozen=failover.control(course.session).frozen,
+    )
 
 
 def _start_move(course: Course, row: PlanStepRow, step: Step) -> bool:
@@ -200,7 +242,7 @@ def _child(course: Course, row: PlanStepRow, vm: Vm, kind: str, params: Mapping[
 
 def _look_after(course: Course, row: PlanStepRow) -> None:
     step = course.plan.steps[row.position]
-    if step.kind is StepKind.HOLD:
+    if step.kind is StepKind.HOLD and not row.operation_id:
         if not plans.maintenance_of(course.session, [step.host_id]):
             _end_hold(course, row)
         return
@@ -228,6 +270,9 @@ def _end_hold(course: Course, row: PlanStepRow) -> None:
 
 def _take_end(course: Course, row: PlanStepRow, step: Step, child: Operation) -> None:
     is_done = child.state is OperationState.DONE
+    if step.kind is StepKind.HOLD and is_done:
+        course.put(row, "pending", operation_id="", message="")
+        return
     if row.state == "stopping":
         if is_done:
             _start_again(course, row, step)
@@ -270,7 +315,7 @@ def _try_again(course: Course, row: PlanStepRow, child: Operation) -> None:
 
 def _call_off_one(course: Course, row: PlanStepRow) -> bool:
     step = course.plan.steps[row.position]
-    if step.kind is StepKind.HOLD:
+    if step.kind is StepKind.HOLD and not row.operation_id:
         course.put(row, "cancelled", message="the plan was cancelled")
         return True
     child = operations.get(course.session, row.operation_id)
@@ -283,7 +328,7 @@ def _call_off_one(course: Course, row: PlanStepRow) -> bool:
             return False
         if row.state == "stopping":
             vms.set_desired(course.session, step.vm_id, DesiredPower.RUNNING)
-        is_done = child.state is OperationState.DONE
+        is_done = child.state is OperationState.DONE and step.kind is not StepKind.HOLD
         course.put(row, "done" if is_done else "cancelled", target_host_id=_where_now(course, step))
         return True
     # A start is let through: cancelled, it would leave the vm stopped.

@@ -11,7 +11,7 @@ from typing import Any
 from trimtab_controller.core.model import Network, Pool
 from trimtab_controller.operations.fan_out import ask_each
 from trimtab_controller.operations.saga import Effect, Json, Transaction
-from trimtab_controller.store import describe, reach
+from trimtab_controller.store import describe, hosts, reach
 from trimtab_controller.store.host_reports import NOT_SHARED
 from trimtab_controller.store.reach import FAILED, READY, UNKNOWN, UNRESPONSIVE, UpHost
 from trimtab_protos.codec import as_json, from_json
@@ -54,14 +54,19 @@ def ensure_network(context: Effect[Any], network: Network, hosts: Sequence[UpHos
 
 
 def remove_everywhere(context: Effect[Any], remove: Callable[[UpHost], None]) -> Json:
-    """Let every host that is up forget something; return whom that did not reach, since they are told when they come back."""
+    """Let every host that is up forget something; return who did, and whom that did not reach, since they are told when they come back."""
     hosts = context.read(reach.up_hosts)
     answers = ask_each(hosts, remove)
     errors = {host_id: answer for host_id, answer in answers.items() if isinstance(answer, TrimtabError)}
     for error in errors.values():
         if not error.retryable or context.operation.attempts < PATIENCE:
             raise error
-    return {"unreached": sorted(errors)}
+    return {"unreached": sorted(errors), "told": sorted(answers.keys() - errors.keys())}
+
+
+def untold(context: Transaction[Any], removed: Json) -> tuple[str, ...]:
+    """Return the hosts of the fleet that have yet to forget what `remove_everywhere` removed: silent ones and those that were not up."""
+    return tuple(sorted(hosts.member_ids(context.session) - set(removed["told"]))) if "told" in removed else ()
 
 
 def prove_shared(context: Effect[Any], pool: Pool, writer: UpHost, readers: Sequence[UpHost]) -> Mapping[str, str]:

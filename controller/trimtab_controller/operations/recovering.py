@@ -4,7 +4,8 @@ from datetime import datetime
 
 from trimtab_controller.core.model import Actor, Operation, Vm
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.store import claims, operations, vms, volume_claims
+from trimtab_controller.operations.superseding import supersede
+from trimtab_controller.store import claims, vms, volume_claims
 from trimtab_controller.store.database import Session
 
 
@@ -15,7 +16,7 @@ def recover(session: Session, vm: Vm, *, because: str, now: datetime, actor: Act
 
     The caller has proof that no holder can write. From the commit on, commands of any older epoch or turn are refused.
     """
-    operations.supersede(session, vm.id, by="its recovery", now=now)
+    supersede(session, vm.id, by="its recovery", now=now)
     row = claims.migration_of(session, vm.id)
     if row is not None:
         volume_claims.give_back_copies(session, row)

@@ -1,6 +1,6 @@
 """Runs of recovery plans between rows and the pure core."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
@@ -14,11 +14,19 @@ from trimtab_controller.store.database import Session
 
 
 def groups_of(plan: RecoveryPlan) -> tuple[Group, ...]:
-    return tuple(Group(**{**group, "awaits": Awaits(group["awaits"])}) for group in plan.groups)
+    return groups_from(plan.groups)
+
+
+def groups_from(written: Sequence[Mapping[str, Any]]) -> tuple[Group, ...]:
+    """Return groups as `group_json` wrote them."""
+    return tuple(Group(**{**group, "awaits": Awaits(group["awaits"])}) for group in written)
 
 
 def group_json(group: Group) -> dict[str, Any]:
-    return {**asdict(group), "vms": list(group.vms), "awaits": group.awaits.value}
+    written = {**asdict(group), "vms": list(group.vms), "awaits": group.awaits.value}
+    if not group.tcp:
+        del written["tcp"]  # a leader of an earlier release does not know it
+    return written
 
 
 def planned(session: Session, plan: RecoveryPlan, *, mode: Mode, now: datetime) -> Run:

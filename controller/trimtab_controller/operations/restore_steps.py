@@ -113,13 +113,15 @@ def empty(context: Effect[Any]) -> Wait | None:
     return None
 
 
-def sign(context: Effect[Any], *, pattern: str, timeout_s: int, tcp_port: int = 0) -> Json | Wait:
+def sign(context: Effect[Any], *, pattern: str, timeout_s: int, tcp_port: int = 0, needs_agent: bool = False) -> Json | Wait:
     """Wait for the guest's sign of life: the pattern on its serial port and an answer at the TCP port, as far as they are given, else its
-    agent. A guest that shows none is no error but a result."""
+    agent, which `needs_agent` asks for beside them too. A guest that shows none is no error but a result."""
     host_id, vm_id = vm_steps.chosen_host(context.results), context.params.vm_id
     seen = context.agents.get_domain(host_id, vm_id)
     took_ms = int((context.now - context.operation.created_at).total_seconds() * 1000)
     wanted = _missing_sign(context, seen, pattern=pattern, tcp_port=tcp_port)
+    if wanted is None and not seen.has_guest_agent and (needs_agent or not (pattern or tcp_port)):
+        wanted = _Missing("the guest agent")
     if wanted is None:
         return {"recovery_ms": took_ms, "problem": ""}
     if seen.state not in {DomainState.RUNNING, DomainState.PAUSED}:
@@ -137,7 +139,7 @@ class _Missing:
 
 
 def _missing_sign(context: Effect[Any], seen: DomainObservation, *, pattern: str, tcp_port: int) -> _Missing | None:
-    """Return the first sign that the guest does not show now."""
+    """Return the first sign of these that the guest does not show now."""
     host_id, vm_id = vm_steps.chosen_host(context.results), context.params.vm_id
     if pattern:
         console, _ = context.agents.read_console(host_id, vm_id, -CONSOLE_BYTES, CONSOLE_BYTES)
@@ -156,6 +158,4 @@ def _missing_sign(context: Effect[Any], seen: DomainObservation, *, pattern: str
             return _Missing(name)  # it ended since it was looked at, which the next look tells
         if not knocked.has_answered:
             return _Missing(name, knocked.problem)
-    if not pattern and not tcp_port and not seen.has_guest_agent:
-        return _Missing("the guest agent")
     return None

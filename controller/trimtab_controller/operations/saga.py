@@ -7,7 +7,7 @@ may run twice. After a step marked `pivot` the saga only rolls forward.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -60,9 +60,13 @@ class Context(Generic[P]):
 
 @dataclass(frozen=True, slots=True)
 class Transaction(Context[P]):
-    """A step that is one SQL transaction; the engine records its outcome in the same one, so it takes place exactly once."""
+    """A step that is one SQL transaction; the engine records its outcome in the same one, so it takes place exactly once.
+
+    `undone` holds, for an undo, the results of the undos before it.
+    """
 
     session: Session
+    undone: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,8 @@ class Gateway:
         self.states: dict[str, HostState] = {}
         self.sessions: dict[str, HostSession] = {}
         self.changed: set[str] = set()
+        self.database_mark = 0
+        """As last read, at most seconds old; hosts remember the highest that they are told."""
         self.pool_reports: dict[tuple[str, str], PoolReport] = {}
         self._pools_written: dict[tuple[str, str], tuple[float, tuple[bool, str]]] = {}
         self._openings: dict[str, Budget] = {}

@@ -60,6 +60,8 @@ class HostState:
     inventory_digest: str = ""
     is_changing: bool = False
     """A transition is being committed."""
+    is_overtaking: bool = False
+    """A lease number above the one that the host holds is being committed."""
 
     def as_json(self, gateway_id: str) -> str:
         load = self.load

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NoReturn
 
 import grpc
@@ -24,6 +25,8 @@ class Peer:
     host_id: str
     serial: str
     address: str
+    dates: tuple[datetime, datetime] | None = None
+    """Not before and not after, of its certificate."""
 
 
 def peer_of(context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
@@ -36,7 +39,8 @@ def peer_of(context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
     names = pki.dns_names(certificate)
     if len(names) != 1 or not names[0].startswith("host-"):
         raise PermissionDenied("certificate-no-host", "the certificate does not name a host")
-    return Peer(names[0], pki.serial_of(certificate), context.peer())
+    dates = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+    return Peer(names[0], pki.serial_of(certificate), context.peer(), dates)
 
 
 def require_controller(context: grpc.aio.ServicerContext[Any, Any]) -> None:

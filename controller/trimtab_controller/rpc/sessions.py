@@ -19,8 +19,8 @@ from trimtab_controller import metrics
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.rpc.host_states import HostState
 from trimtab_controller.rpc.peers import Peer
+from trimtab_controller.services import behind, sessions
 from trimtab_controller.services import outbox as outbox_service
-from trimtab_controller.services import sessions
 from trimtab_controller.services.job_updates import JobUpdate
 from trimtab_controller.services.sessions import Opened, Opening
 from trimtab_controller.store import host_guards, host_reports
@@ -44,6 +44,8 @@ OUTBOX_ITEMS_MAX = 1000
 OUTBOX_BATCHES_WAITING_MAX = 32
 OUTBOX_RETRY_S = 1.0
 PROGRESS_EVERY_S = 2.0
+READS_WITHIN_S = 5.0
+"""How long the end of a session waits for a host to take what was being sent to it."""
 
 _GRANTED, _REFUSED = metrics.HEARTBEATS.labels("granted"), metrics.HEARTBEATS.labels("refused")
 
@@ -84,6 +86,8 @@ class HostSession:
         self._gateway = gateway
         self._context = context
         self._sending = asyncio.Lock()
+        self._writes: set[asyncio.Task[None]] = set()
+        self._is_over = False
         self._budget = Budget(MESSAGES_PER_S, MESSAGES_BURST)
         self._tasks: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[Any] | None = None
@@ -116,9 +120,12 @@ class HostSession:
             self._task.uncancel()
             raise self._ended_with from None
         finally:
+            self._gateway.leave(self)
+            self._is_over = True
             for task in self._tasks:
                 task.cancel()
-            self._gateway.leave(self)
+            if self._writes:
+                await asyncio.wait(self._writes, timeout=READS_WITHIN_S)
 
     # --- Hello -----------------------------------------------------------------------------------------------------------
 
@@ -143,6 +150,9 @@ class HostSession:
             agent_address=hello.agent_address,
             inventory=from_proto(hello.inventory, Inventory) if hello.HasField("inventory") else None,
             domains=tuple(from_proto(domain, DomainObservation) for domain in hello.domains),
+            lease_number=hello.lease_number,
+            database_mark=hello.database_mark,
+            certificate_dates=self.peer.dates,
         )
         clock = self._gateway.clock
         opened = await self._gateway.committer.commit(lambda session: sessions.open_session(session, opening, clock.now()))
@@ -194,9 +204,17 @@ class HostSession:
         (_GRANTED if is_granted else _REFUSED).inc()
         await self._send(
             pb.SessionResponse(
-                heartbeat_ack=pb.HeartbeatAck(sequence=beat.sequence, lease_number=state.lease_number, is_granted=is_granted)
+                heartbeat_ack=pb.HeartbeatAck(
+                    sequence=beat.sequence,
+                    lease_number=state.lease_number,
+                    is_granted=is_granted,
+                    database_mark=gateway.database_mark,
+                )
             )
         )
+        if beat.lease_number > state.lease_number and not state.is_overtaking:
+            state.is_overtaking = True
+            self._start(self._overtake(state, beat.lease_number))
         gateway.note_heartbeat(state)
         for pool in beat.pools:
             gateway.note_pool(self.host_id, pool)
@@ -230,6 +248,20 @@ class HostSession:
         state.guards = (heard,)
         await self._grant_late(state)
         log.info("host guard recorded", host_id=self.host_id, is_armed=heard.is_armed, kill_ms=heard.kill_ms)
+
+    async def _overtake(self, state: HostState, lease_number: int) -> None:
+        """Take a number above the one that the host holds: of an agent that did not say it in its Hello."""
+        now = self._gateway.clock.now()
+        try:
+            number = await self._gateway.committer.commit(
+                lambda session: behind.overtake(
+                    session, self.host_id, lease_number=lease_number, session_number=state.lease_number, now=now
+                )
+            )
+        finally:
+            state.is_overtaking = False
+        if number is not None:
+            state.lease_number = number
 
     async def _grant_late(self, state: HostState) -> None:
         """Grant the heartbeat that waited for the record: a host whose warden is to end nobody any more needs to know it soon."""
@@ -341,7 +373,18 @@ class HostSession:
             log.debug("host left before it could be told", host_id=self.host_id)
 
     async def _send(self, response: pb.SessionResponse) -> None:
+        """Send. Whoever waits for it may be cancelled, a write that has begun is not: gRPC takes no status while one is out
+        (TOO_MANY_OPERATIONS), and the host would be left on a stream that nobody serves.
+        """
+        write = asyncio.create_task(self._write(response))
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+        await asyncio.shield(write)
+
+    async def _write(self, response: pb.SessionResponse) -> None:
         async with self._sending:  # one write at a time on a stream
+            if self._is_over:
+                raise StreamBroken(self.host_id)
             try:
                 await self._context.write(response)
             except (grpc.aio.InternalError, grpc.aio.UsageError) as error:
@@ -362,6 +405,7 @@ def welcome_of(
         pools=[to_proto(pool, storage_pb2.PoolSpec) for pool in opened.pools],
         networks=[to_proto(network, domain_pb2.NetworkSpec) for network in opened.networks],
         ca_bundle_sha256=bundle_sha256,
+        database_mark=opened.database_mark,
     )
 
 

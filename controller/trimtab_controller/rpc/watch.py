@@ -16,7 +16,7 @@ from trimtab_controller.rpc.gateway import Gateway
 from trimtab_controller.rpc.host_states import HostState, HostStateMirror
 from trimtab_controller.rpc.sessions import superseded
 from trimtab_controller.services import sessions
-from trimtab_controller.store import certificates, host_reports, hosts
+from trimtab_controller.store import behind, certificates, host_reports, hosts
 from trimtab_controller.store.database import Session
 from trimtab_protos.errors import NotFound, PermissionDenied, TrimtabError
 
@@ -102,11 +102,13 @@ class Watch:
         await asyncio.to_thread(self._gateway.database.reserve.fill)
 
     async def learn(self) -> None:
-        """Stop for revoked hosts, and end sessions whose certificates were revoked."""
+        """Stop for revoked hosts, end sessions whose certificates were revoked, and learn the mark that hosts are told."""
         gateway = self._gateway
         await gateway.right.learn_revocations(gateway.granted_ago_ms)
         now = gateway.clock.now()
-        revoked = await asyncio.to_thread(gateway.database.read, lambda session: certificates.revoked_serials(session, now))
+        revoked, gateway.database_mark = await asyncio.to_thread(
+            gateway.database.read, lambda session: (certificates.revoked_serials(session, now), behind.mark(session))
+        )
         for session in [one for one in gateway.sessions.values() if one.peer.serial in revoked]:
             log.info("session of a revoked certificate ended", host_id=session.host_id)
             session.end(PermissionDenied("certificate-revoked", "this host's certificate was revoked; join it again"))

@@ -1,7 +1,7 @@
 """Adopts domains of others and releases vms: what is decided about them, and all that is taken in one transaction."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -9,7 +9,17 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint
-from trimtab_controller.core.adoption import AdoptionPlan, HostFacts, NetworkChoice, PoolPlace, plan
+from trimtab_controller.core import cpu_features
+from trimtab_controller.core.adoption import (
+    AdoptionPlan,
+    HostFacts,
+    NetworkChoice,
+    PoolPlace,
+    Refusal,
+    image_id_of,
+    plan,
+    volume_id_of,
+)
 from trimtab_controller.core.drift_fields import Difference
 from trimtab_controller.core.ids import kind_of
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
@@ -49,7 +59,37 @@ def find_host(session: Session, name_or_id: str, *, actor: Actor) -> str:
 
 def preview(session: Session, spec: AdoptSpec, described: DomainDescription, host_id: str, *, project: Project) -> AdoptionPlan:
     """Return what adopting the domain would make of it, with all that refuses."""
-    return plan(described, _host_facts(session, spec, host_id, project=project))
+    planned = plan(described, _host_facts(session, spec, host_id, project=project))
+    return replace(planned, refusals=(*planned.refusals, *_of_other_vms(session, planned), *_of_images(session, planned)))
+
+
+def _of_other_vms(session: Session, planned: AdoptionPlan) -> list[Refusal]:
+    """Refuse disks whose file is a volume's: two guests would write to it. A released vm's files are its domain's."""
+    ids = {disk.target: volume_id_of(disk.path) for disk in planned.disks}
+    owned = adoptions.owned(session, sorted({one for one in ids.values() if one}))
+    found = []
+    for target, volume_id in ids.items():
+        one = owned.get(volume_id)
+        if one is None:
+            continue
+        whose = f" of vm {one.vm_name}" if one.vm_name else ""
+        cure = f"vm release {one.vm_name}` gives it up" if one.vm_name else f"volume get {one.volume_name}` shows it"
+        found.append(Refusal("disk-is-a-volume", f"disk {target} is volume {one.volume_name}{whose}; `trimtab {cure}"))
+    return found
+
+
+def _of_images(session: Session, planned: AdoptionPlan) -> list[Refusal]:
+    """Refuse disks whose file lies where its pool keeps images: vms' disks lie over it, and it is deleted with the image."""
+    found = []
+    for disk in planned.disks:
+        image_id = image_id_of(disk)
+        if image_id is None:
+            continue
+        name = adoptions.image_name(session, image_id)
+        what = f"the file of image {name}" if name else f"in the folder where pool {disk.pool.name} keeps its images"
+        cure = "its domain can be given a copy that lies elsewhere in the pool (`virsh edit`)"
+        found.append(Refusal("disk-is-an-image", f"disk {disk.target} is {what}, {disk.path}, which nobody may write to; {cure}"))
+    return found
 
 
 def adopt(
@@ -175,6 +215,9 @@ def _host_facts(session: Session, spec: AdoptSpec, host_id: str, *, project: Pro
         name=host.name,
         machines=tuple(inventory.get("machines", ())),
         cpu_model=inventory.get("cpu_model", ""),
+        usable_cpu_models=frozenset(inventory.get("usable_cpu_models", ())),
+        cpu_features=frozenset(inventory.get("cpu_features", ())),
+        lists_all_cpu_features=cpu_features.ALL_LISTED in inventory.get("capabilities", ()),
         pools=_pools_on(session, host_id),
         networks=_networks_on(session, spec, host_id, project=project),
     )
@@ -220,7 +263,7 @@ def _vm_values(
         "arch": described.arch,
         "machine": planned.machine,
         "cpu_model": planned.cpu_model,
-        "cpu_features": list(described.cpu_features) if planned.cpu_model == described.cpu_model else [],
+        "cpu_features": list(planned.cpu_features),
         "vcpus": described.vcpus,
         "vcpus_max": max(described.vcpus, described.vcpus_max),
         "memory_mib": described.memory_mib,

@@ -30,6 +30,7 @@ class InstantSpec:
     # '' takes the policy's, else the only one.
     repo: str = ""
     needs_filesystem: bool = False
+    needs_application: bool = False
     bandwidth_mib_s: int = 0
 
 
@@ -63,7 +64,11 @@ def create(
     refuse_crowd(Counter(vm.host_id for vm in members if vm.host_id))
     instant_id, operation_id = mint("inst"), mint("op")
     run = backups.RunSpec(
-        repo=repo.id, needs_filesystem=spec.needs_filesystem, bandwidth_mib_s=spec.bandwidth_mib_s, verify=verify
+        repo=repo.id,
+        needs_filesystem=spec.needs_filesystem,
+        needs_application=spec.needs_application,
+        bandwidth_mib_s=spec.bandwidth_mib_s,
+        verify=verify,
     )
     rows = []
     for vm in members:
@@ -90,6 +95,7 @@ def create(
             "repo_id": repo.id,
             "members": {row["vm_id"]: row["backup_id"] for row in rows},
             "needs_filesystem": spec.needs_filesystem,
+            "needs_application": spec.needs_application,
             "bandwidth_mib_s": spec.bandwidth_mib_s,
         },
         actor=actor,

@@ -35,6 +35,8 @@ class PolicySpec:
     verify_pattern: str = ""
     verify_tcp: int = 0
     needs_filesystem: bool = False
+    # Of the guest's own hook, for its applications; demands the file systems too.
+    needs_application: bool = False
     bandwidth_mib_s: int = 0
     is_together: bool = False
     recovers_lost: bool = False

@@ -228,6 +228,9 @@ def _kind_of(spec: RepoSpec) -> str:
     if parts.scheme == "s3" and parts.netloc:
         if spec.host:
             raise InvalidRequest("repository-settings-wrong", "host: every host reaches a bucket; leave it out", field="host")
+        if bool(spec.access_key_id) != bool(spec.wrapped_secret):
+            message = "access_key_id: it and the secret access key are given together, or neither: then the hosts' own count"
+            raise InvalidRequest("repository-settings-wrong", message, field="access_key_id")
         return "bucket"
     raise InvalidRequest(
         "repository-url-malformed",

@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 from trimtab_controller.clock import mint
 from trimtab_controller.core.ids import domain_uuid
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
-from trimtab_controller.core.model import Actor, Backup, Nic, Operation, Pool, Project, Vm, Volume
+from trimtab_controller.core.model import Actor, Backup, Operation, Pool, Project, Vm, Volume
 from trimtab_controller.operations import backup_steps
 from trimtab_controller.operations.accept import accept, accept_placed
 from trimtab_controller.services import backups as backup_service
-from trimtab_controller.services import boot_criteria, pools, quota, secgroups, seeds
+from trimtab_controller.services import boot_criteria, pools, quota, restore_mapping, secgroups, seeds
 from trimtab_controller.services.vm_nics import NicWish, PlannedNic, insert_nic, plan_nic
 from trimtab_controller.services.vm_power import OFF
 from trimtab_controller.services.vm_views import VmView, read
@@ -212,11 +212,13 @@ def boot_test(
     tcp_port: int = 0,
     pools: Mapping[str, str] | None = None,
     awaits_agent: bool = True,
+    needs_agent: bool = False,
 ) -> Operation:
     """Accept that the backup is restored to a vm without a network, and has to show a sign of life there: the pattern and the TCP port,
     as far as they are given, else its guest agent.
 
-    `pools`: name in the backup -> name here. Without `awaits_agent` and a pattern its guest's start is enough, which proves less: level 2.
+    `pools`: name in the backup -> name here. Without `awaits_agent`, a pattern and a port its guest's start is enough, which proves less:
+    level 2. `needs_agent`: the agent has to show itself beside whatever else is given.
     """
     boot_criteria.check_pattern(pattern, field="boot_pattern")
     if tcp_port:
@@ -225,6 +227,7 @@ def boot_test(
     spec = RestoreSpec(name=name, pools=pools or {}, cpu_model="auto", has_nics=False, is_wired=tcp_port > 0)
     params = {"pattern": pattern, "tcp_port": tcp_port, "timeout_s": timeout_s}
     params |= {} if awaits_agent else {"is_start_enough": True}
+    params |= {"needs_agent": True} if needs_agent and (pattern or tcp_port) else {}
     return _accept(session, "backup.boot", backup, spec, params, project=project, actor=actor, now=now)[1]
 
 
@@ -249,7 +252,7 @@ def _accept(
             backup_steps.require_reach(repo, to_host_id)
         to_host_id = repo.host_id
     vm_id = mint("vm")
-    _insert_vm(session, spec, settings, vm_id=vm_id, project=project, now=now)
+    _insert_vm(session, spec, settings, vm_id=vm_id, source_id=backup.vm_id, project=project, now=now)
     disks = _insert_volumes(session, backup, spec, settings, vm_id=vm_id, project=project, now=now)
     operation = accept_placed(
         session,
@@ -292,16 +295,18 @@ def disk_sizes(backup: Backup) -> dict[str, int]:
 
 
 def _insert_vm(
-    session: Session, spec: RestoreSpec, settings: Mapping[str, Any], *, vm_id: str, project: Project, now: datetime
+    session: Session,
+    spec: RestoreSpec,
+    settings: Mapping[str, Any],
+    *,
+    vm_id: str,
+    source_id: str,
+    project: Project,
+    now: datetime,
 ) -> None:
     saved = settings["vm"]
-    planned: tuple[PlannedNic, ...] = ()
-    for i, one in enumerate(settings["nics"] if spec.has_nics else ()):
-        wish, where = NicWish(network=spec.networks.get(one["network"], one["network"])), f"networks[{one['network']}]"
-        card = plan_nic(session, vm_id, i, wish, project=project, field=where, model=str(one["model"]), beside=planned)
-        planned = (*planned, card)
+    planned = _plan_nics(session, spec, settings, vm_id=vm_id, project=project)
     quota.charge(session, project.id, quota.Charge(vms=1, vcpus=int(saved["vcpus"]), memory_mib=int(saved["memory_mib"])))
-    macs = {str(one["mac"]): plan.nic.mac for one, plan in zip(settings["nics"] if planned else (), planned, strict=True)}
     host_class = str(saved["host_class"])
     vms.insert(
         session,
@@ -333,8 +338,18 @@ def _insert_vm(
         ha=saved["ha"] if spec.has_nics and not spec.is_instant else "none",
         priority=saved["priority"],
         start_delay_s=int(saved.get("start_delay_s", 0)),
+        # Backups of earlier releases say nothing of a group.
+        start_group=str(saved.get("start_group", "")),
+        start_order=int(saved.get("start_order", 0)),
         drain_policy=saved["drain_policy"],
-        seed=_seed(settings["seed"], vm_id=vm_id, vm_name=spec.name, macs=macs, nics=[one.told for one in planned]),
+        seed=_seed(
+            settings["seed"],
+            vm_id=vm_id,
+            vm_name=spec.name,
+            macs={str(one["mac"]): plan.nic.mac for one, plan in zip(settings["nics"] if planned else (), planned, strict=True)},
+            nics=[one.told for one in planned],
+            are_addresses_taken=_is_live(session, source_id),
+        ),
         desired_power=(DesiredPower.RUNNING if spec.start else DesiredPower.STOPPED).value,
         observed_state=ObservedState.ABSENT.value,
         observed_at=now,
@@ -348,16 +363,47 @@ def _insert_vm(
         insert_nic(session, one, now=now, field=f"networks[{one.nic.nic_index}]")
 
 
-def _seed(saved: Mapping[str, str], *, vm_id: str, vm_name: str, macs: Mapping[str, str], nics: Sequence[Nic]) -> dict[str, str]:
-    """Return the seed with a new instance id, so that the guest makes host keys and machine-id of its own, and its new MACs."""
+def _plan_nics(
+    session: Session, spec: RestoreSpec, settings: Mapping[str, Any], *, vm_id: str, project: Project
+) -> tuple[PlannedNic, ...]:
+    planned: tuple[PlannedNic, ...] = ()
+    for i, one in enumerate(settings["nics"] if spec.has_nics else ()):
+        joined = restore_mapping.network_for(session, one["network"], spec.networks, project=project)
+        wish, where = NicWish(network=joined.id), f"networks[{one['network']}]"
+        card = plan_nic(session, vm_id, i, wish, project=project, field=where, model=str(one["model"]), beside=planned)
+        planned = (*planned, card)
+    return planned
+
+
+def _is_live(session: Session, vm_id: str) -> bool:
+    try:
+        return vms.get(session, vm_id).deleted_at is None
+    except NotFound:
+        return False  # of another fleet, or purged
+
+
+def _seed(
+    saved: Mapping[str, str],
+    *,
+    vm_id: str,
+    vm_name: str,
+    macs: Mapping[str, str],
+    nics: Sequence[seeds.SeedNic],
+    are_addresses_taken: bool,
+) -> dict[str, str]:
+    """Return the seed of another guest (`seeds.as_another`) with its new MACs; addresses only where the first one is there no more."""
     if not saved:
         return {}
     meta = {**(yaml.safe_load(saved.get("meta_yaml", "")) or {}), "instance-id": vm_id, "local-hostname": vm_name}
     network_yaml = saved.get("network_yaml", "")
     for before, after in macs.items():
         network_yaml = network_yaml.replace(before, after)
-    network_yaml = seeds.with_addresses(network_yaml, nics)
-    return {**saved, "meta_yaml": yaml.safe_dump(meta, sort_keys=False, allow_unicode=True), "network_yaml": network_yaml}
+    network_yaml = seeds.with_addresses(network_yaml, nics, are_taken=are_addresses_taken)
+    return {
+        "meta_yaml": yaml.safe_dump(meta, sort_keys=False, allow_unicode=True),
+        "user_yaml": seeds.as_another(saved.get("user_yaml") or "#cloud-config\n{}\n", vm_name),
+        "network_yaml": network_yaml,
+    }
 
 
 def _insert_volumes(
@@ -377,7 +423,7 @@ def _insert_volumes(
         volume = insert_volume(
             session,
             f"{spec.name}-{'root' if i == 0 else one['disk']}",
-            pool=_pool(session, spec.pools.get(one["pool"], one["pool"]), saved=one["pool"]),
+            pool=restore_mapping.pool_for(session, one["pool"], spec.pools),
             size_bytes=sizes[one["disk"]],
             project=project,
             now=now,
@@ -417,29 +463,3 @@ def insert_volume(
     return volume_store.insert(
         session, volume_id=volume_id, now=now, name=f"{name[: VOLUME_NAME_MAX - len(tail)]}{tail}", **common
     )
-
-
-def _pool(session: Session, name: str, *, saved: str) -> Pool:
-    try:
-        found = pools.find(session, name)
-        # What is restored is a file: unless it was told where to go, it goes where files go by default.
-        if name == saved and found.kind in describe.BLOCK_KINDS:
-            return _pool_of_files(session, saved)
-        return pools.choose(session, name)
-    except NotFound as error:
-        raise InvalidRequest(
-            "pool-not-mapped",
-            f"pools: there is no pool {name} here; say where its disks go: `--pool {saved}=POOL`",
-            field="pools",
-        ) from error
-
-
-def _pool_of_files(session: Session, saved: str) -> Pool:
-    try:
-        return pools.choose(session, "")
-    except InvalidRequest as error:
-        raise InvalidRequest(
-            "pool-not-mapped",
-            f"pools: {saved} holds no files, which restored disks are, and no pool is the default; say where they go: `--pool {saved}=POOL`",
-            field="pools",
-        ) from error

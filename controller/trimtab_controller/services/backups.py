@@ -23,6 +23,7 @@ class RunSpec:
     repo: str = ""
     # None takes the policy's wish, else no.
     needs_filesystem: bool | None = None
+    needs_application: bool | None = None
     bandwidth_mib_s: int | None = None
     verify: str | None = None
 
@@ -49,6 +50,9 @@ def run(
         raise Conflict("vm-not-placed", f"vm {vm.name} is on no host; start it with `trimtab vm start {vm.name}`")
     backup_steps.require_reach(repo, vm.host_id)
     refuse_backup(session, vm.id)
+    wishes = _wishes(spec, policy)
+    if wishes["needs_application"]:
+        backup_steps.require_hooks(session, vm.host_id)
     admit_backup(session, vm_id=vm.id, vm_name=vm.name)
     backup = backups.insert(
         session,
@@ -71,7 +75,7 @@ def run(
             "backup_id": backup.id,
             "vm_id": vm.id,
             "repo_id": repo.id,
-            **_wishes(spec, policy),
+            **wishes,
             **({"together_id": together_id} if together_id else {}),
         },
         actor=actor,
@@ -86,6 +90,7 @@ def _wishes(spec: RunSpec, policy: BackupPolicy | None) -> dict[str, object]:
 
     return {
         "needs_filesystem": chosen(spec.needs_filesystem, policy and policy.needs_filesystem, False),
+        "needs_application": chosen(spec.needs_application, policy and policy.needs_application, False),
         "bandwidth_mib_s": chosen(spec.bandwidth_mib_s, policy and policy.bandwidth_mib_s, 0),
         "verify": chosen(spec.verify, policy and policy.verify, "none"),
     }

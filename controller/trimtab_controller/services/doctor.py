@@ -61,7 +61,7 @@ def diagnose(patient: Patient) -> tuple[Finding, ...]:
     """Return the findings, the worst first. Takes seconds for a large fleet: call it on a thread."""
     uncovered = [
         UncoveredFacts(vm=lost.vm, domain=_place(one.proof.domain), reason=lost.reason)
-        for one in survival.coverage(patient.estate)
+        for one in survival.coverage(patient.estate).domains
         for lost in one.uncovered
     ]
     return examine(replace(patient.rows, uncovered=tuple(uncovered)))

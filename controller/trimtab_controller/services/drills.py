@@ -93,7 +93,7 @@ def cut_power(session: Session, inputs: Inputs, drill: Drill, *, confirm: str, f
 def host_loss(inputs: Inputs, *, settings: FailoverSettings, assumptions: Assumptions | None = None) -> Drill:
     """Play the loss; takes seconds for a large fleet."""
     lost = inputs.lost
-    covered = survival.coverage(inputs.estate, kinds=(HOST,))
+    covered = survival.coverage(inputs.estate, kinds=(HOST,)).domains
     mine = next((one for one in covered if one.proof.domain.value == lost.name), None)
     refusals = {one.vm_id: one.reason for one in (mine.uncovered if mine else ()) if not inputs.is_local(one.vm_id)}
     records = {
@@ -106,6 +106,10 @@ def host_loss(inputs: Inputs, *, settings: FailoverSettings, assumptions: Assump
             is_local=vm.has_local_disk,
             priority=vm.priority,
             start_delay_s=vm.start_delay_s,
+            name=vm.name,
+            project=vm.project_id,
+            group=vm.start_group,
+            group_order=vm.start_order,
         )
         for vm in inputs.vms.values()
     }

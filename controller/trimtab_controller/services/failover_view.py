@@ -1,19 +1,19 @@
 """Failover as an operator sees it: losses with their timelines, why it stands still, what a host's loss would meet."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_controller.core.lifecycle import UNHEARD
 from trimtab_controller.core.model import Host
 from trimtab_controller.core.model.failover import FailoverControl, FailoverRow, FailoverVmRow
-from trimtab_controller.store import failover, hosts, keyset, lookup, operations, schema
+from trimtab_controller.store import behind, failover, hosts, keyset, lookup, operations, schema
+from trimtab_controller.store.behind import Behind
 from trimtab_protos.errors import NotFound
 
-_SILENT = frozenset({HostConnectivity.SUSPECT, HostConnectivity.LOST, HostConnectivity.FENCED})
 WAITING_MAX = 200
 
 
@@ -61,6 +61,7 @@ class Status:
     silent: tuple[Host, ...]
     open: tuple[FailoverView, ...]
     waiting: tuple[Waiting, ...]
+    behind: Behind
 
 
 def page(session: Session, asked: keyset.Page) -> tuple[tuple[FailoverView, ...], tuple[str, str] | None]:
@@ -96,16 +97,17 @@ def status(session: Session) -> Status:
     waiting = session.execute(
         sa.select(schema.vm.c.name, schema.failover_vm.c.why)
         .join(schema.vm, schema.vm.c.id == schema.failover_vm.c.vm_id)
-        .where(schema.failover_vm.c.state == "waiting")
+        .where(failover.IS_WAITING)
         .order_by(schema.vm.c.priority.desc(), schema.vm.c.name)
         .limit(WAITING_MAX)
     )
     return Status(
         control=control,
         host_names=names,
-        silent=tuple(host for host in live if host.connectivity in _SILENT),
+        silent=tuple(host for host in live if host.connectivity in UNHEARD),
         open=_views(session, rows),
         waiting=tuple(Waiting(vm=name, why=why) for name, why in waiting),
+        behind=behind.state(session),
     )
 
 
@@ -121,8 +123,14 @@ def _outcomes(session: Session, row: FailoverRow) -> tuple[VmOutcome, ...]:
     placed = {one.vm_id: _host_of(session, one) for one in found}
     host_names = lookup.names(session, schema.host, set(filter(None, placed.values())))
     return tuple(
-        VmOutcome(row=one, name=names.get(one.vm_id, one.vm_id), host_name=host_names.get(placed[one.vm_id], "")) for one in found
+        VmOutcome(row=_shown(one), name=names.get(one.vm_id, one.vm_id), host_name=host_names.get(placed[one.vm_id], ""))
+        for one in found
     )
+
+
+def _shown(row: FailoverVmRow) -> FailoverVmRow:
+    """A recovery that has begun and stands is one that waits, as `failover.IS_WAITING` says it."""
+    return replace(row, state="waiting") if row.state == "starting" and row.why else row
 
 
 def _host_of(session: Session, outcome: FailoverVmRow) -> str:

@@ -92,7 +92,7 @@ def take_over(
         return vm_devices.detach_volume(session, vm, caller, volume=volume_id, project=project)
     card = changes.cards_added[0]
     wish = NicWish(network=_network_of(vm, card, networks), mac=card.mac)
-    return vm_devices.attach_network(session, vm, caller, wish=wish, project=project)
+    return vm_devices.attach(session, vm, caller, volume="", wish=wish, project=project)
 
 
 def _sort(found: Sequence[Difference], seen: DomainDescription) -> _Sorted:

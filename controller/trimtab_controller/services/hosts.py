@@ -21,7 +21,7 @@ from trimtab_controller import pki
 from trimtab_controller.clock import mint
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.model import Actor, Host
-from trimtab_controller.store import audit, certificates, events, host_reports, host_tokens, hosts
+from trimtab_controller.store import audit, behind, certificates, events, host_reports, host_tokens, hosts
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.host_tokens import HostToken
 from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, PermissionDenied, TrimtabError
@@ -294,6 +294,7 @@ def admit(
     assessment = assess(session, token_secret, facts, now, skew_max_s=skew_max_s)
     if assessment.refusals:
         raise assessment.refusals[0]
+    behind.refuse(session)
     token, returning = assessment.token, assessment.returning
     assert token is not None
     if (returning.id if returning else host_id) != host_id:
@@ -368,6 +369,7 @@ def _insert_host(session: Session, host_id: str, token: HostToken, facts: HostFa
 def _readmit(session: Session, host: Host, facts: HostFacts, now: datetime) -> None:
     """Renew a member: its old certificates die, its vms and claims stay; SQL learns of the rest when it opens a session."""
     certificates.revoke_all_of(session, host.id, now=now)
+    behind.believe(session, host.id, now=now)
     hosts.update(
         session,
         host.id,

@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint
 from trimtab_controller.core import cpu_sets
-from trimtab_controller.core.model import Actor, Host, HostClass, Operation
+from trimtab_controller.core.host_troubles import Trouble
+from trimtab_controller.core.model import Actor, Host, HostClass, Maintenance, Operation
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services import fencing, projects
 from trimtab_controller.services.vms import merge_labels
@@ -19,6 +20,7 @@ from trimtab_controller.store import (
     fence_intents,
     host_guards,
     host_stocks,
+    host_troubles,
     hosts,
     hosts_read,
     keyset,
@@ -50,6 +52,10 @@ class HostView:
     # Names of the vms that its warden kills when its lease ends.
     would_kill: tuple[str, ...] = ()
     fence_intent: FenceIntentRow | None = None
+    # What is wrong with it while it is heard from.
+    troubles: tuple[Trouble, ...] = ()
+    # Who holds it out of service; None: nobody.
+    maintenance: Maintenance | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +83,9 @@ def find(session: Session, name_or_id: str) -> Host:
     return host
 
 
-def get(session: Session, name_or_id: str) -> HostView:
+def get(session: Session, name_or_id: str, *, now: datetime) -> HostView:
     host = find(session, name_or_id)
-    view = views(session, (host,))[0]
+    view = views(session, (host,), now=now)[0]
     return replace(
         view,
         pools=_pools_of(session, host.id),
@@ -97,16 +103,17 @@ def _refuse_held(session: Session, host: Host, wish: HostChange) -> None:
         raise Conflict("host-in-maintenance", message, host=host.name)
 
 
-def page(session: Session, page: keyset.Page) -> tuple[tuple[HostView, ...], tuple[str, str] | None]:
+def page(session: Session, page: keyset.Page, *, now: datetime) -> tuple[tuple[HostView, ...], tuple[str, str] | None]:
     found, next_after = hosts_read.page(session, page)
-    return views(session, found), next_after
+    return views(session, found, now=now), next_after
 
 
-def views(session: Session, found: tuple[Host, ...]) -> tuple[HostView, ...]:
+def views(session: Session, found: tuple[Host, ...], *, now: datetime) -> tuple[HostView, ...]:
     ids = [host.id for host in found]
     classes = lookup.names(session, schema.host_class, {host.host_class_id for host in found})
     owners = lookup.names(session, schema.project, {host.exclusive_project_id for host in found})
     counts, held = hosts_read.counts(session, ids), certificates.latest_of(session, ids)
+    troubles, holds = host_troubles.read(session, now=now, host_ids=ids), plans.maintenance_of(session, ids)
     return tuple(
         HostView(
             host=host,
@@ -115,6 +122,8 @@ def views(session: Session, found: tuple[Host, ...]) -> tuple[HostView, ...]:
             certificates=held[host.id],
             pools={},
             exclusive_project_name=owners.get(host.exclusive_project_id, ""),
+            troubles=troubles.get(host.id, ()),
+            maintenance=holds.get(host.id),
         )
         for host in found
     )
@@ -164,7 +173,7 @@ def change(
         message=f"host {wish.name or host.name} {what}",
         now=now,
     )
-    return get(session, host.id)
+    return get(session, host.id, now=now)
 
 
 def _set_aside(session: Session, host: Host, text: str) -> None:

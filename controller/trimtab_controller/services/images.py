@@ -120,7 +120,11 @@ def ready_iso(session: Session, name_or_id: str, *, project: Project, field: str
     """Return the ISO image. InvalidRequest for a disk image, Conflict while it is not imported."""
     image = find(session, name_or_id, project=project)
     if image.kind != "iso":
-        raise InvalidRequest("image-not-an-iso", f"{field}: {image.name} is a disk image; give an ISO", field=field)
+        raise InvalidRequest(
+            "image-not-an-iso",
+            f"{field}: {image.name} is a disk image; give an ISO (`trimtab image list --filter kind=iso`)",
+            field=field,
+        )
     if image.state != "ready":
         raise Conflict(
             "image-not-ready", f"image {image.name} is {image.state}; see `trimtab image get {image.name}`", state=image.state
@@ -139,7 +143,8 @@ def delete(
     if clones:
         raise Conflict(
             "image-in-use",
-            f"image {image.name} is the base of volumes {', '.join(clones)} (those of a deleted vm count until it is purged)",
+            f"image {image.name} is the base of volumes {', '.join(clones)} "
+            "(those of a deleted vm count for 24 h, or until `trimtab vm purge`)",
             image=image.name,
         )
     template = templates.of_image(session, image.id)

@@ -18,6 +18,6 @@ def refuse_base(session: Session, vm: Vm) -> None:
         names = ", ".join(sorted({one.vm_name or one.volume_name for one in clones}))
         raise Conflict(
             "vm-has-clones",
-            f"vm {vm.name} is the base of linked clones: {names}; delete those first (they hold on for 24 h, until they are purged)",
+            f"vm {vm.name} is the base of linked clones: {names}; delete those first (they hold on for 24 h, or until `trimtab vm purge`)",
             clones=names,
         )

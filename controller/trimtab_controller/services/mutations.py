@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Actor
-from trimtab_controller.store import audit, idempotency
+from trimtab_controller.store import audit, behind, idempotency
 from trimtab_protos.errors import Conflict, TrimtabError
 
 
@@ -25,6 +25,8 @@ class Mutation:
     fingerprint: str
     is_dry_run: bool
     now: datetime
+    # Taken although the database is behind the fleet.
+    ends_behind: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +52,12 @@ class DryRun(Exception):
 def perform(session: Session, mutation: Mutation, work: Callable[[Session], Answer]) -> Answer:
     """Return the stored answer of a repeat, else do the work and record it.
 
-    Conflict("request-id-reused") where the id came before with another request. Raises DryRun instead of returning where nothing
-    may be changed.
+    Conflict("database-behind") where the database is older than the fleet, Conflict("request-id-reused") where the id came before
+    with another request. Raises DryRun instead of returning where nothing may be changed.
     """
     actor = mutation.actor
+    if not mutation.ends_behind:
+        behind.refuse(session)
     if mutation.fingerprint:
         stored = idempotency.claim(
             session,

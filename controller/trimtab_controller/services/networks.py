@@ -9,7 +9,14 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint
-from trimtab_controller.core.addresses import LONGEST_OWN_PREFIX, outer_problem, overlapping, subnet6_problem
+from trimtab_controller.core.addresses import (
+    LONGEST_OWN_PREFIX,
+    gateway_problem,
+    name_server_problem,
+    outer_problem,
+    overlapping,
+    subnet6_problem,
+)
 from trimtab_controller.core.model import Actor, Network, Operation, Project, Role
 from trimtab_controller.core.overlay import TUNNEL_OVERHEAD
 from trimtab_controller.operations.accept import accept
@@ -18,6 +25,8 @@ from trimtab_controller.store import hosts, keyset, lookup, networks, routers, s
 from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
 
 OVERLAY_MTU_MAX = 65535 - TUNNEL_OVERHEAD
+DNS_MAX = 3
+"""Of a LAN's DNS servers: the resolver of glibc asks no more of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +57,9 @@ class NetworkSpec:
     router: str = ""
     # Of a network on a bridge that is the way out of overlay networks.
     outer: OuterSpec | None = None
+    # Of another network on a bridge, whose LAN they are of: seeds say them. At most `DNS_MAX`.
+    gateway: str = ""
+    dns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +130,8 @@ def _settings(spec: NetworkSpec) -> dict[str, Any]:
         ({"router": spec.router} if spec.router else {})
         | ({"outer": asdict(spec.outer)} if spec.outer else {})
         | ({"subnet6": spec.subnet6, "has_dhcp6": spec.has_dhcp6} if spec.subnet6 else {})
+        | ({"gateway": str(ipaddress.ip_address(spec.gateway))} if spec.gateway else {})
+        | ({"dns": [str(ipaddress.ip_address(one)) for one in spec.dns]} if spec.dns else {})
     )
 
 
@@ -215,6 +229,7 @@ def _check(spec: NetworkSpec) -> None:
     _check_kind(spec)
     _check_subnet(spec)
     _check_subnet6(spec)
+    _check_lan(spec)
     if spec.outer is not None:
         problem = outer_problem(spec.subnet, spec.outer.gateway, spec.outer.first, spec.outer.last)
         if problem is not None:
@@ -272,6 +287,27 @@ def _check_subnet6(spec: NetworkSpec) -> None:
         raise InvalidRequest("subnet6-wrong", f"subnet6: {problem}", field="subnet6")
 
 
+def _check_lan(spec: NetworkSpec) -> None:
+    """Refuse a router or DNS servers of a LAN where there is none, or that guests on it could not reach."""
+    for field, value in (("gateway", spec.gateway), ("dns", spec.dns)):
+        if not value:
+            continue
+        if spec.kind != "bridge":
+            message = f"{field}: only networks of kind bridge have one; guests on others are told by DHCP (--dhcp)"
+            raise InvalidRequest(f"{field}-not-allowed", message, field=field)
+        if spec.outer is not None:
+            message = f"{field}: no vm is on a way out, whose router is outer.gateway; leave it out"
+            raise InvalidRequest(f"{field}-not-allowed", message, field=field)
+        if not spec.subnet:
+            message = f'subnet: guests are told of {field} with addresses of a subnet; give one, for example "192.0.2.0/24"'
+            raise InvalidRequest("subnet-missing", message, field="subnet")
+    if spec.gateway and (problem := gateway_problem(spec.subnet, spec.gateway)):
+        raise InvalidRequest("gateway-wrong", f"gateway: {problem}", field="gateway")
+    for i, one in enumerate(spec.dns):
+        if problem := name_server_problem(one):
+            raise InvalidRequest("dns-wrong", f"dns[{i}]: {problem}", field=f"dns[{i}]")
+
+
 def _refuse_overlap(session: Session, subnet: str, *, project_id: str, field: str) -> None:
     """Refuse a subnet that another network has a part of: a host could not tell where an address is, and a guest would have two."""
     if not subnet:
@@ -286,7 +322,11 @@ def _refuse_overlap(session: Session, subnet: str, *, project_id: str, field: st
     is_visible = other.project_id in {"", project_id}
     theirs = ", ".join(one for one in (other.subnet, other.subnet6) if one)
     who = f"network {other.name} ({theirs})" if is_visible else "a network of another project"
-    raise Conflict("subnet-overlaps", f"{field}: {subnet} overlaps with {who}; choose another", field=field)
+    raise Conflict(
+        "subnet-overlaps",
+        f"{field}: {subnet} overlaps with {who}; choose another (`trimtab network list` shows those in use)",
+        field=field,
+    )
 
 
 def _by_host_id(session: Session, bridges: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,9 @@ is decided here; the drift loop asks the host again before it acts.
 from collections.abc import Sequence
 from datetime import datetime
 
+from trimtab_controller.core.guest_agents import GuestAgent, follow
 from trimtab_controller.core.lifecycle import ObservedState
+from trimtab_controller.services import behind
 from trimtab_controller.store import events, observations, vms
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.observations import Holding
@@ -37,6 +39,8 @@ def record_all(
         for vm_id in observations.held_by(session, host_id) - managed.keys():
             managed[vm_id] = DomainObservation(vm_id=vm_id)
     known = observations.holdings(session, sorted(managed))
+    turns = ((holding.name, managed[vm_id].turn, holding.turn) for vm_id, holding in known.items())
+    behind.notice_turns(session, host_id, turns, now=now)
     unchanged = []
     for vm_id in sorted(managed):  # one order everywhere: batches of two gateways must not wait for each other in a circle
         observation, holding = managed[vm_id], known.get(vm_id)
@@ -46,6 +50,9 @@ def record_all(
         elif holding is not None and not _is_other_sides_matter(host_id, observation, holding):
             if observation.balloon_mib != holding.observed_balloon_mib:
                 _note_balloon(session, observation, holding, now=now)
+            agent = follow(GuestAgent(holding.guest_agent), _state(observation), is_heard=observation.has_guest_agent)
+            if agent != holding.guest_agent:
+                observations.note_guest_agent(session, vm_id, agent, at=now)
             if _is_unchanged(host_id, observation, holding):
                 unchanged.append(vm_id)
             else:

@@ -46,13 +46,13 @@ def preview(session: Session, view: FleetView, vm: Vm, *, to_host_id: str) -> De
     """
     needs = fleet.needs_of(session, [vm.id])[vm.id]
     ask = placement_cures.unasked(vm, PlacementKind.CREATE, to_host_id=to_host_id)
-    request = placement_snapshot.request_of(ask, needs, accelerator="", groups=view.rows.groups)
+    request = placement_snapshot.request_of(ask, needs, source=None, groups=view.rows.groups)
     policy = placement_snapshot.policy_of(view.rows)(request)
     decision = explain(view.snapshot, request, policy=policy)
     if decision.chosen_host_id is None:
         decision = placement_cures.cured(session, decision, Books(view.snapshot), policy=policy, rows=view.rows)
         reasons = [verdict.sentence() for verdict in decision.refused[:REASONS_MAX]]
-        raise NoCapacity("no-host-fits", decision.summary(), reasons="\n".join(reasons))
+        raise NoCapacity(code_of(decision), decision.summary(), reasons="\n".join(reasons))
     if Gatekeeper.is_needed(view.rows):
         keeper = Gatekeeper()
         keeper.follow(session, view.rows, view.snapshot)
@@ -81,9 +81,8 @@ def verdict(session: Session, view: FleetView, vm: Vm, host_id: str) -> HostVerd
         kind = PlacementKind.MIGRATE
     needs = fleet.needs_of(session, [vm.id])[vm.id]
     source = next((host for host in view.rows.hosts if host.id == vm.host_id), None)
-    accelerator = source.inventory.accelerator if source and source.inventory else ""
     ask = placement_cures.unasked(vm, kind)
-    request = placement_snapshot.request_of(ask, needs, accelerator=accelerator, groups=view.rows.groups)
+    request = placement_snapshot.request_of(ask, needs, source=source.inventory if source else None, groups=view.rows.groups)
     return explain_host(view.snapshot, request, host_id, policy=placement_snapshot.policy_of(view.rows)(request))
 
 

@@ -30,7 +30,7 @@ from trimtab_controller.core.planning.pool_drain import PoolContents, plan_pool_
 from trimtab_controller.core.planning.staleness import pins_of
 from trimtab_controller.core.planning.timeline import timed
 from trimtab_controller.operations.accept import accept
-from trimtab_controller.operations.estates import read_estate, read_rates
+from trimtab_controller.operations.estates import read_estate, read_networks, read_rates
 from trimtab_controller.operations.plan_steps import WAS_CORDONED
 from trimtab_controller.operations.pool_estates import read_contents
 from trimtab_controller.operations.sagas.apply_plan import check_fresh
@@ -90,7 +90,7 @@ def gather(session: Session, wish: PlanWish, *, now: datetime) -> PlanInputs:
         wish=wish,
         estate=read_estate(session, now=now),
         scope=_scope(session, wish),
-        terms=Terms(rates=read_rates(session), deadline_s=wish.deadline_s),
+        terms=Terms(slots=Slots(network_of=read_networks(session)), rates=read_rates(session), deadline_s=wish.deadline_s),
         history=_history(session, now) if wish.kind is PlanKind.REBALANCE else History(),
         contents=read_contents(session, pools.find(session, wish.pool).id) if wish.kind is PlanKind.DRAIN_POOL else None,
         done=_done_steps(session, wish.plan_id) if wish.kind is PlanKind.UNDO else (),

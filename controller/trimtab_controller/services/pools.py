@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint
+from trimtab_controller.core.lifecycle import DesiredPower
 from trimtab_controller.core.model import Actor, Operation, Pool, PoolSpace
 from trimtab_controller.core.way_back import USABLE, way_back
 from trimtab_controller.operations.accept import accept
@@ -107,14 +108,20 @@ def _place(session: Session, spec: PoolSpec, pool_id: str) -> tuple[str, dict[st
             what = (
                 f"is pool {taken.name} already" if taken.path == spec.path else f"and pool {taken.name} at {taken.path} overlap"
             )
-            raise AlreadyExists("pool-path-taken", f"path: {spec.path} {what}", field="path")
+            raise AlreadyExists("pool-path-taken", f"path: {spec.path} {what}; {_look(taken)}", field="path")
         return spec.path, {}
     mounted = pools.of_source(session, spec.nfs.server, spec.nfs.export)
     if mounted is not None:
         raise AlreadyExists(
-            "pool-path-taken", f"path: {spec.nfs.server}:{spec.nfs.export} is pool {mounted.name} already", field="path"
+            "pool-path-taken",
+            f"path: {spec.nfs.server}:{spec.nfs.export} is pool {mounted.name} already; {_look(mounted)}",
+            field="path",
         )
     return f"{MOUNTS}/{pool_id}", as_json(spec.nfs)
+
+
+def _look(pool: Pool) -> str:
+    return f"`trimtab pool get {pool.name}` shows where it is ready"
 
 
 def _behind(
@@ -129,7 +136,8 @@ def _behind(
     what = {key: value for key, value in settings.items() if key not in {"chap_user", "user", "monitors"}}
     for other in pools.live(session):
         if other.kind.value == spec.kind and what.items() <= dict(other.settings).items():
-            raise AlreadyExists("pool-path-taken", f"source: {source_name(spec.kind, settings)} is pool {other.name} already")
+            taken = f"source: {source_name(spec.kind, settings)} is pool {other.name} already; {_look(other)}"
+            raise AlreadyExists("pool-path-taken", taken)
     return f"/{spec.kind}/{pool_id}", settings
 
 
@@ -152,8 +160,7 @@ def delete(session: Session, name_or_id: str, *, expected_version: int | None, a
     pool = find(session, name_or_id)
     contents = pools.dependants(session, pool.id)
     if contents:
-        listed = "; ".join(f"{noun}s {', '.join(names)}" for noun, names in contents.items())
-        raise Conflict("pool-not-empty", f"pool {pool.name} still has {listed}", pool=pool.name)
+        raise Conflict("pool-not-empty", f"pool {pool.name} still has {pools.tell(contents)}", pool=pool.name)
     pools.check_version(session, pool.id, expected_version)
     return accept(
         session,
@@ -195,6 +202,7 @@ def _vms(session: Session, view: PoolView) -> tuple[VmView, ...]:
                 state=one.observed_state,
                 reason=one.observed_reason,
                 pool_state=states.get(one.host_id, ""),
+                is_wished_paused=one.desired_power == DesiredPower.PAUSED.value,
                 is_usable_elsewhere=view.pool.is_shared and bool(usable - {one.host_id}),
             ),
         )

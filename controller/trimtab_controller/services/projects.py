@@ -50,7 +50,8 @@ def delete(session: Session, project: Project, *, expected_version: int | None, 
     if contents:
         listed = "; ".join(f"{noun}{'es' if noun.endswith('s') else 's'} {', '.join(names)}" for noun, names in contents.items())
         raise Conflict(
-            "project-not-empty", f"project {project.name} still has {listed} (deleted vms count until they are purged)"
+            "project-not-empty",
+            f"project {project.name} still has {listed} (deleted vms count for 24 h, or until `trimtab vm purge`)",
         )
     identity.delete_project(session, project.id, expected_version=expected_version, now=now)
     _tell(session, project, "deleted", actor, now)

@@ -7,6 +7,7 @@ from typing import Any
 from trimtab_controller.core.model import Actor, Host, Operation, Vm
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.recovering import recover
+from trimtab_controller.operations.superseding import supersede
 from trimtab_controller.store import events, failover, operations
 from trimtab_controller.store.database import Session
 from trimtab_protos.errors import Conflict, InvalidRequest
@@ -21,7 +22,7 @@ def settle_move(session: Session, vm: Vm, host_id: str, *, now: datetime, actor:
 
     Its record, claims of both sides included, stays until the guest was seen there.
     """
-    operations.supersede(session, vm.id, by="the end of its broken move", now=now)
+    supersede(session, vm.id, by="the end of its broken move", now=now)
     return _accept_own(session, "vm.settle_move", vm, {"vm_id": vm.id, "host_id": host_id}, now=now, actor=actor)
 
 

@@ -5,6 +5,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -15,9 +16,9 @@ from trimtab_controller.core.recovery_plans import Awaits, Group, Mode, Outcome,
 from trimtab_controller.operations import backup_steps, recovery_runs
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.services import backup_repos as repo_service
-from trimtab_controller.services import backup_restore, pools
+from trimtab_controller.services import backup_restore, boot_criteria, restore_mapping
 from trimtab_controller.services.backup_restore import RestoreSpec
-from trimtab_controller.store import backups, keyset, lookup, networks, operations, recovery_plans, schema
+from trimtab_controller.store import backup_settings, backups, keyset, lookup, operations, recovery_plans, schema
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError
 
 
@@ -60,6 +61,43 @@ def create(session: Session, spec: PlanSpec, *, project: Project, now: datetime)
     return views(session, (plan,))[0]
 
 
+def import_from(session: Session, spec: PlanSpec, *, project: Project, now: datetime) -> PlanView:
+    """Insert a plan as the newest backup in the repository that knows it says it; what `spec` names anew goes before what that says.
+
+    A backup tells the plans that named its vm when it was made. NotFound tells which plans the repository's backups do know.
+    """
+    repo = repo_service.choose(session, spec.repo, project_id=project.id)
+    known = _plans_in(session, repo.id, project=project)
+    found = known.get(spec.name)
+    if found is None:
+        told = ", ".join(sorted(known)) or "none: a backup tells the plans that name its vm when it is made"
+        raise NotFound(
+            "recovery-plan-not-in-repository",
+            f"name: no backup of project {project.name} in repository {repo.name} knows a recovery plan {spec.name}; they know {told}. "
+            f"`trimtab backup repo rebuild {repo.name}` reads anew what it lists",
+            field="name",
+        )
+    wanted = PlanSpec(
+        name=spec.name,
+        groups=recovery_runs.groups_from(found["groups"]),
+        repo=repo.name,
+        networks={**found["networks"], **spec.networks},
+        pools={**found["pools"], **spec.pools},
+        cpu_model=str(found["cpu_model"]),
+    )
+    return create(session, wanted, project=project, now=now)
+
+
+def _plans_in(session: Session, repo_id: str, *, project: Project) -> dict[str, Mapping[str, Any]]:
+    """Return the plans that the project's listed backups know by name, each as the newest of them says it."""
+    listed = [one for one in backups.of_repo(session, repo_id) if one.state in backups.LISTED and one.project_id == project.id]
+    known: dict[str, Mapping[str, Any]] = {}
+    for backup in sorted(listed, key=lambda one: (one.taken_at or one.created_at, one.id)):
+        plans = (backup.manifest.get("settings") or {}).get(backup_settings.PLANS, ())
+        known |= {str(plan["name"]): plan for plan in plans}
+    return known
+
+
 def delete(session: Session, name: str, *, project: Project, expected_version: int | None, now: datetime) -> None:
     """Remove a plan; what it brought back stays. Conflict while it runs."""
     plan = find(session, name, project=project)
@@ -89,23 +127,25 @@ def preview(session: Session, name: str, *, mode: Mode, project: Project, now: d
     """Return what a run would bring back now, from which backup, what each vm would lose, and what stands against it."""
     plan = find(session, name, project=project)
     run = recovery_runs.planned(session, plan, mode=mode, now=now)
-    for i, group in enumerate(run.groups):
-        run = core.with_vms(run, i, [_checked(session, plan, one, mode, project) for one in group.vms], now=now)
-    return views(session, (plan,))[0], run
+    view = views(session, (plan,))[0]
+    for i, (wanted, group) in enumerate(zip(view.groups, run.groups, strict=True)):
+        run = core.with_vms(run, i, [_checked(session, plan, wanted, one, mode, project) for one in group.vms], now=now)
+    return view, run
 
 
-def _checked(session: Session, plan: RecoveryPlan, one: VmRun, mode: Mode, project: Project) -> VmRun:
+def _checked(session: Session, plan: RecoveryPlan, group: Group, one: VmRun, mode: Mode, project: Project) -> VmRun:
     """Return the vm with what a restore of it would be refused for, as far as rows tell."""
     if one.outcome is not Outcome.WAITING:
         return one
     try:
-        settings = backup_restore.settings_of(backups.get(session, one.backup_id))
+        backup = backups.get(session, one.backup_id)
+        settings = backup_restore.settings_of(backup)
+        if group.tcp and mode is Mode.TEST:
+            boot_criteria.require_cards(settings, backup, field="tcp")
         for saved in settings["volumes"]:
-            pools.choose(session, plan.pools.get(saved["pool"], saved["pool"]))
+            restore_mapping.pool_for(session, saved["pool"], plan.pools)
         for nic in settings["nics"] if mode is Mode.REAL else ():
-            wanted = plan.networks.get(nic["network"], nic["network"])
-            if networks.find(session, project.id, wanted) is None:
-                raise NotFound("network-not-mapped", f"there is no network {wanted} here: `--network {nic['network']}=NAME`")
+            restore_mapping.network_for(session, nic["network"], plan.networks, project=project)
     except TrimtabError as refused:
         return core.failed(one, refused.message)
     return one
@@ -138,9 +178,11 @@ def _boot_test(
         backup,
         project=project,
         pattern=group.pattern,
+        tcp_port=group.tcp,
         timeout_s=group.timeout_s,
         pools=plan.pools,
         awaits_agent=group.awaits is not Awaits.STARTED,
+        needs_agent=group.awaits is Awaits.AGENT,
         actor=actor,
         now=now,
     )

@@ -12,17 +12,16 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from trimtab_controller.core.behind import NUMBERS_AHEAD
 from trimtab_controller.core.lifecycle import LIVE_STATES, OperationState
 from trimtab_controller.core.model import Actor, Host, OperationError
 from trimtab_controller.core.restored import Difference, Finding, KnownVm, compare
 from trimtab_controller.services import recovery
-from trimtab_controller.store import claims, events, hosts, leases, operations, schema, vms
+from trimtab_controller.store import behind, claims, events, hosts, leases, operations, schema, vms
 from trimtab_controller.store.claims import ClaimRefused
 from trimtab_protos.errors import Conflict, TrimtabError
 from trimtab_protos.messages import DomainObservation
 
-NUMBERS_AHEAD = 1_000_000
-"""More sessions of a host, or leaders, than there can have been since any backup."""
 SYSTEM = Actor(name="system:recover")
 HOSTS_AT_ONCE = 16
 ATTENTION = "restored"
@@ -35,6 +34,8 @@ class Restored:
     findings: tuple[Finding, ...]
     answered: tuple[str, ...]
     silent: Mapping[str, str]
+    was_behind: bool = False
+    """The controllers had noticed, and changed nothing since."""
 
 
 def ask_hosts(
@@ -81,6 +82,7 @@ def find(session: Session, seen: Mapping[str, Sequence[DomainObservation]], sile
         findings=compare(known_vms(session), seen, names),
         answered=tuple(sorted(names[host_id] for host_id in seen)),
         silent={names[host_id]: why for host_id, why in silent.items()},
+        was_behind=behind.state(session).is_in_force,
     )
 
 
@@ -89,16 +91,22 @@ def apply(session: Session, restored: Restored, *, now: datetime) -> None:
     recovery.set_paused(session, True, actor=SYSTEM, now=now)
     _close_operations(session, now=now)
     _raise_numbers(session)
+    behind.end(session, disbelieved={}, now=now)
+    behind.note_recovery(session, now=now)
     for finding in restored.findings:
         _apply(session, finding, now=now)
     told = f"the database was restored: {len(restored.findings)} differences, {len(restored.silent)} hosts silent; failover is paused"
+    told += "; the controllers, which had noticed, are not read-only any more" if restored.was_behind else ""
     events.append(session, kind="alarm.database-restored", subject_id="failover", actor=SYSTEM.name, message=told, now=now)
 
 
 def _raise_numbers(session: Session) -> None:
-    """Raise every lease and the leader's term above all that were given since: agents and fence intents take no lower ones."""
-    host, lease = schema.host, schema.lease
-    session.execute(host.update().values(lease_number=host.c.lease_number + NUMBERS_AHEAD))
+    """Raise leases, turns, mark and the leader's term above all that were given since: agents and fence intents take no lower ones.
+
+    Of every turn, not only of those that were seen: agents remember those of volumes and images, too, and silent hosts come back.
+    """
+    lease = schema.lease
+    behind.raise_numbers(session)
     session.execute(lease.update().where(lease.c.name == leases.ENGINE).values(term=lease.c.term + NUMBERS_AHEAD))
 
 

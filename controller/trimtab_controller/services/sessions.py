@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from trimtab_controller import pki
 from trimtab_controller.core.lifecycle import HostConnectivity
 from trimtab_controller.core.model import Host
-from trimtab_controller.services import observations
+from trimtab_controller.services import behind, observations
 from trimtab_controller.services.hosts import SignedPair, record_certificates
-from trimtab_controller.store import certificates, events, host_guards, host_reports, hosts, reach
+from trimtab_controller.store import behind as behind_store
+from trimtab_controller.store import certificates, events, host_guards, host_reports, hosts, leases, reach
 from trimtab_controller.store.database import Session
 from trimtab_controller.store.host_guards import HostGuard
 from trimtab_protos.errors import PermissionDenied
 from trimtab_protos.messages import DomainObservation, Inventory, NetworkSpec, PoolSpec
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,11 @@ class Opening:
     agent_address: str
     inventory: Inventory | None
     domains: Sequence[DomainObservation]
+    lease_number: int = 0
+    """The highest that was ever given to the host, as far as its agent knows."""
+    database_mark: int = 0
+    certificate_dates: tuple[datetime, datetime] | None = None
+    """Of the peer's certificate: not before, not after. None: not known, so that it has to be on record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +48,15 @@ class Opened:
     networks: tuple[NetworkSpec, ...]
     guard: HostGuard = field(default_factory=HostGuard)
     """What the host's lease was last counted on for."""
+    database_mark: int = 0
 
 
 def open_session(session: Session, opening: Opening, now: datetime) -> Opened:
     """Commit a host's new session before it is welcomed: incarnation, inventory, every domain. PermissionDenied, NotFound."""
-    check_certificate(session, opening.host_id, opening.certificate_serial)
-    before = hosts.get(session, opening.host_id)
+    before = _admit(session, opening, now)
+    if behind_store.state(session).is_in_force:
+        # A loss of yesterday, which nobody ends while the leader stands still. Nobody starts anything on the strength of it either.
+        leases.lift_revocation(session, opening.host_id)
     number, was = hosts.open_session(
         session,
         opening.host_id,
@@ -53,6 +64,7 @@ def open_session(session: Session, opening: Opening, now: datetime) -> Opened:
         boot_id=opening.boot_id[:64],
         agent_address=opening.agent_address[:200],
         gateway_id=opening.gateway_id,
+        held_lease_number=opening.lease_number,
         now=now,
     )
     if was is not HostConnectivity.UP:
@@ -77,14 +89,52 @@ def open_session(session: Session, opening: Opening, now: datetime) -> Opened:
         )
     if opening.inventory is not None:
         host_reports.store_inventory(session, opening.host_id, opening.inventory, now=now)
-        reach.ask_again(session, opening.host_id)
     observations.record_all(session, opening.host_id, opening.domains, now, is_complete=opening.inventory is not None)
+    guard, pools = host_guards.read(session, opening.host_id), host_reports.pool_specs_of(session, opening.host_id)
+    is_behind = behind_store.state(session).is_in_force  # what its domains say may have proven it just now
+    if is_behind:
+        # What was deleted or changed since would be made again. But its beacon goes on where it renewed.
+        pools = tuple(one for one in pools if one.pool_id == guard.beacon_pool_id)
+    if opening.inventory is not None:
+        reach.ask_again(session, opening.host_id, of_everything=is_behind)
     return Opened(
         lease_number=number,
         name=before.name,
-        pools=host_reports.pool_specs_of(session, opening.host_id),
-        networks=host_reports.network_specs_of(session, opening.host_id),
-        guard=host_guards.read(session, opening.host_id),
+        pools=pools,
+        networks=() if is_behind else host_reports.network_specs_of(session, opening.host_id),
+        guard=guard,
+        database_mark=behind_store.mark(session),
+    )
+
+
+def _admit(session: Session, opening: Opening, now: datetime) -> Host:
+    """Return the host as it was; notice where it knows more than the database. PermissionDenied, InvalidRequest.
+
+    A database of yesterday has not recorded the certificates that were given since. A host with one of those is let in, while the
+    database is behind or where it was issued before the last recovery: TLS has verified that the fleet signed it for this host, and
+    without a session its lease, and with it its guests, would end.
+    """
+    if not hosts.is_live(session, opening.host_id):
+        check_certificate(session, opening.host_id, opening.certificate_serial)
+    found = hosts.get(session, opening.host_id)
+    behind.notice_hello(session, found, lease_number=opening.lease_number, mark=opening.database_mark, now=now)
+    if opening.certificate_dates is not None and certificates.get(session, opening.certificate_serial) is None:
+        not_before, not_after = opening.certificate_dates
+        if behind_store.state(session).is_in_force or not_before <= (behind_store.recovered_at(session) or _NEVER):
+            _record_lost(session, found, opening.certificate_serial, not_after, now)
+    check_certificate(session, opening.host_id, opening.certificate_serial)
+    return found
+
+
+def _record_lost(session: Session, host: Host, serial: str, not_after: datetime, now: datetime) -> None:
+    certificates.record(session, serial=serial, host_id=host.id, purpose=pki.Purpose.AGENT, not_after=not_after, now=now)
+    events.append(
+        session,
+        kind="host.certificate_recorded",
+        subject_id=host.id,
+        message=f"{host.name} has a certificate that was given after the database was saved; it is on record again",
+        context={"serial": serial},
+        now=now,
     )
 
 

@@ -114,7 +114,7 @@ def delete(session: Session, vm: Vm, caller: Caller, snapshot: Snapshot) -> Oper
         raise Conflict(
             "snapshot-has-clones",
             f"snapshot {snapshot.name} of vm {vm.name} is the base of linked clones: {names}; they hold on to it until they "
-            f"are purged, 24 h after `trimtab vm delete`",
+            f"are purged, 24 h after `trimtab vm delete` or by `trimtab vm purge`",
             clones=names,
         )
     # One that was cut short while it was made is no obstacle; of one that was half deleted the rows say more than there is.

@@ -1,16 +1,16 @@
 """What would be left: failover coverage and capacity, asked of the fleet as it is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.placement import HostSnapshot, PlacementKind, PlacementRequest
 from trimtab_controller.core.planning import Estate
-from trimtab_controller.core.planning.capacity import Figures, Fit, Shape, figures, fit, with_added, without
+from trimtab_controller.core.planning.capacity import Figures, Fit, Largest, Shape, figures, fit, largest, with_added, without
 from trimtab_controller.core.planning.domains import HOST, Domain, domains_of
-from trimtab_controller.core.planning.proof import DomainProof, FailoverProof
+from trimtab_controller.core.planning.proof import Coverage, DomainProof, FailoverProof, VmProof
 from trimtab_controller.operations.estates import read_estate
 from trimtab_controller.services import hosts_admin
 from trimtab_protos.errors import Conflict, InvalidRequest
@@ -34,19 +34,35 @@ class DomainCoverage:
     uncovered: tuple[Uncovered, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmCoverage:
+    proof: VmProof
+    vm: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetCoverage:
+    domains: tuple[DomainCoverage, ...]
+    vms: tuple[VmCoverage, ...]
+
+
 def read(session: Session, *, now: datetime) -> Estate:
     return read_estate(session, now=now)
 
 
-def coverage(estate: Estate, *, kinds: Sequence[str] = (), labels: Mapping[str, str] | None = None) -> tuple[DomainCoverage, ...]:
+def coverage(
+    estate: Estate, *, kinds: Sequence[str] = (), labels: Mapping[str, str] | None = None, by_vm: bool = False
+) -> FleetCoverage:
     """Return for each domain who would not come back. Takes seconds for a large fleet.
 
-    `kinds`: `host`, `pool`, label keys; by default hosts, racks and zones. `labels`: only these domains, as rack=r2.
-    InvalidRequest where a label is on no host.
+    `kinds`: `host`, `pool`, label keys; by default hosts, racks and zones. `labels`: only these domains, as rack=r2. `by_vm`: every
+    vm that runs as well. InvalidRequest where a label is on no host.
     """
     domains = _domains(estate, kinds, labels or {})
     proof = FailoverProof(estate, domains)
-    return tuple(_told(proof, result) for result in proof.results())
+    told = tuple(_told(proof, result) for result in proof.results())
+    return FleetCoverage(domains=told, vms=_by_vm(proof, told) if by_vm else ())
 
 
 def _domains(estate: Estate, kinds: Sequence[str], labels: Mapping[str, str]) -> tuple[Domain, ...]:
@@ -71,6 +87,22 @@ def _told(proof: FailoverProof, result: DomainProof) -> DomainCoverage:
     )
 
 
+def _by_vm(proof: FailoverProof, told: Sequence[DomainCoverage]) -> tuple[VmCoverage, ...]:
+    why = {lost.vm_id: lost.reason for one in reversed(told) for lost in one.uncovered}
+    found = []
+    for one in proof.vms():
+        match one.coverage:
+            case Coverage.COVERED:
+                losses = ", ".join(f"{domain.kind} {domain.value}" for domain in one.domains)
+                reason = f"the rest of the fleet has room for it, by every rule, after the loss of any of: {losses}"
+            case Coverage.UNPROTECTED:
+                reason = "its ha is none: it stays off with its host until somebody starts it"
+            case Coverage.UNCOVERED:
+                reason = why[one.vm_id]
+        found.append(VmCoverage(proof=one, vm=proof.estate.vms[one.vm_id].name, reason=reason))
+    return tuple(found)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitWish:
     vcpus: int
@@ -92,8 +124,11 @@ def resolve(session: Session, wish: FitWish) -> tuple[str, ...]:
     return tuple(hosts_admin.find(session, name).id for name in wish.without)
 
 
-def how_many(estate: Estate, wish: FitWish, *, without_ids: Sequence[str]) -> Fit:
-    """Return how many more vms of the shape fit under the wish. Conflict where hosts are to be added to a fleet without any."""
+def how_many(estate: Estate, wish: FitWish, *, without_ids: Sequence[str]) -> tuple[Fit, Largest]:
+    """Return how many more vms of the shape fit under the wish, and the largest one that does, whatever is to be kept free.
+
+    Conflict where hosts are to be added to a fleet without any.
+    """
     if wish.add:
         if not estate.fleet.hosts:
             raise Conflict("fleet-empty", "there is no host that added ones could be like; add a host first")
@@ -113,7 +148,7 @@ def how_many(estate: Estate, wish: FitWish, *, without_ids: Sequence[str]) -> Fi
         host_selector=wish.host_selector,
     )
     found = fit(estate, request, keep_free_hosts=wish.keep_free_hosts)
-    return Fit(count=found.count, is_capped=found.is_capped, by_host=found.by_host, homeless=homeless, refusal=found.refusal)
+    return replace(found, homeless=homeless), largest(estate, request)
 
 
 def _typical(estate: Estate) -> HostSnapshot:

@@ -107,7 +107,7 @@ def delete(session: Session, name_or_id: str, *, revision: int, project: Project
         raise Conflict(
             "template-in-use",
             f"template {template.name} revision {template.revision} is the base of volumes {', '.join(clones)} "
-            f"(those of a deleted vm count until it is purged)",
+            f"(those of a deleted vm count for 24 h, or until `trimtab vm purge`)",
         )
     return accept(
         session,
@@ -199,6 +199,9 @@ def _settings(session: Session, vm: Vm, *, disk_bytes: int, pool_id: str) -> dic
         "host_selector": dict(vm.host_selector),
         "ha": vm.ha,
         "priority": vm.priority,
+        "start_delay_s": vm.start_delay_s,
+        "start_group": vm.start_group,
+        "start_order": vm.start_order,
         "wishes": dict(vm.wishes),
         "secgroups": list(secgroups.names_of(session, [vm.id]).get(vm.id, ())),
         "user_yaml": vm.seed.get("user_yaml", ""),
@@ -234,6 +237,10 @@ def _vm_spec(template: Template, spec: VmsSpec, name: str) -> vms.VmSpec:
         has_secure_boot=settings["has_secure_boot"],
         ha=settings["ha"],
         priority=settings["priority"],
+        # Templates of earlier releases say nothing of these.
+        start_delay_s=settings.get("start_delay_s", 0),
+        start_group=settings.get("start_group", ""),
+        start_order=settings["start_order"] if settings.get("start_group") else None,
         secgroups=tuple(settings.get("secgroups", ())),
     )
     return replace(

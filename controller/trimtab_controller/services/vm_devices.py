@@ -15,15 +15,29 @@ from trimtab_controller.services.vm_nics import NicWish, insert_nic, plan_nic, r
 from trimtab_controller.services.vm_power import Caller, accept_on_vm
 from trimtab_controller.store import describe, lookup, networks, reach, schema, vms
 from trimtab_controller.store import volumes as volume_store
-from trimtab_protos.errors import Conflict, NotFound
+from trimtab_protos.errors import Conflict, InvalidRequest, NotFound
 from trimtab_protos.messages import DiskBus
 
 # Index of a disk or card: the guest's slots are functions of it (`kvm/domain_xml.py`).
 INDEX_MAX = 23
 
 
-def attach_volume(session: Session, vm: Vm, caller: Caller, *, volume: str, project: Project) -> Operation:
-    """Accept that the vm gets the volume. Conflict names who has it, or why the vm's host cannot reach it."""
+def attach(session: Session, vm: Vm, caller: Caller, *, volume: str, wish: NicWish | None, project: Project) -> Operation:
+    """Accept that the vm gets the volume ('' is none), a card as wished for (None is none) or both: both come, or neither.
+
+    Conflict names who has the volume, or why the vm's host cannot reach it or the network.
+    """
+    if not volume and wish is None:
+        raise InvalidRequest("device-missing", "volume: name a volume, a network or both", field="volume")
+    device = {}
+    if volume:
+        device["volume_id"] = _take_volume(session, vm, volume=volume, project=project)
+    if wish is not None:
+        device["nic_id"] = _take_card(session, vm, caller, wish=wish, project=project)
+    return _accept(session, vm, caller, "vm.attach", **device)
+
+
+def _take_volume(session: Session, vm: Vm, *, volume: str, project: Project) -> str:
     found = volumes.find(session, volume, project=project)
     if found.vm_id is not None:
         name = lookup.names(session, schema.vm, [found.vm_id]).get(found.vm_id, found.vm_id)
@@ -48,11 +62,11 @@ def attach_volume(session: Session, vm: Vm, caller: Caller, *, volume: str, proj
             field="volume",
         )
     volume_store.attach(session, found.id, vm_id=vm.id, disk_index=index, boot_order=0, bus=bus)
-    return _accept(session, vm, caller, "vm.attach", volume_id=found.id)
+    return found.id
 
 
-def attach_network(session: Session, vm: Vm, caller: Caller, *, wish: NicWish, project: Project) -> Operation:
-    """Accept that the vm gets a card on the network; MAC and address are taken at once."""
+def _take_card(session: Session, vm: Vm, caller: Caller, *, wish: NicWish, project: Project) -> str:
+    """Insert the card; its MAC and address are taken at once. Return its id."""
     cards = vms.nics_of(session, [vm.id])[vm.id]
     index = _free_index("nics", [card.nic_index for card in cards])
     require_spoofing(wish, caller.actor)
@@ -67,8 +81,7 @@ def attach_network(session: Session, vm: Vm, caller: Caller, *, wish: NicWish, p
                 f"see `trimtab network get {planned.network.name}`",
                 field="network",
             )
-    nic = insert_nic(session, planned, now=caller.now, field="network")
-    return _accept(session, vm, caller, "vm.attach", nic_id=nic.id)
+    return insert_nic(session, planned, now=caller.now, field="network").id
 
 
 def detach_volume(session: Session, vm: Vm, caller: Caller, *, volume: str, project: Project) -> Operation:

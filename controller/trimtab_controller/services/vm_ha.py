@@ -1,27 +1,49 @@
 """Says whether vms go on elsewhere when their host dies, and how early: what may be recorded at once, and the operation."""
 
+import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Operation, Vm
+from trimtab_controller.operations.sagas import set_ha
+from trimtab_controller.services import start_groups
 from trimtab_controller.services.vm_power import Caller, accept_on_vm
 from trimtab_controller.store import claims, describe, lookup, schema
 from trimtab_protos.errors import Conflict, InvalidRequest
 
 
-def change(
-    session: Session, vm: Vm, caller: Caller, *, ha: str | None, priority: int | None, start_delay_s: int | None
-) -> Operation:
-    """Accept another `ha` (restart, none), order and delay of the restart; None leaves as it is.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HaWish:
+    """None leaves as it is; a `start_group` of '' takes the vm out of its group."""
 
-    Conflict while its disks are being filled from a backup, or where two hosts may hold it.
+    ha: str | None = None
+    priority: int | None = None
+    start_delay_s: int | None = None
+    start_group: str | None = None
+    start_order: int | None = None
+
+
+def change(session: Session, vm: Vm, caller: Caller, wish: HaWish) -> Operation:
+    """Accept another `ha` (restart, none), order and delay of the restart.
+
+    Conflict while its disks are being filled from a backup, or where two hosts may hold it. InvalidRequest where nothing is wished, and
+    for an order without a group.
     """
-    if ha is None and priority is None and start_delay_s is None:
-        raise InvalidRequest("ha-empty", "ha: give ha, priority, start_delay_s or several of them", field="ha")
+    ha = wish.ha
+    if wish == HaWish():
+        fields = ", ".join(one.name for one in dataclasses.fields(HaWish))
+        raise InvalidRequest("ha-empty", f"ha: give one or several of {fields}", field="ha")
     if ha == "restart":
         _refuse_keeping(session, vm)
-    wished: dict[str, Any] = {"priority": priority, "start_delay_s": start_delay_s}
+    group, order = start_groups.place(wish.start_group, wish.start_order, before=(vm.start_group, vm.start_order))
+    wished: dict[str, Any] = {
+        "priority": wish.priority,
+        "start_delay_s": wish.start_delay_s,
+        "start_group": group,
+        "start_order": order,
+    }
     # That it is kept is recorded last: the host's warden has to know before.
     wished |= {"ha": ha} if ha == "none" else {}
     lookup.update_version(
@@ -32,8 +54,7 @@ def change(
         expected_version=caller.expected_version,
         **{name: value for name, value in wished.items() if value is not None},
     )
-    before = {"before_ha": vm.ha, "before_priority": vm.priority, "before_start_delay_s": vm.start_delay_s}
-    return accept_on_vm(session, vm, caller, "vm.set_ha", {"ha": ha or vm.ha, **before})
+    return accept_on_vm(session, vm, caller, "vm.set_ha", {"ha": ha or vm.ha, **set_ha.before(vm)})
 
 
 def _refuse_keeping(session: Session, vm: Vm) -> None:

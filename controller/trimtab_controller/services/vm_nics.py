@@ -1,14 +1,15 @@
 """The cards of vms: what is asked for, what comes of it, and the row that holds its MAC and address against everybody else."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy.orm import Session
 
 from trimtab_controller.clock import mint, system_rng
 from trimtab_controller.core import addresses as addressing
-from trimtab_controller.core.ids import mac_address
+from trimtab_controller.core.ids import free_mac_address
 from trimtab_controller.core.model import Actor, Network, Nic, Project, Role
 from trimtab_controller.services import networks as network_service
 from trimtab_controller.services import seeds
@@ -37,9 +38,16 @@ class PlannedNic:
     is_address_given: bool
 
     @property
-    def told(self) -> Nic:
+    def told(self) -> seeds.SeedNic:
         """The nic as the guest's seed is told of it: an address that was drawn is DHCP's to say where that answers for the network."""
-        return replace(self.nic, addresses=()) if self.network.has_dhcp and not self.is_address_given else self.nic
+        is_dhcps = self.network.has_dhcp and not self.is_address_given
+        return seeds.SeedNic(
+            nic_index=self.nic.nic_index,
+            mac=self.nic.mac,
+            addresses=() if is_dhcps else self.nic.addresses,
+            gateway=self.network.gateway,
+            dns=self.network.dns,
+        )
 
 
 def require_spoofing(wish: NicWish, actor: Actor) -> None:
@@ -70,7 +78,7 @@ def plan_nic(
             "`trimtab floating create` gives one an address there"
         )
         raise InvalidRequest("network-outer", message, field=f"{field}.network")
-    mac = wish.mac.lower() or mac_address(system_rng())
+    mac = wish.mac.lower() or free_mac_address(system_rng(), is_taken=partial(networks.is_mac_taken, session))
     if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
         raise InvalidRequest("mac-wrong", f'{field}.mac: a unicast MAC, for example "52:54:00:12:34:56"', field=f"{field}.mac")
     addresses = _addresses(session, network, wish.ip, mac, beside, field=f"{field}.ip")
@@ -95,7 +103,7 @@ def _addresses(
     found: tuple[str, ...] = ()
     if asked:
         subnet = network.subnet6 if has_asked6 else network.subnet
-        gateway = addressing.gateway_of(network.kind, subnet)
+        gateway = network.gateway or addressing.gateway_of(network.kind, subnet)
         address, prefix_length = seeds.parse_address(asked, subnet, gateway=gateway, field=field)
         found = (f"{address}/{prefix_length}",)
     if network.subnet and (not asked or has_asked6):
@@ -107,15 +115,20 @@ def _addresses(
 
 
 def _draw_address(session: Session, network: Network, beside: Sequence[PlannedNic], *, field: str) -> tuple[str, ...]:
-    """Return the lowest free address of the network's subnet. NoCapacity where there is none; IPv6 guests make their own."""
+    """Return the lowest free address of the network's subnet. NoCapacity where there is none; IPv6 guests make their own.
+
+    The LAN's router and DNS servers have theirs already; a DNS server that is a vm asks for its own.
+    """
     network_service.hold(session, network)
+    lans = {*network.dns, network.gateway} - {""}
     coming = {text.partition("/")[0] for one in beside if one.network.id == network.id for text in one.nic.addresses}
-    address = addressing.first_free(network.subnet, networks.addresses_on(session, network.id) | coming)
+    address = addressing.first_free(network.subnet, networks.addresses_on(session, network.id) | coming | lans)
     if address is not None:
         return (f"{address}/{network.subnet.partition('/')[2]}",)
     if ":" in network.subnet:
         return ()
-    message = f"{field}: every address of network {network.name} ({network.subnet}) is taken; purge vms, or make another network"
+    cure = "delete vms and `trimtab vm purge` them, or make another network"
+    message = f"{field}: every address of network {network.name} ({network.subnet}) is taken; {cure}"
     raise NoCapacity("addresses-taken", message, field=field)
 
 
@@ -143,6 +156,6 @@ def _refuse_address(session: Session, network: Network, address: str, *, vm_id: 
         raise Conflict("address-moved", f"{field}: {address} was taken and freed just now; send the request again", field=field)
     if holder.vm_id == vm_id:
         raise InvalidRequest("address-twice", f"{field}: {address} is given to two nics of this vm", field=field)
-    hidden = " (deleted, kept until it is purged)" if holder.deleted_at is not None else ""
+    hidden = " (deleted, kept until it is purged: `trimtab vm purge`)" if holder.deleted_at is not None else ""
     who = f"vm {holder.vm_name}{hidden}"
     raise AlreadyExists("address-taken", f"{field}: {address} on network {network.name} belongs to {who}", field=field)

@@ -12,6 +12,7 @@ from trimtab_controller.core.drift import RUNS_TWICE
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
 from trimtab_controller.core.model import Actor, Operation, Project, Vm
 from trimtab_controller.operations.accept import accept
+from trimtab_controller.operations.superseding import supersede
 from trimtab_controller.services import layered
 from trimtab_controller.services.vms import resolve_host
 from trimtab_controller.store import describe, lookup, operations, schema, vms
@@ -125,6 +126,19 @@ def undelete(session: Session, vm: Vm, caller: Caller) -> Operation:
     return accept_on_vm(session, vm, caller, "vm.undelete", {})
 
 
+def purge(session: Session, vm: Vm, caller: Caller) -> Operation:
+    """Accept the end of a deleted vm's grace: its disks, addresses and quota go now. Conflict where it is not deleted."""
+    if vm.deleted_at is None:
+        raise Conflict(
+            "vm-not-deleted",
+            f"vm {vm.name} is not deleted: `trimtab vm delete {vm.name}` comes first; a deleted vm of the same name goes by its id "
+            "(`trimtab vm list --deleted -o wide`)",
+        )
+    if caller.expected_version is not None and vm.version != caller.expected_version:
+        raise Conflict("stale-etag", f"vm {vm.name} changed since you read it; read it again, then decide")
+    return accept_on_vm(session, vm, caller, "vm.purge", {})
+
+
 def _refuse_off(vm: Vm, what: str) -> None:
     """A guest that was proven off cannot be paused or moved live; an unknown one is left to the host to answer for."""
     if vm.observed_state in OFF and vm.desired_power is not DesiredPower.RUNNING:
@@ -145,7 +159,9 @@ def _accept(
     desired: DesiredPower | None = None,
     supersedes: bool = False,
 ) -> Operation:
-    values = {"desired_power": desired.value, "attention": ""} if desired is not None else {}
+    # What a user wishes answers all that was left to them but one: only the drift loop sees whether a second guest is gone.
+    attention = vm.attention if vm.attention == RUNS_TWICE else ""
+    values = {"desired_power": desired.value, "attention": attention} if desired is not None else {}
     if values or caller.expected_version is not None:
         lookup.update_version(session, schema.vm, f"vm {vm.name}", vm.id, expected_version=caller.expected_version, **values)
     operation_id = mint("op")
@@ -158,7 +174,7 @@ def _supersede(session: Session, vm: Vm, *, by: str, now: datetime) -> None:
     """Close what locks the vm, except a deletion: nothing takes over from that but itself."""
     live = operations.live_exclusive(session, vm.id)
     if live is not None and live.kind not in {"vm.delete", "vm.purge"}:
-        operations.supersede(session, vm.id, by=by, now=now)
+        supersede(session, vm.id, by=by, now=now)
 
 
 def accept_on_vm(

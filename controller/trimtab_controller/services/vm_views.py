@@ -1,15 +1,16 @@
 """Vms as users see them, with all that is shown beside: a constant number of queries for any number of vms."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core.model import Nic, Operation, Project, Vm, VmSummary, Volume
+from trimtab_controller.core.model import Nic, Operation, Project, Vm, VmSummary, Volume, VolumeSummary
 from trimtab_controller.core.placement.verdict import Decision
 from trimtab_controller.store import (
     floating,
+    hosts,
     keyset,
     lookup,
     networks,
@@ -28,7 +29,7 @@ from trimtab_protos.errors import NotFound
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmView:
     vm: Vm
-    volumes: tuple[Volume, ...]
+    volumes: Sequence[Volume | VolumeSummary]
     nics: tuple[Nic, ...]
     # The one that locks the vm, if any.
     operation: Operation | None
@@ -42,6 +43,11 @@ class VmView:
     floating: Mapping[str, str] = field(default_factory=dict)
     # Network -> its kind; shared by all views of a page.
     network_kinds: Mapping[str, str] = field(default_factory=dict)
+    # What its QEMU says of itself, and what the installed one does: of a single vm that runs another. '' both: it does not.
+    other_qemu: tuple[str, str] = ("", "")
+
+
+NO_ADDRESSES = "[]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +68,8 @@ class VmExplanation:
     vm: Vm
     decision: Decision
     decided_at: datetime
+    # The newest event when the fleet was read; None of decisions from before it was kept.
+    fleet_revision: int | None
     # Name of the host it chose; '' for none.
     host_name: str
 
@@ -106,7 +114,13 @@ def views(session: Session, found: Sequence[Vm]) -> tuple[VmView, ...]:
 
 def read(session: Session, vm_id: str) -> VmView:
     """Return one vm as it is now."""
-    return views(session, [vms.get(session, vm_id)])[0]
+    view = views(session, [vms.get(session, vm_id)])[0]
+    host_id = view.vm.observed_host_id
+    inventory = hosts.get(session, host_id).inventory if host_id and hosts.is_live(session, host_id) else None
+    if inventory is None:
+        return view
+    running = next((one.build or "unknown" for one in inventory.guest_qemus if one.vm_id == vm_id), "")
+    return replace(view, other_qemu=(running, inventory.qemu_build)) if running else view
 
 
 def page(
@@ -129,7 +143,7 @@ def summaries(
             schema.image: {vm.image_id for vm in found},
         },
     )
-    unseen = [vm.id for vm in found if not vm.observed_addresses]
+    unseen = [vm.id for vm in found if vm.observed_addresses == NO_ADDRESSES]
     return VmSummaries(
         vms=found,
         addresses=vms.declared_addresses(session, unseen),
@@ -156,5 +170,6 @@ def explain(session: Session, vm: Vm, *, project: Project) -> VmExplanation:
         vm=vm,
         decision=Decision.from_json(row.verdicts),
         decided_at=row.created_at,
+        fleet_revision=row.fleet_revision,
         host_name=names.get(row.chosen_host_id, ""),
     )

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller import osinfo
 from trimtab_controller.clock import mint
+from trimtab_controller.core import architectures
 from trimtab_controller.core.guest_os import Family, GuestOs, hardware_for
 from trimtab_controller.core.ids import domain_uuid, kind_of
 from trimtab_controller.core.lifecycle import DesiredPower, ObservedState
@@ -23,6 +24,7 @@ from trimtab_controller.services import (
     quota,
     secgroups,
     seeds,
+    start_groups,
     vm_cells,
     vm_groups,
     volume_keys,
@@ -31,10 +33,10 @@ from trimtab_controller.services import (
 from trimtab_controller.services.authorise import require
 from trimtab_controller.services.vm_nics import NicWish, PlannedNic, insert_nic, plan_nic, require_spoofing
 from trimtab_controller.services.vm_views import VmView
-from trimtab_controller.store import events, hosts, lookup, schema, vms
+from trimtab_controller.store import events, hosts, hosts_read, lookup, schema, vms
 from trimtab_controller.store import vm_groups as group_store
 from trimtab_controller.store import volumes as volume_store
-from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
+from trimtab_protos.errors import AlreadyExists, Conflict, InvalidRequest, NoCapacity, NotFound
 from trimtab_protos.messages import DiskBus, DiskFormat, Firmware
 
 VOLUME_NAME_MAX = 63
@@ -49,6 +51,7 @@ class VmSpec:
     volume: str
     vcpus: int
     vcpus_max: int | None
+    # 0: what the operating system wants; then `os` names it.
     memory_mib: int
     memory_max_mib: int | None
     disk_bytes: int | None
@@ -98,7 +101,11 @@ class VmSpec:
     priority: int = 0
     """Higher ones are restarted first."""
     start_delay_s: int = 0
-    """Seconds between the proof that its host is off and its restart."""
+    """Seconds between the proof that its host is off and its restart; in a start group, after those of lower order run."""
+    start_group: str = ""
+    """A name within the project; '' for none."""
+    start_order: int | None = None
+    """Lower ones of the group start first; None: 0."""
 
     @property
     def wishes(self) -> dict[str, Any]:
@@ -137,9 +144,11 @@ def create(
     box: volume_keys.Sealer = volume_keys.NO_BOX,
 ) -> tuple[VmView, Operation]:
     """Insert the vm, its root volume and nics, charge the quota, and accept vm.create. Raises whatever refuses it, by field."""
+    guest_os = osinfo.find(spec.os or Family.LINUX.value)
+    spec = _with_memory(spec, guest_os)
     _check_shape(spec)
     _check_cells(spec)
-    guest_os = osinfo.find(spec.os or Family.LINUX.value)
+    _require_arch(session, spec.arch)
     hardware = hardware_for(guest_os)
     root = _with_drivers(session, spec, _root(session, spec, project), project)
     to_host_id = resolve_host(session, spec.to_host, actor=actor)
@@ -262,6 +271,17 @@ def resolve_host(session: Session, name_or_id: str, *, actor: Actor) -> str:
     return host.id
 
 
+def _with_memory(spec: VmSpec, guest_os: GuestOs) -> VmSpec:
+    """Return the wish with the memory that its system wants where it names the system and no memory."""
+    if spec.memory_mib:
+        return spec
+    if not spec.os:
+        raise InvalidRequest(
+            "memory-missing", "memory_mib: give it, or os, whose own word about memory counts then", field="memory_mib"
+        )
+    return replace(spec, memory_mib=guest_os.memory_mib)
+
+
 def _check_shape(spec: VmSpec) -> None:
     if kind_of(spec.name):
         raise InvalidRequest("name-like-an-id", f"name: {spec.name} looks like an id; choose a name", field="name")
@@ -284,6 +304,20 @@ def _check_shape(spec: VmSpec) -> None:
             "memory-max",
             f"memory_max_mib: at least memory_mib ({spec.memory_mib}), not {spec.memory_max_mib}",
             field="memory_max_mib",
+        )
+
+
+def _require_arch(session: Session, arch: str) -> None:
+    """Refuse at once what no host of the fleet could run, whatever becomes free. The usual architecture is placement's to judge."""
+    if arch == architectures.DEFAULT:
+        return
+    fleet = hosts_read.machines(session)
+    if not any(architectures.can_run(host, arch) for host in fleet):
+        raise NoCapacity(
+            "arch-unavailable",
+            f"arch: no host runs guests of {arch}; by architecture the hosts are: {architectures.tell(fleet)}; leave arch out",
+            field="arch",
+            hosts=architectures.tell(fleet),
         )
 
 
@@ -337,6 +371,7 @@ def _with_drivers(session: Session, spec: VmSpec, root: _Root, project: Project)
 
 
 def _vm_values(spec: VmSpec, *, vm_id: str, project: Project, root: _Root, now: datetime) -> dict[str, Any]:
+    start_group, start_order = start_groups.place(spec.start_group, spec.start_order)
     return {
         "id": vm_id,
         "uuid": str(uuid.UUID(domain_uuid(vm_id))),
@@ -358,6 +393,8 @@ def _vm_values(spec: VmSpec, *, vm_id: str, project: Project, root: _Root, now: 
         "ha": spec.ha,
         "priority": spec.priority,
         "start_delay_s": spec.start_delay_s,
+        "start_group": start_group,
+        "start_order": start_order,
         "desired_power": (DesiredPower.RUNNING if spec.start else DesiredPower.STOPPED).value,
         "observed_state": ObservedState.ABSENT.value,
         "observed_at": now,

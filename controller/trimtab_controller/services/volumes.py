@@ -139,24 +139,45 @@ def undelete(
     session: Session, name_or_id: str, *, project: Project, expected_version: int | None, actor: Actor, now: datetime
 ) -> Operation:
     """Accept the return of a deleted volume. Conflict past its grace, AlreadyExists where its name was given away."""
-    volume = volumes.find_deleted(session, project.id, name_or_id)
-    if volume is None:
-        found = find(session, name_or_id, project=project)
-        raise Conflict("volume-not-deleted", f"volume {found.name} is not deleted")
+    volume = _find_deleted(session, name_or_id, project=project)
     if volume.purge_after is None or volume.purge_after <= now:
         raise Conflict("volume-purged", f"volume {volume.name} is past its 24 h; its bytes are gone")
     if volumes.find(session, project.id, volume.name) is not None:
         raise AlreadyExists(
             "volume-exists", f"another volume is called {volume.name} now; delete that one first", name=volume.name
         )
+    return _accept_deleted(session, "volume.undelete", volume, expected_version=expected_version, actor=actor, now=now)
+
+
+def purge(
+    session: Session, name_or_id: str, *, project: Project, expected_version: int | None, actor: Actor, now: datetime
+) -> Operation:
+    """Accept the end of a deleted volume's grace: its bytes and quota go now. Conflict where it is not deleted."""
+    volume = _find_deleted(session, name_or_id, project=project)
+    return _accept_deleted(session, "volume.purge", volume, expected_version=expected_version, actor=actor, now=now)
+
+
+def _find_deleted(session: Session, name_or_id: str, *, project: Project) -> Volume:
+    volume = volumes.find_deleted(session, project.id, name_or_id)
+    if volume is None:
+        found = find(session, name_or_id, project=project)
+        raise Conflict(
+            "volume-not-deleted", f"volume {found.name} is not deleted; `trimtab volume delete {found.name}` does that"
+        )
+    return volume
+
+
+def _accept_deleted(
+    session: Session, kind: str, volume: Volume, *, expected_version: int | None, actor: Actor, now: datetime
+) -> Operation:
     if expected_version is not None and volume.version != expected_version:
         raise Conflict("stale-etag", f"volume {volume.name} changed since you read it; read it again, then decide")
     return accept(
         session,
-        "volume.undelete",
+        kind,
         subject_id=volume.id,
         subject_name=volume.name,
-        project_id=project.id,
+        project_id=volume.project_id,
         params={"volume_id": volume.id},
         actor=actor,
         now=now,

@@ -47,6 +47,30 @@ def end(session: Session, vm_id: str, *, now: datetime) -> None:
     session.execute(_END, {"of_vm": vm_id, "ended_at": now})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnedFile:
+    """A volume that has a file still; `vm_name` is '' where no vm has it."""
+
+    volume_name: str
+    vm_name: str
+
+
+def owned(session: Session, volume_ids: Sequence[str]) -> dict[str, OwnedFile]:
+    """Return those of these volumes whose files are ours: live ones, and deleted ones that can come back. Released ones are not."""
+    volume, vm = schema.volume, schema.vm
+    query = (
+        sa.select(volume.c.id, volume.c.name, vm.c.name.label("vm_name"))
+        .outerjoin(vm, vm.c.id == volume.c.vm_id)
+        .where(volume.c.id.in_(volume_ids), sa.or_(volume.c.deleted_at.is_(None), volume.c.purge_after.is_not(None)))
+    )
+    return {row.id: OwnedFile(volume_name=row.name, vm_name=row.vm_name or "") for row in session.execute(query)}
+
+
+def image_name(session: Session, image_id: str) -> str:
+    """Return the image's name, of a deleted one too as its file may be there yet; '' where there never was one."""
+    return str(session.scalar(sa.select(schema.image.c.name).where(schema.image.c.id == image_id)) or "")
+
+
 def leave_unmanaged(session: Session, host_id: str, *, vcpus: int, memory_mib: int, macs: Sequence[str]) -> tuple[int, int]:
     """Take a domain out of what the host counts as strangers', as its next inventory will; return what was taken."""
     row = session.execute(sa.select(_host.c.unmanaged_vcpus, _host.c.unmanaged_memory_mib).where(_host.c.id == host_id)).one()

@@ -8,11 +8,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core.model import Volume
-from trimtab_controller.store import describe, secgroups
+from trimtab_controller.core.model import RecoveryPlan, Volume
+from trimtab_controller.store import describe, recovery_plans, secgroups
 from trimtab_protos.messages import DiskBus
 
 FORMAT = 1
+PLANS = "recovery_plans"
 _VM_FIELDS = (
     "name",
     "labels",
@@ -34,6 +35,8 @@ _VM_FIELDS = (
     "ha",
     "priority",
     "start_delay_s",
+    "start_group",
+    "start_order",
     "drain_policy",
     "wishes",
 )
@@ -83,5 +86,20 @@ def of_vm(parts: describe.VmParts, groups: Sequence[str]) -> Mapping[str, Any]:
     }
 
 
-def read(session: Session, vm_id: str) -> Mapping[str, Any]:
-    return of_vm(describe.read_vm(session, vm_id), secgroups.names_of(session, [vm_id]).get(vm_id, ()))
+def read(session: Session, vm_id: str, *, repo_id: str) -> Mapping[str, Any]:
+    """Return the settings as a backup in this repository says them: with the recovery plans that name the vm, so that they are found
+    again where the database is gone."""
+    parts = describe.read_vm(session, vm_id)
+    found = of_vm(parts, secgroups.names_of(session, [vm_id]).get(vm_id, ()))
+    plans = recovery_plans.naming(session, parts.vm.project_id, parts.vm.name, repo_id=repo_id)
+    return {**found, PLANS: [_plan(one) for one in plans]} if plans else found
+
+
+def _plan(plan: RecoveryPlan) -> Mapping[str, Any]:
+    return {
+        "name": plan.name,
+        "groups": list(plan.groups),
+        "networks": dict(plan.networks),
+        "pools": dict(plan.pools),
+        "cpu_model": plan.cpu_model,
+    }

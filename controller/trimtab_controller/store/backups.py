@@ -66,6 +66,21 @@ def of_repo(session: Session, repo_id: str) -> tuple[Backup, ...]:
     return tuple(build(Backup, row) for row in session.execute(query))
 
 
+def damaged(session: Session, repo_id: str) -> tuple[Backup, ...]:
+    """Return the live backups of the repository that cannot be restored whole. Few or none."""
+    query = sa.select(*_columns).where(_table.c.repo_id == repo_id, _table.c.state == "damaged", _table.c.deleted_at.is_(None))
+    return tuple(build(Backup, row) for row in session.execute(query.order_by(_table.c.id)))
+
+
+def last_taken(session: Session, repo_id: str) -> datetime | None:
+    """Return when the newest live backup that is not damaged was taken."""
+    query = sa.select(sa.func.max(_table.c.taken_at)).where(
+        _table.c.repo_id == repo_id, _table.c.state == "ready", _table.c.deleted_at.is_(None)
+    )
+    taken_at: datetime | None = session.scalar(query)
+    return taken_at
+
+
 def of_vms(session: Session, vm_ids: Collection[str]) -> dict[str, list[Backup]]:
     """Return the listed backups of each of these vms, oldest first."""
     found: dict[str, list[Backup]] = {vm_id: [] for vm_id in vm_ids}
@@ -77,6 +92,21 @@ def of_vms(session: Session, vm_ids: Collection[str]) -> dict[str, list[Backup]]
     for row in session.execute(query):
         found[row.vm_id].append(build(Backup, row))
     return found
+
+
+def longest_unread(session: Session, *, read_before: datetime) -> Backup | None:
+    """Return the listed backup of a ready repository whose reading back is longest ago, where that was before this instant."""
+    repo = schema.backup_repo
+    query = (
+        sa.select(*_columns)
+        .join(repo, repo.c.id == _table.c.repo_id)
+        .where(_table.c.state.in_(LISTED), _table.c.deleted_at.is_(None), _table.c.verified_at < read_before)
+        .where(repo.c.state == "ready", repo.c.deleted_at.is_(None))
+        .order_by(_table.c.verified_at, _table.c.id)
+        .limit(1)
+    )
+    row = session.execute(query).one_or_none()
+    return build(Backup, row) if row is not None else None
 
 
 def update(session: Session, backup_id: str, **values: Any) -> None:

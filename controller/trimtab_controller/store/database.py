@@ -314,10 +314,17 @@ class Database:
                 yield cast(Session, LeanSession(connection))
 
 
+SQLITE_READERS = 3
+"""A read of SQLite is computing in this process: more at once only take turns, and all end late. Three, so that a long one leaves room."""
+POSTGRES_CONNECTIONS = 16
+
+
 class AsyncDatabase:
     """The same for the event loop: each transaction runs in a thread, so the loop never blocks."""
 
-    def __init__(self, url: str, *, pool_size: int = 16, on_commit: Callable[[int], None] = lambda _count: None) -> None:
+    def __init__(self, url: str, *, pool_size: int = 0, on_commit: Callable[[int], None] = lambda _count: None) -> None:
+        """`pool_size` 0: what suits the kind of database."""
+        pool_size = pool_size or (SQLITE_READERS if url.startswith("sqlite") else POSTGRES_CONNECTIONS)
         self._database = Database(url, pool_size=pool_size, on_commit=on_commit)
         self._threads = ThreadPoolExecutor(pool_size, thread_name_prefix="database")
         self._commits = CommitThread(self._database.write_pieces) if self._database.dialect == "sqlite" else None

@@ -1,12 +1,15 @@
 """Reads the doctor's snapshot: a handful of queries over the whole fleet, none of them once per row."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from trimtab_controller.core import cpu_features
 from trimtab_controller.core.doctor.model import (
     CertificateFacts,
     FenceFacts,
@@ -19,20 +22,22 @@ from trimtab_controller.core.doctor.model import (
     SnapshotFacts,
     VmFacts,
 )
+from trimtab_controller.core.host_troubles import Trouble
 from trimtab_controller.core.lifecycle import LIVE_STATES, OperationState
-from trimtab_controller.store import failover, host_guards, overlays, pools, schema
+from trimtab_controller.store import behind, failover, host_guards, host_troubles, overlays, pools, schema
+from trimtab_controller.store.among import among
 
 _LIVE = tuple(state.value for state in LIVE_STATES)
 
 
 def read(session: Session, now: datetime) -> FleetFacts:
     """Return the fleet as it is in this transaction, without the failover proof, which others work out."""
-    control, overlay = failover.control(session), overlays.state(session)
+    control, overlay, past = failover.control(session), overlays.state(session), behind.state(session)
     # MTUs by host and bridge: told in inventories, which are read with the hosts.
     bridges: dict[tuple[str, str], int] = {}
     return FleetFacts(
         now=now,
-        hosts=_hosts(session, bridges),
+        hosts=_hosts(session, bridges, host_troubles.read(session, now=now)),
         pools=_pools(session),
         vms=_vms(session),
         parked_operations=_parked(session),
@@ -43,6 +48,8 @@ def read(session: Session, now: datetime) -> FleetFacts:
         snapshots=_snapshots(session),
         is_failover_paused=control.is_paused,
         failover_frozen=control.frozen,
+        database_behind=past.message,
+        database_behind_since=past.since,
     )
 
 
@@ -120,7 +127,9 @@ def _parked(session: Session) -> tuple[OperationFacts, ...]:
     return tuple(OperationFacts(id=row.id, kind=row.kind) for row in session.execute(query))
 
 
-def _hosts(session: Session, bridges: dict[tuple[str, str], int]) -> tuple[HostFacts, ...]:
+def _hosts(
+    session: Session, bridges: dict[tuple[str, str], int], troubles: Mapping[str, tuple[Trouble, ...]]
+) -> tuple[HostFacts, ...]:
     """Return the hosts; `bridges` is filled with what they told of theirs."""
     table, host_class = schema.host, schema.host_class
     reserves = {
@@ -141,8 +150,9 @@ def _hosts(session: Session, bridges: dict[tuple[str, str], int]) -> tuple[HostF
         table.c.host_class_id,
         table.c.inventory,
     ).where(table.c.deleted_at.is_(None))
-    found = []
-    for row in session.execute(query):
+    found, rows = [], session.execute(query).all()
+    qemus = _guest_qemus(session, {row.id: row.inventory or {} for row in rows})
+    for row in rows:
         told = row.inventory or {}
         bridges.update({(row.name, one["name"]): int(one.get("mtu", 1500)) for one in told.get("bridges", ())})
         found.append(
@@ -157,16 +167,42 @@ def _hosts(session: Session, bridges: dict[tuple[str, str], int]) -> tuple[HostF
                 memory_claimed_mib=row.memory_claimed_mib,
                 unmanaged_memory_mib=row.unmanaged_memory_mib,
                 qemu_version=str(told.get("qemu_version", "")),
+                qemu_build=str(told.get("qemu_build", "")),
+                guest_qemus=qemus.get(row.id, ()),
                 cpu_models=frozenset(told.get("usable_cpu_models", ())),
                 certificates=tuple(certificates[row.id]),
                 fences=tuple(fences[row.id]),
-                cpu_features=frozenset(told.get("cpu_features", ())),
+                cpu_features=_listed_cpu_features(told),
                 machines=frozenset(told.get("machines", ())),
                 memory_reserve_mib=reserves.get(row.host_class_id),
                 is_warden_armed=row.id in armed,
+                troubles=troubles.get(row.id, ()),
             )
         )
     return tuple(found)
+
+
+def _listed_cpu_features(told: Mapping[str, Any]) -> frozenset[str]:
+    """Return the host's CPU features; none where its agent lists only some: a host that has not told is not blamed."""
+    lists_all = cpu_features.ALL_LISTED in told.get("capabilities", ())
+    return frozenset(told.get("cpu_features", ())) if lists_all else frozenset()
+
+
+def _guest_qemus(session: Session, told: Mapping[str, Mapping[str, Any]]) -> Mapping[str, tuple[tuple[str, str], ...]]:
+    """Return, by host, (name, build) of the vms that are still there. `told`: inventories by host."""
+    builds = {
+        (host_id, str(one["vm_id"])): str(one["build"]) for host_id, each in told.items() for one in each.get("guest_qemus", ())
+    }
+    if not builds:
+        return {}
+    vm, found = schema.vm, defaultdict[str, tuple[tuple[str, str], ...]](tuple)
+    query = (
+        sa.select(vm.c.id, vm.c.name, vm.c.host_id).where(among(vm.c.id, {vm_id for _host, vm_id in builds})).order_by(vm.c.name)
+    )
+    for row in session.execute(query):
+        if (build := builds.get((row.host_id, row.id))) is not None:
+            found[row.host_id] += ((row.name, build),)
+    return found
 
 
 def _certificates(session: Session) -> dict[str, list[CertificateFacts]]:
@@ -256,6 +292,9 @@ def _vms(session: Session) -> tuple[VmFacts, ...]:
             vm.c.ha,
             vm.c.attention,
             vm.c.hand_changes,
+            vm.c.guest_agent,
+            vm.c.guest_agent_since,
+            vm.c.os_family,
         )
         .join(project, project.c.id == vm.c.project_id)
         .where(vm.c.deleted_at.is_(None))
@@ -276,6 +315,9 @@ def _vms(session: Session) -> tuple[VmFacts, ...]:
             is_kept=row.ha == "restart",
             given_up_by=row.attention,
             hand_changes=tuple(row.hand_changes),
+            guest_agent=row.guest_agent,
+            guest_agent_since=row.guest_agent_since,
+            os_family=row.os_family,
         )
         for row in session.execute(query)
     )

@@ -23,6 +23,8 @@ class Suspect:
     is_host_up: bool
     has_space: bool
     """Whether every pool of its disks answers and has room."""
+    is_filling: bool
+    """Whether a disk of it still reads from a backup."""
 
 
 def suspects(session: Session, *, limit: int, also: Collection[str] = ()) -> tuple[Suspect, ...]:
@@ -44,12 +46,16 @@ def suspects(session: Session, *, limit: int, also: Collection[str] = ()) -> tup
     )
     rows: Sequence[Any] = session.execute(query).all()
     full = _vms_on_full_pools(session, [row.id for row in rows])
+    volume = schema.volume
+    reads = sa.select(volume.c.vm_id).where(volume.c.vm_id.in_([row.id for row in rows]), volume.c.fill_backup_id != "")
+    filling = frozenset(session.scalars(reads))
     return tuple(
         Suspect(
             vm=vms.from_row(row),
             host_name=row.host_name or "its host",
             is_host_up=row.connectivity == HostConnectivity.UP.value,
             has_space=row.id not in full,
+            is_filling=row.id in filling,
         )
         for row in rows
     )

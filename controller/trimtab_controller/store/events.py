@@ -1,6 +1,6 @@
 """Events: what watchers see, in order. Appended in the transaction of the change they tell of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model import Event
 from trimtab_controller.store import schema
+from trimtab_controller.store.among import among
 from trimtab_controller.store.rows import build
 
 _INSERT = schema.event.insert()
@@ -66,10 +67,22 @@ def page_after(
     return tuple(build(Event, row) for row in session.execute(query))
 
 
+def of_kinds(session: Session, kinds: Collection[str], subject_ids: Collection[str]) -> tuple[Event, ...]:
+    """Return the events of these kinds about these subjects, oldest first. Plan: ix_event_subject."""
+    table = schema.event
+    query = sa.select(table).where(among(table.c.subject_id, sorted(subject_ids)), table.c.kind.in_(kinds)).order_by(table.c.seq)
+    return tuple(build(Event, row) for row in session.execute(query))
+
+
 def bounds(session: Session) -> tuple[int, int]:
     """Return (oldest seq kept, newest seq); (0, 0) when there is none."""
     row = session.execute(sa.select(sa.func.min(schema.event.c.seq), sa.func.max(schema.event.c.seq))).one()
     return int(row[0] or 0), int(row[1] or 0)
+
+
+def newest(session: Session) -> int:
+    """Return the number of the newest event that is to be seen, 0 when there is none. Plan: the primary key's last entry."""
+    return int(session.scalar(sa.select(sa.func.max(schema.event.c.seq))) or 0)
 
 
 def delete_before(session: Session, at: datetime, *, limit: int) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from trimtab_controller.core.host_troubles import LostCarrier
 from trimtab_controller.core.model import Host, HostClass, Pool, PoolSpace, Vm, Volume
-from trimtab_controller.store import failover, hosts, schema, vms
+from trimtab_controller.store import failover, host_troubles, hosts, schema, vms
 from trimtab_controller.store.among import among
 from trimtab_controller.store.rows import build, columns_of
 
@@ -54,6 +55,8 @@ class FleetRows:
     groups: Mapping[str, GroupRow] = field(default_factory=dict)
     # Hosts that nothing could prove off: no armed warden, no power device that answers.
     unprotected: frozenset[str] = frozenset()
+    # Bridges without carrier, by the network that goes over them and the host.
+    unlinked: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +110,9 @@ def read_rows(session: Session) -> FleetRows:
     classes = session.execute(sa.select(*columns_of(schema.host_class, HostClass)))
     replica = schema.image_replica
     replicas = sa.select(replica.c.image_id, replica.c.host_id).where(replica.c.state == "ready", replica.c.host_id != "")
+    members = hosts.live(session)
     return FleetRows(
-        hosts=hosts.live(session),
+        hosts=members,
         classes={row.id: build(HostClass, row) for row in classes},
         pools={row.id: build(Pool, row) for row in session.execute(live_pools)},
         spaces=tuple(build(PoolSpace, row) for row in session.execute(sa.select(schema.pool_space))),
@@ -117,15 +121,18 @@ def read_rows(session: Session) -> FleetRows:
         local_replicas=frozenset((row.image_id, row.host_id) for row in session.execute(replicas)),
         stocks=_stocks(session),
         groups=_groups(session),
-        unprotected=_unprotected(session),
+        unprotected=failover.unprotected(session),
+        unlinked=host_troubles.unlinked(session, _lost_carriers(members)),
     )
 
 
-def _unprotected(session: Session) -> frozenset[str]:
-    host, guard, path = schema.host, schema.host_guard, schema.fence_path
-    is_armed = sa.exists().where(guard.c.host_id == host.c.id, guard.c.is_armed)
-    has_power = sa.exists().where(path.c.host_id == host.c.id, failover.IS_READY)
-    return frozenset(session.scalars(sa.select(host.c.id).where(host.c.deleted_at.is_(None), ~is_armed, ~has_power)))
+def _lost_carriers(members: Sequence[Host]) -> dict[str, tuple[LostCarrier, ...]]:
+    told = ((host.id, host.inventory.bridges) for host in members if host.inventory is not None)
+    return {
+        host_id: tuple(LostCarrier(bridge=one.name) for one in bridges if not one.has_carrier)
+        for host_id, bridges in told
+        if not all(one.has_carrier for one in bridges)
+    }
 
 
 def _stocks(session: Session) -> dict[str, dict[str, tuple[int, int]]]:

@@ -23,6 +23,8 @@ _host = schema.host
 # say nothing about it: only a marker that is read proves the opposite (`operations/reach_steps.py`).
 NOT_SHARED = "not the same storage"
 
+_SEEN_OF_SPACE = ("capacity_bytes", "available_bytes", "written_bytes", "observed_at")
+
 
 def store_inventory(session: Session, host_id: str, inventory: Inventory, *, now: datetime) -> bool:
     """Store what a host says it is, with the limits of its class; False where its digest is the one we have.
@@ -38,6 +40,9 @@ def store_inventory(session: Session, host_id: str, inventory: Inventory, *, now
     digest = inventory.digest[:64] or hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     if before.inventory_digest == digest:
         return False
+    if not all(bridge.has_carrier for bridge in inventory.bridges):
+        stored = session.scalar(sa.select(_host.c.inventory).where(_host.c.id == host_id))
+        inventories.note_lost_carriers(document, stored, now=now)
     session.execute(
         _host.update()
         .where(_host.c.id == host_id)
@@ -133,6 +138,7 @@ def store_pools(session: Session, reports: Sequence[PoolReport], *, now: datetim
                 "host_id": place,
                 "capacity_bytes": max(0, seen.capacity_bytes),
                 "available_bytes": max(0, seen.available_bytes),
+                "written_bytes": None if seen.written_bytes is None else max(0, seen.written_bytes),
                 "observed_at": now,
             }
     # One order everywhere: two gateways that write the same shared pools must not wait for each other in a circle.
@@ -146,7 +152,7 @@ def store_pools(session: Session, reports: Sequence[PoolReport], *, now: datetim
         session.execute(
             insert.on_conflict_do_update(
                 index_elements=["pool_id", "host_id"],
-                set_={name: insert.excluded[name] for name in ("capacity_bytes", "available_bytes", "observed_at")},
+                set_={name: insert.excluded[name] for name in _SEEN_OF_SPACE},
             ),
             [spaces[key] for key in sorted(spaces)],
         )

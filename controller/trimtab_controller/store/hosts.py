@@ -10,7 +10,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core import cpu_sets
-from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_controller.core.behind import NUMBERS_AHEAD
+from trimtab_controller.core.lifecycle import UNHEARD, HostConnectivity
 from trimtab_controller.core.model import Host, HostClass
 from trimtab_controller.store import inventories, schema
 from trimtab_controller.store.rows import build, columns_of
@@ -58,6 +59,11 @@ def live(session: Session, host_ids: Sequence[str] | None = None) -> tuple[Host,
     if host_ids is None:
         return _read(session, _LIVE)
     return _select(session, _table.c.deleted_at.is_(None), _table.c.id.in_(host_ids))
+
+
+def silent(session: Session) -> tuple[Host, ...]:
+    """Return the live hosts that are not heard from, by name: a few of many."""
+    return _select(session, _table.c.deleted_at.is_(None), _table.c.connectivity.in_([one.value for one in UNHEARD]))
 
 
 def page(
@@ -177,11 +183,12 @@ def open_session(
     agent_address: str,
     now: datetime,
     gateway_id: str = "",
+    held_lease_number: int = 0,
 ) -> tuple[int, HostConnectivity]:
     """Raise the host's lease number for a new session and mark it up; return the number and what it was before.
 
     NotFound where the host was removed. The number is committed before the agent is welcomed: any older session, on whatever
-    gateway, is from then on the older one.
+    gateway, is from then on the older one. `held_lease_number`: the highest that the agent knows of; see `_above`.
     """
     before = session.execute(
         sa.select(_table.c.connectivity).where(_table.c.id == host_id, _table.c.deleted_at.is_(None)).with_for_update()
@@ -189,7 +196,7 @@ def open_session(
     if before is None:
         raise NotFound("host-not-found", "this host is no member of the fleet (any more); join it again", host_id=host_id)
     values: dict[str, Any] = {
-        "lease_number": _table.c.lease_number + 1,
+        "lease_number": _above(held_lease_number) + 1,
         "incarnation": incarnation,
         "boot_id": boot_id,
         "gateway_id": gateway_id,
@@ -203,6 +210,22 @@ def open_session(
         _table.update().where(_table.c.id == host_id).values(**values).returning(_table.c.lease_number)
     ).scalar_one()
     return int(number), HostConnectivity(before)
+
+
+def raise_lease_number(session: Session, host_id: str, *, held: int) -> int:
+    """Give the host's session a number above the one that its agent holds, and return it."""
+    raised = _table.update().where(_table.c.id == host_id).values(lease_number=_above(held) + 1).returning(_table.c.lease_number)
+    return int(session.execute(raised).scalar_one())
+
+
+def _above(held: int) -> sa.ColumnElement[int]:
+    """Return what the next number is counted from: ours, or far above the agent's where it knows a higher one.
+
+    Then our row is from the past, and more numbers may have been given since than the agent heard of: a Welcome that never arrived, a
+    fence intent that forbids leases up to the row's number of then. An agent takes no lease under a number below its own, and its
+    beacon none that is forbidden.
+    """
+    return sa.case((_table.c.lease_number < held, held + NUMBERS_AHEAD), else_=_table.c.lease_number)
 
 
 def change_connectivity(

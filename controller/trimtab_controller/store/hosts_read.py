@@ -1,12 +1,13 @@
 """Lists of hosts, classes and join tokens for users. Membership, writes and limits: `hosts.py`, `host_tokens.py`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from trimtab_controller.core.architectures import HostMachines
 from trimtab_controller.core.model import Host, HostClass
 from trimtab_controller.store import host_tokens, hosts, keyset, schema
 from trimtab_controller.store.rows import build, columns_of
@@ -54,6 +55,15 @@ def counts(session: Session, host_ids: Sequence[str]) -> dict[str, HostCounts]:
     return found
 
 
+def machines(session: Session) -> tuple[HostMachines, ...]:
+    """Return what each host said that it can run."""
+    query = sa.select(_table.c.name, _table.c.inventory).where(_table.c.deleted_at.is_(None)).order_by(_table.c.name)
+    found = ((row.name, row.inventory or {}) for row in session.execute(query))
+    return tuple(
+        HostMachines(name=name, arch=str(told.get("arch", "")), machines=tuple(told.get("machines", ()))) for name, told in found
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reached:
     """A joined host and where others reach it."""
@@ -70,6 +80,12 @@ def reached(session: Session) -> tuple[Reached, ...]:
     columns = (_table.c.id, _table.c.name, _table.c.agent_address, _table.c.migration_address)
     query = sa.select(*columns, (_table.c.connectivity == "up").label("is_up")).where(_table.c.deleted_at.is_(None))
     return tuple(build(Reached, row) for row in session.execute(query.order_by(_table.c.id)))
+
+
+def migration_reach(session: Session) -> tuple[tuple[str, str, Mapping[str, str]], ...]:
+    """Return (id, migration address, labels) of every joined host."""
+    query = sa.select(_table.c.id, _table.c.migration_address, _table.c.labels).where(_table.c.deleted_at.is_(None))
+    return tuple((row.id, row.migration_address, row.labels) for row in session.execute(query.order_by(_table.c.id)))
 
 
 def addresses(session: Session) -> tuple[tuple[str, str, str], ...]:

@@ -91,14 +91,15 @@ def replicas_of(session: Session, image_ids: Sequence[str]) -> dict[str, tuple[I
 def dependants(session: Session, image_id: str, *, limit: int = 5) -> tuple[str, ...]:
     """Return the names of volumes that are linked clones of the image, and of vms that have it in their drive.
 
-    Deleted ones count until they are purged.
+    Deleted ones count until they are purged. Beyond `limit` the others are not named, and said to be there.
     """
     table, vm = schema.volume, schema.vm
     clones = sa.select(table.c.name).where(table.c.base_image_id == image_id, holds_bytes())
     is_inserted = sa.or_(vm.c.cdrom_image_id == image_id, vm.c.drivers_image_id == image_id)
     drives = sa.select(vm.c.name).where(is_inserted, vm.c.purged_at.is_(None))
-    found = list(session.scalars(clones.order_by(table.c.name).limit(limit)))
-    return tuple(found + [f"{name}'s CD-ROM" for name in session.scalars(drives.order_by(vm.c.name).limit(limit))])
+    found = list(session.scalars(clones.order_by(table.c.name).limit(limit + 1)))
+    found += [f"{name}'s CD-ROM" for name in session.scalars(drives.order_by(vm.c.name).limit(limit + 1))]
+    return (*found[:limit], *(("and others",) if len(found) > limit else ()))
 
 
 def check_version(session: Session, image_id: str, expected_version: int | None) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import typing
 from collections import OrderedDict
 from collections.abc import Mapping
+from datetime import datetime
 from functools import cache
 from threading import Lock
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from trimtab_protos.messages import Inventory
 
 _CACHED_MAX = 20_000
+LOST_AT = "carrier_lost_at"
+"""In a stored bridge without carrier: since when hosts have said so. Not in the message, whose digest must not know it."""
 _cached: "OrderedDict[tuple[str, str], Inventory]" = OrderedDict()
 _lock = Lock()
 
@@ -20,6 +23,14 @@ def to_json(inventory: Inventory) -> dict[str, Any]:
     document = dataclasses.asdict(inventory)
     document["pools"] = []
     return document
+
+
+def note_lost_carriers(document: dict[str, Any], before: Mapping[str, Any] | None, *, now: datetime) -> None:
+    """Write into a document that is about to be stored since when its bridges lack their carriers, as the one before it had it."""
+    known = {one["name"]: one.get(LOST_AT) for one in (before or {}).get("bridges", ()) if not one.get("has_carrier", True)}
+    for bridge in document["bridges"]:
+        if not bridge["has_carrier"]:
+            bridge[LOST_AT] = known.get(bridge["name"]) or now.isoformat()
 
 
 def from_json(document: Mapping[str, Any]) -> Inventory:

@@ -6,6 +6,7 @@ parameters and columns, and the errors. A statement object that comes for the se
 execution never does and takes SQLAlchemy's way, as do those that need more (lists of parameters, defaults computed in Python).
 """
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -164,6 +165,9 @@ def _result_convert(type_: Any, dialect: Dialect) -> _Convert | None:
     convert: _Convert | None = type_._cached_result_processor(dialect, None)
     if isinstance(type_, UtcDateTime):
         return lambda text: None if text is None else datetime.fromisoformat(f"{text}+00:00")
+    if type(type_) is sa.JSON:
+        read: _Convert = getattr(dialect, "_json_deserializer", None) or json.loads
+        return lambda text: None if text is None else read(text)
     return convert
 
 

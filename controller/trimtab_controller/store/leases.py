@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from trimtab_controller.store import schema
+from trimtab_controller.store import behind, schema
+from trimtab_controller.store.behind import IS_BEHIND
 from trimtab_controller.store.rows import build
 from trimtab_protos.errors import Conflict
 
@@ -22,7 +23,11 @@ ENGINE = "engine"
 GATEWAY_PREFIX = "gateway/"
 _table = schema.lease
 
-_LEADERS_TERM = sa.select(_table.c.term).where(_table.c.name == ENGINE, _table.c.owner != "").with_for_update(read=True)
+_LEADERS_TERM = (
+    sa.select(_table.c.term, IS_BEHIND.label("is_behind"))
+    .where(_table.c.name == ENGINE, _table.c.owner != "")
+    .with_for_update(read=True, of=_table)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,11 +135,16 @@ def remove(session: Session, seen: Lease) -> None:
 def assert_leader(session: Session, term: int) -> None:
     """Fence this transaction: Conflict("not-leader") unless `term` is the engine's present one, until we commit.
 
+    Conflict("database-behind") while the database is known to be older than the fleet.
+
     PostgreSQL: FOR SHARE keeps a contender's UPDATE waiting for our commit. SQLite: we hold the only write transaction.
     """
-    present = session.execute(_LEADERS_TERM).scalar_one_or_none()
-    if present != term:
+    row = session.execute(_LEADERS_TERM).one_or_none()
+    present = row.term if row is not None else None
+    if row is None or present != term:
         raise Conflict("not-leader", "another engine leads now", term=term, present_term=present)
+    if row.is_behind:
+        behind.refuse(session)
 
 
 # --- revocations ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ _table = schema.network
 FILTERS: keyset.Filters = {"name": keyset.equals(_table.c.name), "kind": keyset.equals(_table.c.kind)}
 
 
+_HAS_MAC = sa.select(schema.nic.c.mac).where(schema.nic.c.mac == sa.bindparam("mac")).limit(1)
 _UNMANAGED_MAC = sa.select(schema.unmanaged_mac.c.mac).where(schema.unmanaged_mac.c.mac == sa.bindparam("mac")).limit(1)
 
 
@@ -88,16 +89,19 @@ def hosts_of(session: Session, network_ids: Sequence[str]) -> dict[str, tuple[Ne
 
 def dependants(session: Session, network_id: str, *, limit: int = 5) -> tuple[str, ...]:
     """Return who keeps the network: vms with a nic on it (deleted ones until they are purged), what has an address of an outer one."""
-    vms = vms_on(session, network_id, limit=limit)
-    return (*((f"vms {', '.join(vms)}",) if vms else ()), *routers.users_of_outer(session, network_id, limit=limit))
+    there, deleted = (", ".join(vms_on(session, network_id, limit=limit, deleted=deleted)) for deleted in (False, True))
+    users = [f"vms {there}"] * bool(there)
+    users += [f"deleted vms {deleted} (until their 24 h are over, or `trimtab vm purge`)"] * bool(deleted)
+    return (*users, *routers.users_of_outer(session, network_id, limit=limit))
 
 
-def vms_on(session: Session, network_id: str, *, limit: int = 5) -> tuple[str, ...]:
-    """Return the names of vms with a nic on the network; deleted ones count until they are purged."""
+def vms_on(session: Session, network_id: str, *, deleted: bool, limit: int) -> tuple[str, ...]:
+    """Return the names of vms with a nic on the network: of live ones, or of deleted ones that are not purged."""
+    deleted_at = schema.vm.c.deleted_at
     query = (
         sa.select(schema.vm.c.name)
         .join(schema.nic, schema.nic.c.vm_id == schema.vm.c.id)
-        .where(schema.nic.c.network_id == network_id)
+        .where(schema.nic.c.network_id == network_id, deleted_at.is_not(None) if deleted else deleted_at.is_(None))
         .distinct()
         .order_by(schema.vm.c.name)
         .limit(limit)
@@ -162,6 +166,11 @@ def mac_holder(session: Session, mac: str) -> str:
     )
     host = session.scalars(host_query).first()
     return f"a domain on host {host} that Trimtab does not manage" if host is not None else ""
+
+
+def is_mac_taken(session: Session, mac: str) -> bool:
+    """Tell whether a card or a domain that is not ours has the MAC. Plans: uq_nic_mac, ix_unmanaged_mac_mac."""
+    return session.execute(_HAS_MAC, {"mac": mac}).first() is not None or is_unmanaged_mac(session, mac)
 
 
 def is_unmanaged_mac(session: Session, mac: str) -> bool:

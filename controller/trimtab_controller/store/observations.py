@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from trimtab_controller.core.guest_agents import GuestAgent
 from trimtab_controller.store import schema
 
 _CHUNK = 500
@@ -29,6 +30,10 @@ class Holding:
     observed_host_id: str
     observed_addresses: tuple[str, ...]
     observed_balloon_mib: int = 0
+    guest_agent: str = ""
+    """See `core/guest_agents.py`."""
+    turn: int = 0
+    """The highest that was given for it; an agent that has a higher one knows of a driver that this database does not."""
 
     def known_epoch(self, host_id: str) -> int | None:
         """Return the epoch from which this host's word about the vm counts; None where it holds nothing of it."""
@@ -37,7 +42,7 @@ class Holding:
         return self.epoch if host_id == self.host_id else None
 
 
-_vm, _claim = schema.vm, schema.claim
+_vm, _claim, _turn = schema.vm, schema.claim, schema.turn
 _CLAIMS = sa.select(_claim.c.vm_id, _claim.c.host_id, _claim.c.epoch)
 _VMS = sa.select(
     _vm.c.id,
@@ -51,6 +56,8 @@ _VMS = sa.select(
     _vm.c.observed_host_id,
     _vm.c.observed_addresses,
     _vm.c.observed_balloon_mib,
+    _vm.c.guest_agent,
+    sa.func.coalesce(sa.select(_turn.c.value).where(_turn.c.subject_id == _vm.c.id).scalar_subquery(), 0).label("turn"),
 )
 _ONE: sa.BindParameter[str] = sa.bindparam("wanted")
 _MANY: sa.BindParameter[str] = sa.bindparam("wanted", expanding=True)
@@ -84,6 +91,8 @@ def holdings(session: Session, vm_ids: Sequence[str]) -> dict[str, Holding]:
                 observed_host_id=row.observed_host_id,
                 observed_addresses=tuple(row.observed_addresses or ()),
                 observed_balloon_mib=int(row.observed_balloon_mib),
+                guest_agent=row.guest_agent,
+                turn=int(row.turn),
             )
     return found
 
@@ -108,6 +117,12 @@ def refresh(session: Session, vm_ids: Sequence[str], *, at: datetime) -> None:
 def note_balloon(session: Session, vm_id: str, balloon_mib: int) -> None:
     """Note what a vm's balloon leaves it."""
     session.execute(schema.vm.update().where(schema.vm.c.id == vm_id).values(observed_balloon_mib=balloon_mib))
+
+
+def note_guest_agent(session: Session, vm_id: str, known: GuestAgent, *, at: datetime) -> None:
+    """Note what is known of the guest's agent from `at` on."""
+    values = {"guest_agent": known.value, "guest_agent_since": at}
+    session.execute(schema.vm.update().where(schema.vm.c.id == vm_id).values(values))
 
 
 def last_drift(session: Session, subject_id: str) -> Mapping[str, object]:

@@ -6,7 +6,7 @@ Whoever drives an operation holds (driver, turn); every write of a driver names 
 Statements that every step of every operation runs are built once, below: to build one costs up to ten times its execution.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from trimtab_controller.core.lifecycle import ENDED_STATES, LIVE_STATES, Operati
 from trimtab_controller.core.model import JournalEntry, Operation, OperationError
 from trimtab_controller.store import events, schema
 from trimtab_controller.store.among import among_asked
+from trimtab_controller.store.behind import IS_BEHIND
 from trimtab_controller.store.rows import build
 from trimtab_protos.errors import Conflict, NotFound
 from trimtab_protos.messages import Direction
@@ -34,7 +35,7 @@ _WRITE_BY_ID = _table.update().where(_table.c.id == sa.bindparam("operation_id")
 _WRITE_LIVE = _WRITE_BY_ID.where(_table.c.state.in_([sa.literal_column(f"'{state}'") for state in _LIVE]))
 _WAKE_MANY = _table.update().where(among_asked(_table.c.id, "operation_ids"), _table.c.state.in_(_LIVE))
 _WRITE_HELD = _WRITE_LIVE.where(
-    _table.c.driver == sa.bindparam("held_driver"), _table.c.turn == sa.bindparam("held_turn")
+    _table.c.driver == sa.bindparam("held_driver"), _table.c.turn == sa.bindparam("held_turn"), ~IS_BEHIND
 ).returning(_table.c.is_cancel_requested)
 # Who woke the row while it was held wrote a later `next_run`: then it is due at once.
 _GIVE_BACK_HELD = _WRITE_HELD.values(
@@ -66,7 +67,7 @@ _IS_ANY_DUE: sa.Select[tuple[Any]] = sa.select(sa.literal_column("1")).select_fr
 _COUNT_DUE = sa.select(sa.func.count()).select_from(_table).where(*_IS_DUE)
 _DUE = (
     sa.select(_table.c.id, _table.c.subject_id)
-    .where(*_IS_DUE)
+    .where(*_IS_DUE, ~IS_BEHIND)
     .order_by(_table.c.priority.desc(), _table.c.next_run)
     .limit(sa.bindparam("at_most", type_=sa.Integer()))
     .with_for_update(skip_locked=True)
@@ -106,7 +107,7 @@ _LIVE_OF_KIND = (
 
 
 class Fenced(Exception):
-    """Another driver took the operation over, or it was superseded: stop at once and write nothing."""
+    """Another driver took the operation over, it was superseded, or the database is behind: stop at once and write nothing."""
 
 
 def from_row(row: sa.Row[Any]) -> Operation:
@@ -473,8 +474,12 @@ def _is_undoing(entries: Sequence[JournalEntry]) -> bool:
     return bool(failed)
 
 
-def supersede(session: Session, subject_id: str, *, by: str, now: datetime) -> Operation | None:
-    """Close the subject's live exclusive operation as failed so that `by` (delete, forced stop, recovery) may take over.
+def supersede(
+    session: Session, subject_id: str, *, by: str, now: datetime, result_of: Callable[[Operation], Mapping[str, Any] | None]
+) -> Operation | None:
+    """Close the subject's live exclusive operation so that `by` (delete, forced stop, recovery) may take over.
+
+    It has failed, except where it has a `result_of` already: then it is done.
 
     What it left half-done is now the successor's to clean: claims and the migration row stay as they are. The raised turn makes
     a command of the old driver that is still under way too old for the agents.
@@ -483,8 +488,12 @@ def supersede(session: Session, subject_id: str, *, by: str, now: datetime) -> O
     if live is None:
         return None
     raise_turn(session, subject_id)
-    error = OperationError.of(Conflict("superseded", f"superseded by {by}"))
-    close(session, live, state=OperationState.FAILED, now=now, error=error)
+    result = result_of(live)
+    if result is not None:
+        close(session, live, state=OperationState.DONE, now=now, result=result)
+    else:
+        error = OperationError.of(Conflict("superseded", f"superseded by {by}"))
+        close(session, live, state=OperationState.FAILED, now=now, error=error)
     session.execute(schema.placement_request.delete().where(schema.placement_request.c.operation_id == live.id))
     return live
 

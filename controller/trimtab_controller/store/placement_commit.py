@@ -64,7 +64,18 @@ _CLAIMS = ManyInsert(schema.claim, ("vm_id", "host_id", "role", "epoch", "vcpus"
 _DISK_CLAIMS = ManyInsert(schema.disk_claim, ("volume_id", "pool_id", "host_id", "size_bytes"))
 _DECISIONS = ManyInsert(
     schema.decision,
-    ("id", "vm_id", "operation_id", "kind", "chosen_host_id", "policy", "verdicts", "inputs_sha256", "created_at"),
+    (
+        "id",
+        "vm_id",
+        "operation_id",
+        "kind",
+        "chosen_host_id",
+        "policy",
+        "verdicts",
+        "inputs_sha256",
+        "fleet_revision",
+        "created_at",
+    ),
 )
 _EVENTS = ManyInsert(schema.event, ("at", "kind", "project_id", "subject_id", "operation_id", "actor", "message", "context"))
 
@@ -101,6 +112,7 @@ class Placed:
     policy: str
     verdicts: Mapping[str, Any]
     inputs_sha256: str
+    fleet_revision: int
 
 
 def place_many(session: Session, placed: Sequence[Placed], *, now: datetime) -> None:
@@ -211,6 +223,7 @@ def _decision(one: Placed, now: datetime) -> dict[str, Any]:
         policy=one.policy,
         verdicts=one.verdicts,
         inputs_sha256=one.inputs_sha256,
+        fleet_revision=one.fleet_revision,
         now=now,
     )
 

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from trimtab_controller.core.model.placement import DecisionRow, PlacementAsk
+from trimtab_controller.release import RELEASE
 from trimtab_controller.store import schema
 from trimtab_controller.store.many import ManyUpdate
 from trimtab_controller.store.rows import build, columns_of
@@ -138,6 +139,12 @@ def settle(
     return getattr(changed, "rowcount", 0) == 1
 
 
+def is_placed(session: Session, operation_id: str) -> bool:
+    """Tell whether the operation's request was answered with a host, whose room is claimed by now."""
+    query = sa.select(_request.c.operation_id).where(_request.c.operation_id == operation_id, _request.c.state == "placed")
+    return session.execute(query).first() is not None
+
+
 def withdraw(session: Session, operation_id: str) -> None:
     session.execute(_request.delete().where(_request.c.operation_id == operation_id))
 
@@ -157,9 +164,13 @@ def decision_values(
     policy: str,
     verdicts: Mapping[str, Any],
     inputs_sha256: str = "",
+    fleet_revision: int | None = None,
     now: datetime,
 ) -> dict[str, Any]:
-    """Return the row of a decision. `inputs_sha256`: of everything that it was decided on."""
+    """Return the row of a decision: what came of it with the release that decided, since another may decide otherwise.
+
+    `inputs_sha256`: of everything that it was decided on. `fleet_revision`: the newest event when that was read.
+    """
     return {
         "id": decision_id,
         "vm_id": vm_id,
@@ -167,8 +178,9 @@ def decision_values(
         "kind": kind,
         "chosen_host_id": chosen_host_id,
         "policy": policy,
-        "verdicts": dict(verdicts),
+        "verdicts": {**verdicts, "revision": RELEASE},
         "inputs_sha256": inputs_sha256,
+        "fleet_revision": fleet_revision,
         "created_at": now,
     }
 

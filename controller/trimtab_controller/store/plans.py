@@ -107,16 +107,17 @@ def set_step(session: Session, step: PlanStepRow, **values: Any) -> None:
 class MovesUnderWay:
     """The moves of all plans that are under way: a hold, which waits for people, is none."""
 
-    count: int
     by_host: Mapping[str, int]
     """How many each host takes part in."""
+    between: tuple[tuple[str, str], ...]
+    """From where to where each goes; the target is '' where it stays on its host."""
 
 
 def moves_under_way(session: Session) -> MovesUnderWay:
     query = sa.select(_step.c.host_id, _step.c.target_host_id).where(_step.c.state.in_(UNDER_WAY), _step.c.operation_id != "")
     rows = session.execute(query).all()
     by_host = Counter(host_id for row in rows for host_id in {row.host_id, row.target_host_id} - {""})
-    return MovesUnderWay(len(rows), by_host)
+    return MovesUnderWay(by_host, tuple((row.host_id, row.target_host_id) for row in rows))
 
 
 def moved_since(session: Session, at: datetime, kinds: Collection[str]) -> dict[str, datetime]:

@@ -33,6 +33,7 @@ class VmInPool:
     host_id: str
     observed_state: str
     observed_reason: str
+    desired_power: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +154,14 @@ def vms_in(session: Session, pool_id: str, *, limit: int = 100) -> tuple[VmInPoo
     """Return the vms with disks in the pool, by name."""
     volume, vm, project = schema.volume, schema.vm, schema.project
     query = (
-        sa.select(vm.c.name, project.c.name.label("project"), vm.c.host_id, vm.c.observed_state, vm.c.observed_reason)
+        sa.select(
+            vm.c.name,
+            project.c.name.label("project"),
+            vm.c.host_id,
+            vm.c.observed_state,
+            vm.c.observed_reason,
+            vm.c.desired_power,
+        )
         .join(volume, volume.c.vm_id == vm.c.id)
         .join(project, project.c.id == vm.c.project_id)
         .where(sa.or_(volume.c.pool_id == pool_id, volume.c.other_pool_id == pool_id), vm.c.deleted_at.is_(None))
@@ -165,10 +173,12 @@ def vms_in(session: Session, pool_id: str, *, limit: int = 100) -> tuple[VmInPoo
 
 
 def dependants(session: Session, pool_id: str, *, limit: int = 5) -> dict[str, tuple[str, ...]]:
-    """Return the names of volumes and images that lie in the pool, by noun."""
+    """Return the names of volumes and images that lie in the pool, by noun; those of deleted vms and volumes are told apart."""
     volume, image, replica = schema.volume, schema.image, schema.image_replica
     is_there = sa.or_(volume.c.pool_id == pool_id, volume.c.other_pool_id == pool_id)
-    volumes = sa.select(volume.c.name).where(is_there, holds_bytes())
+    volumes = sa.select(volume.c.name).where(is_there, holds_bytes()).order_by(volume.c.name).limit(limit)
+    of_deleted_vm = volume.c.vm_id.in_(sa.select(schema.vm.c.id).where(schema.vm.c.deleted_at.is_not(None)))
+    is_deleted = sa.or_(volume.c.deleted_at.is_not(None), sa.func.coalesce(of_deleted_vm, sa.false()))
     # An image is lost with its last replica; a copy of one that is elsewhere too is only a cache entry.
     elsewhere = sa.select(replica.c.image_id).where(replica.c.pool_id != pool_id, replica.c.state == "ready").scalar_subquery()
     images = (
@@ -177,10 +187,18 @@ def dependants(session: Session, pool_id: str, *, limit: int = 5) -> dict[str, t
         .where(image.c.id.in_(sa.select(replica.c.image_id).where(replica.c.pool_id == pool_id)))
     )
     found = {
-        "volume": tuple(session.scalars(volumes.order_by(volume.c.name).limit(limit))),
+        "volume": tuple(session.scalars(volumes.where(sa.not_(is_deleted)))),
+        "deleted volume": tuple(session.scalars(volumes.where(is_deleted))),
         "image": tuple(session.scalars(images.order_by(image.c.name).limit(limit))),
     }
     return {noun: names for noun, names in found.items() if names}
+
+
+def tell(contents: dict[str, tuple[str, ...]]) -> str:
+    """Return in words what `dependants` found, and how what was deleted goes at once."""
+    told = "; ".join(f"{noun}s {', '.join(names)}" for noun, names in contents.items())
+    hint = " (they go when their 24 h are over, or by `trimtab vm purge` and `trimtab volume purge`)"
+    return told + hint * ("deleted volume" in contents)
 
 
 def check_version(session: Session, pool_id: str, expected_version: int | None) -> None:

@@ -117,8 +117,16 @@ def unknown_networks(session: Session, host_id: str) -> tuple[str, ...]:
     return _unknown(session, schema.network, schema.network_host, "network_id", host_id)
 
 
-def ask_again(session: Session, host_id: str) -> None:
-    """Have a host that starts anew be asked about networks that it could not reach: what was missing there may have been cured."""
+def ask_again(session: Session, host_id: str, *, of_everything: bool = False) -> None:
+    """Have a host that starts anew be asked about networks that it could not reach: what was missing there may have been cured.
+
+    `of_everything`: it was told of no pool and no network, so each is made usable there by a host.prepare of its own.
+    """
+    if of_everything:
+        for each in (schema.pool_host, schema.network_host):
+            later = each.update().where(each.c.host_id == host_id)
+            session.execute(later.values(state=UNKNOWN, problem="the database is behind the fleet; asked once it is not"))
+        return
     mapping = schema.network_host
     query = mapping.update().where(mapping.c.host_id == host_id, mapping.c.state == FAILED)
     session.execute(query.values(state=UNKNOWN, problem="its agent started anew; it is asked again"))
@@ -158,15 +166,36 @@ def map_network(session: Session, network_id: str) -> None:
         ensure_row(session, schema.network_host, network_id=network_id, host_id=host_id)
 
 
-def unmap_pool(session: Session, pool_id: str) -> None:
-    """Forget on which hosts a pool was, with its space."""
-    for table in (schema.pool_host, schema.pool_space):
-        session.execute(table.delete().where(table.c.pool_id == pool_id))
+def unmap_pool(session: Session, pool_id: str, *, left: Collection[str] = ()) -> None:
+    """Forget on which hosts a pool was, with its space. `left`: hosts that have yet to forget it."""
+    session.execute(schema.pool_space.delete().where(schema.pool_space.c.pool_id == pool_id))
+    _unmap(session, schema.pool_host, schema.pool_host.c.pool_id == pool_id, left)
 
 
-def unmap_network(session: Session, network_id: str) -> None:
-    """Forget on which hosts a network was."""
-    session.execute(schema.network_host.delete().where(schema.network_host.c.network_id == network_id))
+def unmap_network(session: Session, network_id: str, *, left: Collection[str] = ()) -> None:
+    """Forget on which hosts a network was. `left`: hosts that have yet to forget it."""
+    _unmap(session, schema.network_host, schema.network_host.c.network_id == network_id, left)
+
+
+def _unmap(session: Session, mapping: sa.Table, is_it: sa.ColumnElement[bool], left: Collection[str]) -> None:
+    session.execute(mapping.delete().where(is_it, mapping.c.host_id.not_in(left)))
+    session.execute(mapping.update().where(is_it).values(state=UNKNOWN, problem="it was deleted and is to go from here"))
+
+
+def deleted_pools(session: Session, host_id: str) -> tuple[str, ...]:
+    """Return the deleted pools that this host has yet to forget."""
+    return _unknown(session, schema.pool, schema.pool_host, "pool_id", host_id, is_live=False)
+
+
+def deleted_networks(session: Session, host_id: str) -> tuple[str, ...]:
+    """Return the deleted networks that this host has yet to forget."""
+    return _unknown(session, schema.network, schema.network_host, "network_id", host_id, is_live=False)
+
+
+def forget_deleted(session: Session, host_id: str, *, pool_ids: Collection[str], network_ids: Collection[str]) -> None:
+    """Record that this host has nothing of these any more."""
+    for mapping, key, ids in ((schema.pool_host, "pool_id", pool_ids), (schema.network_host, "network_id", network_ids)):
+        session.execute(mapping.delete().where(mapping.c.host_id == host_id, mapping.c[key].in_(ids)))
 
 
 def hide_pool(session: Session, pool_id: str, *, now: datetime) -> None:
@@ -310,11 +339,14 @@ def unmap_host(session: Session, host_id: str) -> None:
 # --- parts -----------------------------------------------------------------------------------------------------------------
 
 
-def _unknown(session: Session, things: sa.Table, mapping: sa.Table, key: str, host_id: str) -> tuple[str, ...]:
+def _unknown(
+    session: Session, things: sa.Table, mapping: sa.Table, key: str, host_id: str, *, is_live: bool = True
+) -> tuple[str, ...]:
     query = (
         sa.select(things.c.id)
         .join(mapping, mapping.c[key] == things.c.id)
-        .where(mapping.c.host_id == host_id, mapping.c.state == UNKNOWN, things.c.deleted_at.is_(None))
+        .where(mapping.c.host_id == host_id, mapping.c.state == UNKNOWN)
+        .where(things.c.deleted_at.is_(None) if is_live else things.c.deleted_at.is_not(None))
         .order_by(things.c.id)
     )
     return tuple(session.scalars(query))

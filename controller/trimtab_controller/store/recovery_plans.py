@@ -61,6 +61,17 @@ def of_repo(session: Session, repo_id: str) -> tuple[str, ...]:
     return tuple(session.scalars(query))
 
 
+def naming(session: Session, project_id: str, vm_name: str, *, repo_id: str) -> tuple[RecoveryPlan, ...]:
+    """Return the project's live plans that bring a vm of this name back from the repository."""
+    query = (
+        sa.select(*_columns)
+        .where(_table.c.project_id == project_id, _table.c.repo_id == repo_id, _table.c.deleted_at.is_(None))
+        .order_by(_table.c.name)
+    )
+    plans = (build(RecoveryPlan, row) for row in session.execute(query))
+    return tuple(one for one in plans if any(vm_name in group["vms"] for group in one.groups))
+
+
 def running(session: Session) -> tuple[RecoveryPlan, ...]:
     """Return the plans whose run goes on, by their live operations."""
     return tuple(build(RecoveryPlan, row) for row in session.execute(_RUNNING))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from datetime import datetime
+from itertools import takewhile
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -19,10 +20,15 @@ def vms_to_purge(session: Session, now: datetime, *, limit: int) -> tuple[Vm, ..
 
 
 def delete_audit_before(session: Session, at: datetime, *, limit: int) -> None:
-    """Delete sealed rows only; the chain goes on from the newest seal that is left."""
+    """Delete the oldest sealed rows, up to the first that is to stay: one that is taken from among others would look like tampering.
+
+    The chain goes on from the newest seal that is left.
+    """
     table = schema.audit
-    old = sa.select(table.c.seq).where(table.c.at < at, table.c.chain_sha256.is_not(None)).order_by(table.c.seq).limit(limit)
-    session.execute(table.delete().where(table.c.seq.in_(old)))
+    sealed = sa.select(table.c.seq, table.c.at).where(table.c.chain_sha256.is_not(None)).order_by(table.c.seq).limit(limit)
+    old = [row.seq for row in takewhile(lambda row: row.at < at, session.execute(sealed).all())]
+    if old:
+        session.execute(table.delete().where(table.c.seq <= old[-1], table.c.chain_sha256.is_not(None)))
 
 
 def delete_idempotency_before(session: Session, at: datetime, *, limit: int) -> None:
@@ -32,26 +38,35 @@ def delete_idempotency_before(session: Session, at: datetime, *, limit: int) -> 
         session.execute(table.delete().where(table.c.actor == row.actor, table.c.request_id == row.request_id))
 
 
-def seal_audit(session: Session, *, limit: int) -> int:
-    """Chain up to `limit` unsealed rows, oldest first: SHA-256 over the seal before and the row's content."""
+def seal_audit(session: Session, *, before: datetime, limit: int) -> int:
+    """Chain up to `limit` unsealed rows, oldest first: SHA-256 over the seal before and the row's content.
+
+    `before`: the first younger one waits, with all after it. A row's number is drawn before it is committed, so that one with a smaller
+    number may still come; and clocks of two writers differ, so that a greater number may look older.
+    """
     table = schema.audit
     newest = sa.select(table.c.chain_sha256).where(table.c.chain_sha256.is_not(None)).order_by(table.c.seq.desc()).limit(1)
     seal = session.execute(newest).scalar_one_or_none() or ""
     rows = session.execute(sa.select(table).where(table.c.chain_sha256.is_(None)).order_by(table.c.seq).limit(limit)).all()
-    for row in rows:
+    old = list(takewhile(lambda row: row.at < before, rows))
+    for row in old:
         seal = chain(seal, row)
         session.execute(table.update().where(table.c.seq == row.seq).values(chain_sha256=seal))
-    return len(rows)
+    return len(old)
 
 
-def verify_audit(session: Session) -> int | None:
-    """Return the seq of the first sealed row whose seal does not fit, None where the chain is whole."""
+def verify_audit(session: Session, *, page: int = 10_000) -> int | None:
+    """Return the seq of the first sealed row whose seal does not fit, None where the chain is whole. Reads `page` rows at a time."""
     table = schema.audit
+    sealed = sa.select(table).where(table.c.chain_sha256.is_not(None)).order_by(table.c.seq).limit(page)
     seal: str | None = None
-    for row in session.execute(sa.select(table).where(table.c.chain_sha256.is_not(None)).order_by(table.c.seq)):
-        if seal is not None and chain(seal, row) != row.chain_sha256:
-            return int(row.seq)
-        seal = row.chain_sha256
+    rows = session.execute(sealed).all()
+    while rows:
+        for row in rows:
+            if seal is not None and chain(seal, row) != row.chain_sha256:
+                return int(row.seq)
+            seal = row.chain_sha256
+        rows = session.execute(sealed.where(table.c.seq > rows[-1].seq)).all()
     return None
 
 

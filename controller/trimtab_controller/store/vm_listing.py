@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from trimtab_controller.core.lifecycle import DesiredPower
 from trimtab_controller.core.model import Vm, VmSummary
 from trimtab_controller.store import keyset, schema
 from trimtab_controller.store.rows import build, columns_of
@@ -15,7 +16,10 @@ Columns = tuple[sa.ColumnElement[Any], ...]
 
 _table = schema.vm
 _VM_COLUMNS: Columns = tuple(columns_of(_table, Vm))
-_SUMMARY_COLUMNS: Columns = tuple(_table.c[name] for name in VmSummary._fields)
+_SUMMARY_COLUMNS: Columns = tuple(
+    sa.cast(_table.c[name], sa.Text).label(name) if isinstance(_table.c[name].type, sa.JSON) else _table.c[name]
+    for name in VmSummary._fields
+)
 
 FILTERS: keyset.Filters = {
     "name": keyset.equals(_table.c.name),
@@ -65,6 +69,16 @@ def _listed(columns: Columns, owners: tuple[str, ...] | None, with_deleted: bool
         return query
     asked = [sa.bindparam(owner, type_=_table.c.project_id.type) for owner in owners]
     return query.where(_table.c.project_id == asked[0] if len(asked) == 1 else _table.c.project_id.in_(asked))
+
+
+def to_leave(session: Session, host_id: str) -> tuple[Vm, ...]:
+    """Return the vms of a host that go on elsewhere when it is emptied, by name: all but those that shall be off."""
+    rows = session.execute(
+        sa.select(*columns_of(_table, Vm))
+        .where(_table.c.host_id == host_id, _table.c.deleted_at.is_(None), _table.c.desired_power != DesiredPower.STOPPED.value)
+        .order_by(_table.c.name, _table.c.id)
+    )
+    return tuple(build(Vm, row) for row in rows)
 
 
 def by_ids(session: Session, vm_ids: Sequence[str]) -> tuple[Vm, ...]:

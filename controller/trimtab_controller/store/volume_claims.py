@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from trimtab_controller.core import layers
 from trimtab_controller.core.model import MigrationRow, Pool, Volume
+from trimtab_controller.core.pool_space import claim_limit_bytes
 from trimtab_controller.store import claims, project_quota, schema
 from trimtab_controller.store.among import among_asked
 from trimtab_controller.store.rows import build, columns_of
@@ -151,8 +152,13 @@ def limit_bytes_at(session: Session, pool: Pool, place: str) -> int | None:
     row = session.execute(sa.select(table).where(table.c.pool_id == pool.id, table.c.host_id == place)).one_or_none()
     if row is None:
         return None
-    reserve_bytes = row.capacity_bytes * pool.reserve_permille // 1000
-    return int(min(row.capacity_bytes, row.claimed_bytes + row.available_bytes) - reserve_bytes)
+    return claim_limit_bytes(
+        capacity_bytes=int(row.capacity_bytes),
+        available_bytes=int(row.available_bytes),
+        claimed_bytes=int(row.claimed_bytes),
+        written_bytes=row.written_bytes,
+        reserve_permille=pool.reserve_permille,
+    )
 
 
 def grow(session: Session, volume: Volume, pool: Pool, size_bytes: int) -> bool:

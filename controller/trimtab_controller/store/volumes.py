@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from trimtab_controller.core.model import Volume
+from trimtab_controller.core.model import Volume, VolumeSummary
 from trimtab_controller.store import keyset, lookup, schema
 from trimtab_controller.store.among import among_asked
 from trimtab_controller.store.rows import build, columns_of
@@ -16,7 +16,11 @@ from trimtab_protos.messages import DiskBus
 
 _table = schema.volume
 
-_OF_VMS = sa.select(*columns_of(_table, Volume)).where(among_asked(_table.c.vm_id, "vm_ids")).order_by(_table.c.disk_index)
+_OF_VMS = (
+    sa.select(*(_table.c[name] for name in VolumeSummary._fields))
+    .where(among_asked(_table.c.vm_id, "vm_ids"))
+    .order_by(_table.c.disk_index)
+)
 
 FILTERS: keyset.Filters = {
     "name": keyset.equals(_table.c.name),
@@ -82,11 +86,11 @@ def of_unit(session: Session, pool_id: str, unit: str) -> Volume | None:
     return build(Volume, row) if row else None
 
 
-def of_vms(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[Volume, ...]]:
+def of_vms(session: Session, vm_ids: Sequence[str]) -> dict[str, tuple[VolumeSummary, ...]]:
     """Return each vm's disks in order; one query."""
-    found: dict[str, list[Volume]] = {vm_id: [] for vm_id in vm_ids}
-    for row in session.execute(_OF_VMS, {"vm_ids": list(vm_ids)}):
-        found[row.vm_id].append(build(Volume, row))
+    found: dict[str, list[VolumeSummary]] = {vm_id: [] for vm_id in vm_ids}
+    for disk in map(VolumeSummary._make, session.execute(_OF_VMS, {"vm_ids": list(vm_ids)})):
+        found[disk.vm_id].append(disk)
     return {vm_id: tuple(volumes) for vm_id, volumes in found.items()}
 
 

@@ -40,6 +40,7 @@ class GatewayDouble(GatewayServiceServicer):
         self.authority = authority
         self.heard = Heard()
         self.lease_number = 1
+        self.database_mark = 0
         self.lease_ttl_ms = 2500
         self.heartbeat_every_ms = 250
         self.gateway_addresses: list[str] = []
@@ -105,7 +106,10 @@ class GatewayDouble(GatewayServiceServicer):
                     self.heard.heartbeats.append(request.heartbeat)
                     if self.acknowledges_heartbeats:
                         ack = pb.HeartbeatAck(
-                            sequence=request.heartbeat.sequence, lease_number=self.lease_number, is_granted=self.grants
+                            sequence=request.heartbeat.sequence,
+                            lease_number=self.lease_number,
+                            is_granted=self.grants,
+                            database_mark=self.database_mark,
                         )
                         queue.put_nowait(pb.SessionResponse(heartbeat_ack=ack))
                 case "outbox":

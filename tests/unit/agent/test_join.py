@@ -13,8 +13,9 @@ import pytest
 from cryptography import x509
 
 from tests.unit.agent.join_double import TOKEN, FakeSystemctl, JoinDouble
-from trimtab_agent import config, host_setup
+from trimtab_agent import config, host_setup, warden_state
 from trimtab_agent.certificates import IdentityFiles
+from trimtab_agent.hypervisor.kvm import uplinks
 from trimtab_agent.join import Joiner, JoinOptions, lines_of
 from trimtab_agent.leave import leave, stop_units
 from trimtab_agent.libvirt_tls import LibvirtCertificates
@@ -258,6 +259,15 @@ def test_leaving_may_keep_the_identity_and_then_its_domains_stay_the_fleets(mach
 def test_leaving_for_good_releases_the_domains_and_says_so(machine: Machine) -> None:
     machine.joiner().join()
     assert "web1 is plain now" in leave(machine.systemctl, root=machine.root, release=lambda: ("web1 is plain now",))
+
+
+def test_nothing_that_an_agent_wrote_stays_in_its_directory(machine: Machine) -> None:
+    machine.joiner().join()
+    state = machine.root / "var/lib/trimtab"
+    for name in (uplinks.FILE_NAME, warden_state.KILLED_NAME, "journal.db", "journal.db-wal", "gateways.json", "agent.lock"):
+        (state / name).write_text("{}")
+    leave(machine.systemctl, root=machine.root)
+    assert not state.exists()
 
 
 def test_a_leave_that_was_cut_is_finished_by_the_next(machine: Machine) -> None:

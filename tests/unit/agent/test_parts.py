@@ -2,6 +2,7 @@
 
 import os
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -146,6 +147,7 @@ def test_the_digest_looks_away_from_free_space_and_at_everything_else() -> None:
 
     assert digest_of(inventory(available_bytes=1)) == digest_of(inventory(available_bytes=2, observed_at_ms=5))
     assert digest_of(inventory(is_responsive=True)) != digest_of(inventory(is_responsive=False))
+    assert digest_of(inventory()) != digest_of(replace(inventory(), cpus=3))
 
 
 # --- marked blocks -------------------------------------------------------------------------------------------------------

@@ -27,10 +27,18 @@ class Bench:
         self.path = path
         self.clock = ManualClock()
         self.lease = LeaseState(1, 1e9, is_live=True)
+        self.given = 0
         self.file = JournalFile(path)
 
     def open(self, *, boot_id: str = "boot-1", agent_id: str = "host-1", rebuilt: bool = True) -> Replay:
-        replay = Replay(self.file, agent_id, boot_id=boot_id, clock=self.clock, lease=lambda: self.lease)
+        replay = Replay(
+            self.file,
+            agent_id,
+            boot_id=boot_id,
+            clock=self.clock,
+            lease=lambda: self.lease,
+            given_lease_number=lambda: self.given,
+        )
         if rebuilt and not replay.is_rebuilt:
             replay.rebuild([]).result()
         return replay
@@ -149,6 +157,17 @@ def test_a_command_that_needs_a_lease_needs_this_one(bench: Bench, held: LeaseSt
     bench.lease = held
     assert refusal(replay, command_key(lease_number=2), needs_lease=True).code == "no-lease"
     assert isinstance(admit(replay, command_key(lease_number=2)), Act)
+
+
+def test_a_command_of_an_earlier_session_is_refused_though_it_needs_no_lease_and_its_turn_is_the_highest(bench: Bench) -> None:
+    """So a controller on a copy of yesterday's database ends and deletes nothing before it has heard this host."""
+    replay = bench.open()
+    bench.given = 41
+    assert refusal(replay, command_key(lease_number=37, turn=99)).code == "no-lease"
+    with pytest.raises(Conflict, match="session of before"):
+        replay.check(command_key(lease_number=37, turn=99)).result()
+    assert replay.highest(command_key().subject_id).turn == 0, "its turn does not count"
+    assert isinstance(admit(replay, command_key(lease_number=41)), Act)
 
 
 def test_an_answer_is_given_without_a_lease(bench: Bench) -> None:

@@ -85,6 +85,18 @@ async def test_renewed_credentials_count_from_the_next_connection(world: World, 
     await channel.close()
 
 
+async def test_who_asks_for_fitness_alone_gets_what_a_guest_needs_and_no_more(host: Host) -> None:
+    whole = await host.call("GetInventory", pb.GetInventoryRequest())
+    asked = await host.call("GetInventory", pb.GetInventoryRequest(only_fitness=True))
+    assert isinstance(whole, pb.GetInventoryResponse)
+    assert isinstance(asked, pb.GetInventoryResponse)
+    for name in ("arch", "accelerator", "machines", "usable_cpu_models", "cpu_features", "has_uefi", "capabilities", "bridges"):
+        assert getattr(asked.inventory, name) == getattr(whole.inventory, name)
+    assert whole.inventory.digest
+    assert len(whole.inventory.certificates) > 0
+    assert (asked.inventory.digest, len(asked.inventory.certificates), len(asked.inventory.pools)) == ("", 0, 0)
+
+
 async def test_without_certificates_an_agent_serves_on_a_unix_socket_only(world: World, tmp_path: Path) -> None:
     with pytest.raises(Internal):
         await start_simulated_agent(world.fleet, SimulatedHost(host_id="host-8"), resources=world.resources, credentials=None)
@@ -171,6 +183,16 @@ async def test_a_repeated_command_gets_the_recorded_answer_and_does_nothing(host
     await host.call("ChangePower", power_request(pb.POWER_ACTION_START))
     assert await host.call("ChangePower", request) == first
     assert host.hypervisor.domains["vm-1"].state == "running"
+
+
+async def test_what_a_domain_shall_be_may_have_changed_when_its_command_is_repeated(host: Host) -> None:
+    """A verb on a vm is asked again, after a death or since the guest had not followed; its security group may be another by then."""
+    await make_running_vm(host)
+    key = define_request(step="apply").key
+    for vcpus in (1, 2):
+        domain = define_request(domain_spec(vcpus=vcpus)).domain
+        await host.call("ApplyDomain", pb.ApplyDomainRequest(key=key, domain=domain))
+        assert host.hypervisor.domains["vm-1"].spec.vcpus == vcpus
 
 
 async def test_a_command_joins_its_own_repetition_that_is_under_way(world: World, host: Host) -> None:

@@ -270,3 +270,21 @@ async def test_a_broken_outbox_does_not_stop_the_heartbeats(world: World) -> Non
     assert agent.lease_state().is_live
     with pytest.raises(Unavailable):
         agent.outbox.read(after=0, limit=1).result()
+
+
+async def test_a_hello_tells_the_highest_numbers_that_were_given_though_agent_and_process_are_new(world: World) -> None:
+    world.gateway.lease_number, world.gateway.database_mark = 41, 7
+    agent = await world.start()
+    await until(lambda: agent.lease_state().allows(41), what="the lease")
+    assert [(one.lease_number, one.database_mark) for one in world.heard.hellos] == [(0, 0)], "it knew of nothing"
+    await world.stop(agent)
+    # A controller of yesterday gives lower ones.
+    world.gateway.lease_number, world.gateway.database_mark = 37, 3
+    agent = await world.start()
+    await until(lambda: len(world.heard.heartbeats) > 0 and len(world.heard.hellos) == 2, what="the second Hello")
+    assert (world.heard.hellos[1].lease_number, world.heard.hellos[1].database_mark) == (41, 7)
+    await until(is_live(agent), what="a lease of the new process")
+    await world.stop(agent)
+    await world.start()
+    await until(lambda: len(world.heard.hellos) == 3, what="the third Hello")
+    assert (world.heard.hellos[2].lease_number, world.heard.hellos[2].database_mark) == (41, 7), "lower ones are not taken"

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from tests.unit.agent.waiting import until_now as until
-from trimtab_agent import beacon_state, warden, warden_guests, warden_state
+from trimtab_agent import beacon_state, warden, warden_guests, warden_rights, warden_state
 from trimtab_agent.warden_guests import Guest, boottime_s
+from trimtab_agent.warden_reset import Reset
 
 HOLD = "import signal; signal.pause()"
 
@@ -87,7 +88,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 def test_it_kills_exactly_the_guests_of_its_list_when_the_lease_has_ended(machine: Machine) -> None:
     kept, other = machine.guest("vm-kept"), machine.guest("vm-other")
-    answer = machine.hand([kept], ends_in_s=0.6)
+    answer = machine.hand([kept], ends_in_s=2.0)
     assert (answer["armed"], answer["guests"]) == (True, ["vm-kept"])
     until(lambda: not machine.runs("vm-kept"))
     assert machine.runs("vm-other"), other
@@ -182,7 +183,7 @@ def test_k_and_what_was_not_granted_are_told(machine: Machine) -> None:
 def test_a_guest_that_survives_its_kill_resets_the_host_where_that_is_configured_and_disarms_it(tmp_path: Path) -> None:
     trigger = tmp_path / "sysrq-trigger"
     trigger.touch()
-    reset = warden.Reset(kind="sysrq", after_s=0.5, trigger=trigger)
+    reset = Reset(kind="sysrq", after_s=0.5, trigger=trigger)
     guards = warden.Warden(runtime_dir=tmp_path, killed_path=tmp_path / "killed", reset=reset, watchdog_s=1.0, missing=())
     guards.take({"type": "lease", "seq": 1, "deadline": 1.0, "guests": []})
     assert guards.is_armed
@@ -191,6 +192,81 @@ def test_a_guest_that_survives_its_kill_resets_the_host_where_that_is_configured
     reset.guests_survive(0.6, ["vm-stuck"])
     assert (trigger.read_text(), guards.is_armed) == ("b", False)
     assert guards.kill_ms >= 1500, "the reset and the supervisor's restart are part of K"
+
+
+def test_a_hardware_watchdog_is_fed_while_the_lease_lives_and_starves_once_a_guest_survives_its_kill(tmp_path: Path) -> None:
+    device = tmp_path / "watchdog"
+    device.touch()
+    reset = Reset(kind="watchdog", after_s=0.5, device=device, order=lambda _descriptor, _seconds: 20.0)
+    guards = warden.Warden(runtime_dir=tmp_path, killed_path=tmp_path / "killed", reset=reset, watchdog_s=1.0, missing=())
+    guards.take({"type": "lease", "seq": 1, "deadline": 1.0, "guests": []})
+    reset.feed()
+    reset.feed()
+    assert device.read_bytes() == b"\0\0"
+    assert guards.kill_ms >= 21_500, "K counts what the device really waits, not what was asked for"
+    reset.guests_survive(0.6, ["vm-stuck"])
+    reset.feed()
+    reset.leave()
+    assert device.read_bytes() == b"\0\0", "neither fed nor told that it was meant: the machine is reset"
+    assert not guards.is_armed
+    reset.settle()
+    reset.feed()
+    reset.leave()
+    assert device.read_bytes() == b"\0\0\0V"
+
+
+def test_a_successor_takes_the_watchdog_over_from_its_predecessor_and_no_machine_is_reset_by_an_upgrade(tmp_path: Path) -> None:
+    device, said = tmp_path / "watchdog", list[str]()
+    successor = Reset(kind="watchdog", device=device, order=lambda _descriptor, seconds: seconds, say=said.append)
+    successor.feed()
+    assert list(successor.missing) == said == [f"no reset ({device}: No such file or directory)"], (
+        "it cannot be opened yet, as while it is held"
+    )
+    successor.feed()
+    assert len(said) == 1, "told once"
+    device.touch()
+    successor.feed()
+    assert (successor.missing, device.read_bytes()) == ((), b"\0")
+
+
+def test_a_device_that_does_not_say_how_long_it_waits_is_reckoned_with_at_the_longest(tmp_path: Path) -> None:
+    device = tmp_path / "watchdog"
+    device.touch()  # a file: it takes no orders
+    reset = Reset(kind="watchdog", after_s=5.0, device=device)
+    reset.feed()
+    assert reset.takes_s == 65.0
+    assert "does not say how long it waits" in reset.missing[0]
+
+
+def test_a_clock_that_is_bent_more_than_the_wait_allows_for_disarms_it_until_it_runs_even(tmp_path: Path) -> None:
+    raw = bent = 1000.0
+    rate = warden_rights.ClockRate(lambda: (bent, raw))
+    reset = Reset(after_s=0.5)
+    guards = warden.Warden(
+        runtime_dir=tmp_path, killed_path=tmp_path / "killed", reset=reset, watchdog_s=1.0, missing=(), rate=rate
+    )
+
+    def hear(seconds: float, *, speed: float = 1.0) -> dict[str, Any]:
+        nonlocal raw, bent
+        answer: dict[str, Any] = {}
+        for _second in range(int(seconds)):
+            raw, bent = raw + 1.0, bent + speed
+            answer = guards.take({"type": "lease", "seq": 1, "deadline": 1.0, "guests": []})
+        return answer
+
+    even = hear(60, speed=1.0004)
+    assert (even["armed"], even["rate_ppm"], even["missing"]) == (True, 400, [])
+    slewed = hear(12, speed=0.95)
+    assert not slewed["armed"], "a twentieth slow, its guests would outlive their lease"
+    assert "bent by -" in slewed["missing"][0]
+    assert hear(45)["armed"]
+
+
+def test_a_clock_is_read_beside_the_bare_one_at_the_same_instant() -> None:
+    bent, raw = warden_rights._both_clocks()
+    later_bent, later_raw = warden_rights._both_clocks()
+    assert 0 <= later_bent - bent < 60
+    assert abs((later_bent - bent) - (later_raw - raw)) < 0.01
 
 
 def test_it_imports_nothing_but_the_standard_library() -> None:

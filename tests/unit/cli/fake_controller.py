@@ -243,8 +243,10 @@ def host(name: str = "node1", **fields: Any) -> dict[str, Any]:
         "host_class": "default",
         "labels": {"rack": "r2"},
         "is_cordoned": False,
+        "maintenance": None,
         "connectivity": "up",
         "connectivity_at": "2026-11-20T02:00:00+00:00",
+        "troubles": [],
         "heard_at": "2026-11-20T02:00:00+00:00",
         "heard_age_s": 1.4,
         "agent_address": "10.1.0.1:9443",
@@ -293,6 +295,7 @@ def decision(**fields: Any) -> dict[str, Any]:
         "host": "node2",
         "policy": "best-fit",
         "decided_at": "2026-11-20T02:00:00+00:00",
+        "fleet_revision": 812,
         "summary": "node2 leaves the least memory over; 2 of 3 hosts fit",
         "verdicts": [
             {"host": "node2", "fits": True, "score": 0.82, "scores": {"best-fit": 0.82}, "reasons": []},

@@ -128,6 +128,8 @@ CHANGES = [
     "host check --all --no-wait", "host check node1 --dry-run",
     "network create front --bridge br0 --bridge-on node1=br1 --vlan 7 --mtu 9000 --no-wait",
     "network create lab --nat --subnet 10.30.0.0/24 --dhcp --shared --no-wait",
+    "network create lan --bridge br0 --subnet 192.0.2.0/24 --gateway 192.0.2.1 --dns 192.0.2.53 --dns 2001:db8::53 --no-wait",
+    "network get lan -o wide",
     "pool create fast --path /srv/fast --shared --no-wait",
     "volume create disk1 --size 1GiB --pool local --format raw --no-wait",
     "image import remote https://images.example.org/a.qcow2 --pool local --no-wait --sha256 " + "0" * 64,
@@ -137,6 +139,9 @@ CHANGES = [
     "fence config node1 --agent fence_apc --name pdu --address 192.0.2.9 --port 23 --plug 7 --order 1",
     "fence test node1 --dry-run", "fence test --all --dry-run", "fence remove node1 pdu --yes",
     "vm create db --image debian --memory 1GiB --pool local --ha restart --priority 10 --start-delay 30s --no-wait",
+    "vm create shop1 --image debian --memory 1GiB --pool local --ha restart --start-group shop --start-order 2 --start-delay 20s "
+    "--no-wait",
+    "vm get shop1 -o wide",
     "host reboot node1 --force --yes --dry-run",
     "host remove node2 --keep-guests --yes --no-wait", "host remove node1 --force --keep-guests --yes --no-wait",
 ]  # fmt: skip
@@ -148,6 +153,21 @@ def test_what_becomes_of_a_vm_without_its_host_changes_by_itself(served: Served,
     assert (together.code, "by itself" in together.err) == (2, True), together
     busy = trimtab("vm", "update", "web1", "--ha", "restart", "--priority", "10", "--start-delay", "30s", "--no-wait")
     assert (busy.code, "vm.create" in busy.err) == (5, True), busy
+
+
+def test_the_place_in_a_start_group_is_shown_changed_and_given_up(served: Served, trimtab: Trimtab) -> None:
+    assert trimtab(*CREATE, "--start-group", "shop", "--start-order", "2").code == 0
+    shown = " ".join(trimtab("vm", "get", "web1").out.split())
+    assert "start group shop, order 2" in shown
+    both = trimtab("vm", "update", "web1", "--no-start-group", "--start-order", "3")
+    assert (both.code, "--no-start-group" in both.err) == (2, True), both
+    beyond = trimtab("vm", "update", "web1", "--start-group", "shop", "--start-order", "1001")
+    assert (beyond.code, "0<=x<=1000" in beyond.err) == (2, True), beyond
+    operation = trimtab("op", "list", "-o", "name").out.strip()
+    assert served.api is not None
+    asyncio.run_coroutine_threadsafe(served.api.end_operations(), served.loop).result(START_TIMEOUT_S)
+    assert trimtab("vm", "update", "web1", "--no-start-group", "--no-wait").code == 0, operation
+    assert "start group" not in trimtab("vm", "get", "web1").out
 
 
 def test_every_change_is_understood(served: Served, trimtab: Trimtab) -> None:
@@ -248,12 +268,27 @@ def test_refusals_keep_their_meaning(served: Served, trimtab: Trimtab, monkeypat
     assert trimtab("vm", "list").code == 9
 
 
+def test_a_token_whose_time_is_over_is_refused_as_that_with_what_to_do(
+    served: Served, trimtab: Trimtab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert served.api is not None
+    assert trimtab("user", "create", "ci", "--service").code == 0
+    made = trimtab("token", "create", "--user", "ci", "--name", "night", "--expires", "1d", "-o", "json")
+    assert made.code == 0, made.err
+    monkeypatch.setenv("TRIMTAB_TOKEN", json.loads(made.out)["secret"])
+    assert trimtab("whoami").code == 0
+    served.api.clock.turn(days=2)
+    refused = trimtab("whoami")
+    assert (refused.code, "token-expired" in refused.err, "trimtab login" in refused.err) == (9, True, True), refused.err
+
+
 def test_a_plan_is_shown_before_anything_is_changed_and_deleted(served: Served, trimtab: Trimtab) -> None:
     shown = trimtab("plan", "create", "drain", "node1")
     assert shown.code == 0
     assert "cordon" in shown.out
     identifier = trimtab("plan", "list", "-o", "name").out.strip()
     assert identifier.startswith("plan-")
+    assert "cordon" in trimtab("plan", "get", identifier).out
     assert trimtab("plan", "apply", identifier, "--no-wait").out.startswith("op-")
     assert trimtab("plan", "delete", identifier, "--yes").code == 5
     assert trimtab("plan", "cancel", identifier).code == 0

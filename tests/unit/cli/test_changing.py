@@ -75,6 +75,15 @@ def test_create_sends_nothing_that_was_not_said(trimtab: Trimtab, controller: Fa
     }  # fmt: skip
 
 
+def test_memory_that_the_system_chose_is_in_the_answer(trimtab: Trimtab, controller: FakeController) -> None:
+    accept(controller, "POST", VMS)
+    controller.on("GET", f"{VMS}/web1", Answer(vm()))
+    chosen = trimtab("vm", "create", "web1", "--image", "debian", "--os", "linux")
+    assert chosen.out == "vm web1 is running on node1 (observed 3s ago); 2 GiB of memory, as linux wants\n"
+    said = trimtab("vm", "create", "web1", "--image", "debian", "--os", "linux", "--memory", "2GiB")
+    assert said.out == "vm web1 is running on node1 (observed 3s ago)\n"
+
+
 def test_no_wait_prints_the_operation_and_asks_no_more(trimtab: Trimtab, controller: FakeController) -> None:
     accept(controller, "POST", f"{VMS}/web1:start")
     assert trimtab("vm", "start", "web1", "--no-wait").out == "op-01\n"
@@ -111,6 +120,9 @@ VERBS = {
     "vm attach web1 --network lan,ip=10.0.0.5": (
         "POST", f"{VMS}/web1:attach", {"network": {"network": "lan", "ip": "10.0.0.5"}}
     ),
+    "vm attach web1 --volume data1 --network lan": (
+        "POST", f"{VMS}/web1:attach", {"volume": "data1", "network": {"network": "lan"}}
+    ),
     "vm detach web1 --volume data1": ("POST", f"{VMS}/web1:detach", {"volume": "data1"}),
     "vm detach web1 --nic nic-1": ("POST", f"{VMS}/web1:detach", {"nic": "nic-1"}),
     "vm cdrom web1 --iso virtio-win": ("POST", f"{VMS}/web1:cdrom", {"iso": "virtio-win"}),
@@ -123,16 +135,26 @@ VERBS = {
             "secure_boot": True, "vcpus": 1, "start": True,
         },
     ),
+    "vm create win1 --iso win11 --os windows --disk 60GiB --tpm --secure-boot": (
+        "POST",
+        VMS,
+        {
+            "name": "win1", "iso": "win11", "os": "windows", "disk_bytes": 60 << 30, "tpm": True, "secure_boot": True, "vcpus": 1,
+            "start": True,
+        },
+    ),
     "volume limit data --iops 500 --bandwidth 0": (
         "POST", "/v1/projects/default/volumes/data:limit", {"iops": 500, "bandwidth_mib_s": 0}
     ),
     "volume resize data 2GiB": ("POST", "/v1/projects/default/volumes/data:resize", {"size_bytes": 2 << 30}),
     "vm undelete web1": ("POST", f"{VMS}/web1:undelete", {}),
+    "vm purge web1 --yes": ("POST", f"{VMS}/web1:purge", {}),
     "vm delete web1 --yes": ("DELETE", f"{VMS}/web1", None),
     "host reboot node1 --yes": ("POST", "/v1/hosts/node1:reboot", None),
     "host remove node1 --yes": ("DELETE", "/v1/hosts/node1", None),
     "image delete debian --yes": ("DELETE", "/v1/projects/default/images/debian", None),
     "volume undelete data": ("POST", "/v1/projects/default/volumes/data:undelete", None),
+    "volume purge data --yes": ("POST", "/v1/projects/default/volumes/data:purge", None),
     "vm snapshot create web1 before --memory": ("POST", f"{VMS}/web1/snapshots", {"name": "before", "has_memory": True}),
     "vm snapshot revert web1 before --disk-only --yes": ("POST", f"{VMS}/web1/snapshots/before:revert", {"disk_only": True}),
     "vm snapshot delete web1 before --yes": ("DELETE", f"{VMS}/web1/snapshots/before", None),
@@ -146,6 +168,28 @@ VERBS = {
         "/v1/projects/default/templates/web:create-vms",
         {"name_pattern": "web-{n}", "count": 20, "start": True, "revision": 2},
     ),
+    "backup run db --repo main --bandwidth 50 --needs-application": (
+        "POST",
+        "/v1/projects/default/backups",
+        {"vm": "db", "repo": "main", "bandwidth_mib_s": 50, "needs_application": True},
+    ),
+    "backup restore bk-1 --as db2 --to node3 --pool fast=local --network lan=lan2 --cpu-model qemu64 --no-start": (
+        "POST",
+        "/v1/projects/default/backups/bk-1:restore",
+        {"name": "db2", "to_host": "node3", "pools": {"fast": "local"}, "networks": {"lan": "lan2"}, "cpu_model": "qemu64",
+         "start": False},
+    ),
+    "backup restore bk-1 --as db2 --instant --bandwidth 50 --cpu-model auto": (
+        "POST",
+        "/v1/projects/default/backups/bk-1:restore",
+        {"name": "db2", "cpu_model": "auto", "instant": True, "bandwidth_mib_s": 50},
+    ),
+    "backup restore bk-1 --replace db --yes": ("POST", "/v1/projects/default/backups/bk-1:replace", {"vm": "db"}),
+    "backup instant create before --vm db --vm web --needs-application": (
+        "POST", "/v1/projects/default/backup-instants", {"name": "before", "vms": ["db", "web"], "needs_application": True}
+    ),
+    "backup prune --repo main": ("POST", "/v1/backup-repos/main:prune", {}),
+    "backup prune --repo main --dry-run": ("POST", "/v1/backup-repos/main:prune", {"dry_run": True}),
     "volume delete data --yes": ("DELETE", "/v1/projects/default/volumes/data", None),
     "pool delete fast --yes": ("DELETE", "/v1/pools/fast", None),
     "network delete front --yes": ("DELETE", "/v1/projects/default/networks/front", None),
@@ -195,6 +239,18 @@ def test_every_long_verb_sends_its_body_with_an_idempotency_key(trimtab: Trimtab
 
 
 SHORT = {
+    "backup policy create nightly --schedule @daily --keep-daily 7 --keep-weekly 4 --repo main --verify boot": (
+        "POST",
+        "/v1/projects/default/backup-policies",
+        {"name": "nightly", "schedule": "@daily", "keep_daily": 7, "keep_weekly": 4, "repo": "main", "verify": "boot",
+         "is_together": False, "recovers_lost": False},
+    ),
+    "backup policy create strict --schedule @daily --needs-filesystem --needs-application": (
+        "POST",
+        "/v1/projects/default/backup-policies",
+        {"name": "strict", "schedule": "@daily", "needs_filesystem": True, "needs_application": True,
+         "is_together": False, "recovers_lost": False},
+    ),
     "host cordon node1": ("POST", "/v1/hosts/node1:cordon", None),
     "host uncordon node1": ("POST", "/v1/hosts/node1:uncordon", None),
     "host update node1 --label rack=r2 --unset-label old --rename node9 --host-class big": (
@@ -390,6 +446,11 @@ def test_host_remove_may_keep_its_guests_and_do_without_the_host(trimtab: Trimta
     assert trimtab("host", "remove", "node1", "--force", "--yes").code == 0
     asked = [one.query for one in controller.asked("DELETE", "/v1/hosts/node1")]
     assert asked == [{"keep_guests": "true"}, {"force": "true"}]
+
+
+def test_that_a_host_is_down_has_an_exit_code_of_its_own(trimtab: Trimtab, controller: FakeController) -> None:
+    controller.on("POST", f"{VMS}/web1:migrate", problem(409, "host-not-up", "no_capacity", "node2: it is lost, not up"))
+    assert trimtab("vm", "migrate", "web1", "--to", "node2").code == 10
 
 
 def test_no_capacity_on_start_points_at_the_reasons(trimtab: Trimtab, controller: FakeController) -> None:

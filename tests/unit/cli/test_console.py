@@ -3,14 +3,16 @@
 import asyncio
 import json
 import os
+import shlex
 import socket
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.lab.screens import read_png
-from tests.unit.cli.conftest import Trimtab
+from tests.unit.cli.conftest import Program, Trimtab
 from tests.unit.cli.fake_controller import Answer, FakeController, vm
 from tests.unit.cli.test_against_the_api import CREATE, Served, served
 from tests.unit.cli.test_terminal import Terminal
@@ -21,6 +23,12 @@ from trimtab_protos.errors import Conflict
 
 __all__ = ["served"]
 RED, BLACK = b"\x00\x00\xff\x00", b"\x00\x00\x00\x00"
+
+
+@pytest.fixture(autouse=True)
+def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of guests are kept below it."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
 
 
 @pytest.fixture
@@ -151,3 +159,36 @@ def test_ssh_pins_the_guests_key_to_the_vm(trimtab: Trimtab, controller: FakeCon
     assert "HostKeyAlias=vm-web1" in printed.out
     assert "StrictHostKeyChecking=accept-new" in printed.out
     assert printed.out.strip().endswith("-l debian -- 10.0.0.5 cat 'a b'")
+
+
+def test_ssh_itself_takes_a_guests_first_key_and_refuses_another_under_the_same_id(
+    trimtab: Trimtab, controller: FakeController
+) -> None:
+    """What the real client makes of the command, whatever address the guest has by then, and where it looks for the key."""
+    known = set()
+    for address in ("10.0.0.5", "10.0.0.6"):
+        seen = {"state": "running", "addresses": [address]}
+        controller.on("GET", "/v1/projects/default/vms/web1", Answer(vm(nics=[], observed=seen)))
+        words = shlex.split(trimtab("vm", "ssh", "web1", "--print").out)
+        asked = subprocess.run([words[0], "-G", *words[1:]], capture_output=True, text=True, timeout=20, check=True)
+        means = dict(line.split(" ", 1) for line in asked.stdout.splitlines())
+        assert (means["hostname"], means["hostkeyalias"]) == (address, "vm-web1")
+        assert means["stricthostkeychecking"] == "accept-new", "a changed key is refused, never asked about"
+        known.add(means["userknownhostsfile"])
+    (place,) = known
+    assert Path(place).is_relative_to(os.environ["XDG_CONFIG_HOME"])
+    assert Path(place).parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_ssh_runs_what_it_prints(controller: FakeController, program: Program, tmp_path: Path) -> None:
+    controller.on("GET", "/v1/projects/default/vms/web1", Answer(vm()))
+    client = tmp_path / "bin" / "ssh"
+    client.parent.mkdir()
+    client.write_text('#!/bin/sh\nprintf "%s\\n" ssh "$@"\nexit 7\n')
+    client.chmod(0o755)
+    there = Program({**program.environment, "PATH": f"{client.parent}:{os.environ['PATH']}"})
+    line = ("vm", "ssh", "web1", "--port", "2222", "--", "cat", "a b")
+    printed = there(*line[:3], "--print", *line[3:])
+    ran = there(*line)
+    assert (ran.code, ran.out.splitlines()) == (7, shlex.split(printed.out)), "the guest's exit code is the command's"
+    assert "web1 is at 10.0.0.5" in ran.err

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.unit.cli.conftest import Trimtab
-from tests.unit.cli.fake_controller import Answer, FakeController, page
+from tests.unit.cli.fake_controller import Answer, FakeController, host, page
 
 PATHS = "/v1/hosts/node2/fence-paths"
 PATH: dict[str, Any] = {
@@ -79,6 +79,51 @@ def test_a_loss_is_shown_as_a_timeline_and_found_by_its_hosts_name(trimtab: Trim
     assert "db: runs on node3, 5.0 s later" in found.out
 
 
+PROTECTED: dict[str, Any] = {
+    "lease_number": 7, "lease_age_s": 1.4, "is_warden_armed": True, "kill_s": 4.0, "clock_rate_ppm": 112,
+    "would_kill": ["db", "mail"], "warden_missing": [],
+    "beacon_pool": "shared", "beacon_age_s": 2.0, "beacon_problem": "", "fence_intent": None, "best_proof": "power",
+    "fence_paths": [PATH, PATH | {"name": "pdu", "order": 2, "agent": "fence_apc", "power": "unknown", "is_ready": False,
+                                  "tested_at": None, "message": "it did not answer"}],
+}  # fmt: skip
+
+
+def host_shown(trimtab: Trimtab, controller: FakeController, **protection: Any) -> list[str]:
+    """The lines of `host get`, blanks folded."""
+    controller.on("GET", "/v1/hosts/node1", Answer(host(boot_id="boot-7", protection=PROTECTED | protection)))
+    found = trimtab("host", "get", "node1")
+    assert found.code == 0, found.err
+    return [" ".join(line.split()) for line in found.out.splitlines()]
+
+
+def test_a_host_shows_each_line_of_its_protection_and_its_boot(trimtab: Trimtab, controller: FakeController) -> None:
+    lines = host_shown(trimtab, controller)
+    for expected in (
+        "boot id boot-7",
+        "lease number 7, renewed 1s ago",
+        "warden armed, kills within 4 s, its clock is +112 ppm off",
+        "would kill db, mail",
+        "beacon in pool shared, renewed 2s ago",
+    ):
+        assert expected in lines, lines
+    devices = [line for line in lines if "fence_" in line]
+    assert devices[0].startswith("1 redfish fence_redfish on ready ")
+    assert devices[0].split()[-1] != "never", "when it was tested last"
+    assert devices[1] == "2 pdu fence_apc unknown NOT READY never it did not answer"
+
+
+def test_a_host_says_what_of_its_protection_is_not_there(trimtab: Trimtab, controller: FakeController) -> None:
+    nothing = {"is_warden_armed": False, "warden_missing": ["its beacon does not renew"], "kill_s": 0, "would_kill": []}
+    lines = host_shown(trimtab, controller, **nothing, beacon_pool="", lease_age_s=None, fence_paths=[])
+    assert "warden NOT ARMED: only power off or an operator proves this host off (its beacon does not renew)" in lines
+    assert "would kill no vm" in lines
+    assert "beacon none: away for longer than a lease, the controllers end what the warden would kill" in lines
+    forbidden = {"lease_number": 7, "written_at": None, "term": 3, "via_host": "host-2"}
+    lines = host_shown(trimtab, controller, beacon_age_s=None, beacon_problem="Input/output error", fence_intent=forbidden)
+    told = "beacon in pool shared, not renewed yet; leases up to 7 are forbidden, not durably yet (Input/output error)"
+    assert told in lines, lines
+
+
 def test_status_says_why_failover_stands_still(trimtab: Trimtab, controller: FakeController) -> None:
     status = {
         "is_active": False, "is_paused": False, "frozen": "2 of 5 hosts are lost at once", "silent": [], "released": [],
@@ -90,6 +135,29 @@ def test_status_says_why_failover_stands_still(trimtab: Trimtab, controller: Fak
     assert "FROZEN: 2 of 5 hosts are lost at once" in found.out
     assert "host node2 is confirmed off by ann: pulled the plug" in found.out
     assert "vm db waits: no host can take it" in found.out
+
+
+def test_status_says_first_that_the_database_is_behind_and_what_ends_that(trimtab: Trimtab, controller: FakeController) -> None:
+    words = (
+        "this controller's database is older than the fleet (host node2 has session 41, the database 37): stop every controller"
+    )
+    status = {"is_active": False, "is_paused": True, "database_behind": words, "database_behind_since": "2026-01-01T00:00:00Z"}
+    controller.on("GET", "/v1/failover", Answer(status))
+    found = trimtab("failover", "status")
+    assert found.out.startswith("READ-ONLY (")
+    assert words in found.out
+    assert "failover is active" not in found.out
+
+
+def test_to_trust_the_database_is_asked_for_twice(trimtab: Trimtab, controller: FakeController) -> None:
+    path = "/v1/failover:trust-database"
+    controller.on("POST", path, Answer(None, status=204))
+    refused = trimtab("failover", "trust-database", "--reason", "looked at")
+    assert (refused.code, "add --yes" in refused.err) == (2, True), refused
+    assert controller.asked("POST", path) == []
+    said = trimtab("failover", "trust-database", "--reason", "looked at", "--yes")
+    assert said.code == 0, said.err
+    assert controller.asked("POST", path)[0].document == {"reason": "looked at"}
 
 
 def test_confirm_off_and_release_ask_and_send_their_reason(trimtab: Trimtab, controller: FakeController) -> None:
@@ -146,6 +214,24 @@ def test_a_check_tells_what_vms_on_local_disks_would_lose(trimtab: Trimtab, cont
     assert (
         "log has disks on it alone: it would not come back by itself: it is not kept; its last whole backup is bk-2" in found.out
     )
+
+
+def test_a_check_tells_of_every_vm_where_that_is_asked(trimtab: Trimtab, controller: FakeController) -> None:
+    vms = [
+        {"vm": "db", "coverage": "covered", "reason": "there is room"},
+        {"vm": "web", "coverage": "uncovered", "reason": "no host has 64 GiB left"},
+        {"vm": "toy", "coverage": "unprotected", "reason": "its ha is none"},
+    ]
+    lost = {"vm": "web", "reason": "no host has 64 GiB left"}
+    host = {"kind": "host", "name": "node1", "is_covered": False, "uncovered": [lost], "unprotected_count": 1}
+    answer = {"is_covered": False, "domains": [host], "vms": vms, "local_vms": [], "at": ""}
+    controller.on("GET", "/v1/failover-coverage", Answer(answer))
+    found = trimtab("failover", "check", "--vms")
+    assert controller.seen[0].query == {"vms": "true"}
+    assert found.code == 3
+    assert found.out.splitlines()[:3] == [
+        "db: covered: there is room", "web: not covered: no host has 64 GiB left", "toy: unprotected: its ha is none",
+    ]  # fmt: skip
 
 
 def test_a_rack_that_the_rest_could_not_restart_is_named_with_its_vms_and_ends_with_three(

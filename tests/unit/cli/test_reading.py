@@ -145,6 +145,14 @@ def test_a_certificate_is_called_overdue_by_its_own_life(
     assert ("not renewed?" in trimtab("host", "get", "node1").out) == is_flagged
 
 
+def test_a_host_that_somebody_holds_says_who_and_for_which_tour(trimtab: Trimtab, controller: FakeController) -> None:
+    held = {"plan": "plan-7", "by": "ann", "since": (datetime.now(UTC) - timedelta(minutes=5)).isoformat()}
+    controller.on("GET", "/v1/hosts/node1", Answer(host(is_cordoned=True, maintenance=held)))
+    lines = [" ".join(line.split()) for line in trimtab("host", "get", "node1").out.splitlines()]
+    assert any(line.startswith("state up, in maintenance") for line in lines), lines
+    assert "maintenance held by ann since 5m ago, plan-7" in lines
+
+
 def test_host_get_shows_capacity_certificates_connectivity_and_capabilities(trimtab: Trimtab, controller: FakeController) -> None:
     lapsed = {"purpose": "libvirt", "serial": "0b", "not_after": "2020-01-01T00:00:00+00:00"}
     controller.on("GET", "/v1/hosts/node1", Answer(host(is_cordoned=True, certificates=[*host()["certificates"], lapsed])))
@@ -169,11 +177,31 @@ def test_a_host_that_was_never_heard_of_is_unknown(trimtab: Trimtab, controller:
     assert trimtab("host", "list").out.splitlines()[1].split()[:3] == ["node1", "new", "unknown"]
 
 
+def test_a_host_that_lives_and_lacks_something_says_what_and_since_when(trimtab: Trimtab, controller: FakeController) -> None:
+    carrier = {
+        "kind": "network-degraded",
+        "message": "bridge br-guest has lost its carrier",
+        "since": "2020-11-20T14:02:11+00:00",
+    }
+    pool = {"kind": "storage-lost", "message": "pool shared does not answer", "since": None}
+    degraded = host(troubles=[carrier, pool])
+    controller.on("GET", "/v1/hosts/node1", Answer(degraded))
+    controller.on("GET", "/v1/hosts", page(degraded, host("node2")))
+    said = "network-degraded: bridge br-guest has lost its carrier since 2020-11-20 14:02 UTC"
+    described = trimtab("host", "get", "node1").out
+    assert said in described
+    assert "storage lost: pool shared does not answer" in described
+    _header, first, second = trimtab("host", "list").out.splitlines()
+    assert f"{said}; storage lost: pool shared does not answer" in first
+    assert "lost" not in second
+
+
 def test_explain_shows_the_chosen_host_first_and_each_reason(trimtab: Trimtab, controller: FakeController) -> None:
     controller.on("GET", f"{VMS}/web1:explain", Answer(decision()))
     lines = trimtab("vm", "explain", "web1").out.splitlines()
     assert lines[0] == "web1: node2"
     assert lines[1] == "node2 leaves the least memory over; 2 of 3 hosts fit"
+    assert lines[2].endswith(" by policy best-fit, on what events up to 812 told")
     rows = [line.split() for line in lines if line.startswith(("chosen", "fits", "refused", " "))]
     assert rows[0] == ["chosen", "node2", "0.820", "best-fit", "0.820"]
     assert rows[1][:3] == ["fits", "node1", "0.410"]

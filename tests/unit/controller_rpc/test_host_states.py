@@ -121,14 +121,14 @@ async def test_losing_redis_is_counted_and_everything_comes_back_with_it(private
 async def test_readers_learn_when_each_host_was_heard(private_redis: PrivateRedis) -> None:
     mirror = HostStateMirror(private_redis.url, gateway_id="gw-1")
     states = {
-        "host-1": state("host-1", AT, kill_ms=120),
+        "host-1": state("host-1", AT, kill_ms=120, clock_rate_ppm=-37),
         "host-2": state("host-2", AT, is_hypervisor_up=False),
     }
     await mirror.write(states, states, boottime_s=1.0)
     heard = HeardHosts(private_redis.url)
     await eventually(lambda: heard.problem() == "ok")
     assert heard.heard() == {"host-1": AT}  # the other one says nothing of its guests
-    assert heard.states()["host-1"]["kill_ms"] == 120
+    assert (heard.states()["host-1"]["kill_ms"], heard.states()["host-1"]["clock_rate_ppm"]) == (120, -37)
     assert not heard.states()["host-2"]["is_hypervisor_up"]
     heard.stop()
     await mirror.close()

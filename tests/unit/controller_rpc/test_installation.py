@@ -5,9 +5,11 @@ import stat
 import tomllib
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from click.testing import CliRunner
 
 from tests.unit.controller_rpc.conftest import Fleet, certificate_request, host_libvirt_key
@@ -16,7 +18,7 @@ from trimtab_controller.check import Verdict
 from trimtab_controller.clock import SystemClock
 from trimtab_controller.config import Settings
 from trimtab_controller.services import identity, tokens
-from trimtab_controller.store import hosts
+from trimtab_controller.store import audit, hosts, schema, upkeep
 from trimtab_controller.store import identity as identity_store
 from trimtab_controller.store.database import Database
 from trimtab_protos.controller.v1 import gateway_service_pb2 as pb
@@ -139,7 +141,17 @@ def verdicts(settings: Settings) -> dict[str, Verdict]:
 
 def test_a_fresh_installation_has_no_failure(founded: Settings) -> None:
     found = verdicts(founded)
-    assert set(found) == {"settings", "data directory", "certificates", "database", "redis", "clock", "disk space", "ports"}
+    assert set(found) == {
+        "settings",
+        "data directory",
+        "certificates",
+        "database",
+        "audit",
+        "redis",
+        "clock",
+        "disk space",
+        "ports",
+    }
     failed = [part for part, verdict in found.items() if verdict is Verdict.FAIL and part != "ports"]
     assert failed == []
 
@@ -161,6 +173,24 @@ def test_check_finds_a_database_that_is_gone(founded: Settings) -> None:
     found = verdicts(gone)
     assert found["database"] is Verdict.FAIL
     assert found["redis"] is Verdict.WARN  # work goes on without it
+
+
+def test_check_finds_a_row_of_the_audit_trail_that_was_changed(founded: Settings) -> None:
+    database = Database(founded.effective_database_url)
+    try:
+        for number in range(3):
+            who = {"actor": "alice", "request_id": "r-1", "project_id": ""}
+            what = {"verb": "vm.stop", "resource": f"web{number}", "outcome": "accepted"}
+            database.write(partial(audit.append, at=SystemClock().now(), **who, **what))
+        database.write(partial(upkeep.seal_audit, before=SystemClock().now() + timedelta(seconds=1), limit=10))
+        assert verdicts(founded)["audit"] is Verdict.OK
+        rows = database.read(lambda session: session.execute(sa.select(schema.audit.c.seq).order_by(schema.audit.c.seq)).all())
+        forged = schema.audit.update().where(schema.audit.c.seq == rows[-1].seq).values(resource="web9")
+        database.write(lambda session: session.execute(forged))
+        assert database.read(partial(upkeep.verify_audit, page=1)) == rows[-1].seq
+    finally:
+        database.close()
+    assert verdicts(founded)["audit"] is Verdict.FAIL
 
 
 def test_check_finds_a_port_that_is_taken(founded: Settings) -> None:

@@ -91,11 +91,12 @@ async def test_a_gateway_that_is_cut_off_from_the_database_sends_its_hosts_to_th
     async with second_gateway(fleet) as other:
         stream = await machine.say_hello(stub=machine.stub_at(other.host_port))
         assert (await stream.receive()).WhichOneof("body") == "welcome"
-        for _second in range(14):
+        # Of its fifteen seconds some are left over for a busy machine: what passes here passes besides.
+        for _second in range(9):
             await silent_for(fleet, 1)
             await other.watch.hand_over()
         assert (await stream.beat()).is_granted, "its right lasts for a while yet, and nobody was sent away before"
-        await silent_for(fleet, 1)
+        await silent_for(fleet, 6)
         assert not (await stream.beat()).is_granted
         await other.watch.hand_over()
         asked = await stream.receive()

@@ -195,7 +195,7 @@ class Controller:
         return bool(health) and health["status"] == "ok"
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_everything_runs_survives_a_killed_worker_and_stops(memory_directory: Path) -> None:
     import socket
 

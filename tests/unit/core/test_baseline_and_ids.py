@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.core.test_migration import HOST
 from trimtab_controller.core.baseline import Baseline, common_baseline, newest_q35
-from trimtab_controller.core.ids import domain_uuid, kind_of, mac_address, new_id
+from trimtab_controller.core.ids import domain_uuid, free_mac_address, kind_of, mac_address, new_id
 from trimtab_controller.core.lifecycle import ENDED_STATES, LIVE_STATES, TRANSITIONS, OperationState
 
 
@@ -42,6 +42,14 @@ def test_a_vm_has_one_uuid_for_ever_and_macs_are_local_unicast() -> None:
     assert domain_uuid("vm-1") == domain_uuid("vm-1") != domain_uuid("vm-2")
     first_octet = int(mac_address(random.Random(2))[:2], 16)
     assert first_octet & 0b11 == 0b10
+
+
+def test_a_mac_that_somebody_has_is_drawn_anew() -> None:
+    rng = random.Random(3)
+    drawn = [mac_address(rng) for _ in range(20)]
+    for taken in (drawn[:0], drawn[:1], drawn[:5]):
+        assert free_mac_address(random.Random(3), is_taken=taken.__contains__) == drawn[len(taken)]
+    assert free_mac_address(random.Random(3), is_taken=lambda _mac: True) in drawn, "it ends, and the database refuses"
 
 
 def test_every_state_has_its_transitions_and_ended_ones_have_none_but_attention() -> None:

@@ -81,6 +81,7 @@ def test_a_healthy_fleet_is_left_in_peace() -> None:
         ({"is_cordoned": True}, Severity.NOTICE, "host-cordoned"),
         ({"unmanaged_memory_mib": 4097}, Severity.WARNING, "unmanaged-memory"),
         ({"qemu_version": "7.2.9"}, Severity.NOTICE, "qemu-older"),
+        ({"qemu_build": "7.2.22", "guest_qemus": (("web1", "7.2.17"),)}, Severity.NOTICE, "guest-qemu-other"),
         ({"certificates": (CertificateFacts(purpose="agent", not_after=NOW),)}, Severity.CRITICAL, "certificate-expired"),
         (
             {"certificates": (CertificateFacts(purpose="libvirt", not_after=NOW + timedelta(hours=8)),)},

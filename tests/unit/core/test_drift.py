@@ -52,6 +52,16 @@ def test_a_guest_that_is_gone_is_told_apart_by_reason_and_never_restarted(reason
     assert finding.cure is Cure.NONE
 
 
+def test_a_guest_paused_by_an_io_error_while_it_runs_on_its_backup_is_told_so_unless_its_pool_is_full() -> None:
+    paused = a_vm(observed_state=ObservedState.PAUSED, observed_reason="io_error")
+    waits = judge(paused, host_name="node1", has_space=True, is_filling=True)
+    full = judge(paused, host_name="node1", has_space=False, is_filling=True)
+    assert waits is not None
+    assert full is not None
+    assert ("nothing serves the backup" in waits.problem, waits.cure) == (True, Cure.RESUME)
+    assert ("its pool is full" in full.problem, full.cure) == (True, Cure.NONE)
+
+
 def test_a_guest_paused_by_an_io_error_is_resumed_only_when_its_pool_has_room() -> None:
     paused = a_vm(observed_state=ObservedState.PAUSED, observed_reason="io_error")
     full = judge(paused, host_name="node1", has_space=False)

@@ -60,3 +60,40 @@ def test_the_nearest_word_about_a_device_counts(tmp_path: Path) -> None:
     assert osinfo.find("second", tmp_path).has_virtio_disk
     assert osinfo.find("third", tmp_path).has_virtio_disk is False
     assert osinfo.find("third", tmp_path).family is Family.LINUX
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_mib"),
+    [("linux", 2048), ("windows", 4096), ("generic", 1024), ("win11", 4096), ("ubuntu22.04", 4096), ("freedos1.2", 64)],
+)
+def test_a_system_wants_the_memory_that_its_makers_recommend_or_its_least(name: str, memory_mib: int) -> None:
+    assert osinfo.find(name).memory_mib == memory_mib
+
+
+@pytest.mark.parametrize(
+    ("words", "memory_mib"),
+    [
+        ('<resources arch="all"><minimum><ram>1073741824</ram></minimum></resources>', 1024),
+        ('<resources arch="all"><minimum><ram>1073741824</ram></minimum><recommended><ram>2147483648</ram></recommended></resources>', 2048),
+        ('<resources arch="aarch64"><minimum><ram>1073741824</ram></minimum></resources>', 512),
+        ('<resources arch="all"><recommended><ram>1048576</ram></recommended></resources>', 16),
+        ('<resources arch="all"><minimum><ram>1073741825</ram></minimum></resources>', 1025),
+        (
+            '<resources arch="all"><minimum><ram>1073741824</ram></minimum></resources>'
+            '<resources arch="x86_64"><minimum><ram>2147483648</ram></minimum></resources>',
+            2048,
+        ),
+        ('<resources arch="all" inherit="true"/>', 512),
+        ("", 512),
+    ],
+)  # fmt: skip
+def test_memory_is_what_is_said_for_our_machines_nearest_to_the_system(tmp_path: Path, words: str, memory_mib: int) -> None:
+    """The system derives from one that recommends 512 MiB."""
+    place = tmp_path / "os" / "example"
+    place.mkdir(parents=True)
+    parent = '<family>linux</family><resources arch="all"><recommended><ram>536870912</ram></recommended></resources>'
+    for name, said in (("parent", parent), ("child", f'<derives-from id="http://example/parent"/>{words}')):
+        (place / f"{name}.xml").write_text(
+            f'<libosinfo><os id="http://example/{name}"><short-id>{name}</short-id>{said}</os></libosinfo>'
+        )
+    assert osinfo.find("child", tmp_path).memory_mib == memory_mib

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 
+from trimtab_controller.core import qemu_series
 from trimtab_controller.core.migration import Outcome, outcome, refusals
 from trimtab_protos.messages import (
     DomainObservation,
     DomainSpec,
     DomainState,
     Firmware,
+    GuestQemu,
     Inventory,
     NetworkKind,
     NetworkSpec,
@@ -116,6 +118,7 @@ def why(domain: DomainSpec = DOMAIN, **target: object) -> tuple[str, ...]:
         target=replace(HOST, hostname="node2", **target),  # type: ignore[arg-type]
         source_seen=seen(RUNNING),
         target_seen=seen(ABSENT),
+        guest_qemu=(7, 2),
     )
 
 
@@ -130,6 +133,7 @@ def test_a_matching_target_is_not_refused() -> None:
         ({"machines": ("pc-q35-6.0",)}, "machine type pc-q35-7.2"),
         ({"arch": "aarch64"}, "aarch64"),
         ({"accelerator": "tcg"}, "tcg"),
+        ({"qemu_version": "6.2"}, "has QEMU 6.2, the guest runs on 7.2"),
         ({"bridges": ()}, "no bridge br0"),
         ({"bridges": (Bridge(name="br0", mtu=1400),)}, "MTU 1400"),
     ],
@@ -140,9 +144,75 @@ def test_each_mismatch_is_named_before_anything_moves(target: dict[str, object],
     assert "node2" in reason
 
 
+@pytest.mark.parametrize(
+    ("own", "installed", "told", "is_refused"),
+    [
+        ("", "7.2.0", "7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", False),
+        ("7.2.22", "7.2.0", "7.2.17", False),
+        ("8.2.1", "7.2.0", "7.2.0", True),
+        ("", "8.2.1", "7.2.0", True),
+        ("7.2.0", "8.2.1", "7.2.0", False),
+        ("7.2.0", "10.0.0", "7.2.0", False),
+        ("9.2.0", "9.2.0", "10.0.0", False),
+        ("", "8.2.1", "", False),
+    ],
+    ids=[
+        "installed alike",
+        "an older update of its series",
+        "its own is newer than what its host has now",
+        "older than its host's",
+        "its host was upgraded, it was not",
+        "its host was upgraded far",
+        "ten is more than nine",
+        "not told",
+    ],
+)
+def test_a_guest_goes_to_the_series_of_qemu_that_it_runs_on_or_a_newer_one(
+    own: str, installed: str, told: str, is_refused: bool
+) -> None:
+    others = (GuestQemu(vm_id=DOMAIN.vm_id, build=own),) if own else ()
+    source = replace(HOST, qemu_build=installed, guest_qemus=others)
+    reasons = refusals(
+        DOMAIN,
+        source=source,
+        target=replace(HOST, hostname="node2", qemu_version="", qemu_build=told),
+        source_seen=seen(RUNNING),
+        target_seen=seen(ABSENT),
+        guest_qemu=qemu_series.running(source, DOMAIN.vm_id),
+    )
+    assert bool(reasons) == is_refused, reasons
+
+
 def test_uefi_and_missing_features_are_refused_together() -> None:
     reasons = why(replace(DOMAIN, firmware=Firmware.UEFI, cpu_features=("avx512f",)))
     assert len(reasons) == 2
+
+
+@pytest.mark.parametrize(
+    ("features", "source", "target", "missing"),
+    [
+        (("aes",), ("aes",), ("aes",), ""),
+        (("aes", "vmx"), ("aes", "vmx"), ("aes",), "vmx"),
+        (("-vmx",), ("aes",), ("aes",), ""),
+        (("-vmx",), ("aes", "vmx"), ("aes",), ""),
+        (("-vmx", "aes"), ("aes",), (), "aes"),
+        (("?vmx",), (), (), ""),
+        (("?vmx",), (), ("vmx",), ""),
+        (("?vmx",), ("vmx",), ("vmx",), ""),
+        (("?vmx", "-aes"), ("vmx", "aes"), ("aes",), "vmx"),
+    ],
+)
+def test_a_guest_finds_the_features_that_it_requires_or_was_given(
+    features: tuple[str, ...], source: tuple[str, ...], target: tuple[str, ...], missing: str
+) -> None:
+    reasons = refusals(
+        replace(DOMAIN, cpu_features=features),
+        source=replace(HOST, cpu_features=source),
+        target=replace(HOST, hostname="node2", cpu_features=target),
+        source_seen=seen(RUNNING),
+        target_seen=seen(ABSENT),
+    )
+    assert reasons == ((f"node2 lacks CPU features {missing}",) if missing else ())
 
 
 def test_a_guest_that_does_not_run_is_refused_and_so_is_a_target_that_runs_it() -> None:

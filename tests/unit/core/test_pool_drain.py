@@ -135,3 +135,10 @@ def test_each_vm_of_a_pool_that_is_not_usable_has_a_way_back(
 ) -> None:
     sentence = way_back("web1", state=state, reason=reason, pool_state=pool_state, is_usable_elsewhere=elsewhere)
     assert said in sentence if said else sentence == ""
+
+
+def test_a_guest_that_an_operator_wants_paused_is_not_said_to_resume_by_itself() -> None:
+    said = way_back(
+        "web1", state="paused", reason="io_error", pool_state="ready", is_usable_elsewhere=True, is_wished_paused=True
+    )
+    assert ("by itself" in said, "`trimtab vm resume web1`" in said) == (False, True)

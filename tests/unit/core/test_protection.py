@@ -1,6 +1,8 @@
 """What a vm would lose now, and whether its policy allows that; what may run beside its backup."""
 
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,3 +72,15 @@ def test_what_is_wrong_is_said(told: str, seen: str) -> None:
 def test_the_table_names_only_operations_that_there_are_and_refuses_what_it_does_not_name() -> None:
     assert BESIDE_BACKUP.keys() <= all_sagas().keys()
     assert beside_backup("something.new") is Beside.REFUSED
+
+
+def test_the_published_table_says_what_the_code_does() -> None:
+    document = (Path(__file__).parents[3] / "docs/backups.md").read_text()
+    rows = re.findall(r"^\| (.+) \| (both go on|whichever comes second is refused|end the backup)", document, re.MULTILINE)
+    verdicts = {"both go on": Beside.RUNS, "whichever comes second is refused": Beside.REFUSED, "end the backup": Beside.ENDS}
+    published = {verb: verdicts[verdict] for verbs, verdict in rows for verb in verbs.split(", ")}
+    assert published.pop("snapshots") is published.pop("another backup") is Beside.REFUSED, (
+        "refused since the code does not name them"
+    )
+    coded = {kind.removeprefix("vm.").replace(".", " ").replace("_", "-"): beside for kind, beside in BESIDE_BACKUP.items()}
+    assert published == coded

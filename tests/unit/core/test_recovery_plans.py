@@ -81,9 +81,16 @@ def test_a_failed_vm_stops_the_run_once_the_others_of_its_group_ended() -> None:
         ([Group(name="a", vms=["db"], pattern="x")], "groups[0].pattern"),
         ([Group(name="a", vms=["db"], awaits=Awaits.PATTERN)], "groups[0].pattern"),
         ([Group(name="a", vms=["db"], awaits=Awaits.PATTERN, pattern="(")], "groups[0].pattern"),
+        ([Group(name="a", vms=["db"]), Group(name="b", vms=["web"], tcp=-1)], "groups[1].tcp"),
+        ([Group(name="a", vms=["db"], tcp=65536)], "groups[0].tcp"),
     ],
 )
 def test_what_no_run_can_follow_is_refused_by_field(groups: list[Group], field: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         check(groups)
     assert refused.value.context["field"] == field
+
+
+@pytest.mark.parametrize("tcp", [0, 1, 65535])
+def test_a_port_goes_with_whatever_else_is_awaited(tcp: int) -> None:
+    check([Group(name="a", vms=["db"], awaits=Awaits.PATTERN, pattern="login:", tcp=tcp), Group(name="b", vms=["web"], tcp=tcp)])

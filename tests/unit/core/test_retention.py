@@ -60,6 +60,13 @@ def test_a_damaged_backup_fills_no_place() -> None:
     assert verdicts[0].reason == "damaged, and a better one is kept"
 
 
+def test_a_damaged_backup_that_may_be_repaired_stays_beside_a_better_one() -> None:
+    broken = Candidate("broken", NOW - timedelta(days=3), Proof.DAMAGED, may_be_repaired=True)
+    verdicts = judge([at(0), broken, at(9, proof=Proof.DAMAGED)], Retention(last=1), now=NOW)
+    assert [v.is_kept for v in verdicts] == [True, True, False]
+    assert verdicts[1].reason == "damaged; the vm's next backup may repair it"
+
+
 def test_the_last_verified_backup_never_goes() -> None:
     proven = at(30, proof=Proof.VERIFIED)
     assert kept([at(0), at(1), proven, at(60, proof=Proof.VERIFIED)], Retention(last=1)) == ids(at(0), proven)

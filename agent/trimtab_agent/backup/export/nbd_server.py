@@ -58,10 +58,21 @@ _OPTION_MAX_BYTES = 1 << 16
 class NbdServer:
     """Serves until `close`; connections are threads of their own."""
 
-    def __init__(self, path: Path, disks: Mapping[str, DiskContent], *, owner: tuple[int, int] | None = None) -> None:
-        """Bind the socket at once, for its owner (user, group) only; a file that an earlier server left there is replaced."""
+    def __init__(
+        self,
+        path: Path,
+        disks: Mapping[str, DiskContent],
+        *,
+        owner: tuple[int, int] | None = None,
+        offers_allocation: bool = True,
+    ) -> None:
+        """Bind the socket at once, for its owner (user, group) only; a file that an earlier server left there is replaced.
+
+        `offers_allocation`: whether a client may ask where zeros are.
+        """
         self._path = path
         self._disks = disks
+        self._offers_allocation = offers_allocation
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # Bound beside its name and renamed: whoever sees it can connect.
         fresh = path.with_suffix(f".{os.getpid()}")
@@ -111,7 +122,7 @@ class NbdServer:
 
     def _talk(self, accepted: socket.socket) -> None:
         try:
-            _Connection(accepted, self._disks).run()
+            _Connection(accepted, self._disks, offers_allocation=self._offers_allocation).run()
         except (OSError, _Gone):
             pass  # whoever was connected went away, or speaks something else
         finally:
@@ -125,9 +136,10 @@ class _Gone(Exception):
 
 
 class _Connection:
-    def __init__(self, accepted: socket.socket, disks: Mapping[str, DiskContent]) -> None:
+    def __init__(self, accepted: socket.socket, disks: Mapping[str, DiskContent], *, offers_allocation: bool) -> None:
         self._socket = accepted
         self._disks = disks
+        self._offers_allocation = offers_allocation
         self._sending = threading.Lock()
         self._room = threading.BoundedSemaphore(IN_FLIGHT)
         self._is_structured = False
@@ -217,7 +229,9 @@ class _Connection:
         except struct.error:
             self._reply(option, _REP_INVALID)
             return
-        is_asked = any(query in {ALLOCATION, "base:"} for query in queries) or (option == _OPT_LIST_CONTEXT and not queries)
+        is_asked = self._offers_allocation and (
+            any(query in {ALLOCATION, "base:"} for query in queries) or (option == _OPT_LIST_CONTEXT and not queries)
+        )
         if option == _OPT_SET_CONTEXT:
             self._tells_allocation = is_asked
         if is_asked:

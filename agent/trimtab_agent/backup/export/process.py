@@ -61,7 +61,11 @@ def serve(order: Order) -> None:
     repositories.grant(_NAME, order.access, create=False)
     repository = repositories.open(_NAME)
     with open_backup(repository, order.vm_id, order.backup_id) as reader, DiskContent(reader.disk(order.disk)) as content:
-        server = NbdServer(Path(order.socket), {export_name(order.backup_id, order.disk): content}, owner=order.owner)
+        # QEMU's block-stream reads a guest's disk through a filter that takes an answer "no idea where zeros are, the connection is
+        # gone" for "nothing to read": the guest gets whatever its buffer held, as if it had been read (7.2, block/copy-on-read.c). One
+        # that was never told of zeros has nothing to ask; its read itself fails then, and the guest is paused.
+        disks = {export_name(order.backup_id, order.disk): content}
+        server = NbdServer(Path(order.socket), disks, owner=order.owner, offers_allocation=False)
         threading.Thread(target=server.serve, name="accept", daemon=True).start()
         _say({})
         while signal.sigtimedwait(_ENDS, RENEW_EVERY_S) is None:

@@ -23,7 +23,13 @@ class BlobStore(Protocol):
         """For people: the folder or bucket, without secrets."""
 
     def put_new(self, name: str, parts: Sequence[bytes]) -> None:
-        """Write a blob that must not exist. AlreadyExists, NoCapacity. Of two writers of one name exactly one succeeds."""
+        """Write a blob that must not exist. AlreadyExists, NoCapacity. Of two writers of one name exactly one succeeds.
+
+        What is written has a random part, so that no two writers write the same: a bucket tells by that whose a blob is.
+        """
+
+    def close(self) -> None:
+        """Let go of what is held open; the store may be used again."""
 
     def put(self, name: str, content: bytes) -> None:
         """Write or overwrite a small blob; only leases are."""

@@ -15,7 +15,7 @@ from obstore.store import S3Store
 
 from trimtab_agent.backup.repository import errors
 from trimtab_agent.backup.repository.blobs import BlobEntry
-from trimtab_protos.errors import TrimtabError
+from trimtab_protos.errors import NotFound, TrimtabError
 
 _TIMEOUT = timedelta(seconds=120)
 """Of one request: a pack of 16 MiB over a line of 2 Mbit/s."""
@@ -41,13 +41,13 @@ class BucketBlobs:
         retries: int = 5,
     ) -> None:
         self._where = f"s3://{bucket}/{prefix}".rstrip("/")
+        # Without keys those of the host's environment count; obstore refuses a None.
+        given = {"endpoint": endpoint, "access_key_id": access_key_id, "secret_access_key": secret_access_key}
         self._store = S3Store(
             bucket,
             prefix=prefix or None,
             region=region,
-            endpoint=endpoint,
-            access_key_id=access_key_id,
-            secret_access_key=secret_access_key,
+            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
             virtual_hosted_style_request=endpoint is None,
             client_options={"allow_http": allow_http, "timeout": _TIMEOUT},
             retry_config={"max_retries": retries},
@@ -58,11 +58,14 @@ class BucketBlobs:
         return self._where
 
     def put_new(self, name: str, parts: Sequence[bytes]) -> None:
+        content = b"".join(parts)
         try:
             # One request: S3 has no condition on a multipart upload's parts.
-            obstore.put(self._store, name, b"".join(parts), mode="create", use_multipart=False)
+            obstore.put(self._store, name, content, mode="create", use_multipart=False)
         except AlreadyExistsError as error:
-            raise errors.blob_exists(name) from error
+            # obstore repeats a request whose answer was lost, and then finds what it wrote itself: no other writes the same bytes.
+            if not self._holds(name, content):
+                raise errors.blob_exists(name) from error
         except _FAILURES as error:
             raise _translated(error, name) from error
 
@@ -77,6 +80,15 @@ class BucketBlobs:
             return obstore.get(self._store, name).bytes().to_bytes()
         except _FAILURES as error:
             raise _translated(error, name) from error
+
+    def _holds(self, name: str, content: bytes) -> bool:
+        try:
+            return self.get(name) == content
+        except NotFound:
+            return False
+
+    def close(self) -> None:
+        """Nothing is held open between requests."""
 
     def get_range(self, name: str, offset: int, length: int) -> bytes:
         if length == 0:

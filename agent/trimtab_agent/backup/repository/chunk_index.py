@@ -190,14 +190,6 @@ class ChunkIndex:
             self._sql.executemany("DELETE FROM index_file WHERE name = ?", [(name,) for name in names])
             self._drop_unlisted()
 
-    def keep_only_packs(self, names: Collection[str]) -> None:
-        """Drop every pack that the storage does not have."""
-        present = set(names)
-        with self._lock:
-            gone = [no for no, name in self._sql.execute("SELECT no, name FROM pack") if name not in present]
-            self._sql.executemany("DELETE FROM index_file WHERE pack = ?", [(no,) for no in gone])
-            self._drop_unlisted()
-
     def forget_sessions(self) -> None:
         """Drop what this process's own sessions added before their index was written."""
         self.forget_index_files([""])
@@ -217,11 +209,18 @@ class ChunkIndex:
                 "INSERT OR IGNORE INTO condemned SELECT no FROM pack WHERE name = ?", [(pack,) for pack in packs]
             )
 
-    def set_damaged(self, damaged: Collection[tuple[bytes, str]]) -> None:
-        """Replace what is known as damaged: pairs of a record's id and its pack."""
+    def set_damaged(self, damaged: Collection[tuple[bytes, str]], *, lost_packs: Collection[str]) -> None:
+        """Replace what is known as damaged: pairs of a record's id and its pack, and all of the packs that storage does not have.
+
+        Those stay known for as long as an index file lists them: forgotten, nobody would look for what they had to store it anew.
+        """
         with self._lock:
             self._sql.execute("UPDATE chunk SET is_damaged = 0 WHERE is_damaged")
             self.add_damaged(damaged)
+            self._sql.executemany(
+                "UPDATE chunk SET is_damaged = 1 WHERE pack = (SELECT no FROM pack WHERE name = ?)",
+                [(pack,) for pack in lost_packs],
+            )
 
     def add_damaged(self, damaged: Collection[tuple[bytes, str]]) -> None:
         with self._lock:

@@ -96,10 +96,11 @@ class Repository:
         is_index_whole = self._refresh_index()
         packs = {entry.name for entry in self.blobs.list(PACKS_PREFIX)}
         lost = [pack for pack in self.index.packs() if pack not in packs]
-        self.index.keep_only_packs(packs)
         self.index.set_condemned([pack for names in condemned.values() for pack in names])
         damaged = self.known_damage()
-        self.index.set_damaged([pair for pairs in damaged.values() for pair in pairs])
+        # With what was found and is not written down yet: whoever judges right after must not take it for whole.
+        noted = [*(pair for pairs in damaged.values() for pair in pairs), *self._damage]
+        self.index.set_damaged(noted, lost_packs=lost)
         self.has_gaps = bool(condemned or damaged or lost or not is_index_whole)
         return sorted(condemned)
 
@@ -167,12 +168,13 @@ class Repository:
 
     def store_damage(self) -> None:
         """Write down what was found damaged since the last call, so that the next backup repairs it."""
-        found, self._damage = self._damage, set()
+        found = set(self._damage)
         if not found or self.is_read_only:
             return
         self.has_gaps = True
         content = json.dumps([[id.hex(), pack] for id, pack in sorted(found)]).encode()
         self.put_object(Kind.DAMAGE, DAMAGED_PREFIX + self.new_name(), content)
+        self._damage -= found  # what cannot be written stays known here
 
     def put_object(self, kind: Kind, name: str, content: bytes) -> None:
         self.blobs.put_new(name, [seal_object(self.keyring, self.identifier, kind, name, content)])
@@ -187,7 +189,9 @@ class Repository:
             raise errors.read_only()
 
     def close(self) -> None:
+        """Let go of what is held open: a pack that is pruned elsewhere keeps its room for as long as somebody has it open."""
         self.index.close()
+        self.blobs.close()
 
     def _adopt(self, keyring: Keyring) -> None:
         self.keyring = keyring
@@ -228,7 +232,8 @@ class Repository:
             except TrimtabError as error:
                 if not errors.is_damage(error):
                     raise
-                problem = error
+                if not isinstance(error, NotFound):
+                    problem = error
                 self.note_failure(place, error)
         raise problem
 

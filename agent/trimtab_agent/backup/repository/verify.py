@@ -4,6 +4,7 @@
 `DiskReader.copy_to` and `compare`; L3, the boot, is the agent's.) Damage is written down, so that the next backup repairs it.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from trimtab_agent.backup.repository.chunk_index import Location
 from trimtab_agent.backup.repository.fetching import runs_of
 from trimtab_agent.backup.repository.manifests import Manifest
 from trimtab_agent.backup.repository.reader import BackupReader, open_backup
-from trimtab_agent.backup.repository.repository import Repository
+from trimtab_agent.backup.repository.repository import Listing, Repository
 from trimtab_agent.backup.repository.sealing import HOLE
 from trimtab_protos.errors import NotFound, TrimtabError
 
@@ -37,14 +38,23 @@ class VerifyReport:
     """Records of which the copy that was read is damaged; another copy may be whole."""
     unreadable_manifests: Sequence[str]
     backups: Sequence[BackupHealth]
+    """Of what was read."""
+    others: Sequence[BackupHealth] = ()
+    """Of the repository's other backups, those that need what is known to be damaged: they were judged and not read."""
+    are_others_judged: bool = False
+    """Whether `others` was looked for; then those that it does not name are whole as far as known."""
 
     @property
     def damaged_backups(self) -> Sequence[BackupHealth]:
         return [health for health in self.backups if not health.is_whole]
 
 
-def verify_backup(repository: Repository, vm_id: str, backup_id: str) -> VerifyReport:
-    """Read everything that one backup needs."""
+def verify_backup(repository: Repository, vm_id: str, backup_id: str, *, judges_others: bool = False) -> VerifyReport:
+    """Read everything that one backup needs.
+
+    Chunks are shared, so whatever damage is known by then, of this reading or an earlier one, is looked for in every other backup too.
+    `judges_others` does so even where none is known: for a caller who holds some for damaged. It reads their pages and no chunk.
+    """
     with open_backup(repository, vm_id, backup_id) as reader:
         damaged: dict[str, set[bytes]] = {}
         read_bytes = 0
@@ -61,7 +71,13 @@ def verify_backup(repository: Repository, vm_id: str, backup_id: str) -> VerifyR
         bad_files = [file.name for file in reader.manifest.attachments if not _is_file_whole(reader, file.name)]
         count = sum(len(found) for found in damaged.values())
         health = BackupHealth(backup_id, vm_id, [*damaged, *bad_files])
-    return VerifyReport(read_bytes, count + len(bad_files), (), [health])
+        with contextlib.suppress(TrimtabError):  # a full repository can be judged all the same
+            repository.store_damage()
+        is_judged = judges_others or not health.is_whole or bool(repository.known_damage())
+        # Still under the reader's lease: prune takes no page away meanwhile.
+        judged = _judge_all(repository)[1] if is_judged else ()
+    others = [one for one in judged if not one.is_whole and (one.vm_id, one.backup_id) != (vm_id, backup_id)]
+    return VerifyReport(read_bytes, count + len(bad_files), (), [health], others, is_judged)
 
 
 def verify_all(repository: Repository) -> VerifyReport:
@@ -75,14 +91,21 @@ def verify_all(repository: Repository) -> VerifyReport:
             read_bytes += checked
             damaged += bad
     repository.store_damage()
-    listing = repository.list_backups()
-    return VerifyReport(read_bytes, damaged, list(listing.unreadable), assess(repository, listing.manifests))
+    listing, judged = _judge_all(repository)
+    return VerifyReport(read_bytes, damaged, list(listing.unreadable), judged)
 
 
 def assess(repository: Repository, manifests: Sequence[Manifest]) -> Sequence[BackupHealth]:
     """Tell from what is known, without reading chunks, which of the backups need a record that no whole copy is left of."""
     pages: dict[bytes, bool] = {}
     return [_health(repository, manifest, pages) for manifest in manifests]
+
+
+def _judge_all(repository: Repository) -> tuple[Listing, Sequence[BackupHealth]]:
+    listing = repository.list_backups()
+    # The index after the listing: a backup that was listed meanwhile lies in packs that it does not have yet.
+    repository.refresh()
+    return listing, assess(repository, listing.manifests)
 
 
 def _health(repository: Repository, manifest: Manifest, pages: dict[bytes, bool]) -> BackupHealth:

@@ -67,7 +67,7 @@ class Adoption:
             is_persistent=bool(domain.isPersistent()),
             has_autostart=bool(domain.isPersistent() and domain.autostart()),
             volumes=_volumes(facts),
-            obstacles=_obstacles(domain),
+            obstacles=obstacles(domain),
         )
         adopted = facts.adopted_disks or {}
         disks = [replace(disk, volume_id=adopted.get(disk.target, disk.volume_id)) for disk in described.disks]
@@ -97,7 +97,7 @@ class Adoption:
                 raise Conflict("domain-taken", f"domain {facts.libvirt_name} belongs to {facts.vm_id}", vm_id=facts.vm_id)
             if facts.vm_id and facts.adopted_disks is None:
                 return self._observer.observe(domain)  # adopted, and stopped and defined as ours since
-            found = _obstacles(domain)
+            found = obstacles(domain)
             if found and not facts.vm_id:
                 raise Conflict("domain-not-adoptable", f"domain {facts.libvirt_name} changed since it was looked at: {found[0]}")
             self._link(domain, spec, disks)
@@ -200,7 +200,7 @@ def _volumes(facts: DomainFacts) -> dict[str, str]:
     return {path: match[1] for path, match in found.items() if match is not None}
 
 
-def _obstacles(domain: Any) -> tuple[str, ...]:
+def obstacles(domain: Any) -> tuple[str, ...]:
     """Return what of libvirt's state, beside the definition, forbids to adopt the domain."""
     found = []
     if not domain.isPersistent():

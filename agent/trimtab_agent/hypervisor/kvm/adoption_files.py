@@ -26,6 +26,9 @@ def look_at(path: str, format: str) -> tuple[int, str]:
     try:
         with _opened(path) as file:
             facts = os.fstat(file)
+            if facts.st_nlink > 1:
+                # An adopted vm's file has its own name and its volume's until the vm stops.
+                return 0, f"its file has another name too, so it may be another vm's; `find -samefile {path}` shows it"
             if format == DiskFormat.RAW.value:
                 return facts.st_size, "" if facts.st_size % 512 == 0 else "its size is no multiple of 512 bytes"
             if format != DiskFormat.QCOW2.value:

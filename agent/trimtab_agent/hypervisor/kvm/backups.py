@@ -1,21 +1,23 @@
 """Pull backups of running domains: libvirt fixes an instant and serves it by NBD; `backup.running` copies it.
 
-    begin: end what an earlier agent left ── freeze ── backupBegin (job and checkpoint in one transaction) ── thaw
-    end:   abortJob, the normal end of a pull job
+    begin: end what an earlier agent left ── hook, freeze ── backupBegin (job and checkpoint in one transaction) ── thaw, hook
+    read:  while the room for what the guest overwrites is watched (`scratch`)
+    end:   abortJob, the normal end of a pull job (`pull_jobs`)
 
 A stopped one is read by `cold_backups`, without starting anything.
 
 Checkpoints are libvirt's on qcow2 and QEMU's alone on everything else (`memory_bitmaps`).
 
-A freeze is always followed by a thaw. libvirt waits 30 s for a lock when a second job is begun, so it is asked first. A checkpoint whose
-bitmap is missing or marked in use (QEMU was killed) is refused by libvirt at once: then all disks are read in full and its leftovers
-dropped.
+A freeze is always followed by a thaw (`freezes`), the hook of a guest's owner by its other half (`backup_hooks`). libvirt waits 30 s for
+a lock when a second job is begun, so it is asked first. A checkpoint whose bitmap is missing or marked in use (QEMU was killed) is refused
+by libvirt at once, which names the disk: that one is read in full, the others are not.
 """
 
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +29,26 @@ from trimtab_agent.backup.repository.manifests import Consistency
 from trimtab_agent.backup.repository.reader import DiskReader
 from trimtab_agent.backup.restoring import network_volume, restore_disk, restore_over
 from trimtab_agent.backup.source import NVRAM, DiskWish, Hold, Instant, InstantSource, ServedDisk, ToldApart
-from trimtab_agent.hypervisor.kvm import block_pools, memory_bitmaps, os_errors, state_files, volumes
+from trimtab_agent.hypervisor.kvm import block_pools, checkpoints, memory_bitmaps, os_errors, state_files, volumes
+from trimtab_agent.hypervisor.kvm.backup_hooks import HOOK_S, GuestHooks, Hooked
 from trimtab_agent.hypervisor.kvm.backup_xml import (
     PulledDisk,
     all_targets,
-    backup_xml,
     bitmap_name,
     checkpoint_xml,
     nvram_file,
-    socket_of_job,
 )
-from trimtab_agent.hypervisor.kvm.cold_backups import stopped_instant
+from trimtab_agent.hypervisor.kvm.cold_backups import drop_marks, stopped_instant
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.disk_sources import DiskSource, sources_of
 from trimtab_agent.hypervisor.kvm.domains import require
+from trimtab_agent.hypervisor.kvm.freezes import GuestFreezes
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.kvm.lent_secrets import in_memory
 from trimtab_agent.hypervisor.kvm.pauses import GuestPauses
 from trimtab_agent.hypervisor.kvm.pool_layout import VOLUMES, PoolLayout
+from trimtab_agent.hypervisor.kvm.pull_jobs import PullJobs, is_paused_by_error
+from trimtab_agent.hypervisor.kvm.scratch import rooms_of, watched
 from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys
 from trimtab_protos.errors import Conflict, NotFound, TrimtabError
 from trimtab_protos.messages import PoolKind, PoolSpec, VolumeSpec
@@ -53,10 +57,10 @@ log = structlog.get_logger(__name__)
 
 SOCKET_DIR = Path("/var/lib/libvirt/qemu")
 """QEMU's own directory: it binds the socket itself, as its own user."""
-CHECKPOINT_PREFIX = "tt-"
+_TOGETHER_S = 3.0
+"""How long the hook of one of several vms at one instant may take: the others' guests stand still meanwhile."""
+_NOBODY = Hooked(is_held=False, not_asked="nobody was to ask the guest for anything")
 _NOT_FOLLOWED = "QEMU has begun anew since, and what changed on a disk that is not qcow2 is known to it alone"
-_KNOW_AGAIN = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
-_BROKEN_BITMAP_TEXTS = ("checkpoint inconsistent", "missing or broken bitmap", "not found in backing chain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class _Begun:
     """Disk → why it is read in full."""
     followed: Mapping[str, memory_bitmaps.Followed]
     """Alias → a disk that QEMU alone follows."""
+    not_asked: str
 
 
 class Backups:
@@ -80,6 +85,8 @@ class Backups:
         instants: InstantSource,
         keys: VolumeKeys | None = None,
         pauses: GuestPauses | None = None,
+        freezes: GuestFreezes | None = None,
+        hooks: GuestHooks | None = None,
         socket_dir: Path = SOCKET_DIR,
     ) -> None:
         """`refuse_if_used` raises Conflict where a domain of this host has one of the files as a disk; `keys` has the secrets of pools."""
@@ -88,7 +95,10 @@ class Backups:
         self._connection = connection
         self._refuse_if_used = refuse_if_used
         self._pauses = pauses or GuestPauses(socket_dir)
+        self._freezes = freezes or GuestFreezes(socket_dir)
+        self._hooks = hooks or GuestHooks(socket_dir)
         self._socket_dir = socket_dir
+        self.jobs = PullJobs(socket_dir)
 
     @contextlib.contextmanager
     def serve(
@@ -102,73 +112,102 @@ class Backups:
         scratch: PoolSpec | None = None,
     ) -> Iterator[Instant]:
         """See `BackupSource.serve`."""
-        socket = self._socket_dir / f"trimtab-{check_id(vm_id, 'vm_id')}-backup.sock"
+        with self.jobs.held(self._connection, vm_id):
+            yield from self._serve(vm_id, wishes, checkpoint, wants_freeze=wants_freeze, hold=hold, scratch=scratch)
+
+    def _serve(
+        self,
+        vm_id: str,
+        wishes: Sequence[DiskWish],
+        checkpoint: str,
+        *,
+        wants_freeze: bool,
+        hold: Hold | None,
+        scratch: PoolSpec | None,
+    ) -> Iterator[Instant]:
+        socket = self.jobs.socket(vm_id)
         with self._connection.use("look at the domain") as connection:
             domain = require(connection, vm_id)
             is_running = bool(domain.isActive())
             if is_running:
                 self._pauses.settle(domain, vm_id)
-                self._end_leftover(domain, socket)
+                self._freezes.settle(domain, vm_id)
+                self._hooks.settle(domain, vm_id)
+                self.jobs.end_leftover(domain, vm_id)
+                # Of this very backup, whose agent died after it had begun: its bits go to the checkpoint before.
+                checkpoints.delete(domain, lambda name: name == checkpoint)
             definition = domain.XMLDesc(0)
             stored = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            stood_still = is_running and is_paused_by_error(domain)
             present = {found.getName() for found in domain.listAllCheckpoints()}
+            sources = sources_of(definition)
+            _refuse_missing(wishes, sources)
+            unknown: Mapping[str, str] = {}
             if is_running:
-                present |= _known_again(domain, wishes, present, all_targets(definition))
-        sources = sources_of(definition)
-        _refuse_missing(wishes, sources)
+                kept = [wish for wish in wishes if sources[wish.name].keeps_bitmaps]
+                unknown = checkpoints.unknown_here(domain, kept, present, all_targets(definition))
         if not is_running:
-            with stopped_instant(wishes, sources, socket, self._keys) as instant:
+            with stopped_instant(wishes, sources, socket, self._keys, checkpoint=checkpoint) as instant:
                 held = hold() if hold is not None else {}  # no start of it goes beside its backup
                 yield replace(instant, attachments=_attachments(stored), notes={**instant.notes, **held})
             return
-        pulled, denied = _to_pull(wishes, sources, present, scratch)
+        pulled, denied = _to_pull(wishes, sources, unknown, scratch)
+        rooms = rooms_of(disk.scratch for disk in pulled)
         begun = self._begin(vm_id, pulled, all_targets(definition), socket, checkpoint, wants_freeze=wants_freeze, hold=hold)
         denied |= begun.denied
         created_ms = time.time_ns() // 1_000_000 - int(begun.notes.get("held_ms", "0"))
         bases = {wish.name: wish.base_checkpoint for wish in wishes}
-        try:
-            with contextlib.ExitStack() as stack:
-                served = [
-                    _open(stack, socket, disk, denied.get(disk.name, ""))
-                    if not disk.followed_as
-                    else stack.enter_context(self._told_apart(vm_id, socket, disk, begun, bases[disk.name]))
-                    for disk in pulled
-                ]
-                yield Instant(created_ms, begun.consistency, served, _attachments(stored), begun.notes)
-        finally:
-            self._end(vm_id)
+        readers: list[NbdClient] = []
+        watch = watched(
+            rooms,
+            stood_still=stood_still,
+            stands_still=partial(self._stands_still, vm_id),
+            settle=partial(self._end_for_room, vm_id, readers),
+        )
+        with watch, contextlib.ExitStack() as stack:
+            served = [
+                _open(stack, readers, socket, disk, denied.get(disk.name, ""))
+                if not disk.followed_as
+                else stack.enter_context(self._told_apart(vm_id, readers, socket, disk, begun, bases[disk.name]))
+                for disk in pulled
+            ]
+            yield Instant(created_ms, begun.consistency, served, _attachments(stored), begun.notes, not_asked=begun.not_asked)
 
     def keep_checkpoint(self, vm_id: str, checkpoint: str) -> None:
         """See `BackupSource.keep_checkpoint`."""
         with self._connection.use("drop older checkpoints", changes=True) as connection:
             domain = require(connection, vm_id)
-            for found in domain.listAllCheckpoints():
-                if found.getName().startswith(CHECKPOINT_PREFIX) and found.getName() != checkpoint:
-                    _delete(found)
+            checkpoints.delete(domain, lambda name: name != checkpoint)
+            if not domain.isActive():
+                drop_marks(_disks_of(domain), lambda name: name.startswith(checkpoints.PREFIX) and name != checkpoint)
+                return
             memory_bitmaps.keep_only(domain, _followed_in_memory(domain), checkpoint)
 
     def drop_checkpoint(self, vm_id: str, checkpoint: str) -> None:
         """See `BackupSource.drop_checkpoint`."""
         with self._connection.use("drop a checkpoint", changes=True) as connection:
             domain = require(connection, vm_id)
-            for found in domain.listAllCheckpoints():
-                if found.getName() == checkpoint:
-                    _delete(found)
+            checkpoints.delete(domain, lambda name: name == checkpoint)
+            if not domain.isActive():
+                drop_marks(_disks_of(domain), lambda name: name == checkpoint)
+                return
             memory_bitmaps.drop(domain, _followed_in_memory(domain), checkpoint)
 
     @contextlib.contextmanager
-    def _told_apart(self, vm_id: str, socket: Path, disk: PulledDisk, begun: "_Begun", base: str) -> Iterator[ServedDisk]:
+    def _told_apart(
+        self, vm_id: str, readers: list[NbdClient], socket: Path, disk: PulledDisk, begun: "_Begun", base: str
+    ) -> Iterator[ServedDisk]:
         """Lend a disk that QEMU alone follows; what changed is told by an export of its own."""
         export, found = f"{memory_bitmaps.PREFIX}{disk.name}", begun.followed.get(disk.followed_as)
         with contextlib.ExitStack() as stack:
-            content = stack.enter_context(NbdClient.connect(socket, disk.name, contexts=[ALLOCATION]))
+            content = _reader(stack, readers, socket, disk.name, [ALLOCATION])
             if not base or found is None or base not in found.bitmaps:
                 yield ServedDisk(disk.name, content, denied=_NOT_FOLLOWED if base else "")
                 return
             with self._connection.use("tell what changed", changes=True) as connection:
                 context = memory_bitmaps.serve(require(connection, vm_id), found, base, export)
             stack.callback(self._unfollow, vm_id, found, export)
-            changes = stack.enter_context(NbdClient.connect(socket, export, contexts=[context]))
+            changes = _reader(stack, readers, socket, export, [context])
             yield ServedDisk(disk.name, ToldApart(content, changes, context), context)
 
     def _unfollow(self, vm_id: str, disk: memory_bitmaps.Followed, export: str) -> None:
@@ -256,45 +295,43 @@ class Backups:
         wants_freeze: bool,
         hold: Hold | None,
     ) -> "_Begun":
-        """Begin the job; where a bitmap is broken, one of full copies."""
+        """Begin the job; where a bitmap is broken, one of a full copy of its disk."""
         others = [target for target in targets if target not in {disk.name for disk in pulled}]
         marked = _marks(checkpoint, pulled, targets)
         with self._connection.use("begin the backup", changes=True) as connection:
             domain = require(connection, vm_id)
             notes: dict[str, str] = {}
-            is_frozen = wants_freeze and freeze(domain, notes)
-            stands = self._pauses.paused(domain, vm_id) if hold is not None and not is_frozen else contextlib.nullcontext()
-            began = time.monotonic()
-            try:
-                with stands:
-                    followed = _follow(domain, pulled, checkpoint)
-                    denied = _begin_job(domain, pulled, others, socket, marked)
-                    notes |= hold() if hold is not None else {}
-            finally:
-                if is_frozen:
-                    thaw(domain)
-                    notes["frozen_ms"] = str(int((time.monotonic() - began) * 1000))
-        return _Begun(Consistency.FILESYSTEM if is_frozen else Consistency.CRASH, notes, denied, followed)
+            with contextlib.ExitStack() as held:
+                hooked, is_frozen = _NOBODY, False
+                if wants_freeze:
+                    timeout_s = HOOK_S if hold is None else _TOGETHER_S
+                    hooked = held.enter_context(self._hooks.held(domain, vm_id, notes, timeout_s=timeout_s))
+                    is_frozen = held.enter_context(self._freezes.frozen(domain, vm_id, notes))
+                if hold is not None and not is_frozen:
+                    held.enter_context(self._pauses.paused(domain, vm_id))
+                followed = _follow(domain, pulled, checkpoint)
+                denied = checkpoints.begin_job(domain, pulled, others, socket, marked)
+                notes |= hold() if hold is not None else {}
+        if "hook" in notes:
+            notes["downgrade"] = "; ".join(notes[name] for name in ("hook", "downgrade") if name in notes)
+        return _Begun(_consistency(hooked, is_frozen=is_frozen), notes, denied, followed, hooked.not_asked)
 
-    def _end(self, vm_id: str) -> None:
-        # A guest that stopped meanwhile has ended its job itself.
-        with contextlib.suppress(TrimtabError), self._connection.use("end the backup", changes=True) as connection:
-            domain = require(connection, vm_id)
-            if domain.isActive() and domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
-                domain.abortJob()
+    def _stands_still(self, vm_id: str) -> bool:
+        with self._connection.use("see whether the guest goes on") as connection:
+            return is_paused_by_error(require(connection, vm_id))
 
-    def _end_leftover(self, domain: Any, socket: Path) -> None:
-        """End a job of ours that an earlier agent began. Conflict: anything else is under way."""
-        if domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE:
-            return
-        try:
-            job = domain.backupGetXMLDesc(0)
-        except libvirt.libvirtError:
-            job = "<none/>"
-        if socket_of_job(job) != str(socket):
-            raise Conflict("vm-busy", "another job of this domain is under way, such as a migration; try again when it has ended")
-        log.info("ending a backup job that an earlier agent left", domain=domain.name())
-        domain.abortJob()
+    def _end_for_room(self, vm_id: str, readers: Sequence[NbdClient]) -> bool:
+        # First of all: a job whose reader stands still is ended once that has gone, and until then QEMU and its guest stand still too.
+        for reader in readers:
+            reader.cut()
+        with self._connection.use("end the backup", changes=True) as connection:
+            return self.jobs.end_for_room(require(connection, vm_id), vm_id, self._pauses)
+
+
+def _consistency(hooked: Hooked, *, is_frozen: bool) -> Consistency:
+    if not is_frozen:
+        return Consistency.CRASH
+    return Consistency.APPLICATION if hooked.is_held else Consistency.FILESYSTEM
 
 
 def _marks(checkpoint: str, pulled: Sequence[PulledDisk], targets: Sequence[str]) -> str | None:
@@ -321,41 +358,8 @@ def _followed_in_memory(domain: Any) -> list[str]:
     return [source.alias for source in sources_of(domain.XMLDesc(0)).values() if not source.keeps_bitmaps and source.alias]
 
 
-def _begin_job(
-    domain: Any, pulled: Sequence[PulledDisk], others: Sequence[str], socket: Path, marked: str | None
-) -> dict[str, str]:
-    """Begin the pull job; where a bitmap is broken, one of full copies. Return why disks are read in full."""
-    try:
-        domain.backupBegin(backup_xml(pulled, socket=str(socket), others=others), marked, 0)
-    except libvirt.libvirtError as error:
-        detail = error.get_error_message() or ""
-        if not any(text in detail for text in _BROKEN_BITMAP_TEXTS):
-            raise
-        _drop_broken(domain)
-        full = [PulledDisk(disk.name, disk.scratch) for disk in pulled]
-        domain.backupBegin(backup_xml(full, socket=str(socket), others=others), marked, 0)
-        return {disk.name: f"its checkpoint is broken: {detail}" for disk in pulled if disk.base_checkpoint}
-    return {}
-
-
-def _known_again(domain: Any, wishes: Sequence[DiskWish], present: Collection[str], targets: Sequence[str]) -> set[str]:
-    """Tell libvirt of the checkpoints that increments begin at and it does not know, where QEMU has their bitmaps whole; return those.
-
-    Bitmaps go with a guest that moves, and lie in the image of one that was stopped; libvirt's record of them stays on the host where
-    they were made (9.0). It looks itself whether QEMU has them and they are not broken; else the disk is read in full.
-    """
-    found = set()
-    for name in sorted({wish.base_checkpoint for wish in wishes} - {"", *present}):
-        disks = [wish.name for wish in wishes if wish.base_checkpoint == name]
-        others = [target for target in targets if target not in disks]
-        definition = checkpoint_xml(name, disks, others=others, created_s=int(time.time()))
-        try:
-            domain.checkpointCreateXML(definition, _KNOW_AGAIN)
-        except libvirt.libvirtError as error:
-            log.info("the checkpoint cannot be used here", checkpoint=name, error=error.get_error_message())
-        else:
-            found.add(name)
-    return found
+def _disks_of(domain: Any) -> Collection[DiskSource]:
+    return sources_of(domain.XMLDesc(0)).values()
 
 
 def _attachments(stored: str) -> Mapping[str, bytes]:
@@ -377,7 +381,7 @@ def _refuse_missing(wishes: Sequence[DiskWish], sources: Mapping[str, DiskSource
 
 
 def _to_pull(
-    wishes: Sequence[DiskWish], sources: Mapping[str, DiskSource], present: set[str], scratch: PoolSpec | None
+    wishes: Sequence[DiskWish], sources: Mapping[str, DiskSource], unknown: Mapping[str, str], scratch: PoolSpec | None
 ) -> tuple[list[PulledDisk], dict[str, str]]:
     pulled, denied = [], {}
     for wish in wishes:
@@ -387,8 +391,8 @@ def _to_pull(
             pulled.append(PulledDisk(wish.name, kept, followed_as=source.alias))
             continue
         base = wish.base_checkpoint
-        if base and base not in present:
-            denied[wish.name] = f"this host does not know the checkpoint {base}"
+        if base and wish.name in unknown:
+            denied[wish.name] = unknown[wish.name]
             base = ""
         pulled.append(PulledDisk(wish.name, kept, base))
     return pulled, denied
@@ -409,40 +413,14 @@ def _scratch_of(name: str, source: DiskSource, scratch: PoolSpec | None) -> str:
     return str(PoolLayout.of(scratch).path / VOLUMES / f".{volume_id}.scratch")
 
 
-def _open(stack: contextlib.ExitStack, socket: Path, disk: PulledDisk, denied: str) -> ServedDisk:
+def _reader(
+    stack: contextlib.ExitStack, readers: list[NbdClient], socket: Path, export: str, contexts: Sequence[str]
+) -> NbdClient:
+    readers.append(stack.enter_context(NbdClient.connect(socket, export, contexts=contexts)))
+    return readers[-1]
+
+
+def _open(stack: contextlib.ExitStack, readers: list[NbdClient], socket: Path, disk: PulledDisk, denied: str) -> ServedDisk:
     bitmap = f"qemu:dirty-bitmap:{bitmap_name(disk.name)}" if disk.base_checkpoint and not denied else ""
     contexts = [ALLOCATION, *([bitmap] if bitmap else [])]
-    client = stack.enter_context(NbdClient.connect(socket, disk.name, contexts=contexts))
-    return ServedDisk(disk.name, client, bitmap, denied)
-
-
-def freeze(domain: Any, notes: dict[str, str]) -> bool:
-    try:
-        domain.fsFreeze()
-    except libvirt.libvirtError as error:
-        notes["downgrade"] = f"the guest's filesystems were not frozen: {error.get_error_message()}"
-        # It may have frozen some and then answered too late.
-        thaw(domain)
-        return False
-    return True
-
-
-def thaw(domain: Any) -> None:
-    try:
-        domain.fsThaw()
-    except libvirt.libvirtError as error:
-        log.debug("thaw", error=error.get_error_message())
-
-
-def _drop_broken(domain: Any) -> None:
-    for found in domain.listAllCheckpoints():
-        if found.getName().startswith(CHECKPOINT_PREFIX):
-            _delete(found)
-
-
-def _delete(checkpoint: Any) -> None:
-    try:
-        checkpoint.delete(0)
-    except libvirt.libvirtError:
-        # Its bitmap is gone or broken, so there are no bits to merge into the parent.
-        checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+    return ServedDisk(disk.name, _reader(stack, readers, socket, disk.name, contexts), bitmap, denied)

@@ -33,6 +33,7 @@ _PORTAL = re.compile(r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9.-]{0,252})|\[(?P<v6>[0-
 _TARGET = re.compile(r"(?:iqn\.[0-9]{4}-[0-9]{2}\.|eui\.|naa\.)[A-Za-z0-9.:-]{1,200}")
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _LVM_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+.-]{0,126}")
+_VOLUME_ID_PREFIX = "vol-"  # of every id that a controller gives a volume
 SECRET_ID = "pool-secret"  # noqa: S105 - the name of an object
 Run = Callable[[Sequence[str], "bytes | None"], "tuple[int, str, str]"]
 """Runs a command, whose arguments may name the secret's file as `SECRET_FILE`; returns (exit code, standard output, complaint)."""
@@ -188,8 +189,27 @@ def _observe_thin(pool: PoolSpec, run: Run, now_ms: int) -> PoolObservation:
     used = max(float(row[percent] or 0) for percent in ("data_percent", "metadata_percent"))
     available_bytes = size_bytes - int(size_bytes * used / 100)
     return PoolObservation(
-        pool_id=pool.pool_id, capacity_bytes=size_bytes, available_bytes=available_bytes, observed_at_ms=now_ms
+        pool_id=pool.pool_id,
+        capacity_bytes=size_bytes,
+        available_bytes=available_bytes,
+        written_bytes=_written_thin(lvm, run),
+        observed_at_ms=now_ms,
     )
+
+
+def _written_thin(lvm: LvmSource, run: Run) -> int | None:
+    """Return what our volumes have allocated of their sizes; those of others in the same thin pool are none of ours."""
+    fields = "lv_name,pool_lv,lv_size,data_percent"
+    report = ["--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields]
+    code, output, _complaint = run(["lvs", *report, "--", lvm.volume_group], None)
+    if code:
+        return None
+    ours = [
+        row
+        for row in json.loads(output)["report"][0]["lv"]
+        if row["pool_lv"] == lvm.thin_pool and row["lv_name"].startswith(_VOLUME_ID_PREFIX)
+    ]
+    return sum(int(int(row["lv_size"]) * float(row["data_percent"] or 0) / 100) for row in ours)
 
 
 def observe_ceph(pool: PoolSpec, secret: bytes, run: Run, now_ms: int) -> PoolObservation:

@@ -17,6 +17,8 @@ class KvmConfig:
     """Migrate over TLS with the certificates at libvirt's default places; off only in tests."""
     runtime_dir: Path = Path("/run/trimtab")
     """Facts that hold until the host boots: the acceleration probe's answer, offsets of console logs."""
+    state_dir: Path = Path("/var/lib/trimtab")
+    """What outlives a boot: the links by which bridges reached others."""
     log_dir: Path = Path("/var/log/libvirt/qemu")
     """Serial logs; libvirt's own directory, since security drivers let QEMU and virtlogd write there."""
     agent_version: str = "0"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from xml.etree.ElementTree import Element
 
-from trimtab_agent.hypervisor.kvm import domain_facts
+from trimtab_agent.hypervisor.kvm import cpu_features, domain_facts
 from trimtab_agent.hypervisor.kvm.domain_xml import LOADERS
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.adoption_messages import DescribedDisk, DescribedNic, DomainDescription
@@ -89,7 +89,7 @@ def describe(
         machine=system.get("machine", "") if system is not None else "",
         cpu_mode=cpu.get("mode", "custom" if cpu.find("model") is not None else "") if cpu is not None else "",
         cpu_model=(cpu.findtext("model") or "").strip() if cpu is not None else "",
-        cpu_features=_features(cpu),
+        cpu_features=cpu_features.described(cpu),
         vcpus=facts.vcpus,
         vcpus_max=int(most.text or 1) if most is not None else 1,
         memory_mib=facts.memory_mib,
@@ -101,6 +101,7 @@ def describe(
         nics=tuple(_nic(card) for card in root.findall("devices/interface")),
         kept=_kept(root),
         obstacles=(*obstacles, *_obstacles(root, xml)),
+        squeezed_to_mib=facts.squeezed_to_mib,
         original_xml=xml if len(xml.encode()) <= ORIGINAL_MAX_BYTES else "",
     )
 
@@ -108,15 +109,6 @@ def describe(
 def system_firmware(root: Element) -> str:
     system = root.find("os")
     return system.get("firmware", "") if system is not None else ""
-
-
-def _features(cpu: Element | None) -> tuple[str, ...]:
-    """Return the features that the definition adds (`vmx`) or takes away (`-vmx`)."""
-    found = []
-    for feature in cpu.findall("feature") if cpu is not None else ():
-        sign = "-" if feature.get("policy") in ("disable", "forbid") else ""
-        found.append(sign + feature.get("name", ""))
-    return tuple(found)
 
 
 def _max_memory_mib(root: Element) -> int:

@@ -50,6 +50,8 @@ class DomainFacts:
     """Volume ids by target, of a domain that keeps the definition it was adopted with; None for one that is defined as we do."""
     balloon_mib: int
     """What the balloon of a running guest leaves it, as libvirt was told; 0 for one without a floor."""
+    squeezed_to_mib: int
+    """What somebody's balloon leaves a guest that has no floor, and so should have everything; 0 where it has."""
     has_guest_agent: bool
     """The guest's agent has its end of the channel open; known of a running domain only."""
 
@@ -87,6 +89,7 @@ def read(xml: str) -> DomainFacts:
         restarts_elsewhere=is_ours and loss is not None and loss.get("restarts") == "elsewhere",
         adopted_disks=_adopted_disks(adopted) if is_adopted else None,
         balloon_mib=_kib(root.find("currentMemory")) // 1024 if is_ours and resource_xml.read_floor(root) else 0,
+        squeezed_to_mib=_squeezed_to_mib(root),
         has_guest_agent=channel is not None and channel.get("state") == "connected",
     )
 
@@ -118,6 +121,14 @@ def _memory_mib(root: Element) -> int:
     for target in root.findall("devices/memory[@model='virtio-mem']/target"):
         memory_kib += _kib(target.find("current")) - _kib(target.find("size"))
     return memory_kib // 1024
+
+
+def _squeezed_to_mib(root: Element) -> int:
+    current_mib = _kib(root.find("currentMemory")) // 1024
+    # Of a stored definition libvirt tells nothing of what a virtio-mem device has plugged.
+    is_told = all(target.find("current") is not None for target in root.findall("devices/memory/target"))
+    is_squeezed = is_told and not resource_xml.read_floor(root) and 0 < current_mib < _memory_mib(root)
+    return current_mib if is_squeezed else 0
 
 
 def _kib(element: Element | None) -> int:

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from trimtab_agent.hypervisor.base import Stamp, restarts_elsewhere
-from trimtab_agent.hypervisor.kvm import block_pools, hostdev_xml, numa_xml, resource_xml, volume_keys, wires
+from trimtab_agent.hypervisor.kvm import block_pools, cpu_features, hostdev_xml, numa_xml, resource_xml, volume_keys, wires
 from trimtab_agent.hypervisor.kvm.identifiers import (
     check_cpu_word,
     check_id,
@@ -67,8 +67,6 @@ _MAX_VCPUS = 240
 _MAX_MEMORY_MIB = 12 << 20
 _MAX_SPARE_PORTS = 32
 _MAX_LIMIT = 1 << 50
-RECONNECT_S = 3600
-"""For so long QEMU waits for an export of a backup that went away, the guest's reads with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ def build(
         _seed_disk(devices, state_layout(domain).seed(domain.vm_id))
     for nic in sorted(domain.nics, key=lambda each: each.index):
         _nic(devices, nic, domain)
-    _fixed_devices(devices, host, has_balloon=resource_xml.floor_of(domain) > 0)
+    _fixed_devices(devices, host)
     hostdev_xml.give(devices, domain)
     _plugged_memory(devices, domain)
     if domain.has_tpm:
@@ -279,9 +277,7 @@ def _features(root: Element, domain: DomainSpec, host: HostTraits) -> None:
 def _cpu(root: Element, domain: DomainSpec) -> None:
     cpu = SubElement(root, "cpu", mode="custom", match="exact", check="partial")
     SubElement(cpu, "model", fallback="forbid").text = check_cpu_word(domain.cpu_model, "cpu_model")
-    for feature in domain.cpu_features:
-        policy = "disable" if feature.startswith("-") else "require"
-        SubElement(cpu, "feature", policy=policy, name=check_cpu_word(feature.removeprefix("-"), "cpu_features"))
+    cpu_features.write(cpu, domain.cpu_features)
     if domain.memory_max_mib > domain.memory_mib:
         # Memory can be plugged only where there is a NUMA cell to plug it into.
         cells = SubElement(cpu, "numa")
@@ -366,12 +362,11 @@ def _disk(devices: Element, disk: DiskSpec, domain: DomainSpec, pools: dict[str,
 
 
 def _backing_export(element: Element, export: Export) -> None:
-    """Named here and not left to be found in the header: only so does QEMU wait for an export that is being started anew."""
+    """Named here and not left to be found in the header: what libvirt may open is what we wrote."""
     backing = SubElement(element, "backingStore", type="network")
     SubElement(backing, "format", type="raw")
     source = SubElement(backing, "source", protocol="nbd", name=export.name)
     SubElement(source, "host", transport="unix", socket=export.socket)
-    SubElement(source, "reconnect", delay=str(RECONNECT_S))
     SubElement(backing, "backingStore")
 
 
@@ -453,7 +448,7 @@ def _check_address(address: str) -> None:
         ) from error
 
 
-def _fixed_devices(devices: Element, host: HostTraits, *, has_balloon: bool) -> None:
+def _fixed_devices(devices: Element, host: HostTraits) -> None:
     # libvirt shows the first serial port as the console too, and wants both to say the same.
     for tag, kind in (("serial", "isa-serial"), ("console", "serial")):
         port = SubElement(devices, tag, type="unix")
@@ -470,10 +465,9 @@ def _fixed_devices(devices: Element, host: HostTraits, *, has_balloon: bool) -> 
     video = SubElement(devices, "video")
     SubElement(video, "model", type="vga", vram="16384", heads="1", primary="yes")
     _address(video, bus=0, slot=1)
-    balloon = SubElement(devices, "memballoon", model="virtio")
-    if has_balloon:
-        # A guest that runs out takes memory back by itself, faster than the agent looks.
-        balloon.set("autodeflate", "on")
+    # A guest that runs out takes memory back by itself, faster than the agent looks. Without a floor too: one that is told while it
+    # runs finds the device as it was started, and a guest that was squeezed then killed its processes.
+    balloon = SubElement(devices, "memballoon", model="virtio", autodeflate="on")
     SubElement(balloon, "stats", period="5")
     _address(balloon, bus=_BALLOON_BUS)
     rng = SubElement(devices, "rng", model="virtio")

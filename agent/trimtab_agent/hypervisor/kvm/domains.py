@@ -142,12 +142,18 @@ class Domains:
         """Raise Conflict where this host cannot run such a domain at all."""
         self._refuse_unfit(domain)
 
-    def define_locked(self, domain: DomainSpec, stamp: Stamp, *, grace_s: int = 0) -> DomainObservation:
-        """`define` for a caller that holds the vm's lock; `grace_s`: see `Firewall.ensure`."""
+    def define_locked(
+        self, domain: DomainSpec, stamp: Stamp, *, grace_s: int = 0, received_in_boot: str | None = None
+    ) -> DomainObservation:
+        """`define` for a caller that holds the vm's lock; `grace_s`: see `Firewall.ensure`.
+
+        `received_in_boot`: of the host, where the domain was received from another one ("": it runs no more); None: it keeps the boot
+        that it says.
+        """
         domain = layer_files.resolve(domain)
         names: tuple[str, ...] = ()
         # Built first: a spec that cannot be expressed must leave no files.
-        self._build(domain, stamp, boot_id="")
+        document = self._build(domain, stamp, boot_id="")
         state_files.ensure(domain)
         # Before the definition, and so before every start and every card that is plugged.
         self._firewall.ensure(domain, grace_s=grace_s)
@@ -155,17 +161,19 @@ class Domains:
             existing = find(connection, domain.vm_id)
             if existing is not None and is_adopted(existing):
                 if existing.isActive():
-                    return self._stamp_adopted(existing, stamp)
+                    return self._stamp_adopted(existing, stamp, received_in_boot)
                 adoption_files.bring_nvram(existing.XMLDesc(0), domain)
                 names = adoption_files.former_names(existing.XMLDesc(0), domain)
                 existing.undefineFlags(_UNDEFINE_FLAGS | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM)
                 existing = None
-            boot_id = domain_facts.read(existing.XMLDesc(0)).boot_id if existing is not None else ""
-            defined = connection.defineXML(self._build(domain, stamp, boot_id=boot_id))
-            if existing is not None:
+            boot_id = received_in_boot or ""
+            if existing is not None and received_in_boot is None:
+                boot_id = domain_facts.read(existing.XMLDesc(0)).boot_id
+            defined = connection.defineXML(self._build(domain, stamp, boot_id=boot_id) if boot_id else document)
+            if defined.isActive():
                 # Of a running one libvirt tells what it was started with: whether it restarts elsewhere may be otherwise by now.
                 facts = replace(domain_facts.read(defined.XMLDesc(0)), restarts_elsewhere=restarts_elsewhere(domain))
-                write_stamp(defined, facts, stamp, boot_id=boot_id)
+                write_stamp(defined, facts, stamp, boot_id=boot_id, is_stored=True)
             if defined.autostart():
                 # Only the controller decides where a guest runs, also after this host boots.
                 defined.setAutostart(0)
@@ -174,9 +182,10 @@ class Domains:
             self.console_sockets.prepare()
             return self._observer.observe(defined)
 
-    def _stamp_adopted(self, domain: Any, stamp: Stamp) -> DomainObservation:
+    def _stamp_adopted(self, domain: Any, stamp: Stamp, received_in_boot: str | None) -> DomainObservation:
         facts = domain_facts.read(domain.XMLDesc(0))
-        write_stamp(domain, facts, stamp, boot_id=facts.boot_id)
+        boot_id = facts.boot_id if received_in_boot is None else received_in_boot
+        write_stamp(domain, facts, stamp, boot_id=boot_id)
         return self._observer.observe(domain)
 
     def drop_former_names(self, domain: DomainSpec) -> None:
@@ -290,9 +299,9 @@ def require(connection: Any, vm_id: str) -> Any:
     return domain
 
 
-def write_stamp(domain: Any, facts: DomainFacts, stamp: Stamp, *, boot_id: str) -> None:
-    """Keep the stamp in the domain's metadata, running and stored."""
-    flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG if domain.isPersistent() else 0
+def write_stamp(domain: Any, facts: DomainFacts, stamp: Stamp, *, boot_id: str, is_stored: bool = False) -> None:
+    """Keep the stamp in the domain's metadata, running and stored (`is_stored`: it is there already, by a definition just made)."""
+    flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG if domain.isPersistent() and not is_stored else 0
     flags |= libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0
     text = stamp_metadata(
         facts.vm_id,

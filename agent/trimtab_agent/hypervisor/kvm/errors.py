@@ -77,14 +77,16 @@ def translate(error: libvirt.libvirtError, *, doing: str, changes: bool, is_conn
     A connection that broke during a change leaves its outcome unknown (`DeadlineExceeded`); during a reading nothing was
     done (`Unavailable`).
     """
-    detail = (error.get_error_message() or str(error))[:_MAX_DETAIL]
+    said = error.get_error_message() or str(error)
+    detail = said[:_MAX_DETAIL]
     code = error.get_error_code()
     context = {"libvirt_code": code, "detail": detail}
     if is_connection_lost:
         if changes:
             return DeadlineExceeded("hypervisor-lost", f"could not {doing}: libvirt went away meanwhile", **context)
         return Unavailable("hypervisor-down", f"could not {doing}: libvirt does not answer", **context)
-    lowered = detail.lower()
+    # Of all that was said: QEMU's own words come last, after the whole definition of a disk.
+    lowered = said.lower()
     for text, error_class, name, message in _BY_TEXT:
         if text in lowered:
             return error_class(name, f"could not {doing}: {message}", **context)

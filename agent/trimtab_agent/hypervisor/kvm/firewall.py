@@ -8,23 +8,19 @@ every start defines its domain first.
 import dataclasses
 import json
 import os
-import subprocess
 import threading
 from pathlib import Path
-from typing import Any
 
 import structlog
 
-from trimtab_agent.hypervisor.kvm import packet_rules
+from trimtab_agent.hypervisor.kvm import nftables, packet_rules
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
-from trimtab_agent.hypervisor.kvm.packet_rules import FAMILY, TABLE, Command, GuestPackets, tap_name
-from trimtab_protos.errors import Unavailable
+from trimtab_agent.hypervisor.kvm.packet_rules import FAMILY, TABLE, GuestPackets, tap_name
 from trimtab_protos.messages import DomainSpec, NetworkKind, NicSpec
 from trimtab_protos.network_messages import FirewallRule, FirewallSpec
 
 log = structlog.get_logger(__name__)
 
-NFT_TIMEOUT_S = 8.0
 INCOMING_GRACE_S = 6 * 3600
 """From the moment that a host is readied for a guest; the migration's end cuts it to `RECEIVED_GRACE_S`."""
 RECEIVED_GRACE_S = 120
@@ -58,9 +54,9 @@ class Firewall:
                 return
             # Written first: what died in between is put right by `repair`.
             self._write(wanted)
-            there = _names()
+            there = nftables.names()
             commands = packet_rules.install(wanted, there=there, grace_s=grace_s)
-            _nft([*packet_rules.table(), *commands, *packet_rules.remove(sorted(gone), there=there)])
+            nftables.apply([*packet_rules.table(), *commands, *packet_rules.remove(sorted(gone), there=there)])
 
     def set(self, vm_id: str, firewall: FirewallSpec) -> int:
         """Change what may reach a vm that is here; return the generation that it is under now, 0 where it is not here."""
@@ -71,7 +67,7 @@ class Firewall:
             if known.firewall.generation < firewall.generation:
                 known = dataclasses.replace(known, firewall=firewall)
                 self._write(known)
-                _nft([*packet_rules.table(), *packet_rules.install(known, there=_names())])
+                nftables.apply([*packet_rules.table(), *packet_rules.install(known, there=nftables.names())])
             return known.firewall.generation
 
     def drop(self, vm_id: str) -> None:
@@ -81,8 +77,8 @@ class Firewall:
             if known is None:
                 return
             if known.nics:
-                commands = packet_rules.remove([nic.nic_id for nic in known.nics], there=_names())
-                _nft([*packet_rules.table(), *commands])
+                commands = packet_rules.remove([nic.nic_id for nic in known.nics], there=nftables.names())
+                nftables.apply([*packet_rules.table(), *commands])
             self._path(vm_id).unlink(missing_ok=True)
 
     def repair(self) -> int:
@@ -91,12 +87,12 @@ class Firewall:
             known = [packets for path in sorted(self._folder.glob("*.json")) if (packets := self._read(path.stem)) is not None]
             if not known:
                 return 0
-            there = _names()
+            there = nftables.names()
             lost = [packets for packets in known if any(f"to-{tap_name(nic.nic_id)}" not in there for nic in packets.nics)]
             if lost:
                 log.warning("packet rules were gone and are put back", vms=len(lost))
                 commands = [command for packets in lost for command in packet_rules.install(packets, there=there)]
-                _nft([*packet_rules.table(), *commands])
+                nftables.apply([*packet_rules.table(), *commands])
             return len(lost)
 
     def _path(self, vm_id: str) -> Path:
@@ -130,35 +126,7 @@ def forget_all(folder: Path) -> bool:
     # Files first: what is not known is not put back.
     for path in folder.glob("*.json"):
         path.unlink(missing_ok=True)
-    if not _names():
+    if not nftables.names():
         return False
-    _nft([{"delete": {"table": {"family": FAMILY, "name": TABLE}}}])
+    nftables.apply([{"delete": {"table": {"family": FAMILY, "name": TABLE}}}])
     return True
-
-
-def _names() -> set[str]:
-    """Return the names of the chains and sets that are in the table now; none where there is no table."""
-    listed = json.loads(_run(["-j", "-t", "list", "table", FAMILY, TABLE], "", may_fail=True) or "{}")
-    things = [entry[kind] for entry in listed.get("nftables", ()) for kind in ("chain", "set") if kind in entry]
-    return {str(thing["name"]) for thing in things}
-
-
-def _nft(commands: list[Command]) -> None:
-    """Carry the commands out as one transaction: all of them, or none."""
-    document: dict[str, Any] = {"nftables": commands}
-    _run(["-j", "-f", "-"], json.dumps(document))
-
-
-def _run(arguments: list[str], text: str, *, may_fail: bool = False) -> str:
-    try:
-        done = subprocess.run(["nft", *arguments], input=text, capture_output=True, text=True, timeout=NFT_TIMEOUT_S, check=False)
-    except FileNotFoundError as error:
-        raise Unavailable("nft-missing", "this host has no nft; install the package nftables, guests' packets need it") from error
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable("nft-hung", f"nft did not end within {NFT_TIMEOUT_S:.0f} s") from error
-    if done.returncode == 0:
-        return done.stdout
-    if may_fail:
-        return ""
-    reason = " ".join(done.stderr.split())[:300]
-    raise Unavailable("nft-refused", f"nftables refused the rules of a guest's packets: {reason}")

@@ -50,7 +50,7 @@ class HostLoadReader:
         return MemoryLoad(
             total_mib=self._memory_mib("MemTotal:"),
             available_mib=self._memory_mib("MemAvailable:"),
-            pressure_percent=self._pressure("memory"),
+            pressure_percent=round(self._pressure("memory") / 100),
         )
 
     def _cpu_times(self) -> dict[str, int]:
@@ -64,10 +64,10 @@ class HostLoadReader:
         return 0
 
     def _pressure(self, resource: str) -> int:
-        """Return the share of the last 10 s, in percent, in which something waited; 0 where the kernel does not tell."""
+        """Return the share of the last 10 s, in hundredths of a percent, in which something waited; 0 where the kernel does not tell."""
         with contextlib.suppress(OSError, ValueError):
             some = (self._proc / "pressure" / resource).read_text().partition("\n")[0]
-            return round(float(some.split("avg10=")[1].split()[0]))
+            return round(100 * float(some.split("avg10=")[1].split()[0]))
         return 0
 
     def _has_uplink_carrier(self) -> bool:

@@ -58,6 +58,8 @@ class Hotplug:
         self._networks = networks
         # Running domains, by (UUID, run), that were given vcpus which their guest has not been seen to use.
         self._given_vcpus: set[tuple[str, int]] = set()
+        self._online_vcpus: dict[str, tuple[int, int]] = {}
+        """By UUID the run, and how many vcpus the guest was last seen to use: all that it had then."""
 
     def apply(self, spec: DomainSpec, stamp: Stamp) -> Applied:
         """See `Hypervisor.apply_domain`."""
@@ -144,13 +146,18 @@ class Hotplug:
         if domain.vcpusFlags(_LIVE) < spec.vcpus:
             self._given_vcpus.add(run)
         left = _fit_vcpus(domain, spec, is_memory_settled=is_memory_settled)
-        if left or run not in self._given_vcpus or not domain_facts.read(domain.XMLDesc(0)).has_guest_agent:
+        live = domain.XMLDesc(0)
+        is_given = run in self._given_vcpus
+        # What somebody plugged in by hand and was taken over has told the guest as little as we have.
+        is_found = _has_plugged_vcpus(parse(live)) and self._online_vcpus.get(spec.uuid) != (run[1], spec.vcpus)
+        if left or not (is_given or is_found) or not domain_facts.read(live).has_guest_agent:
             return left
         # Some guests leave new vcpus offline until told. Without an agent there is nobody to tell, and nobody to ask.
         online = self._bring_online(spec)
         if online != spec.vcpus:
-            return [_vcpus_left(f"the guest uses {online} of its {spec.vcpus} vcpus so far")]
+            return [_vcpus_left(f"the guest uses {online} of its {spec.vcpus} vcpus so far")] if is_given else []
         self._given_vcpus.discard(run)
+        self._online_vcpus[spec.uuid] = run[1], spec.vcpus
         return []
 
     def _bring_online(self, spec: DomainSpec) -> int:
@@ -312,17 +319,17 @@ def _fit_scheduling(domain: Any, spec: DomainSpec, *, cpu_shares: int) -> None:
 
 
 def _fit_balloon(domain: Any, spec: DomainSpec) -> None:
-    """Tell the running guest's balloon how far it may go; one that may not go at all gives everything back."""
+    """Tell the running guest's balloon how far it may go; one that may not go at all gives everything back, whoever took it."""
     floor_mib = resource_xml.floor_of(spec)
-    if resource_xml.read_floor(parse(domain.XMLDesc(0))) == floor_mib:
-        return
-    namespace = resource_xml.BALLOON_NAMESPACE
-    if floor_mib:
-        text = resource_xml.balloon_metadata(floor_mib)
-        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, resource_xml.BALLOON_PREFIX, namespace, _LIVE)
-    else:
-        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, None, namespace, _LIVE)
-        domain.setMemoryFlags(domain.maxMemory(), _LIVE)
+    if resource_xml.read_floor(parse(domain.XMLDesc(0))) != floor_mib:
+        text, prefix = (resource_xml.balloon_metadata(floor_mib), resource_xml.BALLOON_PREFIX) if floor_mib else (None, None)
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, prefix, resource_xml.BALLOON_NAMESPACE, _LIVE)
+    live = domain.XMLDesc(0)
+    facts, root = domain_facts.read(live), parse(live)
+    if facts.squeezed_to_mib:
+        # A balloon takes nothing of what is plugged in, and libvirt refuses a target that counts it.
+        all_mib = facts.memory_mib if _memory_device(root) is None else _boot_memory_mib(root)
+        domain.setMemoryFlags(all_mib << 10, _LIVE)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------------
@@ -395,12 +402,39 @@ def _fit_vcpus(domain: Any, spec: DomainSpec, *, is_memory_settled: bool) -> lis
         return [_vcpus_left(f"the guest was started with at most {most} vcpus", needs_stop=True)]
     if spec.vcpus < has and not is_memory_settled:
         return [_vcpus_left("vcpus are unplugged once the memory is settled")]
+    if _is_one_gone(domain):
+        return [_vcpu_gone(has)]
     try:
         domain.setVcpusFlags(spec.vcpus, _LIVE)
     except libvirt.libvirtError as error:
-        return [_vcpus_refused(error, has)]
+        refused = _vcpus_refused(error, has)
+        return [_vcpu_gone(has) if _is_one_gone(domain) else refused]
     has = domain.vcpusFlags(_LIVE)
     return [] if has == spec.vcpus else [_vcpus_left(f"the guest has {has} of {spec.vcpus} vcpus so far")]
+
+
+def _has_plugged_vcpus(live: Element) -> bool:
+    """Tell whether the guest has a vcpu that it did not boot with: libvirt lets go of no other."""
+    return live.find("vcpus/vcpu[@enabled='yes'][@hotpluggable='yes']") is not None
+
+
+def _is_one_gone(domain: Any) -> bool:
+    """Tell whether QEMU removed a vcpu and libvirt was not told.
+
+    Measured on QEMU 7.2 under TCG: the guest lets go of it, DEVICE_DELETED names its APIC only, and libvirt 9.0 waits for the rest.
+    From then on it asks after a thread that is no more, and a vcpu added in that state ends QEMU.
+    """
+    try:
+        domain.vcpus()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR:
+            return True
+        raise
+    return False
+
+
+def _vcpu_gone(has: int) -> ChangeLeft:
+    return _vcpus_left(f"the guest let go of a vcpu, and its QEMU never told libvirt, which counts {has}", needs_stop=True)
 
 
 def _vcpus_refused(error: libvirt.libvirtError, has: int) -> ChangeLeft:

@@ -6,8 +6,18 @@ from typing import Any
 
 from trimtab_agent.ballooning import Rules
 from trimtab_agent.hypervisor.base import Applied, DomainChange, JobControl, SourceReader, Stamp
-from trimtab_agent.hypervisor.kvm import accel_probe, block_pools, domain_facts, images, layer_files, rbd_layers, volumes
+from trimtab_agent.hypervisor.kvm import (
+    accel_probe,
+    block_pools,
+    domain_facts,
+    host_links,
+    images,
+    layer_files,
+    rbd_layers,
+    volumes,
+)
 from trimtab_agent.hypervisor.kvm.adoption import Adoption
+from trimtab_agent.hypervisor.kvm.backup_hooks import GuestHooks
 from trimtab_agent.hypervisor.kvm.backups import SOCKET_DIR, Backups
 from trimtab_agent.hypervisor.kvm.ballooning import Balloons
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
@@ -17,9 +27,10 @@ from trimtab_agent.hypervisor.kvm.consoles import ConsoleSockets
 from trimtab_agent.hypervisor.kvm.domains import Domains, require_volumes, write_stamp
 from trimtab_agent.hypervisor.kvm.events import DomainEvents
 from trimtab_agent.hypervisor.kvm.firewall import Firewall
+from trimtab_agent.hypervisor.kvm.freezes import GuestFreezes
 from trimtab_agent.hypervisor.kvm.host_load import HostLoadReader
 from trimtab_agent.hypervisor.kvm.hotplug import Hotplug
-from trimtab_agent.hypervisor.kvm.housekeeping import Housekeeping
+from trimtab_agent.hypervisor.kvm.housekeeping import Housekeeping, LeftBehind
 from trimtab_agent.hypervisor.kvm.instants import Instants
 from trimtab_agent.hypervisor.kvm.inventory import InventoryReader, read_boot_id
 from trimtab_agent.hypervisor.kvm.layers import Layers
@@ -56,7 +67,7 @@ from trimtab_protos.messages import (
     VolumeObservation,
     VolumeSpec,
 )
-from trimtab_protos.network_messages import FirewallSpec
+from trimtab_protos.network_messages import Bridge, FirewallSpec
 from trimtab_protos.volume_messages import VolumeMove
 
 
@@ -78,7 +89,7 @@ class KvmHypervisor:
         self._firewall = Firewall(config.runtime_dir / "firewall")
         self._keys = VolumeKeys()
         self._pools = Pools(self._connection, self._keys)
-        self._inventory = InventoryReader(config, self._connection, self._pools, boot_id=boot_id, accelerator=self.accelerator)
+        self._inventory = InventoryReader(config, self._connection, boot_id=boot_id, accelerator=self.accelerator)
         self._domains = Domains(
             self._connection,
             self._observer,
@@ -89,6 +100,7 @@ class KvmHypervisor:
             refuse_unfit=self._inventory.refuse_unfit,
         )
         self._pauses = GuestPauses(SOCKET_DIR)
+        freezes, hooks = GuestFreezes(SOCKET_DIR), GuestHooks(SOCKET_DIR)
         self._power = Power(
             self._connection, self._domains, self._observer, self._networks, self._keys, self._pauses, boot_id=boot_id
         )
@@ -107,22 +119,23 @@ class KvmHypervisor:
             boot_id=boot_id,
         )
         self._adoption = Adoption(self._connection, self._domains, self._observer, boot_id=boot_id)
-        self._layers = Layers(self._connection, self._domains, self._networks, self._keys, boot_id=boot_id)
+        self._layers = Layers(self._connection, self._domains, self._networks, self._keys, freezes, boot_id=boot_id)
         self._moves = Moves(self._connection, self._domains)
-        self._instants = Instants(self._connection, self._domains, socket_dir=SOCKET_DIR)
+        self._instants = Instants(self._connection, self._domains, self._pauses, socket_dir=SOCKET_DIR)
         self.backups = Backups(
             self._connection,
             refuse_if_used=self._domains.refuse_if_used,
             instants=self._instants,
             keys=self._keys,
             pauses=self._pauses,
+            freezes=freezes,
+            hooks=hooks,
         )
         """What backups copy from; apart from the verbs, since a backup is read for as long as its block is open."""
         rules = Rules(low_permille=config.balloon_low_permille, high_permille=config.balloon_high_permille)
         self._balloons = Balloons(self._connection, self._load, rules)
-        self._housekeeping = Housekeeping(
-            self._connection, self._observer, self._logs, self._firewall, self._balloons, self._pauses
-        )
+        left = LeftBehind(self._pauses, freezes, hooks, self.backups.jobs)
+        self._housekeeping = Housekeeping(self._connection, self._observer, self._logs, self._firewall, self._balloons, left)
 
     def start(self) -> None:
         """Open the connection and keep it open from now on; returns at once, also where libvirt is down."""
@@ -146,11 +159,14 @@ class KvmHypervisor:
 
     # --- what is there ---------------------------------------------------------------------------------------------------
 
-    def inventory(self) -> Inventory:
-        return self._inventory.read()
+    def inventory(self, *, only_fitness: bool = False) -> Inventory:
+        return self._inventory.read(only_fitness=only_fitness)
 
     def load(self) -> HostLoad:
         return self._load.read(running_domains=self._housekeeping.running_domains)
+
+    def look_at_bridges(self, known: Sequence[Bridge]) -> tuple[Bridge, ...]:
+        return host_links.look_again(known)
 
     def balloon_statistics(self) -> tuple[BalloonStatistics, ...]:
         return self._balloons.statistics()
@@ -184,8 +200,8 @@ class KvmHypervisor:
     def ensure_pool(self, pool: PoolSpec) -> PoolObservation:
         return self._pools.ensure(pool)
 
-    def observe_pool(self, pool: PoolSpec) -> PoolObservation:
-        return self._pools.observe(pool)
+    def observe_pool(self, pool: PoolSpec, *, known: PoolObservation | None = None) -> PoolObservation:
+        return self._pools.observe(pool, known=known)
 
     def check_marker(self, pool: PoolSpec, marker: str, write_content: str, remove: bool) -> str:
         return self._pools.check_marker(pool, marker, write_content=write_content, remove=remove)

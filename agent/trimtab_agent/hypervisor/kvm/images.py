@@ -35,6 +35,8 @@ from trimtab_protos.messages import (
 )
 
 _SOURCE, _STORED = "source", "stored"
+_SAID_OF_DAMAGE = ("image is corrupt", "error while reading")
+"""What QEMU's refusals sound like where tables or clusters lead nowhere."""
 _BLOCK_BYTES = 1 << 20
 _CONVERT_FLOOR_BYTES_S = 4 << 20
 _CONVERT_BASE_S = 60
@@ -249,12 +251,41 @@ def _convert(facts: ImageFacts, work: int, *, control: JobControl) -> None:
         arguments = ["convert", "-q", "-O", "qcow2", source, _STORED]
     else:
         arguments = ["convert", "-q", "--image-opts", "-O", "qcow2", source, _STORED]
-    qemu_img.run(arguments, directory=work, limits=limits, cancelled=control.cancelled, as_nobody=True, on_tick=report)
+    try:
+        qemu_img.run(arguments, directory=work, limits=limits, cancelled=control.cancelled, as_nobody=True, on_tick=report)
+    except Internal as failure:
+        if facts.format is DiskFormat.QCOW2 and _says_damaged(failure) and _is_readable(work):
+            raise _damaged(failure) from failure
+        raise
     if os.geteuid() == 0:
         os.fchown(work, 0, 0)
     converted = _check(work, _STORED, DiskFormat.QCOW2, max_bytes=0)
     if converted.virtual_size_bytes != size_bytes:
         raise Internal("image-convert-wrong", f"converted to {converted.virtual_size_bytes} bytes instead of {size_bytes}")
+
+
+def _says_damaged(failure: Internal) -> bool:
+    lowered = failure.message.lower()
+    return any(said in lowered for said in _SAID_OF_DAMAGE)
+
+
+def _is_readable(work: int) -> bool:
+    """Tell whether this host reads every byte of the source: then what QEMU could not read in it is the image's own fault."""
+    try:
+        with _reading(work, _SOURCE) as descriptor:
+            while os.read(descriptor, 1 << 20):
+                pass
+    except OSError:
+        return False
+    return True
+
+
+def _damaged(failure: Internal) -> InvalidRequest:
+    return InvalidRequest(
+        "image-damaged",
+        f"the image is damaged behind its header ({failure.message}); look with `qemu-img check FILE`, and import a whole copy: "
+        "`trimtab image import NAME FILE --sha256 SUM`",
+    )
 
 
 def _flatten(source: VolumeSource, layout: PoolLayout, work: int, *, control: JobControl) -> ImageFacts:

@@ -1,11 +1,9 @@
 """What the host is: read from libvirt's capabilities, sysfs and the machine's own files."""
 
 import contextlib
-import dataclasses
-import hashlib
-import json
 import os
 import socket
+import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +12,15 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from trimtab_agent.hypervisor.kvm import domain_facts, overlays
+from trimtab_agent.hypervisor.kvm import domain_facts, overlays, uplinks
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
+from trimtab_agent.hypervisor.kvm.cpu_features import HostFeatures, HostFeaturesReader
 from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
+from trimtab_agent.hypervisor.kvm.guest_qemus import GuestQemus
 from trimtab_agent.hypervisor.kvm.host_links import read_bridges, read_switches
 from trimtab_agent.hypervisor.kvm.huge_pages import mounted_sizes_kib
-from trimtab_agent.hypervisor.kvm.pools import Pools
+from trimtab_agent.hypervisor.kvm.uplinks import Uplinks
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
 from trimtab_protos.errors import Conflict
 from trimtab_protos.messages import DomainSpec, Firmware, Inventory, NumaCell, PciDevice
@@ -28,6 +28,7 @@ from trimtab_protos.messages import DomainSpec, Firmware, Inventory, NumaCell, P
 CAPABILITIES = (
     "adopt",
     "apply-domain",
+    "backup-hooks",
     "backup-raw",
     "cdrom",
     "console",
@@ -48,6 +49,7 @@ CAPABILITIES = (
     "network-nat",
     "network-wire",
     "numa-tuning",
+    "optional-cpu-features",
     "outer-networks",
     "pool-dir",
     "pool-iscsi",
@@ -73,7 +75,7 @@ class GuestTraits:
 
     machines: tuple[str, ...]
     usable_cpu_models: tuple[str, ...]
-    cpu_features: tuple[str, ...]
+    cpu_features: HostFeatures
     has_uefi: bool
 
 
@@ -83,33 +85,44 @@ class _Unmanaged:
     memory_mib: int
     disk_bytes: int
     macs: tuple[str, ...]
+    ours: tuple[tuple[str, str], ...]
+    """Not unmanaged: vm ids of our guests that run, with libvirt's names."""
+
+
+_NOBODYS = _Unmanaged(vcpus=0, memory_mib=0, disk_bytes=0, macs=(), ours=())
 
 
 class InventoryReader:
     """Reads the inventory. Thread-safe."""
 
-    def __init__(
-        self, config: KvmConfig, connection: Connection, pools: Pools, *, boot_id: str, accelerator: Callable[[], str]
-    ) -> None:
+    def __init__(self, config: KvmConfig, connection: Connection, *, boot_id: str, accelerator: Callable[[], str]) -> None:
         self._config = config
         self._connection = connection
-        self._pools = pools
         self._boot_id = boot_id
         self._accelerator = accelerator
         self._guarded = GuardedCalls()
+        self._qemus = GuestQemus()
+        self._features = HostFeaturesReader()
+        self._reading = threading.Lock()
+        self._uplinks = Uplinks(config.state_dir / uplinks.FILE_NAME)
 
-    def read(self) -> Inventory:
-        """Return what the host is now."""
+    def read(self, *, only_fitness: bool = False) -> Inventory:
+        """Return what the host is now. See `Hypervisor.inventory`."""
         accelerator = self._accelerator()
-        traits = self.guest_traits()
+        unmanaged, devices = _NOBODYS, tuple[PciDevice, ...]()
         with self._connection.use("read the host's inventory") as connection:
             host = parse(connection.getCapabilities())
-            unmanaged = self._unmanaged(connection)
-            devices = _pci_devices(connection)
+            traits = self._traits(connection, host)
+            if not only_fitness:
+                unmanaged = self._unmanaged(connection)
+                devices = _pci_devices(connection)
+            emulator = host.findtext("guest/arch[@name='x86_64']/emulator") or ""
             versions = _version(connection.getLibVersion()), _version(connection.getVersion())
             cpus = connection.getInfo()[2]
         memory_mib = _memory_mib()
-        inventory = Inventory(
+        with self._reading:
+            qemu_build, guest_qemus = self._qemus.read(Path(emulator), unmanaged.ours) if not only_fitness else ("", ())
+        return Inventory(
             hostname=socket.gethostname(),
             arch=host.findtext("host/cpu/arch") or os.uname().machine,
             machine_id=_first_line(Path("/etc/machine-id")),
@@ -124,41 +137,47 @@ class InventoryReader:
             cpu_model=host.findtext("host/cpu/model") or "",
             cpus=cpus,
             memory_mib=memory_mib,
-            cpu_features=traits.cpu_features,
+            cpu_features=traits.cpu_features.names,
             usable_cpu_models=traits.usable_cpu_models,
             machines=traits.machines,
             numa_cells=_numa_cells(host, memory_mib, mounted_sizes_kib()),
             pci_devices=devices,
-            bridges=read_bridges(switches=read_switches()),
+            bridges=self._uplinks.judge(read_bridges(switches=read_switches())),
             overlay_chassis=overlays.chassis(),
-            pools=self._pools.observe_known(),
-            capabilities=(*CAPABILITIES, *(("migrate-tls",) if self._config.has_tls else ()), *(("tpm",) if has_tpm() else ())),
+            capabilities=(*CAPABILITIES, *self._more_capabilities(traits)),
             unmanaged_vcpus=unmanaged.vcpus,
             unmanaged_memory_mib=unmanaged.memory_mib,
             unmanaged_disk_bytes=unmanaged.disk_bytes,
             unmanaged_macs=unmanaged.macs,
             has_uefi=traits.has_uefi,
             migration_address=self._config.migration_address,
+            qemu_build=qemu_build,
+            guest_qemus=guest_qemus,
         )
-        return dataclasses.replace(inventory, digest=digest_of(inventory))
+
+    def _more_capabilities(self, traits: GuestTraits) -> tuple[str, ...]:
+        """Return those that depend on the host."""
+        more = (
+            ("migrate-tls", self._config.has_tls),
+            ("tpm", has_tpm()),
+            ("all-cpu-features", traits.cpu_features.are_all),
+        )
+        return tuple(name for name, is_there in more if is_there)
 
     def guest_traits(self) -> GuestTraits:
         """Return what guests may be, under the acceleration that really runs."""
-        domain_type = "kvm" if self._accelerator() == "kvm" else "qemu"
         with self._connection.use("read what guests the host can run") as connection:
-            host = parse(connection.getCapabilities())
-            offered = parse(connection.getDomainCapabilities(None, "x86_64", _DEFAULT_MACHINE, domain_type, 0))
+            return self._traits(connection, parse(connection.getCapabilities()))
+
+    def _traits(self, connection: Any, host: ElementTree.Element) -> GuestTraits:
+        domain_type = "kvm" if self._accelerator() == "kvm" else "qemu"
+        offered = parse(connection.getDomainCapabilities(None, "x86_64", _DEFAULT_MACHINE, domain_type, 0))
         return GuestTraits(
             machines=_machines(host),
             usable_cpu_models=tuple(
                 sorted(model.text or "" for model in offered.findall("cpu/mode[@name='custom']/model[@usable='yes']"))
             ),
-            cpu_features=tuple(
-                sorted(
-                    feature.get("name", "")
-                    for feature in offered.findall("cpu/mode[@name='host-model']/feature[@policy='require']")
-                )
-            ),
+            cpu_features=self._features.read(connection, offered, machine=_DEFAULT_MACHINE, domain_type=domain_type),
             has_uefi=_UEFI_CODE.exists(),
         )
 
@@ -177,6 +196,7 @@ class InventoryReader:
     def _unmanaged(self, connection: Any) -> _Unmanaged:
         vcpus = memory_mib = disk_bytes = 0
         macs: set[str] = set()
+        ours = []
         for domain in connection.listAllDomains():
             try:
                 facts = domain_facts.read(domain.XMLDesc(0))
@@ -186,25 +206,19 @@ class InventoryReader:
                     continue
                 raise
             if facts.vm_id:
+                ours += [(facts.vm_id, facts.libvirt_name)] if is_active else []
                 continue
             macs.update(facts.macs)
             disk_bytes += sum(self._allocated_bytes(path) for path in facts.disk_paths)
             if is_active:
                 vcpus, memory_mib = vcpus + facts.vcpus, memory_mib + facts.memory_mib
-        return _Unmanaged(vcpus=vcpus, memory_mib=memory_mib, disk_bytes=disk_bytes, macs=tuple(sorted(macs)))
+        return _Unmanaged(vcpus=vcpus, memory_mib=memory_mib, disk_bytes=disk_bytes, macs=tuple(sorted(macs)), ours=tuple(ours))
 
     def _allocated_bytes(self, path: str) -> int:
         # Guarded: an unmanaged guest's disk may lie on storage that hangs.
         with contextlib.suppress(OSError, Hung):
             return self._guarded.run(os.path.dirname(path), lambda: os.stat(path).st_blocks * 512, timeout_s=_STAT_TIMEOUT_S)
         return 0
-
-
-def digest_of(inventory: Inventory) -> str:
-    """Return a hash over all but what changes all the time: the pools' space and when they were looked at."""
-    pools = [(pool.pool_id, pool.is_responsive, pool.problem) for pool in inventory.pools]
-    stable = dataclasses.asdict(dataclasses.replace(inventory, pools=(), digest=""))
-    return hashlib.sha256(json.dumps([stable, pools], sort_keys=True).encode()).hexdigest()
 
 
 def read_boot_id() -> str:

@@ -20,11 +20,11 @@ import structlog
 
 from trimtab_agent.hypervisor.base import JobControl, Stamp
 from trimtab_agent.hypervisor.kvm import block_pools, domain_facts, layer_files, rbd_layers, volumes
-from trimtab_agent.hypervisor.kvm.backups import freeze, thaw
 from trimtab_agent.hypervisor.kvm.block_jobs import Disk, disks_of, is_ready, job_of, job_unless_ended, run_on
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.domain_xml import state_layout
 from trimtab_agent.hypervisor.kvm.domains import Domains, find, require, write_stamp
+from trimtab_agent.hypervisor.kvm.freezes import GuestFreezes
 from trimtab_agent.hypervisor.kvm.identifiers import check_id
 from trimtab_agent.hypervisor.kvm.migration_xml import retarget
 from trimtab_agent.hypervisor.kvm.networks import Networks
@@ -46,8 +46,6 @@ log = structlog.get_logger(__name__)
 
 _POLL_S = 0.05
 _REPORT_EVERY_S = 1.0
-_GUEST_AGENT_S = 5
-"""How long the guest's agent may take to freeze or thaw; libvirt would wait for ever."""
 _FULL_BELOW_BYTES = 1 << 20
 """A file system with less than this is full, whatever else QEMU may say about a merge that failed."""
 _SNAPSHOT_FLAGS = (
@@ -60,8 +58,18 @@ _SNAPSHOT_FLAGS = (
 class Layers:
     """Switches, saves, restores and merges. Thread-safe."""
 
-    def __init__(self, connection: Connection, domains: Domains, networks: Networks, keys: VolumeKeys, *, boot_id: str) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        domains: Domains,
+        networks: Networks,
+        keys: VolumeKeys,
+        freezes: GuestFreezes,
+        *,
+        boot_id: str,
+    ) -> None:
         self._connection = connection
+        self._freezes = freezes
         self._keys = keys
         self._domains = domains
         self._networks = networks
@@ -111,36 +119,25 @@ class Layers:
     ) -> LayerResult:
         new = _to_switch(domain, spec)
         notes: dict[str, str] = {}
-        has_agent = domain_facts.read(domain.XMLDesc(0)).has_guest_agent
-        if wants_freeze and has_agent:
-            with contextlib.suppress(libvirt.libvirtError):
-                domain.agentSetResponseTimeout(_GUEST_AGENT_S, 0)
+        # Where an agent of ours was killed in between, or the guest's own did not answer, it may be frozen still.
+        self._freezes.settle(domain, spec.vm_id)
         if not new and not images:
-            # An agent of ours that was killed in between left the guest frozen.
-            if wants_freeze and has_agent:
-                thaw(domain)
             return LayerResult(consistency="crash", note="the instant was fixed before its consistency could be recorded")
-        is_frozen = wants_freeze and has_agent and freeze(domain, notes)
-        if images and not is_frozen and len(images) + len(new) > 1:
-            raise Conflict(
-                "guest-agent-needed",
-                f"some disks of {spec.vm_id} are images of Ceph, and no guest agent holds all of them still at one instant; "
-                "start one in the guest, or stop the vm first",
-            )
-        began = time.monotonic()
-        try:
+        freeze = self._freezes.frozen(domain, spec.vm_id, notes) if wants_freeze else contextlib.nullcontext(enter_result=False)
+        with freeze as is_frozen:
+            if images and not is_frozen and len(images) + len(new) > 1:
+                raise Conflict(
+                    "guest-agent-needed",
+                    f"some disks of {spec.vm_id} are images of Ceph, and no guest agent holds all of them still at one instant; "
+                    "start one in the guest, or stop the vm first",
+                )
             _keep(images)
             if new:
                 flags = _SNAPSHOT_FLAGS | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
                 domain.snapshotCreateXML(_snapshot_xml(domain, new), flags)
-        finally:
-            if is_frozen:
-                thaw(domain)
-        paused_ms = int((time.monotonic() - began) * 1000)
         if is_frozen:
-            return LayerResult(consistency="filesystem", paused_ms=paused_ms)
-        note = notes.get("downgrade", "the guest has no agent that answers" if wants_freeze else "")
-        return LayerResult(consistency="crash", note=note)
+            return LayerResult(consistency="filesystem", paused_ms=int(notes["frozen_ms"]))
+        return LayerResult(consistency="crash", note=notes.get("downgrade", ""))
 
     # --- memory ----------------------------------------------------------------------------------------------------------
 

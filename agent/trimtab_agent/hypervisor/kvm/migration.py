@@ -28,7 +28,7 @@ from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
 from trimtab_agent.hypervisor.kvm.domain_xml import HostTraits
-from trimtab_agent.hypervisor.kvm.domains import Domains, find, is_adopted, require, require_volumes, write_stamp
+from trimtab_agent.hypervisor.kvm.domains import Domains, find, is_adopted, require, require_volumes
 from trimtab_agent.hypervisor.kvm.firewall import INCOMING_GRACE_S, RECEIVED_GRACE_S, Firewall
 from trimtab_agent.hypervisor.kvm.inventory import InventoryReader
 from trimtab_agent.hypervisor.kvm.migration_xml import disk_targets, retarget
@@ -36,6 +36,7 @@ from trimtab_agent.hypervisor.kvm.networks import Networks
 from trimtab_agent.hypervisor.kvm.observe import Observer, absent, migration_operation
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_agent.hypervisor.kvm.pools import Pools
+from trimtab_agent.hypervisor.kvm.stuck_copy import DiskCopy, end_connections
 from trimtab_agent.hypervisor.kvm.torn_migration import (
     Step,
     TornMigration,
@@ -60,10 +61,11 @@ from trimtab_protos.messages import (
 log = structlog.get_logger(__name__)
 
 REPORT_EVERY_S = 1.0
-RESUME_FOR_S = 30.0
-"""Memory that did not move for so long after a post-copy broke is given up; until then the guest may stand still."""
+RESUME_FOR_S = 90.0
+"""Memory that did not move for so long after a post-copy broke is given up; until then the guest may stand still. On hosts that are very
+busy half a minute was not enough, though both sides were there (seen with libvirt 9.0)."""
 RESUME_EVERY_S = 2.0
-TRIES_AT_LEAST = 4
+TRIES_AT_LEAST = 6
 """However late it is: libvirt on a target that has not seen its connection die refuses for half a minute (seen with 9.0), so that one
 refused try would be all that fits into the time."""
 _POLL_S = 0.2
@@ -305,12 +307,9 @@ class Migrations:
     def _keep(self, vm_id: str, seen: DomainObservation, domain: DomainSpec, stamp: Stamp) -> DomainObservation:
         if seen.state is DomainState.ABSENT:
             raise Conflict("domain-absent", f"{vm_id} is not on this host and cannot be kept here")
-        self._domains.define_locked(domain, stamp, grace_s=RECEIVED_GRACE_S)
-        with self._connection.use(f"settle {vm_id}", changes=True) as connection:
-            kept = require(connection, vm_id)
-            boot_id = self._boot_id if kept.isActive() else ""
-            write_stamp(kept, domain_facts.read(kept.XMLDesc(0)), stamp, boot_id=boot_id)
-            return self._observer.observe(kept)
+        is_here = seen.state not in (DomainState.STOPPED, DomainState.CRASHED)
+        boot_id = self._boot_id if is_here else ""
+        return self._domains.define_locked(domain, stamp, grace_s=RECEIVED_GRACE_S, received_in_boot=boot_id)
 
 
 def _owners(domain: DomainSpec) -> tuple[str, ...]:
@@ -375,6 +374,7 @@ def _follow(domain: Any, move: _Move | None, options: MigrationOptions, control:
     """
     torn: TornMigration | None = None
     started_at = time.monotonic()
+    copy = DiskCopy(moved_s=started_at)
     next_report = 0.0
     is_aborted = is_late = has_downtime = is_postcopy = False
     ended = move.ended if move is not None else threading.Event()
@@ -393,6 +393,8 @@ def _follow(domain: Any, move: _Move | None, options: MigrationOptions, control:
                     return is_late
             statistics = _statistics(domain)
             control.report(_progress(statistics))
+            if copy.stands_still(statistics, now):
+                end_connections(domain)
             if options.max_downtime_ms and not has_downtime:
                 has_downtime = _try(lambda: domain.migrateSetMaxDowntime(options.max_downtime_ms, 0))
             if options.allow_postcopy and not is_postcopy and _is_lagging(statistics):

@@ -76,8 +76,8 @@ def options(nfs: NfsSource) -> str:
     return ",".join(words)
 
 
-def mount_command(pool: PoolSpec) -> list[str]:
-    nfs = require_source(pool)
+def mount_command(pool: PoolSpec, root: Path = ROOT) -> list[str]:
+    nfs = require_source(pool, root)
     return ["mount", "-t", "nfs", "-o", options(nfs), "--", source_name(nfs), pool.path]
 
 
@@ -86,12 +86,12 @@ def unmount_command(path: str, *, is_lazy: bool) -> list[str]:
     return ["umount", *(["--lazy", "--force"] if is_lazy else []), "--", path]
 
 
-def require_source(pool: PoolSpec) -> NfsSource:
+def require_source(pool: PoolSpec, root: Path = ROOT) -> NfsSource:
     """Return from where the pool is mounted. InvalidRequest where it says nothing, or a path that is not the agent's to mount on."""
     if pool.nfs is None:
         raise InvalidRequest("nfs-missing", f"pool {pool.pool_id} is of kind nfs and names no export", field="nfs")
-    if pool.path != str(ROOT / pool.pool_id):
-        raise InvalidRequest("pool-path-refused", f"an NFS pool is mounted at {ROOT / pool.pool_id}", field="path")
+    if pool.path != str(root / pool.pool_id):
+        raise InvalidRequest("pool-path-refused", f"an NFS pool is mounted at {root / pool.pool_id}", field="path")
     return pool.nfs
 
 
@@ -107,49 +107,57 @@ def mounted_at(path: str, table: str) -> Mounted | None:
     return found
 
 
-def is_mounted(pool: PoolSpec) -> bool:
-    """Tell whether the pool's export is mounted. Conflict: something else is."""
-    nfs, seen = require_source(pool), mounted_at(pool.path, _MOUNT_TABLE.read_text())
-    if seen is None:
-        return False
-    if not seen.kind.startswith("nfs") or seen.source != source_name(nfs):
-        raise Conflict(
-            "mount-differs", f"{seen.source} ({seen.kind}) is mounted at {pool.path}, not {source_name(nfs)}", source=seen.source
-        )
-    return True
+class NfsMounts:
+    """The exports that are mounted on this host. Thread-safe; the arguments are what tests put in the kernel's place."""
 
+    def __init__(self, root: Path = ROOT, *, table: Path = _MOUNT_TABLE, run: Run | None = None) -> None:
+        self._root = root
+        self._table = table
+        self._run = run or _run
 
-def ensure(pool: PoolSpec, run: Run | None = None) -> None:
-    """Mount the export unless it is. Unavailable: the server does not answer; Conflict: it refuses, or this host cannot mount NFS."""
-    command = mount_command(pool)
-    if is_mounted(pool):
-        return
-    # Closed to everybody while nothing is mounted, QEMU's user above all.
-    ROOT.mkdir(mode=0o711, parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(pool.path, 0o000)
-    code, complaint = (run or _run)(command)
-    if code:
-        raise failure(pool, complaint)
+    def is_mounted(self, pool: PoolSpec) -> bool:
+        """Tell whether the pool's export is mounted. Conflict: something else is."""
+        nfs, seen = require_source(pool, self._root), mounted_at(pool.path, self._table.read_text())
+        if seen is None:
+            return False
+        if not seen.kind.startswith("nfs") or seen.source != source_name(nfs):
+            raise Conflict(
+                "mount-differs",
+                f"{seen.source} ({seen.kind}) is mounted at {pool.path}, not {source_name(nfs)}",
+                source=seen.source,
+            )
+        return True
 
-
-def remove(pool_id: str, run: Run | None = None) -> None:
-    """Unmount what was mounted for the pool, also where its server does not answer; nothing where nothing is."""
-    path, call = str(ROOT / pool_id), run or _run
-    if mounted_at(path, _MOUNT_TABLE.read_text()) is None:
-        return
-    code, _complaint = call(unmount_command(path, is_lazy=False))
-    if code:
-        code, complaint = call(unmount_command(path, is_lazy=True))
+    def ensure(self, pool: PoolSpec) -> None:
+        """Mount the export unless it is. Unavailable: the server does not answer; Conflict: it refuses, or this host cannot mount NFS."""
+        command = mount_command(pool, self._root)
+        if self.is_mounted(pool):
+            return
+        # Closed to everybody while nothing is mounted, QEMU's user above all.
+        self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(pool.path, 0o000)
+        code, complaint = self._run(command)
         if code:
-            raise Conflict("unmount-failed", f"could not unmount {path}: {complaint.strip()[:300]}")
-    with contextlib.suppress(OSError):
-        os.rmdir(path)
+            raise failure(pool, complaint)
+
+    def remove(self, pool_id: str) -> None:
+        """Unmount what was mounted for the pool, also where its server does not answer; nothing where nothing is."""
+        path = str(self._root / pool_id)
+        if mounted_at(path, self._table.read_text()) is None:
+            return
+        code, _complaint = self._run(unmount_command(path, is_lazy=False))
+        if code:
+            code, complaint = self._run(unmount_command(path, is_lazy=True))
+            if code:
+                raise Conflict("unmount-failed", f"could not unmount {path}: {complaint.strip()[:300]}")
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
 
 
 def failure(pool: PoolSpec, complaint: str) -> TrimtabError:
     """Return what `mount` said, as one of the ten kinds. The texts are of nfs-utils 2.6."""
-    what, said = source_name(require_source(pool)), complaint.strip()[:300]
+    what, said = source_name(pool.nfs) if pool.nfs else pool.path, complaint.strip()[:300]
     lowered = said.lower()
     if "access denied" in lowered or "operation not permitted" in lowered:
         return Conflict("nfs-refused", f"{what}: the server does not export it to this host; see its /etc/exports ({said})")

@@ -33,13 +33,20 @@ class Observer:
         self._runs: dict[str, tuple[int, int]] = {}
         self._addresses: dict[str, tuple[str, ...]] = {}
         self._operations: dict[str, int | None] = {}
+        self._silent_agents: set[str] = set()
 
     def remember_addresses(self, uuid: str, addresses: tuple[str, ...]) -> None:
         with self._lock:
             self._addresses[uuid] = addresses
 
+    def remember_agent(self, uuid: str, *, answers: bool) -> None:
+        """Note whether the guest's agent answered when it was last asked: its channel stays open while it hangs."""
+        with self._lock:
+            (self._silent_agents.discard if answers else self._silent_agents.add)(uuid)
+
     def forget(self, uuid: str) -> None:
         with self._lock:
+            self._silent_agents.discard(uuid)
             self._runs.pop(uuid, None)
             self._addresses.pop(uuid, None)
             self._operations.pop(uuid, None)
@@ -68,6 +75,7 @@ class Observer:
         with self._lock:
             starts = self._count_run(facts.uuid, domain.ID())
             addresses = self._addresses.get(facts.uuid, ()) if state is DomainState.RUNNING else ()
+            has_guest_agent = facts.has_guest_agent and facts.uuid not in self._silent_agents
         return DomainObservation(
             vm_id=facts.vm_id,
             uuid=facts.uuid,
@@ -79,7 +87,7 @@ class Observer:
             vcpus=facts.vcpus,
             memory_mib=facts.memory_mib,
             macs=facts.macs,
-            has_guest_agent=facts.has_guest_agent,
+            has_guest_agent=has_guest_agent,
             addresses=addresses,
             cpu_time_ns=cpu_time_ns,
             observed_at_ms=now_ms(),

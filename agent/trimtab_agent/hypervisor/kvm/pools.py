@@ -14,10 +14,11 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from trimtab_agent.hypervisor.kvm import block_pools, errors, nfs_mounts, os_errors, volumes
+from trimtab_agent.hypervisor.kvm import block_pools, errors, os_errors, volumes
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.guarded import GuardedCalls, Hung
 from trimtab_agent.hypervisor.kvm.identifiers import DOMAIN_PREFIX, check_id
+from trimtab_agent.hypervisor.kvm.nfs_mounts import MOUNT_TIMEOUT_S, NfsMounts
 from trimtab_agent.hypervisor.kvm.pool_layout import VOLUMES, PoolLayout, marker_name, sync_directory
 from trimtab_agent.hypervisor.kvm.volume_keys import VolumeKeys
 from trimtab_agent.hypervisor.kvm.xml_tree import parse
@@ -35,9 +36,10 @@ _MARKER_BYTES = 4096
 class Pools:
     """Ensures, observes and forgets pools. Thread-safe."""
 
-    def __init__(self, connection: Connection, keys: VolumeKeys) -> None:
+    def __init__(self, connection: Connection, keys: VolumeKeys, mounts: NfsMounts | None = None) -> None:
         self._connection = connection
         self._keys = keys
+        self._mounts = mounts or NfsMounts()
         self._guarded = GuardedCalls()
 
     def ensure(self, pool: PoolSpec) -> PoolObservation:
@@ -47,21 +49,26 @@ class Pools:
             return self.observe(pool)
         layout = PoolLayout.of(pool)
         if pool.kind is PoolKind.NFS:
-            self._on_storage(layout, lambda: nfs_mounts.ensure(pool), timeout_s=nfs_mounts.MOUNT_TIMEOUT_S + 5)
+            self._on_storage(layout, lambda: self._mounts.ensure(pool), timeout_s=MOUNT_TIMEOUT_S + 5)
         self._refuse_second_path(pool, layout)
         self._on_storage(layout, layout.create_subdirectories, timeout_s=10.0)
         with self._connection.use(f"define pool {pool.pool_id}", changes=True) as connection:
             _ensure_libvirt_pool(connection, layout)
         return self.observe(pool)
 
-    def observe(self, pool: PoolSpec) -> PoolObservation:
+    def observe(self, pool: PoolSpec, *, known: PoolObservation | None = None) -> PoolObservation:
         now_ms = time.time_ns() // 1_000_000
+        is_known = known is not None and known.is_responsive
         if block_pools.is_block(pool):
+            if known is not None:
+                return known  # programs would be started for it
             return self._observe_block(pool, now_ms)
         layout = PoolLayout.of(pool)
         try:
             self._watch_mount(pool, layout)
-            return self._guarded.run(pool.pool_id, lambda: _observe(layout, now_ms), timeout_s=OBSERVE_TIMEOUT_S)
+            return self._guarded.run(
+                pool.pool_id, lambda: _observe(layout, now_ms, known if is_known else None), timeout_s=OBSERVE_TIMEOUT_S
+            )
         except Hung:
             problem, is_hung = f"{layout.path} does not answer", True
         except (TrimtabError, OSError) as error:
@@ -85,15 +92,15 @@ class Pools:
     def require_responsive(self, pool: PoolSpec) -> PoolLayout:
         """Return the layout of a pool that answers now. Unavailable: it hangs, and who worked on it would hang with it."""
         layout = PoolLayout.of(pool)
-        if pool.kind is PoolKind.NFS and not nfs_mounts.is_mounted(pool):
+        if pool.kind is PoolKind.NFS and not self._mounts.is_mounted(pool):
             raise Unavailable("pool-not-mounted", f"pool {pool.pool_id} is not mounted at {pool.path}")
         self._on_storage(layout, lambda: _touch(layout), timeout_s=OBSERVE_TIMEOUT_S)
         return layout
 
     def _watch_mount(self, pool: PoolSpec, layout: PoolLayout) -> None:
         """Mount an export anew that is not: the host has booted, or somebody unmounted it."""
-        if pool.kind is PoolKind.NFS and not nfs_mounts.is_mounted(pool):
-            self._on_storage(layout, lambda: nfs_mounts.ensure(pool), timeout_s=nfs_mounts.MOUNT_TIMEOUT_S + 5)
+        if pool.kind is PoolKind.NFS and not self._mounts.is_mounted(pool):
+            self._on_storage(layout, lambda: self._mounts.ensure(pool), timeout_s=MOUNT_TIMEOUT_S + 5)
 
     def _refuse_second_path(self, pool: PoolSpec, layout: PoolLayout) -> None:
         """Raise Conflict where another pool of this host is the same directory under another name, by a bind mount or a second export."""
@@ -112,10 +119,6 @@ class Pools:
                     f"{layout.path} is the same directory as {there.path} of pool {other.pool_id} on this host",
                     pool_id=other.pool_id,
                 )
-
-    def observe_known(self) -> tuple[PoolObservation, ...]:
-        """Return what every pool of this host is now; the hung ones cost their time limit, together at most twice that."""
-        return tuple(self.observe(pool) for pool in self.known())
 
     def known(self) -> tuple[PoolSpec, ...]:
         """Return the pools that were ensured on this host, in order of id; whether they are shared is not known here."""
@@ -141,7 +144,7 @@ class Pools:
             except libvirt.libvirtError as error:
                 if not errors.is_gone(error):
                     raise
-        nfs_mounts.remove(pool_id)
+        self._mounts.remove(pool_id)
 
     def _on_storage(self, layout: PoolLayout, work: Callable[[], T], *, timeout_s: float) -> T:
         try:
@@ -152,14 +155,16 @@ class Pools:
             raise os_errors.from_os(error, doing=f"use pool {layout.pool_id}") from error
 
 
-def _observe(layout: PoolLayout, now_ms: int) -> PoolObservation:
+def _observe(layout: PoolLayout, now_ms: int, known: PoolObservation | None) -> PoolObservation:
     with layout.open() as directory:
         space = os.fstatvfs(directory)
+    promised_bytes, written_bytes = (known.promised_bytes, known.written_bytes) if known is not None else volumes.growth(layout)
     return PoolObservation(
         pool_id=layout.pool_id,
         capacity_bytes=space.f_blocks * space.f_frsize,
         available_bytes=space.f_bavail * space.f_frsize,
-        promised_bytes=volumes.promised_bytes(layout),
+        promised_bytes=promised_bytes,
+        written_bytes=written_bytes,
         is_responsive=True,
         observed_at_ms=now_ms,
     )

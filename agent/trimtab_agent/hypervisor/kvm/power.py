@@ -89,6 +89,7 @@ class Power:
         self._domains.console_sockets.prepare()  # it may be gone with everything else of the host's last boot
         # Written before the guest runs: after a crash it tells that this host may hold its state.
         write_stamp(domain, facts, stamp, boot_id=self._boot_id)
+        self._pauses.give_up(facts.vm_id)  # libvirt numbers its runs anew when it starts without any: a former one's mark may fit
         # A saved memory image, made by hand, would come back with stale disks; it is dropped.
         with self._keys.in_libvirt(connection, needs):
             domain.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
@@ -122,9 +123,11 @@ class Power:
                 with self._pauses.taken_over(facts.vm_id):
                     if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
                         domain.suspend()
+                    self._pauses.keep(domain, facts.vm_id)
             case PowerAction.RESUME:
                 _require_alive(seen)
                 with self._pauses.taken_over(facts.vm_id):
+                    self._pauses.give_up(facts.vm_id)
                     _resume(domain, seen)
             case _:
                 assert_never(action)

@@ -1,4 +1,5 @@
-"""Runs `qemu-img` where a hostile image can do little: bounded, without network, as nobody where root can arrange it.
+"""Runs `qemu-img` where a hostile image can do little: bounded, without network, and for files from outside as nobody, who sees nothing
+of the host but programs and libraries. An agent is root and runs it so or not at all; only somebody who is not has less to take away.
 
 Every call names its formats; nothing is ever guessed from content. The caller passes a work directory in which all file names are
 plain words chosen by us, so no name from outside reaches QEMU's file name parser (`json:`, `nbd:`).
@@ -6,13 +7,11 @@ The wrapper programs come from util-linux; `preexec_fn` was rejected since it ma
 """
 
 import os
-import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from trimtab_agent.hypervisor.kvm.lent_secrets import in_memory
 from trimtab_protos.errors import Conflict, DeadlineExceeded, Internal, InvalidRequest, NoCapacity, TrimtabError, Unavailable
@@ -23,6 +22,14 @@ _STACK_BYTES = 1 << 20
 NOBODY = 65534
 KEY_ID = "volume-key"
 UNTIMED = "hashing-untimed"
+_HIDE = """for place in /boot /etc /home /media /mnt /opt /root /run /srv /tmp /var; do
+  [ ! -d "$place" ] || mount -t tmpfs -o ro,size=4k none "$place"
+done
+exec "$@"
+"""
+"""Leaves nobody empty directories. The working directory is open and stays, wherever it is."""
+_BEYOND_BOUNDS = ("file too large", "cannot allocate memory", "failed to allocate")
+"""What the kernel's refusals sound like, the last in GLib's words."""
 _POLL_S = 0.1
 _MAX_OUTPUT = 2000
 
@@ -124,7 +131,7 @@ def _failure(code: int, complaint: str) -> TrimtabError:
         return Unavailable(UNTIMED, "qemu-img could not tell how fast this host hashes", detail=complaint)
     if '" lock' in lowered:  # as in hypervisor/kvm/errors.py
         return Conflict("image-locked", "a disk is in use by another QEMU, on this host or on another", detail=complaint)
-    if signal_number in {9, 24, 25} or "file too large" in lowered or "cannot allocate memory" in lowered:
+    if signal_number in {9, 24, 25} or any(said in lowered for said in _BEYOND_BOUNDS):
         return InvalidRequest("image-too-costly", "the image needs more work, memory or space than it may", detail=complaint)
     return Internal("image-tool-failed", f"qemu-img failed: {complaint.strip()[:300]}", exit_code=code)
 
@@ -140,17 +147,10 @@ def _wrapper(limits: Limits, *, as_nobody: bool) -> list[str]:
         f"--stack={_STACK_BYTES}",
         "--",
     ]
-    if _can_unshare_network():
-        wrapper += ["unshare", "--net", "--"]
-    if as_nobody and os.geteuid() == 0:
-        identity = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-        wrapper += ["setpriv", *identity, "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--"]
-    return wrapper
-
-
-@cache
-def _can_unshare_network() -> bool:
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        return False
-    tried = subprocess.run(["unshare", "--net", "--", "true"], check=False, capture_output=True, timeout=10)
-    return tried.returncode == 0
+    if os.geteuid() != 0:
+        return wrapper
+    if not as_nobody:
+        return [*wrapper, "unshare", "--net", "--"]
+    wrapper += ["unshare", "--net", "--mount", "--", "sh", "-ec", _HIDE, "sh"]
+    identity = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    return [*wrapper, "setpriv", *identity, "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--"]

@@ -157,9 +157,9 @@ def _names_of(directory: int, volume_id: str) -> list[str]:
     return sorted(names, key=lambda name: name.count("."), reverse=True)
 
 
-def promised_bytes(layout: PoolLayout) -> int:
-    """Return how much the pool's volumes may still grow: virtual size minus what is allocated."""
-    promised = 0
+def growth(layout: PoolLayout) -> tuple[int, int]:
+    """Return (how much the pool's volumes may still grow, what they have allocated of their sizes)."""
+    promised = written = 0
     with layout.open(VOLUMES) as directory:
         frozen = frozen_names(directory)
         for name in _whole_names(directory):
@@ -168,8 +168,10 @@ def promised_bytes(layout: PoolLayout) -> int:
                 continue
             with contextlib.suppress(FileNotFoundError, InvalidRequest):
                 found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                promised += max(0, _virtual_size(directory, name) - found.st_blocks * _SECTOR)
-    return promised
+                size_bytes, allocated_bytes = _virtual_size(directory, name), found.st_blocks * _SECTOR
+                promised += max(0, size_bytes - allocated_bytes)
+                written += min(size_bytes, allocated_bytes)
+    return promised, written
 
 
 def refuse_if_below(volume_id: str, layout: PoolLayout) -> None:

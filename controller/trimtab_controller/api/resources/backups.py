@@ -76,6 +76,7 @@ class BackupPolicyResource:
     verify_pattern: str
     verify_tcp: int
     needs_filesystem: bool
+    needs_application: bool
     bandwidth_mib_s: int
     is_together: bool
     recovers_lost: bool
@@ -205,6 +206,7 @@ def render_policy(view: PolicyView) -> BackupPolicyResource:
         verify_pattern=policy.verify_pattern,
         verify_tcp=policy.verify_tcp,
         needs_filesystem=policy.needs_filesystem,
+        needs_application=policy.needs_application,
         bandwidth_mib_s=policy.bandwidth_mib_s,
         is_together=policy.is_together,
         recovers_lost=policy.recovers_lost,

@@ -101,11 +101,14 @@ class WaitingVmResource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailoverStatusResource:
-    # Neither paused nor frozen.
+    # Neither paused nor frozen, and the database not behind.
     is_active: bool
     is_paused: bool
     # Why it stands still by itself; ''.
     frozen: str
+    # Why the database is held for older than the fleet, so that nothing may be changed; '' where it is not.
+    database_behind: str
+    database_behind_since: datetime | None
     silent: tuple[SilentHostResource, ...]
     released: tuple[WordResource, ...]
     confirmed_off: tuple[WordResource, ...]
@@ -177,9 +180,11 @@ def render_status(status: Status, *, at: datetime) -> FailoverStatusResource:
         )
 
     return FailoverStatusResource(
-        is_active=not control.is_paused and not control.frozen,
+        is_active=not control.is_paused and not control.frozen and not status.behind.is_in_force,
         is_paused=control.is_paused,
         frozen=control.frozen,
+        database_behind=status.behind.message,
+        database_behind_since=status.behind.since,
         silent=tuple(
             SilentHostResource(host=one.name, connectivity=one.connectivity.value, since=one.connectivity_at)
             for one in status.silent

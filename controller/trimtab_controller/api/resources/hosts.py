@@ -7,7 +7,7 @@ from typing import Any
 
 from trimtab_controller.api.render import etag_of
 from trimtab_controller.api.resources.failover import FencePathResource, render_path
-from trimtab_controller.core.model import HostClass
+from trimtab_controller.core.model import HostClass, Maintenance
 from trimtab_controller.services.hosts import IssuedHostToken
 from trimtab_controller.services.hosts_admin import HostView
 from trimtab_controller.store.fence_intents import FenceIntentRow
@@ -79,6 +79,10 @@ class InventoryResource:
     agent_version: str
     libvirt_version: str
     qemu_version: str
+    # What the installed QEMU says of itself, with its package; '' where the agent does not say.
+    qemu_build: str
+    # What another QEMU says of itself that a guest runs, by vm id: until it moves or stops.
+    guest_qemus: dict[str, str]
     # kvm or tcg: what a probe guest really ran on.
     accelerator: str
     cpu_vendor: str
@@ -119,6 +123,8 @@ class ProtectionResource:
     is_warden_armed: bool
     # The longest it takes to, as it measured, or what is assumed.
     kill_s: float
+    # How much faster the clock of its leases runs than its bare oscillator, in millionths; None: nobody heard it since we started.
+    clock_rate_ppm: int | None
     would_kill: tuple[str, ...]
     # Why the warden is not armed, as it says; empty where it is.
     warden_missing: tuple[str, ...]
@@ -136,6 +142,26 @@ class ProtectionResource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TroubleResource:
+    """What is wrong with a host that is heard from: `network-degraded`, `storage-lost`."""
+
+    kind: str
+    message: str
+    # None where it is not on record.
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaintenanceResource:
+    """The hold on a host that was emptied for its maintenance; `trimtab host maintenance end` ends it."""
+
+    # The tour that holds it; '' where somebody began a maintenance of this host alone.
+    plan: str
+    by: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostResource:
     id: str
     name: str
@@ -148,9 +174,12 @@ class HostResource:
     # Kept for vms with dedicated cpus, `4-15,20`.
     dedicated_cpus: str
     is_cordoned: bool
+    # None where nobody holds it.
+    maintenance: MaintenanceResource | None
     # new, up, suspect, lost or fenced; since `connectivity_at`.
     connectivity: str
     connectivity_at: datetime
+    troubles: tuple[TroubleResource, ...]
     # When a gateway last heard of it; None: not since this controller started.
     heard_at: datetime | None
     heard_age_s: float | None
@@ -230,8 +259,10 @@ def render_host(
         exclusive_project=view.exclusive_project_name,
         dedicated_cpus=host.dedicated_cpus,
         is_cordoned=host.is_cordoned,
+        maintenance=_maintenance(view.maintenance),
         connectivity=host.connectivity.value,
         connectivity_at=host.connectivity_at,
+        troubles=tuple(TroubleResource(kind=one.kind.value, message=one.message, since=one.since) for one in view.troubles),
         heard_at=heard_at,
         heard_age_s=round(max(0.0, (now - heard_at).total_seconds()), 1) if heard_at else None,
         boot_id=host.boot_id,
@@ -264,6 +295,10 @@ def render_host(
     )
 
 
+def _maintenance(held: Maintenance | None) -> MaintenanceResource | None:
+    return None if held is None else MaintenanceResource(plan=held.plan_id, by=held.created_by, since=held.created_at)
+
+
 def _protection(view: HostView, *, now: datetime, state: Mapping[str, Any]) -> ProtectionResource:
     host, guard, paths = view.host, view.guard or HostGuard(), tuple(render_path(one) for one in view.fence_paths)
     at_ms = state.get("at_ms")
@@ -273,6 +308,7 @@ def _protection(view: HostView, *, now: datetime, state: Mapping[str, Any]) -> P
         lease_age_s=round(max(0.0, now.timestamp() - at_ms / 1000), 1) if at_ms else None,
         is_warden_armed=guard.is_armed,
         kill_s=guard.kill_ms / 1000,
+        clock_rate_ppm=state.get("clock_rate_ppm"),
         would_kill=view.would_kill,
         warden_missing=tuple(state.get("warden_missing") or ()),
         beacon_pool=next((name for name, one in view.pools.items() if one.pool_id == guard.beacon_pool_id), guard.beacon_pool_id),
@@ -348,6 +384,8 @@ def _inventory(inventory: Inventory, *, is_full: bool) -> InventoryResource:
         agent_version=inventory.agent_version,
         libvirt_version=inventory.libvirt_version,
         qemu_version=inventory.qemu_version,
+        qemu_build=inventory.qemu_build,
+        guest_qemus={one.vm_id: one.build for one in inventory.guest_qemus} if is_full else {},
         accelerator=inventory.accelerator,
         cpu_vendor=inventory.cpu_vendor,
         cpu_model=inventory.cpu_model,

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from trimtab_controller.api.resources.operations import OperationResource
-from trimtab_controller.core.planning.capacity import Figures, Fit, Shape
+from trimtab_controller.core.planning.capacity import Figures, Fit, Largest, Shape
 from trimtab_controller.services.lost_disks import AtStake
 from trimtab_controller.services.plans import PlanView
-from trimtab_controller.services.survival import DomainCoverage
+from trimtab_controller.services.survival import FleetCoverage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +120,23 @@ class LocalVmResource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VmCoverageResource:
+    vm_id: str
+    vm: str
+    # covered, uncovered, or unprotected: its ha is none.
+    coverage: str
+    # The losses that would stop it, as host:node1; of these, those that it would not survive.
+    domains: tuple[str, ...]
+    uncovered: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CoverageResource:
     is_covered: bool
     domains: tuple[DomainResource, ...]
+    # Every vm that runs, where that was asked for.
+    vms: tuple[VmCoverageResource, ...]
     # Vms with a disk that only their host has, at most 1,000 of them.
     local_vms: tuple[LocalVmResource, ...]
     at: datetime
@@ -151,6 +165,7 @@ class FiguresResource:
     stranded_vcpus: int
     stranded_memory_mib: int
     reference: ShapeResource
+    # Of a plain vm: no tolerations, no project with hosts of its own, nothing special asked, a disk on a ready pool with space left.
     largest_by_vcpus: ShapeResource
     largest_by_memory: ShapeResource
 
@@ -170,6 +185,9 @@ class FitResource:
     # Vms of the hosts that were left out for which the rest has no place.
     homeless: tuple[str, ...]
     refusal: str
+    # The largest vm on the same hosts that the scheduler would place, alone, whatever is to be kept free.
+    largest_by_vcpus: ShapeResource
+    largest_by_memory: ShapeResource
     at: datetime
 
 
@@ -235,7 +253,7 @@ def render_plan(view: PlanView) -> PlanResource:
     )
 
 
-def render_coverage(found: tuple[DomainCoverage, ...], stakes: tuple[AtStake, ...], *, at: datetime) -> CoverageResource:
+def render_coverage(found: FleetCoverage, stakes: tuple[AtStake, ...], *, at: datetime) -> CoverageResource:
     domains = tuple(
         DomainResource(
             kind=one.proof.domain.kind,
@@ -246,7 +264,18 @@ def render_coverage(found: tuple[DomainCoverage, ...], stakes: tuple[AtStake, ..
             is_tight=one.proof.is_tight,
             uncovered=tuple(UncoveredResource(vm_id=lost.vm_id, vm=lost.vm, reason=lost.reason) for lost in one.uncovered),
         )
-        for one in found
+        for one in found.domains
+    )
+    vms = tuple(
+        VmCoverageResource(
+            vm_id=one.proof.vm_id,
+            vm=one.vm,
+            coverage=one.proof.coverage.value,
+            domains=tuple(domain.key for domain in one.proof.domains),
+            uncovered=tuple(domain.key for domain in one.proof.uncovered),
+            reason=one.reason,
+        )
+        for one in found.vms
     )
     local_vms = tuple(
         LocalVmResource(
@@ -261,7 +290,8 @@ def render_coverage(found: tuple[DomainCoverage, ...], stakes: tuple[AtStake, ..
         )
         for one in stakes
     )
-    return CoverageResource(is_covered=all(one.is_covered for one in domains), domains=domains, local_vms=local_vms, at=at)
+    is_covered = all(one.is_covered for one in domains)
+    return CoverageResource(is_covered=is_covered, domains=domains, vms=vms, local_vms=local_vms, at=at)
 
 
 def render_capacity(found: tuple[Figures, ...], *, at: datetime) -> CapacityResource:
@@ -293,12 +323,14 @@ def _shape(shape: Shape) -> ShapeResource:
     return ShapeResource(vcpus=shape.vcpus, memory_mib=shape.memory_mib)
 
 
-def render_fit(found: Fit, *, at: datetime) -> FitResource:
+def render_fit(found: Fit, largest: Largest, *, at: datetime) -> FitResource:
     return FitResource(
         count=found.count,
         is_capped=found.is_capped,
         by_host=dict(found.by_host),
         homeless=found.homeless,
         refusal=found.refusal,
+        largest_by_vcpus=_shape(largest.by_vcpus),
+        largest_by_memory=_shape(largest.by_memory),
         at=at,
     )

@@ -19,6 +19,8 @@ class RecoveryGroupResource:
     # started, agent, pattern.
     awaits: str
     pattern: str
+    # Where its boot test is answered; 0: nowhere.
+    tcp: int
     timeout_s: int
 
 
@@ -86,6 +88,7 @@ def render_plan(view: PlanView) -> RecoveryPlanResource:
                 delay_s=group.delay_s,
                 awaits=group.awaits.value,
                 pattern=group.pattern,
+                tcp=group.tcp,
                 timeout_s=group.timeout_s,
             )
             for group in view.groups

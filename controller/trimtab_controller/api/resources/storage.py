@@ -191,6 +191,9 @@ class NetworkResource:
     router: str
     # Of the way out of overlay networks; null of every other network.
     outer: OuterResource | None
+    # Of the LAN of another network on a bridge, which seeds say; '' and none where the operator named none.
+    gateway: str
+    dns: tuple[str, ...]
     hosts: tuple[NetworkHostResource, ...]
     version: int
     etag: str
@@ -313,6 +316,8 @@ def render_network(view: NetworkView) -> NetworkResource:
         dhcp=network.has_dhcp,
         router=str(network.settings.get("router", "")),
         outer=OuterResource(**network.settings["outer"]) if "outer" in network.settings else None,
+        gateway=network.gateway,
+        dns=network.dns,
         hosts=tuple(
             NetworkHostResource(
                 host=name,

@@ -1,16 +1,24 @@
 """The part of vms that lists of many show (`view=basic`).
 
-Rendered as dicts: a page holds a thousand of them, and each dataclass in between would cost as much as reading its row.
+A page holds a thousand of them, and from one look at a fleet to the next few change but in how long ago they were seen. So the JSON of
+each is kept by all that it is made of, up to that age, which stands last.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Hashable, Mapping
 from datetime import datetime
 
 from typing_extensions import TypedDict
 
+from trimtab_controller.api.render import dump_as
 from trimtab_controller.api.resources.operations import OperationResource, render
 from trimtab_controller.api.resources.vms import confirmed
+from trimtab_controller.core.model import Operation, VmSummary
 from trimtab_controller.services.vm_views import VmSummaries
+
+_AT_MOST = 50_000
+"""Vms whose JSON is kept, half a KiB each: all are forgotten beyond that, and come back with the next lists."""
+_UNSEEN = '"at":null,"age_s":null}}'
 
 
 class SummaryDesired(TypedDict):
@@ -19,9 +27,9 @@ class SummaryDesired(TypedDict):
 
 class SummaryObserved(TypedDict):
     state: str
+    addresses: tuple[str, ...]
     at: datetime | None
     age_s: float | None
-    addresses: tuple[str, ...]
 
 
 class SummaryShape(TypedDict):
@@ -42,7 +50,6 @@ class VmSummaryResource(TypedDict):
     project: str
     labels: dict[str, str]
     desired: SummaryDesired
-    observed: SummaryObserved
     host: str
     epoch: int
     shape: SummaryShape
@@ -54,38 +61,62 @@ class VmSummaryResource(TypedDict):
     operation: OperationResource | None
     deleted_at: datetime | None
     created_at: datetime
+    observed: SummaryObserved
 
 
-def render_summaries(
-    found: VmSummaries, *, project: str, now: datetime, heard: Mapping[str, datetime]
-) -> list[VmSummaryResource]:
-    names, live, declared = found.names, found.live, found.addresses
-    rendered: list[VmSummaryResource] = []
-    for vm in found.vms:
-        at, age_s = confirmed(vm, now=now, heard=heard)
-        rendered.append(
-            {
-                "id": vm.id,
-                "name": vm.name,
-                "project": project,
-                "labels": dict(vm.labels),
-                "desired": {"power": vm.desired_power},
-                "observed": {
-                    "state": vm.observed_state,
-                    "at": at,
-                    "age_s": age_s,
-                    "addresses": tuple(vm.observed_addresses),
-                },
-                "host": names.get(vm.host_id, ""),
-                "epoch": vm.epoch,
-                "shape": {"vcpus": vm.vcpus, "memory_mib": vm.memory_mib, "arch": vm.arch},
-                "nics": ({"addresses": tuple(declared[vm.id])},) if vm.id in declared else (),
-                "image": names.get(vm.image_id or "", ""),
-                "problem": vm.problem,
-                "hand_changes": tuple(vm.hand_changes),
-                "operation": render(live[vm.id], project_name=project) if vm.id in live else None,
-                "deleted_at": vm.deleted_at,
-                "created_at": vm.created_at,
-            }
-        )
-    return rendered
+class SummaryTexts:
+    """JSON of vms as it was last made. For one thread."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, str] = {}
+
+    def dump(self, found: VmSummaries, *, project: str, now: datetime, heard: Mapping[str, datetime]) -> bytes:
+        """Return the JSON list of a page of vms."""
+        shown: list[str] = []
+        for vm in found.vms:
+            at, age_s = confirmed(vm, now=now, heard=heard)
+            seen = _UNSEEN if at is None else f'"at":"{at.isoformat().replace("+00:00", "Z")}","age_s":{age_s}}}}}'
+            shown.append(self._of(vm, found, project) + seen)
+        return f"[{','.join(shown)}]".encode()
+
+    def _of(self, vm: VmSummary, found: VmSummaries, project: str) -> str:
+        names, operation = found.names, found.live.get(vm.id)
+        host, image = names.get(vm.host_id, ""), names.get(vm.image_id or "", "")
+        declared = tuple(found.addresses.get(vm.id, ()))
+        if operation is not None:
+            return _text(vm, project=project, host=host, image=image, declared=declared, operation=operation)
+        made_of = (project, host, image, declared, *vm[:-2])
+        text = self._kept.get(made_of)
+        if text is None:
+            if len(self._kept) >= _AT_MOST:
+                self._kept.clear()
+            text = self._kept[made_of] = _text(vm, project=project, host=host, image=image, declared=declared, operation=None)
+        return text
+
+
+def _text(vm: VmSummary, *, project: str, host: str, image: str, declared: tuple[str, ...], operation: Operation | None) -> str:
+    """Return the JSON of a vm, up to when it was seen."""
+    resource: VmSummaryResource = {
+        "id": vm.id,
+        "name": vm.name,
+        "project": project,
+        "labels": json.loads(vm.labels),
+        "desired": {"power": vm.desired_power},
+        "host": host,
+        "epoch": vm.epoch,
+        "shape": {"vcpus": vm.vcpus, "memory_mib": vm.memory_mib, "arch": vm.arch},
+        "nics": ({"addresses": declared},) if declared else (),
+        "image": image,
+        "problem": vm.problem,
+        "hand_changes": tuple(json.loads(vm.hand_changes)),
+        "operation": render(operation, project_name=project) if operation is not None else None,
+        "deleted_at": vm.deleted_at,
+        "created_at": vm.created_at,
+        "observed": {
+            "state": vm.observed_state,
+            "addresses": tuple(json.loads(vm.observed_addresses)),
+            "at": None,
+            "age_s": None,
+        },
+    }
+    return dump_as(VmSummaryResource, resource).decode().removesuffix(_UNSEEN)

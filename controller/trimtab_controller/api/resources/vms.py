@@ -30,6 +30,10 @@ class ObservedResource:
     addresses: tuple[str, ...]
     # What its balloon leaves it; 0 for one without a balloon.
     balloon_mib: int
+    # What the QEMU that it runs says of itself where its host has another one installed by now, and that one; only where one vm is
+    # asked for. '' : it runs the one that is installed, or nobody says.
+    qemu: str
+    installed_qemu: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,8 @@ class ShapeResource:
     # '' until the first placement fixes it.
     machine: str
     cpu_model: str
+    # Beside the model's own: "aes" has it, "-vmx" has it not, "?svm" has it where its host does; of adopted domains.
+    cpu_features: tuple[str, ...]
     firmware: str
     has_secure_boot: bool
     has_tpm: bool
@@ -106,8 +112,11 @@ class VmResource:
     priority: int
     # '' for none.
     backup_policy: str
-    # Seconds between the proof that its host is off and its restart.
+    # Seconds between the proof that its host is off and its restart; in a start group, after those of lower order run.
     start_delay_s: int
+    # '' for none; lower orders start first after a loss.
+    start_group: str
+    start_order: int
     volumes: tuple[VmVolumeResource, ...]
     nics: tuple[NicResource, ...]
     # What may reach it; none: anything.
@@ -179,6 +188,8 @@ class ExplanationResource:
     host: str
     policy: str
     decided_at: datetime
+    # The newest event when the fleet was read; null for decisions from before it was kept.
+    fleet_revision: int | None
     summary: str
     # Hosts that fit first, best first; in a large fleet the best and the closest only.
     verdicts: tuple[VerdictResource, ...]
@@ -212,23 +223,7 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         observed=_observed(view, now=now, heard=heard),
         host=names.get(vm.host_id, ""),
         epoch=vm.epoch,
-        shape=ShapeResource(
-            vcpus=vm.vcpus,
-            vcpus_max=vm.vcpus_max,
-            memory_mib=vm.memory_mib,
-            memory_max_mib=vm.memory_max_mib,
-            balloon_min_mib=vm.balloon_min_mib,
-            cpu_class=vm.cpu_class,
-            next_vcpus=vm.next_vcpus,
-            next_memory_mib=vm.next_memory_mib,
-            arch=vm.arch,
-            machine=vm.machine,
-            cpu_model=vm.cpu_model,
-            firmware=vm.firmware.value,
-            has_secure_boot=vm.has_secure_boot,
-            has_tpm=vm.has_tpm,
-            os=vm.os,
-        ),
+        shape=_shape(vm),
         host_selector=dict(vm.host_selector),
         host_class=vm.host_class,
         group=view.group_name,
@@ -237,6 +232,8 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         priority=vm.priority,
         backup_policy=names.get(vm.backup_policy_id, ""),
         start_delay_s=vm.start_delay_s,
+        start_group=vm.start_group,
+        start_order=vm.start_order,
         wishes=dict(vm.wishes),
         volumes=tuple(
             VmVolumeResource(
@@ -272,6 +269,27 @@ def render_vm(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
     )
 
 
+def _shape(vm: Vm) -> ShapeResource:
+    return ShapeResource(
+        vcpus=vm.vcpus,
+        vcpus_max=vm.vcpus_max,
+        memory_mib=vm.memory_mib,
+        memory_max_mib=vm.memory_max_mib,
+        balloon_min_mib=vm.balloon_min_mib,
+        cpu_class=vm.cpu_class,
+        next_vcpus=vm.next_vcpus,
+        next_memory_mib=vm.next_memory_mib,
+        arch=vm.arch,
+        machine=vm.machine,
+        cpu_model=vm.cpu_model,
+        cpu_features=vm.cpu_features,
+        firmware=vm.firmware.value,
+        has_secure_boot=vm.has_secure_boot,
+        has_tpm=vm.has_tpm,
+        os=vm.os,
+    )
+
+
 def confirmed(vm: Vm | VmSummary, *, now: datetime, heard: Mapping[str, datetime]) -> tuple[datetime | None, float | None]:
     """Return when a vm was last seen as it is, and how many seconds ago.
 
@@ -294,17 +312,20 @@ def _observed(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> 
         age_s=age_s,
         addresses=vm.observed_addresses,
         balloon_mib=vm.observed_balloon_mib,
+        qemu=view.other_qemu[0],
+        installed_qemu=view.other_qemu[1],
     )
 
 
 def render_decision(
-    decision: Decision, *, vm_name: str, host_name: str, decided_at: datetime, why_not: str
+    decision: Decision, *, vm_name: str, host_name: str, decided_at: datetime, fleet_revision: int | None, why_not: str
 ) -> ExplanationResource:
     return ExplanationResource(
         vm=vm_name,
         host=host_name,
         policy=decision.policy,
         decided_at=decided_at,
+        fleet_revision=fleet_revision,
         summary=decision.summary(),
         verdicts=tuple(render_verdict(one) for one in decision.verdicts),
         host_count=decision.host_count,

@@ -38,6 +38,7 @@ class InstantBody(Body):
     policy: RefOrNone = ""
     repo: RefOrNone = ""
     needs_filesystem: Bool = False
+    needs_application: Bool = False
     bandwidth_mib_s: Mib = 0
 
 
@@ -70,6 +71,7 @@ async def create_backup_instant(request: Request, access: ProjectOperator, body:
         policy=body.policy,
         repo=body.repo,
         needs_filesystem=body.needs_filesystem,
+        needs_application=body.needs_application,
         bandwidth_mib_s=body.bandwidth_mib_s,
     )
 

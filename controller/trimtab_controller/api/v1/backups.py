@@ -68,6 +68,8 @@ class BackupPolicyBody(Body):
     verify_pattern: Pattern = ""
     verify_tcp: TcpPort = 0
     needs_filesystem: Bool = False
+    # Fail where the guest has no hook that holds its applications, or where it fails.
+    needs_application: Bool = False
     bandwidth_mib_s: Mib = 0
     # All its vms at one instant.
     is_together: Bool = False
@@ -82,6 +84,7 @@ class BackupBody(Body):
     vm: Ref
     repo: RefOrNone = ""
     needs_filesystem: Bool | None = None
+    needs_application: Bool | None = None
     bandwidth_mib_s: Mib | None = None
     verify: Proof | None = None
 
@@ -225,6 +228,7 @@ async def run_backup(request: Request, access: ProjectOperator, body: BackupBody
     spec = backups.RunSpec(
         repo=body.repo,
         needs_filesystem=body.needs_filesystem,
+        needs_application=body.needs_application,
         bandwidth_mib_s=body.bandwidth_mib_s,
         verify=body.verify,
     )

@@ -33,7 +33,7 @@ from trimtab_controller.core.failover import FailoverSettings
 from trimtab_controller.core.failover.drill import Assumptions, Drill
 from trimtab_controller.core.model import Actor, Role
 from trimtab_controller.fencing import SECRET_MAX, FencePath
-from trimtab_controller.services import drills, failover_view, fencing, hosts_admin, recovery, survival
+from trimtab_controller.services import behind, drills, failover_view, fencing, hosts_admin, recovery, survival
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.mutations import Answer
 from trimtab_protos.errors import TrimtabError
@@ -123,6 +123,18 @@ async def _set_paused(request: Request, access: Access, asked: Asked, *, is_paus
 
     verb = "failover.pause" if is_paused else "failover.resume"
     return await mutate(Order(request=request, access=access, wish=asked, verb=verb), work)
+
+
+@router.post("/v1/failover:trust-database", status_code=204, response_class=Response)
+async def trust_database(request: Request, access: FleetAdmin, body: ReasonBody, asked: Asked) -> Response:
+    """Take your word that the database is not older than the fleet, whatever hosts say: everything is changed again."""
+
+    def work(session: Session, actor: Actor, now: datetime) -> Answer:
+        behind.trust(session, reason=body.reason, actor=actor, now=now)
+        return NO_CONTENT
+
+    order = Order(request=request, access=access, wish=asked, verb="database.trust", body=body, ends_behind=True)
+    return await mutate(order, work)
 
 
 @router.post("/v1/hosts/{name}:release", status_code=204, response_class=Response)

@@ -148,15 +148,16 @@ class HostClassBody(HostClassChanges):
 @router.get("/v1/hosts", response_model=ListOf[HostResource])
 async def list_hosts(runtime: InRuntime, _access: FleetViewer, query: Listing) -> Response:
     """List hosts; filter by name, connectivity, host_class, is_cordoned."""
-    found, after = await runtime.context.db.read(lambda session: hosts_admin.page(session, query.page))
     now, heard = runtime.context.clock.now(), runtime.context.heard()
+    found, after = await runtime.context.db.read(lambda session: hosts_admin.page(session, query.page, now=now))
     items = [render_host(view, now=now, heard=heard, is_full=False) for view in found]
     return json_response(dump_list(HostResource, items, query.next_token(after)))
 
 
 @router.get("/v1/hosts/{name}", response_model=HostResource)
 async def get_host(runtime: InRuntime, _access: FleetViewer, name: NamePath) -> Response:
-    view = await runtime.context.db.read(lambda session: hosts_admin.get(session, name))
+    now = runtime.context.clock.now()
+    view = await runtime.context.db.read(lambda session: hosts_admin.get(session, name, now=now))
     return json_response(dump(_shown(runtime, view)), etag=etag_of(view.host.version))
 
 

@@ -10,6 +10,8 @@ from starlette.responses import Response
 
 from trimtab_controller.api.fields import (
     Address4,
+    AddressOrNone,
+    BareAddress,
     Body,
     Bool,
     BridgeName,
@@ -54,7 +56,8 @@ class OuterBody(Part):
 class NetworkBody(Body):
     """`bridge` (and `bridges` by host) for kind bridge, `subnet` for nat, isolated and overlay, whose `mtu` is 1442 by default.
 
-    `subnet6` of an overlay network: guests make their addresses in it (`ipv6` slaac), or are given them (dhcp).
+    `subnet6` of an overlay network: guests make their addresses in it (`ipv6` slaac), or are given them (dhcp). `gateway` and `dns` of
+    a network on a bridge with a subnet: its LAN's router and DNS servers, which the seeds of its guests say with their addresses.
     """
 
     name: Name
@@ -71,6 +74,8 @@ class NetworkBody(Body):
     dhcp: Bool = False
     router: RouterOrNone = ""
     outer: OuterBody | None = None
+    gateway: AddressOrNone = ""
+    dns: Annotated[list[BareAddress], Field(max_length=networks.DNS_MAX, examples=[["192.0.2.53"]])] = Field(default_factory=list)
 
     def spec(self) -> networks.NetworkSpec:
         return networks.NetworkSpec(
@@ -90,6 +95,8 @@ class NetworkBody(Body):
                 if self.outer
                 else None
             ),
+            gateway=self.gateway,
+            dns=tuple(self.dns),
         )
 
 

@@ -141,6 +141,7 @@ async def explain_operation(runtime: InRuntime, access: Anyone, operation: Opera
                 vm_name=explained.view.operation.subject_name,
                 host_name=decision.chosen.host_name if decision.chosen else "",
                 decided_at=row.created_at,
+                fleet_revision=row.fleet_revision,
                 why_not="",
             )
         return OperationExplanation(operation=render_operation(explained.view), placement=placement)

@@ -185,13 +185,19 @@ async def end_maintenance(request: Request, access: FleetOperator, name: NamePat
 
 
 @router.get("/v1/failover-coverage", response_model=CoverageResource)
-async def get_coverage(runtime: InRuntime, _access: FleetViewer, by: Kinds = "", selector: SelectorText = "") -> Response:
-    """Tell for each failure domain which vms the rest of the fleet could not restart, and what vms on local disks would lose."""
+async def get_coverage(
+    runtime: InRuntime, _access: FleetViewer, by: Kinds = "", selector: SelectorText = "", vms: bool = False
+) -> Response:
+    """Tell for each failure domain which vms the rest of the fleet could not restart, and what vms on local disks would lose.
+
+    With `vms` every vm that runs is told of: covered or not, and why.
+    """
     labels, now = parse_pairs(selector, field="selector"), runtime.context.clock.now()
     estate, stakes = await runtime.context.db.read(
         lambda session: (survival.read(session, now=now), lost_disks.at_stake(session, now=now))
     )
-    found = await asyncio.to_thread(survival.coverage, estate, kinds=tuple(filter(None, by.split(","))), labels=labels)
+    kinds = tuple(filter(None, by.split(",")))
+    found = await asyncio.to_thread(survival.coverage, estate, kinds=kinds, labels=labels, by_vm=vms)
     return json_response(dump(render_coverage(found, stakes, at=now)))
 
 
@@ -246,5 +252,5 @@ async def fit_capacity(runtime: InRuntime, _access: FleetViewer, body: FitBody) 
         return survival.read(session, now=now), survival.resolve(session, wish)
 
     estate, without_ids = await runtime.context.db.read(read)
-    found = await asyncio.to_thread(survival.how_many, estate, wish, without_ids=without_ids)
-    return json_response(dump(render_fit(found, at=now)))
+    found, largest = await asyncio.to_thread(survival.how_many, estate, wish, without_ids=without_ids)
+    return json_response(dump(render_fit(found, largest, at=now)))

@@ -21,7 +21,7 @@ from trimtab_controller.api.resources.recovery_plans import (
     render_plan,
     render_preview,
 )
-from trimtab_controller.api.v1.backups import CpuModelOrAuto, ProjectOperator, ProjectViewer, Renamed
+from trimtab_controller.api.v1.backups import CpuModelOrAuto, ProjectOperator, ProjectViewer, Renamed, TcpPort
 from trimtab_controller.core.model import Actor
 from trimtab_controller.core.recovery_plans import Awaits, Group, Mode
 from trimtab_controller.services import recovery_plans
@@ -36,6 +36,8 @@ class GroupPart(Part):
     delay_s: Annotated[int, Field(strict=True, ge=0, le=86400, examples=[30])] = 0
     awaits: Awaits = Awaits.STARTED
     pattern: Annotated[str, Field(pattern=r"^[ -~]*$", max_length=200, examples=["login:"])] = ""
+    # Where its boot test is answered; a real run does not ask for it. 0: nowhere.
+    tcp: TcpPort = 0
     timeout_s: Annotated[int, Field(strict=True, ge=1, le=3600, examples=[300])] = 300
 
     def group(self) -> Group:
@@ -45,6 +47,7 @@ class GroupPart(Part):
             delay_s=self.delay_s,
             awaits=self.awaits,
             pattern=self.pattern,
+            tcp=self.tcp,
             timeout_s=self.timeout_s,
         )
 
@@ -56,6 +59,15 @@ class RecoveryPlanBody(Body):
     networks: Renamed = Field(default_factory=dict)
     pools: Renamed = Field(default_factory=dict)
     cpu_model: CpuModelOrAuto = "auto"
+
+
+class ImportBody(Body):
+    """A plan that the repository's backups know. What is renamed here goes before what the plan itself says."""
+
+    name: Name
+    repo: RefOrNone = ""
+    networks: Renamed = Field(default_factory=dict)
+    pools: Renamed = Field(default_factory=dict)
 
 
 class RunBody(Body):
@@ -88,6 +100,20 @@ async def create_recovery_plan(request: Request, access: ProjectOperator, body: 
         return answered(render_plan(view), status=201, version=view.plan.version)
 
     order = Order(request=request, access=access, wish=asked, verb="recovery_plan.create", body=body, name=body.name)
+    return await mutate(order, work)
+
+
+@router.post("/v1/projects/{project}/recovery-plans:import", status_code=201, response_model=RecoveryPlanResource)
+async def import_recovery_plan(request: Request, access: ProjectOperator, body: ImportBody, asked: Asked) -> Response:
+    """Write a plan down as the newest backup that knows it says it: on a fleet that has the repository and its key alone."""
+    owner = access.own_project
+    spec = recovery_plans.PlanSpec(name=body.name, groups=(), repo=body.repo, networks=body.networks, pools=body.pools)
+
+    def work(session: Session, _actor: Actor, now: datetime) -> Answer:
+        view = recovery_plans.import_from(session, spec, project=owner, now=now)
+        return answered(render_plan(view), status=201, version=view.plan.version)
+
+    order = Order(request=request, access=access, wish=asked, verb="recovery_plan.import", body=body, name=body.name)
     return await mutate(order, work)
 
 

@@ -1,6 +1,5 @@
 """What needs no project: health, version, how to join, where Prometheus finds its targets."""
 
-import importlib.metadata
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from trimtab_controller.api.render import dump, json_response
 from trimtab_controller.api.runtime import Runtime
 from trimtab_controller.api.security import requires
 from trimtab_controller.core.model import Role
+from trimtab_controller.release import RELEASE
 from trimtab_controller.services import health, hosts
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.store import hosts as host_store
@@ -68,7 +68,7 @@ async def get_health(request: Request, _access: Public) -> Response:
 
 @router.get("/v1/version", response_model=VersionResource)
 async def get_version(_access: Public) -> Response:
-    return json_response(dump(VersionResource(version=importlib.metadata.version("trimtab"), api="v1")))
+    return json_response(dump(VersionResource(version=RELEASE, api="v1")))
 
 
 @router.get("/v1/join", response_model=JoinResource)

@@ -7,7 +7,16 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from trimtab_controller.api.fields import BalloonMib, Body, CpuClassOrNone, MemoryMib, RefOrNone, Vcpus
+from trimtab_controller.api.fields import (
+    BalloonMib,
+    Body,
+    CpuClassOrNone,
+    MemoryMib,
+    RefOrNone,
+    StartGroupOrNone,
+    StartOrder,
+    Vcpus,
+)
 from trimtab_controller.api.params import Asked
 from trimtab_controller.api.paths import NamePath
 from trimtab_controller.api.resources.operations import OperationAnswer
@@ -50,12 +59,25 @@ class HaBody(Body):
     ha: Literal["restart", "none"] | None = None
     # Higher ones restart first.
     priority: Annotated[int, Field(strict=True, ge=-1000, le=1000, examples=[10])] | None = None
-    # So long after its host was proven off.
+    # So long after its host was proven off; in a start group, after those of lower order run.
     start_delay_s: Annotated[int, Field(strict=True, ge=0, le=86400, examples=[30])] | None = None
+    # A name within the project; '' takes it out.
+    start_group: StartGroupOrNone | None = None
+    # It starts once every kept vm of lower order in its group runs.
+    start_order: StartOrder | None = None
+
+    def wish(self) -> vm_ha.HaWish:
+        return vm_ha.HaWish(
+            ha=self.ha,
+            priority=self.priority,
+            start_delay_s=self.start_delay_s,
+            start_group=self.start_group,
+            start_order=self.start_order,
+        )
 
 
 class AttachBody(Body):
-    """Exactly one of the two."""
+    """One of the two, or both: they come together or not at all."""
 
     volume: RefOrNone = ""
     network: NicBody | None = None
@@ -112,22 +134,23 @@ async def set_ha(request: Request, access: ProjectOperator, name: NamePath, aske
         asked,
         body,
         "vm.set_ha",
-        lambda *parts: vm_ha.change(*parts, ha=body.ha, priority=body.priority, start_delay_s=body.start_delay_s),
+        lambda session, vm, caller: vm_ha.change(session, vm, caller, body.wish()),
     )
 
 
 @router.post(f"{_VM}:attach", status_code=202, response_model=OperationAnswer)
 async def attach_device(request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: AttachBody) -> Response:
-    """Give a vm a volume that no vm has, or a card on a network; a running guest gets it at once."""
-    owner, card = access.own_project, body.network
-
-    def act(session: Session, vm: Vm, caller: Caller) -> Operation:
-        _require_one("volume", body.volume, card)
-        if card is None:
-            return vm_devices.attach_volume(session, vm, caller, volume=body.volume, project=owner)
-        return vm_devices.attach_network(session, vm, caller, wish=card.wish(), project=owner)
-
-    return await run_verb(request, access, name, asked, body, "vm.attach", act)
+    """Give a vm a volume that no vm has, a card on a network, or both as one; a running guest gets them at once."""
+    owner, wish = access.own_project, body.network.wish() if body.network is not None else None
+    return await run_verb(
+        request,
+        access,
+        name,
+        asked,
+        body,
+        "vm.attach",
+        lambda *parts: vm_devices.attach(*parts, volume=body.volume, wish=wish, project=owner),
+    )
 
 
 @router.post(f"{_VM}:detach", status_code=202, response_model=OperationAnswer)

@@ -72,7 +72,7 @@ async def run_verb(
     owner = access.own_project
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
-        vm = vm_power.find(session, name, project=owner, with_deleted=verb == "vm.undelete")
+        vm = vm_power.find(session, name, project=owner, with_deleted=verb in {"vm.undelete", "vm.purge"})
         operation = act(session, vm, Caller(actor=actor, expected_version=asked.if_match, now=now))
         return accepted(OperationAnswer(operation=render(operation, project_name=owner.name)))
 
@@ -157,6 +157,14 @@ async def undelete_vm(
     return await run_verb(request, access, name, asked, body, "vm.undelete", vm_power.undelete)
 
 
+@router.post(f"{_VM}:purge", status_code=202, response_model=OperationAnswer)
+async def purge_vm(
+    request: Request, access: ProjectOperator, name: NamePath, asked: Asked, body: NoBody | None = None
+) -> Response:
+    """Remove a deleted vm for good, before its 24 h are over: its disks, addresses and quota are free again."""
+    return await run_verb(request, access, name, asked, body, "vm.purge", vm_power.purge)
+
+
 @router.get(f"{_VM}:explain", response_model=ExplanationResource)
 async def explain_vm(runtime: InRuntime, access: ProjectViewer, name: NamePath, why_not: HostQuery = "") -> Response:
     """Tell why the vm is where it is, host by host; `why_not` adds a sentence about one host."""
@@ -171,6 +179,7 @@ async def explain_vm(runtime: InRuntime, access: ProjectViewer, name: NamePath, 
             vm_name=vm.name,
             host_name=explained.host_name,
             decided_at=explained.decided_at,
+            fleet_revision=explained.fleet_revision,
             why_not=sentence,
         )
 

@@ -29,16 +29,18 @@ from trimtab_controller.api.fields import (
     Part,
     Ref,
     RefOrNone,
+    StartGroupOrNone,
+    StartOrder,
     Vcpus,
 )
 from trimtab_controller.api.lists import ListQuery
 from trimtab_controller.api.mutate import Order, accepted, answered, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
 from trimtab_controller.api.paths import NamePath
-from trimtab_controller.api.render import dump, dump_list, etag_of, json_response
+from trimtab_controller.api.render import dump, dump_list, etag_of, json_response, page_of
 from trimtab_controller.api.resources.common import ListOf
 from trimtab_controller.api.resources.operations import render
-from trimtab_controller.api.resources.vm_summaries import VmSummaryResource, render_summaries
+from trimtab_controller.api.resources.vm_summaries import VmSummaryResource
 from trimtab_controller.api.resources.vms import VmAnswer, VmResource, render_vm
 from trimtab_controller.api.runtime import Runtime
 from trimtab_controller.api.security import requires
@@ -107,7 +109,8 @@ class TolerationBody(Part):
 class VmBody(Body):
     """Boots from a new clone of `image`, or from `volume`, or is installed from `iso` onto an empty disk of `disk_bytes`.
 
-    `os` (a family: linux, windows, generic; or a name of osinfo's, such as win11) decides disks, cards, clock and firmware.
+    `os` (a family: linux, windows, generic; or a name of osinfo's, such as win11) decides disks, cards, clock and firmware, and the
+    memory where `memory_mib` is left out: what osinfo recommends for it, else its least; a family's own is 2048, 4096, 1024.
     """
 
     name: Name
@@ -123,7 +126,7 @@ class VmBody(Body):
     encrypted: Bool = False
     vcpus: Vcpus = 1
     vcpus_max: Vcpus | None = None
-    memory_mib: MemoryMib
+    memory_mib: MemoryMib | None = None
     memory_max_mib: MemoryMib | None = None
     # Its balloon may leave it so little while its host is short of memory; 0: it keeps all of it.
     balloon_min_mib: BalloonMib = 0
@@ -158,6 +161,9 @@ class VmBody(Body):
     ha: Literal["restart", "none"] = "none"
     priority: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = 0
     start_delay_s: Annotated[int, Field(strict=True, ge=0, le=86400, examples=[30])] = 0
+    # After a loss it starts once every kept vm of lower order in its start group runs, its delay after them.
+    start_group: StartGroupOrNone = ""
+    start_order: StartOrder | None = None
 
     def spec(self) -> vms.VmSpec:
         return vms.VmSpec(
@@ -166,7 +172,7 @@ class VmBody(Body):
             volume=self.volume,
             vcpus=self.vcpus,
             vcpus_max=self.vcpus_max,
-            memory_mib=self.memory_mib,
+            memory_mib=self.memory_mib or 0,
             memory_max_mib=self.memory_max_mib,
             disk_bytes=self.disk_bytes,
             pool=self.pool,
@@ -199,6 +205,8 @@ class VmBody(Body):
             ha=self.ha,
             priority=self.priority,
             start_delay_s=self.start_delay_s,
+            start_group=self.start_group,
+            start_order=self.start_order,
         )
 
 
@@ -245,8 +253,8 @@ async def _list_summaries(runtime: Runtime, access: Access, query: ListQuery, *,
         lambda session: vm_views.summaries(session, query.page, project_id=owner.id, with_deleted=with_deleted)
     )
     now, heard = runtime.context.clock.now(), runtime.context.heard()
-    items = render_summaries(found, project=owner.name, now=now, heard=heard)
-    return json_response(dump_list(VmSummaryResource, items, query.next_token(after)))
+    body = runtime.summaries.dump(found, project=owner.name, now=now, heard=heard)
+    return json_response(page_of(body, query.next_token(after)))
 
 
 @router.post("/v1/projects/{project}/vms", status_code=202, response_model=VmAnswer)
@@ -270,7 +278,7 @@ async def get_vm(runtime: InRuntime, access: ProjectViewer, name: NamePath) -> R
     owner = access.own_project
 
     def read(session: Session) -> VmView:
-        return vm_views.views(session, [vm_power.find(session, name, project=owner)])[0]
+        return vm_views.read(session, vm_power.find(session, name, project=owner).id)
 
     view = await runtime.context.db.read(read)
     resource = render_vm(view, now=runtime.context.clock.now(), heard=runtime.context.heard())

@@ -1,5 +1,6 @@
 """Volumes of a project."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -17,7 +18,7 @@ from trimtab_controller.api.resources.common import ListOf
 from trimtab_controller.api.resources.operations import OperationAnswer, render
 from trimtab_controller.api.resources.storage import VolumeAnswer, VolumeResource, render_volume
 from trimtab_controller.api.security import requires
-from trimtab_controller.core.model import Actor, Role
+from trimtab_controller.core.model import Actor, Operation, Role
 from trimtab_controller.services import volume_moves, volumes
 from trimtab_controller.services.authorise import Access, Scope
 from trimtab_controller.services.mutations import Answer
@@ -129,13 +130,25 @@ async def move_volume(request: Request, access: ProjectOperator, name: NamePath,
 @router.post("/v1/projects/{project}/volumes/{name}:undelete", status_code=202, response_model=OperationAnswer)
 async def undelete_volume(request: Request, access: ProjectOperator, name: NamePath, asked: Asked) -> Response:
     """Bring a deleted volume back within 24 h."""
-    owner = access.own_project
+    return await _run_on_deleted(
+        Order(request=request, access=access, wish=asked, verb="volume.undelete"), name, volumes.undelete
+    )
+
+
+@router.post("/v1/projects/{project}/volumes/{name}:purge", status_code=202, response_model=OperationAnswer)
+async def purge_volume(request: Request, access: ProjectOperator, name: NamePath, asked: Asked) -> Response:
+    """Remove a deleted volume's bytes now, before its 24 h are over."""
+    return await _run_on_deleted(Order(request=request, access=access, wish=asked, verb="volume.purge"), name, volumes.purge)
+
+
+async def _run_on_deleted(order: Order, name: str, act: Callable[..., Operation]) -> Response:
+    owner = order.access.own_project
 
     def work(session: Session, actor: Actor, now: datetime) -> Answer:
-        operation = volumes.undelete(session, name, project=owner, expected_version=asked.if_match, actor=actor, now=now)
+        operation = act(session, name, project=owner, expected_version=order.wish.if_match, actor=actor, now=now)
         return accepted(OperationAnswer(operation=render(operation, project_name=owner.name)))
 
-    return await mutate(Order(request=request, access=access, wish=asked, verb="volume.undelete"), work)
+    return await mutate(order, work)
 
 
 @router.post("/v1/projects/{project}/volumes/{name}:limit", status_code=202, response_model=OperationAnswer)

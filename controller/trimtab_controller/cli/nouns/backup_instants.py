@@ -76,6 +76,7 @@ def get_instant(session: Session, name: str) -> None:
     "--repo", metavar="NAME", shell_complete=completion.names_of("backup-repos"), help="Else the policy's, or the only one."
 )
 @click.option("--needs-filesystem", is_flag=True, help="Fail where a guest's file systems were not frozen.")
+@click.option("--needs-application", is_flag=True, help="Fail where the hook in a guest did not hold its applications.")
 @click.option(
     "--bandwidth", "bandwidth_mib_s", type=click.IntRange(0, 1_000_000), metavar="MIB/S", help="Each reads a second at most."
 )

@@ -96,6 +96,7 @@ POLICY = Resource(
         Column("keeps", "keep_last", lambda item, _now: _keeps(item)),
         Column("verify", "verify", lambda item, _now: _proof_wanted(item)),
         Column("vms", "vms"),
+        Column("demands", "needs_filesystem", lambda item, _now: _demands(item), is_wide=True),
         Column("zone", "zone", is_wide=True),
         Column("next", "next_at", is_wide=True),
     ),
@@ -136,6 +137,13 @@ STATUS = Resource(
         Column("last good id", "last_good", is_wide=True),
     ),
 )
+
+
+def _demands(item: Document) -> str:
+    """What of its guest a backup needs to be kept."""
+    if item.get("needs_application"):
+        return "application"
+    return "filesystem" if item.get("needs_filesystem") else ""
 
 
 def _keeps(item: Document) -> str:

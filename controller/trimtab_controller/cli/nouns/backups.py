@@ -210,6 +210,9 @@ _TCP_PORT = click.IntRange(1, 65535)
 @click.option("--verify-pattern", metavar="REGEX", help="With --verify boot: what the serial port shows.")
 @click.option("--verify-tcp", type=_TCP_PORT, metavar="PORT", help="With --verify boot: where the guest answers, on no network.")
 @click.option("--needs-filesystem", is_flag=True, default=None, help="Fail where the guest's file systems were not frozen.")
+@click.option(
+    "--needs-application", is_flag=True, default=None, help="Fail where the hook in the guest did not hold its applications."
+)
 @click.option("--bandwidth", "bandwidth_mib_s", type=click.IntRange(0, 1_000_000), metavar="MIB/S", help="Read a second at most.")
 @click.option("--together", "is_together", is_flag=True, help="All its vms at one instant, also across hosts.")
 @click.option(
@@ -254,6 +257,9 @@ def delete_policy(session: Session, name: str) -> None:
 )
 @click.option("--bandwidth", "bandwidth_mib_s", type=click.IntRange(0, 1_000_000), metavar="MIB/S", help="Read a second at most.")
 @click.option("--needs-filesystem", is_flag=True, default=None, help="Fail where the guest's file systems were not frozen.")
+@click.option(
+    "--needs-application", is_flag=True, default=None, help="Fail where the hook in the guest did not hold its applications."
+)
 @options.runs
 @click.pass_obj
 def run(session: Session, /, vm: str, **given: Any) -> None:

@@ -118,6 +118,9 @@ def status(session: Session) -> None:
 
 def _describe_status(found: Document) -> None:
     moment = render.now()
+    if found.get("database_behind"):
+        since = humanise.since(found.get("database_behind_since"), moment)
+        render.write_line(f"READ-ONLY ({since}): {humanise.plain(found['database_behind'])}")
     if found.get("is_paused"):
         render.write_line("PAUSED by an operator: nothing is fenced or restarted; `trimtab failover resume` ends that")
     if found.get("frozen"):
@@ -173,6 +176,24 @@ def release(session: Session, name: str, reason: str) -> None:
     session.confirm(f"Fence host {name} and restart its vms elsewhere although failover is frozen?")
     answer = resources.change(session, "POST", join("hosts", name) + ":release", {"reason": reason})
     resources.show_changed(session, FAILOVER, answer, f"host {name} is released: it is fenced and its vms restart elsewhere")
+
+
+@failover.command("trust-database")
+@_REASON
+@options.destroys
+@options.changes
+@click.pass_obj
+def trust_database(session: Session, reason: str) -> None:
+    """Say that the database is not older than the fleet, although a host proves it. If you are wrong, vms run twice.
+
+    For evidence that is an error: a host's journal that was damaged, or a PostgreSQL standby that lost its last second and was looked
+    at. After a restore run `trimtab-controller recover` instead.
+    """
+    session.confirm("Is this database surely not a copy of earlier? If it is, vms that moved since are started a second time.")
+    answer = resources.change(session, "POST", join("failover") + ":trust-database", {"reason": reason})
+    resources.show_changed(
+        session, FAILOVER, answer, "the database is trusted; the word of the hosts that spoke against it is not"
+    )
 
 
 # --- what hosts add ------------------------------------------------------------------------------------------------------------

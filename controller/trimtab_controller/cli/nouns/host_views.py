@@ -13,7 +13,28 @@ _UNRENEWED_SHARE = 0.4
 
 def _state(item: Document, _now: datetime) -> str:
     connectivity = str(item.get("connectivity") or "unknown")
+    if item.get("maintenance"):
+        return f"{connectivity}, in maintenance"
     return f"{connectivity}, cordoned" if item.get("is_cordoned") else connectivity
+
+
+def _maintenance(item: Document, moment: datetime) -> str:
+    """Return who holds it and since when; '' where nobody does."""
+    held = item.get("maintenance") or {}
+    tour = f", {held['plan']}" if held.get("plan") else ""
+    return f"held by {held.get('by')} since {humanise.since(held.get('since'), moment)}{tour}" if held else ""
+
+
+def _troubles(item: Document, now: datetime) -> str:
+    return "; ".join(_trouble(one, now) for one in item.get("troubles") or [])
+
+
+def _trouble(one: Mapping[str, Any], now: datetime) -> str:
+    """Say `network-degraded: bridge br0 has lost its carrier since 14:02 UTC`; of another day with its date."""
+    since = humanise.instant(one.get("since"))
+    form = "" if since is None else " since %H:%M UTC" if since.date() == now.date() else " since %Y-%m-%d %H:%M UTC"
+    kind = str(one.get("kind", "")).replace("storage-lost", "storage lost")
+    return f"{kind}: {one.get('message', '')}" + (since.strftime(form) if since is not None else "")
 
 
 def _heard(item: Document, now: datetime) -> str:
@@ -50,6 +71,7 @@ COLUMNS = (
     Column("vcpus", "vcpus.claimed", _vcpus),
     Column("memory", "memory_mib.claimed", _memory),
     Column("accel", "inventory.accelerator"),
+    Column("problem", "troubles", _troubles),
     Column("id", "id", is_wide=True),
     Column("address", "agent_address", is_wide=True),
     Column("cpu", "inventory.cpu_model", is_wide=True),
@@ -69,6 +91,8 @@ def describe(item: Document) -> None:
             ("name", str(item.get("name", ""))),
             ("id", str(item.get("id", ""))),
             ("state", f"{_state(item, moment)} since {humanise.since(item.get('connectivity_at'), moment) or 'unknown'}"),
+            ("maintenance", _maintenance(item, moment)),
+            *(("problem", humanise.plain(_trouble(one, moment))) for one in item.get("troubles") or []),
             ("heard of", _heard(item, moment)),
             ("class", str(item.get("host_class", ""))),
             ("labels", render.as_text(item.get("labels"))),
@@ -102,13 +126,14 @@ def _protection(protection: Mapping[str, Any], moment: datetime) -> None:
         return
     render.heading("protection")
     armed = "armed" if protection.get("is_warden_armed") else "NOT ARMED: only power off or an operator proves this host off"
-    kill_s = protection.get("kill_s")
+    kill_s, rate_ppm = protection.get("kill_s"), protection.get("clock_rate_ppm")
+    rate = f", its clock is {rate_ppm:+d} ppm off" if rate_ppm else ""
     victims = ", ".join(protection.get("would_kill") or []) or "no vm"
     missing = ", ".join(protection.get("warden_missing") or [])
     render.pairs(
         [
             ("lease", f"number {protection.get('lease_number', 0)}, renewed {humanise.ago(protection.get('lease_age_s'))}"),
-            ("warden", armed + (f" ({missing})" if missing else "") + (f", kills within {kill_s:g} s" if kill_s else "")),
+            ("warden", armed + (f" ({missing})" if missing else "") + (f", kills within {kill_s:g} s{rate}" if kill_s else "")),
             ("would kill", victims),
             ("beacon", _beacon(protection)),
         ],
@@ -211,9 +236,19 @@ def _capabilities(inventory: Mapping[str, Any], item: Document, moment: datetime
         ("arch", str(inventory.get("arch") or "")),
         ("kernel", str(inventory.get("kernel") or "")),
         ("versions", _versions(inventory)),
+        ("qemu", _qemus(inventory)),
         ("observed", humanise.since(item.get("inventory_at"), moment) or "unknown"),
     ]
     render.pairs([(key, humanise.plain(value)) for key, value in entries], indent="  ")
+
+
+def _qemus(inventory: Mapping[str, Any]) -> str:
+    """Say which QEMU is installed where guests run another; '' where none does."""
+    others = inventory.get("guest_qemus") or {}
+    if not others:
+        return ""
+    builds = ", ".join(sorted({str(one) or "unknown" for one in others.values()}))
+    return f"{inventory.get('qemu_build')} is installed; guests with another until they move or stop: {len(others)} ({builds})"
 
 
 def _versions(inventory: Mapping[str, Any]) -> str:

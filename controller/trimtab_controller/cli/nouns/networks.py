@@ -30,6 +30,8 @@ _COLUMNS = (
     Column("dhcp", "dhcp"),
     Column("router", "router", is_wide=True),
     Column("outer", "outer", lambda item, _now: _outer(item), is_wide=True),
+    Column("gateway", "gateway", is_wide=True),
+    Column("dns", "dns", lambda item, _now: ",".join(item.get("dns") or ()), is_wide=True),
     Column("project", "project", lambda item, _now: "shared" if item.get("is_shared") else str(item.get("project") or "")),
     Column("id", "id", is_wide=True),
     Column("hosts", "hosts", lambda item, _now: _hosts(item), is_wide=True),
@@ -102,7 +104,10 @@ def get_network(session: Session, name: str, is_shared: bool) -> None:
 @click.option("--dhcp/--no-dhcp", "has_dhcp", default=None, help="Answer DHCP (nat, isolated and overlay).")
 @click.option("--router", metavar="NAME", help="Let overlay networks that name the same one reach each other.")
 @click.option("--outer", "is_outer", is_flag=True, help="The way out of overlay networks, which no vm is on itself.")
-@click.option("--gateway", metavar="ADDRESS", help="Its router, of --outer.")
+@click.option("--gateway", metavar="ADDRESS", help="The router of its LAN: of --outer, or of --bridge with --subnet.")
+@click.option(
+    "--dns", multiple=True, metavar="ADDRESS", help="A DNS server of the LAN, of --bridge with --subnet; repeats, up to 3."
+)
 @click.option("--range", "outer_range", metavar="FIRST-LAST", help="Its addresses for routers and floating ones, of --outer.")
 @_shared
 @options.runs
@@ -124,6 +129,7 @@ def create(
     router: str | None,
     is_outer: bool,
     gateway: str | None,
+    dns: Sequence[str],
     outer_range: str | None,
     is_shared: bool,
 ) -> None:
@@ -131,6 +137,8 @@ def create(
     kinds = {"bridge": bool(bridge or bridges), "nat": is_nat, "isolated": is_isolated, "overlay": is_overlay}
     if sum(kinds.values()) != 1:
         raise usage("give one of --bridge (or --bridge-on), --nat, --isolated and --overlay, for example --bridge br0")
+    if gateway and not is_outer and not subnet:
+        raise usage("--gateway goes with --subnet, which it is in, for example --subnet 192.0.2.0/24 --gateway 192.0.2.1")
     body: dict[str, Any] = {"name": name, "kind": next(kind for kind, is_it in kinds.items() if is_it)}
     optional = {
         "bridge": bridge,
@@ -143,6 +151,8 @@ def create(
         "dhcp": has_dhcp,
         "router": router,
         "outer": _given_outer(is_outer, gateway, outer_range),
+        "gateway": None if is_outer else gateway,
+        "dns": list(dns) or None,
     }
     body.update({key: value for key, value in optional.items() if value is not None})
     resource = _resource(is_shared)
@@ -159,7 +169,7 @@ def create(
 
 def _given_outer(is_outer: bool, gateway: str | None, outer_range: str | None) -> dict[str, str] | None:
     first, _, last = (outer_range or "").partition("-")
-    if not is_outer and not gateway and not outer_range:
+    if not is_outer and not outer_range:
         return None
     if not (is_outer and gateway and first and last):
         raise usage("--outer, --gateway and --range go together, for example --gateway 192.0.2.1 --range 192.0.2.100-192.0.2.199")

@@ -33,13 +33,15 @@ def _describe(item: Document) -> None:
         ]
     )
     render.heading("groups")
-    rows = [
-        [str(one["name"]), ", ".join(one["vms"]), f"{one['delay_s']}s", str(one["pattern"] or one["awaits"])]
-        for one in item.get("groups") or []
-    ]
+    rows = [[str(one["name"]), ", ".join(one["vms"]), f"{one['delay_s']}s", _awaited(one)] for one in item.get("groups") or []]
     render.table(["GROUP", "VMS", "AFTER", "AWAITS"], rows)
     if item.get("last_run"):
         _show_run(item["last_run"])
+
+
+def _awaited(group: Document) -> str:
+    shown = str(group["pattern"] or group["awaits"])
+    return f"{shown}; tcp {group['tcp']} in tests" if group.get("tcp") else shown
 
 
 def _show_run(run: Document) -> None:
@@ -77,6 +79,14 @@ _mode = click.option(
     "--mode", type=click.Choice(["test", "real"]), default="test", show_default=True, help="Boot tests, or for real."
 )
 
+_repo = click.option("--repo", metavar="NAME", shell_complete=completion.names_of("backup-repos"), help="Else the only one.")
+_networks = click.option(
+    "--network", "networks", type=PairType("lan=lan2"), multiple=True, help="Network in the backups = one here; repeats."
+)
+_pools = click.option(
+    "--pool", "pools", type=PairType("local=fast"), multiple=True, help="Pool in the backups = one here; repeats."
+)
+
 
 @click.group()
 def recovery() -> None:
@@ -111,17 +121,23 @@ def get_plan(session: Session, name: str) -> None:
     "--group", "groups", multiple=True, metavar="NAME=VM,VM", type=PairType("data=db1,db2"), help="In their order; repeats."
 )
 @click.option(
-    "--file", "file", type=click.File("r"), metavar="FILE", help="Groups as YAML, with delay_s, awaits, pattern, timeout_s."
+    "--file", "file", type=click.File("r"), metavar="FILE", help="Groups as YAML, with delay_s, awaits, pattern, tcp, timeout_s."
 )
-@click.option("--repo", metavar="NAME", shell_complete=completion.names_of("backup-repos"), help="Else the only one.")
+@_repo
 @click.option("--awaits", type=click.Choice(["started", "agent"]), help="Of groups given by --group: what counts as back.")
 @click.option(
-    "--network", "networks", type=PairType("lan=lan2"), multiple=True, help="Network in the backups = one here; repeats."
+    "--tcp",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Of groups given by --group: where a boot test is answered; a real run does not ask.",
 )
-@click.option("--pool", "pools", type=PairType("local=fast"), multiple=True, help="Pool in the backups = one here; repeats.")
+@_networks
+@_pools
 @options.changes
 @click.pass_obj
-def create_plan(session: Session, /, name: str, groups: Any, file: Any, awaits: str | None, **given: Any) -> None:
+def create_plan(
+    session: Session, /, name: str, groups: Any, file: Any, awaits: str | None, tcp: int | None, **given: Any
+) -> None:
     """Write a plan down. Each group begins once the one before shows what is awaited of it.
 
     \b
@@ -129,7 +145,10 @@ def create_plan(session: Session, /, name: str, groups: Any, file: Any, awaits: 
     """
     if bool(groups) == (file is not None):
         raise usage("give groups by --group, or all of them by --file")
-    wanted = [{"name": key, "vms": vms.split(","), **({"awaits": awaits} if awaits else {})} for key, vms in groups]
+    shown = {key: value for key, value in (("awaits", awaits), ("tcp", tcp)) if value}
+    if shown and file is not None:
+        raise usage(f"--{next(iter(shown))} is of groups given by --group; of {file.name} each group says its own")
+    wanted = [{"name": key, "vms": vms.split(","), **shown} for key, vms in groups]
     if file is not None:
         import yaml  # here alone, since every other command starts faster without it
 
@@ -141,6 +160,28 @@ def create_plan(session: Session, /, name: str, groups: Any, file: Any, awaits: 
         body["repo"] = given["repo"]
     answer = resources.change(session, "POST", PLAN.place(session), body)
     resources.show_changed(session, PLAN, answer, f"recovery plan {name} is made; `trimtab recovery plan run {name}` tests it")
+
+
+@plan.command("import")
+@click.argument("name")
+@_repo
+@_networks
+@_pools
+@options.changes
+@click.pass_obj
+def import_plan(session: Session, /, name: str, repo: str | None, networks: Any, pools: Any) -> None:
+    """Write a plan down as the repository's newest backup that knows it says it: where the database that had it is gone.
+
+    \b
+    trimtab recovery plan import site --repo found --network lan=lan2
+    """
+    body: dict[str, Any] = {"name": name, "networks": dict(networks), "pools": dict(pools)}
+    if repo:
+        body["repo"] = repo
+    answer = resources.change(session, "POST", PLAN.place(session, verb="import"), body)
+    resources.show_changed(
+        session, PLAN, answer, f"recovery plan {name} is taken over; `trimtab recovery plan run {name} --dry-run` looks at it"
+    )
 
 
 @plan.command("run")

@@ -331,3 +331,17 @@ def undelete_volume(session: Session, name: str) -> None:
     trimtab volume undelete data1
     """
     resources.run(session, "POST", VOLUME.place(session, name, verb="undelete"), sentence=lambda _: f"volume {name} is back")
+
+
+@volume.command("purge")
+@click.argument("name")
+@options.destroys
+@options.runs
+@click.pass_obj
+def purge_volume(session: Session, name: str) -> None:
+    """Remove a deleted volume for good, before its 24 h are over.
+
+    trimtab volume purge data1
+    """
+    session.confirm(f"Remove deleted volume {name} of project {session.project} for good?")
+    resources.run(session, "POST", VOLUME.place(session, name, verb="purge"), sentence=lambda _: f"volume {name} is gone")

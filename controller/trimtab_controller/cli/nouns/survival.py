@@ -52,11 +52,13 @@ def failover() -> None:
 @click.option(
     "-l", "--selector", "labels", type=PairType("rack=r2"), multiple=True, help="Only the domain of this label; repeats."
 )
+@click.option("--vms", "by_vm", is_flag=True, help="Every vm that runs: covered or not, and why.")
 @options.reads
 @click.pass_obj
-def check(session: Session, kinds: Sequence[str], labels: Sequence[tuple[str, str]]) -> None:
+def check(session: Session, kinds: Sequence[str], labels: Sequence[tuple[str, str]], by_vm: bool) -> None:
     """Tell which vms the rest of the fleet could not restart, and why. Exit code 3 where there are some."""
     given = {"by": ",".join(kinds), "selector": ",".join(f"{key}={value}" for key, value in labels)}
+    given |= {"vms": "true"} if by_vm else {}
     found: Document = session.client.get(join("failover-coverage"), {key: value for key, value in given.items() if value} or None)
     if session.is_machine_output:
         render.show_one(session, found, ())
@@ -74,7 +76,9 @@ def check(session: Session, kinds: Sequence[str], labels: Sequence[tuple[str, st
 
 def _tell(found: Document) -> None:
     domains = found.get("domains") or []
-    for domain in domains:
+    for one in found.get("vms") or []:
+        render.write_line(f"{one['vm']}: {'not covered' if one['coverage'] == 'uncovered' else one['coverage']}: {one['reason']}")
+    for domain in domains if not found.get("vms") else ():
         for one in domain.get("uncovered") or []:
             render.write_line(f"{domain['kind']} {domain['name']}: {one['vm']}: {one['reason']}")
     for one in found.get("local_vms") or []:
@@ -106,7 +110,11 @@ def capacity() -> None:
 @options.reads
 @click.pass_obj
 def get_capacity(session: Session, by: str | None) -> None:
-    """Show what is free, used and stranded, and the largest vm that still fits."""
+    """Show what is free, used and stranded, and the largest plain vm that still fits.
+
+    A plain vm tolerates no taint, is of no project that has hosts of its own, asks for nothing special, and has a disk on any pool
+    that is ready on its host and not full. Ask `trimtab vm create --dry-run` about any other.
+    """
     found: Document = session.client.get(join("capacity"), {"by": by} if by else None)
     render.show_list(session, found.get("items") or [], _FIGURES, empty="the fleet has no hosts")
 
@@ -141,6 +149,8 @@ def fit(
     else:
         least = "at least " if found.get("is_capped") else ""
         render.write_line(f"{least}{found['count']} more vms of {vcpus} vcpus and {humanise.mib(memory_mib)} fit")
+        if found.get("largest_by_memory"):
+            render.write_line(f"the largest that fits: {_largest(found)}")
         for name in found.get("homeless") or []:
             render.write_line(f"vm {name} would have no place")
     if not found["count"]:

@@ -14,6 +14,7 @@ from trimtab_controller.cli.session import Session
 from trimtab_controller.cli.values import PairType
 
 _VM = Resource(noun="vm", collection="vms", columns=COLUMNS, describe=describe)
+_ACCEPTED = "Take over what it runs with: vcpus, memory, limits of a disk, a card that came, a card or disk that is gone."
 _name = click.argument("name", shell_complete=completion.names_of("vms"))
 
 
@@ -82,7 +83,12 @@ def diff(session: Session, name: str) -> None:
 
 @click.command()
 @_name
-@click.option("--accept", "mode", flag_value="accept", help="Take over the vcpus and memory that it runs with.")
+@click.option(
+    "--accept",
+    "mode",
+    flag_value="accept",
+    help=_ACCEPTED,
+)
 @click.option("--revert", "mode", flag_value="revert", help="Put back what the vm shall be; what cannot live, at its next stop.")
 @options.runs
 @click.pass_obj

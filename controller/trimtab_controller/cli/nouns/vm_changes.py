@@ -6,7 +6,7 @@ import click
 
 from trimtab_controller.cli import completion, options, resources
 from trimtab_controller.cli.errors import usage
-from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, resources_line, shape, waiting
+from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, resources_line, shape, start_group, waiting
 from trimtab_controller.cli.render import Document
 from trimtab_controller.cli.resources import Resource
 from trimtab_controller.cli.session import Session
@@ -56,17 +56,23 @@ def resize(session: Session, name: str, vcpus: int | None, memory: int | None, i
 @options.runs
 @click.pass_obj
 def attach(session: Session, name: str, volume: str | None, nic: NicWish | None) -> None:
-    """Give a vm a volume or a network card, at once where it runs.
+    """Give a vm a volume, a network card or both, at once where it runs. Both come, or neither.
 
     trimtab vm attach web1 --volume data1
 
-    trimtab vm attach web1 --network lan,ip=10.0.0.5
+    trimtab vm attach web1 --volume data1 --network lan,ip=10.0.0.5
     """
-    if bool(volume) == bool(nic):
-        raise usage("give either --volume or --network, for example --volume data1")
-    body: dict[str, Any] = {"volume": volume} if nic is None else {"network": nic.as_json()}
-    what = f"volume {volume}" if nic is None else f"a card on network {nic.network}"
-    _change(session, name, "attach", body, f"vm {name} has {what}")
+    body: dict[str, Any] = {}
+    said = []
+    if volume:
+        body["volume"] = volume
+        said.append(f"volume {volume}")
+    if nic is not None:
+        body["network"] = nic.as_json()
+        said.append(f"a card on network {nic.network}")
+    if not body:
+        raise usage("give --volume, --network or both, for example --volume data1")
+    _change(session, name, "attach", body, f"vm {name} has {' and '.join(said)}")
 
 
 @click.command()
@@ -138,14 +144,13 @@ def set_resources(session: Session, name: str, *, balloon_min: int | None, cpu_c
     )
 
 
-def set_ha(session: Session, name: str, *, ha: str | None, priority: int | None, start_delay_s: int | None) -> None:
-    """Say whether a vm restarts elsewhere, and how early, and wait until its host knows."""
-    wished = {"ha": ha, "priority": priority, "start_delay_s": start_delay_s}
+def set_ha(session: Session, name: str, wished: dict[str, Any]) -> None:
+    """Say whether a vm restarts elsewhere, how early and after whom, and wait until its host knows."""
     resources.run(
         session,
         "POST",
         _VM.place(session, name, verb="ha"),
-        {key: value for key, value in wished.items() if value is not None},
+        wished,
         reread=lambda: resources.read(session, _VM, name),
         sentence=_survival,
         resource=_VM,
@@ -153,7 +158,9 @@ def set_ha(session: Session, name: str, *, ha: str | None, priority: int | None,
 
 
 def _survival(item: Document) -> str:
+    name, group = item.get("name"), start_group(item)
     if item.get("ha") != "restart":
-        return f"vm {item.get('name')} stays down when its host dies"
+        return f"vm {name} stays down when its host dies" + (f" (start group {group})" if group else "")
     delay = f", {item['start_delay_s']} s after" if item.get("start_delay_s") else ""
-    return f"vm {item.get('name')} restarts elsewhere when its host dies{delay}; priority {item.get('priority')}"
+    place = f"; start group {group}" if group else ""
+    return f"vm {name} restarts elsewhere when its host dies{delay}; priority {item.get('priority')}{place}"

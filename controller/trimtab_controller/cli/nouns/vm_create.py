@@ -6,11 +6,12 @@ from typing import Any, TypeVar
 
 import click
 
-from trimtab_controller.cli import completion, options, resources
+from trimtab_controller.cli import completion, humanise, options, resources
 from trimtab_controller.cli.errors import CommandFailed, usage
 from trimtab_controller.cli.nouns import vm_wishes
 from trimtab_controller.cli.nouns.templates import create_from_template
 from trimtab_controller.cli.nouns.vm_views import COLUMNS, describe, outcome
+from trimtab_controller.cli.render import Document
 from trimtab_controller.cli.resources import Resource
 from trimtab_controller.cli.session import Session
 from trimtab_controller.cli.values import DISK_SIZE, MEMORY, DurationType, NicType, NicWish, PairType
@@ -55,7 +56,7 @@ def _template_options(function: F) -> F:
 @click.option("--secure-boot", is_flag=True, help="UEFI that starts signed systems only.")
 @click.option("--vcpus", type=click.IntRange(1, 1024), default=1, show_default=True, help="Virtual CPUs.")
 @click.option("--vcpus-max", type=click.IntRange(1, 1024), help="So many may be added while it runs.")
-@click.option("--memory", type=MEMORY, metavar="SIZE", help="For example 96MiB, 2GiB; not with --template.")
+@click.option("--memory", type=MEMORY, metavar="SIZE", help="For example 96MiB, 2GiB; else what --os wants.")
 @click.option("--memory-max", type=MEMORY, metavar="SIZE", help="So much may be given while it runs.")
 @click.option("--disk", type=DISK_SIZE, metavar="SIZE", help="Size of the boot disk, for example 20GiB; else the image's.")
 @click.option("--pool", metavar="NAME", shell_complete=completion.names_of("pools"), help="Where its disks live.")
@@ -75,7 +76,7 @@ def _template_options(function: F) -> F:
     "--start-delay",
     "start_delay_s",
     type=DurationType(maximum="1d", example="30s"),
-    help="Restart it so long after its host was proven off; else 0s.",
+    help="Restart it so long after its host was proven off, in a start group after those before it; else 0s.",
 )
 @click.option("--label", "labels", type=PairType("tier=web"), multiple=True, help="A label; repeats.")
 @click.option("--hostname", metavar="NAME", help="By cloud-init; else the vm's name.")
@@ -123,9 +124,9 @@ def create(
 
     trimtab vm create web1 --image debian --vcpus 2 --memory 2GiB --network default
 
-    trimtab vm create win1 --iso win11 --os win11 --disk 60GiB --memory 4GiB --tpm --secure-boot
+    trimtab vm create win1 --iso win11 --os windows --disk 60GiB --tpm --secure-boot
     """
-    _check_source(name, image, volume, iso, memory=memory, disk=disk)
+    _check_source(name, image, volume, iso, memory=memory, guest_os=guest_os, disk=disk)
     if _of_template(session, name, (image, volume, iso, memory, disk, nics, firmware), pool=pool, to_host=to_host, start=start):
         return
     optional: dict[str, Any] = {
@@ -151,7 +152,7 @@ def create(
         "seed": _seed(hostname=hostname, user_data=user_data, network_config=network_config, ssh_keys=ssh_keys) or None,
         **vm_wishes.given(click.get_current_context()),
     }
-    _create(session, name, {"name": name, "vcpus": vcpus, "memory_mib": memory, "start": start} | _given(optional))
+    _create(session, name, {"name": name, "vcpus": vcpus, "start": start} | _given({"memory_mib": memory, **optional}))
 
 
 def _given(optional: dict[str, Any]) -> dict[str, Any]:
@@ -187,19 +188,36 @@ def _survival(ha: str | None, priority: int | None, start_delay_s: int | None) -
 
 
 def _check_source(
-    name: str, image: str | None, volume: str | None, iso: str | None, *, memory: int | None, disk: int | None
+    name: str,
+    image: str | None,
+    volume: str | None,
+    iso: str | None,
+    *,
+    memory: int | None,
+    guest_os: str | None,
+    disk: int | None,
 ) -> None:
     if _TEMPLATE in click.get_current_context().meta:
         return
-    if not name or memory is None:
-        raise usage("give a name and --memory, for example trimtab vm create web1 --image debian --memory 2GiB")
+    if not name:
+        raise usage("give a name, for example trimtab vm create web1 --image debian --memory 2GiB")
+    if memory is None and not guest_os:
+        raise usage("give --memory, or --os and its own word counts, for example --memory 2GiB", hint="trimtab vm create --help")
     if [bool(image), bool(volume), bool(iso)].count(True) != 1:
         raise usage("give either --image, --volume or --iso, for example --image debian", hint="trimtab image list")
     if iso and disk is None:
         raise usage("--iso needs --disk, the size of the disk to install onto, for example --disk 20GiB")
 
 
+def _created(item: Document, *, guest_os: str) -> str:
+    """Return the sentence after a create; where the system (`guest_os`) chose the memory, how much."""
+    memory_mib = (item.get("shape") or {}).get("memory_mib")
+    chosen = f"; {humanise.mib(memory_mib)} of memory, as {guest_os} wants" if guest_os and memory_mib else ""
+    return outcome(item) + chosen
+
+
 def _create(session: Session, name: str, body: dict[str, Any]) -> None:
+    chooser = "" if "memory_mib" in body else str(body.get("os", ""))
     vm = Resource(noun="vm", collection="vms", columns=COLUMNS, describe=describe)
     try:
         resources.run(
@@ -208,7 +226,7 @@ def _create(session: Session, name: str, body: dict[str, Any]) -> None:
             vm.place(session),
             body,
             reread=lambda: resources.read(session, vm, name),
-            sentence=outcome,
+            sentence=lambda item: _created(item, guest_os=chooser),
             resource=vm,
         )
     except CommandFailed as error:

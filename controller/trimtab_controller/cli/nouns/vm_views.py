@@ -105,6 +105,9 @@ def describe(item: Document) -> None:
             ("now", activity(item, moment) if item.get("operation") else ""),
             ("shape", _shape_line(form)),
             ("resources", resources_line(form, left_mib=render.at(item, "observed.balloon_mib"))),
+            ("host loss", _survival(item)),
+            ("start group", start_group(item)),
+            ("qemu", _qemu(item)),
             ("cpu", " ".join(str(form[key]) for key in ("os", "arch", "machine", "cpu_model", "firmware") if form.get(key))),
             ("image", str(item.get("image") or "")),
             ("cdrom", str(item.get("cdrom") or "empty") if item.get("cdrom") is not None else ""),
@@ -122,6 +125,11 @@ def describe(item: Document) -> None:
     )
     _parts("disks", item.get("volumes") or [], ("index", "name", "pool", "size_bytes"))
     _parts("nics", item.get("nics") or [], ("index", "network", "network_kind", "mac", "addresses", "floating", "id"))
+
+
+def _qemu(item: Document) -> str:
+    running, installed = (str(render.at(item, f"observed.{name}") or "") for name in ("qemu", "installed_qemu"))
+    return f"runs {running}, its host has {installed}: until it moves or stops" if running else ""
 
 
 def shape(form: Mapping[str, Any]) -> str:
@@ -146,6 +154,19 @@ def resources_line(form: Mapping[str, Any], *, left_mib: int | None = None) -> s
     left = f" (leaves it {humanise.mib(left_mib)})" if left_mib else ""
     parts += [f"a balloon down to {humanise.mib(form['balloon_min_mib'])}{left}"] if form.get("balloon_min_mib") else []
     return ", ".join(parts)
+
+
+def _survival(item: Document) -> str:
+    """Return `restart, priority 10, 30 s after`: what becomes of it when its host dies; '' where nothing was said of it."""
+    if not item.get("ha") or (item["ha"] == "none" and not item.get("priority")):
+        return ""
+    delay = f", {item['start_delay_s']} s after" if item.get("start_delay_s") else ""
+    return f"{item['ha']}, priority {item.get('priority', 0)}{delay}"
+
+
+def start_group(item: Document) -> str:
+    """Return `shop, order 2`; '' where it is in none."""
+    return f"{item['start_group']}, order {item.get('start_order', 0)}" if item.get("start_group") else ""
 
 
 def waiting(form: Mapping[str, Any]) -> str:
@@ -191,6 +212,7 @@ DECISION_COLUMNS = (
     Column("host", "host"),
     Column("policy", "policy"),
     Column("decided_at", "decided_at"),
+    Column("fleet_revision", "fleet_revision"),
     Column("summary", "summary"),
     Column("verdicts", "verdicts"),
 )
@@ -204,8 +226,10 @@ def _say_decision(decision: Document, verdicts: Sequence[Mapping[str, Any]], nam
         render.write_line(humanise.plain(decision["summary"]))
     policy = f" by policy {decision['policy']}" if decision.get("policy") else ""
     decided = humanise.since(decision.get("decided_at"), moment)
+    revision = decision.get("fleet_revision")
+    known = f", on what events up to {revision} told" if revision is not None else ""
     if decided or policy:
-        render.write_line(f"decided {decided}{policy}")
+        render.write_line(f"decided {decided}{policy}{known}")
     ordered = sorted(verdicts, key=lambda one: (one.get("host") != chosen, not one.get("fits"), -(one.get("score") or 0.0)))
     rows = []
     for one in ordered:

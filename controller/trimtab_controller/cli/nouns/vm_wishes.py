@@ -40,6 +40,12 @@ _OPTIONS = (
         help="An image in a second drive: drivers that the installer asks for.",
     ),
     _option("--encrypt", is_flag=True, help="Its disk lies encrypted; of an image it is a copy then, not a linked clone."),
+    _option("--start-group", metavar="NAME", help="After a loss vms of one start group start in order."),
+    _option(
+        "--start-order",
+        type=click.IntRange(0, 1000),
+        help="It starts once all kept ones of lower order in its group run; else 0.",
+    ),
     _option("--group", metavar="NAME", shell_complete=completion.names_of("vm-groups"), help="A member of this vm group."),
     _option(
         "--secgroup",
@@ -73,6 +79,8 @@ def given(ctx: click.Context) -> dict[str, Any]:
         "drivers_iso": wishes["drivers_iso"],
         "encrypted": wishes["encrypt"] or None,
         "group": wishes["group"],
+        "start_group": wishes["start_group"],
+        "start_order": wishes["start_order"],
         "secgroups": list(wishes["secgroups"]) or None,
     }
 

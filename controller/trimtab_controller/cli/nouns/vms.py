@@ -100,7 +100,10 @@ def get_vm(session: Session, name: str) -> None:
 @click.option("--ha", type=click.Choice(["restart", "none"]), help="Whether it restarts elsewhere when its host dies.")
 @click.option("--priority", type=click.IntRange(-1000, 1000), help="Higher ones restart first.")
 @click.option("--start-delay", "start_delay_s", type=DurationType(maximum="1d", example="30s"),
-              help="Restart it so long after its host was proven off.")  # fmt: skip
+              help="Restart it so long after its host was proven off, in a start group after those before it.")  # fmt: skip
+@click.option("--start-group", metavar="NAME", help="After a loss vms of one start group start in order; '' takes it out.")
+@click.option("--start-order", type=click.IntRange(0, 1000), help="It starts once all kept ones of lower order in its group run.")
+@click.option("--no-start-group", is_flag=True, help="Out of its start group.")
 @click.option("--no-drivers-iso", is_flag=True, help="Take the drive with drivers away, at its next start.")
 @options.runs
 @click.pass_obj
@@ -118,6 +121,9 @@ def update(
     ha: str | None,
     priority: int | None,
     start_delay_s: int | None,
+    start_group: str | None,
+    start_order: int | None,
+    no_start_group: bool,
     no_drivers_iso: bool,
 ) -> None:
     """Change a vm's labels, what a drain may do with it, the policy that backs it up, what may reach it, what it gets of its host,
@@ -125,14 +131,20 @@ def update(
 
     \b
     trimtab vm update db --ha restart --priority 10 --start-delay 30s
+    trimtab vm update web1 --start-group shop --start-order 2
     """
     body: dict[str, Any] = _given({"drain_policy": drain_policy, "backup_policy": backup_policy})
     if no_drivers_iso:
         body["drivers_iso"] = ""
-    if ha is not None or priority is not None or start_delay_s is not None:
+    if no_start_group and (start_group or start_order is not None):
+        raise usage("give either --start-group and --start-order or --no-start-group")
+    survival = {"ha": ha, "priority": priority, "start_delay_s": start_delay_s}
+    survival |= {"start_group": "" if no_start_group else start_group, "start_order": start_order}
+    if _given(survival):
         if body or labels or unset or groups or no_secgroups or balloon_min is not None or cpu_class is not None:
-            raise usage("what becomes of a vm without its host changes by itself; give --ha, --priority and --start-delay alone")
-        set_ha(session, name, ha=ha, priority=priority, start_delay_s=start_delay_s)
+            options_of_it = "--ha, --priority, --start-delay, --start-group and --start-order"
+            raise usage(f"what becomes of a vm without its host changes by itself; give {options_of_it} alone")
+        set_ha(session, name, _given(survival))
         return
     if balloon_min is not None or cpu_class is not None:
         if body or labels or unset or groups or no_secgroups:
@@ -262,6 +274,21 @@ def delete(session: Session, name: str) -> None:
 def undelete(session: Session, name: str) -> None:
     """Bring a deleted vm back, stopped."""
     _run(session, name, "undelete", {})
+
+
+@vm.command()
+@click.argument("name")
+@options.destroys
+@options.runs
+@click.pass_obj
+def purge(session: Session, name: str) -> None:
+    """Remove a deleted vm and its disks for good, before its 24 h are over.
+
+    trimtab vm purge web1
+    """
+    session.confirm(f"Remove the disks of deleted vm {name} of project {session.project} for good?")
+    sentence = f"vm {name} and its disks are gone"
+    resources.run(session, "POST", VM.place(session, name, verb="purge"), {}, sentence=lambda _operation: sentence)
 
 
 @vm.command()

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from trimtab_controller.core.doctor.model import Finding, FleetFacts, HostFacts, Severity
+from trimtab_controller.core.host_troubles import TroubleKind
 
 _SILENT = {
     "suspect": (Severity.WARNING, "host-suspect", "is not heard from"),
@@ -21,6 +22,30 @@ def silent(fleet: FleetFacts) -> tuple[Finding, ...]:
         since = f"since {host.connectivity_at:%Y-%m-%d %H:%M} UTC"
         finding = _finding(host, severity, kind, f"{words} ({since})", f"trimtab host get {host.name}")
         found.append(replace(finding, since=host.connectivity_at))
+    return tuple(found)
+
+
+_NAMED = 5
+_LACKS = {
+    TroubleKind.NETWORK: (Severity.WARNING, "is network-degraded", "its guests run on, new ones that need it go elsewhere"),
+    TroubleKind.STORAGE: (
+        Severity.CRITICAL,
+        "has lost its storage",
+        "it answers another host; new guests that need it go elsewhere",
+    ),
+}
+
+
+def troubled(fleet: FleetFacts) -> tuple[Finding, ...]:
+    """Hosts that live and lack what their guests need."""
+    found = []
+    for host in fleet.hosts:
+        for one in host.troubles:
+            severity, words, effect = _LACKS[one.kind]
+            since = f" since {one.since:%Y-%m-%d %H:%M} UTC" if one.since else ""
+            message = f"{words}: {one.message}{since}; {effect}"
+            finding = _finding(host, severity, one.kind.value, message, f"trimtab host get {host.name}")
+            found.append(replace(finding, since=one.since))
     return tuple(found)
 
 
@@ -78,6 +103,21 @@ def older_qemu(fleet: FleetFacts) -> tuple[Finding, ...]:
         for host in fleet.hosts
         if host.qemu_version and _version(host.qemu_version) < newest
     )
+
+
+def guests_on_other_qemu(fleet: FleetFacts) -> tuple[Finding, ...]:
+    """An upgrade of QEMU's package reaches a guest with its next move or stop: what it mended may not hold for those."""
+    found = []
+    for host in fleet.hosts:
+        if not host.guest_qemus:
+            continue
+        told = [f"{name} ({build or 'unknown'})" for name, build in host.guest_qemus]
+        listed = ", ".join(told[:_NAMED]) + (f" and {len(told) - _NAMED} more" if len(told) > _NAMED else "")
+        words = (
+            f"has QEMU {host.qemu_build} installed, and these guests run another: {listed}; they keep it until they move or stop"
+        )
+        found.append(_finding(host, Severity.NOTICE, "guest-qemu-other", words, f"trimtab host drain {host.name} --plan"))
+    return tuple(found)
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from trimtab_controller.core import cpu_features
 from trimtab_controller.core.doctor.model import Finding, FleetFacts, HostFacts, Severity, VmFacts, some
 
 
@@ -52,8 +53,9 @@ def bound(fleet: FleetFacts) -> tuple[Finding, ...]:
 def _needs(vm: VmFacts) -> Iterator[_Need]:
     if vm.machine:
         yield _Need("machine", frozenset({vm.machine}))
-    if vm.cpu_features:
-        yield _Need("cpu-features", frozenset(vm.cpu_features))
+    required = cpu_features.required(vm.cpu_features)
+    if required:
+        yield _Need("cpu-features", required)
 
 
 def _finding(host: HostFacts, severity: Severity, kind: str, words: str) -> Finding:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from trimtab_controller.core.host_troubles import Trouble
+
 
 class Severity(StrEnum):
     """How soon it hurts, worst first."""
@@ -62,6 +64,10 @@ class HostFacts:
     memory_claimed_mib: int
     unmanaged_memory_mib: int
     qemu_version: str = ""
+    qemu_build: str = ""
+    """What the installed QEMU says of itself, with its package; '' where the host has not told."""
+    guest_qemus: tuple[tuple[str, str], ...] = ()
+    """Names of vms whose guests run another one here, with what that says of itself."""
     cpu_models: frozenset[str] = frozenset()
     """Named models that guests may have here; empty where the host has not told."""
     certificates: tuple[CertificateFacts, ...] = ()
@@ -75,6 +81,8 @@ class HostFacts:
     """Whether the end of its lease proves that its guests ended."""
     skew_ms: int = 0
     """How far its clock is ahead of its gateway's."""
+    troubles: tuple[Trouble, ...] = ()
+    """What is wrong with it while it is heard from."""
 
     @property
     def can_take_guests(self) -> bool:
@@ -117,6 +125,10 @@ class VmFacts:
     """Fields of its domain that somebody changed by hand."""
     given_up_by: str = ""
     """`failover` where that found no way to restart it."""
+    guest_agent: str = ""
+    """What is known of its guest's agent, `core/guest_agents.py`."""
+    guest_agent_since: datetime | None = None
+    os_family: str = "linux"
 
     @property
     def label(self) -> str:
@@ -206,6 +218,9 @@ class FleetFacts:
     is_failover_paused: bool = False
     failover_frozen: str = ""
     """Why failover stands still by itself; "" where it does not."""
+    database_behind: str = ""
+    """Why the database is held for older than the fleet; "" where it is not."""
+    database_behind_since: datetime | None = None
 
 
 Check = Callable[[FleetFacts], tuple[Finding, ...]]

@@ -73,6 +73,7 @@ def hear(draft: Draft, event: Renewed) -> None:
         boot_id=host.boot_id if is_away else event.boot_id or host.boot_id,
         degraded=degraded,
         has_storage=event.has_storage,
+        lost_pools=event.lost_pools,
         has_storage_since_s=host.has_storage_since_s if host.has_storage == event.has_storage else draft.now,
     )
     draft.put(host)

@@ -129,7 +129,9 @@ def lose_host(
 
     `has_power`: a power device of the host was ready at its last test.
     """
-    living = {vm_id: replace(vm, seen=Seen.RUNNING) for vm_id, vm in vms.items() if vm_id not in refusals}
+    held_up = _held_up(vms, refusals)
+    stay_off = refusals.keys() | held_up.keys()
+    living = {vm_id: replace(vm, seen=Seen.RUNNING) for vm_id, vm in vms.items() if vm_id not in stay_off}
     calm = {host_id: replace(host, heard_s=0.0, handled_s=0.0, has_listed=True) for host_id, host in hosts.items()}
     play = _Play(State(settings=settings, hosts=calm, vms=living), lost, assumptions, has_power)
     play.state, _effects = steps(play.state, [LeaderStarted()], 0.0)
@@ -139,7 +141,8 @@ def lose_host(
     cut_s = play.now
     play.run(cut_s + END_S, is_cut=True)
     host = play.state.hosts[lost]
-    outcomes = tuple(_outcome(play, vm, cut_s, refusals) for vm in sorted(vms.values(), key=lambda one: one.id))
+    off = {vm_id: f"no host could take it: {why}" for vm_id, why in refusals.items()} | held_up
+    outcomes = tuple(_outcome(play, vm, cut_s, off) for vm in sorted(vms.values(), key=lambda one: one.id))
     should = [one for one in outcomes if vms[one.vm].is_kept]
     back = [one.seconds for one in should if one.seconds is not None]
     times = {line.proof: line.at_s - cut_s for line in host.evidence if line.at_s > cut_s}
@@ -157,11 +160,23 @@ def lose_host(
     )
 
 
-def _outcome(play: _Play, vm: VmRecord, cut_s: float, refusals: Mapping[str, str]) -> Outcome:
+def _held_up(vms: Mapping[str, VmRecord], refusals: Mapping[str, str]) -> dict[str, str]:
+    """Return why vms that would have a host wait all the same: one that has none starts earlier in their start group."""
+    found = {}
+    for vm in vms.values():
+        group = [vms[one] for one in refusals if one in vms and vms[one].is_kept and vms[one].project == vm.project]
+        earlier = [one for one in group if vm.group and one.group == vm.group and one.group_order < vm.group_order]
+        if vm.is_kept and vm.id not in refusals and earlier:
+            first = min(earlier, key=lambda one: (one.group_order, one.id))
+            found[vm.id] = f"waits for {first.called}, which starts earlier in group {vm.group}"
+    return found
+
+
+def _outcome(play: _Play, vm: VmRecord, cut_s: float, off: Mapping[str, str]) -> Outcome:
     if not vm.is_kept:
         return Outcome(vm=vm.id, seconds=None, why="it is not kept (ha none): it ends with its host")
-    if vm.id in refusals:
-        return Outcome(vm=vm.id, seconds=None, why=f"no host could take it: {refusals[vm.id]}")
+    if vm.id in off:
+        return Outcome(vm=vm.id, seconds=None, why=off[vm.id])
     if vm.id in play.ran:
         return Outcome(vm=vm.id, seconds=play.ran[vm.id] - cut_s)
     after = play.state.vms.get(vm.id)

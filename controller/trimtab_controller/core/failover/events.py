@@ -34,6 +34,8 @@ class Renewed:
     has_uplink: bool = True
     """The guests' network has its carrier."""
     has_storage: bool = True
+    lost_pools: frozenset[str] = frozenset()
+    """Which storage it is that it has not; none named: all."""
     takes_commands: bool = True
     """Our calls reach its agent."""
     is_beacon: bool = False

@@ -10,8 +10,19 @@ from trimtab_controller.core.failover.effects import DestroyCopy, Inspect, StopV
 from trimtab_controller.core.failover.events import MarkedCorrupt, Observed, StartEnded, StopEnded
 from trimtab_controller.core.failover.homes import choose
 from trimtab_controller.core.failover.moves import observe_side
-from trimtab_controller.core.failover.records import GONE, NEVER_S, Desired, Holder, HostRecord, Phase, Seen, VmRecord
+from trimtab_controller.core.failover.records import (
+    GONE,
+    NEVER_S,
+    Desired,
+    Holder,
+    HostRecord,
+    Phase,
+    Seen,
+    VmRecord,
+    reaches_disks,
+)
 from trimtab_controller.core.failover.recovery import bury, hosts_that_have_not_listed, needs_attention, orphan, start
+from trimtab_controller.core.failover.start_groups import StartGroups
 from trimtab_controller.core.lifecycle import HostConnectivity
 
 
@@ -93,7 +104,8 @@ def _alive(draft: Draft, vm: VmRecord, event: Observed) -> None:
     elif vm.seen is Seen.PAUSED and event.seen is Seen.RUNNING:
         why = ""
     since = vm.since_s if vm.seen is event.seen else draft.now
-    draft.put_vm(replace(vm, seen=event.seen, seen_s=draft.now, since_s=since, why=why))
+    has_lost_storage = event.is_io_error and event.seen is Seen.PAUSED
+    draft.put_vm(replace(vm, seen=event.seen, seen_s=draft.now, since_s=since, why=why, has_lost_storage=has_lost_storage))
 
 
 def _ended(draft: Draft, vm: VmRecord, event: Observed) -> None:
@@ -118,13 +130,21 @@ def _ended(draft: Draft, vm: VmRecord, event: Observed) -> None:
 
 
 def restart_crashed(draft: Draft) -> None:
-    """Start those whose back-off is over: on their own host where it can, else elsewhere."""
+    """Start those whose back-off is over: on their own host where it can, else elsewhere.
+
+    In the order of their groups: hosts that lost power and came back before anybody missed them have guests that ended, too.
+    """
     if draft.is_paused or hosts_that_have_not_listed(draft):
         return
     due = [vm for vm in draft.vms.values() if vm.phase is Phase.RESTARTING and draft.now >= vm.not_before_s]
-    for vm in sorted(due, key=lambda one: (-one.priority, one.id)):
+    groups = StartGroups(draft) if due else None
+    for vm in sorted(due, key=lambda one: (-one.priority, one.group_order, one.id)):
+        blocker = groups.blocker(vm) if groups is not None else ""
+        if blocker:
+            draft.put_vm(replace(vm, why=blocker))
+            continue
         host = draft.hosts.get(vm.host)
-        is_home_alive = host is not None and host.standing is HostConnectivity.UP and host.has_storage
+        is_home_alive = host is not None and host.standing is HostConnectivity.UP and reaches_disks(host, vm)
         if is_home_alive:
             start(draft, vm, vm.host)
         elif host is None or host.standing is not HostConnectivity.SUSPECT:
@@ -136,13 +156,13 @@ def watch_starts(draft: Draft) -> None:
     for vm in sorted(draft.vms.values(), key=lambda one: one.id):
         if vm.phase is Phase.STARTING and draft.now - vm.since_s > draft.settings.start_timeout_s:
             draft.do(Inspect(vm=vm.id, host=vm.host))
-        if vm.phase is Phase.SETTLED and vm.seen is Seen.PAUSED and vm.is_kept:
+        if vm.phase is Phase.SETTLED and vm.seen is Seen.PAUSED and vm.has_lost_storage and vm.is_kept:
             _leave_dead_storage(draft, vm, draft.hosts.get(vm.host))
 
 
 def _leave_dead_storage(draft: Draft, vm: VmRecord, host: HostRecord | None) -> None:
     """Take a guest off a host that lost the storage; it moves only after its process was seen gone."""
-    if host is None or host.has_storage or host.standing is not HostConnectivity.UP or vm.is_local or draft.is_paused:
+    if host is None or reaches_disks(host, vm) or host.standing is not HostConnectivity.UP or vm.is_local or draft.is_paused:
         return
     if draft.now - host.has_storage_since_s < draft.settings.storage_grace_s or not choose(draft, vm).host:
         return

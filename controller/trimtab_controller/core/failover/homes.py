@@ -3,7 +3,7 @@
 The placement engine decides in production among the hosts that this module leaves; here the choice is by fewest vms, then name.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from trimtab_controller.core.failover.draft import Draft
@@ -17,6 +17,7 @@ from trimtab_controller.core.failover.records import (
     Phase,
     TogetherRule,
     VmRecord,
+    reaches_disks,
 )
 from trimtab_controller.core.lifecycle import HostConnectivity
 
@@ -35,8 +36,8 @@ def places(vm: VmRecord) -> frozenset[str]:
     return frozenset(found)
 
 
-def refusal(draft: Draft, host: HostRecord, *, is_last_resort: bool = False) -> str:
-    """Return why no guest may be placed on the host now, '' for no reason.
+def refusal(draft: Draft, host: HostRecord, vms: Sequence[VmRecord] = (), *, is_last_resort: bool = False) -> str:
+    """Return why no guest (of `vms`, where it is about these) may be placed on the host now, '' for no reason.
 
     `is_last_resort`: no host without a quarantine can take a guest that is down. One that was heard for a minute then may, however
     long its quarantine: where every host was lost some times within the hour, as by a bad switch, nothing would start for that hour.
@@ -47,7 +48,7 @@ def refusal(draft: Draft, host: HostRecord, *, is_last_resort: bool = False) -> 
         return "it is in maintenance" if host.hold is not Hold.NO else "it is cordoned"
     if host.closing is not Closing.NO:
         return "it is going down"
-    if not host.has_storage:
+    if not host.has_storage and not (vms and all(reaches_disks(host, vm) for vm in vms)):
         return "its storage is lost"
     is_steady = draft.now - host.since_s >= draft.settings.steady_s
     if draft.now < host.quarantined_until_s and not (is_last_resort and is_steady):
@@ -153,7 +154,7 @@ def _why_not(
     draft: Draft, group: list[VmRecord], host: HostRecord, ids: frozenset[str], *, is_home: bool, is_last_resort: bool
 ) -> str:
     is_inhabited = any(host.id in places(member) for member in group)
-    why = refusal(draft, host, is_last_resort=is_last_resort)
+    why = refusal(draft, host, group, is_last_resort=is_last_resort)
     if why and not ((is_home or is_inhabited) and may_stay(host) and "quarantine" in why):
         return why
     for member in group:

@@ -172,7 +172,7 @@ def _wanted_move(draft: Draft, vm: VmRecord, host: HostRecord) -> tuple[str, str
     if (rank(draft, vm, choice.host) or 0) > (rank(draft, vm, host.id) or 0):
         return "a preferred host is free", choice.host
     back = draft.hosts.get(vm.fallback)
-    if back is not None and not refusal(draft, back) and has_memory(draft, vm, back) and not enemies_on(draft, vm, back.id):
+    if back is not None and not refusal(draft, back, [vm]) and has_memory(draft, vm, back) and not enemies_on(draft, vm, back.id):
         is_allowed = rank(draft, vm, back.id) is not None and len(partners(draft, vm)) == 1
         return ("it goes back to where it was", back.id) if is_allowed else ("", "")
     return "", ""
@@ -267,7 +267,7 @@ def _why_no_move(draft: Draft, group: list[VmRecord], target: str) -> str:
     host = draft.hosts.get(target)
     if host is None:
         return "there is no such host"
-    refused = refusal(draft, host)
+    refused = refusal(draft, host, group)
     if refused:
         return refused
     ids = frozenset(member.id for member in group)

@@ -81,6 +81,8 @@ class HostRecord:
     """What is wrong with a host that lives: never a reason to call it dead."""
     has_storage: bool = True
     has_storage_since_s: float = NEVER_S
+    lost_pools: frozenset[str] = frozenset()
+    """Of one without storage: the pools that it does not reach; none named: all."""
     power_paths: tuple[str, ...] = ()
     """Names of the power devices, in order of use."""
     power: PowerTry | None = None
@@ -166,11 +168,17 @@ class VmRecord:
     desired: Desired = Desired.RUNNING
     is_local: bool = False
     """A writable disk lies on its host alone: nothing to restart elsewhere, and the warden does not kill it."""
+    pools: frozenset[str] = frozenset()
+    """Where its disks lie; none named: anywhere."""
     is_corrupt: bool = False
     """An image was marked corrupt: starting it again could destroy the rest."""
     priority: int = 0
     """Higher starts first."""
+    name: str = ""
+    """What people call it; '' : by its id."""
+    project: str = ""
     group: str = ""
+    """Its start group, '' for none. Groups of one name in two projects are two."""
     group_order: int = 0
     start_delay_s: float = 0.0
     """After the vms of lower order in its group; without a group after the proof that its host is off."""
@@ -183,6 +191,8 @@ class VmRecord:
     since_s: float = NEVER_S
     seen: Seen = Seen.UNKNOWN
     seen_s: float = NEVER_S
+    has_lost_storage: bool = False
+    """Paused by an I/O error on its disks: its host does not reach them. One that somebody else paused is nobody's to move."""
     why: str = ""
     not_before_s: float = NEVER_S
     restarts: int = 0
@@ -209,6 +219,15 @@ class VmRecord:
     @property
     def is_kept(self) -> bool:
         return self.desired in {Desired.RUNNING, Desired.STOPPED}
+
+    @property
+    def called(self) -> str:
+        return self.name or self.id
+
+
+def reaches_disks(host: HostRecord, vm: VmRecord) -> bool:
+    """Tell whether the host has the storage of the vm; what is not named counts as lost."""
+    return host.has_storage or bool(vm.pools and host.lost_pools and not vm.pools & host.lost_pools)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from trimtab_controller.core.failover.records import (
     Seen,
     VmRecord,
 )
+from trimtab_controller.core.failover.start_groups import StartGroups
 from trimtab_controller.core.lifecycle import HostConnectivity
 
 
@@ -114,9 +115,10 @@ def recover(draft: Draft) -> None:
         return
     unheard = hosts_that_have_not_listed(draft)
     waiting = [vm for vm in draft.vms.values() if vm.phase is Phase.RECOVERING and not vm.holders]
+    groups = StartGroups(draft) if waiting else None
     for queued in sorted(waiting, key=lambda vm: _urgency(draft, vm)):
         vm = draft.vms[queued.id]
-        blocker = f"waits until {unheard[0]} has said what it holds" if unheard else _blocker(draft, vm)
+        blocker = f"waits until {unheard[0]} has said what it holds" if unheard else _blocker(draft, vm, groups)
         if blocker:
             draft.put_vm(replace(vm, why=blocker))
             continue
@@ -138,21 +140,11 @@ def _urgency(draft: Draft, vm: VmRecord) -> tuple[int, int, int, float, str]:
     return -vm.priority, vm.group_order, -len(bound_vms), vm.since_s, vm.id
 
 
-def _blocker(draft: Draft, vm: VmRecord) -> str:
-    """Return what the vm has to wait for in its group, '' for nothing."""
+def _blocker(draft: Draft, vm: VmRecord, groups: StartGroups | None) -> str:
+    """Return what the vm has to wait for, '' for nothing."""
     if draft.now < vm.not_before_s:
         return vm.why
-    if not vm.group:
-        return ""
-    for other in sorted(draft.vms.values(), key=lambda one: one.id):
-        is_earlier = other.group == vm.group and other.group_order < vm.group_order and other.desired is Desired.RUNNING
-        if not is_earlier or other.phase is Phase.NEEDS_ATTENTION:
-            continue
-        if other.seen is not Seen.RUNNING or other.phase is not Phase.SETTLED:
-            return f"waits for {other.id}, which starts earlier in group {vm.group}"
-        if draft.now < other.ran_s + vm.start_delay_s:
-            return f"waits {vm.start_delay_s:.0f} s after {other.id} in group {vm.group}"
-    return ""
+    return groups.blocker(vm) if groups is not None else ""
 
 
 def start(draft: Draft, vm: VmRecord, host: str) -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+STARTS_PER_HOST = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailoverSettings:
@@ -28,7 +30,7 @@ class FailoverSettings:
     power_timeout_s: float = 90.0
     """A power device that has not answered for so long is taken as failed; the outcome is unknown, not "off"."""
     power_retry_s: float = 10.0
-    starts_per_host: int = 4
+    starts_per_host: int = STARTS_PER_HOST
     """Slots: recoveries that may be starting on one host at a time."""
     moves_per_host: int = 2
     start_timeout_s: float = 120.0

@@ -16,7 +16,17 @@ from trimtab_controller.core.model.fleet import Host, HostClass
 from trimtab_controller.core.model.identity import Actor, Project, Role, Token, User
 from trimtab_controller.core.model.operations import Event, JournalEntry, Operation, OperationError
 from trimtab_controller.core.model.placement import DecisionRow, Maintenance, PlacementAsk, PlanRow, PlanStepRow
-from trimtab_controller.core.model.storage import Image, ImageReplica, Network, Pool, PoolSpace, Snapshot, Template, Volume
+from trimtab_controller.core.model.storage import (
+    Image,
+    ImageReplica,
+    Network,
+    Pool,
+    PoolSpace,
+    Snapshot,
+    Template,
+    Volume,
+    VolumeSummary,
+)
 
 __all__ = [
     "Actor",
@@ -57,4 +67,5 @@ __all__ = [
     "VmGroup",
     "VmSummary",
     "Volume",
+    "VolumeSummary",
 ]

@@ -55,6 +55,7 @@ class BackupPolicy:
     verify_pattern: str
     verify_tcp: int
     needs_filesystem: bool
+    needs_application: bool
     bandwidth_mib_s: int
     is_together: bool
     recovers_lost: bool

@@ -1,6 +1,6 @@
 """Vms, their nics and their claims."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -46,6 +46,9 @@ class Vm:
     ha: str
     priority: int
     start_delay_s: int = 0
+    # A name within its project, '' for none; lower orders start first after a loss.
+    start_group: str = ""
+    start_order: int = 0
     # What a drain may do with it: migrate, restart, wait.
     drain_policy: str = "migrate"
     desired_power: DesiredPower
@@ -77,14 +80,15 @@ class Vm:
 
 
 class VmSummary(NamedTuple):
-    """What a list of many vms shows of each: fields of `Vm`, powers and states as their words.
+    """What a list of many vms shows of each: fields of `Vm`, powers and states as their words, documents as their JSON.
 
-    A plain tuple, since a page holds a thousand of them and each costs an eighth of what a dataclass does.
+    A plain tuple, since a page holds a thousand of them and each costs an eighth of what a dataclass does. What changes with every
+    heartbeat stands last: the rest before it stays the same for as long as nobody changes the vm.
     """
 
     id: str
     name: str
-    labels: Mapping[str, str]
+    labels: str
     arch: str
     vcpus: int
     memory_mib: int
@@ -93,13 +97,13 @@ class VmSummary(NamedTuple):
     host_id: str
     epoch: int
     observed_state: str
-    observed_host_id: str
-    observed_at: datetime | None
-    observed_addresses: Sequence[str]
+    observed_addresses: str
     problem: str
-    hand_changes: Sequence[str]
+    hand_changes: str
     created_at: datetime
     deleted_at: datetime | None
+    observed_host_id: str
+    observed_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,8 @@ class DecisionRow:
     chosen_host_id: str
     policy: str
     verdicts: Mapping[str, Any]
+    # The newest event when the fleet was read; None of decisions that were made before it was kept.
+    fleet_revision: int | None
     created_at: datetime
 
 

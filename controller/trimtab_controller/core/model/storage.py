@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from trimtab_protos.messages import DiskBus, DiskFormat, PoolKind
 
@@ -32,6 +32,7 @@ class PoolSpace:
     capacity_bytes: int
     available_bytes: int
     claimed_bytes: int
+    written_bytes: int | None
     observed_at: datetime | None
 
 
@@ -106,6 +107,17 @@ class Volume:
     move_state: str = ""
 
 
+class VolumeSummary(NamedTuple):
+    """What a vm shows of each of its disks: fields of `Volume`. A plain tuple, as `VmSummary` is."""
+
+    id: str
+    name: str
+    pool_id: str
+    size_bytes: int
+    vm_id: str
+    disk_index: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     id: str
@@ -119,13 +131,24 @@ class Network:
     has_dhcp: bool
     version: int
     created_at: datetime
-    # Of an overlay network: {router, subnet6, has_dhcp6}, of its way out: {outer}; only what it has.
+    # Of an overlay network: {router, subnet6, has_dhcp6}, of its way out: {outer}, of another on a bridge: {gateway, dns}; only what
+    # it has.
     settings: Mapping[str, Any]
 
     @property
     def subnet6(self) -> str:
         """Its IPv6 subnet beside `subnet`; '' for none."""
         return str(self.settings.get("subnet6", ""))
+
+    @property
+    def gateway(self) -> str:
+        """The router of its LAN, as the operator said it; '' for none."""
+        return str(self.settings.get("gateway", ""))
+
+    @property
+    def dns(self) -> tuple[str, ...]:
+        """The DNS servers of its LAN, as the operator said them."""
+        return tuple(self.settings.get("dns", ()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

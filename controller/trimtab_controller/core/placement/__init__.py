@@ -4,7 +4,7 @@
     request.py    what is asked (needs.py: its parts)         books.py    what is free now (space.py: what a request takes)
     filters/      the rules               sieve.py     all filters over all hosts
     scorers/      the wishes              policies.py  how much each wish counts     scoring.py, ranking.py  the best hosts
-    standing.py   the best hosts for a shape of request, kept along instead of scanned for
+    shapes.py     which requests share an answer that is kept: standing.py by shape, families.py (tiles.py, ladders.py) whatever their sizes
     verdict.py    the answer, with a reason or a score per host
     unblock.py    for a refusal, the smallest change that would fit          replay.py  a history, under any policy
 

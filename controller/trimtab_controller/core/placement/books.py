@@ -27,9 +27,11 @@ class Books:
         "_trial",
         "asked_shapes",
         "changed_rows",
+        "families",
         "fleet",
         "free",
         "free_shares",
+        "ladders",
         "members",
         "occupancy",
         "shared_free_bytes",
@@ -52,6 +54,9 @@ class Books:
         self.standing: dict[Hashable, Any] = {}
         self.asked_shapes: set[Hashable] = set()
         """Both are `standing.py`'s: what it keeps about these books, and what it may have to keep."""
+        self.families: dict[Hashable, Any] = {}
+        self.ladders: dict[str, Any] = {}
+        """What `families.py` and `ladders.py` keep about them."""
         self._cells_of: dict[str, tuple[int, ...]] = {}
         self._trial: Trial | None = None
 
@@ -117,11 +122,13 @@ class Books:
         return other
 
     def _book(self, trial: "Trial", amounts: Mapping[str, int], row: int, *, sign: int) -> None:
+        # Single figures are read and written in plain Python: numpy's own take three times as long.
+        free, inverse_limits = self.free, self.fleet.inverse_limits
         for resource, amount in amounts.items():
-            self.free[resource][row] += sign * amount
-        inverse_limits = self.fleet.inverse_limits
-        for resource, shares in self.free_shares.items():
-            shares[row] = self.free[resource].item(row) * inverse_limits[resource].item(row)
+            column = free[resource]
+            left = column[row] = column.item(row) + sign * amount
+            if resource in inverse_limits:
+                self.free_shares[resource][row] = left * inverse_limits[resource].item(row)
         for pool_id, size_bytes in trial.space.shared_bytes.items():
             self.shared_free_bytes[pool_id] += sign * size_bytes
         self.changed_rows.append(row)

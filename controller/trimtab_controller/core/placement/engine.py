@@ -9,10 +9,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from trimtab_controller.core.placement.books import Books, Trial
+from trimtab_controller.core.placement.families import family_decision
 from trimtab_controller.core.placement.fleet import FleetSnapshot
 from trimtab_controller.core.placement.policies import BEST_FIT, Policy
 from trimtab_controller.core.placement.request import PlacementRequest
 from trimtab_controller.core.placement.scoring import scored_verdict, shortlist
+from trimtab_controller.core.placement.shapes import Asked
 from trimtab_controller.core.placement.sieve import Sieve, refused_verdict
 from trimtab_controller.core.placement.standing import standing_decision
 from trimtab_controller.core.placement.verdict import KEPT_HOSTS, LISTED_HOSTS, Decision, HostVerdict
@@ -96,13 +98,22 @@ def why_not(fleet: FleetSnapshot, request: PlacementRequest, host_id: str, *, po
 def decide(books: Books, request: PlacementRequest, *, policy: Policy, listed_hosts: int = LISTED_HOSTS) -> Decision:
     """Return the decision on what is free in `books`, and leave them as they are.
 
-    In a large fleet the best hosts for a shape of request are kept along with the books (`standing.py`): the same answer, sooner.
+    In a large fleet the best hosts for a shape of request are kept along with the books (`standing.py`), and what requests of other
+    sizes share (`families.py`): the same answer, sooner.
     """
     if len(books.fleet) > listed_hosts:
-        decision = standing_decision(books, request, policy, count=KEPT_HOSTS)
+        decision = _kept_decision(books, request, policy)
         if decision is not None:
             return decision
     return scan(books, request, policy=policy, listed_hosts=listed_hosts)
+
+
+def _kept_decision(books: Books, request: PlacementRequest, policy: Policy) -> Decision | None:
+    asked = Asked.of(books, request, policy)
+    if asked is None:
+        return None
+    standing = standing_decision(asked, count=KEPT_HOSTS)
+    return standing if standing is not None else family_decision(asked, count=KEPT_HOSTS)
 
 
 def scan(books: Books, request: PlacementRequest, *, policy: Policy, listed_hosts: int = LISTED_HOSTS) -> Decision:

@@ -54,8 +54,8 @@ POLICIES: Mapping[str, Policy] = {
         _policy("spread", spread=1.0),
         # Even use of both resources first; among equals the fuller host, or new hosts would always win.
         _policy("balanced", balanced=1.0, best_fit=0.5),
-        # The least stranded capacity first; among equals the fuller host.
-        _policy("fragmentation-aware", fragmentation=1.0, best_fit=0.5),
+        # What gets lost to others first; its figures lie close together, so that with more weight the fuller host would always win.
+        _policy("fragmentation-aware", fragmentation=1.0, best_fit=0.1),
         # Hosts that empty sooner, by how long vms of this kind have lived (`lifetimes.py`); the fuller host where that says little.
         _policy(LIFETIME_AWARE, lifetime=_LIFETIME, best_fit=_ROOM),
     )

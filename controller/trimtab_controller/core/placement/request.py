@@ -42,6 +42,8 @@ class PlacementRequest:
     firmware: Firmware = Firmware.BIOS
     accelerator: str = ""
     """The source's, for a live migration: a guest does not move between kvm and tcg."""
+    qemu_series: tuple[int, ...] = ()
+    """Major and minor of the QEMU that runs it, for a live migration: an older one may not take its state."""
     host_selector: Mapping[str, str] = field(default_factory=dict)
     host_class: str = ""
     required_host_id: str = ""
@@ -138,6 +140,7 @@ class PlacementRequest:
             "tolerations": [one.as_json() for one in self.tolerations],
             "group": self.group.as_json() if self.group else None,
             "restarts_elsewhere": self.restarts_elsewhere,
+            "qemu_series": list(self.qemu_series),
         }
         return {name: wish for name, wish in wishes.items() if wish}
 
@@ -156,6 +159,7 @@ class PlacementRequest:
                 "excluded_host_ids": tuple(document.get("excluded_host_ids", ())),
                 "capabilities": tuple(document.get("capabilities", ())),
                 "image_ids": tuple(document.get("image_ids", ())),
+                "qemu_series": tuple(document.get("qemu_series", ())),
                 "held_cells": tuple(document.get("held_cells", ())),
                 "tolerations": tuple(Toleration(**one) for one in document.get("tolerations", ())),
                 "group": GroupNeed.from_json(document["group"]) if document.get("group") else None,

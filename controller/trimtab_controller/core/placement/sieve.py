@@ -49,11 +49,15 @@ class Sieve:
         return cls(fits, int(np.count_nonzero(fits)), refused_by, tuple(passed))
 
     def refused_verdicts(self, trial: Trial, *, count: int) -> tuple[HostVerdict, ...]:
-        """Return the verdicts on up to `count` hosts that do not fit, those with the fewest filters against them first."""
+        """Return the verdicts on up to `count` hosts that do not fit: the one that was asked for by name, then those with the fewest
+        filters against them."""
         misses = np.zeros(self.fits.size, dtype=np.int64)
         for _, mask in self.passed:
             misses += ~mask
         refused = np.flatnonzero(misses)
+        named = trial.fleet.row_of.get(trial.request.required_host_id)
+        if named is not None and misses[named]:
+            misses[named] = 0
         rows = refused[np.argsort(misses[refused], kind="stable")[:count]]
         reasons: dict[int, list[Refusal]] = {row: [] for row in rows.tolist()}
         for each, mask in sorted(self.passed, key=lambda passed: _ORDER[passed[0].name]):
@@ -97,6 +101,7 @@ def _wishes(trial: Trial) -> Hashable:
         request.firmware,
         request.capabilities,
         request.accelerator,
+        request.qemu_series,
         request.host_class,
         frozenset(request.host_selector.items()),
         tuple([(one.key, one.value) for one in request.tolerations]),

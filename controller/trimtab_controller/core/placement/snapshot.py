@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_controller.core.pool_space import claim_limit_bytes
 
 
 class TaintEffect(StrEnum):
@@ -58,6 +59,8 @@ class NetworkReach:
     is_ready: bool
     mtu: int = 0
     """0: not known; then it does not refuse."""
+    lost_bridge: str = ""
+    """Its bridge, where that has lost its carrier."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,8 @@ class HostSnapshot:
     usable_cpu_models: frozenset[str] = frozenset()
     cpu_features: frozenset[str] = frozenset()
     machines: frozenset[str] = frozenset()
+    qemu_series: tuple[int, ...] = ()
+    """Major and minor of the QEMU that it gives to guests; () where that is not known."""
     has_uefi: bool = False
     capabilities: frozenset[str] = frozenset()
     pools: Mapping[str, bool] = field(default_factory=dict)
@@ -127,6 +132,8 @@ class PoolPlace:
     capacity_bytes: int
     available_bytes: int
     claimed_bytes: int
+    written_bytes: int | None = None
+    """What its volumes have allocated of their sizes; None where its hosts cannot tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,14 +150,18 @@ class PoolSnapshot:
     def claim_limit_bytes(self, host_id: str = "") -> int:
         """Return the most that may be claimed at a place in all: the bound of the conditional UPDATE that takes the space.
 
-        Claims count the full size of sparse files, so capacity bounds them; where others fill the file system, what is available
-        now bounds what can be added.
+        See `core.pool_space`.
         """
         place = self.places.get("" if self.is_shared else host_id)
         if place is None:
             return 0
-        reserve_bytes = place.capacity_bytes * self.reserve_permille // 1000
-        return min(place.capacity_bytes, place.claimed_bytes + place.available_bytes) - reserve_bytes
+        return claim_limit_bytes(
+            capacity_bytes=place.capacity_bytes,
+            available_bytes=place.available_bytes,
+            claimed_bytes=place.claimed_bytes,
+            written_bytes=place.written_bytes,
+            reserve_permille=self.reserve_permille,
+        )
 
     def free_bytes(self, host_id: str = "") -> int:
         place = self.places.get("" if self.is_shared else host_id)

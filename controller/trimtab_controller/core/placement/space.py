@@ -70,8 +70,9 @@ def amounts_of(request: PlacementRequest, space: SpaceNeed) -> dict[str, int]:
     for pool_id, size_bytes in space.local_bytes.items():
         amounts[local_space(pool_id)] = size_bytes
     # None of a thing asks nothing, also where no host has it.
-    amounts.update({devices_of(kind): count for kind, count in request.devices.items() if count})
-    amounts.update({resource_named(name): amount for name, amount in request.resources.items() if amount})
+    if request.devices or request.resources:
+        amounts.update({devices_of(kind): count for kind, count in request.devices.items() if count})
+        amounts.update({resource_named(name): amount for name, amount in request.resources.items() if amount})
     return amounts
 
 

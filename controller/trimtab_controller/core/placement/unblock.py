@@ -279,15 +279,22 @@ def _by_moving(books: Books, request: PlacementRequest, policy: Policy, movable_
 def _to_move(
     books: Books, request: PlacementRequest, host_id: str, movable: Sequence[PlacementRequest], size: int
 ) -> Sequence[PlacementRequest]:
-    """Return `size` vms whose leaving makes room, the smallest that do; () where no such number of them does."""
+    """Return up to `size` vms whose leaving makes room, the smallest that do and none that could stay; () where no such number does."""
     row = books.fleet.row_of[host_id]
     vcpus = request.vcpus - books.available(VCPUS, row)
     memory_mib = request.memory_mib - books.available(MEMORY, row)
+
+    def makes_room(leaving: Sequence[PlacementRequest]) -> bool:
+        return sum(vm.vcpus for vm in leaving) >= vcpus and sum(vm.memory_mib for vm in leaving) >= memory_mib
+
     by_size = sorted(movable, key=lambda vm: (vm.memory_mib, vm.vcpus, vm.vm_id))
     for start in range(len(by_size) - size + 1):
-        window = by_size[start : start + size]
-        if sum(vm.vcpus for vm in window) >= vcpus and sum(vm.memory_mib for vm in window) >= memory_mib:
-            return window
+        leaving = by_size[start : start + size]
+        if makes_room(leaving):
+            for vm in reversed(by_size[start : start + size]):
+                others = [other for other in leaving if other is not vm]
+                leaving = others if makes_room(others) else leaving
+            return leaving
     return ()
 
 

@@ -5,9 +5,10 @@ best `KEPT_HOSTS` that fit (for a refusal: those that came closest) and how many
 asked again with `engine.explain_host`.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from trimtab_controller.core.placement.request import PlacementRequest
 
@@ -67,18 +68,66 @@ class HostVerdict:
         return f"{self.host_name}: {'; '.join(refusal.message for refusal in self.refusals)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Shortlist:
-    """The hosts that fit, best first, as columns: making a verdict of each would cost more than choosing one did."""
+class Columns(NamedTuple):
+    """Some hosts that fit, as columns: making a verdict of each would cost more than choosing one did."""
 
     host_ids: tuple[str, ...] = ()
     host_names: tuple[str, ...] = ()
     totals: tuple[float, ...] = ()
-    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    scores: Mapping[str, tuple[float, ...]] = MappingProxyType({})
     """By scorer, before weighing."""
 
+
+class Shortlist:
+    """The hosts that fit, best first. What is kept of them may be told later, when somebody reads it: of most decisions of a plan
+    nobody does, and what is kept says all of it."""
+
+    __slots__ = ("_columns", "_size", "_tell", "best_id")
+
+    def __init__(self, columns: Columns = Columns()) -> None:
+        self._columns: Columns | None = columns
+        self._tell: Callable[[], Columns] | None = None
+        self._size = len(columns.host_ids)
+        self.best_id = columns.host_ids[0] if columns.host_ids else None
+
+    @classmethod
+    def kept(cls, size: int, best_id: str, tell: Callable[[], Columns]) -> "Shortlist":
+        """Return so many hosts, of which `tell` must always say the same, whatever was booked since."""
+        found = cls.__new__(cls)
+        found._columns, found._tell, found._size, found.best_id = None, tell, size, best_id
+        return found
+
+    @property
+    def columns(self) -> Columns:
+        if self._columns is None and self._tell is not None:
+            self._columns, self._tell = self._tell(), None
+        assert self._columns is not None
+        return self._columns
+
+    @property
+    def host_ids(self) -> tuple[str, ...]:
+        return self.columns.host_ids
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        return self.columns.host_names
+
+    @property
+    def totals(self) -> tuple[float, ...]:
+        return self.columns.totals
+
+    @property
+    def scores(self) -> Mapping[str, tuple[float, ...]]:
+        return self.columns.scores
+
     def __len__(self) -> int:
-        return len(self.host_ids)
+        return self._size
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shortlist) and self.columns == other.columns
+
+    def __hash__(self) -> int:
+        return hash(self.host_ids)
 
     def verdict(self, position: int) -> HostVerdict:
         scores = {name: column[position] for name, column in self.scores.items()}
@@ -108,7 +157,7 @@ class Decision:
 
     @property
     def chosen_host_id(self) -> str | None:
-        return self.fitting.host_ids[0] if self.fitting else None
+        return self.fitting.best_id
 
     @property
     def chosen(self) -> HostVerdict | None:
@@ -198,10 +247,12 @@ class Decision:
             request=PlacementRequest.from_json(document["request"]),
             policy=document["policy"],
             fitting=Shortlist(
-                tuple(fitting["host_ids"]),
-                tuple(fitting["hosts"]),
-                tuple(fitting["totals"]),
-                {name: tuple(column) for name, column in fitting["scores"].items()},
+                Columns(
+                    tuple(fitting["host_ids"]),
+                    tuple(fitting["hosts"]),
+                    tuple(fitting["totals"]),
+                    {name: tuple(column) for name, column in fitting["scores"].items()},
+                )
             ),
             refused=tuple(
                 HostVerdict(host_id, host_name, tuple(reasons[position] for position in positions))

@@ -4,7 +4,7 @@ estate.py     the fleet with the vms on it          what_if.py    books along th
 plan.py       what a plan is, and the way back      timeline.py   slots and the forecast      peaks.py   what targets carry
 obstacles.py  what keeps a vm, with the cure        staleness.py  pins, and what changed since
 drain.py      drain, evacuate, upgrade              consolidate.py
-rebalance.py  on predicted load (`load.py`)         balance.py    its arithmetic
+rebalance.py  on predicted load (`load.py`)         balance.py    its arithmetic          relief.py  memory nearly used up
 proof.py      every vm and every failure domain     domains.py, survivors.py, classes.py
 capacity.py   what is left, and how many more fit
 """

@@ -93,6 +93,14 @@ class Balance:
         self.home[vm] = shift.target
         self._sum()
 
+    def possible(self, vm: int) -> Masks:
+        """Return the hosts that the vm may move to by what the columns know."""
+        found: Masks = self._allowed[self._class_of[vm]].copy()
+        found[self.home[vm]] = False
+        for need, free in zip(self.given.needs, self.free, strict=True):
+            found &= need[vm] <= free
+        return found
+
     def forbid(self, vm: int, host: int) -> None:
         """Do not offer this move again until `reconsider`: a rule that the columns do not know stands against it."""
         own = self._allowed[self._class_of[vm]].copy()

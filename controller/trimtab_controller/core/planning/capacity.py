@@ -4,21 +4,33 @@ The answers are the scheduler's: what a host may take at all is asked of its fil
 shape, since equal vms do not compete for the order in which they come.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from trimtab_controller.core.lifecycle import HostConnectivity
-from trimtab_controller.core.placement import BEST_FIT, Books, FleetSnapshot, HostSnapshot, PlacementRequest, decide
-from trimtab_controller.core.placement.books import SpaceNeed
-from trimtab_controller.core.placement.fleet import MEMORY, VCPUS, Integers, local_space
+from trimtab_controller.core.placement import (
+    BEST_FIT,
+    Books,
+    FleetSnapshot,
+    HostSnapshot,
+    PlacementKind,
+    PlacementRequest,
+    PoolSnapshot,
+    decide,
+)
+from trimtab_controller.core.placement.books import SpaceNeed, Trial
+from trimtab_controller.core.placement.fleet import MEMORY, VCPUS, Integers, Mask, RowIndex, local_space
+from trimtab_controller.core.placement.sieve import Sieve, lasting_sieve
 from trimtab_controller.core.planning.classes import Classes, asks_more_than_numbers
 from trimtab_controller.core.planning.estate import Estate, Power, VmSnapshot
 
 # Of a shape that has to be placed vm by vm; more is told as "at least".
 COUNTED_MAX = 20_000
 _UNBOUNDED = np.iinfo(np.int64).max
+# No host has more of anything.
+_SIZE_MAX = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +61,8 @@ class Figures:
     stranded_memory_mib: int
     reference: Shape
     largest_by_vcpus: Shape
-    """The largest vm that still fits: most vcpus, and the memory that is beside them."""
+    """The largest plain vm that still fits: most vcpus, and the memory that is beside them. It tolerates no taint, is of no project
+    that has hosts of its own, asks for nothing special, and has a disk on any pool that is ready on its host and not full."""
     largest_by_memory: Shape
 
 
@@ -67,6 +80,14 @@ class Fit:
     """Why not one more, where none fits."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Largest:
+    """The largest vm of one wish that the scheduler would place, by either size, and the most of the other beside it."""
+
+    by_vcpus: Shape
+    by_memory: Shape
+
+
 def figures(estate: Estate, *, by: str = "", reference: Shape | None = None) -> tuple[Figures, ...]:
     """Return the fleet's figures, or with `by` those of each value of that label, in order; hosts without it come as ''.
 
@@ -78,7 +99,8 @@ def figures(estate: Estate, *, by: str = "", reference: Shape | None = None) -> 
         groups.setdefault(host.labels.get(by, "") if by else "fleet", []).append(row)
     if not groups and not by:
         groups["fleet"] = []
-    return tuple(_figures(estate, name, np.array(groups[name], dtype=np.intp), shape) for name in sorted(groups))
+    takes_plain = _takes_plain(estate.fleet)
+    return tuple(_figures(estate, name, np.array(groups[name], dtype=np.intp), shape, takes_plain) for name in sorted(groups))
 
 
 def fit(estate: Estate, request: PlacementRequest, *, keep_free_hosts: int = 0) -> Fit:
@@ -95,6 +117,36 @@ def fit(estate: Estate, request: PlacementRequest, *, keep_free_hosts: int = 0) 
         return whole
     least = min((_without_one(estate, request, host) for host in estate.fleet.hosts), default=0)
     return replace(whole, count=min(whole.count, least), by_host={})
+
+
+def largest(estate: Estate, wish: PlacementRequest) -> Largest:
+    """Return the largest vm that asks what `wish` asks besides its sizes: the scheduler places it, and none with one of them larger.
+
+    Found by bisection, asking the scheduler's own filters; (0, 0) where not even one vcpu with one MiB fits.
+    """
+    books = Books(estate.fleet)
+
+    def fits(vcpus: int, memory_mib: int) -> bool:
+        return Sieve.of(Trial.of(books, replace(wish, vcpus=vcpus, memory_mib=memory_mib))).fit_count > 0
+
+    vcpus = _most(lambda count: fits(count, 1))
+    memory_mib = _most(lambda count: fits(1, count))
+    return Largest(
+        by_vcpus=Shape(vcpus, _most(lambda count: vcpus > 0 and fits(vcpus, count))),
+        by_memory=Shape(_most(lambda count: memory_mib > 0 and fits(count, memory_mib)), memory_mib),
+    )
+
+
+def _most(fits: Callable[[int], bool]) -> int:
+    """Return the largest number that fits, 0 for none; what is more than one that does not fit does not fit either."""
+    too_many = 1
+    while fits(too_many) and too_many < _SIZE_MAX:
+        too_many *= 2
+    least = too_many // 2
+    while too_many - least > 1:
+        middle = (least + too_many) // 2
+        least, too_many = (middle, too_many) if fits(middle) else (least, middle)
+    return least
 
 
 def without(estate: Estate, host_ids: Sequence[str]) -> tuple[Estate, tuple[VmSnapshot, ...]]:
@@ -208,12 +260,29 @@ def _mean_shape(estate: Estate) -> Shape:
     return Shape(max(1, vcpus), max(1, memory_mib))
 
 
-def _figures(estate: Estate, name: str, rows: np.ndarray[tuple[int], np.dtype[np.intp]], shape: Shape) -> Figures:
+def _takes_plain(fleet: FleetSnapshot) -> Mask:
+    """Return the hosts that take a vm of which nothing is known but its size; a fleet without pools keeps no disks."""
+    plain = PlacementRequest(request_id="", vm_id="", vm_name="", project_id="", kind=PlacementKind.CREATE, vcpus=0, memory_mib=0)
+    takes: Mask = lasting_sieve(Trial.of(Books(fleet), plain)).fits
+    if not fleet.pools:
+        return takes
+    has_space = [
+        any(host.pools.get(pool.pool_id) and _is_open(pool, host) for pool in fleet.pools.values()) for host in fleet.hosts
+    ]
+    return takes & np.array(has_space, dtype=np.bool_)
+
+
+def _is_open(pool: PoolSnapshot, host: HostSnapshot) -> bool:
+    return pool.free_bytes(host.host_id) > 0 and (pool.is_sharing_proven or not pool.is_shared)
+
+
+def _figures(estate: Estate, name: str, rows: RowIndex, shape: Shape, takes_plain: Mask) -> Figures:
     fleet = estate.fleet
     hosts = [fleet.hosts[row] for row in rows.tolist()]
     is_open = np.array([not host.is_cordoned and host.connectivity is HostConnectivity.UP for host in hosts], dtype=np.bool_)
     vcpus = np.maximum(fleet.free[VCPUS][rows], 0) * is_open
     memory_mib = np.maximum(fleet.free[MEMORY][rows], 0) * is_open
+    plain_vcpus, plain_memory_mib = vcpus * takes_plain[rows], memory_mib * takes_plain[rows]
     fits = np.minimum(vcpus // shape.vcpus, memory_mib // shape.memory_mib)
     vms = [vm for host in hosts for vm in estate.on(host.host_id)]
     return Figures(
@@ -231,8 +300,8 @@ def _figures(estate: Estate, name: str, rows: np.ndarray[tuple[int], np.dtype[np
         stranded_vcpus=int((vcpus - fits * shape.vcpus).sum()),
         stranded_memory_mib=int((memory_mib - fits * shape.memory_mib).sum()),
         reference=shape,
-        largest_by_vcpus=_largest(vcpus, memory_mib),
-        largest_by_memory=_swapped(_largest(memory_mib, vcpus)),
+        largest_by_vcpus=_largest(plain_vcpus, plain_memory_mib),
+        largest_by_memory=_swapped(_largest(plain_memory_mib, plain_vcpus)),
     )
 
 

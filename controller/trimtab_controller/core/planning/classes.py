@@ -44,6 +44,7 @@ _ASKED = frozenset(
         "machine",
         "firmware",
         "accelerator",
+        "qemu_series",
         "host_selector",
         "host_class",
         "required_host_id",

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.core.placement import FleetSnapshot, PlacementKind, PlacementRequest
 from trimtab_controller.core.placement.fleet import MEMORY, VCPUS
 from trimtab_controller.core.placement.space import NO_SPACE, CellNeed, amounts_of
+from trimtab_controller.core.planning.load import HostUse
 
 MIB = 1 << 20
 
@@ -42,6 +44,8 @@ class VmSnapshot:
     request: PlacementRequest
     """Its needs as a live migration without a wished or an excluded host."""
     power: Power = Power.RUNNING
+    seen_as: ObservedState = ObservedState.UNKNOWN
+    """Of one whose power is not known: how it was seen last, on a host that is up."""
     version: int = 0
     is_protected: bool = True
     """Whether it is restarted elsewhere when its host is lost."""
@@ -56,6 +60,8 @@ class VmSnapshot:
     """Names of the vms that are linked clones of such a disk."""
     load_millis: int = 0
     """Predicted CPU use, in thousandths of a core; 0 where nothing was measured."""
+    used_mib: int = 0
+    """Memory that it is predicted to hold of its host while it runs, whatever it claims; 0 where nothing was measured."""
 
     @property
     def priority(self) -> int:
@@ -63,7 +69,8 @@ class VmSnapshot:
 
     def restart_request(self) -> PlacementRequest:
         """Return what a start elsewhere asks: its disks stay where they are."""
-        return replace(self.request, kind=PlacementKind.START, accelerator="", excluded_host_ids=(self.host_id,))
+        cold = replace(self.request, kind=PlacementKind.START, accelerator="", qemu_series=())
+        return replace(cold, excluded_host_ids=(self.host_id,))
 
     def migrate_request(self) -> PlacementRequest:
         return replace(self.request, kind=PlacementKind.MIGRATE, excluded_host_ids=(self.host_id,))
@@ -81,6 +88,8 @@ class Estate:
     host_versions: Mapping[str, int] = field(default_factory=dict)
     cpu_millis: Mapping[str, int] = field(default_factory=dict)
     """What each host's processors can do, in thousandths of a core; its vcpu limit where it is not known."""
+    use: Mapping[str, HostUse] = field(default_factory=dict)
+    """How each host is predicted to fare, where that is known; as of the reading, whatever is planned since."""
 
     @classmethod
     def of(
@@ -90,6 +99,7 @@ class Estate:
         *,
         host_versions: Mapping[str, int] | None = None,
         cpu_millis: Mapping[str, int] | None = None,
+        use: Mapping[str, HostUse] | None = None,
     ) -> "Estate":
         """Return the estate of these vms; those on hosts that the fleet does not have are kept and are on no host."""
         ordered = {vm.vm_id: vm for vm in sorted(vms, key=lambda vm: (vm.name, vm.vm_id))}
@@ -98,7 +108,7 @@ class Estate:
             if vm.host_id in grouped:
                 grouped[vm.host_id].append(vm.vm_id)
         by_host = {host_id: tuple(vm_ids) for host_id, vm_ids in grouped.items()}
-        return cls(fleet, ordered, by_host, dict(host_versions or {}), dict(cpu_millis or {}))
+        return cls(fleet, ordered, by_host, dict(host_versions or {}), dict(cpu_millis or {}), dict(use or {}))
 
     def reusing(self, old: "Estate") -> "Estate":
         """Return this estate with the old one's objects for vms that are equal, by which what is kept along knows them."""

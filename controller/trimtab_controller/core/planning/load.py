@@ -24,6 +24,13 @@ class HostUse:
     cpu_pressure: float = 0.0
     """Some task waited for a processor (PSI `some`)."""
     memory_pressure: float = 0.0
+    """Some task waited for memory (PSI `some`)."""
+    memory_withheld_mib: int = 0
+    """Claimed by no vm, and not available all the same: others use it, or guests more than they claim. Not a share."""
+    memory_mib: int = 0
+    """All that it has; 0 where nobody says what of it is used."""
+    memory_others_mib: int = 0
+    """What is used of it by others than its vms. What these hold is theirs (`VmSnapshot.used_mib`), and goes where they go."""
 
 
 def predicted(samples: Floats, *, step_s: float, half_life_s: float = HALF_LIFE_S) -> Floats:

@@ -1,7 +1,7 @@
 """What keeps a vm on its host, with the cure: told before anything is moved, so that no drain hangs in silence."""
 
 from trimtab_controller.core.background import BACKUP
-from trimtab_controller.core.lifecycle import HostConnectivity
+from trimtab_controller.core.lifecycle import HostConnectivity, ObservedState
 from trimtab_controller.core.placement import Decision
 from trimtab_controller.core.planning.estate import DrainPolicy, Estate, Power, VmSnapshot, has_local_disk
 from trimtab_controller.core.planning.plan import Blocker, Cause, StepKind
@@ -18,12 +18,7 @@ def way_out(vm: VmSnapshot, estate: Estate) -> StepKind | Blocker | None:
         message = f"its host {name} is {connectivity.value}: vms leave only a host that is up"
         return _blocker(vm, Cause.STATE_UNKNOWN, message, f"once it is fenced: `trimtab plan create evacuate {name}`")
     if vm.power is Power.UNKNOWN:
-        return _blocker(
-            vm,
-            Cause.STATE_UNKNOWN,
-            "its state is not known; nothing is moved that was not seen running",
-            f"wait until its host is heard of: `trimtab vm get {vm.name}`",
-        )
+        return _not_running(vm)
     if vm.busy_with:
         kind, _, operation_id = vm.busy_with.rpartition(" ")
         return _blocker(
@@ -94,6 +89,21 @@ def recovery_blocker(vm: VmSnapshot, estate: Estate) -> Blocker | None:
         message = "high availability is off for it"
         return _blocker(vm, Cause.NOT_PROTECTED, message, f"`trimtab vm update {vm.name} --ha restart`")
     return None
+
+
+def _not_running(vm: VmSnapshot) -> Blocker:
+    """Return why one that is wanted running and was not seen so is not moved, by how it was seen."""
+    match vm.seen_as:
+        case ObservedState.STOPPED | ObservedState.CRASHED | ObservedState.ABSENT:
+            cure = (
+                f"`trimtab vm start {vm.name}` starts it again, `trimtab vm stop {vm.name}` leaves it off, which holds up no plan"
+            )
+            return _blocker(vm, Cause.NOT_RUNNING, "it ended and is still wanted running", cure)
+        case ObservedState.PAUSED:
+            message = f"it is paused; only a running guest moves live: `trimtab vm get {vm.name}` says why"
+            return _blocker(vm, Cause.NOT_RUNNING, message, f"trimtab vm resume {vm.name}")
+    message = "its state is not known; nothing is moved that was not seen running"
+    return _blocker(vm, Cause.STATE_UNKNOWN, message, f"wait until its host is heard of: `trimtab vm get {vm.name}`")
 
 
 def _blocker(vm: VmSnapshot, cause: Cause, message: str, cure: str) -> Blocker:

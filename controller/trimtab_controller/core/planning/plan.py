@@ -57,6 +57,7 @@ class Cause(StrEnum):
     NOT_FENCED = "not-fenced"
     NOT_PROTECTED = "not-protected"
     STATE_UNKNOWN = "state-unknown"
+    NOT_RUNNING = "not-running"
     DEADLINE = "deadline"
     NO_ROOM = "no-room"
     VOLUME_STAYS = "volume-stays"

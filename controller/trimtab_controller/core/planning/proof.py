@@ -50,6 +50,18 @@ class DomainProof:
 
 
 @dataclass(frozen=True, slots=True)
+class VmProof:
+    """What the loss of each domain means to one vm that runs."""
+
+    vm_id: str
+    coverage: Coverage
+    domains: tuple[Domain, ...]
+    """Those whose loss would stop it."""
+    uncovered: tuple[Domain, ...]
+    """Of these, those whose loss it would not survive."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Evidence:
     """An answer and what it rests on."""
 
@@ -95,6 +107,22 @@ class FailoverProof:
             for vm_id in proof.uncovered:
                 found.setdefault(vm_id, []).append(proof.domain.key)
         return {vm_id: tuple(keys) for vm_id, keys in found.items()}
+
+    def vms(self) -> tuple[VmProof, ...]:
+        """Return the proof of every vm that a domain's loss would stop, by name."""
+        stops: dict[str, list[Domain]] = {}
+        for domain in self.domains:
+            for vm in self._users(domain) if domain.pool_id else self._present(domain):
+                stops.setdefault(vm.vm_id, []).append(domain)
+        lost = {vm_id: frozenset(keys) for vm_id, keys in self.uncovered().items()}
+        found = []
+        for vm_id in sorted(stops, key=lambda one: (self.estate.vms[one].name, one)):
+            keys = lost.get(vm_id, frozenset())
+            covered = Coverage.UNCOVERED if keys else Coverage.COVERED
+            coverage = covered if self.estate.vms[vm_id].is_protected else Coverage.UNPROTECTED
+            uncovered = tuple(domain for domain in stops[vm_id] if domain.key in keys)
+            found.append(VmProof(vm_id, coverage, tuple(stops[vm_id]), uncovered))
+        return tuple(found)
 
     def update(self, estate: Estate, domains: Iterable[Domain]) -> int:
         """Bring the proof to this estate; return how many domains had to be looked at again.
@@ -171,14 +199,18 @@ class FailoverProof:
         return _Evidence(DomainProof(domain, finding.missing, covered, unprotected, finding.is_tight), finding)
 
     def _prove_pool(self, domain: Domain) -> _Evidence:
-        users = [
+        users = self._users(domain)
+        lost = tuple(vm.vm_id for vm in sorted(users, key=_urgency) if vm.is_protected)
+        finding = Finding(lost, frozenset(), 0, 0, reads_all=True, is_tight=False)
+        return _Evidence(DomainProof(domain, lost, 0, len(users) - len(lost), is_tight=False), finding)
+
+    def _users(self, domain: Domain) -> list[VmSnapshot]:
+        """Return the vms that run with a disk on the domain's pool."""
+        return [
             vm
             for vm in self.estate.vms.values()
             if vm.power is not Power.STOPPED and any(disk.pool_id == domain.pool_id for disk in vm.request.disks)
         ]
-        lost = tuple(vm.vm_id for vm in sorted(users, key=_urgency) if vm.is_protected)
-        finding = Finding(lost, frozenset(), 0, 0, reads_all=True, is_tight=False)
-        return _Evidence(DomainProof(domain, lost, 0, len(users) - len(lost), is_tight=False), finding)
 
     def _present(self, domain: Domain) -> list[VmSnapshot]:
         """Return the vms that the domain's loss would stop. One of unknown state may have run: it counts."""

@@ -5,6 +5,7 @@ at which the steps before it (`after`) are done and a slot is free at both ends 
 """
 
 import heapq
+import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -23,6 +24,26 @@ RESTART_S = 60.0
 _RESENT = 1.25
 
 
+NETWORK_LABEL = "migration-network"
+# What is commonly one link's subnet; where it is not, the label says so.
+_PREFIXES = {4: 24, 6: 64}
+
+
+def migration_network(address: str, labels: Mapping[str, str]) -> str:
+    """Return the name of the network over which a host sends and takes vms: its label's, else its migration address's subnet.
+
+    '' is the one of all hosts of which nothing is known.
+    """
+    named = labels.get(NETWORK_LABEL, "")
+    if named:
+        return named
+    try:
+        number = ipaddress.ip_address(address)
+    except ValueError:
+        return ""
+    return "" if number.is_loopback else str(ipaddress.ip_network((number, _PREFIXES[number.version]), strict=False))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slots:
     """How many moves may be under way at once."""
@@ -31,11 +52,14 @@ class Slots:
     """At either end: more share one link, and each then takes longer while its guest runs throttled."""
     per_network: int = 8
     network_of: Mapping[str, str] = field(default_factory=dict)
-    """The migration network of each host; hosts that are not named share one."""
+    """The migration network of each host (`migration_network`); hosts that are not named share one."""
 
     def keys(self, step: Step) -> tuple[str, ...]:
         """Return the slots that a step takes, each once."""
-        hosts = [step.host_id, step.target_host_id]
+        return self.between(step.host_id, step.target_host_id)
+
+    def between(self, *hosts: str) -> tuple[str, ...]:
+        """Return the slots that a move between these hosts takes; one between two networks takes one of each."""
         networks = [self.network_of.get(host_id, "") for host_id in hosts if host_id]
         return tuple(dict.fromkeys([*(f"host:{one}" for one in hosts if one), *(f"network:{one}" for one in networks)]))
 

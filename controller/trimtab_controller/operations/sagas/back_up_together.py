@@ -41,6 +41,7 @@ class Params:
     # vm id -> backup id.
     members: Mapping[str, str]
     needs_filesystem: bool = False
+    needs_application: bool = False
     bandwidth_mib_s: int = 0
 
 
@@ -63,8 +64,11 @@ def _find(context: Transaction[Params]) -> Json:
         if not vm.host_id or vm.deleted_at is not None:
             raise Conflict("vm-not-placed", f"vm {vm.name} is on no host, so there is nobody to read its disks")
         backup_steps.require_reach(repo, vm.host_id)
+        if params.needs_application:
+            backup_steps.require_hooks(session, vm.host_id)
         scratch = encrypted.scratch_pool_id(session, vm_id)
-        found[vm_id] = {"host_id": vm.host_id, "settings": backup_settings.read(session, vm_id), "scratch_pool_id": scratch}
+        settings = backup_settings.read(session, vm_id, repo_id=params.repo_id)
+        found[vm_id] = {"host_id": vm.host_id, "settings": settings, "scratch_pool_id": scratch}
     refuse_crowd(Counter(str(one["host_id"]) for one in found.values()))
     return {"vms": found}
 
@@ -124,6 +128,7 @@ def _begin(context: Effect[Params], places: Mapping[str, str]) -> dict[str, str]
             scratch_pool_id=context.results["find"]["vms"][vm_id].get("scratch_pool_id", ""),
             project_id=context.operation.project_id,
             needs_filesystem=params.needs_filesystem,
+            needs_application=params.needs_application,
             bandwidth_mib_s=params.bandwidth_mib_s,
             instant_id=params.instant_id,
             hold_max_ms=HOLD_MAX_MS,

@@ -36,6 +36,8 @@ class Params:
     timeout_s: int = 300
     # Its start counts already; nothing that the guest shows is waited for, so it is not shown as booted.
     is_start_enough: bool = False
+    # Its agent has to show itself beside the pattern and the port too.
+    needs_agent: bool = False
     to_host_id: str = ""
 
 
@@ -57,7 +59,13 @@ def _sign(context: Effect[Params]) -> Json | Wait:
     params = context.params
     if _is_start_enough(params):
         return {"recovery_ms": 0, "problem": ""}
-    return restore_steps.sign(context, pattern=params.pattern, tcp_port=params.tcp_port, timeout_s=params.timeout_s)
+    return restore_steps.sign(
+        context,
+        pattern=params.pattern,
+        tcp_port=params.tcp_port,
+        needs_agent=params.needs_agent,
+        timeout_s=params.timeout_s,
+    )
 
 
 def _is_start_enough(params: Params) -> bool:

@@ -1,10 +1,12 @@
 """network.create: a network becomes usable for guests on every host that has what it needs.
 
-| step   | do                                                          | undo                        |
-|--------|-------------------------------------------------------------|-----------------------------|
-| own    | map it to every host (the row was inserted at acceptance)    | unmap it, free its name     |
-| ensure | on every host that is up; refused where none can             | remove what was made        |
-| finish | record each host's finding                                   | - last                      |
+| step   | do                                                          | undo                                 |
+|--------|-------------------------------------------------------------|--------------------------------------|
+| own    | map it to every host (the row was inserted at acceptance)    | unmap it where it went, free its name |
+| ensure | on every host that is up; refused where none can             | remove what was made                 |
+| finish | record each host's finding                                   | - last                               |
+
+Hosts that do not answer while it is undone forget it when they are back (host.prepare).
 """
 
 from dataclasses import dataclass
@@ -25,7 +27,8 @@ def _own(context: Transaction[Params]) -> None:
 
 
 def _disown(context: Transaction[Params]) -> None:
-    reach.unmap_network(context.session, context.params.network_id)
+    left = reach_steps.untold(context, context.undone.get("ensure", {}))
+    reach.unmap_network(context.session, context.params.network_id, left=left)
     reach.hide_network(context.session, context.params.network_id, now=context.now)
 
 

@@ -2,11 +2,12 @@
 
 | step   | do                                                              | undo                              |
 |--------|-----------------------------------------------------------------|-----------------------------------|
-| own    | map it to every host (the row was inserted at acceptance)        | unmap it, free its name and path  |
+| own    | map it to every host (the row was inserted at acceptance)        | unmap it where it went, free its name and path |
 | ensure | on every host that is up; refused where none can use it          | forget it there                   |
 | prove  | shared: one host writes a marker, all others that have it read   | - it only looks                   |
 | finish | record each host's finding; proven where all of them agree       | - last                            |
 
+Hosts that do not answer while it is undone forget it when they are back (host.prepare).
 A shared pool on which hosts disagree is made, with the reason at each host that sees another storage, and takes no volumes.
 """
 
@@ -29,7 +30,8 @@ def _own(context: Transaction[Params]) -> None:
 
 
 def _disown(context: Transaction[Params]) -> None:
-    reach.unmap_pool(context.session, context.params.pool_id)
+    left = reach_steps.untold(context, context.undone.get("ensure", {}))
+    reach.unmap_pool(context.session, context.params.pool_id, left=left)
     reach.hide_pool(context.session, context.params.pool_id, now=context.now)
 
 

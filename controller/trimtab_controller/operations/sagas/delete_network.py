@@ -4,7 +4,7 @@
 |--------|-------------------------------------------------------|-------------------------------|
 | own    | refuse if a nic is on it, else hide it (pivot)         | - from here on only forward   |
 | remove | what was made on every host that is up                 | -                             |
-| finish | unmap it                                               | - last                        |
+| finish | unmap it, but on hosts that were not told: host.prepare | - last                        |
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,8 @@ def _remove(context: Effect[Params]) -> Json:
 
 
 def _finish(context: Transaction[Params]) -> None:
-    reach.unmap_network(context.session, context.params.network_id)
+    left = reach_steps.untold(context, context.results["remove"])
+    reach.unmap_network(context.session, context.params.network_id, left=left)
 
 
 SAGA = Saga(

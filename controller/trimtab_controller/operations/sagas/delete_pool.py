@@ -5,7 +5,7 @@
 | own    | refuse if something lies in it, else hide it (pivot)              | - from here on only forward     |
 | clear  | delete copies of images that are elsewhere too                    | - they were cache entries       |
 | forget | on every host that is up                                          | -                               |
-| finish | unmap it                                                          | - last                          |
+| finish | unmap it, but on hosts that were not told: host.prepare            | - last                          |
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,7 @@ def _own(context: Transaction[Params]) -> None:
     """Hidden in the transaction that looked, so that nothing new is put into it from now on."""
     contents = pools.dependants(context.session, context.params.pool_id)
     if contents:
-        listed = "; ".join(f"{noun}s {', '.join(names)}" for noun, names in contents.items())
-        raise Conflict("pool-not-empty", f"the pool still has {listed}")
+        raise Conflict("pool-not-empty", f"the pool still has {pools.tell(contents)}")
     reach.hide_pool(context.session, context.params.pool_id, now=context.now)
 
 
@@ -62,7 +61,7 @@ def _forget(context: Effect[Params]) -> Json:
 
 def _finish(context: Transaction[Params]) -> None:
     image_replicas.remove_from_pool(context.session, context.params.pool_id)
-    reach.unmap_pool(context.session, context.params.pool_id)
+    reach.unmap_pool(context.session, context.params.pool_id, left=reach_steps.untold(context, context.results["forget"]))
 
 
 SAGA = Saga(

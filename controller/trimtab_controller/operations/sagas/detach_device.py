@@ -40,13 +40,13 @@ def _apply(context: Effect[Params]) -> Json | Wait:
         context, host_id=vm.host_id, epoch=vm.epoch, parts_of=lambda parts: devices.without(parts, params)
     )
     mine = devices.left_of(params, left)
-    if mine is None:
+    if not mine:
         return {"host_id": vm.host_id}
     if context.waited_s < live_changes.PATIENCE_S:
-        return Wait(live_changes.POLL_S, f"the guest: {mine.reason}")
+        return Wait(live_changes.POLL_S, f"the guest: {mine[0].reason}")
     raise Conflict(
         "guest-keeps-device",
-        f"{mine.reason}; unmount it in the guest and try again, or stop vm {vm.name} and detach it then",
+        f"{mine[0].reason}; unmount it in the guest and try again, or stop vm {vm.name} and detach it then",
     )
 
 
@@ -57,7 +57,7 @@ def _unapply(context: Effect[Params]) -> None:
 
 
 def _finish(context: Transaction[Params]) -> None:
-    devices.tell(context, "vm.device_detached", "has no more")
+    devices.tell(context, "vm.device_detached", "has no more", device_ids=devices.ids_of(context.params))
     devices.forget(context.session, context.params)
 
 

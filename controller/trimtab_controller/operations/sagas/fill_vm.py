@@ -18,6 +18,7 @@ from trimtab_controller.core.model import Actor, Vm, Volume
 from trimtab_controller.operations import backup_steps, restore_steps
 from trimtab_controller.operations.accept import accept
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, Wait, effect, transaction
+from trimtab_controller.operations.sagas import set_ha
 from trimtab_controller.store import describe, events, operations, vms, volumes
 from trimtab_protos.errors import TrimtabError
 from trimtab_protos.messages import Direction
@@ -104,14 +105,13 @@ def _finish(context: Transaction[Params]) -> Wait | None:
 
 def _keep_again(context: Transaction[Params], vm: Vm) -> None:
     """Ask for the `ha` that the vm had: its host's warden has to know of the guest before it counts as kept."""
-    before = {"before_ha": vm.ha, "before_priority": vm.priority, "before_start_delay_s": vm.start_delay_s}
     accept(
         context.session,
         "vm.set_ha",
         subject_id=vm.id,
         subject_name=vm.name,
         project_id=vm.project_id,
-        params={"vm_id": vm.id, "ha": context.params.ha, **before},
+        params={"vm_id": vm.id, "ha": context.params.ha, **set_ha.before(vm)},
         actor=Actor(name=context.operation.actor),
         now=context.now,
     )

@@ -9,8 +9,8 @@
 | prepare       | target: volumes to copy into, seed, networks                         | target: prove empty, remove leftovers             |
 | move          | source: start the job and follow it; then observe BOTH hosts (pivot) | cancel the job, wait until the source has the guest |
 | switch        | home becomes the target under the next epoch                         | - past the pivot                                  |
-| keep_target   | target: persist the domain with the new epoch                        | -                                                 |
-| leave_source  | source: undefine, remove copied originals                            | -                                                 |
+| settle        | target: persist the domain with the new epoch; at the same time      | -                                                 |
+|               | source: undefine, remove copied originals                            |                                                   |
 | finish        | give the source back, forget the migration                           | -                                                 |
 
 From `place` until `finish` (or the end of the undo) both hosts are holders: both claims stay, and a recovery or delete needs
@@ -29,18 +29,19 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab_controller.core import layers
+from trimtab_controller.core import layers, qemu_series
 from trimtab_controller.core import migration as core
 from trimtab_controller.core.lifecycle import ObservedState
 from trimtab_controller.operations import vm_steps
-from trimtab_controller.operations.fan_out import ask_both
+from trimtab_controller.operations.fan_out import ask_both, at_once
 from trimtab_controller.operations.layer_refusals import refuse_to_copy
 from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, TookPlace, Transaction, Wait, effect, transaction
-from trimtab_controller.store import claims, describe, events, fleet, vms, volume_claims
+from trimtab_controller.store import claims, describe, events, fleet, hosts, vms, volume_claims
 from trimtab_protos.errors import Conflict, NotFound
 from trimtab_protos.messages import (
     CommandKey,
     Direction,
+    DomainObservation,
     DomainSpec,
     JobState,
     MigrationOptions,
@@ -73,6 +74,8 @@ class _Move:
     target_epoch: int
     parts: describe.VmParts
     target_domain: DomainSpec
+    guest_qemu: qemu_series.Series
+    """As the source told last: what a guest runs on changes with no upgrade."""
     copied: tuple[VolumeSpec, ...]
     # Each copy is whole and lies over nothing: a linked clone becomes independent.
     is_flattened: bool
@@ -92,6 +95,7 @@ def _read(session: Any, vm_id: str) -> _Move:
         target_epoch=row.target_epoch,
         parts=parts,
         target_domain=describe.domain_spec(session, parts, row.target_host_id),
+        guest_qemu=qemu_series.running(hosts.get(session, row.source_host_id).inventory, vm_id),
         copied=tuple(map(describe.alone, copied)) if is_flattened else copied,
         is_flattened=is_flattened,
     )
@@ -111,7 +115,7 @@ def _check(context: Effect[Params]) -> Json:
     agents, vm_id = context.agents, context.params.vm_id
     context.read(lambda session: refuse_to_copy(session, move.parts.local_volumes, vm_name=move.parts.vm.name))
     (source, source_seen), (target, target_seen) = ask_both(
-        lambda host_id: (agents.get_inventory(host_id), agents.get_domain(host_id, vm_id)),
+        lambda host_id: at_once(lambda: agents.get_fitness(host_id), lambda: agents.get_domain(host_id, vm_id)),
         move.source_host_id,
         move.target_host_id,
     )
@@ -121,6 +125,7 @@ def _check(context: Effect[Params]) -> Json:
         target=target,
         source_seen=source_seen,
         target_seen=target_seen,
+        guest_qemu=move.guest_qemu,
         is_flattened=move.is_flattened,
     )
     if problems:
@@ -303,24 +308,28 @@ def _start_anew(context: Effect[Params], move: _Move) -> None:
     context.agents.change_power(host_id, starting, vm_id, PowerAction.START)
 
 
-def _keep_target(context: Effect[Params]) -> Json:
+def _settle(context: Effect[Params]) -> Json:
+    """Tell both hosts at once what they hold now: the guest runs on the target, kept or not, and on the source nothing is needed any
+    more. Only a guest that lost its memory is started first."""
     move = _move_of(context)
     if _is_memory_lost(context.results):
         _start_anew(context, move)
-    key = context.key(subject_id=context.params.vm_id, epoch=move.target_epoch)
-    seen = context.agents.settle_migration(
-        move.target_host_id, key, context.params.vm_id, MigrationSide.KEEP, move.target_domain, ()
-    )
+    seen, _ = at_once(lambda: _keep_target(context, move), lambda: _leave_source(context, move))
     return vm_steps.seen_json(move.target_host_id, seen)
 
 
-def _leave_source(context: Effect[Params]) -> Json:
-    move = _move_of(context)
-    key = context.key(subject_id=context.params.vm_id, epoch=move.target_epoch)
-    context.agents.settle_migration(
+def _keep_target(context: Effect[Params], move: _Move) -> DomainObservation:
+    key = context.key(subject_id=context.params.vm_id, epoch=move.target_epoch, part="keep")
+    return context.agents.settle_migration(
+        move.target_host_id, key, context.params.vm_id, MigrationSide.KEEP, move.target_domain, ()
+    )
+
+
+def _leave_source(context: Effect[Params], move: _Move) -> DomainObservation:
+    key = context.key(subject_id=context.params.vm_id, epoch=move.target_epoch, part="leave")
+    return context.agents.settle_migration(
         move.source_host_id, key, context.params.vm_id, MigrationSide.REMOVE, move.target_domain, move.copied
     )
-    return {"host_id": move.source_host_id}
 
 
 def _finish(context: Transaction[Params]) -> None:
@@ -332,7 +341,7 @@ def _finish(context: Transaction[Params]) -> None:
     volume_claims.move_home(session, row)
     claims.promote_target(session, vm_id)
     claims.end_migration(session, vm_id)
-    vm_steps.record_seen(context, "keep_target")
+    vm_steps.record_seen(context, "settle")
     vm, is_lost = vms.get(session, vm_id), _is_memory_lost(context.results)
     events.append(
         session,
@@ -354,9 +363,10 @@ def _result(results: Any) -> Json:
 
 SAGA = Saga(
     name="vm.migrate",
-    version=1,
+    version=2,
     params=Params,
     result=_result,
+    retired=frozenset({"keep_target", "leave_source"}),
     steps=(
         vm_steps.place("migrate"),
         vm_steps.note_images(),
@@ -365,8 +375,7 @@ SAGA = Saga(
         effect("prepare", _prepare, _unprepare),
         effect("move", _move, _unmove, pivot=True, cancel=_cancel_move),
         transaction("switch", _switch, None, because="past the pivot"),
-        effect("keep_target", _keep_target, None, because="past the pivot"),
-        effect("leave_source", _leave_source, None, because="past the pivot"),
+        effect("settle", _settle, None, because="past the pivot"),
         transaction("finish", _finish, None, because="past the pivot"),
     ),
 )

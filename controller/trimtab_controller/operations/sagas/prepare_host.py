@@ -1,21 +1,28 @@
-"""host.prepare: the pools and networks that nobody has looked at on one host are made usable there.
+"""host.prepare: the pools and networks that nobody has looked at on one host are made usable there; deleted ones go.
 
 | step   | do                                                                          | undo                      |
 |--------|-----------------------------------------------------------------------------|---------------------------|
+| forget | what was deleted while the host did not answer                               | - it is deleted           |
 | ensure | each unknown pool (a shared one held against a host that has it) and network | - usable may stay usable  |
 | finish | record the findings                                                          | - last                    |
 
-Runs beside other operations on the host, so its commands go under a subject of their own: turns of the two do not meet.
+What is deleted goes first: it may lie where something new is to be. Runs beside other operations on the host, so its commands go under
+a subject of their own: turns of the two do not meet.
 """
 
 from dataclasses import dataclass
 from functools import partial
+
+import structlog
 
 from trimtab_controller.core.model import Pool
 from trimtab_controller.operations import reach_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Transaction, effect, transaction
 from trimtab_controller.store import describe, fleet, reach
 from trimtab_controller.store.reach import READY, UpHost
+from trimtab_protos.errors import TrimtabError
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +45,24 @@ def _ensure(context: Effect[Params]) -> Json:
         network = context.read(partial(describe.get_network, network_id=network_id))
         networks[network_id] = reach_steps.ensure_network(context, network, [host], subject_id=_subject(context))
     return {"pools": pools, "networks": networks}
+
+
+def _forget(context: Effect[Params]) -> Json:
+    host_id, agents = context.params.host_id, context.agents
+    forgotten: dict[str, list[str]] = {"pools": [], "networks": []}
+    for kind, listed, remove in (
+        ("pools", reach.deleted_pools, agents.remove_pool),
+        ("networks", reach.deleted_networks, agents.remove_network),
+    ):
+        for each in context.read(partial(listed, host_id=host_id)):
+            try:
+                remove(host_id, context.key(subject_id=_subject(context), part=each), each)
+            except TrimtabError as error:
+                if error.retryable:
+                    raise
+                log.warning("what was deleted stays on a host", host_id=host_id, kind=kind, id=each, error=error.message)
+            forgotten[kind].append(each)
+    return forgotten
 
 
 def _ensure_pool(context: Effect[Params], pool: Pool, host: UpHost) -> Json:
@@ -64,6 +89,8 @@ def _finish(context: Transaction[Params]) -> None:
     for network_id, found in ensured["networks"].items():
         if reach.is_live_network(context.session, network_id):
             reach_steps.record_network(context, network_id, found)
+    gone = context.results["forget"]
+    reach.forget_deleted(context.session, context.params.host_id, pool_ids=gone["pools"], network_ids=gone["networks"])
 
 
 SAGA = Saga(
@@ -72,6 +99,7 @@ SAGA = Saga(
     params=Params,
     is_exclusive=False,
     steps=(
+        effect("forget", _forget, None, because="it is deleted"),
         effect("ensure", _ensure, None, because="what is usable may stay usable"),
         transaction("finish", _finish, None, because="nothing follows it"),
     ),

@@ -30,6 +30,7 @@ class Params:
     vm_id: str
     repo_id: str
     needs_filesystem: bool = False
+    needs_application: bool = False
     wants_freeze: bool = True
     bandwidth_mib_s: int = 0
     # What is accepted once it is listed: none, read, boot.
@@ -56,8 +57,11 @@ def _find(context: Transaction[Params]) -> Json:
         raise Conflict("vm-not-placed", f"vm {parts.vm.name} is on no host, so there is nobody to read its disks")
     repo = backup_steps.require_ready(session, params.repo_id)
     backup_steps.require_reach(repo, parts.vm.host_id)
+    if params.needs_application:
+        backup_steps.require_hooks(session, parts.vm.host_id)
     scratch = encrypted.scratch_pool_id(session, params.vm_id)
-    return {"host_id": parts.vm.host_id, "settings": backup_settings.read(session, params.vm_id), "scratch_pool_id": scratch}
+    settings = backup_settings.read(session, params.vm_id, repo_id=params.repo_id)
+    return {"host_id": parts.vm.host_id, "settings": settings, "scratch_pool_id": scratch}
 
 
 def _order(context: Effect[Params]) -> BackupOrder:
@@ -72,6 +76,7 @@ def _order(context: Effect[Params]) -> BackupOrder:
         project_id=context.operation.project_id,
         wants_freeze=params.wants_freeze,
         needs_filesystem=params.needs_filesystem,
+        needs_application=params.needs_application,
         bandwidth_mib_s=params.bandwidth_mib_s,
     )
 

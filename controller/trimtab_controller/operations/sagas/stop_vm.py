@@ -11,13 +11,14 @@
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from trimtab_controller.core.lifecycle import DesiredPower
 from trimtab_controller.operations import superseded, vm_steps
 from trimtab_controller.operations.saga import Effect, Json, Saga, Stopped, Transaction, Wait, effect, transaction
 from trimtab_controller.store import vms
 from trimtab_protos.errors import Conflict
-from trimtab_protos.messages import DomainState, PowerAction
+from trimtab_protos.messages import DomainState, PowerAction, StateReason
 
 OFF = frozenset({DomainState.STOPPED, DomainState.ABSENT, DomainState.CRASHED})
 # The agent's event wakes the row; a guest that ignores the request is looked at this often.
@@ -47,9 +48,10 @@ def _ask(context: Effect[Params]) -> Json:
     if not host_id or context.params.force:
         return {"host_id": host_id, "epoch": epoch, "was_asked": False}
     seen = context.agents.get_domain(host_id, vm_id)
-    if seen.state not in OFF:
+    is_off = seen.state in OFF
+    if not is_off:
         context.agents.change_power(host_id, context.key(subject_id=vm_id, epoch=epoch), vm_id, PowerAction.SHUT_DOWN)
-    return {"host_id": host_id, "epoch": epoch, "was_asked": True}
+    return {"host_id": host_id, "epoch": epoch, "was_asked": True, "was_off": is_off}
 
 
 def _off(context: Effect[Params]) -> Json | Wait:
@@ -101,13 +103,19 @@ def _finish(context: Transaction[Params]) -> None:
     vm_steps.give_back_compute(context)
 
 
+def _result(results: Any) -> Json:
+    """Tell whether its power was cut; by what was seen at the end, since a driver may die between the cut and its record."""
+    asked, was_destroyed = results["ask"], results["off"]["reason"] == StateReason.DESTROYED.value
+    return {"was_forced": not asked["was_asked"] or (was_destroyed and not asked.get("was_off", False))}
+
+
 SAGA = Saga(
     name="vm.stop",
     version=1,
     params=Params,
     # By force it superseded what was under way and has to clean up after that, whatever anybody wishes by now.
     is_forward_only=lambda params: params.force,
-    result=lambda results: {"was_forced": not results["ask"]["was_asked"]},
+    result=_result,
     steps=(
         transaction("own", _own, _disown),
         effect("find", superseded.find_guest, None, because="it only looks"),

@@ -82,6 +82,8 @@ backup_policy = sa.Table(
     sa.Column("verify_tcp", sa.Integer(), nullable=False, server_default="0"),
     # Fail rather than keep a backup that is only crash-consistent.
     sa.Column("needs_filesystem", sa.Boolean(), nullable=False, server_default=sa.false()),
+    # Fail rather than keep one for which the guest's own hook did not hold its applications.
+    sa.Column("needs_application", sa.Boolean(), nullable=False, server_default=sa.false()),
     # 0: unlimited.
     sa.Column("bandwidth_mib_s", sa.Integer(), nullable=False, server_default="0"),
     # All its vms at one instant, rather than each by itself.

@@ -65,6 +65,9 @@ vm = sa.Table(
     sa.Column("priority", sa.Integer(), nullable=False, server_default="0"),
     # Seconds between the proof that its host is off and its restart elsewhere.
     sa.Column("start_delay_s", sa.Integer(), nullable=False, server_default="0"),
+    # Its start group, a name within the project, '' for none: after a loss it starts once those of lower order in it run.
+    sa.Column("start_group", sa.String(63), nullable=False, server_default=""),
+    sa.Column("start_order", sa.Integer(), nullable=False, server_default="0"),
     sa.Column("drain_policy", sa.String(16), nullable=False, server_default="migrate"),
     # '' for none; and when its policy last asked for a backup (or was given): the schedule counts from there.
     sa.Column("backup_policy_id", sa.String(40), nullable=False, server_default=""),
@@ -82,6 +85,9 @@ vm = sa.Table(
     sa.Column("observed_addresses", Json, nullable=False),
     # What its balloon left it then; 0 for one without a balloon.
     sa.Column("observed_balloon_mib", sa.BigInteger(), nullable=False, server_default="0"),
+    # What is known of its guest's agent (`core/guest_agents.py`), and since when.
+    sa.Column("guest_agent", sa.String(16), nullable=False, server_default=""),
+    sa.Column("guest_agent_since", UtcDateTime()),
     # Why it is not as desired; shown to the user.
     sa.Column("problem", sa.String(1000), nullable=False, server_default=""),
     # Failover gave it up ('' : no); its owner's next start or stop takes that back.
@@ -104,6 +110,9 @@ vm = sa.Table(
 )
 unique_among_live("uq_vm_name_live", vm.c.project_id, vm.c.name)
 sa.Index("ix_vm_host_id", vm.c.host_id)
+# Few vms are in one; failover asks for the members of some groups each second while one of them waits.
+_in_start_group = sa.text("start_group != ''")
+sa.Index("ix_vm_start_group", vm.c.start_group, sqlite_where=_in_start_group, postgresql_where=_in_start_group)
 
 # One row per (vm, host) that holds it: two during a migration. Compute figures are zero for a stopped vm.
 claim = sa.Table(
@@ -178,6 +187,8 @@ decision = sa.Table(
     sa.Column("verdicts", Json, nullable=False),
     # Of everything that it was decided on: the fleet, what was claimed before it in its batch, the request.
     sa.Column("inputs_sha256", sa.String(64), nullable=False, server_default=""),
+    # The newest event when the fleet was read: what came later may not have been known. NULL where none was kept with it.
+    sa.Column("fleet_revision", sa.BigInteger()),
     created_at(),
 )
 sa.Index("ix_decision_vm_id", decision.c.vm_id, decision.c.created_at)

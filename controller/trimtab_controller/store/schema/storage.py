@@ -58,6 +58,8 @@ pool_space = sa.Table(
     # Full virtual size of what is placed here; sparse files use less, which is the margin until a later issue trades it.
     sa.Column("claimed_bytes", sa.BigInteger(), nullable=False, server_default="0"),
     sa.Column("observed_at", UtcDateTime()),
+    # What its volumes have allocated of their sizes; NULL where the hosts cannot tell it from what others wrote.
+    sa.Column("written_bytes", sa.BigInteger()),
     sa.CheckConstraint("claimed_bytes >= 0", name="claimed_not_negative"),
 )
 

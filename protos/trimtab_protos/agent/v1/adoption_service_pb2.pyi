@@ -148,6 +148,7 @@ class DomainDescription(_message.Message):
     KEPT_FIELD_NUMBER: _builtins.int
     OBSTACLES_FIELD_NUMBER: _builtins.int
     ORIGINAL_XML_FIELD_NUMBER: _builtins.int
+    SQUEEZED_TO_MIB_FIELD_NUMBER: _builtins.int
     uuid: _builtins.str
     name: _builtins.str
     vm_id: _builtins.str
@@ -169,8 +170,12 @@ class DomainDescription(_message.Message):
     has_tpm: _builtins.bool
     original_xml: _builtins.str
     """At most 256 KiB, without secrets."""
+    squeezed_to_mib: _builtins.int
+    """What a balloon leaves a guest that has no floor, and so should have everything; 0: it has, or a floor says how far it may go."""
     @_builtins.property
-    def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names with the sign of their policy: none is require, `-` disable, `?` optional, `!` forbid, `+` force."""
+
     @_builtins.property
     def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DescribedDisk]: ...
     @_builtins.property
@@ -209,10 +214,11 @@ class DomainDescription(_message.Message):
         kept: _abc.Iterable[_builtins.str] | None = ...,
         obstacles: _abc.Iterable[_builtins.str] | None = ...,
         original_xml: _builtins.str = ...,
+        squeezed_to_mib: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cpu_features", b"cpu_features", "cpu_mode", b"cpu_mode", "cpu_model", b"cpu_model", "disks", b"disks", "firmware", b"firmware", "has_autostart", b"has_autostart", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "is_persistent", b"is_persistent", "kept", b"kept", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "nics", b"nics", "obstacles", b"obstacles", "original_xml", b"original_xml", "state", b"state", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cpu_features", b"cpu_features", "cpu_mode", b"cpu_mode", "cpu_model", b"cpu_model", "disks", b"disks", "firmware", b"firmware", "has_autostart", b"has_autostart", "has_secure_boot", b"has_secure_boot", "has_tpm", b"has_tpm", "is_persistent", b"is_persistent", "kept", b"kept", "machine", b"machine", "memory_max_mib", b"memory_max_mib", "memory_mib", b"memory_mib", "name", b"name", "nics", b"nics", "obstacles", b"obstacles", "original_xml", b"original_xml", "squeezed_to_mib", b"squeezed_to_mib", "state", b"state", "uuid", b"uuid", "vcpus", b"vcpus", "vcpus_max", b"vcpus_max", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

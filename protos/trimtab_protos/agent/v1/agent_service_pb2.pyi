@@ -79,16 +79,21 @@ Global___MigrationSide: _TypeAlias = MigrationSide  # noqa: Y015
 
 @_typing.final
 class GetInventoryRequest(_message.Message):
-    """GetInventoryRequest has no fields."""
+    """GetInventoryRequest says how much is asked."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    ONLY_FITNESS_FIELD_NUMBER: _builtins.int
+    only_fitness: _builtins.bool
+    """Only what tells whether a guest can run there: no pools, devices, certificates or unmanaged domains, and no digest."""
     def __init__(
         self,
+        *,
+        only_fitness: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["only_fitness", b"only_fitness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -195,12 +195,20 @@ class VerifyResult(_message.Message):
     DAMAGED_RECORDS_FIELD_NUMBER: _builtins.int
     DAMAGED_FIELD_NUMBER: _builtins.int
     UNREADABLE_MANIFESTS_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
+    ARE_OTHERS_JUDGED_FIELD_NUMBER: _builtins.int
     read_bytes: _builtins.int
     damaged_records: _builtins.int
+    are_others_judged: _builtins.bool
+    """Whether `others` was looked for: then those that it does not name are whole as far as known."""
     @_builtins.property
     def damaged(self) -> _containers.RepeatedCompositeFieldContainer[Global___DamagedBackup]: ...
     @_builtins.property
     def unreadable_manifests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___DamagedBackup]:
+        """Other backups of the repository that need what is known to be damaged; judged by what is known, not read."""
+
     def __init__(
         self,
         *,
@@ -208,10 +216,12 @@ class VerifyResult(_message.Message):
         damaged_records: _builtins.int = ...,
         damaged: _abc.Iterable[Global___DamagedBackup] | None = ...,
         unreadable_manifests: _abc.Iterable[_builtins.str] | None = ...,
+        others: _abc.Iterable[Global___DamagedBackup] | None = ...,
+        are_others_judged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged", b"damaged", "damaged_records", b"damaged_records", "read_bytes", b"read_bytes", "unreadable_manifests", b"unreadable_manifests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["are_others_judged", b"are_others_judged", "damaged", b"damaged", "damaged_records", b"damaged_records", "others", b"others", "read_bytes", b"read_bytes", "unreadable_manifests", b"unreadable_manifests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

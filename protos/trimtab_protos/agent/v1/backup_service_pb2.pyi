@@ -307,6 +307,7 @@ class StartBackupRequest(_message.Message):
     INSTANT_ID_FIELD_NUMBER: _builtins.int
     HOLD_MAX_MS_FIELD_NUMBER: _builtins.int
     SCRATCH_POOL_FIELD_NUMBER: _builtins.int
+    NEEDS_APPLICATION_FIELD_NUMBER: _builtins.int
     repository: _builtins.str
     backup_id: _builtins.str
     vm_id: _builtins.str
@@ -321,6 +322,8 @@ class StartBackupRequest(_message.Message):
     `hold_max_ms` (at most 30000) at most.
     """
     hold_max_ms: _builtins.int
+    needs_application: _builtins.bool
+    """Of a guest whose owner has no hook that holds its applications, or whose hook fails, nothing is kept (Conflict)."""
     @_builtins.property
     def key(self) -> _command_pb2.CommandKey: ...
     @_builtins.property
@@ -352,10 +355,11 @@ class StartBackupRequest(_message.Message):
         instant_id: _builtins.str = ...,
         hold_max_ms: _builtins.int = ...,
         scratch_pool: _storage_pb2.PoolSpec | None = ...,
+        needs_application: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "scratch_pool", b"scratch_pool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "bandwidth_mib_s", b"bandwidth_mib_s", "disks", b"disks", "hold_max_ms", b"hold_max_ms", "instant_id", b"instant_id", "key", b"key", "needs_filesystem", b"needs_filesystem", "notes", b"notes", "project_id", b"project_id", "repository", b"repository", "scratch_pool", b"scratch_pool", "vm_id", b"vm_id", "vm_name", b"vm_name", "wants_freeze", b"wants_freeze"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "bandwidth_mib_s", b"bandwidth_mib_s", "disks", b"disks", "hold_max_ms", b"hold_max_ms", "instant_id", b"instant_id", "key", b"key", "needs_application", b"needs_application", "needs_filesystem", b"needs_filesystem", "notes", b"notes", "project_id", b"project_id", "repository", b"repository", "scratch_pool", b"scratch_pool", "vm_id", b"vm_id", "vm_name", b"vm_name", "wants_freeze", b"wants_freeze"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -568,9 +572,12 @@ class StartVerifyRequest(_message.Message):
     REPOSITORY_FIELD_NUMBER: _builtins.int
     VM_ID_FIELD_NUMBER: _builtins.int
     BACKUP_ID_FIELD_NUMBER: _builtins.int
+    JUDGES_OTHERS_FIELD_NUMBER: _builtins.int
     repository: _builtins.str
     vm_id: _builtins.str
     backup_id: _builtins.str
+    judges_others: _builtins.bool
+    """Judge the other backups although nothing is found damaged: asked where some of them are held for damaged."""
     @_builtins.property
     def key(self) -> _command_pb2.CommandKey: ...
     def __init__(
@@ -580,10 +587,11 @@ class StartVerifyRequest(_message.Message):
         repository: _builtins.str = ...,
         vm_id: _builtins.str = ...,
         backup_id: _builtins.str = ...,
+        judges_others: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "key", b"key", "repository", b"repository", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "judges_others", b"judges_others", "key", b"key", "repository", b"repository", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -508,7 +508,9 @@ class DomainSpec(_message.Message):
     cpuset: _builtins.str
     """Cpus of the host that its vcpus run on, `4-7,12`; empty: any."""
     @_builtins.property
-    def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """A name alone is required, `-vmx` is disabled; `?vmx`, optional, only to an agent with the capability optional-cpu-features."""
+
     @_builtins.property
     def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskSpec]: ...
     @_builtins.property

@@ -215,6 +215,8 @@ class Inventory(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     MIGRATION_ADDRESS_FIELD_NUMBER: _builtins.int
     OVERLAY_CHASSIS_FIELD_NUMBER: _builtins.int
+    QEMU_BUILD_FIELD_NUMBER: _builtins.int
+    GUEST_QEMUS_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     arch: _builtins.str
     machine_id: _builtins.str
@@ -240,8 +242,12 @@ class Inventory(_message.Message):
     migration_address: _builtins.str
     overlay_chassis: _builtins.str
     """OVN's name of this host; empty where no ovn-controller runs."""
+    qemu_build: _builtins.str
+    """What the QEMU that is installed says of itself, with its package: `7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)`."""
     @_builtins.property
-    def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All that a guest can have here, with the capability all-cpu-features; else those beyond the host's base model."""
+
     @_builtins.property
     def usable_cpu_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Named models that this host can run under its accelerator."""
@@ -264,6 +270,10 @@ class Inventory(_message.Message):
 
     @_builtins.property
     def unmanaged_macs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def guest_qemus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuestQemu]:
+        """Guests that run another; they go on with it until they move or stop."""
+
     def __init__(
         self,
         *,
@@ -298,11 +308,38 @@ class Inventory(_message.Message):
         digest: _builtins.str = ...,
         migration_address: _builtins.str = ...,
         overlay_chassis: _builtins.str = ...,
+        qemu_build: _builtins.str = ...,
+        guest_qemus: _abc.Iterable[Global___GuestQemu] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "agent_version", b"agent_version", "arch", b"arch", "boot_id", b"boot_id", "bridges", b"bridges", "capabilities", b"capabilities", "certificates", b"certificates", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "cpu_vendor", b"cpu_vendor", "cpus", b"cpus", "digest", b"digest", "has_uefi", b"has_uefi", "hostname", b"hostname", "kernel", b"kernel", "libvirt_version", b"libvirt_version", "machine_id", b"machine_id", "machines", b"machines", "memory_mib", b"memory_mib", "migration_address", b"migration_address", "numa_cells", b"numa_cells", "overlay_chassis", b"overlay_chassis", "pci_devices", b"pci_devices", "pools", b"pools", "qemu_version", b"qemu_version", "smbios_uuid", b"smbios_uuid", "unmanaged_disk_bytes", b"unmanaged_disk_bytes", "unmanaged_macs", b"unmanaged_macs", "unmanaged_memory_mib", b"unmanaged_memory_mib", "unmanaged_vcpus", b"unmanaged_vcpus", "usable_cpu_models", b"usable_cpu_models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "agent_version", b"agent_version", "arch", b"arch", "boot_id", b"boot_id", "bridges", b"bridges", "capabilities", b"capabilities", "certificates", b"certificates", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "cpu_vendor", b"cpu_vendor", "cpus", b"cpus", "digest", b"digest", "guest_qemus", b"guest_qemus", "has_uefi", b"has_uefi", "hostname", b"hostname", "kernel", b"kernel", "libvirt_version", b"libvirt_version", "machine_id", b"machine_id", "machines", b"machines", "memory_mib", b"memory_mib", "migration_address", b"migration_address", "numa_cells", b"numa_cells", "overlay_chassis", b"overlay_chassis", "pci_devices", b"pci_devices", "pools", b"pools", "qemu_build", b"qemu_build", "qemu_version", b"qemu_version", "smbios_uuid", b"smbios_uuid", "unmanaged_disk_bytes", b"unmanaged_disk_bytes", "unmanaged_macs", b"unmanaged_macs", "unmanaged_memory_mib", b"unmanaged_memory_mib", "unmanaged_vcpus", b"unmanaged_vcpus", "usable_cpu_models", b"usable_cpu_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Inventory: _TypeAlias = Inventory  # noqa: Y015
+
+@_typing.final
+class GuestQemu(_message.Message):
+    """GuestQemu is a guest's QEMU that is not the one that is installed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    BUILD_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    build: _builtins.str
+    """As `Inventory.qemu_build`; empty where it does not say."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        build: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build", b"build", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuestQemu: _TypeAlias = GuestQemu  # noqa: Y015

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%trimtab_protos/agent/v1/storage.proto\x12\x17trimtab_protos.agent.v1\"\xc3\x02\n\x08PoolSpec\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.trimtab_protos.agent.v1.PoolKind\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x11\n\tis_shared\x18\x04 \x01(\x08\x12\x0c\n\x04name\x18\x05 \x01(\t\x12/\n\x03nfs\x18\x14 \x01(\x0b\x32\".trimtab_protos.agent.v1.NfsSource\x12\x33\n\x05iscsi\x18\x15 \x01(\x0b\x32$.trimtab_protos.agent.v1.IscsiSource\x12/\n\x03lvm\x18\x16 \x01(\x0b\x32\".trimtab_protos.agent.v1.LvmSource\x12/\n\x03rbd\x18\x17 \x01(\x0b\x32\".trimtab_protos.agent.v1.RbdSource\"@\n\x0bIscsiSource\x12\x0e\n\x06portal\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x11\n\tchap_user\x18\x03 \x01(\t\"4\n\tLvmSource\x12\x14\n\x0cvolume_group\x18\x01 \x01(\t\x12\x11\n\tthin_pool\x18\x02 \x01(\t\"9\n\tRbdSource\x12\x10\n\x08monitors\x18\x01 \x03(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0c\n\x04user\x18\x03 \x01(\t\"q\n\tNfsSource\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x0e\n\x06\x65xport\x18\x02 \x01(\t\x12\x0f\n\x07is_soft\x18\x03 \x01(\x08\x12\x11\n\ttimeout_s\x18\x04 \x01(\x05\x12\x0f\n\x07retries\x18\x05 \x01(\x05\x12\x0f\n\x07version\x18\x06 \x01(\t\"\xbc\x01\n\x0fPoolObservation\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x03 \x01(\x03\x12\x16\n\x0epromised_bytes\x18\x04 \x01(\x03\x12\x15\n\ris_responsive\x18\x05 \x01(\x08\x12\x0f\n\x07problem\x18\x06 \x01(\t\x12\x16\n\x0eobserved_at_ms\x18\x07 \x01(\x03\x12\x0f\n\x07is_hung\x18\x14 \x01(\x08\"\x8f\x03\n\nVolumeSpec\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0f\n\x07pool_id\x18\x02 \x01(\t\x12\x33\n\x06\x66ormat\x18\x03 \x01(\x0e\x32#.trimtab_protos.agent.v1.DiskFormat\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x15\n\rbase_image_id\x18\x05 \x01(\t\x12>\n\x11\x62\x61se_image_format\x18\x06 \x01(\x0e\x32#.trimtab_protos.agent.v1.DiskFormat\x12\x15\n\rcopy_image_id\x18\x07 \x01(\t\x12\x12\n\ngeneration\x18\x08 \x01(\x03\x12\x10\n\x08layer_id\x18\t \x01(\t\x12\x16\n\x0e\x62\x61se_volume_id\x18\n \x01(\t\x12\x15\n\rbase_layer_id\x18\x0b \x01(\t\x12\x16\n\x0e\x63opy_volume_id\x18\x0c \x01(\t\x12\x15\n\rcopy_layer_id\x18\r \x01(\t\x12\x14\n\x0cis_encrypted\x18\x14 \x01(\x08\x12\x0c\n\x04unit\x18\x15 \x01(\t\"g\n\x11VolumeObservation\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x12\n\nis_present\x18\x02 \x01(\x08\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x17\n\x0f\x61llocated_bytes\x18\x04 \x01(\x03\"\x8d\x01\n\tImageSpec\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x0f\n\x07pool_id\x18\x02 \x01(\t\x12\x33\n\x06\x66ormat\x18\x03 \x01(\x0e\x32#.trimtab_protos.agent.v1.DiskFormat\x12\x15\n\rsource_sha256\x18\x04 \x01(\t\x12\x11\n\tmax_bytes\x18\x05 \x01(\x03\"\xb7\x01\n\x0bImageResult\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x33\n\x06\x66ormat\x18\x02 \x01(\x0e\x32#.trimtab_protos.agent.v1.DiskFormat\x12\x1a\n\x12virtual_size_bytes\x18\x03 \x01(\x03\x12\x17\n\x0f\x66ile_size_bytes\x18\x04 \x01(\x03\x12\x15\n\rsource_sha256\x18\x05 \x01(\t\x12\x15\n\rstored_sha256\x18\x06 \x01(\t\"5\n\x0cUploadSource\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"B\n\tUrlSource\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x18\n\x10\x61llowed_networks\x18\x02 \x03(\t\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\t\"#\n\x0eHostFileSource\x12\x11\n\tfile_name\x18\x01 \x01(\t\"\x9b\x01\n\nPeerSource\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07pool_id\x18\x03 \x01(\t\x12\x0e\n\x06ticket\x18\x04 \x01(\t\x12\x15\n\rstored_sha256\x18\x05 \x01(\t\x12\x17\n\x0f\x66ile_size_bytes\x18\x06 \x01(\x03\x12\x1a\n\x12virtual_size_bytes\x18\x07 \x01(\x03\"3\n\x0cVolumeSource\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x10\n\x08layer_id\x18\x02 \x01(\t\"/\n\x08LayerRef\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x10\n\x08layer_id\x18\x02 \x01(\t\"\xb8\x01\n\nLayerMerge\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0f\n\x07pool_id\x18\x02 \x01(\t\x12\x14\n\x0ctop_layer_id\x18\x03 \x01(\t\x12\x15\n\rbase_layer_id\x18\x04 \x01(\t\x12\x33\n\x08\x63hildren\x18\x05 \x03(\x0b\x32!.trimtab_protos.agent.v1.LayerRef\x12\r\n\x05vm_id\x18\x06 \x01(\t\x12\x15\n\rkeeps_running\x18\x07 \x01(\x08\"W\n\x0bLayerResult\x12\x13\n\x0b\x63onsistency\x18\x01 \x01(\t\x12\x0c\n\x04note\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x11\n\tpaused_ms\x18\x04 \x01(\x03\"\xf7\x02\n\nVolumeMove\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x36\n\x0bsource_pool\x18\x02 \x01(\x0b\x32!.trimtab_protos.agent.v1.PoolSpec\x12\x36\n\x0btarget_pool\x18\x03 \x01(\x0b\x32!.trimtab_protos.agent.v1.PoolSpec\x12:\n\rsource_format\x18\x04 \x01(\x0e\x32#.trimtab_protos.agent.v1.DiskFormat\x12:\n\rtarget_format\x18\x05 \x01(\x0e\x32#.trimtab_protos.agent.v1.DiskFormat\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\r\n\x05vm_id\x18\x07 \x01(\t\x12\x15\n\rkeeps_running\x18\x08 \x01(\x08\x12\x19\n\x11\x62\x61ndwidth_bytes_s\x18\t \x01(\x03\x12\x19\n\x11takes_state_files\x18\n \x01(\x08*\x8b\x01\n\x08PoolKind\x12\x19\n\x15POOL_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rPOOL_KIND_DIR\x10\x01\x12\x11\n\rPOOL_KIND_NFS\x10\x02\x12\x13\n\x0fPOOL_KIND_ISCSI\x10\x03\x12\x16\n\x12POOL_KIND_LVM_THIN\x10\x04\x12\x11\n\rPOOL_KIND_RBD\x10\x05*j\n\nDiskFormat\x12\x1b\n\x17\x44ISK_FORMAT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44ISK_FORMAT_RAW\x10\x01\x12\x15\n\x11\x44ISK_FORMAT_QCOW2\x10\x02\x12\x13\n\x0f\x44ISK_FORMAT_ISO\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%trimtab_protos/agent/v1/storage.proto\x12\x17trimtab_protos.agent.v1\"\xc3\x02\n\x08PoolSpec\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.trimtab_protos.agent.v1.PoolKind\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x11\n\tis_shared\x18\x04 \x01(\x08\x12\x0c\n\x04name\x18\x05 \x01(\t\x12/\n\x03nfs\x18\x14 \x01(\x0b\x32\".trimtab_protos.agent.v1.NfsSource\x12\x33\n\x05iscsi\x18\x15 \x01(\x0b\x32$.trimtab_protos.agent.v1.IscsiSource\x12/\n\x03lvm\x18\x16 \x01(\x0b\x32\".trimtab_protos.agent.v1.LvmSource\x12/\n\x03rbd\x18\x17 \x01(\x0b\x32\".trimtab_protos.agent.v1.RbdSource\"@\n\x0bIscsiSource\x12\x0e\n\x06portal\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x11\n\tchap_user\x18\x03 \x01(\t\"4\n\tLvmSource\x12\x14\n\x0cvolume_group\x18\x01 \x01(\t\x12\x11\n\tthin_pool\x18\x02 \x01(\t\"9\n\tRbdSource\x12\x10\n\x08monitors\x18\x01 \x03(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0c\n\x04user\x18\x03 \x01(\t\"q\n\tNfsSource\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x0e\n\x06\x65xport\x18\x02 \x01(\t\x12\x0f\n\x07is_soft\x18\x03 \x01(\x08\x12\x11\n\ttimeout_s\x18\x04 \x01(\x05\x12\x0f\n\x07retries\x18\x05 \x01(\x05\x12\x0f\n\x07version\x18\x06 \x01(\t\"\xea\x01\n\x0fPoolObservation\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x03 \x01(\x03\x12\x16\n\x0epromised_bytes\x18\x04 \x01(\x03\x12\x15\n\ris_responsive\x18\x05 \x01(\x08\x12\x0f\n\x07problem\x18\x06 \x01(\t\x12\x16\n\x0eobserved_at_ms\x18\x07 \x01(\x03\x12\x0f\n\x07is_hung\x18\x14 \x01(\x08\x12\x1a\n\rwritten_bytes\x18\x15 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_written_bytes\"\x8f\x03\n\nVolumeSpec\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0f\n\x07pool_id\x18\x02 \x01(\t\x12\x33\n\x06\x66ormat\x18\x03 \x01(\x0e\x32#.trimtab_protos.agent.v1.DiskFormat\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x15\n\rbase_image_id\x18\x05 \x01(\t\x12>\n\x11\x62\x61se_image_format\x18\x06 \x01(\x0e\x32#.trimtab_protos.agent.v1.DiskFormat\x12\x15\n\rcopy_image_id\x18\x07 \x01(\t\x12\x12\n\ngeneration\x18\x08 \x01(\x03\x12\x10\n\x08layer_id\x18\t \x01(\t\x12\x16\n\x0e\x62\x61se_volume_id\x18\n \x01(\t\x12\x15\n\rbase_layer_id\x18\x0b \x01(\t\x12\x16\n\x0e\x63opy_volume_id\x18\x0c \x01(\t\x12\x15\n\rcopy_layer_id\x18\r \x01(\t\x12\x14\n\x0cis_encrypted\x18\x14 \x01(\x08\x12\x0c\n\x04unit\x18\x15 \x01(\t\"g\n\x11VolumeObservation\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x12\n\nis_present\x18\x02 \x01(\x08\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x17\n\x0f\x61llocated_bytes\x18\x04 \x01(\x03\"\x8d\x01\n\tImageSpec\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x0f\n\x07pool_id\x18\x02 \x01(\t\x12\x33\n\x06\x66ormat\x18\x03 \x01(\x0e\x32#.trimtab_protos.agent.v1.DiskFormat\x12\x15\n\rsource_sha256\x18\x04 \x01(\t\x12\x11\n\tmax_bytes\x18\x05 \x01(\x03\"\xb7\x01\n\x0bImageResult\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x33\n\x06\x66ormat\x18\x02 \x01(\x0e\x32#.trimtab_protos.agent.v1.DiskFormat\x12\x1a\n\x12virtual_size_bytes\x18\x03 \x01(\x03\x12\x17\n\x0f\x66ile_size_bytes\x18\x04 \x01(\x03\x12\x15\n\rsource_sha256\x18\x05 \x01(\t\x12\x15\n\rstored_sha256\x18\x06 \x01(\t\"5\n\x0cUploadSource\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"B\n\tUrlSource\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x18\n\x10\x61llowed_networks\x18\x02 \x03(\t\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\t\"#\n\x0eHostFileSource\x12\x11\n\tfile_name\x18\x01 \x01(\t\"\x9b\x01\n\nPeerSource\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07pool_id\x18\x03 \x01(\t\x12\x0e\n\x06ticket\x18\x04 \x01(\t\x12\x15\n\rstored_sha256\x18\x05 \x01(\t\x12\x17\n\x0f\x66ile_size_bytes\x18\x06 \x01(\x03\x12\x1a\n\x12virtual_size_bytes\x18\x07 \x01(\x03\"3\n\x0cVolumeSource\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x10\n\x08layer_id\x18\x02 \x01(\t\"/\n\x08LayerRef\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x10\n\x08layer_id\x18\x02 \x01(\t\"\xb8\x01\n\nLayerMerge\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0f\n\x07pool_id\x18\x02 \x01(\t\x12\x14\n\x0ctop_layer_id\x18\x03 \x01(\t\x12\x15\n\rbase_layer_id\x18\x04 \x01(\t\x12\x33\n\x08\x63hildren\x18\x05 \x03(\x0b\x32!.trimtab_protos.agent.v1.LayerRef\x12\r\n\x05vm_id\x18\x06 \x01(\t\x12\x15\n\rkeeps_running\x18\x07 \x01(\x08\"W\n\x0bLayerResult\x12\x13\n\x0b\x63onsistency\x18\x01 \x01(\t\x12\x0c\n\x04note\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x11\n\tpaused_ms\x18\x04 \x01(\x03\"\xf7\x02\n\nVolumeMove\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x36\n\x0bsource_pool\x18\x02 \x01(\x0b\x32!.trimtab_protos.agent.v1.PoolSpec\x12\x36\n\x0btarget_pool\x18\x03 \x01(\x0b\x32!.trimtab_protos.agent.v1.PoolSpec\x12:\n\rsource_format\x18\x04 \x01(\x0e\x32#.trimtab_protos.agent.v1.DiskFormat\x12:\n\rtarget_format\x18\x05 \x01(\x0e\x32#.trimtab_protos.agent.v1.DiskFormat\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\r\n\x05vm_id\x18\x07 \x01(\t\x12\x15\n\rkeeps_running\x18\x08 \x01(\x08\x12\x19\n\x11\x62\x61ndwidth_bytes_s\x18\t \x01(\x03\x12\x19\n\x11takes_state_files\x18\n \x01(\x08*\x8b\x01\n\x08PoolKind\x12\x19\n\x15POOL_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rPOOL_KIND_DIR\x10\x01\x12\x11\n\rPOOL_KIND_NFS\x10\x02\x12\x13\n\x0fPOOL_KIND_ISCSI\x10\x03\x12\x16\n\x12POOL_KIND_LVM_THIN\x10\x04\x12\x11\n\rPOOL_KIND_RBD\x10\x05*j\n\nDiskFormat\x12\x1b\n\x17\x44ISK_FORMAT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44ISK_FORMAT_RAW\x10\x01\x12\x15\n\x11\x44ISK_FORMAT_QCOW2\x10\x02\x12\x13\n\x0f\x44ISK_FORMAT_ISO\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'trimtab_protos.agent.v1.storage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POOLKIND']._serialized_start=2789
-  _globals['_POOLKIND']._serialized_end=2928
-  _globals['_DISKFORMAT']._serialized_start=2930
-  _globals['_DISKFORMAT']._serialized_end=3036
+  _globals['_POOLKIND']._serialized_start=2835
+  _globals['_POOLKIND']._serialized_end=2974
+  _globals['_DISKFORMAT']._serialized_start=2976
+  _globals['_DISKFORMAT']._serialized_end=3082
   _globals['_POOLSPEC']._serialized_start=67
   _globals['_POOLSPEC']._serialized_end=390
   _globals['_ISCSISOURCE']._serialized_start=392
@@ -46,31 +46,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NFSSOURCE']._serialized_start=571
   _globals['_NFSSOURCE']._serialized_end=684
   _globals['_POOLOBSERVATION']._serialized_start=687
-  _globals['_POOLOBSERVATION']._serialized_end=875
-  _globals['_VOLUMESPEC']._serialized_start=878
-  _globals['_VOLUMESPEC']._serialized_end=1277
-  _globals['_VOLUMEOBSERVATION']._serialized_start=1279
-  _globals['_VOLUMEOBSERVATION']._serialized_end=1382
-  _globals['_IMAGESPEC']._serialized_start=1385
-  _globals['_IMAGESPEC']._serialized_end=1526
-  _globals['_IMAGERESULT']._serialized_start=1529
-  _globals['_IMAGERESULT']._serialized_end=1712
-  _globals['_UPLOADSOURCE']._serialized_start=1714
-  _globals['_UPLOADSOURCE']._serialized_end=1767
-  _globals['_URLSOURCE']._serialized_start=1769
-  _globals['_URLSOURCE']._serialized_end=1835
-  _globals['_HOSTFILESOURCE']._serialized_start=1837
-  _globals['_HOSTFILESOURCE']._serialized_end=1872
-  _globals['_PEERSOURCE']._serialized_start=1875
-  _globals['_PEERSOURCE']._serialized_end=2030
-  _globals['_VOLUMESOURCE']._serialized_start=2032
-  _globals['_VOLUMESOURCE']._serialized_end=2083
-  _globals['_LAYERREF']._serialized_start=2085
-  _globals['_LAYERREF']._serialized_end=2132
-  _globals['_LAYERMERGE']._serialized_start=2135
-  _globals['_LAYERMERGE']._serialized_end=2319
-  _globals['_LAYERRESULT']._serialized_start=2321
-  _globals['_LAYERRESULT']._serialized_end=2408
-  _globals['_VOLUMEMOVE']._serialized_start=2411
-  _globals['_VOLUMEMOVE']._serialized_end=2786
+  _globals['_POOLOBSERVATION']._serialized_end=921
+  _globals['_VOLUMESPEC']._serialized_start=924
+  _globals['_VOLUMESPEC']._serialized_end=1323
+  _globals['_VOLUMEOBSERVATION']._serialized_start=1325
+  _globals['_VOLUMEOBSERVATION']._serialized_end=1428
+  _globals['_IMAGESPEC']._serialized_start=1431
+  _globals['_IMAGESPEC']._serialized_end=1572
+  _globals['_IMAGERESULT']._serialized_start=1575
+  _globals['_IMAGERESULT']._serialized_end=1758
+  _globals['_UPLOADSOURCE']._serialized_start=1760
+  _globals['_UPLOADSOURCE']._serialized_end=1813
+  _globals['_URLSOURCE']._serialized_start=1815
+  _globals['_URLSOURCE']._serialized_end=1881
+  _globals['_HOSTFILESOURCE']._serialized_start=1883
+  _globals['_HOSTFILESOURCE']._serialized_end=1918
+  _globals['_PEERSOURCE']._serialized_start=1921
+  _globals['_PEERSOURCE']._serialized_end=2076
+  _globals['_VOLUMESOURCE']._serialized_start=2078
+  _globals['_VOLUMESOURCE']._serialized_end=2129
+  _globals['_LAYERREF']._serialized_start=2131
+  _globals['_LAYERREF']._serialized_end=2178
+  _globals['_LAYERMERGE']._serialized_start=2181
+  _globals['_LAYERMERGE']._serialized_end=2365
+  _globals['_LAYERRESULT']._serialized_start=2367
+  _globals['_LAYERRESULT']._serialized_end=2454
+  _globals['_VOLUMEMOVE']._serialized_start=2457
+  _globals['_VOLUMEMOVE']._serialized_end=2832
 # @@protoc_insertion_point(module_scope)

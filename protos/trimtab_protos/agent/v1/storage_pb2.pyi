@@ -259,6 +259,7 @@ class PoolObservation(_message.Message):
     PROBLEM_FIELD_NUMBER: _builtins.int
     OBSERVED_AT_MS_FIELD_NUMBER: _builtins.int
     IS_HUNG_FIELD_NUMBER: _builtins.int
+    WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     capacity_bytes: _builtins.int
     available_bytes: _builtins.int
@@ -269,6 +270,8 @@ class PoolObservation(_message.Message):
     observed_at_ms: _builtins.int
     is_hung: _builtins.bool
     """It is not responsive since its storage does not answer, not since it says no."""
+    written_bytes: _builtins.int
+    """Of `promised_bytes`' files, what they use: the rest of what is not available was written by others. Unset where nobody can tell."""
     def __init__(
         self,
         *,
@@ -280,12 +283,15 @@ class PoolObservation(_message.Message):
         problem: _builtins.str = ...,
         observed_at_ms: _builtins.int = ...,
         is_hung: _builtins.bool = ...,
+        written_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_written_bytes", b"_written_bytes", "written_bytes", b"written_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes", "is_hung", b"is_hung", "is_responsive", b"is_responsive", "observed_at_ms", b"observed_at_ms", "pool_id", b"pool_id", "problem", b"problem", "promised_bytes", b"promised_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_written_bytes", b"_written_bytes", "available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes", "is_hung", b"is_hung", "is_responsive", b"is_responsive", "observed_at_ms", b"observed_at_ms", "pool_id", b"pool_id", "problem", b"problem", "promised_bytes", b"promised_bytes", "written_bytes", b"written_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__written_bytes: _TypeAlias = _typing.Literal["written_bytes"]  # noqa: Y015
+    _WhichOneofArgType__written_bytes: _TypeAlias = _typing.Literal["_written_bytes", b"_written_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__written_bytes) -> _WhichOneofReturnType__written_bytes | None: ...
 
 Global___PoolObservation: _TypeAlias = PoolObservation  # noqa: Y015
 

@@ -28,7 +28,7 @@ from trimtab_protos.agent.v1 import inventory_pb2 as trimtab__protos_dot_agent_d
 from trimtab_protos.agent.v1 import storage_pb2 as trimtab__protos_dot_agent_dot_v1_dot_storage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2trimtab_protos/controller/v1/gateway_service.proto\x12\x1ctrimtab_protos.controller.v1\x1a+trimtab_protos/agent/v1/agent_service.proto\x1a$trimtab_protos/agent/v1/domain.proto\x1a\'trimtab_protos/agent/v1/inventory.proto\x1a%trimtab_protos/agent/v1/storage.proto\"\xc4\x01\n\x0eSessionRequest\x12\x34\n\x05hello\x18\x01 \x01(\x0b\x32#.trimtab_protos.controller.v1.HelloH\x00\x12<\n\theartbeat\x18\x02 \x01(\x0b\x32\'.trimtab_protos.controller.v1.HeartbeatH\x00\x12\x36\n\x06outbox\x18\x03 \x01(\x0b\x32$.trimtab_protos.controller.v1.OutboxH\x00\x42\x06\n\x04\x62ody\"\xc9\x01\n\x05Hello\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x35\n\tinventory\x18\x04 \x01(\x0b\x32\".trimtab_protos.agent.v1.Inventory\x12;\n\x07\x64omains\x18\x05 \x03(\x0b\x32*.trimtab_protos.agent.v1.DomainObservation\x12\x15\n\ragent_address\x18\x06 \x01(\t\"\xdb\x03\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x18\n\x10sent_boottime_ms\x18\x02 \x01(\x03\x12\x14\n\x0csent_unix_ms\x18\x03 \x01(\x03\x12\x14\n\x0clease_number\x18\x04 \x01(\x03\x12\x34\n\x04load\x18\x05 \x01(\x0b\x32&.trimtab_protos.controller.v1.HostLoad\x12\x37\n\x05pools\x18\x06 \x03(\x0b\x32(.trimtab_protos.agent.v1.PoolObservation\x12\x17\n\x0fis_warden_armed\x18\x07 \x01(\x08\x12\x0f\n\x07kill_ms\x18\x08 \x01(\x05\x12\x35\n\tinventory\x18\t \x01(\x0b\x32\".trimtab_protos.agent.v1.Inventory\x12\x18\n\x10is_hypervisor_up\x18\n \x01(\x08\x12\x16\n\x0e\x63lock_rate_ppm\x18\x0b \x01(\x05\x12\x16\n\x0ewarden_missing\x18\x0c \x03(\t\x12\x15\n\rwarden_vm_ids\x18\r \x03(\t\x12\x16\n\x0e\x62\x65\x61\x63on_pool_id\x18\x0e \x01(\t\x12\x15\n\rbeacon_age_ms\x18\x0f \x01(\x03\x12\x16\n\x0e\x62\x65\x61\x63on_problem\x18\x10 \x01(\t\"\xd8\x01\n\x08HostLoad\x12\x19\n\x11\x63pu_used_permille\x18\x01 \x01(\x05\x12\x1a\n\x12\x63pu_steal_permille\x18\x02 \x01(\x05\x12\x1c\n\x14memory_available_mib\x18\x03 \x01(\x03\x12\x14\n\x0c\x63pu_pressure\x18\x04 \x01(\x05\x12\x17\n\x0fmemory_pressure\x18\x05 \x01(\x05\x12\x13\n\x0bio_pressure\x18\x06 \x01(\x05\x12\x17\n\x0frunning_domains\x18\x07 \x01(\x05\x12\x1a\n\x12has_uplink_carrier\x18\x08 \x01(\x08\"A\n\x06Outbox\x12\x37\n\x05items\x18\x01 \x03(\x0b\x32(.trimtab_protos.controller.v1.OutboxItem\"\x96\x01\n\nOutboxItem\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12+\n\x03job\x18\x02 \x01(\x0b\x32\x1c.trimtab_protos.agent.v1.JobH\x00\x12\x41\n\x0c\x64omain_event\x18\x03 \x01(\x0b\x32).trimtab_protos.controller.v1.DomainEventH\x00\x42\x06\n\x04\x62ody\"W\n\x0b\x44omainEvent\x12:\n\x06\x64omain\x18\x01 \x01(\x0b\x32*.trimtab_protos.agent.v1.DomainObservation\x12\x0c\n\x04kind\x18\x02 \x01(\t\"\x95\x02\n\x0fSessionResponse\x12\x38\n\x07welcome\x18\x01 \x01(\x0b\x32%.trimtab_protos.controller.v1.WelcomeH\x00\x12\x43\n\rheartbeat_ack\x18\x02 \x01(\x0b\x32*.trimtab_protos.controller.v1.HeartbeatAckH\x00\x12=\n\noutbox_ack\x18\x03 \x01(\x0b\x32\'.trimtab_protos.controller.v1.OutboxAckH\x00\x12<\n\treconnect\x18\x04 \x01(\x0b\x32\'.trimtab_protos.controller.v1.ReconnectH\x00\x42\x06\n\x04\x62ody\"\xda\x01\n\x07Welcome\x12\x14\n\x0clease_ttl_ms\x18\x01 \x01(\x05\x12\x1a\n\x12heartbeat_every_ms\x18\x02 \x01(\x05\x12\x19\n\x11gateway_addresses\x18\x03 \x03(\t\x12\x30\n\x05pools\x18\x04 \x03(\x0b\x32!.trimtab_protos.agent.v1.PoolSpec\x12\x36\n\x08networks\x18\x05 \x03(\x0b\x32$.trimtab_protos.agent.v1.NetworkSpec\x12\x18\n\x10\x63\x61_bundle_sha256\x18\x06 \x01(\t\"J\n\x0cHeartbeatAck\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x14\n\x0clease_number\x18\x02 \x01(\x03\x12\x12\n\nis_granted\x18\x03 \x01(\x08\"\x1d\n\tOutboxAck\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"\x1e\n\tReconnect\x12\x11\n\twithin_ms\x18\x01 \x01(\x05\"J\n\x18RenewCertificatesRequest\x12\x15\n\ragent_csr_pem\x18\x01 \x01(\t\x12\x17\n\x0flibvirt_csr_pem\x18\x02 \x01(\t\"r\n\x19RenewCertificatesResponse\x12\x1d\n\x15\x61gent_certificate_pem\x18\x01 \x01(\t\x12\x1f\n\x17libvirt_certificate_pem\x18\x02 \x01(\t\x12\x15\n\rca_bundle_pem\x18\x03 \x01(\t\"6\n\x11ReadUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"%\n\x12ReadUploadResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x32\xf6\x02\n\x0eGatewayService\x12j\n\x07Session\x12,.trimtab_protos.controller.v1.SessionRequest\x1a-.trimtab_protos.controller.v1.SessionResponse(\x01\x30\x01\x12\x84\x01\n\x11RenewCertificates\x12\x36.trimtab_protos.controller.v1.RenewCertificatesRequest\x1a\x37.trimtab_protos.controller.v1.RenewCertificatesResponse\x12q\n\nReadUpload\x12/.trimtab_protos.controller.v1.ReadUploadRequest\x1a\x30.trimtab_protos.controller.v1.ReadUploadResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2trimtab_protos/controller/v1/gateway_service.proto\x12\x1ctrimtab_protos.controller.v1\x1a+trimtab_protos/agent/v1/agent_service.proto\x1a$trimtab_protos/agent/v1/domain.proto\x1a\'trimtab_protos/agent/v1/inventory.proto\x1a%trimtab_protos/agent/v1/storage.proto\"\xc4\x01\n\x0eSessionRequest\x12\x34\n\x05hello\x18\x01 \x01(\x0b\x32#.trimtab_protos.controller.v1.HelloH\x00\x12<\n\theartbeat\x18\x02 \x01(\x0b\x32\'.trimtab_protos.controller.v1.HeartbeatH\x00\x12\x36\n\x06outbox\x18\x03 \x01(\x0b\x32$.trimtab_protos.controller.v1.OutboxH\x00\x42\x06\n\x04\x62ody\"\xf6\x01\n\x05Hello\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x35\n\tinventory\x18\x04 \x01(\x0b\x32\".trimtab_protos.agent.v1.Inventory\x12;\n\x07\x64omains\x18\x05 \x03(\x0b\x32*.trimtab_protos.agent.v1.DomainObservation\x12\x15\n\ragent_address\x18\x06 \x01(\t\x12\x14\n\x0clease_number\x18\x07 \x01(\x03\x12\x15\n\rdatabase_mark\x18\x08 \x01(\x03\"\xdb\x03\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x18\n\x10sent_boottime_ms\x18\x02 \x01(\x03\x12\x14\n\x0csent_unix_ms\x18\x03 \x01(\x03\x12\x14\n\x0clease_number\x18\x04 \x01(\x03\x12\x34\n\x04load\x18\x05 \x01(\x0b\x32&.trimtab_protos.controller.v1.HostLoad\x12\x37\n\x05pools\x18\x06 \x03(\x0b\x32(.trimtab_protos.agent.v1.PoolObservation\x12\x17\n\x0fis_warden_armed\x18\x07 \x01(\x08\x12\x0f\n\x07kill_ms\x18\x08 \x01(\x05\x12\x35\n\tinventory\x18\t \x01(\x0b\x32\".trimtab_protos.agent.v1.Inventory\x12\x18\n\x10is_hypervisor_up\x18\n \x01(\x08\x12\x16\n\x0e\x63lock_rate_ppm\x18\x0b \x01(\x05\x12\x16\n\x0ewarden_missing\x18\x0c \x03(\t\x12\x15\n\rwarden_vm_ids\x18\r \x03(\t\x12\x16\n\x0e\x62\x65\x61\x63on_pool_id\x18\x0e \x01(\t\x12\x15\n\rbeacon_age_ms\x18\x0f \x01(\x03\x12\x16\n\x0e\x62\x65\x61\x63on_problem\x18\x10 \x01(\t\"\xd8\x01\n\x08HostLoad\x12\x19\n\x11\x63pu_used_permille\x18\x01 \x01(\x05\x12\x1a\n\x12\x63pu_steal_permille\x18\x02 \x01(\x05\x12\x1c\n\x14memory_available_mib\x18\x03 \x01(\x03\x12\x14\n\x0c\x63pu_pressure\x18\x04 \x01(\x05\x12\x17\n\x0fmemory_pressure\x18\x05 \x01(\x05\x12\x13\n\x0bio_pressure\x18\x06 \x01(\x05\x12\x17\n\x0frunning_domains\x18\x07 \x01(\x05\x12\x1a\n\x12has_uplink_carrier\x18\x08 \x01(\x08\"A\n\x06Outbox\x12\x37\n\x05items\x18\x01 \x03(\x0b\x32(.trimtab_protos.controller.v1.OutboxItem\"\x96\x01\n\nOutboxItem\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12+\n\x03job\x18\x02 \x01(\x0b\x32\x1c.trimtab_protos.agent.v1.JobH\x00\x12\x41\n\x0c\x64omain_event\x18\x03 \x01(\x0b\x32).trimtab_protos.controller.v1.DomainEventH\x00\x42\x06\n\x04\x62ody\"W\n\x0b\x44omainEvent\x12:\n\x06\x64omain\x18\x01 \x01(\x0b\x32*.trimtab_protos.agent.v1.DomainObservation\x12\x0c\n\x04kind\x18\x02 \x01(\t\"\x95\x02\n\x0fSessionResponse\x12\x38\n\x07welcome\x18\x01 \x01(\x0b\x32%.trimtab_protos.controller.v1.WelcomeH\x00\x12\x43\n\rheartbeat_ack\x18\x02 \x01(\x0b\x32*.trimtab_protos.controller.v1.HeartbeatAckH\x00\x12=\n\noutbox_ack\x18\x03 \x01(\x0b\x32\'.trimtab_protos.controller.v1.OutboxAckH\x00\x12<\n\treconnect\x18\x04 \x01(\x0b\x32\'.trimtab_protos.controller.v1.ReconnectH\x00\x42\x06\n\x04\x62ody\"\xf1\x01\n\x07Welcome\x12\x14\n\x0clease_ttl_ms\x18\x01 \x01(\x05\x12\x1a\n\x12heartbeat_every_ms\x18\x02 \x01(\x05\x12\x19\n\x11gateway_addresses\x18\x03 \x03(\t\x12\x30\n\x05pools\x18\x04 \x03(\x0b\x32!.trimtab_protos.agent.v1.PoolSpec\x12\x36\n\x08networks\x18\x05 \x03(\x0b\x32$.trimtab_protos.agent.v1.NetworkSpec\x12\x18\n\x10\x63\x61_bundle_sha256\x18\x06 \x01(\t\x12\x15\n\rdatabase_mark\x18\x07 \x01(\x03\"a\n\x0cHeartbeatAck\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x14\n\x0clease_number\x18\x02 \x01(\x03\x12\x12\n\nis_granted\x18\x03 \x01(\x08\x12\x15\n\rdatabase_mark\x18\x04 \x01(\x03\"\x1d\n\tOutboxAck\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"\x1e\n\tReconnect\x12\x11\n\twithin_ms\x18\x01 \x01(\x05\"J\n\x18RenewCertificatesRequest\x12\x15\n\ragent_csr_pem\x18\x01 \x01(\t\x12\x17\n\x0flibvirt_csr_pem\x18\x02 \x01(\t\"r\n\x19RenewCertificatesResponse\x12\x1d\n\x15\x61gent_certificate_pem\x18\x01 \x01(\t\x12\x1f\n\x17libvirt_certificate_pem\x18\x02 \x01(\t\x12\x15\n\rca_bundle_pem\x18\x03 \x01(\t\"6\n\x11ReadUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"%\n\x12ReadUploadResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x32\xf6\x02\n\x0eGatewayService\x12j\n\x07Session\x12,.trimtab_protos.controller.v1.SessionRequest\x1a-.trimtab_protos.controller.v1.SessionResponse(\x01\x30\x01\x12\x84\x01\n\x11RenewCertificates\x12\x36.trimtab_protos.controller.v1.RenewCertificatesRequest\x1a\x37.trimtab_protos.controller.v1.RenewCertificatesResponse\x12q\n\nReadUpload\x12/.trimtab_protos.controller.v1.ReadUploadRequest\x1a\x30.trimtab_protos.controller.v1.ReadUploadResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,35 +38,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSIONREQUEST']._serialized_start=248
   _globals['_SESSIONREQUEST']._serialized_end=444
   _globals['_HELLO']._serialized_start=447
-  _globals['_HELLO']._serialized_end=648
-  _globals['_HEARTBEAT']._serialized_start=651
-  _globals['_HEARTBEAT']._serialized_end=1126
-  _globals['_HOSTLOAD']._serialized_start=1129
-  _globals['_HOSTLOAD']._serialized_end=1345
-  _globals['_OUTBOX']._serialized_start=1347
-  _globals['_OUTBOX']._serialized_end=1412
-  _globals['_OUTBOXITEM']._serialized_start=1415
-  _globals['_OUTBOXITEM']._serialized_end=1565
-  _globals['_DOMAINEVENT']._serialized_start=1567
-  _globals['_DOMAINEVENT']._serialized_end=1654
-  _globals['_SESSIONRESPONSE']._serialized_start=1657
-  _globals['_SESSIONRESPONSE']._serialized_end=1934
-  _globals['_WELCOME']._serialized_start=1937
-  _globals['_WELCOME']._serialized_end=2155
-  _globals['_HEARTBEATACK']._serialized_start=2157
-  _globals['_HEARTBEATACK']._serialized_end=2231
-  _globals['_OUTBOXACK']._serialized_start=2233
-  _globals['_OUTBOXACK']._serialized_end=2262
-  _globals['_RECONNECT']._serialized_start=2264
-  _globals['_RECONNECT']._serialized_end=2294
-  _globals['_RENEWCERTIFICATESREQUEST']._serialized_start=2296
-  _globals['_RENEWCERTIFICATESREQUEST']._serialized_end=2370
-  _globals['_RENEWCERTIFICATESRESPONSE']._serialized_start=2372
-  _globals['_RENEWCERTIFICATESRESPONSE']._serialized_end=2486
-  _globals['_READUPLOADREQUEST']._serialized_start=2488
-  _globals['_READUPLOADREQUEST']._serialized_end=2542
-  _globals['_READUPLOADRESPONSE']._serialized_start=2544
-  _globals['_READUPLOADRESPONSE']._serialized_end=2581
-  _globals['_GATEWAYSERVICE']._serialized_start=2584
-  _globals['_GATEWAYSERVICE']._serialized_end=2958
+  _globals['_HELLO']._serialized_end=693
+  _globals['_HEARTBEAT']._serialized_start=696
+  _globals['_HEARTBEAT']._serialized_end=1171
+  _globals['_HOSTLOAD']._serialized_start=1174
+  _globals['_HOSTLOAD']._serialized_end=1390
+  _globals['_OUTBOX']._serialized_start=1392
+  _globals['_OUTBOX']._serialized_end=1457
+  _globals['_OUTBOXITEM']._serialized_start=1460
+  _globals['_OUTBOXITEM']._serialized_end=1610
+  _globals['_DOMAINEVENT']._serialized_start=1612
+  _globals['_DOMAINEVENT']._serialized_end=1699
+  _globals['_SESSIONRESPONSE']._serialized_start=1702
+  _globals['_SESSIONRESPONSE']._serialized_end=1979
+  _globals['_WELCOME']._serialized_start=1982
+  _globals['_WELCOME']._serialized_end=2223
+  _globals['_HEARTBEATACK']._serialized_start=2225
+  _globals['_HEARTBEATACK']._serialized_end=2322
+  _globals['_OUTBOXACK']._serialized_start=2324
+  _globals['_OUTBOXACK']._serialized_end=2353
+  _globals['_RECONNECT']._serialized_start=2355
+  _globals['_RECONNECT']._serialized_end=2385
+  _globals['_RENEWCERTIFICATESREQUEST']._serialized_start=2387
+  _globals['_RENEWCERTIFICATESREQUEST']._serialized_end=2461
+  _globals['_RENEWCERTIFICATESRESPONSE']._serialized_start=2463
+  _globals['_RENEWCERTIFICATESRESPONSE']._serialized_end=2577
+  _globals['_READUPLOADREQUEST']._serialized_start=2579
+  _globals['_READUPLOADREQUEST']._serialized_end=2633
+  _globals['_READUPLOADRESPONSE']._serialized_start=2635
+  _globals['_READUPLOADRESPONSE']._serialized_end=2672
+  _globals['_GATEWAYSERVICE']._serialized_start=2675
+  _globals['_GATEWAYSERVICE']._serialized_end=3049
 # @@protoc_insertion_point(module_scope)

@@ -66,10 +66,17 @@ class Hello(_message.Message):
     INVENTORY_FIELD_NUMBER: _builtins.int
     DOMAINS_FIELD_NUMBER: _builtins.int
     AGENT_ADDRESS_FIELD_NUMBER: _builtins.int
+    LEASE_NUMBER_FIELD_NUMBER: _builtins.int
+    DATABASE_MARK_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     incarnation: _builtins.str
     boot_id: _builtins.str
     agent_address: _builtins.str
+    lease_number: _builtins.int
+    """The highest lease number that was ever given to this host and the highest mark of a database that it was told; 0: it does not
+    know (an older agent, or one that lost its journal). A database that has less is from the past.
+    """
+    database_mark: _builtins.int
     @_builtins.property
     def inventory(self) -> _inventory_pb2.Inventory: ...
     @_builtins.property
@@ -85,10 +92,12 @@ class Hello(_message.Message):
         inventory: _inventory_pb2.Inventory | None = ...,
         domains: _abc.Iterable[_domain_pb2.DomainObservation] | None = ...,
         agent_address: _builtins.str = ...,
+        lease_number: _builtins.int = ...,
+        database_mark: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_address", b"agent_address", "boot_id", b"boot_id", "domains", b"domains", "host_id", b"host_id", "incarnation", b"incarnation", "inventory", b"inventory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_address", b"agent_address", "boot_id", b"boot_id", "database_mark", b"database_mark", "domains", b"domains", "host_id", b"host_id", "incarnation", b"incarnation", "inventory", b"inventory", "lease_number", b"lease_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -351,11 +360,14 @@ class Welcome(_message.Message):
     POOLS_FIELD_NUMBER: _builtins.int
     NETWORKS_FIELD_NUMBER: _builtins.int
     CA_BUNDLE_SHA256_FIELD_NUMBER: _builtins.int
+    DATABASE_MARK_FIELD_NUMBER: _builtins.int
     lease_ttl_ms: _builtins.int
     """Lease time to live; the agent's lease ends this long after it sent the acknowledged heartbeat."""
     heartbeat_every_ms: _builtins.int
     ca_bundle_sha256: _builtins.str
     """SHA-256 of the CA bundle in force; a host with another asks for renewal at once."""
+    database_mark: _builtins.int
+    """The mark of the controller's database, durable there; it only grows, and the agent remembers the highest. 0: an older controller."""
     @_builtins.property
     def gateway_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Other gateways to try when this one is gone."""
@@ -373,10 +385,11 @@ class Welcome(_message.Message):
         pools: _abc.Iterable[_storage_pb2.PoolSpec] | None = ...,
         networks: _abc.Iterable[_domain_pb2.NetworkSpec] | None = ...,
         ca_bundle_sha256: _builtins.str = ...,
+        database_mark: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_bundle_sha256", b"ca_bundle_sha256", "gateway_addresses", b"gateway_addresses", "heartbeat_every_ms", b"heartbeat_every_ms", "lease_ttl_ms", b"lease_ttl_ms", "networks", b"networks", "pools", b"pools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_bundle_sha256", b"ca_bundle_sha256", "database_mark", b"database_mark", "gateway_addresses", b"gateway_addresses", "heartbeat_every_ms", b"heartbeat_every_ms", "lease_ttl_ms", b"lease_ttl_ms", "networks", b"networks", "pools", b"pools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -391,20 +404,24 @@ class HeartbeatAck(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LEASE_NUMBER_FIELD_NUMBER: _builtins.int
     IS_GRANTED_FIELD_NUMBER: _builtins.int
+    DATABASE_MARK_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     lease_number: _builtins.int
     is_granted: _builtins.bool
     """False: the gateway may not grant (its own right ended, or the host was revoked)."""
+    database_mark: _builtins.int
+    """As in Welcome."""
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         lease_number: _builtins.int = ...,
         is_granted: _builtins.bool = ...,
+        database_mark: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_granted", b"is_granted", "lease_number", b"lease_number", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database_mark", b"database_mark", "is_granted", b"is_granted", "lease_number", b"lease_number", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

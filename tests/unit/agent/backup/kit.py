@@ -57,6 +57,9 @@ class MemoryBlobs:
     def remove_debris(self, older_than_s: float) -> int:
         return 0
 
+    def close(self) -> None:
+        """Nothing is held open."""
+
     def flip_bit(self, name: str, at: int) -> None:
         blob = bytearray(self.blobs[name])
         blob[at % len(blob)] ^= 1 << (at % 8)
@@ -102,6 +105,9 @@ class FaultyBlobs:
 
     def remove_debris(self, older_than_s: float) -> int:
         return self._run("remove_debris", "", lambda: self._inner.remove_debris(older_than_s))
+
+    def close(self) -> None:
+        self._inner.close()
 
     def _run(self, verb: str, name: str, do: Callable[[], Result]) -> Result:
         self.calls += 1

@@ -1,55 +1,24 @@
 """The repository in a bucket, against an S3 server on loopback."""
 
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from socket import create_server
+from dataclasses import replace
 
 import pytest
 
-from tests.unit.agent.backup.kit import Disk, back_up, new_repository, reopen, restore
+from tests.s3_server import free_port, s3_server
+from tests.unit.agent.backup.kit import FLEET, KEY, Disk, back_up, new_repository, reopen, restore
 from tests.unit.agent.manual_clock import ManualClock
-from tests.unit.agent.waiting import until_now
+from trimtab_agent.backup.access import Access, blobs_of
 from trimtab_agent.backup.repository.bucket import BucketBlobs
 from trimtab_agent.backup.repository.prune import prune
 from trimtab_agent.backup.repository.verify import verify_all
 from trimtab_protos.errors import AlreadyExists, NotFound, Unavailable
 
-SERVER = "from moto.server import main; import sys; main(sys.argv[1:])"
-
-
-def free_port() -> int:
-    with create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
-
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-
-    def answers() -> bool:
-        assert server.poll() is None, "the S3 server ended"
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"{url}/backups", method="PUT"), timeout=5).close()
-        except urllib.error.HTTPError:
-            return True
-        except OSError:
-            return False
-        return True
-
-    try:
-        until_now(answers, what="the S3 server", deadline_s=60)
+    with s3_server() as url:
         yield url
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 def bucket(endpoint: str, prefix: str) -> BucketBlobs:
@@ -93,6 +62,12 @@ def test_backups_live_in_a_bucket(endpoint: str) -> None:
     assert verify_all(fresh).damaged_backups == []
     assert restore(fresh, "bk-2") == bytes(disk.content)
     assert bucket(endpoint, "").list("sessions/") == [], "a prefix keeps repositories apart"
+
+
+def test_a_bucket_needs_no_endpoint_where_it_is_one_of_aws_and_no_keys_where_the_host_has_some() -> None:
+    access = Access(url="s3://backups/fleet", key=KEY.text, fleet_id=FLEET, access_key_id="k", secret_access_key="s")
+    for one in (access, replace(access, access_key_id="", secret_access_key="")):
+        assert blobs_of(one).where == "s3://backups/fleet"
 
 
 def test_a_server_that_is_down_is_said() -> None:

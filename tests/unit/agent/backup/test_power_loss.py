@@ -1,6 +1,7 @@
 """The power fails at any sync of a life of backups and prunes: what was listed is whole, and what was reported is listed."""
 
 import random
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -57,16 +58,17 @@ def check_after(life: Life, number: int, target: Path, dice: random.Random, *, k
     after_loss(life.power.losses[number], target, dice, kept=kept)
     clock = ManualClock()
     clock.advance(1_000_000)
-    repository = reopen(FolderBlobs(target, sync=lambda _descriptor: None), clock=clock)
-    listing = repository.list_backups()
-    listed = {manifest.backup_id for manifest in listing.manifests}
-    assert listing.unreadable == {}, number
-    promised = {backup_id for backup_id, since in life.listed_since.items() if since <= number}
-    forgotten = {backup_id for backup_id, since in life.forgotten_since.items() if since <= number}
-    assert promised - forgotten <= listed, f"a reported backup is gone after a loss of power at sync {number}"
-    assert verify_all(repository).damaged_backups == [], number
-    for backup_id in listed:
-        assert restore(repository, backup_id) == life.content[backup_id], (number, backup_id)
+    blobs = FolderBlobs(target, sync=lambda _descriptor: None)
+    with closing(reopen(blobs, clock=clock)) as repository:
+        listing = repository.list_backups()
+        listed = {manifest.backup_id for manifest in listing.manifests}
+        assert listing.unreadable == {}, number
+        promised = {backup_id for backup_id, since in life.listed_since.items() if since <= number}
+        forgotten = {backup_id for backup_id, since in life.forgotten_since.items() if since <= number}
+        assert promised - forgotten <= listed, f"a reported backup is gone after a loss of power at sync {number}"
+        assert verify_all(repository).damaged_backups == [], number
+        for backup_id in listed:
+            assert restore(repository, backup_id) == life.content[backup_id], (number, backup_id)
 
 
 def live(root: Path, seed: int, *, losses: int | None = None, forgets: str = "") -> int:

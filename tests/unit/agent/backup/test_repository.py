@@ -1,8 +1,10 @@
 """The repository: what comes back is what was put in, and whoever may not read it reads nothing."""
 
 import json
+import os
 import resource
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -293,6 +295,24 @@ def test_random_reads_return_what_the_disk_had() -> None:
         assert opened.first_content(29, 30) is None
         with pytest.raises(ValueError, match="outside of a disk"):
             opened.read(len(disk.content), 1)
+
+
+def held_open_below(folder: Path) -> list[str]:
+    """Return the files in the folder that this process has open."""
+    links = (Path(link) for link in os.listdir("/proc/self/fd"))
+    targets = [os.readlink(f"/proc/self/fd/{link}") for link in links if os.path.islink(f"/proc/self/fd/{link}")]
+    return [target for target in targets if target.startswith(str(folder))]
+
+
+def test_a_repository_that_is_closed_holds_no_pack_open(tmp_path: Path) -> None:
+    """One that another host prunes would keep its room for as long."""
+    disk = Disk(30, tail=77)
+    disk.write(3)
+    with closing(new_repository(FolderBlobs(tmp_path))) as repository:
+        back_up(repository, disk, "bk-1")
+        assert restore(repository, "bk-1") == bytes(disk.content)
+        assert held_open_below(tmp_path / "packs") != []
+    assert held_open_below(tmp_path) == []
 
 
 def test_a_folder_keeps_the_promises_of_a_store(tmp_path: Path) -> None:

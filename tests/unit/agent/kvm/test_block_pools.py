@@ -239,9 +239,17 @@ def test_a_full_thin_pool_and_a_missing_one_are_told_apart() -> None:
 
 
 def test_the_space_of_a_thin_pool_is_what_it_has_left() -> None:
-    seen = block_pools.observe(THIN, None, Recorded(logical(10 * GIB, "40.00")))
+    kept = [("thin", "", 10, "40.00"), ("vol-a", "thin", 4, "25.00"), ("vol-b", "thin", 8, ""), ("root", "thin", 3, "100.00")]
+    kept += [("vol-c", "other", 5, "100.00")]
+    rows = [{"lv_name": name, "pool_lv": of, "lv_size": str(size * GIB), "data_percent": used} for name, of, size, used in kept]
+    listed = (0, json.dumps({"report": [{"lv": rows}]}), "")
+    run = Recorded(logical(10 * GIB, "40.00"), listed)
+    seen = block_pools.observe(THIN, None, run)
     assert (seen.is_responsive, seen.capacity_bytes, seen.available_bytes) == (True, 10 * GIB, 6 * GIB)
-    crowded = block_pools.observe(THIN, None, Recorded(logical(10 * GIB, "40.00", "90.00")))
+    assert seen.written_bytes == GIB, "of its own volumes; the rest of what is used was written by others"
+    assert run.commands[1][-2:] == ["--", "vg0"]
+    crowded = block_pools.observe(THIN, None, Recorded(logical(10 * GIB, "40.00", "90.00"), (5, "", "no such luck")))
+    assert crowded.written_bytes is None, "not known, which is not nothing"
     assert crowded.available_bytes == GIB, "it takes no writes either once there is no room for the addresses of its blocks"
 
 

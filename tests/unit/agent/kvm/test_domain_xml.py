@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from tests.unit.agent.kvm import factories as make
 from trimtab_agent.hypervisor.base import Stamp
-from trimtab_agent.hypervisor.kvm import domain_facts
+from trimtab_agent.hypervisor.kvm import cpu_features, domain_facts
 from trimtab_agent.hypervisor.kvm.domain_xml import METADATA_NAMESPACE, Export, HostTraits, build
 from trimtab_agent.hypervisor.kvm.filling import parse_export
+from trimtab_agent.hypervisor.kvm.xml_tree import parse
+from trimtab_controller.core.cpu_features import of_adopted
 from trimtab_protos.device_messages import CdromSpec, GuestResources
 from trimtab_protos.errors import InvalidRequest
 from trimtab_protos.messages import DiskBus, DiskFormat, DomainSpec, Firmware
@@ -31,10 +33,18 @@ TCG = HostTraits(
 KVM = replace(TCG, accelerator="kvm")
 STAMP = Stamp(epoch=3, turn=7)
 
+# What somebody's definition has; a vm has no `forbid` and no `force`.
+ADOPTED_CPU = """
+<cpu mode='custom' match='exact' check='partial'><model fallback='forbid'>Nehalem</model><feature policy='require' name='aes'/>
+<feature policy='disable' name='vmx'/><feature policy='optional' name='svm'/><feature policy='forbid' name='mpx'/>
+<feature policy='force' name='hle'/></cpu>
+"""
+ADOPTED_FEATURES, _ = of_adopted(cpu_features.described(parse(ADOPTED_CPU)))
 CASES: dict[str, tuple[DomainSpec, HostTraits]] = {
     "bios_tcg": (make.domain(), TCG),
     "uefi_secure_kvm": (make.domain(firmware=Firmware.UEFI, has_secure_boot=True), KVM),
     "growing_kvm": (make.domain(vcpus=2, vcpus_max=8, memory_mib=1024, memory_max_mib=4096, cpu_features=("aes", "-vmx")), KVM),
+    "adopted_features": (make.domain(cpu_model="Nehalem", cpu_features=ADOPTED_FEATURES), KVM),
     "many_devices": (
         make.domain(
             disks=(
@@ -163,6 +173,7 @@ def test_a_copied_definition_under_another_name_is_not_ours() -> None:
         ({"machine": "pc-i440fx-7.2"}, "machine"),
         ({"cpu_model": "host,+vmx"}, "cpu_model"),
         ({"cpu_features": ("+x",)}, "cpu_features"),
+        ({"cpu_features": ("!x",)}, "cpu_features"),
         ({"arch": "aarch64"}, "arch"),
         ({"vcpus": 2}, "vcpus"),
         ({"vcpus_max": 0, "vcpus": 0}, "vcpus_max"),
@@ -226,6 +237,27 @@ def test_every_disk_says_its_format_and_lies_in_its_pool(name: str) -> None:
         assert source.get("file", "").startswith("/srv/pools/fast/")
 
 
+@pytest.mark.parametrize(
+    ("more", "current_mib", "squeezed_mib"),
+    [
+        ({}, 96, 0),
+        ({}, 64, 64),
+        ({"resources": GuestResources(balloon_min_mib=64)}, 64, 0),
+        ({"memory_max_mib": 224}, 64, 0),
+    ],
+    ids=["it has everything", "somebody took some", "its floor allows it", "nothing is told of what is plugged"],
+)
+def test_a_guest_without_a_floor_that_has_less_than_its_memory_was_squeezed(
+    more: dict[str, Any], current_mib: int, squeezed_mib: int
+) -> None:
+    root = ElementTree.fromstring(xml_of(make.domain(memory_mib=96, **({"memory_max_mib": 96} | more))))
+    current = root.find("currentMemory")
+    current = current if current is not None else ElementTree.SubElement(root, "currentMemory")
+    current.set("unit", "MiB")
+    current.text = str(current_mib)
+    assert domain_facts.read(ElementTree.tostring(root, encoding="unicode")).squeezed_to_mib == squeezed_mib
+
+
 def test_memory_that_was_plugged_counts_and_room_for_more_does_not() -> None:
     spec = make.domain(memory_mib=96, memory_max_mib=224)
     root = ElementTree.fromstring(xml_of(spec))
@@ -253,17 +285,18 @@ def test_a_vm_that_may_be_given_vcpus_can_give_back_all_but_its_first() -> None:
     assert ElementTree.fromstring(xml_of(make.domain(vcpus=2, vcpus_max=2))).find("vcpus") is None
 
 
-def test_a_disk_that_reads_from_a_backup_names_its_export_and_how_long_qemu_waits_for_it() -> None:
+def test_a_disk_that_reads_from_a_backup_names_its_export_and_pauses_its_guest_where_that_is_away() -> None:
     spec = make.domain()
     volume_id = spec.disks[0].volume_id
     export = parse_export("nbd+unix:///bk-1.vda?socket=/var/lib/libvirt/qemu/trimtab-v.nbd")
     assert export == Export(name="bk-1.vda", socket="/var/lib/libvirt/qemu/trimtab-v.nbd")
     root = ElementTree.fromstring(build(spec, STAMP, TCG, exports={volume_id: export}))
-    (backing,) = [one for one in root.findall("devices/disk/backingStore") if one.get("type") == "network"]
-    source, reconnect = backing.find("source"), backing.find("source/reconnect")
+    (disk,) = [one for one in root.findall("devices/disk") if one.find("backingStore/source") is not None]
+    driver, source = disk.find("driver"), disk.find("backingStore/source")
+    assert driver is not None
     assert source is not None
-    assert reconnect is not None
+    assert (driver.get("rerror_policy"), driver.get("error_policy")) == ("stop", "stop")
+    assert source.find("reconnect") is None, "libvirt 9.0 drops it: what is relied on is what every libvirt does"
     assert (source.get("protocol"), source.get("name")) == ("nbd", "bk-1.vda")
-    assert int(reconnect.get("delay", "0")) >= 600
     assert parse_export("/srv/pool/volumes/base.qcow2") is None
     assert "backingStore" not in build(spec, STAMP, TCG)

@@ -1,6 +1,8 @@
 """Which of the ten kinds each of libvirt's errors becomes; texts as libvirt 9.0 and QEMU 7.2 write them."""
 
 import errno
+import subprocess
+from pathlib import Path
 
 import libvirt
 import pytest
@@ -23,6 +25,8 @@ LOCKED = (
     'internal error: process exited while connecting to monitor: Failed to get "write" lock\nIs another process using the image'
 )
 SHARED_LOCKED = 'internal error: Failed to get shared "write" lock'
+# Of qcow2's header: the last byte of `incompatible_features`, whose second bit says corrupt.
+CORRUPT_BYTE, CORRUPT_BIT = 79, 2
 CASES = [
     (libvirt.VIR_ERR_NO_DOMAIN, "Domain not found", NotFound, "domain-not-found"),
     (libvirt.VIR_ERR_INTERNAL_ERROR, LOCKED, Conflict, "image-locked"),
@@ -59,6 +63,26 @@ def test_each_error_becomes_its_kind(code: int, message: str, kind: type[Trimtab
     assert translated.code == name
     assert translated.message.startswith("could not start vm-1: ")
     assert translated.context["detail"] == message
+
+
+def test_an_image_that_is_marked_corrupt_is_told_by_qemus_own_words_however_much_stands_before_them(tmp_path: Path) -> None:
+    image = tmp_path / "corrupt.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True, timeout=20)
+    with image.open("r+b") as header:
+        header.seek(CORRUPT_BYTE)
+        header.write(bytes([CORRUPT_BIT]))
+    disk = ["-blockdev", f"driver=file,filename={image},node-name=file", "-blockdev", "driver=qcow2,file=file,node-name=disk"]
+    machine = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none", *disk]
+    refused = subprocess.run(machine, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1
+    # libvirt puts the whole definition of the disk before it, whose paths may be long.
+    definition = '-blockdev {"node-name":"libvirt-1-format","read-only":false,"driver":"qcow2","file":"' + "x" * 500 + '"}: '
+    for before in ("", definition):
+        said = f"internal error: process exited while connecting to monitor: {before}{refused.stderr}"
+        error = libvirt_error(libvirt.VIR_ERR_INTERNAL_ERROR, said)
+        translated = translate(error, doing="start vm-1", changes=True, is_connection_lost=False)
+        assert (type(translated), translated.code) == (Conflict, "image-corrupt")
+        assert len(str(translated.context["detail"])) <= 400
 
 
 def test_a_lost_connection_leaves_a_change_unknown_and_a_reading_undone() -> None:

@@ -1,16 +1,15 @@
 """What the host is and does, from its files and libvirt's documents."""
 
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from trimtab_agent.hypervisor.kvm import accel_probe
-from trimtab_agent.hypervisor.kvm.host_load import HostLoadReader
+from trimtab_agent.hypervisor.kvm.host_load import HostLoadReader, MemoryLoad
 from trimtab_agent.hypervisor.kvm.huge_pages import sizes_in
-from trimtab_agent.hypervisor.kvm.inventory import _machines, _numa_cells, _pci_device, digest_of
-from trimtab_protos.messages import Inventory, NumaCell, PciDevice, PoolObservation
+from trimtab_agent.hypervisor.kvm.inventory import _machines, _numa_cells, _pci_device
+from trimtab_protos.messages import NumaCell, PciDevice
 
 
 def write_cpu(proc: Path, *, user: int, idle: int, steal: int) -> None:
@@ -22,7 +21,9 @@ def proc(tmp_path: Path) -> Path:
     made = tmp_path / "proc"
     (made / "pressure").mkdir(parents=True)
     (made / "meminfo").write_text("MemTotal: 8388608 kB\nMemAvailable: 2097152 kB\n")
-    (made / "pressure" / "cpu").write_text("some avg10=12.60 avg60=1.00 avg300=0.00 total=1\n")
+    for resource, avg10 in (("cpu", 12.6), ("memory", 7.35), ("io", 55.0)):
+        told = f"some avg10={avg10:.2f} avg60=1.00 avg300=0.00 total=1\nfull avg10=99.00 avg60=1.00 avg300=0.00 total=1\n"
+        (made / "pressure" / resource).write_text(told)
     write_cpu(made, user=100, idle=100, steal=0)
     return made
 
@@ -36,7 +37,9 @@ def test_load_is_what_happened_since_the_last_reading(proc: Path, tmp_path: Path
     write_cpu(proc, user=160, idle=120, steal=20)
     load = reader.read(running_domains=3)
     assert (load.cpu_used_permille, load.cpu_steal_permille, load.running_domains) == (800, 200, 3)
-    assert (load.memory_available_mib, load.cpu_pressure, load.memory_pressure) == (2048, 13, 0)
+    assert load.memory_available_mib == 2048
+    assert (load.cpu_pressure, load.memory_pressure, load.io_pressure) == (1260, 735, 5500), "hundredths of a percent"
+    assert reader.read_memory() == MemoryLoad(total_mib=8192, available_mib=2048, pressure_percent=7)
     assert not load.has_uplink_carrier
     (links / "eth0" / "carrier").write_text("1")
     assert reader.read(running_domains=0).has_uplink_carrier
@@ -108,27 +111,3 @@ def test_a_pci_device() -> None:
         iommu_group=31,
         numa_cell=1,
     )
-
-
-def test_the_digest_changes_with_the_host_and_not_with_free_space() -> None:
-    pool = PoolObservation(pool_id="pool-1", capacity_bytes=10, available_bytes=5, observed_at_ms=1)
-    host = Inventory(
-        hostname="a",
-        arch="x86_64",
-        machine_id="m",
-        smbios_uuid="u",
-        boot_id="b",
-        kernel="k",
-        agent_version="1",
-        libvirt_version="9.0.0",
-        qemu_version="7.2.0",
-        accelerator="tcg",
-        cpu_vendor="",
-        cpu_model="",
-        cpus=2,
-        memory_mib=1,
-        pools=(pool,),
-    )
-    assert digest_of(host) == digest_of(replace(host, pools=(replace(pool, available_bytes=1, observed_at_ms=2),)))
-    assert digest_of(host) != digest_of(replace(host, cpus=3))
-    assert digest_of(host) != digest_of(replace(host, pools=(replace(pool, is_responsive=False),)))

@@ -123,6 +123,24 @@ def test_what_looks_like_another_format_is_refused(content: bytes, declared: Dis
     assert refused.value.code == "image-format-mismatch"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        RAW,
+        bytes(1 << 20),
+        bytes(32769),
+        ISO[:32773],  # cut within the word
+        bytes(32768) + ISO[32769:],  # one byte early
+        b"CD001" + bytes(1 << 20),
+        qcow2_header(),
+    ],
+)
+def test_an_iso_that_is_none_is_refused(content: bytes) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check(content, DiskFormat.ISO)
+    assert refused.value.code == "image-format-mismatch"
+
+
 @pytest.mark.parametrize("content", [RAW, ISO, b"KDMV" + RAW, b"QFI"])
 def test_what_is_no_qcow2_is_not_taken_for_one(content: bytes) -> None:
     with pytest.raises(InvalidRequest) as refused:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.unit.agent.kvm.factories import MIB, BytesReader, Control, upload
 from trimtab_agent.hypervisor.base import JobControl
 from trimtab_agent.hypervisor.kvm import images, qemu_img, volumes
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
-from trimtab_protos.errors import Conflict, Internal, InvalidRequest, NotFound, Unavailable
+from trimtab_protos.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from trimtab_protos.messages import (
     DiskFormat,
     ImageResult,
@@ -98,6 +99,13 @@ def test_iso_is_kept_byte_for_byte(pool: PoolSpec, layout: PoolLayout) -> None:
     assert result.format is DiskFormat.ISO
     assert result.stored_sha256 == result.source_sha256 == hashlib.sha256(content).hexdigest()
     assert images.path_of("img-01hbase", layout).endswith("/images/img-01hbase.iso")
+
+
+def test_plain_bytes_that_call_themselves_an_iso_are_refused_and_nothing_is_kept(pool: PoolSpec, layout: PoolLayout) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        bring(image(DiskFormat.ISO), pool, bytes(4 * MIB))
+    assert refused.value.code == "image-format-mismatch"
+    assert os.listdir(layout.path / "images") == []
 
 
 def test_a_copy_from_a_peer_is_kept_byte_for_byte(pool: PoolSpec, tmp_path: Path) -> None:
@@ -184,12 +192,38 @@ def test_refused_imports_leave_nothing(pool: PoolSpec, spec: ImageSpec, content:
     assert files(pool) == leftovers(pool) == []
 
 
-def test_an_image_that_lies_about_its_tables_is_refused_by_the_tool_and_leaves_nothing(pool: PoolSpec) -> None:
-    # The header passes; the L1 table behind it points to where nothing can be.
-    content = make.qcow2_header(file_bytes=3 * 65536) + b"\xff" * 65536
-    with pytest.raises(Internal) as refused:
+def damaged_images(directory: Path) -> Mapping[str, bytes]:
+    """Images whose headers pass: one lies about its tables, one has lost its data's table, one the data that was compressed."""
+    raw, whole = directory / "d.raw", directory / "d.qcow2"
+    raw.write_bytes(b"abcdefgh" * (MIB // 2))
+    convert = ["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2"]
+    subprocess.run([*convert, str(raw), str(whole)], check=True, timeout=60)
+    plain = bytearray(whole.read_bytes())
+    (l1_at,) = struct.unpack_from(">Q", plain, 40)
+    (l2_at,) = struct.unpack_from(">Q", plain, l1_at)
+    l2_at &= 0x00FF_FFFF_FFFF_FE00
+    plain[l2_at : l2_at + 4096] = b"\xff" * 4096
+    subprocess.run([*convert, "-c", str(raw), str(whole)], check=True, timeout=60)
+    compressed = bytearray(whole.read_bytes())
+    compressed[5 * 65536 : 5 * 65536 + 200] = b"\xff" * 200
+    return {
+        # Its L1 table points to where nothing can be.
+        "tables": make.qcow2_header(file_bytes=3 * 65536) + b"\xff" * 65536,
+        "clusters": bytes(plain),
+        "compressed": bytes(compressed),
+    }
+
+
+@pytest.mark.parametrize("kind", ["tables", "clusters", "compressed"])
+def test_an_image_that_is_damaged_behind_its_header_is_told_so_and_leaves_nothing(
+    pool: PoolSpec, tmp_path: Path, kind: str
+) -> None:
+    content = damaged_images(tmp_path)[kind]
+    with pytest.raises(InvalidRequest) as refused:
         bring(image(DiskFormat.QCOW2), pool, content)
-    assert refused.value.code == "image-tool-failed"
+    assert refused.value.code == "image-damaged"
+    assert "`qemu-img check FILE`" in refused.value.message
+    assert "`trimtab image import NAME FILE --sha256 SUM`" in refused.value.message
     assert files(pool) == leftovers(pool) == []
 
 

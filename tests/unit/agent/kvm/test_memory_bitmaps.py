@@ -12,6 +12,7 @@ import pytest
 
 from trimtab_agent.backup.nbd import ALLOCATION, DIRTY, NbdClient
 from trimtab_agent.hypervisor.kvm import memory_bitmaps, monitor
+from trimtab_protos.errors import Unavailable
 
 MIB = 1 << 20
 DISK = "ua-vol-1"
@@ -115,3 +116,15 @@ def test_only_the_listed_checkpoint_is_kept_and_a_failed_one_leaves_the_one_befo
     memory_bitmaps.add(qemu, memory_bitmaps.followed(qemu)[DISK], "tt-bk-3")
     memory_bitmaps.drop(qemu, [DISK], "tt-bk-3")
     assert memory_bitmaps.followed(qemu)[DISK].bitmaps == {"tt-bk-2"}
+
+
+def test_qemu_ends_its_server_though_a_reader_stands_still_once_that_was_cut(qemu: Qemu) -> None:
+    """It waits for such a reader with its guest's processors held, and a mere shutdown of the connection has it wait on."""
+    qemu.write(0, 12 * MIB)
+    with NbdClient.connect(qemu.begin_backup(), "vda", contexts=[ALLOCATION]) as reader:
+        pieces = reader.read_pieces(((at * MIB, MIB) for at in range(12)), MIB)
+        assert next(pieces)[0] == 0
+        reader.cut()
+        assert qemu.ask("nbd-server-stop") == {}
+        with pytest.raises(Unavailable, match="broke off"):
+            list(pieces)

@@ -1,6 +1,7 @@
 """Networks: the operator's bridges are looked at, ours are defined."""
 
 import ipaddress
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -9,8 +10,9 @@ import pytest
 
 from tests.unit.agent.kvm.factories import bridge_network, nat_network
 from trimtab_agent.hypervisor.kvm import vlans
-from trimtab_agent.hypervisor.kvm.host_links import read_bridges
+from trimtab_agent.hypervisor.kvm.host_links import look_again, read_bridges
 from trimtab_agent.hypervisor.kvm.networks import bridge_of, check_bridge, network_xml, own_bridge
+from trimtab_agent.hypervisor.kvm.uplinks import Uplinks
 from trimtab_protos.errors import Conflict, InvalidRequest
 from trimtab_protos.messages import NetworkKind
 from trimtab_protos.network_messages import Bridge
@@ -97,6 +99,72 @@ def test_inventory_shows_bridges_without_guests_ports(sys_net: Path) -> None:
     )
     (sys_net / "eth0" / "carrier").write_text("0\n")
     assert not read_bridges(sys_net)[0].has_carrier
+
+
+def test_carriers_are_looked_at_again_without_a_whole_inventory(sys_net: Path) -> None:
+    switch = Bridge(name="ovs0", mtu=9000, ports=("eth0",), is_open_vswitch=True)
+    known = (*read_bridges(sys_net), switch)
+    assert look_again(known, sys_net) == known
+    (sys_net / "eth0" / "carrier").write_text("0\n")
+    assert [(one.name, one.has_carrier) for one in look_again(known, sys_net)] == [
+        ("br0", False),
+        ("tt-1", True),
+        ("ovs0", False),
+    ]
+    (sys_net / "br0" / "brif" / "eth1").mkdir()
+    (sys_net / "eth1" / "carrier").write_text("1\n")
+    assert look_again(known, sys_net)[0].has_carrier, "another of its own ports has carrier"
+    (sys_net / "br0" / "brif" / "eth0").rmdir()
+    (sys_net / "br0" / "brif" / "eth1").rmdir()
+    assert look_again(known, sys_net)[0].has_carrier, "one without ports reaches what is inside"
+    gone = (Bridge(name="br9", ports=("eth9",)),)
+    assert look_again(gone, sys_net) == gone, "the next inventory tells"
+
+
+def take_away(sys_net: Path, device: str, bridge: str) -> None:
+    """As the kernel does when a card dies: the device is gone, and out of its bridge with it."""
+    (sys_net / bridge / "brif" / device).rmdir()
+    shutil.rmtree(sys_net / device)
+
+
+def test_a_card_that_vanished_is_a_lost_carrier_at_the_next_heartbeat_and_one_that_was_taken_out_is_not(sys_net: Path) -> None:
+    known = read_bridges(sys_net)
+    (sys_net / "br0" / "brif" / "eth0").rmdir()
+    assert look_again(known, sys_net)[0].has_carrier, "its device is there: somebody took it out"
+    (sys_net / "br0" / "brif" / "eth0").mkdir()
+    take_away(sys_net, "eth0", "br0")
+    lost = look_again(known, sys_net)
+    assert (lost[0].has_carrier, lost[0].ports) == (False, ("eth0",))
+    assert look_again(lost, sys_net) == lost, "and the heartbeat after that"
+    (sys_net / "eth1" / "carrier").write_text("1\n")
+    (sys_net / "br0" / "brif" / "eth1").mkdir()
+    assert (look_again(lost, sys_net)[0].has_carrier, look_again(lost, sys_net)[0].ports) == (True, ("eth1",))
+
+
+def test_a_card_that_vanished_stays_lost_over_a_boot_and_until_the_bridge_has_another(sys_net: Path, tmp_path: Path) -> None:
+    path = tmp_path / "uplinks.json"
+    assert Uplinks(path, sys_net).judge(read_bridges(sys_net)) == read_bridges(sys_net)
+    take_away(sys_net, "eth0", "br0")
+    after_boot = Uplinks(path, sys_net)
+    for _time in range(2):
+        assert [(one.name, one.has_carrier, one.ports) for one in after_boot.judge(read_bridges(sys_net))] == [
+            ("br0", False, ("eth0",)),
+            ("tt-1", True, ()),
+        ]
+    (sys_net / "br0" / "brif" / "eth1").mkdir()
+    (sys_net / "eth1" / "carrier").write_text("1\n")
+    assert after_boot.judge(read_bridges(sys_net)) == read_bridges(sys_net)
+    (sys_net / "br0" / "brif" / "eth1").rmdir()
+    assert after_boot.judge(read_bridges(sys_net))[0].has_carrier, "its device is there: somebody took it out"
+
+
+@pytest.mark.parametrize("written", ["", "[]", "{", '{"br0": 3}'])
+def test_a_file_of_links_that_cannot_be_read_is_no_reason_to_have_no_inventory(
+    sys_net: Path, tmp_path: Path, written: str
+) -> None:
+    path = tmp_path / "uplinks.json"
+    path.write_text(written)
+    assert Uplinks(path, sys_net).judge(read_bridges(sys_net)) == read_bridges(sys_net)
 
 
 def test_nat_network_gives_addresses_of_its_subnet_only() -> None:

@@ -136,8 +136,43 @@ def test_who_lives_and_holds_is_not_disturbed_and_an_operators_word_in_between_s
     assert host.state() == RUNNING
 
 
+def test_an_operators_pause_of_a_guest_that_an_error_had_paused_holds_when_the_error_is_over(host: Host) -> None:
+    """libvirt keeps the error as the reason of the pause, so that nothing but the mark tells."""
+    host.domain.suspend()
+    assert host.pauses.resume_unless_kept(host.domain, "vm-a")
+    assert host.state() == RUNNING
+    host.domain.suspend()
+    host.operator(PowerAction.PAUSE)
+    assert not host.pauses.resume_unless_kept(host.domain, "vm-a")
+    assert host.state() == PAUSED
+    host.operator(PowerAction.RESUME)
+    assert host.state() == RUNNING
+    host.domain.suspend()
+    assert host.pauses.resume_unless_kept(host.domain, "vm-a")
+
+
+def test_an_operators_pause_is_over_with_the_run_of_the_guest_that_it_was_of(host: Host) -> None:
+    host.operator(PowerAction.PAUSE)
+    host.domain.destroy()
+    host.domain.create()
+    host.domain.suspend()
+    assert host.pauses.resume_unless_kept(host.domain, "vm-a")
+
+
 def test_a_mark_of_a_vm_that_is_gone_is_removed(host: Host) -> None:
     other = host.mark.with_name("trimtab-vm-gone-backup.held")
     other.write_text("half")
     host.pauses.settle_all(host.connection)
     assert not other.exists()
+
+
+def test_what_an_operator_asked_of_a_run_that_is_over_is_put_away_and_of_one_that_goes_on_kept(host: Host) -> None:
+    asked, gone = (host.mark.with_name(f"trimtab-{vm}-operator.paused") for vm in ("vm-a", "vm-gone"))
+    host.operator(PowerAction.PAUSE)
+    gone.write_text(json.dumps({"running_id": 7}))
+    host.pauses.settle_all(host.connection)
+    assert (asked.exists(), gone.exists()) == (True, False)
+    host.domain.destroy()
+    host.domain.create()
+    host.pauses.settle_all(host.connection)
+    assert not asked.exists()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -69,6 +70,22 @@ def test_one_pool_is_at_one_path(pools: Pools, pool: PoolSpec, tmp_path: Path) -
         pools.ensure(make.pool(elsewhere))
     assert refused.value.code == "pool-path-differs"
     pools.remove("pool-fast")
+
+
+def test_one_directory_is_no_second_pool_under_another_name(pools: Pools, pool: PoolSpec) -> None:
+    """A bind mount: two pools would count and hand out the same bytes twice. Mounting takes root."""
+    pools.ensure(pool)
+    twin = Path(pool.path).parent / "twin"
+    twin.mkdir()
+    subprocess.run(["mount", "--bind", pool.path, twin], check=True, timeout=10)
+    try:
+        with pytest.raises(Conflict) as refused:
+            pools.ensure(make.pool(twin, pool_id="pool-twin"))
+    finally:
+        subprocess.run(["umount", "--lazy", twin], check=True, timeout=10)
+    assert (refused.value.code, pool.path in refused.value.message) == ("pool-path-taken", True)
+    assert [one.pool_id for one in pools.known()] == [pool.pool_id]
+    pools.ensure(make.pool(twin, pool_id="pool-twin"))
 
 
 def test_a_missing_path_or_a_link_is_refused(pools: Pools, pool: PoolSpec) -> None:

@@ -40,7 +40,7 @@ def test_an_empty_volume_is_sparse(pool: PoolSpec, layout: PoolLayout, format: D
     assert seen.allocated_bytes < MIB
     assert volumes.observe("vol-01hdata", layout) == volumes.ensure(volume(format=format, size_bytes=1024 * MIB), layout)
     assert names(pool) == [f"vol-01hdata.{format.value}"]
-    assert volumes.promised_bytes(layout) == 1024 * MIB - seen.allocated_bytes
+    assert volumes.growth(layout) == (1024 * MIB - seen.allocated_bytes, seen.allocated_bytes)
 
 
 def test_a_clone_reads_its_image_and_is_larger(layout: PoolLayout, base: str, tmp_path: Path) -> None:

@@ -122,6 +122,12 @@ def test_hosts_that_came_closest_stand_first_among_the_refused(make_host: MakeHo
     assert [one.host_name for one in explain(fleet, make_request()).refused] == ["node2", "node1"]
 
 
+def test_the_host_that_was_named_stands_before_those_that_came_closer(make_host: MakeHost, make_request: MakeRequest) -> None:
+    hosts = [make_host(f"node{i}") for i in range(30)] + [make_host("named", is_cordoned=True, vcpus_claimed=16)]
+    decision = explain(FleetSnapshot.of(hosts), make_request(required_host_id="host-named"), listed_hosts=10)
+    assert (decision.refused[0].host_name, len(decision.refused[0].refusals), len(decision.refused)) == ("named", 2, KEPT_HOSTS)
+
+
 @pytest.fixture
 def large_fleet(make_host: MakeHost) -> FleetSnapshot:
     """400 hosts, each a little fuller than the one before; every tenth is cordoned."""
@@ -248,3 +254,14 @@ def test_the_api_shows_scores_of_hosts_that_fit_and_reasons_of_others(make_host:
 
 def test_a_verdict_fits_exactly_where_it_has_no_refusals() -> None:
     assert HostVerdict("host-a", "a", (), 0.5).fits
+
+
+def test_a_decision_that_is_read_later_tells_what_was_when_it_was_made(make_host: MakeHost, make_request: MakeRequest) -> None:
+    fleet = FleetSnapshot.of([make_host(f"node{number}", vcpus_claimed=number) for number in range(1, 4)])
+    books, request = Books(fleet), make_request()
+    read_at_once = decide(books, request, policy=BEST_FIT).as_json()
+    read_later = decide(books, request, policy=BEST_FIT)
+    for _ in range(3):
+        books.claim(request, "host-node3")
+    assert read_later.as_json() == read_at_once
+    assert read_later.chosen_host_id == read_at_once["chosen_host_id"]

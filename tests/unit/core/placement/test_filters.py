@@ -134,6 +134,11 @@ def test_the_source_of_a_migration_is_excluded(make_host: MakeHost, make_request
             ("cpu-features-missing", "it lacks CPU features avx512f, sha-ni"),
         ),
         (
+            {"cpu_features": ("-vmx", "?svm", "sha-ni", "-aes", "?avx2")},
+            {},
+            ("cpu-features-missing", "it lacks CPU features sha-ni"),
+        ),
+        (
             {"machine": "pc-q35-9.0"},
             {},
             ("machine-missing", "its QEMU has no machine type pc-q35-9.0"),
@@ -168,6 +173,11 @@ def test_the_source_of_a_migration_is_excluded(make_host: MakeHost, make_request
             {"accelerator": ""},
             ("accelerator-mismatch", "it runs guests under an unknown accelerator, the running guest needs kvm"),
         ),
+        (
+            {"qemu_series": (8, 2)},
+            {"qemu_series": (7, 2)},
+            ("qemu-older", "its QEMU is 7.2, the guest runs on 8.2; an older one may not take its state"),
+        ),
     ],
 )
 def test_a_host_that_cannot_run_such_a_guest_is_refused(
@@ -184,7 +194,7 @@ def test_a_host_that_has_all_that_the_guest_needs_fits(make_host: MakeHost, make
     request = make_request(
         arch="x86_64",
         cpu_model="qemu64",
-        cpu_features=("aes",),
+        cpu_features=("aes", "-vmx", "-avx2", "?svm"),
         machine="pc-q35-7.1",
         firmware=Firmware.UEFI,
         accelerator="kvm",

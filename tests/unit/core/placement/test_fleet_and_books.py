@@ -39,6 +39,12 @@ def test_rows_stand_in_order_of_name_whatever_order_hosts_come_in(make_host: Mak
         (PoolPlace(100 * GIB, 90 * GIB, 40 * GIB), 95, 55),  # sparse: 40 claimed, 10 written
         (PoolPlace(100 * GIB, 20 * GIB, 10 * GIB), 25, 15),  # others fill the file system
         (PoolPlace(100 * GIB, 2 * GIB, 10 * GIB), 7, -3),  # the reserve is eaten: nothing more may come
+        # With what its volumes have written told apart: whatever else is taken is others'.
+        (PoolPlace(100 * GIB, 90 * GIB, 40 * GIB, 10 * GIB), 95, 55),  # nobody else is there: written is not counted twice
+        (PoolPlace(100 * GIB, 50 * GIB, 50 * GIB, 50 * GIB), 95, 45),  # nor where every claim is written
+        (PoolPlace(100 * GIB, 50 * GIB, 50 * GIB, 0), 45, -5),  # a stranger's 50, and 50 claimed that will be written yet
+        (PoolPlace(100 * GIB, 40 * GIB, 50 * GIB, 10 * GIB), 45, -5),  # the same, 10 of them written
+        (PoolPlace(100 * GIB, 30 * GIB, 10 * GIB, 40 * GIB), 35, 25),  # files of volumes that claim nothing are others'
     ],
 )
 def test_a_pool_keeps_its_reserve_and_believes_the_smaller_of_books_and_disk(

@@ -1,20 +1,25 @@
 """Which of the hosts that fit is taken, by policy."""
 
+import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from trimtab_controller.core.placement import (
     BEST_FIT,
     POLICIES,
+    Books,
     FleetSnapshot,
     HostSnapshot,
     PlacementKind,
     PlacementRequest,
     Policy,
+    decide,
     explain,
     policy_named,
 )
+from trimtab_controller.core.placement.fleet import MEMORY, VCPUS
 from trimtab_controller.core.placement.snapshot import CellSnapshot
 from trimtab_protos.errors import InvalidRequest
 
@@ -61,6 +66,53 @@ def test_balanced_takes_the_host_whose_two_resources_end_up_even(make_host: Make
     big_memory = make_request(vcpus=1, memory_mib=3800)
     assert order(fleet, big_memory, Policy("balanced-only", {"balanced": 1.0}))[0] == "even"
     assert order(fleet, make_request(vcpus=1, memory_mib=11000), POLICIES["balanced"])[0] == "cpu-heavy"
+
+
+def test_fragmentation_leaves_alone_what_a_larger_vm_could_still_use(make_host: MakeHost, make_request: MakeRequest) -> None:
+    """Best fit takes the fuller host, into whose room a vm of twice the size still goes; of the other's it never would."""
+    whole = make_host("whole", vcpus_claimed=12, memory_claimed_mib=15872 - 4096)
+    crumbs = make_host("crumbs", vcpus_claimed=13, memory_claimed_mib=15872 - 9000)
+    fleet, request = FleetSnapshot.of([whole, crumbs]), make_request(vcpus=2, memory_mib=2048)
+    assert order(fleet, request) == ["whole", "crumbs"]
+    assert order(fleet, request, Policy("fragmentation-only", {"fragmentation": 1.0})) == ["crumbs", "whole"]
+
+
+def test_a_small_vm_leaves_alone_the_room_of_a_large_one(make_host: MakeHost, make_request: MakeRequest) -> None:
+    """Of one host just a quarter is free, of the other a quarter and the room for one small vm, which best fit leaves over."""
+    quarter = make_host("quarter", vcpus_claimed=12, memory_claimed_mib=15872 - 3968)
+    and_some = make_host("and-some", vcpus_claimed=11, memory_claimed_mib=15872 - 4992)
+    fleet, small = FleetSnapshot.of([quarter, and_some]), make_request(vcpus=1, memory_mib=1024)
+    assert order(fleet, small) == ["quarter", "and-some"]
+    assert order(fleet, small, POLICIES["fragmentation-aware"]) == ["and-some", "quarter"]
+
+
+def room_after(policy: Policy, rng: random.Random, make_request: MakeRequest, shape: tuple[int, int]) -> int:
+    """Return how many vms of this shape (vcpus, GiB) there is room for on 20 hosts, four fifths in use, after many came and went."""
+    hosts = [HostSnapshot(host_id=f"h{i:02}", name=f"h{i:02}", vcpus_limit=64, memory_limit_mib=262_144) for i in range(20)]
+    books, live, used = Books(FleetSnapshot.of(hosts)), [], 0.0
+    for number in range(700):
+        vcpus, memory_gib = rng.choice([(1, 2), (1, 6), (2, 4), (2, 12), (4, 8), (4, 24), (8, 16), (8, 48)])
+        vm = make_request(request_id=f"op-{number}", vm_id=f"vm-{number}", vcpus=vcpus, memory_mib=memory_gib * 1024)
+        chosen = decide(books, vm, policy=policy).chosen_host_id
+        assert chosen is not None
+        books.claim(vm, chosen)
+        live.append((vm, chosen))
+        used += vcpus / 64 + memory_gib / 256
+        while used > 2 * 0.8 * len(hosts):
+            gone, host_id = live.pop(rng.randrange(len(live)))
+            books.release(gone, host_id)
+            used -= gone.vcpus / 64 + gone.memory_mib / 262_144
+    vcpus_free, memory_free = books.free[VCPUS] // shape[0], books.free[MEMORY] // (shape[1] * 1024)
+    return int(np.minimum(vcpus_free, memory_free).sum())
+
+
+def test_fragmentation_aware_keeps_more_room_for_large_vms_than_best_fit_does(make_request: MakeRequest) -> None:
+    def room(policy: Policy) -> list[int]:
+        return [room_after(policy, random.Random(seed), make_request, (16, 64)) for seed in range(4)]
+
+    aware, best_fit = room(POLICIES["fragmentation-aware"]), room(BEST_FIT)
+    assert all(one >= other for one, other in zip(aware, best_fit, strict=True))
+    assert sum(aware) > sum(best_fit)
 
 
 def test_equal_hosts_are_taken_in_order_of_name(make_host: MakeHost, make_request: MakeRequest) -> None:

@@ -63,3 +63,21 @@ def test_a_change_and_a_move_are_found_together(make_host: MakeHost, make_reques
     asked = make_request(vcpus=1, cpu_features=("avx512",), host_selector={"zone": "c"})
     (found,) = unblock(books, asked, policy=BEST_FIT, movable_on=lambda host_id: on_host.get(host_id, []))
     assert found.sentence() == "it would fit on node1 without asking for zone=c and after moving b to node2"
+
+
+def test_a_vm_that_need_not_move_is_not_moved_with_those_that_must(make_host: MakeHost, make_request: MakeRequest) -> None:
+    """One has the vcpus, one the memory; the one between them in size has neither."""
+    books = Books(FleetSnapshot.of([make_host("node1", vcpus_limit=6, memory_limit_mib=11_264), make_host("node2")], []))
+    sizes = {"cpus": (4, 1024), "little": (1, 2048), "memory": (1, 8192)}
+    vms = [
+        make_request(request_id=f"op-{name}", vm_id=name, vm_name=name, vcpus=vcpus, memory_mib=memory_mib)
+        for name, (vcpus, memory_mib) in sizes.items()
+    ]
+    for vm in vms:
+        books.claim(vm, "host-node1")
+    on_host = {"host-node1": [replace(vm, kind=PlacementKind.MIGRATE) for vm in vms]}
+    asked = make_request(vcpus=5, memory_mib=9216, required_host_id="host-node1")
+    moving = [
+        one for one in unblock(books, asked, policy=BEST_FIT, movable_on=lambda host_id: on_host.get(host_id, [])) if one.moves
+    ]
+    assert [sorted(move.vm_id for move in one.moves) for one in moving] == [["cpus", "memory"]]

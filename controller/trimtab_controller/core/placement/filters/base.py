@@ -1,6 +1,6 @@
 """What a filter is: a yes or no for every host at once, and the reasons for one host on demand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -10,6 +10,7 @@ from trimtab_controller.core.placement.verdict import Refusal
 
 Fitting = Callable[[Trial, Rows], Mask | None]
 Refusals = Callable[[Trial, int], tuple[Refusal, ...]]
+Resources = Callable[[Trial], Sequence[str]]
 
 
 class Reads(Enum):
@@ -35,6 +36,8 @@ class Filter:
     refusals: Refusals
     """Every reason against the host of one row; empty where it fits."""
     reads: Reads = Reads.FLEET
+    resources: Resources | None = None
+    """Where a row fits exactly if it has `Trial.amounts` of these free: those that the request asks for. None for other filters."""
 
 
 def of_fleet(name: str, fitting: Callable[[Trial], Mask | None], refusals: Refusals, *, reads: Reads = Reads.FLEET) -> Filter:

@@ -1,5 +1,7 @@
 """Is there room: vcpus, memory, and space on pools, after everything that is claimed or used by domains that are not ours."""
 
+from collections.abc import Sequence
+
 from trimtab_controller.core.placement.books import Trial
 from trimtab_controller.core.placement.filters.base import Filter, Reads
 from trimtab_controller.core.placement.fleet import ALL, MEMORY, VCPUS, Mask, Rows, local_space
@@ -9,6 +11,10 @@ from trimtab_controller.core.placement.verdict import Context, Refusal
 def _has_vcpus(trial: Trial, rows: Rows = ALL) -> Mask | None:
     needed = trial.amounts.get(VCPUS)
     return None if needed is None else trial.has(VCPUS, needed, rows)
+
+
+def _vcpus(trial: Trial) -> Sequence[str]:
+    return (VCPUS,) if VCPUS in trial.amounts else ()
 
 
 def _lacks_vcpus(trial: Trial, row: int) -> tuple[Refusal, ...]:
@@ -24,6 +30,10 @@ def _lacks_vcpus(trial: Trial, row: int) -> tuple[Refusal, ...]:
 def _has_memory(trial: Trial, rows: Rows = ALL) -> Mask | None:
     needed = trial.amounts.get(MEMORY)
     return None if needed is None else trial.has(MEMORY, needed, rows)
+
+
+def _memory(trial: Trial) -> Sequence[str]:
+    return (MEMORY,) if MEMORY in trial.amounts else ()
 
 
 def _lacks_memory(trial: Trial, row: int) -> tuple[Refusal, ...]:
@@ -52,6 +62,11 @@ def _has_space(trial: Trial, rows: Rows = ALL) -> Mask | None:
         mask = trial.has(local_space(pool_id), size_bytes, rows)
         fits = mask if fits is None else fits & mask
     return fits
+
+
+def _local_spaces(trial: Trial) -> Sequence[str]:
+    """Of shared pools there is enough for all hosts or for none: who keeps figures of hosts asks `lacks_shared_space` before."""
+    return [local_space(pool_id) for pool_id in trial.space.local_bytes]
 
 
 def _lacks_space(trial: Trial, row: int) -> tuple[Refusal, ...]:
@@ -88,7 +103,7 @@ def _size(size_bytes: int) -> str:
 
 
 FILTERS = (
-    Filter("vcpus", _has_vcpus, _lacks_vcpus, Reads.ROW),
-    Filter("memory", _has_memory, _lacks_memory, Reads.ROW),
-    Filter("space", _has_space, _lacks_space, Reads.ROW),
+    Filter("vcpus", _has_vcpus, _lacks_vcpus, Reads.ROW, _vcpus),
+    Filter("memory", _has_memory, _lacks_memory, Reads.ROW, _memory),
+    Filter("space", _has_space, _lacks_space, Reads.ROW, _local_spaces),
 )

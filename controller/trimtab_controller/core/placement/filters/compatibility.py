@@ -1,5 +1,6 @@
-"""Can this host run such a guest at all: architecture, CPU model and features, machine type, firmware, accelerator."""
+"""Can this host run such a guest at all: architecture, CPU model and features, machine type, firmware, accelerator, version of QEMU."""
 
+from trimtab_controller.core import cpu_features, qemu_series
 from trimtab_controller.core.placement.books import Trial
 from trimtab_controller.core.placement.filters.base import of_fleet
 from trimtab_controller.core.placement.fleet import Mask
@@ -39,12 +40,12 @@ def _lacks_cpu_model(trial: Trial, row: int) -> tuple[Refusal, ...]:
 
 
 def _has_cpu_features(trial: Trial) -> Mask | None:
-    wanted = frozenset(trial.request.cpu_features)
+    wanted = cpu_features.required(trial.request.cpu_features)
     return trial.fleet.where("cpu_features", ("includes", wanted), lambda own: bool(wanted <= own)) if wanted else None
 
 
 def _lacks_cpu_features(trial: Trial, row: int) -> tuple[Refusal, ...]:
-    missing = sorted(set(trial.request.cpu_features) - trial.fleet.hosts[row].cpu_features)
+    missing = cpu_features.missing(trial.request.cpu_features, trial.fleet.hosts[row].cpu_features)
     if not missing:
         return ()
     names = ", ".join(missing)
@@ -108,6 +109,22 @@ def _other_accelerator(trial: Trial, row: int) -> tuple[Refusal, ...]:
     return (Refusal("accelerator", "accelerator-mismatch", message, {"wanted": wanted}),)
 
 
+def _no_older_qemu(trial: Trial) -> Mask | None:
+    runs = trial.request.qemu_series
+    if not runs:
+        return None
+    return trial.fleet.where("qemu_series", ("no older than", runs), lambda own: not qemu_series.is_older(own, runs))
+
+
+def _older_qemu(trial: Trial, row: int) -> tuple[Refusal, ...]:
+    runs, own = trial.request.qemu_series, trial.fleet.hosts[row].qemu_series
+    if not qemu_series.is_older(own, runs):
+        return ()
+    wanted = qemu_series.as_text(runs)
+    message = f"its QEMU is {qemu_series.as_text(own)}, the guest runs on {wanted}; an older one may not take its state"
+    return (Refusal("qemu", "qemu-older", message, {"wanted": wanted}),)
+
+
 FILTERS = (
     of_fleet("arch", _same_arch, _other_arch),
     of_fleet("cpu-model", _runs_cpu_model, _lacks_cpu_model),
@@ -116,4 +133,5 @@ FILTERS = (
     of_fleet("firmware", _has_firmware, _lacks_firmware),
     of_fleet("capability", _has_capabilities, _lacks_capabilities),
     of_fleet("accelerator", _same_accelerator, _other_accelerator),
+    of_fleet("qemu", _no_older_qemu, _older_qemu),
 )

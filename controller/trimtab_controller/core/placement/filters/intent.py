@@ -7,6 +7,8 @@ from trimtab_controller.core.placement.fleet import Mask
 from trimtab_controller.core.placement.snapshot import Taint, TaintEffect
 from trimtab_controller.core.placement.verdict import Refusal
 
+NOT_UP = "host-not-up"
+
 
 def _connected(trial: Trial) -> Mask:
     return trial.fleet.where_equal("connectivity", HostConnectivity.UP)
@@ -17,7 +19,7 @@ def _not_connected(trial: Trial, row: int) -> tuple[Refusal, ...]:
     if host.connectivity is HostConnectivity.UP:
         return ()
     message = f"it is {host.connectivity.value}, not up; see `trimtab host get {host.name}`"
-    return (Refusal("connectivity", "host-not-up", message, {"connectivity": host.connectivity.value}),)
+    return (Refusal("connectivity", NOT_UP, message, {"connectivity": host.connectivity.value}),)
 
 
 def _open(trial: Trial) -> Mask:

@@ -73,6 +73,9 @@ def _network_refusal(need: NetworkNeed, reach: NetworkReach | None) -> Refusal |
     if not reach.is_ready:
         message = f"network {need.name} is not ready on it; see `trimtab network get {need.name}`"
         return Refusal("networks", "network-not-ready", message, context)
+    if reach.lost_bridge:
+        message = f"network {need.name} goes nowhere from it: its bridge {reach.lost_bridge} has lost its carrier"
+        return Refusal("networks", "network-without-carrier", message, {**context, "bridge": reach.lost_bridge})
     if 0 < reach.mtu < need.mtu:
         message = f"network {need.name} needs MTU {need.mtu}, its bridge has {reach.mtu}"
         return Refusal("networks", "network-mtu-too-small", message, {**context, "needed": need.mtu, "found": reach.mtu})

@@ -1,6 +1,6 @@
 """Is there room of what is given to single vms: devices, resources that operators count, and parts of NUMA cells."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,6 +16,10 @@ def _has_devices(trial: Trial, rows: Rows = ALL) -> Mask | None:
     return _has_all(trial, {devices_of(kind): count for kind, count in trial.request.devices.items()}, rows)
 
 
+def _devices(trial: Trial) -> Sequence[str]:
+    return [devices_of(kind) for kind in trial.request.devices]
+
+
 def _lacks_devices(trial: Trial, row: int) -> tuple[Refusal, ...]:
     stocks = trial.fleet.hosts[row].devices
     found = []
@@ -29,6 +33,10 @@ def _lacks_devices(trial: Trial, row: int) -> tuple[Refusal, ...]:
 
 def _has_resources(trial: Trial, rows: Rows = ALL) -> Mask | None:
     return _has_all(trial, {resource_named(name): amount for name, amount in trial.request.resources.items()}, rows)
+
+
+def _resources(trial: Trial) -> Sequence[str]:
+    return [resource_named(name) for name in trial.request.resources]
 
 
 def _lacks_resources(trial: Trial, row: int) -> tuple[Refusal, ...]:
@@ -88,7 +96,7 @@ def _lacks_cells(trial: Trial, row: int) -> tuple[Refusal, ...]:
 
 
 FILTERS = (
-    Filter("devices", _has_devices, _lacks_devices, Reads.ROW),
-    Filter("resources", _has_resources, _lacks_resources, Reads.ROW),
+    Filter("devices", _has_devices, _lacks_devices, Reads.ROW, _devices),
+    Filter("resources", _has_resources, _lacks_resources, Reads.ROW, _resources),
     Filter("cells", _has_cells, _lacks_cells, Reads.ROW),
 )

@@ -3,6 +3,7 @@
 import numpy as np
 
 from trimtab_controller.core.placement.books import Trial
+from trimtab_controller.core.placement.filters.base import Reads
 from trimtab_controller.core.placement.fleet import Floats, Rows
 from trimtab_controller.core.placement.scorers.base import Scorer
 
@@ -22,4 +23,4 @@ def _lifetime(trial: Trial, rows: Rows) -> Floats | None:
     return longer
 
 
-LIFETIME = Scorer("lifetime", _lifetime)
+LIFETIME = Scorer("lifetime", _lifetime, Reads.BOOKS)

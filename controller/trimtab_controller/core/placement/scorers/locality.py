@@ -3,6 +3,7 @@
 import numpy as np
 
 from trimtab_controller.core.placement.books import Trial
+from trimtab_controller.core.placement.filters.base import Reads
 from trimtab_controller.core.placement.fleet import Floats, Rows
 from trimtab_controller.core.placement.scorers.base import Scorer
 
@@ -24,5 +25,5 @@ def _home(trial: Trial, rows: Rows) -> Floats | None:
     return trial.fleet.only([preferred])[rows].astype(np.float64) if preferred else None
 
 
-IMAGE_LOCALITY = Scorer("image-locality", _image_locality)
-HOME = Scorer("home", _home)
+IMAGE_LOCALITY = Scorer("image-locality", _image_locality, Reads.FLEET)
+HOME = Scorer("home", _home, Reads.NAMES)

@@ -4,8 +4,9 @@ restart elsewhere, scarce hosts left to those who need them."""
 import numpy as np
 
 from trimtab_controller.core.placement.books import Trial
+from trimtab_controller.core.placement.filters.base import Reads
 from trimtab_controller.core.placement.filters.groups import members_by_domain
-from trimtab_controller.core.placement.fleet import HOST, NOWHERE, Floats, Rows
+from trimtab_controller.core.placement.fleet import HOST, NOWHERE, Floats, Rows, at_rows
 from trimtab_controller.core.placement.needs import GroupRule, Relation
 from trimtab_controller.core.placement.scorers.base import Scorer
 from trimtab_controller.core.placement.snapshot import Taint, TaintEffect
@@ -44,7 +45,7 @@ def _taints(trial: Trial, rows: Rows) -> Floats | None:
 
     if not trial.fleet.remembered(("taints",), lambda: [any(host.taints for host in trial.fleet.hosts)])[0]:
         return None
-    return (~trial.fleet.where("taints", ("avoided", tolerations), is_avoided))[rows].astype(np.float64)
+    return (~at_rows(trial.fleet.where("taints", ("avoided", tolerations), is_avoided), rows)).astype(np.float64)
 
 
 def _spare(trial: Trial, rows: Rows) -> Floats | None:
@@ -55,7 +56,7 @@ def _spare(trial: Trial, rows: Rows) -> Floats | None:
     scarce = trial.fleet.where_equal("is_scarce", True)
     if not trial.fleet.remembered(("any-scarce",), lambda: [bool(scarce.any())])[0]:
         return None
-    return (~scarce)[rows].astype(np.float64)
+    return (~at_rows(scarce, rows)).astype(np.float64)
 
 
 def _protected(trial: Trial, rows: Rows) -> Floats | None:
@@ -65,10 +66,10 @@ def _protected(trial: Trial, rows: Rows) -> Floats | None:
     protected = trial.fleet.where_equal("can_be_proven_off", True)
     if trial.fleet.remembered(("alike-proven-off",), lambda: [bool(protected.all() or not protected.any())])[0]:
         return None
-    return protected[rows].astype(np.float64)
+    return at_rows(protected, rows).astype(np.float64)
 
 
-GROUP = Scorer("group", _group)
-TAINTS = Scorer("taints", _taints)
-PROTECTED = Scorer("protected", _protected)
-SPARE = Scorer("spare", _spare)
+GROUP = Scorer("group", _group, Reads.BOOKS)
+TAINTS = Scorer("taints", _taints, Reads.FLEET)
+PROTECTED = Scorer("protected", _protected, Reads.FLEET)
+SPARE = Scorer("spare", _spare, Reads.FLEET)
