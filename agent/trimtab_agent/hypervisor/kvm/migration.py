@@ -23,7 +23,7 @@ import libvirt
 import structlog
 
 from trimtab_agent.hypervisor.base import JobControl, Stamp
-from trimtab_agent.hypervisor.kvm import block_pools, domain_facts, domain_xml, errors, layer_files, state_files, volumes
+from trimtab_agent.hypervisor.kvm import block_pools, copy_connections, domain_facts, domain_xml, errors, layer_files, state_files, volumes
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
@@ -33,10 +33,9 @@ from trimtab_agent.hypervisor.kvm.firewall import INCOMING_GRACE_S, RECEIVED_GRA
 from trimtab_agent.hypervisor.kvm.inventory import InventoryReader
 from trimtab_agent.hypervisor.kvm.migration_xml import disk_targets, retarget
 from trimtab_agent.hypervisor.kvm.networks import Networks
-from trimtab_agent.hypervisor.kvm.observe import Observer, absent, migration_operation
+from trimtab_agent.hypervisor.kvm.observe import Observer, absent, migration_operation, process_id_of
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
 from trimtab_agent.hypervisor.kvm.pools import Pools
-from trimtab_agent.hypervisor.kvm.stuck_copy import DiskCopy, end_connections
 from trimtab_agent.hypervisor.kvm.torn_migration import (
     Step,
     TornMigration,
@@ -374,7 +373,6 @@ def _follow(domain: Any, move: _Move | None, options: MigrationOptions, control:
     """
     torn: TornMigration | None = None
     started_at = time.monotonic()
-    copy = DiskCopy(moved_s=started_at)
     next_report = 0.0
     is_aborted = is_late = has_downtime = is_postcopy = False
     ended = move.ended if move is not None else threading.Event()
@@ -393,8 +391,8 @@ def _follow(domain: Any, move: _Move | None, options: MigrationOptions, control:
                     return is_late
             statistics = _statistics(domain)
             control.report(_progress(statistics))
-            if copy.stands_still(statistics, now):
-                end_connections(domain)
+            if statistics.get("disk_total") and not is_postcopy:
+                copy_connections.bound(process_id_of(domain.name()))
             if options.max_downtime_ms and not has_downtime:
                 has_downtime = _try(lambda: domain.migrateSetMaxDowntime(options.max_downtime_ms, 0))
             if options.allow_postcopy and not is_postcopy and _is_lagging(statistics):

@@ -149,10 +149,16 @@ def migration_operation(domain: Any) -> int | None:
     return operation if is_running and operation in _JOB_OPERATIONS_MIGRATION else None
 
 
+def process_id_of(libvirt_name: str) -> int:
+    """Return a running domain's QEMU; 0, which no process has, where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((_QEMU_RUN_DIR / f"{libvirt_name}.pid").read_text())
+    return 0
+
+
 def _resident_mib(libvirt_name: str) -> int:
     """Return the memory that the domain's QEMU holds; from the kernel, since libvirt's way asks QEMU."""
-    with contextlib.suppress(OSError, ValueError):
-        process_id = int((_QEMU_RUN_DIR / f"{libvirt_name}.pid").read_text())
-        resident_pages = int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
+    with contextlib.suppress(OSError):
+        resident_pages = int(Path(f"/proc/{process_id_of(libvirt_name)}/statm").read_text().split()[1])
         return resident_pages * _PAGE_BYTES >> 20
     return 0
