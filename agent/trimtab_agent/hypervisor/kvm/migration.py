@@ -23,7 +23,16 @@ import libvirt
 import structlog
 
 from trimtab_agent.hypervisor.base import JobControl, Stamp
-from trimtab_agent.hypervisor.kvm import block_pools, copy_connections, domain_facts, domain_xml, errors, layer_files, state_files, volumes
+from trimtab_agent.hypervisor.kvm import (
+    block_pools,
+    copy_connections,
+    domain_facts,
+    domain_xml,
+    errors,
+    layer_files,
+    state_files,
+    volumes,
+)
 from trimtab_agent.hypervisor.kvm.config import KvmConfig
 from trimtab_agent.hypervisor.kvm.connection import Connection
 from trimtab_agent.hypervisor.kvm.console import ConsoleLogs
