@@ -35,10 +35,21 @@ class Frozen:
         return int(session.scalar(sa.text("SELECT 41 + 1")))
 
 
+class FrozenInAPart(Frozen):
+    """The same within a part that is to be undone alone, which the end of its transaction leaves nothing of."""
+
+    def __call__(self, session: Session) -> int:
+        with session.begin_nested():
+            return super().__call__(session)
+
+
+@pytest.mark.parametrize("kind", [Frozen, FrozenInAPart])
 @pytest.mark.parametrize("how", ["read", "write"])
-def test_a_transaction_that_the_server_ended_for_idling_is_run_again(opened: Database, postgres_url: str, how: str) -> None:
+def test_a_transaction_that_the_server_ended_for_idling_is_run_again(
+    opened: Database, postgres_url: str, how: str, kind: type[Frozen]
+) -> None:
     other = sa.create_engine(postgres_url)
-    work = Frozen(other)
+    work = kind(other)
     assert getattr(opened, how)(work) == 42
     assert work.tries == 2
     other.dispose()

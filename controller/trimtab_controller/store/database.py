@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, PendingRollbackError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
@@ -47,6 +47,10 @@ OVERFLOW = 4
 # PostgreSQL: serialization_failure, deadlock_detected, lock_not_available, and idle_in_transaction_session_timeout: a process that
 # was frozen inside a transaction, which the server ended.
 RETRIED_SQLSTATES = frozenset({"40001", "40P01", "55P03", "25P03"})
+# What a transaction fails with. The second: a part of it is to be undone after its connection was lost, and with it the whole.
+Failure: TypeAlias = DBAPIError | PendingRollbackError
+FAILURES = (DBAPIError, PendingRollbackError)
+UNAVAILABLE = "the controller's database does not answer; retry later"
 # Classes of errors that are the server's and not the statement's: connection, resources, operator intervention.
 UNAVAILABLE_SQLSTATE_CLASSES = frozenset({"08", "53", "57"})
 # disk_full, out_of_memory, too_many_connections; SQLite says "database or disk is full".
@@ -98,17 +102,25 @@ def _connect_arguments(url: sa.URL) -> dict[str, Any]:
     }
 
 
-def _is_retried(error: DBAPIError) -> bool:
+def _is_retried(error: Failure) -> bool:
+    if isinstance(error, PendingRollbackError):
+        return True
     state = getattr(error.orig, "sqlstate", None)
     return state in RETRIED_SQLSTATES or (isinstance(error, OperationalError) and "database is locked" in str(error.orig))
 
 
-def _is_full(error: DBAPIError) -> bool:
+def _is_full(error: Failure) -> bool:
+    return isinstance(error, DBAPIError) and _says_full(error)
+
+
+def _says_full(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) in FULL_SQLSTATES or "disk is full" in str(error.orig)
 
 
-def _translate(error: DBAPIError) -> Exception:
+def _translate(error: Failure) -> Exception:
     """Return what callers see: an integrity error is theirs to interpret, everything else means "not now"."""
+    if isinstance(error, PendingRollbackError):
+        return Unavailable("database-unavailable", UNAVAILABLE)
     if isinstance(error, IntegrityError):
         return error
     state = getattr(error.orig, "sqlstate", None)
@@ -116,9 +128,7 @@ def _translate(error: DBAPIError) -> Exception:
         return disk_reserve.full()
     is_servers = state is None or state in RETRIED_SQLSTATES or state[:2] in UNAVAILABLE_SQLSTATE_CLASSES
     if isinstance(error, OperationalError) or is_servers:
-        return Unavailable(
-            "database-unavailable", "the controller's database does not answer; retry later", detail=str(error.orig)[:200]
-        )
+        return Unavailable("database-unavailable", UNAVAILABLE, detail=str(error.orig)[:200])
     return error
 
 
@@ -234,7 +244,7 @@ class Database:
             try:
                 with self._begin() as session:
                     return query(session)
-            except DBAPIError as error:
+            except FAILURES as error:
                 if attempt + 1 < TRIES and _is_retried(error):
                     time.sleep(_pause_before_retry(attempt))
                     continue
@@ -249,7 +259,7 @@ class Database:
             try:
                 with self._begin(is_write=True, is_durable=durable) as session:
                     return transaction(session)
-            except DBAPIError as error:
+            except FAILURES as error:
                 if attempt + 1 < TRIES and _is_full(error) and self.reserve.give_up():
                     continue
                 if attempt + 1 < TRIES and _is_retried(error):
