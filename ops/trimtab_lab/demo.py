@@ -24,7 +24,7 @@ LOCAL_GUEST, SHARED_GUEST = "db1", "web1"
 BACKED_UP_GUEST = "db2"
 KEPT_GUESTS = ("web1", "web3", "web4")
 """Created with `--ha restart`: they go on elsewhere when their host dies."""
-TICK = re.compile(r"tick (\d+) ")
+TICK = re.compile(r"tick (\d+) uptime ([\d.]+)")
 BOOT_TIMEOUT_S = 300.0
 POLL_S = 1.0
 
@@ -84,11 +84,16 @@ class Demo:
 
     def migrate(self, name: str, what: str) -> None:
         self.say(f"{name} moves to another host without stopping ({what})")
-        before = self.wait_for_ticks(name, at_least=2)
+        before, up_s = self.wait_for_ticks(name, at_least=2), self.uptime_s(name)
         self.trimtab("vm", "migrate", name, "--wait")
-        after = self.wait_for_ticks(name, at_least=before + 3)
+        after, later_up_s = self.wait_for_ticks(name, at_least=before + 3), self.uptime_s(name)
         self.trimtab("vm", "list", "-o", "wide")
-        self.say(f"{name} counted {before} before and {after} after the move: it never restarted")
+        if later_up_s <= up_s:  # its counter is on its disk and says nothing of that
+            raise LabError(f"{name} was up for {up_s:.1f} s before the move and is for {later_up_s:.1f} s after it: it restarted")
+        self.say(
+            f"{name} counted {before} before and {after} after the move, up for {up_s:.1f} s and then {later_up_s:.1f} s: it never "
+            "restarted"
+        )
 
     def stop_start_delete(self) -> None:
         name = GUESTS[1]
@@ -237,7 +242,16 @@ class Demo:
         return self.ticks(name)[0]
 
     def ticks(self, name: str) -> list[int]:
-        return [int(number) for number in TICK.findall(self.trimtab("vm", "console", name, "--log", quiet=True))]
+        return [int(counter) for counter, _uptime in self.said(name)]
+
+    def uptime_s(self, name: str) -> float:
+        """Return for how long the guest, which counts, said last that its kernel is up."""
+        return float(self.said(name)[-1][1])
+
+    def said(self, name: str) -> list[tuple[str, str]]:
+        """Return all (counter, uptime) that the guest's console's log still has, without a line that is being written."""
+        log = self.trimtab("vm", "console", name, "--log", quiet=True)
+        return TICK.findall(log[: log.rfind("\n") + 1])
 
 
 def run_demo(lab: Lab) -> None:
