@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 
 from tests.operations.invariants import audit_invariants
+from tests.soak import starts
 from tests.soak.controlplane import DRIVER_LEASE_S, LEASE_TTL_S, ControlPlane, Process
 from trimtab_agent.hypervisor.simulation import SimulatedFleet
 from trimtab_controller.clock import SystemClock, mint
@@ -40,6 +41,15 @@ PREPARE_TIMEOUT_S = 120.0
 STUCK_TIMEOUT_S = 300.0
 CLEAN_TIMEOUT_S = 90.0
 RETRIES_OF_STUCK_MAX = 3
+FAULTS = {
+    **{f"kill {process}": 3 for process in ("worker", "engine", "gateway", "agents")},
+    **{f"freeze {process}": 2 for process in ("worker", "engine", "gateway", "agents")},
+    "kill redis": 1,
+    "flush redis": 2,
+    "down redis": 1,
+    "freeze redis": 1,
+}
+"""What may be done to a control plane, and how often beside the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +106,8 @@ class Campaign:
         self._later: list[_Later] = []
         self._disturbed: set[str] = set()
         self._names = 0
+        # Of each kind of fault there is one, first of all, whatever is drawn afterwards.
+        self._unmet = sorted(FAULTS, key=lambda _kind: self.rng.random())
         # How long a process is left alone after its start: as long as the whole plane took to come up on this machine. One that is
         # killed before it ever worked shows nothing, and a busy machine would never get any work done.
         self._peace_s = 0.0
@@ -132,8 +144,14 @@ class Campaign:
         network = network_service.NetworkSpec(name="default", kind="bridge", bridge="br0", bridges={})
         self._accept(lambda session: network_service.create(session, network, project=None, actor=self.actor, now=now)[1])
         self._wait(self._all_ended, PREPARE_TIMEOUT_S, "pools and networks")
+        self._import("micro")
+        self._wait(self._all_ended, PREPARE_TIMEOUT_S, "the image")
+        failed = [(state, error) for state, error in self._ends().values() if state != OperationState.DONE.value]
+        assert failed == [], failed
+
+    def _import(self, name: str) -> bool:
         image = image_service.ImageSpec(
-            name="micro",
+            name=name,
             kind="disk",
             format="qcow2",
             source=image_service.FromHost(host="node1", file_name="micro.qcow2"),
@@ -141,14 +159,12 @@ class Campaign:
             is_shared=True,
             labels={},
         )
-        self._accept(
+        now = self.clock.now()
+        return self._accept(
             lambda session: image_service.create(
                 session, image, project=self.project, allowed_url_hosts=(), actor=self.actor, now=now
             )[1]
         )
-        self._wait(self._all_ended, PREPARE_TIMEOUT_S, "the image")
-        failed = [(state, error) for state, error in self._ends().values() if state != OperationState.DONE.value]
-        assert failed == [], failed
 
     def _found_project(self, session: Session) -> Project:
         found = session.execute(sa.select(schema.project).where(schema.project.c.name == "default")).one_or_none()
@@ -165,7 +181,7 @@ class Campaign:
         wanted = len(self.accepted) + self.wishes.operations
         next_fault_s = time.monotonic() + 1.0
         moved_s = next_request_s = time.monotonic()
-        while len(self.accepted) < wanted:
+        while len(self.accepted) < wanted or self._unmet:
             self._tick()
             if time.monotonic() >= next_fault_s:
                 self._fault()
@@ -186,10 +202,10 @@ class Campaign:
         self.verdict.died_by_themselves.update(self.plane.restart_the_dead())
 
     def _fault(self) -> None:
-        kinds = ["kill worker", "kill engine", "kill gateway", "kill agents"] * 3
-        kinds += ["freeze worker", "freeze engine", "freeze gateway", "freeze agents"] * 2
-        kinds += ["kill redis", "flush redis", "flush redis", "down redis", "freeze redis"]
-        what, _, kind = self.rng.choice(kinds).partition(" ")
+        chosen = (
+            self._unmet[-1] if self._unmet else self.rng.choice([kind for kind, weight in FAULTS.items() for _ in range(weight)])
+        )
+        what, _, kind = chosen.partition(" ")
         now_s = time.monotonic()
         free = [
             process
@@ -210,7 +226,9 @@ class Campaign:
             case _:
                 if not self.plane.flush_redis():
                     return
-        self.verdict.faults[f"{what} {kind}"] += 1
+        self.verdict.faults[chosen] += 1
+        if self._unmet:
+            self._unmet.pop()
 
     def _kill(self, process: Process, down_s: float) -> None:
         process.kill()
@@ -244,6 +262,8 @@ class Campaign:
         choice = self.rng.random()
         if choice < 0.06:
             return self._volume()
+        if choice < 0.1:
+            return self._import(self._name("image"))
         present = [vm for vm in live if vm.deleted_at is None]
         if len(present) < self.wishes.vms and choice < 0.5:
             return self._create()
@@ -388,15 +408,8 @@ class Campaign:
         return [*lost, *audit_invariants(self), *self._repeated_starts()]  # type: ignore[arg-type]
 
     def _repeated_starts(self) -> list[str]:
-        """Return vms that were started more often than anybody asked for."""
-        starting = {"vm.create", "vm.start", "vm.migrate"}
-        asked = Counter(subject for kind, subject in self.accepted.values() if kind in starting)
         started = Counter(entry.vm_id for entry in list(self.fleet.oracle) if entry.event == "start")
-        return [
-            f"{vm_id} was started {count} times, asked for {asked[vm_id]}"
-            for vm_id, count in started.items()
-            if count > asked[vm_id]
-        ]
+        return starts.repeated(started, self.db.read(lambda session: starts.most_starts(session, self.accepted)))
 
     def _takeovers(self, session: Session) -> int:
         """Return how many operations were driven under more than one turn between records of the same kind of step."""
