@@ -76,6 +76,7 @@ async def mutate(order: Order, work: Work) -> Response:
     context.db.reserve.check_room(keep_free_bytes=context.settings.disk_keep_free_bytes)
 
     def transaction(session: Session) -> Answer:
+        context.db.reserve.refuse_if_spent(session)
         return perform(session, mutation, lambda inner: work(inner, mutation.actor, mutation.now))
 
     try:

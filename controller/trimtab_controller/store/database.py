@@ -31,6 +31,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from trimtab_controller.store import disk_reserve, kept
+from trimtab_controller.store.ballast_table import TableReserve
 from trimtab_controller.store.disk_reserve import DiskReserve
 from trimtab_controller.store.group_commit import CommitThread, GroupCommit, Piece
 from trimtab_controller.store.kept import KeptConnections
@@ -221,7 +222,7 @@ class Database:
             json_deserializer=_read_json,
         )
         _configure(self.engine)
-        self.reserve = DiskReserve(url)
+        self.reserve: DiskReserve | TableReserve = DiskReserve(url) if self.dialect == "sqlite" else TableReserve(self.engine)
         self._statements = Statements(self.engine.dialect) if self.dialect == "sqlite" else None
         self._kept = KeptConnections(self.engine, size=pool_size + OVERFLOW) if self.dialect == "sqlite" else None
         self._group = GroupCommit(self.write_pieces) if self.dialect == "sqlite" else None
@@ -340,7 +341,7 @@ class AsyncDatabase:
         self._commits = CommitThread(self._database.write_pieces) if self._database.dialect == "sqlite" else None
 
     @property
-    def reserve(self) -> DiskReserve:
+    def reserve(self) -> DiskReserve | TableReserve:
         return self._database.reserve
 
     async def write(self, transaction: Callable[[Session], T], *, durable: bool = True) -> T:

@@ -5,7 +5,7 @@ So mutations are refused while less than `keep_free_bytes` is free, and a file o
 write that meets a full disk deletes it and is tried again. Beats, heartbeats and operations under way then go on in that space,
 most of them by overwriting; what would grow the database is refused until somebody has made room and the ballast is back.
 
-PostgreSQL: its disk is its administrator's; a full one refuses every write.
+PostgreSQL: its disk may be another machine's, so the ballast is a table (`store/ballast_table.py`).
 """
 
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 import structlog
+from sqlalchemy.orm import Session
 
 from trimtab_protos.errors import Unavailable
 
@@ -64,6 +65,9 @@ class DiskReserve:
         if free_bytes < keep_free_bytes:
             raise full(f"{free_bytes >> 20} MiB are free in {self._path.parent}, {keep_free_bytes >> 20} MiB are needed")
 
+    def refuse_if_spent(self, session: Session) -> None:
+        """Nothing to ask the database: `check_room` sees the disk."""
+
     def _free_bytes(self) -> int:
         assert self._path is not None
         with suppress(FileNotFoundError):
@@ -77,6 +81,6 @@ def full(how: str = "") -> Unavailable:
     told = f" ({how})" if how else ""
     return Unavailable(
         "database-full",
-        f"the controller's disk is full{told}: nothing is changed until there is room; running guests are not touched",
+        f"the disk of the controller's database is full{told}: nothing is changed until there is room; running guests are not touched",
         next="trimtab-controller check",
     )

@@ -32,6 +32,7 @@ from trimtab_controller.store.schema.failover import (
     power_cut,
 )
 from trimtab_controller.store.schema.fleet import (
+    ballast,
     host,
     host_certificate,
     host_class,
@@ -76,6 +77,7 @@ __all__ = [
     "backup_instant",
     "backup_policy",
     "backup_repo",
+    "ballast",
     "checkpoint",
     "claim",
     "claim_stock",

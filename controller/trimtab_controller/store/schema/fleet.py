@@ -158,3 +158,11 @@ lease_revocation = sa.Table(
     sa.Column("acknowledgements", Json, nullable=False),
     created_at(),
 )
+
+# Space that leases go on in when the disk of a PostgreSQL server is full; empty on SQLite. See `store/ballast_table.py`.
+ballast = sa.Table(
+    "ballast",
+    metadata,
+    sa.Column("position", sa.Integer(), primary_key=True),
+    sa.Column("filler", sa.LargeBinary(), nullable=False),
+)
