@@ -346,9 +346,7 @@ def test_a_postcopy_whose_link_breaks_goes_on_with_all_of_its_memory(fleet: Flee
     counted, uptime = fleet.ticks(mover)
     vm, (home, target) = fleet.vm(mover), other_hosts(fleet, mover)
     domain = f"trimtab-{vm['id']}"
-    operation_id = begin_slow_move(fleet, mover, target, "--allow-postcopy")
-    fleet.sh(home, f"virsh migrate-setspeed {domain} {LIMIT_BYTES_S >> 20} --postcopy && virsh migrate-postcopy {domain}")
-    wait_until(lambda: "post-copy" in domain_state(fleet, home, domain), "the guest to leave for the target")
+    operation_id = begin_postcopy(fleet, mover, home, target)
     # Before its QEMU has what it needs itself it answers nobody, libvirt included; see the unit test of what is given up.
     wait_until(lambda: len(ticks_on(fleet, target, domain)) > 2, "the guest to count on, on the target")
     with without_link(fleet, target) if what == "cable" else without_memory_connections(fleet, target):
@@ -364,6 +362,28 @@ def test_a_postcopy_whose_link_breaks_goes_on_with_all_of_its_memory(fleet: Flee
     assert_one_whole_copy(fleet, mover, on=target, counted=counted)
     assert fleet.ticks(mover)[1] > uptime, "the same guest, with what it had in memory"
     assert fleet.vm(mover)["epoch"] == vm["epoch"] + 1
+
+
+@pytest.mark.soak
+def test_memory_that_died_with_its_source_is_lost_and_the_guest_starts_anew_from_its_disk(fleet: Fleet, mover: str) -> None:
+    counted, uptime = fleet.ticks(mover)
+    vm, (home, target) = fleet.vm(mover), other_hosts(fleet, mover)
+    operation_id = begin_postcopy(fleet, mover, home, target)
+    fleet.sh(home, f"kill -9 $(cat /run/libvirt/qemu/trimtab-{vm['id']}.pid)")
+    ended = fleet.end_of(operation_id)
+    assert (ended["state"], ended["result"].get("memory")) == ("done", "lost"), ended
+    assert_one_whole_copy(fleet, mover, on=target, counted=counted)
+    assert fleet.ticks(mover)[1] < uptime, "it booted anew, nothing of it went on without its memory"
+    assert fleet.vm(mover)["epoch"] == vm["epoch"] + 1
+
+
+def begin_postcopy(fleet: Fleet, name: str, home: str, target: str) -> str:
+    """Let the guest run on the target while most of its memory is at home and comes slowly; return the operation."""
+    domain = f"trimtab-{fleet.vm(name)['id']}"
+    operation_id = begin_slow_move(fleet, name, target, "--allow-postcopy")
+    fleet.sh(home, f"virsh migrate-setspeed {domain} {LIMIT_BYTES_S >> 20} --postcopy && virsh migrate-postcopy {domain}")
+    wait_until(lambda: "post-copy" in domain_state(fleet, home, domain), "the guest to leave for the target")
+    return operation_id
 
 
 def ticks_on(fleet: Fleet, host: str, domain: str) -> list[str]:

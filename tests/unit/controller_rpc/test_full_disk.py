@@ -56,5 +56,5 @@ async def test_leases_are_granted_for_long_on_a_full_disk(fleet: Fleet, tiny_dis
 async def test_without_what_was_kept_the_disk_is_really_full(fleet: Fleet, tiny_disk: Path) -> None:
     """So the test before shows something."""
     fill_up(tiny_disk)
-    with pytest.raises(Unavailable, match="disk of the controller.s database is full"):
+    with pytest.raises(Unavailable, match="disk of the controller's database is full"):
         chatter(fleet, times=100)
