@@ -44,9 +44,13 @@ def resolve(name: str, port: int) -> Sequence[str]:
 
 
 def read_url(
-    source: UrlSource, *, resolver: Resolver = resolve, clock_s: Callable[[], float] = time.monotonic
+    source: UrlSource,
+    *,
+    resolver: Resolver = resolve,
+    clock_s: Callable[[], float] = time.monotonic,
+    on_size: Callable[[int], None] = lambda _size_bytes: None,
 ) -> Iterator[bytes]:
-    """Yield the content in blocks; ends with an error of the ten kinds."""
+    """Yield the content in blocks; ends with an error of the ten kinds. `on_size` is told a Content-Length before the first."""
     allowed = _networks(source.allowed_networks)
     context = _tls_context(source.ca_pem)
     url = source.url
@@ -59,6 +63,8 @@ def read_url(
                 continue
             if response.status != 200:
                 raise _refused_status(response.status)
+            if response.length is not None:
+                on_size(response.length)
             yield from _blocks(response, clock_s)
             return
         finally:

@@ -46,6 +46,7 @@ class World:
         self.authority = new_fleet_authority()
         self.gateway = GatewayDouble(self.authority)
         self.pauses: list[float] = []
+        self.announced: list[int] = []
         self.control = Control()
 
     @property
@@ -54,7 +55,8 @@ class World:
         return Sources(credentials, gateways=lambda: [self.gateway.address], pause=self.pauses.append)
 
     async def read(self, source: ImageSource, pool: PoolSpec = SHARED) -> bytes:
-        return await asyncio.to_thread(lambda: b"".join(self.sources.read_blocks(source, pool, self.control)))
+        blocks = self.sources.read_blocks(source, pool, self.control, on_size=self.announced.append)
+        return await asyncio.to_thread(lambda: b"".join(blocks))
 
 
 @pytest_asyncio.fixture
@@ -146,6 +148,7 @@ def pool(tmp_path: Path) -> PoolSpec:
 async def test_a_file_of_the_import_folder_is_read(world: World, pool: PoolSpec) -> None:
     Path(pool.path, "import/disk.qcow2").write_bytes(CONTENT)
     assert await world.read(HostFileSource(file_name="disk.qcow2"), pool) == CONTENT
+    assert world.announced == [len(CONTENT)]
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "../secret", "/etc/passwd", "sub/disk", "a\0b", "x" * 256])

@@ -108,6 +108,21 @@ def test_content_is_read_whole_from_an_allowed_network(web: Web) -> None:
     assert read(web.source("/disk")) == CONTENT
 
 
+def test_the_size_is_told_before_the_first_block_and_may_be_refused(web: Web) -> None:
+    web.answers["/disk"] = redirect("/there")
+    web.answers["/there"] = plain(CONTENT)
+    told: list[int] = []
+    blocks = read_url(web.source("/disk"), resolver=resolves_to("127.0.0.1"), on_size=told.append)
+    next(blocks)
+    assert told == [len(CONTENT)]
+
+    def refuse(size_bytes: int) -> None:
+        raise InvalidRequest("image-too-large", f"{size_bytes} are too many")
+
+    with pytest.raises(InvalidRequest, match=f"{len(CONTENT)} are too many"):
+        next(read_url(web.source("/disk"), resolver=resolves_to("127.0.0.1"), on_size=refuse))
+
+
 @pytest.mark.parametrize(
     "address",
     [

@@ -185,15 +185,20 @@ def _transfer(
     control: JobControl,
 ) -> str:
     """Write the source into the work directory and return its hash; bounded, and compared with what was declared."""
-    total_bytes = _announced_bytes(source)
-    bound = image.max_bytes
-    if bound and total_bytes > bound:
-        raise _too_large(bound)
-    _require_room(space, total_bytes)
+    total_bytes, bound = 0, image.max_bytes
+
+    def announce(size_bytes: int) -> None:
+        nonlocal total_bytes
+        if bound and size_bytes > bound:
+            raise _too_large(bound)
+        _require_room(space, size_bytes)
+        total_bytes = size_bytes
+
+    announce(_announced_bytes(source))
     digest, done_bytes, granted_bytes = hashlib.sha256(), 0, 0
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(_SOURCE, flags, 0o600, dir_fd=work), "wb") as file:
-        for block in reader.read_blocks(source, pool, control):
+        for block in reader.read_blocks(source, pool, control, on_size=announce):
             _stop_if_cancelled(control)
             done_bytes += len(block)
             if bound and done_bytes > bound:

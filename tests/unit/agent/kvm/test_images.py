@@ -5,7 +5,7 @@ import json
 import os
 import struct
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tests.unit.agent.kvm.factories import MIB, BytesReader, Control, upload
 from trimtab_agent.hypervisor.base import JobControl
 from trimtab_agent.hypervisor.kvm import images, qemu_img, volumes
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
-from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound, Unavailable
+from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound, TrimtabError, Unavailable
 from trimtab_protos.messages import (
     DiskFormat,
     HostFileSource,
@@ -236,7 +236,9 @@ class BrokenReader:
 
     control: Control | None = None
 
-    def read_blocks(self, source: ImageSource, pool: PoolSpec, control: JobControl) -> Iterator[bytes]:
+    def read_blocks(
+        self, source: ImageSource, pool: PoolSpec, control: JobControl, *, on_size: Callable[[int], None]
+    ) -> Iterator[bytes]:
         yield bytes(MIB)
         if self.control is None:
             raise Unavailable("peer-down", "the peer went away")
@@ -290,7 +292,9 @@ class EndlessReader:
     path: str
     least_free_bytes: int = 1 << 60
 
-    def read_blocks(self, source: ImageSource, pool: PoolSpec, control: JobControl) -> Iterator[bytes]:
+    def read_blocks(
+        self, source: ImageSource, pool: PoolSpec, control: JobControl, *, on_size: Callable[[int], None]
+    ) -> Iterator[bytes]:
         while True:
             yield b"x" * MIB
             self.least_free_bytes = min(self.least_free_bytes, free_bytes(pool))
@@ -307,6 +311,41 @@ def test_a_source_without_end_leaves_room_for_the_disks_of_the_pool(tiny_pool: P
     assert free_before // 4 <= reader.least_free_bytes <= free_before // 4 + 8 * MIB
     assert files(tiny_pool) == leftovers(tiny_pool) == []
     assert free_bytes(tiny_pool) == free_before
+
+
+@dataclass
+class AnnouncingReader:
+    """A server whose answer tells its size first."""
+
+    size_bytes: int
+    blocks_read: int = 0
+
+    def read_blocks(
+        self, source: ImageSource, pool: PoolSpec, control: JobControl, *, on_size: Callable[[int], None]
+    ) -> Iterator[bytes]:
+        on_size(self.size_bytes)
+        for _ in range(self.size_bytes // MIB):
+            self.blocks_read += 1
+            yield b"x" * MIB
+
+
+@pytest.mark.parametrize(
+    ("size_mib", "max_mib", "kind", "code"),
+    [(80, 256, NoCapacity, "pool-full"), (80, 60, InvalidRequest, "image-too-large"), (4, 256, None, "")],
+)
+def test_what_a_server_announces_is_refused_before_a_byte_is_read(
+    tiny_pool: PoolSpec, size_mib: int, max_mib: int, kind: type[TrimtabError] | None, code: str
+) -> None:
+    reader, control, source = AnnouncingReader(size_mib * MIB), Control(), UrlSource(url="https://images.example/x")
+    spec = image(max_bytes=max_mib * MIB)
+    if kind is None:
+        images.import_image(spec, tiny_pool, PoolLayout.of(tiny_pool), source, reader=reader, control=control)
+        assert {report.total_bytes for report in control.reports if report.phase == "transfer"} == {size_mib * MIB}
+        return
+    with pytest.raises(kind) as refused:
+        images.import_image(spec, tiny_pool, PoolLayout.of(tiny_pool), source, reader=reader, control=control)
+    assert (refused.value.code, reader.blocks_read) == (code, 0)
+    assert files(tiny_pool) == leftovers(tiny_pool) == []
 
 
 class RoomWatch(Control):
