@@ -16,7 +16,7 @@ import grpc
 from trimtab_agent.certificates import CredentialSource
 from trimtab_agent.hypervisor.base import JobControl
 from trimtab_agent.hypervisor.kvm.pool_layout import IMPORT, PoolLayout
-from trimtab_agent.url_source import read_url
+from trimtab_agent.url_source import Resolver, read_url, resolve
 from trimtab_protos import status, tls
 from trimtab_protos.agent.v1 import agent_service_pb2
 from trimtab_protos.agent.v1.agent_service_pb2_grpc import ReplicaServiceStub
@@ -37,12 +37,18 @@ class Sources:
     """The agent's `SourceReader`. Thread-safe; every transfer has a channel of its own."""
 
     def __init__(
-        self, credentials: CredentialSource, *, gateways: Callable[[], Sequence[str]], pause: Callable[[float], None] = time.sleep
+        self,
+        credentials: CredentialSource,
+        *,
+        gateways: Callable[[], Sequence[str]],
+        pause: Callable[[float], None] = time.sleep,
+        resolver: Resolver = resolve,
     ) -> None:
-        """`gateways`: addresses of the gateways in force, any of which has the uploads."""
+        """`gateways`: addresses of the gateways in force, any of which has the uploads. `resolver`: of the names in URLs."""
         self._credentials = credentials
         self._gateways = gateways
         self._pause = pause
+        self._resolver = resolver
 
     def read_blocks(
         self, source: ImageSource, pool: PoolSpec, control: JobControl, *, on_size: Callable[[int], None]
@@ -53,7 +59,8 @@ class Sources:
             case PeerSource():
                 return self._resumed(lambda offset: self._read_peer(source, offset), control)
             case UrlSource():
-                return _until_cancelled(read_url(source, on_size=on_size), control)
+                blocks = read_url(source, resolver=self._resolver, cancelled=control.cancelled, on_size=on_size)
+                return _until_cancelled(blocks, control)
             case HostFileSource():
                 return _until_cancelled(_read_host_file(source, pool, on_size), control)
             case VolumeSource():
