@@ -372,6 +372,28 @@ def test_a_conversion_leaves_room_for_the_disks_of_the_pool(tiny_pool: PoolSpec)
     assert files(tiny_pool) == leftovers(tiny_pool) == []
 
 
+class FilledWhenConverting(Control):
+    """The pool's disks take the room in the very moment in which the conversion begins."""
+
+    def __init__(self, pool: PoolSpec) -> None:
+        super().__init__()
+        self.disk = Path(pool.path) / "volumes" / "vol-other.raw"
+
+    def report(self, progress: JobProgress) -> None:
+        super().report(progress)
+        if progress.phase == "convert":
+            self.disk.write_bytes(bytes(60 * MIB))
+
+
+def test_a_conversion_gives_way_where_others_take_the_room(tiny_pool: PoolSpec) -> None:
+    with pytest.raises(NoCapacity, match="others have taken what was left") as refused:
+        bring(image(), tiny_pool, os.urandom(16 * MIB), control=FilledWhenConverting(tiny_pool))
+    assert refused.value.code == "pool-full"
+    assert "`trimtab image import NAME FILE|URL --pool POOL`" in refused.value.message
+    assert files(tiny_pool) == ["volumes/vol-other.raw"]
+    assert leftovers(tiny_pool) == []
+
+
 def test_an_image_of_a_volume_leaves_room_for_the_disks_of_the_pool(tiny_pool: PoolSpec) -> None:
     layout = PoolLayout.of(tiny_pool)
     volume = VolumeSpec(volume_id="vol-1", pool_id="pool-fast", format=DiskFormat.QCOW2, size_bytes=64 * MIB)
