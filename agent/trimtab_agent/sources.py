@@ -16,7 +16,7 @@ import grpc
 from trimtab_agent.certificates import CredentialSource
 from trimtab_agent.hypervisor.base import JobControl
 from trimtab_agent.hypervisor.kvm.pool_layout import IMPORT, PoolLayout
-from trimtab_agent.url_source import read_url
+from trimtab_agent.url_source import Resolver, read_url, resolve
 from trimtab_protos import status, tls
 from trimtab_protos.agent.v1 import agent_service_pb2
 from trimtab_protos.agent.v1.agent_service_pb2_grpc import ReplicaServiceStub
@@ -37,23 +37,32 @@ class Sources:
     """The agent's `SourceReader`. Thread-safe; every transfer has a channel of its own."""
 
     def __init__(
-        self, credentials: CredentialSource, *, gateways: Callable[[], Sequence[str]], pause: Callable[[float], None] = time.sleep
+        self,
+        credentials: CredentialSource,
+        *,
+        gateways: Callable[[], Sequence[str]],
+        pause: Callable[[float], None] = time.sleep,
+        resolver: Resolver = resolve,
     ) -> None:
-        """`gateways`: addresses of the gateways in force, any of which has the uploads."""
+        """`gateways`: addresses of the gateways in force, any of which has the uploads. `resolver`: of the names in URLs."""
         self._credentials = credentials
         self._gateways = gateways
         self._pause = pause
+        self._resolver = resolver
 
-    def read_blocks(self, source: ImageSource, pool: PoolSpec, control: JobControl) -> Iterator[bytes]:
+    def read_blocks(
+        self, source: ImageSource, pool: PoolSpec, control: JobControl, *, on_size: Callable[[int], None]
+    ) -> Iterator[bytes]:
         match source:
             case UploadSource():
                 return self._resumed(lambda offset: self._read_upload(source, offset), control)
             case PeerSource():
                 return self._resumed(lambda offset: self._read_peer(source, offset), control)
             case UrlSource():
-                return _until_cancelled(read_url(source), control)
+                blocks = read_url(source, resolver=self._resolver, cancelled=control.cancelled, on_size=on_size)
+                return _until_cancelled(blocks, control)
             case HostFileSource():
-                return _until_cancelled(_read_host_file(source, pool), control)
+                return _until_cancelled(_read_host_file(source, pool, on_size), control)
             case VolumeSource():
                 raise InvalidRequest("source-not-read", "a volume is converted where it is, never read as a stream")
             case _:
@@ -113,7 +122,7 @@ def _contents(call: Iterator[object], *, peer: str) -> Iterator[bytes]:
         call.cancel()  # type: ignore[attr-defined]
 
 
-def _read_host_file(source: HostFileSource, pool: PoolSpec) -> Iterator[bytes]:
+def _read_host_file(source: HostFileSource, pool: PoolSpec, on_size: Callable[[int], None]) -> Iterator[bytes]:
     name = source.file_name
     if not name or len(name) > 255 or name.startswith(".") or "/" in name or "\0" in name:
         raise InvalidRequest(
@@ -129,8 +138,10 @@ def _read_host_file(source: HostFileSource, pool: PoolSpec) -> Iterator[bytes]:
         except OSError as error:
             raise InvalidRequest("file-name-refused", f"{name} in the import folder cannot be read: {error.strerror}") from error
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             raise InvalidRequest("file-name-refused", f"{name} in the import folder is not a regular file", field="file_name")
+        on_size(found.st_size)
         while block := os.read(descriptor, BLOCK_BYTES):
             yield block
     finally:

@@ -3,28 +3,42 @@
 Every address that a name resolves to is judged, one that passed is pinned for the connection, and each redirect is judged anew;
 so neither a second answer of the name service nor a redirect leads inside. Proxies of the environment are not used: they would
 resolve names themselves.
+
+    connect ── handshake ── headers ──redirect──> connect ...          one time for all of it: HEAD_TIMEOUT_S
+                               └────── body ── end                      TOTAL_TIMEOUT_S, and a rate
+
+A timeout of the socket counts anew from each byte, and http.client reads interim answers, a chunk's length and trailers without end,
+so every wait for the server is cut into looks at the clock and at a cancel (`_Watch`).
 """
 
+import contextlib
 import http.client
+import io
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar, cast
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from trimtab_protos.errors import InvalidRequest, PermissionDenied, Unavailable
+from trimtab_protos.errors import Conflict, InvalidRequest, PermissionDenied, Unavailable
 from trimtab_protos.messages import UrlSource
 
 BLOCK_BYTES = 1 << 20
 MAX_REDIRECTS = 5
 CONNECT_TIMEOUT_S = 15.0
 READ_TIMEOUT_S = 30.0
+"""How long a server may say nothing."""
+HEAD_TIMEOUT_S = 60.0
+"""From the first connection to the last header; the next redirect does not begin it anew."""
 TOTAL_TIMEOUT_S = 6 * 3600.0
 MIN_RATE_BYTES_S = 10 * 1024
 RATE_JUDGED_AFTER_S = 60.0
 """A server that drips bytes would hold one of the host's two import slots for hours."""
 MAX_URL_LENGTH = 2000
+_LOOK_EVERY_S = 0.2
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")
@@ -32,6 +46,9 @@ _NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolver = Callable[[str, int], Sequence[str]]
+T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 
 def resolve(name: str, port: int) -> Sequence[str]:
@@ -44,25 +61,35 @@ def resolve(name: str, port: int) -> Sequence[str]:
 
 
 def read_url(
-    source: UrlSource, *, resolver: Resolver = resolve, clock_s: Callable[[], float] = time.monotonic
+    source: UrlSource,
+    *,
+    resolver: Resolver = resolve,
+    clock_s: Callable[[], float] = time.monotonic,
+    cancelled: threading.Event | None = None,
+    on_size: Callable[[int], None] = lambda _size_bytes: None,
 ) -> Iterator[bytes]:
-    """Yield the content in blocks; ends with an error of the ten kinds."""
+    """Yield the content in blocks; ends with an error of the ten kinds. `on_size` is told a Content-Length before the first.
+
+    Conflict(job-cancelled) soon after `cancelled` was set, wherever it stands; only a name that is being resolved, and a connection
+    that is not there yet (CONNECT_TIMEOUT_S), are waited for.
+    """
+    watch = _Watch(clock_s, cancelled or threading.Event())
     allowed = _networks(source.allowed_networks)
     context = _tls_context(source.ca_pem)
     url = source.url
     for _hop in range(MAX_REDIRECTS + 1):
-        connection, response = _request(_checked(url), allowed=allowed, context=context, resolver=resolver)
-        try:
+        connection, response = _request(_checked(url), watch, allowed=allowed, context=context, resolver=resolver)
+        with connection:
             if response.status in {301, 302, 303, 307, 308}:
                 target = response.getheader("Location") or ""
                 url = urljoin(url, target)
                 continue
             if response.status != 200:
                 raise _refused_status(response.status)
-            yield from _blocks(response, clock_s)
+            if response.length is not None:
+                on_size(response.length)
+            yield from _blocks(response, watch)
             return
-        finally:
-            connection.close()
     raise InvalidRequest("url-redirects-too-often", f"the address redirects more than {MAX_REDIRECTS} times", field="url")
 
 
@@ -109,22 +136,33 @@ def _checked(url: str) -> SplitResult:
 
 
 def _request(
-    parts: SplitResult, *, allowed: Sequence[Network], context: ssl.SSLContext, resolver: Resolver
-) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
+    parts: SplitResult, watch: "_Watch", *, allowed: Sequence[Network], context: ssl.SSLContext, resolver: Resolver
+) -> tuple[ssl.SSLSocket, http.client.HTTPResponse]:
+    """Return the connection, which the caller closes, and the answer as far as its headers."""
     host, port = parts.hostname or "", parts.port or 443
     pinned = _pin(host, port, allowed=allowed, resolver=resolver)
-    connection = _PinnedConnection(host, port, address=pinned, context=context)
+    watch.look()
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
-        connection.request("GET", path, headers={"Accept-Encoding": "identity", "User-Agent": "trimtab-agent"})
-        return connection, connection.getresponse()
+        with contextlib.ExitStack() as opened:
+            timeout_s = min(CONNECT_TIMEOUT_S, watch.left_of_head_s)
+            plain = opened.enter_context(socket.create_connection((pinned, port), timeout=timeout_s))
+            # The address was judged; the certificate is still checked for the name.
+            tls = context.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
+            opened.enter_context(tls)
+            tls.settimeout(_LOOK_EVERY_S)
+            _patiently(watch, tls.do_handshake)
+            connection = http.client.HTTPSConnection(host, port, context=context)
+            connection.sock = cast(socket.socket, _Line(tls, watch))
+            connection.request("GET", path, headers={"Accept-Encoding": "identity", "User-Agent": "trimtab-agent"})
+            response = connection.getresponse()
+            opened.pop_all()
+            return tls, response
     except ssl.SSLCertVerificationError as error:
-        connection.close()
         raise InvalidRequest(
             "url-certificate-refused", f"the certificate of {host} is not trusted: {error}", host=host
         ) from error
     except (OSError, http.client.HTTPException) as error:
-        connection.close()
         raise Unavailable("url-unreachable", f"{host} cannot be read: {error}", host=host) from error
 
 
@@ -141,41 +179,98 @@ def _pin(host: str, port: int, *, allowed: Sequence[Network], resolver: Resolver
     return addresses[0]
 
 
-class _PinnedConnection(http.client.HTTPSConnection):
-    """Connects to an address that was judged, and still checks the certificate for the name."""
+class _Watch:
+    """Ends a read that was cancelled or takes too long."""
 
-    def __init__(self, host: str, port: int, *, address: str, context: ssl.SSLContext) -> None:
-        super().__init__(host, port, timeout=CONNECT_TIMEOUT_S, context=context)
-        self._address = address
-        self._tls = context
+    def __init__(self, clock_s: Callable[[], float], cancelled: threading.Event) -> None:
+        self.clock_s = clock_s
+        self._cancelled = cancelled
+        self._began_s = clock_s()
+        self._has_head = False
+        self.done_bytes = 0
+        """Of the body."""
 
-    def connect(self) -> None:
-        plain = socket.create_connection((self._address, self.port), timeout=CONNECT_TIMEOUT_S)
+    @property
+    def left_of_head_s(self) -> float:
+        return self._began_s + HEAD_TIMEOUT_S - self.clock_s()
+
+    def begin_body(self) -> None:
+        self._began_s, self._has_head = self.clock_s(), True
+
+    def look(self) -> None:
+        if self._cancelled.is_set():
+            raise Conflict("job-cancelled", "the transfer was cancelled")
+        spent_s = self.clock_s() - self._began_s
+        if not self._has_head:
+            if spent_s >= HEAD_TIMEOUT_S:
+                raise _too_slow(f"no answer was whole within {HEAD_TIMEOUT_S:.0f} s, redirects among them")
+        elif spent_s > TOTAL_TIMEOUT_S or (spent_s > RATE_JUDGED_AFTER_S and self.done_bytes / spent_s < MIN_RATE_BYTES_S):
+            raise _too_slow(f"{self.done_bytes} bytes in {spent_s:.0f} s")
+
+
+def _too_slow(why: str) -> Unavailable:
+    return Unavailable(
+        "url-too-slow",
+        f"the server sends too slowly: {why}; import it again, or fetch the file elsewhere and send it: `trimtab image import NAME FILE`",
+    )
+
+
+def _patiently(watch: _Watch, call: Callable[[], T]) -> T:
+    """Repeat a call on a socket that waits for `_LOOK_EVERY_S` at most; TimeoutError where nothing comes for long."""
+    began_s = watch.clock_s()
+    while True:
+        watch.look()
         try:
-            self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
-            self.sock.settimeout(READ_TIMEOUT_S)
-        except OSError:
-            plain.close()
-            raise
+            return call()
+        except TimeoutError:
+            if watch.clock_s() - began_s > READ_TIMEOUT_S:
+                raise TimeoutError(f"it said nothing for {READ_TIMEOUT_S:.0f} s") from None
 
 
-def _blocks(response: http.client.HTTPResponse, clock_s: Callable[[], float]) -> Iterator[bytes]:
-    began_s, done = clock_s(), 0
+class _Line:
+    """What http.client needs of a socket. It does not close the connection: who opened it does."""
+
+    def __init__(self, tls: ssl.SSLSocket, watch: _Watch) -> None:
+        self._tls = tls
+        self._watch = watch
+
+    def sendall(self, content: bytes) -> None:
+        self._tls.sendall(content)  # waits for nobody: a request is smaller than what the kernel takes at once
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Incoming(self._tls, self._watch))
+
+    def close(self) -> None:
+        pass
+
+
+class _Incoming(io.RawIOBase):
+    def __init__(self, tls: ssl.SSLSocket, watch: _Watch) -> None:
+        super().__init__()
+        self._tls = tls
+        self._watch = watch
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        return _patiently(self._watch, lambda: self._tls.recv_into(buffer))
+
+
+def _blocks(response: http.client.HTTPResponse, watch: _Watch) -> Iterator[bytes]:
+    watch.begin_body()
     while True:
         try:
             # read1: what is there now, so that a dripping server is judged and a cancel is seen.
             block = response.read1(BLOCK_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            raise Unavailable("url-broke-off", f"the download broke off after {done} bytes: {error}") from error
+            raise Unavailable("url-broke-off", f"the download broke off after {watch.done_bytes} bytes: {error}") from error
         if not block:
             break
-        done += len(block)
-        spent_s = clock_s() - began_s
-        if spent_s > TOTAL_TIMEOUT_S or (spent_s > RATE_JUDGED_AFTER_S and done / spent_s < MIN_RATE_BYTES_S):
-            raise Unavailable("url-too-slow", f"the server sends too slowly: {done} bytes in {spent_s:.0f} s")
+        watch.done_bytes += len(block)
         yield block
     if response.length:  # what Content-Length promised and did not come
-        raise Unavailable("url-broke-off", f"the download broke off after {done} bytes")
+        raise Unavailable("url-broke-off", f"the download broke off after {watch.done_bytes} bytes")
 
 
 def _networks(texts: Sequence[str]) -> list[Network]:

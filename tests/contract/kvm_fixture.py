@@ -160,7 +160,9 @@ def _await_answer(connection: Any, control: JobControl | None) -> Any:
 class FileReader:
     """Reads image sources from files: of the pool's import directory, or wherever an id or address says."""
 
-    def read_blocks(self, source: ImageSource, pool: PoolSpec, control: JobControl) -> Iterator[bytes]:
+    def read_blocks(
+        self, source: ImageSource, pool: PoolSpec, control: JobControl, *, on_size: Callable[[int], None]
+    ) -> Iterator[bytes]:
         match source:
             case HostFileSource(file_name=name):
                 path = Path(pool.path) / "import" / name

@@ -88,9 +88,14 @@ class JobControl(Protocol):
 class SourceReader(Protocol):
     """Reads an image source; the agent's composition root gives one that knows uploads, peers, URLs and import folders."""
 
-    def read_blocks(self, source: ImageSource, pool: PoolSpec, control: JobControl) -> Iterator[bytes]:
+    def read_blocks(
+        self, source: ImageSource, pool: PoolSpec, control: JobControl, *, on_size: Callable[[int], None]
+    ) -> Iterator[bytes]:
         """Yield the source in blocks of at most 1 MiB; ends early with an error of the ten kinds. The importer hashes,
-        bounds and checks what it gets: a reader only transports."""
+        bounds and checks what it gets: a reader only transports.
+
+        `on_size` is called before the first block where the source tells how many bytes there are; what it raises ends the read.
+        """
 
 
 class Hypervisor(Protocol):

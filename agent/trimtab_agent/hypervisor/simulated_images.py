@@ -1,7 +1,7 @@
 """Image imports of the simulated hypervisor: the same refusals as the real one for the cases that tests bring, no QEMU."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ def bring(
         content = _Content(image, control)
         return _store(host, store, image, pool, source, content, content.checked(blocks_of_volume))
     content = _Content(image, control)
-    blocks = content.checked(_blocks(host, image, pool, source=source, control=control))
+    blocks = content.checked(_blocks(host, image, pool, source=source, control=control, on_size=content.refuse_size))
     return _store(host, store, image, pool, source, content, blocks)
 
 
@@ -113,11 +113,14 @@ class _Content:
             if len(self._header) < 32:
                 self._header += block[:32]
             done += len(block)
-            if self._image.max_bytes and done > self._image.max_bytes:
-                raise InvalidRequest("image-too-large", f"the image is larger than {self._image.max_bytes} bytes")
+            self.refuse_size(done)
             self._control.report(JobProgress(done_bytes=done, phase="reading"))
             yield block
         self._check_header()
+
+    def refuse_size(self, size_bytes: int) -> None:
+        if self._image.max_bytes and size_bytes > self._image.max_bytes:
+            raise InvalidRequest("image-too-large", f"the image is larger than {self._image.max_bytes} bytes")
 
     def virtual_size_bytes(self, file_size_bytes: int) -> int:
         if self._image.format is DiskFormat.QCOW2:
@@ -135,10 +138,16 @@ class _Content:
 
 
 def _blocks(
-    host: "SimulatedHypervisor", image: ImageSpec, pool: PoolSpec, *, source: ImageSource, control: JobControl
+    host: "SimulatedHypervisor",
+    image: ImageSpec,
+    pool: PoolSpec,
+    *,
+    source: ImageSource,
+    control: JobControl,
+    on_size: Callable[[int], None],
 ) -> Iterator[bytes]:
     if host.reader is not None:
-        return host.reader.read_blocks(source, pool, control)
+        return host.reader.read_blocks(source, pool, control, on_size=on_size)
     match source:
         case PeerSource():
             return _peer_blocks(host, image, source)

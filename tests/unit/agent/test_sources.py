@@ -1,8 +1,11 @@
 """Image sources: uploads and peers over real gRPC, going on where they broke; files only from the import folder."""
 
 import asyncio
+import contextlib
+import http.server
 import os
 import secrets
+import socket
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -13,6 +16,7 @@ import pytest_asyncio
 
 from tests.unit.agent.factories import SHARED, host_credentials, new_fleet_authority
 from tests.unit.agent.gateway_double import GatewayDouble
+from tests.unit.agent.test_url_source import Web, resolves_to, web
 from trimtab_agent.certificates import FixedCredentials
 from trimtab_agent.hypervisor.simulated import SimulatedHost, SimulatedHypervisor
 from trimtab_agent.hypervisor.simulation import SimulatedFleet
@@ -28,8 +32,10 @@ from trimtab_protos.messages import (
     PeerSource,
     PoolSpec,
     UploadSource,
+    UrlSource,
 )
 
+__all__ = ["web"]
 CONTENT = secrets.token_bytes(500_000)
 
 
@@ -46,15 +52,18 @@ class World:
         self.authority = new_fleet_authority()
         self.gateway = GatewayDouble(self.authority)
         self.pauses: list[float] = []
+        self.announced: list[int] = []
         self.control = Control()
 
     @property
     def sources(self) -> Sources:
         credentials = FixedCredentials(host_credentials(self.authority, "host-2"))
-        return Sources(credentials, gateways=lambda: [self.gateway.address], pause=self.pauses.append)
+        resolver = resolves_to("127.0.0.1")
+        return Sources(credentials, gateways=lambda: [self.gateway.address], pause=self.pauses.append, resolver=resolver)
 
     async def read(self, source: ImageSource, pool: PoolSpec = SHARED) -> bytes:
-        return await asyncio.to_thread(lambda: b"".join(self.sources.read_blocks(source, pool, self.control)))
+        blocks = self.sources.read_blocks(source, pool, self.control, on_size=self.announced.append)
+        return await asyncio.to_thread(lambda: b"".join(blocks))
 
 
 @pytest_asyncio.fixture
@@ -97,6 +106,52 @@ async def test_a_cancel_ends_a_transfer(world: World) -> None:
     with pytest.raises(Conflict) as caught:
         await world.read(UploadSource(upload_id="up-1", size_bytes=len(CONTENT)))
     assert caught.value.code == "job-cancelled"
+
+
+@dataclass
+class Stall:
+    """A server that stops in the middle of what it says, where its client's user thinks better of it."""
+
+    cancelled: threading.Event
+    said: bytes
+    has_lost_client: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(self.said)
+        self.cancelled.set()
+        handler.connection.settimeout(10)
+        with contextlib.suppress(OSError):
+            while handler.connection.recv(4096):
+                pass
+            self.has_lost_client.set()
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nX: y", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])
+async def test_a_cancel_ends_a_wait_for_what_a_server_does_not_say(world: World, web: Web, said: bytes) -> None:
+    web.answers["/disk"] = stall = Stall(world.control.cancelled, said)
+    with pytest.raises(Conflict) as caught:
+        await world.read(web.source("/disk"))
+    assert caught.value.code == "job-cancelled"
+    assert await asyncio.to_thread(stall.has_lost_client.wait, 20), "the connection is closed at once"
+
+
+async def test_a_cancel_ends_a_wait_for_a_server_that_does_not_even_shake_hands(world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> bytes:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(10)
+                connection.recv(65536)
+                world.control.cancelled.set()
+                return connection.recv(65536)
+
+        serving = asyncio.create_task(asyncio.to_thread(accept))
+        url = f"https://images.example:{listener.getsockname()[1]}/disk"
+        with pytest.raises(Conflict) as caught:
+            await world.read(UrlSource(url=url, allowed_networks=("127.0.0.0/8",)))
+        assert caught.value.code == "job-cancelled"
+        assert await serving == b"", "it hung up"
 
 
 async def test_an_image_is_read_from_the_peer_that_its_certificate_names(world: World) -> None:
@@ -146,6 +201,7 @@ def pool(tmp_path: Path) -> PoolSpec:
 async def test_a_file_of_the_import_folder_is_read(world: World, pool: PoolSpec) -> None:
     Path(pool.path, "import/disk.qcow2").write_bytes(CONTENT)
     assert await world.read(HostFileSource(file_name="disk.qcow2"), pool) == CONTENT
+    assert world.announced == [len(CONTENT)]
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "../secret", "/etc/passwd", "sub/disk", "a\0b", "x" * 256])

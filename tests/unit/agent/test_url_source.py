@@ -1,10 +1,11 @@
 """Reading an image from an address that a stranger chose: where it may lead, and what ends it."""
 
+import contextlib
 import http.server
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.unit.agent.factories import ca_pem, new_fleet_authority
-from trimtab_agent.url_source import MAX_REDIRECTS, judge, read_url
+from trimtab_agent.url_source import HEAD_TIMEOUT_S, MAX_REDIRECTS, READ_TIMEOUT_S, judge, read_url
 from trimtab_protos.errors import InvalidRequest, PermissionDenied, TrimtabError, Unavailable
 from trimtab_protos.messages import UrlSource
 
 LOOPBACK = ("127.0.0.0/8",)
 CONTENT = bytes(range(256)) * 10_000
+OK = b"HTTP/1.1 200 OK\r\n"
 
 
 class Web:
@@ -106,6 +108,21 @@ def refusal(source: UrlSource, *addresses: str) -> TrimtabError:
 def test_content_is_read_whole_from_an_allowed_network(web: Web) -> None:
     web.answers["/disk"] = plain(CONTENT)
     assert read(web.source("/disk")) == CONTENT
+
+
+def test_the_size_is_told_before_the_first_block_and_may_be_refused(web: Web) -> None:
+    web.answers["/disk"] = redirect("/there")
+    web.answers["/there"] = plain(CONTENT)
+    told: list[int] = []
+    blocks = read_url(web.source("/disk"), resolver=resolves_to("127.0.0.1"), on_size=told.append)
+    next(blocks)
+    assert told == [len(CONTENT)]
+
+    def refuse(size_bytes: int) -> None:
+        raise InvalidRequest("image-too-large", f"{size_bytes} are too many")
+
+    with pytest.raises(InvalidRequest, match=f"{len(CONTENT)} are too many"):
+        next(read_url(web.source("/disk"), resolver=resolves_to("127.0.0.1"), on_size=refuse))
 
 
 @pytest.mark.parametrize(
@@ -238,19 +255,100 @@ def test_an_error_page_is_not_an_image(web: Web, status: int, kind: type[Trimtab
     assert type(refusal(web.source("/disk"))) is kind
 
 
-def test_a_server_that_drips_is_given_up(web: Web) -> None:
-    def drip(handler: http.server.BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.end_headers()
-        for _ in range(50):
-            handler.wfile.write(b"x")
-            time.sleep(0.001)
+class Clock:
+    """A clock that servers move on, so that no test waits; `per_look_s` goes by whenever the reader looks at it."""
 
-    web.answers["/disk"] = drip
-    seconds = iter(range(0, 100_000, 40))
+    def __init__(self) -> None:
+        self.now_s = self.per_look_s = 0.0
+
+    def __call__(self) -> float:
+        self.now_s += self.per_look_s
+        return self.now_s
+
+
+@dataclass
+class Drip:
+    """An answer that goes on for long, one piece each `pace_s`, and then hangs up: who waited for that was held all the time."""
+
+    clock: Clock
+    first: bytes
+    again: bytes
+    pace_s: float = 0.5
+    is_begun: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        with contextlib.suppress(OSError):  # the client hung up, as it shall
+            handler.wfile.write(self.first)
+            assert self.is_begun.wait(20)
+            for _ in range(2000):
+                self.clock.now_s += self.pace_s
+                handler.wfile.write(self.again)
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\nX: y\r\n\r\n"),
+        (OK + b"X: ", b"a"),
+        (b"HTTP/1.1 200 ", b"a"),
+    ],
+)
+def test_a_server_that_never_ends_its_headers_is_given_up(web: Web, first: bytes, again: bytes) -> None:
+    web.answers["/disk"] = drip = Drip(Clock(), first, again)
+    drip.is_begun.set()
     with pytest.raises(Unavailable) as caught:
-        b"".join(read_url(web.source("/disk"), resolver=resolves_to("127.0.0.1"), clock_s=lambda: float(next(seconds))))
+        b"".join(read_url(web.source("/disk"), resolver=resolves_to("127.0.0.1"), clock_s=drip.clock))
     assert caught.value.code == "url-too-slow"
+    assert f"within {HEAD_TIMEOUT_S:.0f} s" in caught.value.message
+    assert "`trimtab image import NAME FILE`" in caught.value.message
+
+
+def test_redirects_share_the_time_that_one_answer_has(web: Web) -> None:
+    clock = Clock()
+
+    def slow(handler: http.server.BaseHTTPRequestHandler) -> None:
+        clock.now_s += HEAD_TIMEOUT_S / 2 + 1
+        redirect("/disk")(handler)
+
+    web.answers["/disk"] = slow
+    with pytest.raises(Unavailable) as caught:
+        b"".join(read_url(web.source("/disk"), resolver=resolves_to("127.0.0.1"), clock_s=clock))
+    assert caught.value.code == "url-too-slow"
+    assert len(web.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (OK + b"\r\nabc", b"x"),
+        # Neither a chunk's length nor what follows the last one brings a byte of the body.
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n5;", b"x"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n", b"X: y\r\n"),
+    ],
+)
+def test_a_server_that_drips_is_given_up(web: Web, first: bytes, again: bytes) -> None:
+    web.answers["/disk"] = drip = Drip(Clock(), first, again)
+    blocks = read_url(web.source("/disk"), resolver=resolves_to("127.0.0.1"), clock_s=drip.clock)
+    assert next(blocks) == b"abc"
+    drip.is_begun.set()
+    with pytest.raises(Unavailable, match=r"sends too slowly: \d+ bytes in") as caught:
+        b"".join(blocks)
+    assert caught.value.code == "url-too-slow"
+
+
+def test_a_server_that_says_nothing_is_given_up(web: Web) -> None:
+    clock, is_over = Clock(), threading.Event()
+
+    def silent(_handler: http.server.BaseHTTPRequestHandler) -> None:
+        clock.per_look_s = READ_TIMEOUT_S / 4
+        is_over.wait(20)
+
+    web.answers["/disk"] = silent
+    with pytest.raises(Unavailable, match="said nothing for 30 s") as caught:
+        b"".join(read_url(web.source("/disk"), resolver=resolves_to("127.0.0.1"), clock_s=clock))
+    is_over.set()
+    assert caught.value.code == "url-unreachable"
 
 
 @pytest.mark.parametrize(

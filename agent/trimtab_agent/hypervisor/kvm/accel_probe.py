@@ -9,6 +9,7 @@ import contextlib
 import json
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -57,10 +58,10 @@ def firmware_image() -> bytes:
     return bytes(image)
 
 
-def runs_guests(accelerator: str, *, timeout_s: float = TIMEOUT_S) -> bool:
-    """Tell whether QEMU with this accelerator gets a guest into long mode in time."""
+def runs_guests(accelerator: str, *, timeout_s: float = TIMEOUT_S, firmware: bytes = b"") -> bool:
+    """Tell whether QEMU with this accelerator gets a guest into long mode in time. `firmware`: another guest than the probe's own."""
     with tempfile.NamedTemporaryFile(prefix="trimtab-probe-") as image:
-        image.write(firmware_image())
+        image.write(firmware or firmware_image())
         image.flush()
         command = [
             "qemu-system-x86_64",
@@ -81,14 +82,16 @@ def runs_guests(accelerator: str, *, timeout_s: float = TIMEOUT_S) -> bool:
     return ended.returncode == _ANSWER
 
 
-def accelerator(runtime_dir: Path, boot_id: str, *, device: Path = Path("/dev/kvm")) -> str:
+def accelerator(
+    runtime_dir: Path, boot_id: str, *, device: Path = Path("/dev/kvm"), runs: Callable[[str], bool] = runs_guests
+) -> str:
     """Return `kvm` where it really runs guests, else `tcg`; probed once per boot of the host."""
     remembered = runtime_dir / "accelerator.json"
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
         answer = json.loads(remembered.read_text())
         if answer["boot_id"] == boot_id:
             return str(answer["accelerator"])
-    found = "kvm" if device.exists() and runs_guests("kvm") else "tcg"
+    found = "kvm" if device.exists() and runs("kvm") else "tcg"
     log.info("acceleration probed", accelerator=found, has_device=device.exists())
     runtime_dir.mkdir(parents=True, exist_ok=True)
     temporary = remembered.with_suffix(".new")

@@ -3,8 +3,8 @@
     nothing ─transfer, hash, bound→ source ─own header check→ acceptable ─qemu-img convert→ stored ─check again→ published
 
 All work happens in a hidden directory that belongs to nobody's user and to one import (its lock says so); what an import that was
-cut left behind is removed by the next one. Copies from a peer were made by this same path there: they are compared with the hash
-that the controller recorded, checked, and kept byte for byte.
+cut left behind is removed by the next one. Whatever is written there leaves to the pool's disks what `free_space` says. Copies from a
+peer were made by this same path there: they are compared with the hash that the controller recorded, checked, and kept byte for byte.
 """
 
 import contextlib
@@ -14,11 +14,12 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 
 from trimtab_agent.hypervisor.base import JobControl, SourceReader
 from trimtab_agent.hypervisor.kvm import os_errors, qemu_img, volumes
+from trimtab_agent.hypervisor.kvm.free_space import FreeSpace, free_bytes
 from trimtab_agent.hypervisor.kvm.image_header import ImageFacts, check_image
 from trimtab_agent.hypervisor.kvm.pool_layout import IMAGES, PoolLayout, image_name, regular_file, sync_directory
 from trimtab_protos.errors import AlreadyExists, Conflict, Internal, InvalidRequest, NoCapacity, NotFound
@@ -40,6 +41,7 @@ _SAID_OF_DAMAGE = ("image is corrupt", "error while reading")
 _BLOCK_BYTES = 1 << 20
 _CONVERT_FLOOR_BYTES_S = 4 << 20
 _CONVERT_BASE_S = 60
+_LOOK_EVERY_BYTES = 4 << 20
 _QCOW2_OVERHEAD_BYTES = 64 << 20
 """Metadata of a qcow2 is under 0.02 % of its size at 64 KiB clusters; generous, since the limit only stops runaways."""
 
@@ -61,15 +63,16 @@ def import_image(
             if known is not None:
                 return known
             with _work_directory(directory, image.image_id) as work:
+                space = FreeSpace.of(work)
                 if isinstance(source, VolumeSource):
-                    facts = _flatten(source, layout, work, control=control)
+                    facts = _flatten(source, layout, work, space=space, control=control)
                     return _publish(image, directory, work, name, facts=facts, source_sha256="", control=control)
-                source_sha256 = _transfer(image, pool, source, work, reader=reader, control=control)
+                source_sha256 = _transfer(image, pool, source, work, reader=reader, space=space, control=control)
                 facts = _check(work, _SOURCE, image.format, max_bytes=image.max_bytes)
                 if isinstance(source, PeerSource) or image.format is DiskFormat.ISO:
                     os.rename(_SOURCE, _STORED, src_dir_fd=work, dst_dir_fd=work)
                 else:
-                    _convert(facts, work, control=control)
+                    _convert(facts, work, space=space, control=control)
                 return _publish(image, directory, work, name, facts=facts, source_sha256=source_sha256, control=control)
     except OSError as error:
         raise os_errors.from_os(error, doing=f"import image {image.image_id}") from error
@@ -172,22 +175,39 @@ def _empty(directory: int) -> None:
 
 
 def _transfer(
-    image: ImageSpec, pool: PoolSpec, source: ImageSource, work: int, *, reader: SourceReader, control: JobControl
+    image: ImageSpec,
+    pool: PoolSpec,
+    source: ImageSource,
+    work: int,
+    *,
+    reader: SourceReader,
+    space: FreeSpace,
+    control: JobControl,
 ) -> str:
     """Write the source into the work directory and return its hash; bounded, and compared with what was declared."""
-    total_bytes = _announced_bytes(source)
-    bound = image.max_bytes
-    if bound and total_bytes > bound:
-        raise _too_large(bound)
-    _require_room(work, total_bytes)
-    digest, done_bytes = hashlib.sha256(), 0
+    total_bytes, bound = 0, image.max_bytes
+
+    def announce(size_bytes: int) -> None:
+        nonlocal total_bytes
+        if bound and size_bytes > bound:
+            raise _too_large(bound)
+        _require_room(space, size_bytes)
+        total_bytes = size_bytes
+
+    announce(_announced_bytes(source))
+    digest, done_bytes, granted_bytes = hashlib.sha256(), 0, 0
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(_SOURCE, flags, 0o600, dir_fd=work), "wb") as file:
-        for block in reader.read_blocks(source, pool, control):
+        for block in reader.read_blocks(source, pool, control, on_size=announce):
             _stop_if_cancelled(control)
             done_bytes += len(block)
             if bound and done_bytes > bound:
                 raise _too_large(bound)
+            if done_bytes > granted_bytes:
+                # What was announced is a claim of the source's, and guests' disks grow meanwhile.
+                written_bytes = done_bytes - len(block)
+                left_bytes = _require_room(space, len(block), written_bytes=written_bytes)
+                granted_bytes = written_bytes + min(left_bytes, max(len(block), _LOOK_EVERY_BYTES))
             digest.update(block)
             file.write(block)
             control.report(JobProgress(done_bytes=done_bytes, total_bytes=total_bytes, phase="transfer"))
@@ -214,11 +234,20 @@ def _too_large(bound: int) -> InvalidRequest:
     return InvalidRequest("image-too-large", f"the image is larger than the {bound} bytes allowed", field="max_bytes")
 
 
-def _require_room(work: int, needed_bytes: int) -> None:
-    space = os.fstatvfs(work)
-    available_bytes = space.f_bavail * space.f_frsize
-    if needed_bytes > available_bytes:
-        raise NoCapacity("pool-full", f"the image needs {needed_bytes} bytes and the pool has {available_bytes} left")
+def _require_room(space: FreeSpace, needed_bytes: int, *, written_bytes: int = 0) -> int:
+    """Return how much may be written, at least what is needed."""
+    left_bytes = space.left_bytes(written_bytes=written_bytes)
+    if needed_bytes > left_bytes:
+        raise _full(space, f"the import needs {needed_bytes} bytes more and may take {left_bytes}")
+    return left_bytes
+
+
+def _full(space: FreeSpace, why: str) -> NoCapacity:
+    return NoCapacity(
+        "pool-full",
+        f"the pool has no room for the image: {why}, since {space.kept_free_bytes} are kept for the disks in it. Make room there, or "
+        "take a pool with more: `trimtab image import NAME FILE|URL --pool POOL`, see `trimtab pool list`",
+    )
 
 
 def _check(work: int, name: str, declared: DiskFormat, *, max_bytes: int) -> ImageFacts:
@@ -226,7 +255,7 @@ def _check(work: int, name: str, declared: DiskFormat, *, max_bytes: int) -> Ima
         return check_image(file, declared, max_bytes=max_bytes)
 
 
-def _convert(facts: ImageFacts, work: int, *, control: JobControl) -> None:
+def _convert(facts: ImageFacts, work: int, *, space: FreeSpace, control: JobControl) -> None:
     """Rewrite the checked source as a qcow2 of our own making, as nobody, in the sandbox."""
     if os.geteuid() == 0:
         os.fchown(work, qemu_img.NOBODY, qemu_img.NOBODY)
@@ -252,7 +281,7 @@ def _convert(facts: ImageFacts, work: int, *, control: JobControl) -> None:
     else:
         arguments = ["convert", "-q", "--image-opts", "-O", "qcow2", source, _STORED]
     try:
-        qemu_img.run(arguments, directory=work, limits=limits, cancelled=control.cancelled, as_nobody=True, on_tick=report)
+        _write(arguments, work, space=space, limits=limits, control=control, as_nobody=True, on_tick=report)
     except Internal as failure:
         if facts.format is DiskFormat.QCOW2 and _says_damaged(failure) and _is_readable(work):
             raise _damaged(failure) from failure
@@ -262,6 +291,40 @@ def _convert(facts: ImageFacts, work: int, *, control: JobControl) -> None:
     converted = _check(work, _STORED, DiskFormat.QCOW2, max_bytes=0)
     if converted.virtual_size_bytes != size_bytes:
         raise Internal("image-convert-wrong", f"converted to {converted.virtual_size_bytes} bytes instead of {size_bytes}")
+
+
+def _write(
+    arguments: Sequence[str],
+    work: int,
+    *,
+    space: FreeSpace,
+    limits: qemu_img.Limits,
+    control: JobControl,
+    as_nobody: bool,
+    on_tick: Callable[[], None],
+) -> None:
+    """Run what writes the stored file; the kernel ends it where it would take what is kept free, a look where others take it."""
+    room_bytes = space.left_bytes(written_bytes=_size_bytes(work, _SOURCE))
+
+    def look() -> None:
+        on_tick()
+        if free_bytes(work) < space.kept_free_bytes:
+            raise _full(space, "others have taken what was left")
+
+    within = replace(limits, file_bytes=min(limits.file_bytes, room_bytes))
+    try:
+        qemu_img.run(arguments, directory=work, limits=within, cancelled=control.cancelled, as_nobody=as_nobody, on_tick=look)
+    except InvalidRequest as error:
+        if error.context.get("limit") == qemu_img.FILE_BYTES and room_bytes < limits.file_bytes:
+            raise _full(space, f"what it becomes is larger than the {room_bytes} bytes that it may take") from error
+        raise
+
+
+def _size_bytes(work: int, name: str) -> int:
+    try:
+        return os.stat(name, dir_fd=work, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _says_damaged(failure: Internal) -> bool:
@@ -288,7 +351,7 @@ def _damaged(failure: Internal) -> InvalidRequest:
     )
 
 
-def _flatten(source: VolumeSource, layout: PoolLayout, work: int, *, control: JobControl) -> ImageFacts:
+def _flatten(source: VolumeSource, layout: PoolLayout, work: int, *, space: FreeSpace, control: JobControl) -> ImageFacts:
     """Write what a layer of ours holds, seen through all below it, into one file; return what our own parser makes of that."""
     path = layout.volume(source.volume_id, DiskFormat.QCOW2, source.layer_id)
     seen = volumes.observe(source.volume_id, layout)
@@ -308,7 +371,7 @@ def _flatten(source: VolumeSource, layout: PoolLayout, work: int, *, control: Jo
 
     # As root: the chain's files are nobody's to read. Their headers are ours; a guest cannot reach them.
     arguments = ["convert", "-q", "-f", "qcow2", "-O", "qcow2", path, _STORED]
-    qemu_img.run(arguments, directory=work, limits=limits, cancelled=control.cancelled, on_tick=report)
+    _write(arguments, work, space=space, limits=limits, control=control, as_nobody=False, on_tick=report)
     return _check(work, _STORED, DiskFormat.QCOW2, max_bytes=0)
 
 

@@ -7,6 +7,7 @@ The wrapper programs come from util-linux; `preexec_fn` was rejected since it ma
 """
 
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -22,14 +23,17 @@ _STACK_BYTES = 1 << 20
 NOBODY = 65534
 KEY_ID = "volume-key"
 UNTIMED = "hashing-untimed"
+FILE_BYTES = "file_bytes"
+"""The `limit` in the context of an error where a file became larger than it may."""
 _HIDE = """for place in /boot /etc /home /media /mnt /opt /root /run /srv /tmp /var; do
   [ ! -d "$place" ] || mount -t tmpfs -o ro,size=4k none "$place"
 done
 exec "$@"
 """
 """Leaves nobody empty directories. The working directory is open and stays, wherever it is."""
-_BEYOND_BOUNDS = ("file too large", "cannot allocate memory", "failed to allocate")
+_BEYOND_BOUNDS = ("cannot allocate memory", "failed to allocate")
 """What the kernel's refusals sound like, the last in GLib's words."""
+_TOO_COSTLY = "the image needs more work, memory or space than it may"
 _POLL_S = 0.1
 _MAX_OUTPUT = 2000
 
@@ -131,8 +135,10 @@ def _failure(code: int, complaint: str) -> TrimtabError:
         return Unavailable(UNTIMED, "qemu-img could not tell how fast this host hashes", detail=complaint)
     if '" lock' in lowered:  # as in hypervisor/kvm/errors.py
         return Conflict("image-locked", "a disk is in use by another QEMU, on this host or on another", detail=complaint)
-    if signal_number in {9, 24, 25} or any(said in lowered for said in _BEYOND_BOUNDS):
-        return InvalidRequest("image-too-costly", "the image needs more work, memory or space than it may", detail=complaint)
+    if signal_number == signal.SIGXFSZ or "file too large" in lowered:
+        return InvalidRequest("image-too-costly", _TOO_COSTLY, limit=FILE_BYTES, detail=complaint)
+    if signal_number in {signal.SIGKILL, signal.SIGXCPU} or any(said in lowered for said in _BEYOND_BOUNDS):
+        return InvalidRequest("image-too-costly", _TOO_COSTLY, detail=complaint)
     return Internal("image-tool-failed", f"qemu-img failed: {complaint.strip()[:300]}", exit_code=code)
 
 

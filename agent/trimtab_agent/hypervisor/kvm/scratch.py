@@ -10,7 +10,6 @@ A guest that is faster is paused for as long as that takes; its write is repeate
 """
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,13 +18,12 @@ from pathlib import Path
 
 import structlog
 
-from trimtab_agent.hypervisor.kvm import os_errors
+from trimtab_agent.hypervisor.kvm import free_space, os_errors
 from trimtab_protos.errors import NoCapacity, TrimtabError
 
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 0.2
-_KEPT_FREE_MAX_BYTES = 1 << 30
 _NEEDED_BYTES = 8 << 20
 """Below it no backup begins: half of it is a moment of writing."""
 _LOOKS_AHEAD = 2
@@ -52,10 +50,10 @@ class Room:
     @property
     def kept_free_bytes(self) -> int:
         """What is left to others: disks grow on the same file system."""
-        return min(self.free_bytes // 4, _KEPT_FREE_MAX_BYTES)
+        return free_space.kept_free_bytes(self.free_bytes)
 
     def look(self) -> "Usage":
-        return Usage(sum(_allocated(file) for file in self.files), _free(self.folder))
+        return Usage(sum(_allocated(file) for file in self.files), free_space.free_bytes(self.folder))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ def rooms_of(files: Iterable[str]) -> Sequence[Room]:
     try:
         for file in map(Path, files):
             found.setdefault(file.parent.stat().st_dev, []).append(file)
-        rooms = [Room(paths[0].parent, tuple(paths), _free(paths[0].parent)) for paths in found.values()]
+        rooms = [Room(paths[0].parent, tuple(paths), free_space.free_bytes(paths[0].parent)) for paths in found.values()]
     except OSError as error:
         raise os_errors.from_os(error, doing="look for room for what the guest overwrites") from error
     for room in rooms:
@@ -174,11 +172,6 @@ def _allocated(file: Path) -> int:
         return file.stat().st_blocks * 512
     except FileNotFoundError:
         return 0
-
-
-def _free(folder: Path) -> int:
-    space = os.statvfs(folder)
-    return space.f_bavail * space.f_frsize
 
 
 def _mib(size_bytes: int) -> str:

@@ -2,7 +2,7 @@
 
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,9 @@ class BytesReader:
     content: bytes
     block_bytes: int = MIB
 
-    def read_blocks(self, source: ImageSource, pool: PoolSpec, control: JobControl) -> Iterator[bytes]:
+    def read_blocks(
+        self, source: ImageSource, pool: PoolSpec, control: JobControl, *, on_size: Callable[[int], None]
+    ) -> Iterator[bytes]:
         for start in range(0, len(self.content), self.block_bytes):
             yield self.content[start : start + self.block_bytes]
 

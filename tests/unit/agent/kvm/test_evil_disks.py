@@ -57,6 +57,23 @@ def test_a_disk_that_goes_to_another_pool_is_its_bytes_there(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_disk_grows_by_the_size_that_is_recorded_and_not_by_what_it_says(
+    pool: PoolSpec, layout: PoolLayout, canary: Path, kind: str
+) -> None:
+    content = evil_disks(canary)[kind]
+    volume, file = written(pool, layout, content)
+    before = canary.read_bytes()
+    grown = replace(volume, size_bytes=2 * SIZE_BYTES)
+    for _twice in range(2):
+        assert volumes.grow(grown, layout).size_bytes == 2 * SIZE_BYTES
+    assert file.read_bytes() == content.ljust(2 * SIZE_BYTES, b"\0"), "no header was written anew, nothing was read in"
+    with pytest.raises(TrimtabError) as refused:
+        volumes.grow(volume, layout)
+    assert refused.value.code == "volume-shrink"
+    assert canary.read_bytes() == before, "nor was it written to"
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_layer_lies_over_it_and_none_is_merged_into_it(pool: PoolSpec, layout: PoolLayout, canary: Path, kind: str) -> None:
     content = evil_disks(canary)[kind]
     volume, file = written(pool, layout, content)

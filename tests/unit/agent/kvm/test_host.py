@@ -51,6 +51,23 @@ def test_the_probe_is_answered_by_an_accelerator_that_runs_guests_and_by_no_othe
     assert not accel_probe.runs_guests("no-such-accelerator")
 
 
+def test_a_device_that_opens_and_under_which_a_guest_only_spins_is_not_taken(tmp_path: Path) -> None:
+    """So KVM is on some nested machines: QEMU starts, libvirt lists it, and nothing ever comes of the guest."""
+    firmware, asked = bytearray(accel_probe.firmware_image()), []
+    firmware[:2] = bytes.fromhex("ebfe")  # a jump to itself, where the probe's own begins
+
+    def spins(accelerator: str) -> bool:
+        asked.append(accelerator)
+        return accel_probe.runs_guests("tcg", timeout_s=2, firmware=bytes(firmware))
+
+    opens = tmp_path / "kvm"
+    opens.touch()
+    assert accel_probe.accelerator(tmp_path, "boot-1", device=opens, runs=spins) == "tcg"
+    assert asked == ["kvm"]
+    firmware[:2] = accel_probe.firmware_image()[:2]
+    assert accel_probe.runs_guests("tcg", timeout_s=30, firmware=bytes(firmware)), "it was the spinning and nothing else"
+
+
 def test_the_probes_answer_holds_for_one_boot(tmp_path: Path) -> None:
     absent = tmp_path / "no-kvm"
     assert accel_probe.accelerator(tmp_path, "boot-1", device=absent) == "tcg"

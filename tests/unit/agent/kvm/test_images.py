@@ -5,7 +5,7 @@ import json
 import os
 import struct
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,18 @@ from tests.unit.agent.kvm.factories import MIB, BytesReader, Control, upload
 from trimtab_agent.hypervisor.base import JobControl
 from trimtab_agent.hypervisor.kvm import images, qemu_img, volumes
 from trimtab_agent.hypervisor.kvm.pool_layout import PoolLayout
-from trimtab_protos.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from trimtab_protos.errors import Conflict, InvalidRequest, NoCapacity, NotFound, TrimtabError, Unavailable
 from trimtab_protos.messages import (
     DiskFormat,
+    HostFileSource,
     ImageResult,
     ImageSource,
     ImageSpec,
     JobProgress,
     PeerSource,
     PoolSpec,
+    UrlSource,
+    VolumeSource,
     VolumeSpec,
 )
 
@@ -233,7 +236,9 @@ class BrokenReader:
 
     control: Control | None = None
 
-    def read_blocks(self, source: ImageSource, pool: PoolSpec, control: JobControl) -> Iterator[bytes]:
+    def read_blocks(
+        self, source: ImageSource, pool: PoolSpec, control: JobControl, *, on_size: Callable[[int], None]
+    ) -> Iterator[bytes]:
         yield bytes(MIB)
         if self.control is None:
             raise Unavailable("peer-down", "the peer went away")
@@ -263,6 +268,147 @@ def test_conversion_stops_when_cancelled(pool: PoolSpec) -> None:
         bring(image(), pool, os.urandom(64 * MIB), control=CancelledWhenConverting())
     assert refused.value.code == "job-cancelled"
     assert files(pool) == leftovers(pool) == []
+
+
+# --- a pool that others' disks grow in ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_pool(tiny_disk: Path) -> PoolSpec:
+    spec = make.pool(tiny_disk.resolve())
+    PoolLayout.of(spec).create_subdirectories()
+    return spec
+
+
+def free_bytes(pool: PoolSpec) -> int:
+    space = os.statvfs(pool.path)
+    return space.f_bavail * space.f_frsize
+
+
+@dataclass
+class EndlessReader:
+    """A server that goes on for ever; it remembers how little was left free meanwhile."""
+
+    path: str
+    least_free_bytes: int = 1 << 60
+
+    def read_blocks(
+        self, source: ImageSource, pool: PoolSpec, control: JobControl, *, on_size: Callable[[int], None]
+    ) -> Iterator[bytes]:
+        while True:
+            yield b"x" * MIB
+            self.least_free_bytes = min(self.least_free_bytes, free_bytes(pool))
+
+
+@pytest.mark.parametrize("source", [UrlSource(url="https://images.example/x"), HostFileSource(file_name="x"), upload(b"lied")])
+def test_a_source_without_end_leaves_room_for_the_disks_of_the_pool(tiny_pool: PoolSpec, source: ImageSource) -> None:
+    free_before, reader = free_bytes(tiny_pool), EndlessReader(tiny_pool.path)
+    with pytest.raises(NoCapacity) as refused:
+        images.import_image(
+            image(max_bytes=64 << 30), tiny_pool, PoolLayout.of(tiny_pool), source, reader=reader, control=Control()
+        )
+    assert refused.value.code == "pool-full"
+    assert free_before // 4 <= reader.least_free_bytes <= free_before // 4 + 8 * MIB
+    assert files(tiny_pool) == leftovers(tiny_pool) == []
+    assert free_bytes(tiny_pool) == free_before
+
+
+@dataclass
+class AnnouncingReader:
+    """A server whose answer tells its size first."""
+
+    size_bytes: int
+    blocks_read: int = 0
+
+    def read_blocks(
+        self, source: ImageSource, pool: PoolSpec, control: JobControl, *, on_size: Callable[[int], None]
+    ) -> Iterator[bytes]:
+        on_size(self.size_bytes)
+        for _ in range(self.size_bytes // MIB):
+            self.blocks_read += 1
+            yield b"x" * MIB
+
+
+@pytest.mark.parametrize(
+    ("size_mib", "max_mib", "kind", "code"),
+    [(80, 256, NoCapacity, "pool-full"), (80, 60, InvalidRequest, "image-too-large"), (4, 256, None, "")],
+)
+def test_what_a_server_announces_is_refused_before_a_byte_is_read(
+    tiny_pool: PoolSpec, size_mib: int, max_mib: int, kind: type[TrimtabError] | None, code: str
+) -> None:
+    reader, control, source = AnnouncingReader(size_mib * MIB), Control(), UrlSource(url="https://images.example/x")
+    spec = image(max_bytes=max_mib * MIB)
+    if kind is None:
+        images.import_image(spec, tiny_pool, PoolLayout.of(tiny_pool), source, reader=reader, control=control)
+        assert {report.total_bytes for report in control.reports if report.phase == "transfer"} == {size_mib * MIB}
+        return
+    with pytest.raises(kind) as refused:
+        images.import_image(spec, tiny_pool, PoolLayout.of(tiny_pool), source, reader=reader, control=control)
+    assert (refused.value.code, reader.blocks_read) == (code, 0)
+    assert files(tiny_pool) == leftovers(tiny_pool) == []
+
+
+class RoomWatch(Control):
+    """Remembers how little was left free whenever the import reported."""
+
+    def __init__(self, pool: PoolSpec) -> None:
+        super().__init__()
+        self.pool, self.least_free_bytes = pool, 1 << 60
+
+    def report(self, progress: JobProgress) -> None:
+        super().report(progress)
+        self.least_free_bytes = min(self.least_free_bytes, free_bytes(self.pool))
+
+
+def test_a_conversion_leaves_room_for_the_disks_of_the_pool(tiny_pool: PoolSpec) -> None:
+    free_before, control = free_bytes(tiny_pool), RoomWatch(tiny_pool)
+    with pytest.raises(NoCapacity) as refused:
+        bring(image(), tiny_pool, os.urandom(MIB) * 44, control=control)
+    assert refused.value.code == "pool-full"
+    assert {report.phase for report in control.reports} >= {"transfer", "convert"}, (
+        "the source had room, what it becomes had none"
+    )
+    assert control.least_free_bytes >= free_before // 4
+    assert files(tiny_pool) == leftovers(tiny_pool) == []
+
+
+class FilledWhenConverting(Control):
+    """The pool's disks take the room in the very moment in which the conversion begins."""
+
+    def __init__(self, pool: PoolSpec) -> None:
+        super().__init__()
+        self.disk = Path(pool.path) / "volumes" / "vol-other.raw"
+
+    def report(self, progress: JobProgress) -> None:
+        super().report(progress)
+        if progress.phase == "convert":
+            self.disk.write_bytes(bytes(60 * MIB))
+
+
+def test_a_conversion_gives_way_where_others_take_the_room(tiny_pool: PoolSpec) -> None:
+    with pytest.raises(NoCapacity, match="others have taken what was left") as refused:
+        bring(image(), tiny_pool, os.urandom(16 * MIB), control=FilledWhenConverting(tiny_pool))
+    assert refused.value.code == "pool-full"
+    assert "`trimtab image import NAME FILE|URL --pool POOL`" in refused.value.message
+    assert files(tiny_pool) == ["volumes/vol-other.raw"]
+    assert leftovers(tiny_pool) == []
+
+
+def test_an_image_of_a_volume_leaves_room_for_the_disks_of_the_pool(tiny_pool: PoolSpec) -> None:
+    layout = PoolLayout.of(tiny_pool)
+    volume = VolumeSpec(volume_id="vol-1", pool_id="pool-fast", format=DiskFormat.QCOW2, size_bytes=64 * MIB)
+    volumes.ensure(volume, layout)
+    path = layout.volume("vol-1", DiskFormat.QCOW2)
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 50M", path], check=True, capture_output=True, timeout=60)
+    free_before, control = free_bytes(tiny_pool), RoomWatch(tiny_pool)
+    with pytest.raises(NoCapacity) as refused:
+        images.import_image(
+            image(), tiny_pool, layout, VolumeSource(volume_id="vol-1", layer_id=""), reader=BytesReader(b""), control=control
+        )
+    assert refused.value.code == "pool-full"
+    assert control.least_free_bytes >= free_before // 4
+    assert files(tiny_pool) == ["volumes/vol-1.qcow2"]
+    assert leftovers(tiny_pool) == []
 
 
 def test_import_again_answers_what_was_proved(pool: PoolSpec) -> None:
