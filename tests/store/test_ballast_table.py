@@ -3,6 +3,7 @@
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,16 +31,15 @@ def tiny() -> Iterator[Tiny]:
     """A database on a server of its own, whose files are on a file system that can be filled up."""
     disk = Path(tempfile.mkdtemp(prefix="tt-tiny-"))  # the server is another user's, who must get there
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", disk], check=True, timeout=10)
-    server = PostgresServer(disk)
-    database = Database(server.new_database())
-    has_written_for_a_while(database)
-    try:
+    with ExitStack() as ends:
+        ends.callback(disk.rmdir)
+        ends.callback(subprocess.run, ["umount", "--lazy", disk], check=True, timeout=10)
+        server = PostgresServer(disk)
+        ends.callback(server.stop)
+        database = Database(server.new_database())
+        ends.callback(database.close)
+        has_written_for_a_while(database)
         yield Tiny(database, disk)
-    finally:
-        database.close()
-        server.stop()
-        subprocess.run(["umount", "--lazy", disk], check=True, timeout=10)
-        disk.rmdir()
 
 
 def has_written_for_a_while(database: Database) -> None:
