@@ -26,7 +26,8 @@ test: ## the tests (sets itself up): every fault at every step of every saga, an
 lint: ## the rules alone
 	@$(PY) -m pytest -q tests/architecture
 
-stubs: ## regenerate gRPC stubs and the image that breaking changes are checked against
+# image-first.binpb is left alone: it is what a break that this command would hide is found by (tests/architecture).
+stubs: ## regenerate gRPC stubs and the image of the last protos; breaking changes are checked against that and against the first
 	@ops/generate_stubs.sh
 	@cd protos && ../.venv/bin/buf build -o image.binpb
 
