@@ -45,4 +45,4 @@ soak: ## the long fault campaigns and the long tests on real hosts; their dated 
 	@$(PY) -m tests.soak.without_lease_wait
 	@$(PY) -m tests.soak.backups --kills 300
 	@$(PY) -m tests.soak.backup_kills --kills 300
-	@TRIMTAB_FUZZ_EXAMPLES=100 $(PY) -m pytest -q -n 2 tests/api/test_fuzz.py
+	@$(PY) -m tests.soak.fuzz --examples 100
