@@ -41,8 +41,8 @@ settings.load_profile("any-machine")
 
 class TwoLabs(LoadScopeScheduling):
     """Gives tests on real hosts to two workers: most of their time guests boot and leases run out, so two labs fit beside each other;
-    more would starve. The whole fleet's tests are two pieces, those of a hypervisor another, of the others each file is one: whoever has
-    ended its own helps with those. pytest 9 ignores `xdist_group`.
+    more would starve. The whole fleet's tests are two pieces, those of a hypervisor another, of the others each file is one, generated
+    requests one for each database: whoever has ended its own helps with those. pytest 9 ignores `xdist_group`.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -50,6 +50,8 @@ class TwoLabs(LoadScopeScheduling):
             return "fleet, second half" if nodeid.startswith(SECOND_HALF) else "fleet"
         if nodeid.startswith("tests/lab/test_kvm") or "[kvm" in nodeid:
             return "kvm"
+        if nodeid.startswith("tests/api/test_fuzz"):
+            return "fuzz, PostgreSQL" if "[postgres]" in nodeid else "fuzz, SQLite"
         return nodeid if nodeid.startswith("tests/operations/") else nodeid.split("::", maxsplit=1)[0]
 
 

@@ -1,16 +1,19 @@
 """The whole OpenAPI document, generated requests: never a 5xx, and every answer as documented.
 
-The same few for each route in every run; with `TRIMTAB_FUZZ_EXAMPLES=100` as many for each, others every time (`make soak`).
+The same few for each route in every run, on SQLite; with `TRIMTAB_FUZZ_EXAMPLES=100` as many for each, others every time, on
+PostgreSQL too (`make soak`, whose report `tests/soak/fuzz.py` writes).
 Two of three name what is there, in their path and in their body: what is named by chance is never found.
 """
 
 import asyncio
+import json
 import os
 import shutil
 import socket
 import threading
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +31,12 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.api.kit import Api, build_app, running_api
+from tests.databases import PostgresServer
 
 ASKED_FOR = os.environ.get("TRIMTAB_FUZZ_EXAMPLES", "")
-EXAMPLES = int(ASKED_FOR or 3)
+FEW = 3
+EXAMPLES = int(ASKED_FOR or FEW)
+DATABASES = ["sqlite", *([pytest.param("postgres", marks=pytest.mark.postgres)] if EXAMPLES > FEW else [])]
 START_TIMEOUT_S = 60
 NAMES = {
     "/v1/hosts/": "node1",
@@ -108,12 +114,25 @@ async def fill(api: Api) -> None:
         assert made.status_code in {201, 202}, made.text
 
 
-@pytest.fixture(scope="module")
-def served(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedApi]:
+@pytest.fixture(scope="module", params=DATABASES)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedApi]:
     directory = tmp_path_factory.mktemp("served")
-    shutil.copyfile(sqlite_template, directory / "trimtab.db")
-    with ServedApi(f"sqlite:///{directory / 'trimtab.db'}", directory) as running:
+    if request.param == "postgres":
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        url = server.new_database()
+    else:
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), directory / "trimtab.db")
+        url = f"sqlite:///{directory / 'trimtab.db'}"
+    with ServedApi(url, directory) as running:
         yield running
+
+
+@pytest.fixture
+def answers(record_property: Callable[[str, object], None]) -> Iterator[Counter[int]]:
+    """How many answers there were of each status: for the report of `make soak`."""
+    seen: Counter[int] = Counter()
+    yield seen
+    record_property("answers", json.dumps(seen))
 
 
 def document() -> dict[str, Any]:
@@ -167,16 +186,15 @@ def test_what_requests_name_is_there(served: ServedApi) -> None:
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-def test_no_request_makes_a_defect(case: Case[Any], served: ServedApi) -> None:
+def test_no_request_makes_a_defect(case: Case[Any], served: ServedApi, answers: Counter[int]) -> None:
     name_what_is_there(case)
     query = case.query if isinstance(case.query, dict) else {}
     query.pop("watch", None)  # a stream does not end
     if case.path.endswith(":wait"):
         query["timeout_s"] = 0
     case.query = query
-    case.call_and_validate(
-        base_url=served.url,
-        headers={"Authorization": f"Bearer {served.secret}", "Accept": "application/json"},
-        checks=[not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance],
-        timeout=30,
-    )
+    headers = {"Authorization": f"Bearer {served.secret}", "Accept": "application/json"}
+    answer = case.call(base_url=served.url, headers=headers, timeout=30)
+    answers[answer.status_code] += 1
+    checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+    case.validate_response(answer, checks=checks, headers=headers)

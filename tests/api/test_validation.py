@@ -102,12 +102,35 @@ async def test_a_bad_field_is_named(api: Api, path: str, body: Any, field: str) 
         (VM | {"vcpus": 0}, "vcpus", 2),
         (VM | {"networks": [NIC | {"mac": "52:54:00"}]}, "networks[0].mac", "52:54:00:12:34:56"),
         (VM | {"firmware": "coreboot"}, "firmware", "bios"),
+        (VM | {"priority": 5000}, "priority", 10),
+        (VM | {"networks": 5}, "networks", [{"network": "default"}]),
+        (VM | {"networks": ["default"]}, "networks[0]", {"network": "default"}),
+        (VM | {"labels": {"tier": 5}}, "labels.tier", "web"),
+        (VM | {"labels": {"-bad": "x"}}, "labels.-bad.[key]", "tier"),
+        (VM | {"start": "yes"}, "start", True),
     ],
 )
 async def test_a_refusal_shows_an_example_of_the_field(api: Api, body: Any, field: str, example: Any) -> None:
     answer = await api.call("admin", "POST", VMS, json=body)
     shown = {entry["field"]: entry.get("example") for entry in answer.json()["errors"]}
     assert shown[field] == example
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "message"),
+    [
+        ({"priority": 5000}, "priority", "Input should be less than or equal to 1000"),
+        ({"networks": 5}, "networks", "Input should be a list"),
+        ({"networks": ["default"]}, "networks[0]", "Input should be an object"),
+        ({"networks": [NIC] * 17}, "networks", "List should have at most 16 items, not 17"),
+        ({"labels": 5}, "labels", "Input should be an object"),
+        ({"labels": {f"k{i}": "x" for i in range(65)}}, "labels", "Object should have at most 64 items, not more"),
+    ],
+)
+async def test_a_refusal_tells_the_bound_in_words_of_json(api: Api, more: dict[str, Any], field: str, message: str) -> None:
+    problem = (await api.call("admin", "POST", VMS, json=VM | more)).json()
+    assert [(entry["field"], entry["message"]) for entry in problem["errors"]] == [(field, message)]
+    assert problem["detail"] == f"{field}: {message}"
 
 
 @pytest.mark.parametrize(

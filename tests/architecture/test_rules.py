@@ -54,8 +54,12 @@ def test_protos_follow_the_style_guide() -> None:
     run(str(BIN / "buf"), "lint", cwd=TOP / "protos")
 
 
-def test_protos_break_no_agent_in_the_field() -> None:
-    run(str(BIN / "buf"), "breaking", "--against", "image.binpb", cwd=TOP / "protos")
+@pytest.mark.parametrize("image", ["image.binpb", "image-first.binpb"])
+def test_protos_break_no_agent_in_the_field(image: str) -> None:
+    """`make stubs` makes image.binpb anew in the command that takes in a changed proto: a break is gone from there by the next run.
+    image-first.binpb is that of 2026-11-28 and is never made anew: whatever was sent then keeps its meaning.
+    """
+    run(str(BIN / "buf"), "breaking", "--against", image, cwd=TOP / "protos")
 
 
 def test_stubs_are_those_of_the_protos(tmp_path: Path) -> None:

@@ -315,8 +315,23 @@ def test_a_driver_that_dies_at_any_commit_is_taken_over(matrix_story: FleetStory
         check_end(matrix_story, example, operation, DONE, what)
 
 
-@every_example
-def test_a_driver_that_dies_before_any_commit_of_an_undo_is_taken_over(matrix_story: FleetStory, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "shares_commits", "after_commit"),
+    [
+        *(pytest.param(name, False, False, id=f"{name}, before") for name in sorted(EXAMPLES)),
+        # After them: of each shape of saga one; over all of them it would take as long again as before them.
+        *(
+            pytest.param(
+                name, is_shared, is_after, id=f"{name}{', commits shared' * is_shared}, {'after' if is_after else 'before'}"
+            )
+            for name in SHARED
+            for is_shared, is_after in ((True, False), (False, True), (True, True))
+        ),
+    ],
+)
+def test_a_driver_that_dies_at_any_commit_of_an_undo_is_taken_over(
+    matrix_story: FleetStory, name: str, after_commit: bool
+) -> None:
     example = EXAMPLES[name]
     probe = example.arrange(matrix_story)
     matrix_story.settle()
@@ -327,7 +342,7 @@ def test_a_driver_that_dies_before_any_commit_of_an_undo_is_taken_over(matrix_st
     def failing() -> Misbehaving:
         return Misbehaving(StepFault(example.kind, last.name, Behaviour.FAIL_BEFORE, times=None))
 
-    for operation, what in deaths(matrix_story, example, after_commit=False, saga_of=failing, last=last):
+    for operation, what in deaths(matrix_story, example, after_commit=after_commit, saga_of=failing, last=last):
         check_end(matrix_story, example, operation, FAILED, what)
 
 

@@ -5,12 +5,19 @@ from typing import Any
 
 from starlette.requests import Request
 
+KEY = "[key]"
+"""What pydantic's `loc` ends with, after the key itself, where it means the key and not its value."""
+
 
 def example_at(request: Request, location: Sequence[Any]) -> Any:
     """Return the first example of the field at pydantic's `loc`, from the OpenAPI document; None where it has none."""
-    document: Mapping[str, Any] = request.app.openapi()
     path = str(getattr(request.scope.get("route"), "path_format", ""))
-    operation: Mapping[str, Any] | None = document["paths"].get(path, {}).get(request.method.lower())
+    return documented_example(request.app.openapi(), path, request.method, location)
+
+
+def documented_example(document: Mapping[str, Any], path: str, method: str, location: Sequence[Any]) -> Any:
+    """Return what `document` shows for a field of the route at `path`; None where it shows nothing."""
+    operation: Mapping[str, Any] | None = document["paths"].get(path, {}).get(method.lower())
     if operation is None or not location:
         return None
     if location[0] == "body":
@@ -24,16 +31,25 @@ def example_at(request: Request, location: Sequence[Any]) -> Any:
 
 
 def _walk(document: Mapping[str, Any], schema: Any, location: Sequence[Any]) -> Any:
+    if location and location[-1] == KEY:
+        location = (*location[:-2], KEY)
     for part in location:
-        schema = _resolve(document, schema)
-        if isinstance(part, int):
-            schema = schema.get("items")
-        else:
-            properties = schema.get("properties", {})
-            schema = properties.get(part, schema.get("additionalProperties") if part not in properties else None)
+        schema = _below(_resolve(document, schema), part)
         if not isinstance(schema, Mapping):
             return None
     return _first_example(document, schema)
+
+
+def _below(schema: Mapping[str, Any], part: Any) -> Any:
+    if isinstance(part, int):
+        return schema.get("items")
+    properties = schema.get("properties", {})
+    if part in properties:
+        return properties[part]
+    if part == KEY:
+        return schema.get("propertyNames")
+    # Values of a mapping: its keys have one pattern, or none.
+    return next(iter(schema.get("patternProperties", {}).values()), schema.get("additionalProperties"))
 
 
 def _resolve(document: Mapping[str, Any], schema: Any) -> Mapping[str, Any]:
@@ -49,10 +65,18 @@ def _resolve(document: Mapping[str, Any], schema: Any) -> Mapping[str, Any]:
 
 
 def _first_example(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
-    for candidate in (schema, _resolve(document, schema)):
+    resolved = _resolve(document, schema)
+    # An alternative of `anyOf` may have an example beside its reference.
+    for candidate in (schema, *schema.get("anyOf", ()), resolved):
         examples = candidate.get("examples")
         if examples:
             return examples[0]
         if candidate.get("enum"):
             return candidate["enum"][0]
-    return None
+        if "const" in candidate:
+            return candidate["const"]
+    if resolved.get("type") == "boolean":
+        return True
+    # A part of a body that shows nothing itself: what it has to have, each with its own example.
+    needed = {name: _first_example(document, resolved["properties"][name]) for name in resolved.get("required", ())}
+    return needed or None

@@ -23,14 +23,15 @@ Name = Annotated[str, _text(NAME_PATTERN, "web1")]
 HostName = Annotated[str, _text(HOST_NAME_PATTERN, "node1")]
 # A name or an id in a body.
 Ref = Annotated[str, _text(HOST_NAME_PATTERN, "default")]
-LabelKey = Annotated[str, Field(pattern=LABEL_KEY_PATTERN)]
-LabelValue = Annotated[str, Field(pattern=LABEL_VALUE_PATTERN)]
+LabelKey = Annotated[str, Field(pattern=LABEL_KEY_PATTERN, examples=["tier"])]
+LabelValue = Annotated[str, Field(pattern=LABEL_VALUE_PATTERN, examples=["web"])]
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64, examples=[{"tier": "web"}])]
 LabelChanges = Annotated[dict[LabelKey, LabelValue | None], Field(max_length=64, examples=[{"tier": "web", "old": None}])]
 
 # What operators count on hosts, and how much of it.
 Counts = Annotated[
-    dict[LabelKey, Annotated[int, Field(strict=True, ge=1, le=1 << 40)]], Field(max_length=16, examples=[{"licence": 1}])
+    dict[LabelKey, Annotated[int, Field(strict=True, ge=1, le=1 << 40, examples=[1])]],
+    Field(max_length=16, examples=[{"licence": 1}]),
 ]
 
 ResourceCount = Annotated[int, Field(strict=True, ge=0, le=1 << 40, examples=[4])]
@@ -64,9 +65,8 @@ CpuClassOrNone = Annotated[str, Field(pattern=r"^(low|normal|high)?$", examples=
 CpuClassName = Annotated[str, Field(pattern=r"^(low|normal|high)$", examples=["low"])]
 OsOrNone = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?$", examples=["win11"])]
 BridgeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$", examples=["br0"])]
-Sha256 = Annotated[
-    str, Field(pattern=r"^[0-9a-f]{64}$", examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
-]
+SHA256_EXAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", examples=[SHA256_EXAMPLE])]
 CpuModel = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$", examples=["Skylake-Server-v4"])]
 # '' for a pool without one.
 PoolPath = Annotated[

@@ -19,7 +19,14 @@ PAGE_SIZE_MAX = 1000
 _LABEL_KEY, _LABEL_VALUE = re.compile(LABEL_KEY_PATTERN), re.compile(LABEL_VALUE_PATTERN)
 
 PageSize = Annotated[int, Query(ge=1, le=PAGE_SIZE_MAX, examples=[100], description="Items per page.")]
-PageToken = Annotated[str, Query(max_length=1000, description="`next_page_token` of the page before, with the same parameters.")]
+PageToken = Annotated[
+    str,
+    Query(
+        max_length=1000,
+        examples=["WyI5ZjAyIiwid2ViMSIsInZtLTEiXQ"],
+        description="`next_page_token` of the page before, with the same parameters.",
+    ),
+]
 FilterText = Annotated[
     str, Query(alias="filter", max_length=1000, examples=["state=running"], description="Comma list of `field=value`.")
 ]

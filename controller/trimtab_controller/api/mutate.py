@@ -41,7 +41,9 @@ async def wish(
     ] = None,
     request_id: Annotated[RequestId | None, Query(description="As the header Idempotency-Key.")] = None,
     validate_only: Annotated[bool, Query(description="Check rights, fields and state, change nothing.")] = False,
-    if_match: Annotated[str, Header(max_length=64, description="The etag that the object must still have.")] = "",
+    if_match: Annotated[
+        str, Header(max_length=64, examples=['W/"3"'], description="The etag that the object must still have.")
+    ] = "",
 ) -> Wish:
     return Wish(_only_one(idempotency_key, request_id), validate_only, _version(if_match))
 

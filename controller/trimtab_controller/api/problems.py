@@ -183,6 +183,13 @@ def _message(error: Mapping[str, Any]) -> str:
             return "this field is required"
         case "json_invalid":
             return f"the body is no JSON: {error.get('ctx', {}).get('error', '')}"
+        # pydantic names Python's types, which are nothing to whoever writes JSON.
+        case "tuple_type" | "list_type":
+            return "Input should be a list"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            return "Input should be an object"
+        case "too_long" | "too_short":
+            return str(error["msg"]).replace("Tuple", "List").replace("Dictionary", "Object").replace(" after validation", "")
     return str(error["msg"]).removeprefix("Value error, ")[:300]
 
 

@@ -58,9 +58,11 @@ async def read_backup_file(
     runtime: InRuntime,
     access: ProjectOperator,
     name: NamePath,
-    disk: Annotated[str, Query(pattern=r"^([a-z]{2,8})?$", description="As the vm names it; left out: the first.")] = "",
+    disk: Annotated[
+        str, Query(pattern=r"^([a-z]{2,8})?$", examples=["vda"], description="As the vm names it; left out: the first.")
+    ] = "",
     image_format: Annotated[Literal["qcow2", "raw"], Query(alias="format")] = "qcow2",
-    offset: Annotated[int, Query(ge=0, le=1 << 50)] = 0,
+    offset: Annotated[int, Query(ge=0, le=1 << 50, examples=[1 << 20])] = 0,
 ) -> Response:
     """Return what the file of a disk holds from an offset on, at most 1 MiB of it."""
     owner = access.own_project

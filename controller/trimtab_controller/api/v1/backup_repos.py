@@ -30,7 +30,7 @@ FleetAdmin = Annotated[Access, requires(Role.ADMIN, Scope.FLEET)]
 
 RepoUrl = Annotated[str, Field(pattern=r"^(file:///|s3://)[A-Za-z0-9._/-]+$", max_length=400, examples=["file:///srv/backup"])]
 Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/+=@-]*$", max_length=200, examples=["https://s3.example.org"])]
-Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9 \n-]*$", max_length=120, examples=["ttk1-abcdefgh-…"])]
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9 \n-]*$", max_length=120, examples=["ttk1-abcdefgh-ijklmnop"])]
 FleetIdOrNone = Annotated[str, Field(pattern=r"^[a-z0-9-]*$", max_length=40, examples=["fleet-0123456789abcdef0123"])]
 
 

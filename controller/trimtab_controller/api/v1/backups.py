@@ -131,7 +131,7 @@ class DeletedAnswer:
 
 class HoldBody(Body):
     # None lets it go again.
-    until: datetime | None = None
+    until: Annotated[datetime, Field(examples=["2027-01-01T00:00:00Z"])] | None = None
 
 
 async def newest_first(

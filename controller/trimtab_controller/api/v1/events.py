@@ -25,7 +25,7 @@ After = Annotated[int | None, Query(ge=0, le=SEQ_MAX, examples=[0], description=
 SubjectName = Annotated[str, Query(max_length=63, pattern=r"^[a-z0-9-]*$", examples=["web1"], description="Name or id.")]
 KindPrefix = Annotated[str, Query(max_length=40, pattern=r"^[a-z_.-]*$", examples=["vm."], description="Kind, or its beginning.")]
 Watch = Annotated[bool, Query(description="A stream of events, as with Accept: text/event-stream.")]
-LastEventId = Annotated[str, Header(max_length=20)]
+LastEventId = Annotated[str, Header(max_length=20, examples=["1042"])]
 EVENT_STREAM = "text/event-stream"
 
 

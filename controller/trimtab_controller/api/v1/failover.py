@@ -59,11 +59,14 @@ class FencePathBody(Part):
     name: Name
     agent: Annotated[str, Field(pattern=r"^fence_[a-z0-9_]{1,40}$", examples=["fence_redfish"])]
     options: Annotated[
-        dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")], Annotated[str, Field(max_length=400)]],
+        dict[
+            Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$", examples=["ip"])],
+            Annotated[str, Field(max_length=400, examples=["192.0.2.31"])],
+        ],
         Field(max_length=32, examples=[{"ip": "192.0.2.31", "username": "root"}]),
     ] = Field(default_factory=dict)
     # Excluded from what a request id stands for: no row may hold even a digest of it.
-    secret: Annotated[str, Field(max_length=SECRET_MAX, exclude=True)] = ""
+    secret: Annotated[str, Field(max_length=SECRET_MAX, exclude=True, examples=["a-long-password"])] = ""
 
     def path(self) -> FencePath:
         return FencePath(name=self.name, agent=self.agent, options=self.options, secret=self.secret)
@@ -72,7 +75,9 @@ class FencePathBody(Part):
 class FencePathsBody(Body):
     """The devices in the order in which they are tried; they replace what was there."""
 
-    paths: Annotated[list[FencePathBody], Field(max_length=fencing.PATHS_MAX)]
+    paths: Annotated[
+        list[FencePathBody], Field(max_length=fencing.PATHS_MAX, examples=[[{"name": "bmc", "agent": "fence_redfish"}]])
+    ]
 
 
 @router.get("/v1/failovers", response_model=ListOf[FailoverResource])

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
@@ -62,6 +62,8 @@ Permille = Annotated[int, Field(strict=True, ge=100, le=100_000, examples=[4000]
 class TaintBody(Part):
     """`refuse` keeps vms off that do not tolerate it; `avoid` places them there only where nothing else is as good."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"effect": "refuse"}]})
+
     value: LabelValue = ""
     effect: Literal["refuse", "avoid"] = "refuse"
 
@@ -72,9 +74,11 @@ class HostChanges(Body):
     name: HostName | None = None
     host_class: Ref | None = None
     labels: LabelChanges | None = None
-    taints: Annotated[dict[LabelKey, TaintBody | None], Field(max_length=32)] | None = None
+    taints: Annotated[dict[LabelKey, TaintBody | None], Field(max_length=32, examples=[{"gpu": {"effect": "refuse"}}])] | None = (
+        None
+    )
     # What operators count there; 0 takes it away.
-    resources: Annotated[dict[LabelKey, ResourceCount], Field(max_length=32)] | None = None
+    resources: Annotated[dict[LabelKey, ResourceCount], Field(max_length=32, examples=[{"licence": 4}])] | None = None
     # Only this project's vms are placed there from now on; '' for any.
     exclusive_project: RefOrNone | None = None
     # Cpus kept for vms with dedicated ones; '' gives them back.
@@ -120,7 +124,7 @@ class HostClassChanges(Body):
     # one-host-loss: no vm is accepted that could not be restarted, or that would keep another from it, after the loss of one host.
     admission: Literal["any", "one-host-loss"] = "any"
     # What classes of cpu time mean on its hosts; one that is missing means what it means anywhere. Together, not one by one.
-    cpu_classes: dict[CpuClassName, CpuClassBody] = Field(default_factory=dict, max_length=3)
+    cpu_classes: dict[CpuClassName, CpuClassBody] = Field(default_factory=dict, max_length=3, examples=[{"low": {"weight": 50}}])
 
     def given(self) -> dict[str, Any]:
         """Return what was given, by column. InvalidRequest for a policy that is none."""

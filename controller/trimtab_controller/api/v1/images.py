@@ -5,11 +5,11 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Request
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from trimtab_controller.api.fields import Body, Bool, HostName, Labels, Name, Part, RefOrNone, Sha256
+from trimtab_controller.api.fields import SHA256_EXAMPLE, Body, Bool, HostName, Labels, Name, Part, RefOrNone, Sha256
 from trimtab_controller.api.mutate import Order, accepted, answered, mutate
 from trimtab_controller.api.params import Asked, InRuntime, Listing
 from trimtab_controller.api.paths import NamePath
@@ -35,6 +35,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 class SourceBody(Part):
     """An upload; or an https URL on an allowed host, with the checksum of the file; or a file in a host's import folder."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"upload_id": "up-01hf7y2m3n4p5q6r7s8t9v0wxy"}]})
 
     upload_id: Annotated[str, Field(pattern=r"^up-[0-9a-z]{26}$", examples=["up-01hf7y2m3n4p5q6r7s8t9v0wxy"])] | None = None
     url: (
@@ -143,7 +145,9 @@ async def upload(
     runtime: InRuntime,
     access: ProjectOperator,
     asked: Asked,
-    x_content_sha256: Annotated[str, Header(max_length=64, description="SHA-256 of the body, hexadecimal.")] = "",
+    x_content_sha256: Annotated[
+        str, Header(max_length=64, examples=[SHA256_EXAMPLE], description="SHA-256 of the body, hexadecimal.")
+    ] = "",
 ) -> Response:
     """Store the raw body for an import; it expires after a day. Content-Length is required."""
     size_bytes = _content_length(request, runtime.context.settings.upload_max_bytes)

@@ -31,7 +31,10 @@ from trimtab_controller.services.mutations import Answer
 router = APIRouter(tags=["operations"])
 Anyone = Annotated[Access, requires(Role.VIEWER, Scope.OBJECT)]
 AnyoneOperating = Annotated[Access, requires(Role.OPERATOR, Scope.OBJECT)]
-Short = Annotated[str, Query(max_length=63, pattern=r"^[ -~]*$")]
+_SHORT = r"^[ -~]*$"
+KindText = Annotated[str, Query(max_length=63, pattern=_SHORT, examples=["vm.create"])]
+StateText = Annotated[str, Query(max_length=63, pattern=_SHORT, examples=["running"])]
+SubjectText = Annotated[str, Query(max_length=63, pattern=_SHORT, examples=["web1"])]
 # The tailer tells of every state; progress has no event, and a lost wake must not cost the whole timeout.
 LOOK_AGAIN_S = 2.0
 
@@ -70,9 +73,9 @@ async def list_operations(
     page_size: PageSize = PAGE_SIZE,
     page_token: PageToken = "",
     filter_text: FilterText = "",
-    kind: Short = "",
-    state: Short = "",
-    subject: Short = "",
+    kind: KindText = "",
+    state: StateText = "",
+    subject: SubjectText = "",
     done: bool | None = None,
 ) -> Response:
     """List operations that the caller may see, newest first; filter by kind, state, subject, actor, request_id, done."""
@@ -89,9 +92,9 @@ async def list_project_operations(
     page_size: PageSize = PAGE_SIZE,
     page_token: PageToken = "",
     filter_text: FilterText = "",
-    kind: Short = "",
-    state: Short = "",
-    subject: Short = "",
+    kind: KindText = "",
+    state: StateText = "",
+    subject: SubjectText = "",
     done: bool | None = None,
 ) -> Response:
     """List the project's operations, newest first."""

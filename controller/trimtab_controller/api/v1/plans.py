@@ -218,7 +218,11 @@ class FitBody(Body):
     host_selector: Labels = Field(default_factory=dict)
     without: Annotated[list[HostName], Field(max_length=1000, examples=[["node3"]])] = Field(default_factory=list)
     add: Annotated[
-        list[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}x[1-9][0-9]{0,3}c/[1-9][0-9]{0,5}(GiB|TiB)$")]],
+        list[
+            Annotated[
+                str, Field(pattern=r"^[1-9][0-9]{0,3}x[1-9][0-9]{0,3}c/[1-9][0-9]{0,5}(GiB|TiB)$", examples=["2x64c/256GiB"])
+            ]
+        ],
         Field(max_length=16, examples=[["2x64c/256GiB"]]),
     ] = Field(default_factory=list)
     keep_free_hosts: Annotated[int, Field(strict=True, ge=0, le=1, examples=[1])] = 0

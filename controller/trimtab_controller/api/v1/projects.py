@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Request
+from pydantic import ConfigDict
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
@@ -26,6 +27,8 @@ FleetAdmin = Annotated[Access, requires(Role.ADMIN, Scope.FLEET)]
 
 class Quotas(Part):
     """Left out: unlimited in a new project, unchanged in a change. null: unlimited."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"vms": 100}]})
 
     vms: Quota | None = None
     vcpus: Quota | None = None

@@ -55,7 +55,7 @@ class GroupPart(Part):
 class RecoveryPlanBody(Body):
     name: Name
     repo: RefOrNone = ""
-    groups: Annotated[list[GroupPart], Field(min_length=1, max_length=50)]
+    groups: Annotated[list[GroupPart], Field(min_length=1, max_length=50, examples=[[{"name": "data", "vms": ["db"]}]])]
     networks: Renamed = Field(default_factory=dict)
     pools: Renamed = Field(default_factory=dict)
     cpu_model: CpuModelOrAuto = "auto"

@@ -29,7 +29,7 @@ ProjectOperator = Annotated[Access, requires(Role.OPERATOR, Scope.PROJECT)]
 TemplatePath = Annotated[
     str, Path(pattern=HOST_NAME_PATTERN, max_length=63, examples=["web"], description="Name or id of the template.")
 ]
-RevisionQuery = Annotated[int, Query(ge=0, le=1_000_000, description="Which revision; 0: the newest.")]
+RevisionQuery = Annotated[int, Query(ge=0, le=1_000_000, examples=[1], description="Which revision; 0: the newest.")]
 _TEMPLATES = "/v1/projects/{project}/templates"
 
 

@@ -36,7 +36,7 @@ router = APIRouter(tags=["vms"])
 ProjectViewer = Annotated[Access, requires(Role.VIEWER, Scope.PROJECT)]
 ProjectOperator = Annotated[Access, requires(Role.OPERATOR, Scope.PROJECT)]
 _VM = "/v1/projects/{project}/vms/{name}"
-_SOURCE = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+_SOURCE = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", examples=["virbr0"])]
 
 
 class AdoptBody(Body):
@@ -45,7 +45,7 @@ class AdoptBody(Body):
     host: HostName
     domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$", examples=["legacy-db"])]
     name: Name | None = None
-    networks: Annotated[dict[_SOURCE, RefOrNone], Field(max_length=24, default_factory=dict)]
+    networks: Annotated[dict[_SOURCE, RefOrNone], Field(max_length=24, default_factory=dict, examples=[{"virbr0": "default"}])]
 
 
 class ReleaseBody(Body):

@@ -34,7 +34,7 @@ class GroupRuleBody(Part):
     """
 
     relation: Literal["affinity", "anti-affinity"]
-    domain: LabelKey = "host"
+    domain: Annotated[LabelKey, Field(examples=["rack"])] = "host"
     must: Bool = True
     limit: Annotated[int, Field(strict=True, ge=1, le=10_000, examples=[1])] = 1
 

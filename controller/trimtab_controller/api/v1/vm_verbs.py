@@ -191,8 +191,10 @@ async def read_console(
     runtime: InRuntime,
     access: ProjectViewer,
     name: NamePath,
-    offset: Annotated[int, Query(ge=-(1 << 40), le=1 << 40, description="From here; negative: from the end.")] = 0,
-    max_bytes: Annotated[int, Query(ge=1, le=CONSOLE_BYTES_MAX)] = 64 * 1024,
+    offset: Annotated[
+        int, Query(ge=-(1 << 40), le=1 << 40, examples=[-4096], description="From here; negative: from the end.")
+    ] = 0,
+    max_bytes: Annotated[int, Query(ge=1, le=CONSOLE_BYTES_MAX, examples=[4096])] = 64 * 1024,
 ) -> Response:
     """Read the serial log of a vm from its host."""
     owner, settings = access.own_project, runtime.context.settings

@@ -65,7 +65,7 @@ SshKey = Annotated[
 ]
 
 
-DeviceKind = Annotated[str, Field(pattern=r"^[0-9a-f]{4}-[0-9a-f]{4}$")]
+DeviceKind = Annotated[str, Field(pattern=r"^[0-9a-f]{4}-[0-9a-f]{4}$", examples=["10de-20b0"])]
 
 
 class NicBody(Part):
@@ -87,7 +87,7 @@ class SeedBody(Part):
 
     hostname: RefOrNone = ""
     user_data: SeedText = ""
-    ssh_keys: Annotated[tuple[SshKey, ...], Field(max_length=50)] = ()
+    ssh_keys: Annotated[tuple[SshKey, ...], Field(max_length=50, examples=[["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA me"]])] = ()
     network_config: SeedText = ""
 
     def wish(self) -> seeds.SeedWish:
@@ -133,33 +133,34 @@ class VmBody(Body):
     cpu_class: CpuClassOrNone = ""
     disk_bytes: DiskBytes | None = None
     pool: RefOrNone = ""
-    networks: Annotated[tuple[NicBody, ...], Field(max_length=16)] = ()
+    networks: Annotated[tuple[NicBody, ...], Field(max_length=16, examples=[[{"network": "default"}]])] = ()
     firmware: Literal["bios", "uefi", ""] = ""
     labels: Labels = Field(default_factory=dict)
     host_selector: Labels = Field(default_factory=dict)
     host_class: RefOrNone = ""
     arch: Literal["x86_64", "aarch64"] = "x86_64"
     cpu_model: CpuModelOrNone = ""
-    seed: SeedBody | None = None
+    seed: Annotated[SeedBody, Field(examples=[{"ssh_keys": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA me"]}])] | None = None
     start: Bool = True
     to_host: RefOrNone = ""
-    tolerations: Annotated[tuple[TolerationBody, ...], Field(max_length=32)] = ()
+    tolerations: Annotated[tuple[TolerationBody, ...], Field(max_length=32, examples=[[{"key": "gpu"}]])] = ()
     resources: Counts = Field(default_factory=dict)
     # PCI devices of its host, by kind: `10de-20b0`, vendor and product. It cannot move while it runs.
     devices: Annotated[
-        dict[DeviceKind, Annotated[int, Field(strict=True, ge=1, le=16)]], Field(max_length=8, examples=[{"10de-20b0": 1}])
+        dict[DeviceKind, Annotated[int, Field(strict=True, ge=1, le=16, examples=[1])]],
+        Field(max_length=8, examples=[{"10de-20b0": 1}]),
     ] = Field(default_factory=dict)
     # Each vcpu gets a cpu of its own, of those that hosts keep for it (`host update --dedicated-cpus`).
     dedicated: Bool = False
     # Huge pages behind all of its memory: 2 MiB or 1 GiB each; 0 for ordinary memory.
     hugepages_kib: Literal[0, 2048, 1048576] = 0
-    numa_cells: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+    numa_cells: Annotated[int, Field(strict=True, ge=1, le=64, examples=[2])] = 1
     # A vm group of the project.
     group: RefOrNone = ""
     # Security groups of the project; none: anything may reach it.
     secgroups: Annotated[tuple[Ref, ...], Field(max_length=GROUPS_MAX, examples=[["web"]])] = ()
     ha: Literal["restart", "none"] = "none"
-    priority: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = 0
+    priority: Annotated[int, Field(strict=True, ge=-1000, le=1000, examples=[10])] = 0
     start_delay_s: Annotated[int, Field(strict=True, ge=0, le=86400, examples=[30])] = 0
     # After a loss it starts once every kept vm of lower order in its start group runs, its delay after them.
     start_group: StartGroupOrNone = ""
