@@ -184,7 +184,8 @@ def test_libvirtd_dies_hangs_and_comes_back_without_the_guest_noticing(lab: Lab,
 def test_a_full_pool_pauses_the_guest_refuses_imports_and_room_lets_it_go_on(lab: Lab, node1: KvmHost) -> None:
     full = PoolSpec(pool_id="pool-full", path="/srv/full", name="full")
     lab.run("node1", ["mkdir", "-p", full.path])
-    lab.run("node1", ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", full.path])
+    # Room for an image, what it is made from, and what an import leaves free.
+    lab.run("node1", ["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", full.path])
     spec = spec_of(node1, "full", full)
     try:
         with cleaned(spec, node1):
