@@ -24,7 +24,8 @@ units=(libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
   virtlogd-admin.socket virtlockd.socket virtlockd-admin.socket redis-server.service postgresql.service
   prometheus.service openvswitch-switch.service ovsdb-server.service ovs-vswitchd.service ovn-central.service
   ovn-ovsdb-server-nb.service ovn-ovsdb-server-sb.service ovn-northd.service ovn-host.service ovn-controller.service
-  tgt.service ipmievd.service ceph.target ceph-mon.target ceph-mgr.target ceph-osd.target ceph-crash.service rbdmap.service)
+  tgt.service ipmievd.service openipmi.service ceph.target ceph-mon.target ceph-mgr.target ceph-osd.target ceph-crash.service
+  rbdmap.service)
 
 say() { printf '%s\n' "$*"; }
 refuse() {

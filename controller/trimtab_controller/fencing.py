@@ -1,7 +1,8 @@
 """Power devices: switches a host off through Debian's fence-agents and believes only a status that was read back as off.
 
 An agent is a program that takes `key=value` lines on its standard input. Secrets are read from their file at each call and go the
-same way: never into argv, a log line or an error. Exit status of `status`: 0 on, 2 off, anything else unknown.
+same way, to those that run ipmitool by the environment: never into argv, a log line or an error. Exit status of `status`: 0 on, 2 off,
+anything else unknown.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from trimtab_controller import ipmitool
 from trimtab_protos.errors import InvalidRequest
 
 AGENT_NAME = re.compile(r"fence_[a-z0-9_]{1,40}")
@@ -126,15 +129,18 @@ class FenceAgents:
             message = f"{path.agent} needs {needed}, which is not installed here; apt install {needed}"
             return PowerAnswer(power=Power.UNKNOWN, message=message)
         lines = [f"{name}={value}" for name, value in sorted(path.options.items())] + [f"action={action}"]
-        if path.secret:
-            lines.append(f"password={path.secret}")
-        elif path.secret_file:
-            try:
-                lines.append(f"password={Path(path.secret_file).read_text().strip()}")
-            except OSError as error:
-                return PowerAnswer(power=Power.UNKNOWN, message=f"secret file {path.secret_file}: {error.strerror}")
         try:
-            status = _run(program, "\n".join(lines) + "\n", timeout_s=max(1.0, timeout_s))
+            secret = path.secret or (Path(path.secret_file).read_text().strip() if path.secret_file else "")
+        except OSError as error:
+            return PowerAnswer(power=Power.UNKNOWN, message=f"secret file {path.secret_file}: {error.strerror}")
+        environment = dict(os.environ)
+        if needed == "ipmitool" and secret:
+            lines.append(f"ipmitool_path={_own_ipmitool()}")
+            environment[ipmitool.VARIABLE] = secret
+        elif secret:
+            lines.append(f"password={secret}")
+        try:
+            status = _run(program, "\n".join(lines) + "\n", environment, timeout_s=max(1.0, timeout_s))
         except subprocess.TimeoutExpired:
             return PowerAnswer(power=Power.UNKNOWN, message=f"{path.agent} did not answer within {timeout_s:.0f} s")
         except OSError as error:
@@ -151,7 +157,12 @@ class FenceAgents:
         return next((found for directory in self._directories if (found := directory / agent).is_file()), None)
 
 
-def _run(program: Path, said: str, *, timeout_s: float) -> int:
+def _own_ipmitool() -> Path:
+    """Return `trimtab-ipmitool`, which is installed beside this process' Python."""
+    return Path(sys.executable).with_name("trimtab-ipmitool")
+
+
+def _run(program: Path, said: str, environment: Mapping[str, str], *, timeout_s: float) -> int:
     """Return the agent's exit status. It and whatever it started (ipmitool, ssh) are ended at the bound: an agent that is killed
     alone leaves them behind, at work on the device."""
     with subprocess.Popen(
@@ -160,6 +171,7 @@ def _run(program: Path, said: str, *, timeout_s: float) -> int:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         text=True,
+        env=environment,
         start_new_session=True,
     ) as agent:
         try:

@@ -1,7 +1,7 @@
 """Debian's own fence-agents, run as the product runs them. No device is asked that is not on this machine.
 
 fence_dummy keeps the power in a file; fence_ipmilan is pointed at a port where nobody answers, fence_virsh at one that takes the
-connection and says nothing. What they do to a machine when it does answer is not shown here.
+connection and says nothing. A power device that answers: `test_ipmi.py`.
 """
 
 import socket
@@ -141,8 +141,7 @@ def test_an_ipmi_device_that_does_not_answer_ends_within_the_bound_as_unknown_wi
     asked = f"-p {silent_udp}"
     assert any("ipmitool" in one and asked in one for one in seen), "its ipmitool was seen at work"
     assert asked not in command_lines()
-    # What we start has no argument at all. The agent gives ipmitool the password as one, which overwrites it at once.
-    assert not any(SECRET in line for one in seen for line in one.splitlines() if "fence_ipmilan" in line)
+    assert not any(SECRET in one for one in seen), "the agent would give it to ipmitool as an argument"
 
 
 def test_a_libvirt_host_that_says_nothing_ends_within_the_bound_and_its_password_is_in_no_argument(silent_tcp: int) -> None:
