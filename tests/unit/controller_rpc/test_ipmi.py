@@ -93,7 +93,7 @@ def test_a_machine_is_switched_off_and_its_device_says_so(device: Device) -> Non
 
 def test_a_device_that_takes_the_order_and_does_not_obey_is_not_believed(device: Device) -> None:
     (device.directory / "stuck").touch()
-    answer = FenceAgents().switch_off(device.path(), timeout_s=30, may_still=lambda: True)
+    answer = FenceAgents().switch_off(device.path(), timeout_s=10, may_still=lambda: True)
     assert "0" in device.was_asked, "it was told to"
     assert answer.power is not Power.OFF
 
