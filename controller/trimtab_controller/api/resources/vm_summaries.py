@@ -1,18 +1,18 @@
 """The part of vms that lists of many show (`view=basic`).
 
 A page holds a thousand of them, and from one look at a fleet to the next few change but in how long ago they were seen. So the JSON of
-each is kept by all that it is made of, up to that age, which stands last.
+each is kept with all that it is made of, up to that age, which stands last.
 """
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 
 from typing_extensions import TypedDict
 
 from trimtab_controller.api.render import dump_as
 from trimtab_controller.api.resources.operations import OperationResource, render
-from trimtab_controller.api.resources.vms import confirmed
+from trimtab_controller.api.resources.vms import age_s, last_seen
 from trimtab_controller.core.model import Operation, VmSummary
 from trimtab_controller.services.vm_views import VmSummaries
 
@@ -68,15 +68,19 @@ class SummaryTexts:
     """JSON of vms as it was last made. For one thread."""
 
     def __init__(self) -> None:
-        self._kept: dict[Hashable, str] = {}
+        self._kept: dict[str, tuple[object, str]] = {}
 
     def dump(self, found: VmSummaries, *, project: str, now: datetime, heard: Mapping[str, datetime]) -> bytes:
         """Return the JSON list of a page of vms."""
         shown: list[str] = []
+        seen: dict[datetime | None, str] = {None: _UNSEEN}  # those of one host all with its last heartbeat
         for vm in found.vms:
-            at, age_s = confirmed(vm, now=now, heard=heard)
-            seen = _UNSEEN if at is None else f'"at":"{at.isoformat().replace("+00:00", "Z")}","age_s":{age_s}}}}}'
-            shown.append(self._of(vm, found, project) + seen)
+            at = last_seen(vm, heard)
+            text = seen.get(at)
+            if text is None:
+                assert at is not None
+                text = seen[at] = f'"at":"{at.isoformat().replace("+00:00", "Z")}","age_s":{age_s(at, now)}}}}}'
+            shown.append(self._of(vm, found, project) + text)
         return f"[{','.join(shown)}]".encode()
 
     def _of(self, vm: VmSummary, found: VmSummaries, project: str) -> str:
@@ -85,13 +89,14 @@ class SummaryTexts:
         declared = tuple(found.addresses.get(vm.id, ()))
         if operation is not None:
             return _text(vm, project=project, host=host, image=image, declared=declared, operation=operation)
-        made_of = (project, host, image, declared, *vm[:-2])
-        text = self._kept.get(made_of)
-        if text is None:
+        made_of = (project, host, image, declared, vm[:-2])
+        kept = self._kept.get(vm.id)
+        if kept is None or kept[0] != made_of:  # to compare costs less than to look it up by all of it
             if len(self._kept) >= _AT_MOST:
                 self._kept.clear()
-            text = self._kept[made_of] = _text(vm, project=project, host=host, image=image, declared=declared, operation=None)
-        return text
+            text = _text(vm, project=project, host=host, image=image, declared=declared, operation=None)
+            kept = self._kept[vm.id] = made_of, text
+        return kept[1]
 
 
 def _text(vm: VmSummary, *, project: str, host: str, image: str, declared: tuple[str, ...], operation: Operation | None) -> str:

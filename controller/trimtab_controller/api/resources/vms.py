@@ -291,14 +291,19 @@ def _shape(vm: Vm) -> ShapeResource:
 
 
 def confirmed(vm: Vm | VmSummary, *, now: datetime, heard: Mapping[str, datetime]) -> tuple[datetime | None, float | None]:
-    """Return when a vm was last seen as it is, and how many seconds ago.
+    """Return when a vm was last seen as it is, and how many seconds ago."""
+    at = last_seen(vm, heard)
+    return at, age_s(at, now) if at else None
 
-    An observation is confirmed by every heartbeat of the host that made it, so it is as old as the last of them.
-    """
+
+def last_seen(vm: Vm | VmSummary, heard: Mapping[str, datetime]) -> datetime | None:
+    """An observation is confirmed by every heartbeat of the host that made it, so it is as old as the last of them."""
     at, heard_at = vm.observed_at, heard.get(vm.observed_host_id)
-    if at is not None and heard_at is not None:
-        at = max(at, heard_at)
-    return at, round(max(0.0, (now - at).total_seconds()), 1) if at else None
+    return max(at, heard_at) if at is not None and heard_at is not None else at
+
+
+def age_s(at: datetime, now: datetime) -> float:
+    return round(max(0.0, (now - at).total_seconds()), 1)
 
 
 def _observed(view: VmView, *, now: datetime, heard: Mapping[str, datetime]) -> ObservedResource:
