@@ -158,7 +158,7 @@ class Bench:
         times["create"].append(self._on(HOSTS[0], "create", "/var/lib/trimtab/bare.xml", base, path)["seconds"])
         await asyncio.sleep(SETTLE_S)
         for source, target in self._ways():
-            address = self.plane.lab.spec.host(target).address
+            address = self.plane.lab.spec.host(target).migration_address
             copied_s, targets = 0.0, []
             if pool == "local":
                 copied_s, targets = self._on(target, "clone", base, path)["seconds"], ["vda"]
