@@ -89,7 +89,11 @@ class Demo:
         after, later_up_s = self.wait_for_ticks(name, at_least=before + 3), self.uptime_s(name)
         self.trimtab("vm", "list", "-o", "wide")
         if later_up_s <= up_s:  # its counter is on its disk and says nothing of that
-            raise LabError(f"{name} was up for {up_s:.1f} s before the move and is for {later_up_s:.1f} s after it: it restarted")
+            said = self.trimtab("vm", "console", name, "--log", quiet=True).splitlines()[-20:]
+            raise LabError(
+                f"{name} was up for {up_s:.1f} s before the move and is for {later_up_s:.1f} s after it: it restarted. Its console:\n"
+                + "\n".join(said)
+            )
         self.say(
             f"{name} counted {before} before and {after} after the move, up for {up_s:.1f} s and then {later_up_s:.1f} s: it never "
             "restarted"
