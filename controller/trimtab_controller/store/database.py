@@ -31,7 +31,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from trimtab_controller.store import disk_reserve, kept
-from trimtab_controller.store.ballast_table import TableReserve
+from trimtab_controller.store.ballast_table import DISK_FULL, TableReserve
 from trimtab_controller.store.disk_reserve import DiskReserve
 from trimtab_controller.store.group_commit import CommitThread, GroupCommit, Piece
 from trimtab_controller.store.kept import KeptConnections
@@ -55,7 +55,7 @@ UNAVAILABLE = "the controller's database does not answer; retry later"
 # Classes of errors that are the server's and not the statement's: connection, resources, operator intervention.
 UNAVAILABLE_SQLSTATE_CLASSES = frozenset({"08", "53", "57"})
 # disk_full, out_of_memory, too_many_connections; SQLite says "database or disk is full".
-FULL_SQLSTATES = frozenset({"53100"})
+FULL_SQLSTATES = frozenset({DISK_FULL})
 
 _WRITE = "trimtab_write"
 _DURABLE = "trimtab_durable"
@@ -111,10 +111,8 @@ def _is_retried(error: Failure) -> bool:
 
 
 def _is_full(error: Failure) -> bool:
-    return isinstance(error, DBAPIError) and _says_full(error)
-
-
-def _says_full(error: DBAPIError) -> bool:
+    if isinstance(error, PendingRollbackError):
+        return False
     return getattr(error.orig, "sqlstate", None) in FULL_SQLSTATES or "disk is full" in str(error.orig)
 
 
