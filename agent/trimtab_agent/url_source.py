@@ -145,7 +145,7 @@ def _request(
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
         with contextlib.ExitStack() as opened:
-            timeout_s = min(CONNECT_TIMEOUT_S, watch.left_of_head_s)
+            timeout_s = min(CONNECT_TIMEOUT_S, max(_LOOK_EVERY_S, watch.left_of_head_s))  # none is negative
             plain = opened.enter_context(socket.create_connection((pinned, port), timeout=timeout_s))
             # The address was judged; the certificate is still checked for the name.
             tls = context.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
